@@ -1,0 +1,131 @@
+"""Which BatchNorm statistics fit averaged weights? Measured along one run.
+
+    python benchmarks/ema_batchnorm.py --recipe quick --output ema_batchnorm.json
+
+Trains the recipe on its 45,000 training images (val held out; the test set is not read) and
+follows the weights with one average for each decay, with and without a warm-up of the decay.
+At several epochs each average is judged on val three times: with buffers averaged like the
+weights, with statistics estimated anew from 5,000 training images as they are, and from the
+same number of augmented ones. The paired standard error is that of the difference to the raw
+weights on the same images. Expect the length of a training run and a tenth.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sprat.augment.transforms import horizontal_flip, normalize, pad_and_crop
+from sprat.config import load_recipe
+from sprat.data import load_dataset
+from sprat.ema import EMA, reestimate_batchnorm
+from sprat.evaluate import predict_probabilities
+from sprat.results import write_json
+from sprat.train import BATCHNORM_IMAGES, Observer, Training, train
+
+POINTS = (1, 2, 4, 8, 12, 14)  # epochs that are judged, and the last
+
+
+class Averages(Observer):
+    """Follows a run with several averages and judges each in three ways."""
+
+    def __init__(self, decays: list[float], output: Path) -> None:
+        self.decays, self.output = decays, output
+        self.rows: list[dict[str, Any]] = []
+
+    def started(self, training: Training) -> None:
+        self.averages = {
+            (decay, warm): EMA(training.network, decay)
+            for decay in self.decays
+            for warm in (True, False)
+        }
+        buffers = dict(training.network.named_buffers())
+        self.buffers = {
+            key: {name: b.clone().float() for name, b in buffers.items()} for key in self.averages
+        }
+
+    @torch.no_grad()
+    def stepped(self, training: Training) -> None:
+        step = training.step - 1
+        for (decay, warm), average in self.averages.items():
+            average.update(training.network, step if warm else 10**9)
+            share = min(decay, (1 + step) / (10 + step)) if warm else decay
+            for name, buffer in training.network.named_buffers():
+                self.buffers[decay, warm][name].lerp_(buffer.float(), 1 - share)
+
+    def epoch_ended(self, training: Training, row: dict[str, Any]) -> None:
+        if row["epoch"] not in POINTS and not training.finished:
+            return
+        raw = self._hits(training, training.network)
+        print(f"epoch {row['epoch']}  loss {row['loss']:.4f}  raw {raw.mean():.4f}", flush=True)
+        for (decay, warm), average in self.averages.items():
+            scores = {}
+            average.network.load_state_dict(
+                {
+                    k: v.to(training.network.state_dict()[k].dtype)
+                    for k, v in self.buffers[decay, warm].items()
+                },
+                strict=False,
+            )
+            scores["averaged"] = self._hits(training, average.network)
+            for way in ("plain", "augmented"):
+                reestimate_batchnorm(average.network, self._batches(training, way))
+                scores[way] = self._hits(training, average.network)
+            for way, hits in scores.items():
+                difference = hits - raw
+                error = difference.std().item() / math.sqrt(len(hits))
+                self.rows.append({
+                    "epoch": row["epoch"], "decay": decay, "warmup": warm, "statistics": way,
+                    "raw_top1": raw.mean().item(), "top1": hits.mean().item(),
+                    "difference": difference.mean().item(), "paired_standard_error": error,
+                })  # fmt: skip
+                print(
+                    f"   {decay} warm={warm!s:5} {way:9} {hits.mean():.4f}  "
+                    f"{difference.mean():+.4f} ± {error:.4f}",
+                    flush=True,
+                )
+        write_json(self.output, self.rows)
+
+    def _hits(self, training: Training, network: nn.Module) -> Tensor:
+        val, normalization = training.val_set, training.dataset.normalization
+        assert val is not None
+        predictions = predict_probabilities(network, val.images, normalization).argmax(1)
+        return (predictions == val.targets).double()
+
+    def _batches(self, training: Training, way: str) -> list[Tensor]:
+        images = training.batches.dataset.images[:BATCHNORM_IMAGES]
+        if way == "augmented":
+            generator = torch.Generator(training.device).manual_seed(0)
+            images = horizontal_flip(images, generator)
+            images = pad_and_crop(images, generator, training.config.augment.crop)
+        return [normalize(batch, training.mean, training.std) for batch in images.split(250)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="quick")
+    parser.add_argument("--dataset", default="cifar10")
+    parser.add_argument("--run", type=Path, required=True, help="new folder for the run")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file for the figures")
+    parser.add_argument("--decays", type=float, nargs="+", default=[0.99, 0.999])
+    arguments = parser.parse_args()
+    observer = Averages(arguments.decays, arguments.output)
+    dataset = load_dataset(arguments.dataset)
+    results = train(
+        load_recipe(arguments.recipe),
+        dataset,
+        arguments.run,
+        recipe=arguments.recipe,
+        observer=observer,
+    )
+    print(json.dumps({"val_top1": results["val"]["top1"], "seconds": results["seconds"]}))
+
+
+if __name__ == "__main__":
+    main()

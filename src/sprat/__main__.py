@@ -1,0 +1,5 @@
+"""`python -m sprat` is `sprat`."""
+
+from sprat.cli import main
+
+main()

@@ -1,0 +1,363 @@
+"""The command line. Commands are thin, and import what is heavy only when they run."""
+
+import contextlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, ArgumentCollection, Parameter
+from cyclopts.config import Toml
+
+from sprat import __version__
+from sprat.config import Config, load_recipe, overrides, recipe_path
+from sprat.errors import SpratError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sprat.data import Dataset
+
+DEFAULT_RECIPE = "quick"
+
+app = App(
+    name="sprat",
+    version=__version__,
+    help="Train, judge and use image classifiers that fit a hard budget.",
+    help_format="plaintext",
+)
+data = App(name="data", help="Look at the datasets.")
+app.command(data)
+
+
+def main() -> None:
+    """Runs a command; a user's mistake ends it with one line on stderr and exit code 2."""
+    try:
+        app(result_action="return_int_as_exit_code_else_zero")
+    except SpratError as error:
+        print(f"sprat: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("sprat: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader has seen enough: `sprat predict … | head`
+        sys.stderr.close()
+        sys.exit(141)
+
+
+def _recipe_under_options(
+    app: App, commands: tuple[str, ...], arguments: ArgumentCollection
+) -> None:
+    """Lays the recipe's settings under those that were typed."""
+    if commands != ("train",):
+        return
+    typed = arguments["--recipe"].tokens
+    recipe = typed[-1].value if typed else DEFAULT_RECIPE
+    load_recipe(recipe)  # says what is wrong with it in our own words
+    Toml(recipe_path(recipe), use_commands_as_keys=False)(app, commands, arguments)
+
+
+app.config = [_recipe_under_options]
+
+
+@app.command
+def train(
+    *,
+    recipe: str = DEFAULT_RECIPE,
+    output: Path | None = None,
+    resume: Path | None = None,
+    data_dir: Path | None = None,
+    quiet: Annotated[bool, Parameter(negative=())] = False,
+    config: Annotated[Config, Parameter(name="*")] = Config(),  # noqa: B008
+) -> int:
+    """Train a network by a recipe; every setting of the recipe can be changed here.
+
+    Parameters
+    ----------
+    recipe
+        A shipped recipe's name, or the path of a .toml file.
+    output
+        New folder for the run; by default runs/RECIPE-DATE-TIME.
+    resume
+        Folder of an interrupted run to go on with, exactly as it began; takes no settings.
+    data_dir
+        Where CIFAR-10 lies; by default $SPRAT_DATA, then the user's cache, then a download.
+    quiet
+        Print errors and warnings only.
+    """
+    began_as = load_recipe(recipe)
+    changed = overrides(config, began_as)
+    if resume is not None:
+        if recipe != DEFAULT_RECIPE or output is not None or config != began_as:
+            raise SpratError("--resume goes on exactly as the run began; leave other settings out")
+        from sprat.results import read_config
+
+        config, _, _ = read_config(resume)
+
+    from rich.console import Console
+
+    import sprat.train
+    from sprat.display import TrainingDisplay
+    from sprat.plots import draw_curves
+
+    console = Console(quiet=quiet)
+    name = Path(recipe).stem
+    run = resume or output or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    dataset = _load(console, config.dataset, data_dir)
+    with _stop_on_signal() as stop, TrainingDisplay(console) as display:
+        try:
+            if resume:
+                results = sprat.train.resume(
+                    run, dataset, observer=display, should_stop=stop.was_asked
+                )
+            else:
+                results = sprat.train.train(
+                    config,
+                    dataset,
+                    run,
+                    recipe=name,
+                    overrides=changed,
+                    observer=display,
+                    should_stop=stop.was_asked,
+                )
+        except sprat.train.Interrupted:
+            assert stop.signal is not None
+            hint = f" --data-dir {data_dir}" if data_dir else ""
+            print(
+                f"sprat: stopped and saved; go on with\n  sprat train --resume {run}{hint}",
+                file=sys.stderr,
+            )
+            return 128 + stop.signal
+    draw_curves(run)
+    _print_outcome(console, results, run)
+    return 0
+
+
+@app.command
+def evaluate(
+    model: Path,
+    /,
+    *,
+    split: Literal["auto", "val", "test"] = "auto",
+    dataset: str | None = None,
+    data_dir: Path | None = None,
+    json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
+) -> int:
+    """Judge a trained model: accuracy with its interval, per class, calibration.
+
+    Parameters
+    ----------
+    model
+        A model.safetensors, or the folder of a finished run.
+    split
+        test, or val (the images a run held out); auto: val for a run that has one, else test.
+    dataset
+        cifar10 or shapes10; by default the one the model was trained on.
+    data_dir
+        Where CIFAR-10 lies; by default $SPRAT_DATA, then the user's cache, then a download.
+    json_output
+        Print one JSON object.
+    """
+    from rich.console import Console
+
+    from sprat.checkpoint import load_model
+    from sprat.display import judging_bar
+    from sprat.evaluate import judge
+    from sprat.results import read_config
+    from sprat.runtime import keep_freed_memory
+    from sprat.train import split_off_val
+
+    keep_freed_memory()
+    loaded = load_model(model)
+    config = read_config(model)[0] if model.is_dir() else None
+    held_out_exists = config is not None and not config.final
+    if split == "auto":
+        split = "val" if held_out_exists else "test"
+    if split == "val" and not held_out_exists:
+        raise SpratError(
+            f"{model} has no val: it is no run's folder, or trained on all training images; "
+            "use --split test"
+        )
+    console = Console(stderr=json_output)
+    source = _load(console, dataset or loaded.about["dataset"], data_dir)
+    if loaded.classes != source.train.classes:
+        raise SpratError(
+            f"{model} tells apart {', '.join(loaded.classes)}, but {source.name} holds "
+            f"{', '.join(source.train.classes)}; choose another --dataset"
+        )
+    judged = source.test
+    if split == "val":
+        assert config is not None
+        _, held_out = split_off_val(source.train, config)
+        judged = source.train.subset(held_out)
+    with judging_bar(console, f"judging {split}", 2 * len(judged)) as progress:
+        judgement = judge(loaded.network, judged, loaded.normalization, progress)
+    named = {"model": loaded.name, "dataset": source.name, "split": split} | judgement
+    if json_output:
+        print(json.dumps(named))
+    else:
+        console.print(f"{loaded.name} on {source.name} ({split})", highlight=False)
+        _print_judgement(console, judgement)
+    return 0
+
+
+@app.command
+def predict(
+    model: Path,
+    /,
+    *pictures: Path,
+    top: int = 3,
+    json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
+) -> int:
+    """Name what pictures show.
+
+    Parameters
+    ----------
+    model
+        A model.safetensors, or the folder of a finished run.
+    pictures
+        Files, or folders of pictures; any size and mode.
+    top
+        How many classes to give for each picture, the most probable first.
+    json_output
+        Print a JSON list, an object for each picture.
+    """
+    if not pictures:
+        raise SpratError("no picture is named; give files or a folder after the model")
+    if top < 1:
+        raise SpratError(f"--top is {top}, expected at least 1")
+
+    from sprat.checkpoint import load_model
+    from sprat.predict import find_pictures, predict_pictures
+
+    loaded = load_model(model)
+    files = find_pictures(pictures)
+    answers, unreadable = [], 0
+    for outcome in predict_pictures(loaded, files, top):
+        if isinstance(outcome, SpratError):
+            unreadable += 1
+            print(f"sprat: {outcome}", file=sys.stderr)
+        elif json_output:
+            answers.append(outcome)
+        else:
+            guesses = "   ".join(
+                f"{guess['class']} {100 * guess['probability']:.1f} %"
+                for guess in outcome["predictions"]
+            )
+            print(f"{outcome['file']}   {guesses}")
+    if json_output:
+        print(json.dumps(answers))
+    return 2 if unreadable else 0
+
+
+@data.command
+def show(
+    *,
+    dataset: str = "auto",
+    output: Path | None = None,
+    columns: int = 12,
+    data_dir: Path | None = None,
+) -> None:
+    """Draw a contact sheet: a row of training images for each class.
+
+    Parameters
+    ----------
+    dataset
+        cifar10, shapes10 or auto.
+    output
+        PNG file to write; by default DATASET.png.
+    columns
+        Images in a row.
+    data_dir
+        Where CIFAR-10 lies; by default $SPRAT_DATA, then the user's cache, then a download.
+    """
+    if output is not None and output.suffix.lower() != ".png":
+        raise SpratError(f"--output is {output}, expected a name that ends in .png")
+    if not 1 <= columns <= 100:
+        raise SpratError(f"--columns is {columns}, expected 1 to 100")
+
+    from rich.console import Console
+
+    from sprat.plots import draw_contact_sheet
+
+    console = Console()
+    loaded = _load(console, dataset, data_dir)
+    title = f"{loaded.name}: {len(loaded.train):,} training, {len(loaded.test):,} test images"
+    path = output or Path(f"{loaded.name}.png")
+    draw_contact_sheet(loaded.train, title, path, columns)
+    print(path)
+
+
+def _load(console: "Console", name: str, data_dir: Path | None) -> "Dataset":
+    from sprat.data import load_dataset
+    from sprat.display import loading
+
+    def say(text: str) -> None:
+        print(f"sprat: {text}", file=sys.stderr)
+
+    with loading(console, f"loading the dataset ({name})") as progress:
+        return load_dataset(name, data_dir, say, progress)
+
+
+class _Stop:
+    """Whether and by which signal the process was asked to stop."""
+
+    signal: int | None = None
+
+    def was_asked(self) -> bool:
+        return self.signal is not None
+
+    def ask(self, number: int, frame: FrameType | None) -> None:
+        if self.was_asked():  # the second time, at once
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+@contextlib.contextmanager
+def _stop_on_signal() -> Iterator[_Stop]:
+    """Within it, Ctrl-C and SIGTERM let the training step under way end first."""
+    stop = _Stop()
+    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _print_outcome(console: "Console", results: dict[str, Any], run: Path) -> None:
+    which = "the test set, read once" if results["final"] else "val"
+    minutes = results["seconds"] / 60
+    console.print(
+        f"\n{results['model']}, {results['parameters']:,} parameters, {results['epochs']} epochs "
+        f"in {minutes:.1f} minutes; on {results['dataset']} ({which}):",
+        highlight=False,
+    )
+    _print_judgement(console, results["test"] or results["val"])
+    if results["dataset"] == "shapes10":
+        console.print("This is shapes10, drawn shapes; it says nothing about CIFAR-10.")
+    console.print(
+        f"\n{run}/ holds model.safetensors, results.json, curves.png. Use the model:\n"
+        f"  sprat predict {run} picture.jpg\n  sprat evaluate {run}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _print_judgement(console: "Console", judgement: dict[str, Any]) -> None:
+    low, high = (100 * share for share in judgement["top1_ci95"])
+    console.print(
+        f"  accuracy                  {100 * judgement['top1']:.2f} %  (95 % interval {low:.2f} to "
+        f"{high:.2f}, {judgement['n']:,} images)\n"
+        f"  with the mirrored view    {100 * judgement['tta_top1']:.2f} %\n"
+        f"  calibration error (ECE)   {100 * judgement['ece']:.2f} %",
+        highlight=False,
+    )
+    width = max(map(len, judgement["per_class"]))
+    for name, share in judgement["per_class"].items():
+        bar = "█" * round(30 * share)
+        console.print(f"    {name:{width}}  {100 * share:6.2f} %  {bar}", highlight=False)

@@ -1,0 +1,186 @@
+"""CIFAR-10, python version, where it lies or downloaded (Krizhevsky 2009).
+
+https://www.cs.toronto.edu/~kriz/cifar.html
+"""
+
+import hashlib
+import io
+import pickle
+import tarfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from sprat.data.imageset import ImageSet
+from sprat.errors import SpratError
+from sprat.runtime import replacing
+
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+ARCHIVE = "cifar-10-python.tar.gz"
+ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
+FOLDER = "cifar-10-batches-py"
+TRAIN_FILES = tuple(f"data_batch_{i}" for i in range(1, 6))
+TEST_FILES = ("test_batch",)
+IMAGES_PER_FILE = 10_000
+CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+
+Progress = Callable[[int, int], None]  # bytes so far, bytes in all (0: unknown)
+
+
+def find(folder: Path) -> Path | None:
+    """CIFAR-10 in `folder`: the extracted folder (itself or inside), or the archive; or None."""
+    for candidate in (folder / FOLDER, folder):
+        if all((candidate / name).is_file() for name in (*TRAIN_FILES, *TEST_FILES)):
+            return candidate
+    archive = folder if folder.name == ARCHIVE else folder / ARCHIVE
+    return archive if archive.is_file() else None
+
+
+def load(place: Path) -> tuple[ImageSet, ImageSet]:
+    """Reads the training and test sets from what `find` returned.
+
+    Returns:
+        50,000 training images and 10,000 test images, in the files' order.
+
+    Raises:
+        SpratError: a file is missing, cut short, or not what CIFAR-10 holds.
+    """
+    files = _read_archive(place) if place.is_file() else _read_folder(place)
+    parts = {name: _parse(content, f"{place}: {name}") for name, content in files.items()}
+    train, test = (
+        ImageSet(
+            torch.cat([parts[name][0] for name in names]),
+            torch.cat([parts[name][1] for name in names]),
+            CLASSES,
+        )
+        for names in (TRAIN_FILES, TEST_FILES)
+    )
+    return train, test
+
+
+def download(
+    folder: Path,
+    progress: Progress = lambda done, total: None,
+    url: str = URL,
+    expected_md5: str = ARCHIVE_MD5,
+) -> Path:
+    """Fetches the official archive into `folder`, checks its md5, returns its path.
+
+    Raises:
+        SpratError: it cannot be reached, or what came is not the archive. Nothing is left
+            behind then.
+    """
+    target = folder / ARCHIVE
+    try:
+        with replacing(target) as beside:
+            with urllib.request.urlopen(url, timeout=20) as response, beside.open("wb") as file:
+                total, done = int(response.headers.get("Content-Length") or 0), 0
+                md5 = hashlib.md5(usedforsecurity=False)
+                while chunk := response.read(1 << 16):
+                    file.write(chunk)
+                    md5.update(chunk)
+                    done += len(chunk)
+                    progress(done, total)
+            if md5.hexdigest() != expected_md5:
+                raise SpratError(
+                    f"{url} gave {done:,} bytes with md5 {md5.hexdigest()}, expected "
+                    f"{expected_md5}; try again, or fetch {ARCHIVE} elsewhere and give its folder "
+                    "with --data-dir"
+                )
+    except (OSError, urllib.error.URLError) as error:
+        reason = getattr(error, "reason", error)
+        raise SpratError(
+            f"CIFAR-10 could not be fetched from {url}: {reason}; check the network, or give a "
+            f"folder that holds {FOLDER} or {ARCHIVE} with --data-dir or SPRAT_DATA"
+        ) from error
+    return target
+
+
+def _read_folder(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in (*TRAIN_FILES, *TEST_FILES)}
+
+
+def _read_archive(archive: Path) -> dict[str, bytes]:
+    """The batch files' bytes; nothing is extracted, so no path in the archive matters."""
+    files = {}
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                name = member.name.removeprefix(f"{FOLDER}/")
+                if member.isfile() and name in (*TRAIN_FILES, *TEST_FILES):
+                    content = tar.extractfile(member)
+                    assert content is not None
+                    files[name] = content.read()
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise SpratError(
+            f"{archive} cannot be read as a tar.gz ({error}); delete it and fetch it again"
+        ) from error
+    missing = {*TRAIN_FILES, *TEST_FILES} - set(files)
+    if missing:
+        raise SpratError(f"{archive} lacks {', '.join(sorted(missing))}; fetch it again")
+    return files
+
+
+def _parse(content: bytes, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def refuse(why: str) -> SpratError:
+        return SpratError(f"{name} {why}; it is not CIFAR-10's, fetch the dataset again")
+
+    try:
+        batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
+    except SpratError:
+        raise
+    except Exception as error:  # a damaged pickle raises anything
+        raise refuse(f"is damaged ({type(error).__name__}: {error})") from error
+    if not isinstance(batch, dict) or not {b"data", b"labels"} <= set(batch):
+        raise refuse("holds no data and labels")
+    data, labels = batch[b"data"], batch[b"labels"]
+    shape = (IMAGES_PER_FILE, 3 * 32 * 32)
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape != shape:
+        raise refuse(f"holds data that is not uint8 of shape {shape}")
+    ok = isinstance(labels, list) and len(labels) == IMAGES_PER_FILE
+    if not ok or not all(type(label) is int and 0 <= label < 10 for label in labels):
+        raise refuse(f"does not hold {IMAGES_PER_FILE:,} labels from 0 to 9")
+    images = torch.from_numpy(np.array(data)).view(-1, 3, 32, 32)
+    return images, torch.tensor(labels, dtype=torch.int64)
+
+
+class _BatchUnpickler(pickle.Unpickler):
+    """Knows the three names that CIFAR-10's pickles use and calls nothing else."""
+
+    _allowed: ClassVar[dict[tuple[str, str], Any]] = {
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self._allowed:
+            return self._allowed[module, name]
+        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            return _empty_array
+        raise SpratError(
+            f"a batch file of CIFAR-10 asks for {module}.{name}, which it has no need of; it may "
+            "be an attack: delete it and fetch the dataset again"
+        )
+
+
+def _empty_array(kind: type, shape: tuple[int, ...], typecode: bytes) -> np.ndarray:
+    """What numpy's `_reconstruct` does for a plain array; its state is set afterwards."""
+    if kind is not np.ndarray:
+        raise pickle.UnpicklingError(f"cannot rebuild {kind}")
+    return np.ndarray.__new__(np.ndarray, shape, typecode.decode("ascii"))

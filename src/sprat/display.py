@@ -1,0 +1,176 @@
+"""A run on the terminal: a bar by epoch and a table of epochs; plain lines without a terminal."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from sprat.train import Observer, Training
+
+HEADER = "epoch     loss   accuracy   EMA accuracy   learning rate   seconds   images/s"
+PLAIN_EVERY = 30  # seconds between the lines that stand in for the bar
+
+
+class TrainingDisplay(Observer):
+    """Shows a run; a context manager, since a bar must be taken down whatever happens."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %  {task.fields[rate]:>6,.0f} images/s"),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task: TaskID | None = None
+        self.judging_task: TaskID | None = None
+
+    def __enter__(self) -> "TrainingDisplay":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def started(self, training: Training) -> None:
+        config = training.config
+        images = len(training.batches.dataset)
+        self.console.print(
+            f"{config.model} on {training.dataset.name}: {images:,} training images, "
+            f"{config.epochs} epochs of {len(training.batches)} steps, on {training.device.type} "
+            f"in {training.precision} with {training.threads} threads, into {training.run}",
+            highlight=False,
+        )
+        if training.step:
+            self.console.print(f"resumed after step {training.step:,} of {training.total_steps:,}")
+        judged = "the probe of training images" if config.final else "val"
+        self.console.print(f"accuracy is on {judged}\n{HEADER}", highlight=False)
+        for row in training.history:
+            self._print_row(row)
+        self.began, self.began_step = time.perf_counter(), training.step
+        self.last_line = self.began
+        self.task = self.progress.add_task("", total=len(training.batches), rate=0, left="")
+
+    def stepped(self, training: Training) -> None:
+        now = time.perf_counter()
+        seconds_a_step = (now - self.began) / (training.step - self.began_step)
+        rate = training.config.batch_size / seconds_a_step
+        left = f"{_duration((training.total_steps - training.step) * seconds_a_step)} left"
+        # the step that ends an epoch is told before the epoch is counted
+        epoch, done = training.epoch + 1, training.batch
+        if self.console.is_terminal:
+            assert self.task is not None
+            description = f"epoch {epoch}/{training.config.epochs}"
+            self.progress.update(
+                self.task, completed=done, description=description, rate=rate, left=left
+            )
+        elif now - self.last_line > PLAIN_EVERY:
+            self.last_line = now
+            share = 100 * done / len(training.batches)
+            self.console.print(
+                f"  epoch {epoch}: {share:.0f} %, {rate:,.0f} images/s, {left}", highlight=False
+            )
+
+    def epoch_ended(self, training: Training, row: dict[str, Any]) -> None:
+        self._print_row(row)
+        if training.finished:
+            judged = training.dataset.test if training.val_set is None else training.val_set
+            name = "the test set" if training.val_set is None else "val"
+            if self.task is not None:
+                self.progress.update(self.task, visible=False)
+            self.judging_task = self.progress.add_task(
+                f"judging {name}", total=2 * len(judged), rate=0, left=""
+            )
+            self.judging_began, self.judged = time.perf_counter(), 0
+
+    def judging(self, images: int) -> None:
+        if self.judging_task is not None:
+            self.judged += images
+            rate = self.judged / (time.perf_counter() - self.judging_began)
+            self.progress.update(self.judging_task, advance=images, rate=rate)
+
+    def _print_row(self, row: dict[str, Any]) -> None:
+        averaged = "—" if row["ema_top1"] is None else f"{100 * row['ema_top1']:.2f} %"
+        self.console.print(
+            f"{row['epoch']:5} {row['loss']:8.4f} {100 * row['top1']:8.2f} % {averaged:>14} "
+            f"{row['lr']:15.4g} {row['seconds']:9.1f} {row['images_per_s']:10,.0f}",
+            highlight=False,
+        )
+
+
+@contextmanager
+def judging_bar(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar for an evaluation; gives the function to tell how many more images are done."""
+    with Progress(
+        TextColumn(what),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda images: progress.advance(task, images)
+
+
+@contextmanager
+def loading(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A spinner while data loads, a bar once there is a download to tell of."""
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as spinner:
+        spinner.add_task(what, total=None)
+        download = Progress(
+            TextColumn("fetching"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        task: TaskID | None = None
+        last_line = time.perf_counter()
+
+        def told(done: int, total: int) -> None:
+            nonlocal task, last_line
+            if console.is_terminal:
+                if task is None:
+                    spinner.stop()
+                    download.start()
+                    task = download.add_task("fetching", total=total or None)
+                download.update(task, completed=done)
+            elif time.perf_counter() - last_line > PLAIN_EVERY:
+                last_line = time.perf_counter()
+                console.print(f"  fetched {done:,} of {total:,} bytes", highlight=False)
+
+        try:
+            yield told
+        finally:
+            download.stop()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

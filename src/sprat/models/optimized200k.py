@@ -1,0 +1,111 @@
+"""The network of the brief: a ResNet of depthwise separable convolutions, 150,690 parameters.
+
+    stem  3 -> 20, 3x3, BatchNorm, ReLU                  580
+    4 stages of 2 blocks: 20, 40, 80, 160 channels       2,480 / 8,060 / 28,920 / 109,040
+    global average pooling, dropout, linear              1,610
+
+Strides are 1-2-2-2, so a 32x32 image ends as 4x4 before pooling. Depthwise separable
+convolutions: Howard et al. 2017 (arXiv 1704.04861); residual blocks: He et al. 2015
+(arXiv 1512.03385).
+"""
+
+from torch import Tensor, nn
+
+
+class DepthwiseSeparableConv2d(nn.Module):
+    """Depthwise 3x3, pointwise 1x1, one BatchNorm after both; no biases.
+
+    Takes B x in_channels x H x W, returns B x out_channels x ceil(H/stride) x ceil(W/stride).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(
+            in_channels, in_channels, 3, stride, padding=1, groups=in_channels, bias=False
+        )
+        self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.pointwise(self.depthwise(x)))
+
+
+class EfficientBlock(nn.Module):
+    """Two depthwise separable convolutions beside a shortcut; ReLU after the first and the sum.
+
+    The shortcut is a strided 1x1 convolution and BatchNorm where the shape changes, else the
+    identity. Takes B x in_channels x H x W, returns B x out_channels x ceil(H/stride) x ….
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1 = DepthwiseSeparableConv2d(in_channels, out_channels, stride)
+        self.conv2 = DepthwiseSeparableConv2d(out_channels, out_channels)
+        self.relu = nn.ReLU()
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
+                nn.BatchNorm2d(out_channels),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv2(self.relu(self.conv1(x)))
+        return self.relu(out + self.shortcut(x))
+
+
+class OptimizedCIFAR10Net200K(nn.Module):
+    """The brief's network. Exactly 150,690 parameters with ten classes.
+
+    Args:
+        num_classes: length of the logits.
+        dropout: probability of zeroing a pooled feature in training.
+
+    Takes float images B x 3 x H x W, normalised, H and W at least 16; returns logits
+    B x num_classes.
+
+    Raises:
+        ValueError: on images of another shape.
+    """
+
+    widths = (20, 40, 80, 160)
+    strides = (1, 2, 2, 2)
+    min_side = 16  # px; below this the last stage works on a single pixel
+
+    def __init__(self, num_classes: int = 10, dropout: float = 0.2) -> None:
+        super().__init__()
+        width = self.widths[0]
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
+        stages = []
+        for out_width, stride in zip(self.widths, self.strides, strict=True):
+            stages.append(
+                nn.Sequential(
+                    EfficientBlock(width, out_width, stride), EfficientBlock(out_width, out_width)
+                )
+            )
+            width = out_width
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(width, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def features(self, images: Tensor) -> Tensor:
+        """The map before global pooling, B x 160 x ceil(H/8) x ceil(W/8)."""
+        x = self.stem(images)  # B, 20, H, W
+        x = self.layer1(x)  # B, 20, H, W
+        x = self.layer2(x)  # B, 40, H/2, W/2
+        x = self.layer3(x)  # B, 80, H/4, W/4
+        return self.layer4(x)  # B, 160, H/8, W/8
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < self.min_side:
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}; expected B x 3 x H x W with H and W "
+                f"at least {self.min_side}: resize them or add the missing dimension"
+            )
+        pooled = self.features(images).mean(dim=(2, 3))  # B, 160
+        return self.classifier(self.dropout(pooled))

@@ -1,0 +1,149 @@
+"""The run folder's readable files: config.json, metrics.jsonl, results.json.
+
+A shape that scripts can rely on: shares are fractions from 0 to 1, never percent; what was not
+measured is null.
+"""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from sprat.config import Config
+from sprat.errors import SpratError
+from sprat.runtime import replacing
+
+CONFIG_FILE, METRICS_FILE, RESULTS_FILE = "config.json", "metrics.jsonl", "results.json"
+CURVES_FILE, SUMMARY_FILE = "curves.png", "summary.json"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON, whole or not at all."""
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        SpratError: there is none, or it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SpratError(f"there is no {path}; is {path.parent} the folder of a run?") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise SpratError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def write_config(run: Path, config: Config, recipe: str, changed: dict[str, Any]) -> None:
+    """Writes what was decided: the recipe's name, what departs from it, the whole config."""
+    values = {"recipe": recipe, "overrides": changed, "config": config.to_dict()}
+    write_json(run / CONFIG_FILE, values)
+
+
+def read_config(run: Path) -> tuple[Config, str, dict[str, Any]]:
+    """What `write_config` wrote: config, recipe's name, overrides.
+
+    Raises:
+        SpratError: there is no such file, or it is damaged.
+    """
+    path = run / CONFIG_FILE
+    values = read_json(path)
+    if not isinstance(values, dict) or not {"recipe", "overrides", "config"} <= set(values):
+        raise SpratError(f"{path} lacks recipe, overrides or config; it is not sprat's")
+    config = Config.from_dict(values["config"], source=str(path))
+    return config, values["recipe"], values["overrides"]
+
+
+def write_metrics(run: Path, history: list[dict[str, Any]]) -> None:
+    """Writes one line of JSON for each epoch so far.
+
+    The whole file each time: after a kill it must hold what the checkpoint holds, no more.
+    """
+    with replacing(run / METRICS_FILE) as beside:
+        beside.write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """One dict for each epoch.
+
+    Raises:
+        SpratError: there is no such file, or it is damaged.
+    """
+    path = run / METRICS_FILE
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError as error:
+        raise SpratError(f"there is no {path}; is {run} the folder of a run?") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise SpratError(f"{path} cannot be read: {error}") from error
+
+
+def write_summary(folder: Path) -> dict[str, Any]:
+    """Writes folder/summary.json over the final runs in folder/seed-*/results.json.
+
+    Returns:
+        The recipe, dataset, model and seeds, and n, mean, standard deviation (of a sample, null
+        for one seed), least and greatest of each figure.
+
+    Raises:
+        SpratError: there are none, or they are not seeds of one final recipe.
+    """
+    runs = [read_json(path) for path in folder.glob(f"seed-*/{RESULTS_FILE}")]
+    runs.sort(key=lambda run: run["seed"])
+    if not runs:
+        raise SpratError(f"{folder} holds no seed-*/{RESULTS_FILE}; train some first")
+    same = ("recipe", "overrides", "dataset", "dataset_md5", "model", "parameters", "epochs")
+    for run in runs:
+        differs = [key for key in same if run[key] != runs[0][key]]
+        if differs or not run["final"]:
+            why = f"differs in {', '.join(differs)}" if differs else "is no --final run"
+            raise SpratError(f"{folder}: seed {run['seed']} {why}; a summary is over seeds alone")
+    figures = {
+        "top1": [run["test"]["top1"] for run in runs],
+        "tta_top1": [run["test"]["tta_top1"] for run in runs],
+        "ece": [run["test"]["ece"] for run in runs],
+        "seconds": [run["seconds"] for run in runs],
+    }
+    summary = {key: runs[0][key] for key in same} | {"seeds": [run["seed"] for run in runs]}
+    summary |= {name: _spread(values) for name, values in figures.items()}
+    write_json(folder / SUMMARY_FILE, summary)
+    return summary
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    return {
+        "n": len(values),
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "min": min(values),
+        "max": max(values),
+    }
+
+
+def brief_fields(
+    parameters: int,
+    receptive_field: int,
+    training_top1: float,
+    test: dict[str, Any] | None,
+    seconds: float,
+) -> dict[str, Any]:
+    """The figures that the brief's own results file has, where an honest run can have them."""
+    during = "would need the test set read during training, which a run never does"
+    reasons = {"best_test_accuracy": during, "peak_test_accuracy": during}
+    if test is None:
+        reading = "the test set is read by a --final run only, or by sprat evaluate --split test"
+        reasons |= {"test_accuracy": reading, "tta_accuracy": reading}
+    return {
+        "total_parameters": parameters,
+        "receptive_field": receptive_field,
+        "training_accuracy": training_top1,
+        "best_test_accuracy": None,
+        "peak_test_accuracy": None,
+        "test_accuracy": test["top1"] if test else None,
+        "tta_accuracy": test["tta_top1"] if test else None,
+        "training_time_hours": seconds / 3600,
+        "reasons": reasons,
+    }

@@ -1,0 +1,459 @@
+"""Trains a network: one visible loop, resumable bit for bit.
+
+    config = load_recipe("quick")
+    results = train(config, Path("runs/quick"), recipe="quick")
+
+What is chosen when. A run trains on 90 % of the training images, judges every epoch on the
+rest (val), keeps the best weights by that and never reads the test set. A `final` run trains on
+all of them for its fixed length, keeps the weights its recipe names, and reads the test set
+once, after the last step; what it shows on the way is accuracy on a probe of 2,000 training
+images as they are.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sprat.augment.transforms import horizontal_flip, normalize, pad_and_crop
+from sprat.budget import count_parameters, receptive_field
+from sprat.checkpoint import (
+    MODEL_FILE,
+    RESUME_FILE,
+    Model,
+    load_resume,
+    save_model,
+    save_resume,
+)
+from sprat.config import Config
+from sprat.data import Dataset
+from sprat.data.batches import Batches
+from sprat.data.imageset import ImageSet, stratified_split
+from sprat.ema import EMA, reestimate_batchnorm
+from sprat.errors import SpratError
+from sprat.evaluate import judge, predict_probabilities, top1
+from sprat.models import build_model, find_model
+from sprat.optim import build_sgd
+from sprat.results import (
+    RESULTS_FILE,
+    brief_fields,
+    read_config,
+    write_config,
+    write_json,
+    write_metrics,
+)
+from sprat.runtime import (
+    autocast,
+    choose_device,
+    choose_precision,
+    derive_seed,
+    describe_machine,
+    git_state,
+    keep_freed_memory,
+    set_threads,
+    versions,
+)
+from sprat.schedules import warmup_then
+
+PROBE_IMAGES = 2_000  # training images, without augmentation, that a final run is watched on
+BATCHNORM_IMAGES = 5_000  # training images that an average's statistics are estimated from
+
+
+class Observer:
+    """Is told how a run goes; does nothing. A display or a test overrides what it needs."""
+
+    def started(self, training: "Training") -> None:
+        """Before the first step, of a fresh or a resumed run."""
+
+    def stepped(self, training: "Training") -> None:
+        """After every step."""
+
+    def epoch_ended(self, training: "Training", row: dict[str, Any]) -> None:
+        """After an epoch was judged and saved; `row` is its line of metrics.jsonl."""
+
+    def judging(self, images: int) -> None:
+        """While the final judgement runs: `images` more are done."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; it has saved itself and can be resumed."""
+
+
+def split_off_val(train_set: ImageSet, config: Config) -> tuple[Tensor, Tensor]:
+    """Indices of the training images that a run without `final` trains on, and of its val."""
+    held_out = round(len(train_set) * config.val_fraction)
+    return stratified_split(train_set.targets, held_out, config.split_seed)
+
+
+class Training:
+    """A run in progress: everything that changes from step to step, and the loop.
+
+    Args:
+        config: what to do.
+        dataset: what to learn.
+        run: the folder to save into.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset, run: Path) -> None:
+        self.config, self.dataset, self.run = config, dataset, run
+        self.device = choose_device(config.device)
+        self.precision = choose_precision(config.precision, self.device)
+        self.threads = set_threads(config.threads)
+        keep_freed_memory()
+        self.git = git_state()  # now: the files may be edited while it runs
+
+        train_set, self.val_set = dataset.train, None
+        if not config.final:
+            kept, held_out = split_off_val(train_set, config)
+            self.val_set = train_set.subset(held_out).to(self.device)
+            train_set = train_set.subset(kept)
+        images = min(PROBE_IMAGES, len(train_set))
+        probe = stratified_split(train_set.targets, images, config.split_seed)[1]
+        self.probe_set = train_set.subset(probe).to(self.device)
+        self.batches = Batches(train_set.to(self.device), config.batch_size, config.seed)
+        normalization = dataset.normalization
+        self.mean = torch.tensor(normalization.mean, device=self.device)
+        self.std = torch.tensor(normalization.std, device=self.device)
+
+        self.model_name = find_model(config.model).__name__
+        torch.manual_seed(derive_seed("weights", config.seed))
+        network = build_model(config.model, len(dataset.train.classes), config.dropout)
+        self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = build_sgd(self.network, config.optim, fused=self.device.type == "cuda")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self.ema = EMA(self.network, config.ema.decay) if config.ema.decay else None
+        self.generator = torch.Generator(self.device)
+
+        self.epoch = 0  # finished
+        self.batch = 0  # finished in the epoch under way
+        self.losses = torch.zeros(len(self.batches), device=self.device)  # of that epoch
+        self.epoch_seconds = 0.0  # of training in that epoch
+        self.seconds = 0.0  # of the run: training and judging, over all its pieces
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] | None = None  # epoch, top1 on val, weights
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken."""
+        return self.epoch * len(self.batches) + self.batch
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.epochs * len(self.batches)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        optim = self.config.optim
+        warmup_steps = round(optim.warmup_epochs * len(self.batches))
+        return optim.lr * warmup_then(optim.schedule, self.step, self.total_steps, warmup_steps)
+
+    @property
+    def finished(self) -> bool:
+        return self.epoch == self.config.epochs or self.stopped_early
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether val has not improved for `patience` epochs."""
+        patience = self.config.patience
+        return bool(
+            patience
+            and self.best
+            and self.epoch - self.best["epoch"] >= patience
+            and self.epoch < self.config.epochs
+        )
+
+    def training_step(self, images: Tensor, targets: Tensor) -> Tensor:
+        """One step on images uint8 B x 3 x H x W and targets int64 B; returns the loss."""
+        config, augment = self.config, self.config.augment
+        self._seed_step()
+        images = horizontal_flip(images, self.generator, augment.flip)
+        images = pad_and_crop(images, self.generator, augment.crop, augment.crop_mode)
+        inputs = normalize(images, self.mean, self.std)
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        with autocast(self.device, self.precision):
+            logits = self.network(inputs)  # B, K
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        if config.optim.max_norm:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.optim.max_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema:
+            self.ema.update(self.network, self.step)
+        return loss.detach()
+
+    def train_epoch(self, observer: Observer, should_stop: Callable[[], bool]) -> None:
+        """The rest of the epoch under way; saves and raises `Interrupted` when asked to stop."""
+        self.network.train()
+        # reading the loss makes a GPU wait, so there it is looked at once an epoch
+        look_every = 1 if self.device.type == "cpu" else len(self.batches)
+        for images, targets in self.batches.epoch(self.epoch, start=self.batch):
+            began = time.perf_counter()
+            self.losses[self.batch] = self.training_step(images, targets)
+            self.batch += 1
+            if self.batch % look_every == 0:
+                self._check_losses()
+            self._count(began, training=True)
+            observer.stepped(self)
+            if should_stop():
+                self._check_losses()
+                self.save()
+                raise Interrupted
+        self.epoch, self.batch = self.epoch + 1, 0
+
+    def end_epoch(self) -> dict[str, Any]:
+        """Judges the epoch just finished, notes its line of metrics, keeps the best, saves."""
+        began = time.perf_counter()
+        judged_on = "probe" if self.val_set is None else "val"
+        judged = self.probe_set if self.val_set is None else self.val_set
+        raw = self._top1(self.network, judged)
+        averaged = self._top1(self.averaged_network(), judged) if self.ema else None
+        row = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "loss": self.losses.double().mean().item(),
+            "judged_on": judged_on,
+            "top1": raw,
+            "ema_top1": averaged,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "seconds": self.epoch_seconds,
+            "images_per_s": len(self.batches) * self.config.batch_size / self.epoch_seconds,
+        }
+        self.history.append(row)
+        if self.val_set is not None:
+            score = averaged if self.config.weights == "ema" else raw
+            if self.best is None or score > self.best["top1"]:
+                weights = {k: v.cpu().clone() for k, v in self.kept_network().state_dict().items()}
+                self.best = {"epoch": self.epoch, "top1": score, "weights": weights}
+        self.epoch_seconds = 0.0
+        self._count(began)
+        self.save()
+        write_metrics(self.run, self.history)
+        return row
+
+    def averaged_network(self) -> torch.nn.Module:
+        """The moving average, with BatchNorm statistics estimated for it from training images."""
+        assert self.ema is not None
+        images = self.batches.dataset.images[:BATCHNORM_IMAGES]
+        batches = (normalize(batch, self.mean, self.std) for batch in images.split(250))
+        reestimate_batchnorm(self.ema.network, batches)
+        return self.ema.network
+
+    def kept_network(self) -> torch.nn.Module:
+        """The network whose weights the recipe keeps."""
+        return self.averaged_network() if self.config.weights == "ema" else self.network
+
+    def save(self) -> None:
+        """Writes what it takes to go on from this step."""
+        save_resume(
+            self.run / RESUME_FILE,
+            {
+                "epoch": self.epoch,
+                "batch": self.batch,
+                "losses": self.losses,
+                "epoch_seconds": self.epoch_seconds,
+                "seconds": self.seconds,
+                "history": self.history,
+                "best": self.best,
+                "dataset_md5": self.dataset.md5,
+                "network": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "ema": self.ema.network.state_dict() if self.ema else None,
+            },
+        )
+
+    def restore(self) -> None:
+        """Goes back to what `save` wrote.
+
+        Raises:
+            SpratError: there is no such file, or it is damaged or of another dataset.
+        """
+        path = self.run / RESUME_FILE
+        state = load_resume(path)
+        try:
+            if state["dataset_md5"] != self.dataset.md5:
+                raise SpratError(
+                    f"{self.run} was trained on other images than this {self.dataset.name}; "
+                    "resume it with the data it began with"
+                )
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            if self.ema:
+                self.ema.network.load_state_dict(state["ema"])
+            self.losses.copy_(state["losses"])
+            self.epoch, self.batch = state["epoch"], state["batch"]
+            self.epoch_seconds, self.seconds = state["epoch_seconds"], state["seconds"]
+            self.history, self.best = state["history"], state["best"]
+        except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+            raise SpratError(f"{path} does not fit its config.json: {error}") from error
+        write_metrics(self.run, self.history)
+
+    def _seed_step(self) -> None:
+        """Makes the step's randomness (augmentation, dropout) a function of (seed, step)."""
+        self.generator.manual_seed(derive_seed("augment", self.config.seed, self.step))
+        torch.manual_seed(derive_seed("dropout", self.config.seed, self.step))
+
+    def _check_losses(self) -> None:
+        losses = self.losses[: self.batch].cpu()
+        if losses.isfinite().all():
+            return
+        batch = int((~losses.isfinite()).nonzero()[0])
+        step = self.step - self.batch + batch
+        lr = self.optimizer.param_groups[0]["lr"]
+        saved = self.run / RESUME_FILE
+        good = f"the last good checkpoint is {saved}" if saved.exists() else "no checkpoint yet"
+        raise SpratError(
+            f"the loss became {losses[batch].item()} at step {step} (epoch {self.epoch + 1}) with "
+            f"learning rate {lr:.4g}; {good}. Start anew with a lower --optim.lr, a longer "
+            "--optim.warmup-epochs or --optim.max-norm 1"
+        )
+
+    def _top1(self, network: torch.nn.Module, dataset: ImageSet) -> float:
+        probabilities = predict_probabilities(network, dataset.images, self.dataset.normalization)
+        return top1(probabilities, dataset.targets)
+
+    def _count(self, began: float, training: bool = False) -> None:
+        elapsed = time.perf_counter() - began
+        self.seconds += elapsed
+        if training:
+            self.epoch_seconds += elapsed
+
+
+def train(
+    config: Config,
+    dataset: Dataset,
+    run: Path,
+    *,
+    recipe: str,
+    overrides: dict[str, Any] | None = None,
+    observer: Observer | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Trains from scratch into the new folder `run`; returns what results.json holds.
+
+    Args:
+        recipe: name of the recipe that `config` is or began as.
+        overrides: where `config` departs from it.
+        observer: is told how it goes.
+        should_stop: asked after every step; true saves and raises Interrupted.
+
+    Raises:
+        SpratError: `run` holds something already, the config does not fit the data or the
+            machine, or the loss is no longer finite.
+        Interrupted: `should_stop` said so; `resume` goes on.
+    """
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise SpratError(
+            f"{run} exists already and is not overwritten; give another --output, or go on with "
+            f"sprat train --resume {run}"
+        )
+    training = Training(config, dataset, run)
+    settled = dataclasses.replace(
+        config,
+        dataset=dataset.name,
+        model=training.model_name,
+        device=training.device.type,  # type: ignore[arg-type]
+        precision=training.precision,  # type: ignore[arg-type]
+        threads=training.threads,
+    )
+    write_config(run, settled, recipe, overrides or {})
+    return _go_on(training, observer or Observer(), should_stop)
+
+
+def resume(
+    run: Path,
+    dataset: Dataset,
+    *,
+    observer: Observer | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Goes on with the run in the folder `run` from its last checkpoint, if it has one.
+
+    Same arguments, result and errors as `train`. On the CPU with the same threads, the weights
+    are bit for bit those of a run that was never interrupted.
+    """
+    config, _, _ = read_config(run)
+    training = Training(config, dataset, run)
+    if (run / RESUME_FILE).exists():
+        training.restore()
+    return _go_on(training, observer or Observer(), should_stop)
+
+
+def _go_on(
+    training: Training, observer: Observer, should_stop: Callable[[], bool]
+) -> dict[str, Any]:
+    observer.started(training)
+    while not training.finished:
+        training.train_epoch(observer, should_stop)
+        observer.epoch_ended(training, training.end_epoch())
+    return finish(training, observer)
+
+
+def finish(training: Training, observer: Observer) -> dict[str, Any]:
+    """Settles the weights, judges them, writes model.safetensors and results.json."""
+    config, dataset = training.config, training.dataset
+    network = training.kept_network()
+    if training.best is not None:
+        network.load_state_dict(training.best["weights"])
+    _, recipe, changed = read_config(training.run)
+    judged = dataset.test if training.val_set is None else training.val_set
+    judgement = judge(network, judged, dataset.normalization, observer.judging)
+    test, val = (judgement, None) if config.final else (None, judgement)
+    machine = describe_machine(training.device, training.precision, training.threads)
+    parameters = count_parameters(network)
+    images = training.epoch * len(training.batches) * config.batch_size
+    training_seconds = math.fsum(row["seconds"] for row in training.history)
+    results = {
+        "recipe": recipe,
+        "overrides": changed,
+        "dataset": dataset.name,
+        "dataset_md5": dataset.md5,
+        "model": training.model_name,
+        "parameters": parameters,
+        "seed": config.seed,
+        "final": config.final,
+        "epochs": training.epoch,
+        "stopped_early": training.stopped_early,
+        "weights": config.weights,
+        "best_epoch": training.best["epoch"] if training.best else None,
+        "seconds": training.seconds,
+        "images_per_s": images / training_seconds,
+        "test": test,
+        "val": val,
+        "machine": machine,
+        "versions": versions(),
+        "git": training.git,
+        "brief": brief_fields(
+            parameters,
+            receptive_field(network),
+            training._top1(network, training.probe_set),
+            test,
+            training.seconds,
+        ),
+    }
+    about = {k: results[k] for k in ("recipe", "overrides", "dataset", "seed", "epochs", "weights")}
+    about |= {"test_top1": test and test["top1"], "val_top1": val and val["top1"]}
+    model = Model(
+        network=network,
+        name=training.model_name,
+        classes=dataset.train.classes,
+        normalization=dataset.normalization,
+        side=dataset.train.images.shape[-1],
+        about=about,
+    )
+    save_model(training.run / MODEL_FILE, model)
+    write_json(training.run / RESULTS_FILE, results)
+    return results

@@ -1,0 +1,64 @@
+"""What tests share: small real datasets, a small trained run, CIFAR-10 where there is one."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from sprat.config import AugmentConfig, Config, EMAConfig, OptimConfig
+from sprat.data import Dataset, cifar10, load_dataset
+
+SMALL = Config(
+    dataset="shapes10",
+    epochs=3,
+    batch_size=32,
+    dropout=0.2,
+    threads=2,
+    precision="fp32",
+    label_smoothing=0.05,
+    optim=OptimConfig(lr=0.1, warmup_epochs=1),
+    augment=AugmentConfig(crop=2),
+    ema=EMAConfig(decay=0.9),
+)
+
+
+def shrink(dataset: Dataset, train: int, test: int) -> Dataset:
+    """The first images of both sets; shapes10 draws its classes in random order."""
+    return dataclasses.replace(
+        dataset,
+        train=dataset.train.subset(torch.arange(train)),
+        test=dataset.test.subset(torch.arange(test)),
+    )
+
+
+@pytest.fixture(scope="session")
+def shapes10() -> Dataset:
+    return load_dataset("shapes10")
+
+
+@pytest.fixture(scope="session")
+def small(shapes10: Dataset) -> Dataset:
+    """400 training and 100 test images of shapes10."""
+    return shrink(shapes10, 400, 100)
+
+
+@pytest.fixture(scope="session")
+def cifar10_place() -> Path:
+    """Where the real CIFAR-10 lies; skips the test where it does not."""
+    given = os.environ.get("SPRAT_DATA")
+    place = cifar10.find(Path(given)) if given else None
+    if place is None:
+        pytest.skip("needs CIFAR-10: set SPRAT_DATA to the folder that holds it")
+    return place
+
+
+@pytest.fixture(scope="session")
+def small_run(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short finished run that kept its best weights on val."""
+    from sprat.train import train
+
+    run = tmp_path_factory.mktemp("runs") / "small"
+    train(SMALL, small, run, recipe="small")
+    return run

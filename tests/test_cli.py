@@ -1,0 +1,249 @@
+"""The command line as a person meets it: real processes, real files, real signals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sprat.data import Dataset
+
+
+def sprat(*words: object, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sprat", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"COLUMNS": "200"} | env,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def no_network(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment where CIFAR-10 cannot be had."""
+    return {
+        "SPRAT_DATA": "",
+        "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
+        "https_proxy": "http://127.0.0.1:9",
+    }
+
+
+class TestHelp:
+    def test_needs_no_torch(self) -> None:
+        for words in (["--help"], ["train", "--help"], ["predict", "--help"]):
+            code = (
+                "import sys; from sprat.cli import app\n"
+                f"app({words!r}, result_action='return_value')\n"
+                "heavy = {'torch', 'numpy', 'matplotlib', 'PIL'} & set(sys.modules)\n"
+                "assert not heavy, heavy"
+            )
+            subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+    def test_names_every_command_and_setting_with_its_unit(self) -> None:
+        assert all(word in sprat("--help").stdout for word in ("train", "evaluate", "predict"))
+        text = sprat("train", "--help").stdout
+        assert "--optim.lr" in text
+        assert "Peak learning rate" in text
+        assert "Images per step" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--epochs", "0"], "epochs is 0, expected at least 1"),
+        (["train", "--epochs", "many"], '"many"'),
+        (["train", "--optim.lrr", "1"], "--optim.lr"),
+        (["train", "--recipe", "quik"], "did you mean 'quick'"),
+        (["train", "--dataset", "cifar"], "there are auto, cifar10, shapes10"),
+        (["train", "--dataset", "shapes10", "--model", "resnet"], "there is no model 'resnet'"),
+        (["train", "--dataset", "shapes10", "--batch-size", "20000"], "batch_size is 20000"),
+        (["train", "--resume", "nowhere"], "there is no nowhere/config.json"),
+        (["train", "--resume", "nowhere", "--epochs", "3"], "leave other settings out"),
+        (["train", "--dataset", "shapes10", "--device", "mps"], "use --device auto"),
+        (["train", "--dataset", "shapes10", "--precision", "fp16"], "needs a GPU"),
+        (["evaluate", "nowhere"], "there is no model at nowhere"),
+        (["predict", "nowhere", "x.png"], "there is no model at nowhere"),
+        (["predict", "nowhere"], "no picture is named"),
+        (["predict", "nowhere", "x.png", "--top", "0"], "--top is 0"),
+        (["data", "show", "--output", "sheet.txt"], "ends in .png"),
+        (["data", "show", "--columns", "0"], "--columns is 0"),
+        (["trian"], "train"),
+    ],
+)
+def test_a_mistake_is_told_in_one_message_with_exit_code_2(
+    tmp_path: Path, words: list[str], message: str
+) -> None:
+    done = sprat(*words, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == [], "a mistake leaves nothing behind"
+
+
+def test_a_recipe_with_an_unknown_key_names_the_file_and_the_key(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("[optim]\nlearning_rate = 1\nlr_ = 2")
+    done = sprat("train", "--recipe", "mine.toml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "mine.toml: there is no setting 'optim.learning_rate'" in done.stderr
+    (tmp_path / "mine.toml").write_text("[optim]\nlrr = 1")
+    assert "did you mean 'lr'" in sprat("train", "--recipe", "mine.toml", cwd=tmp_path).stderr
+
+
+def test_cifar10_asked_for_by_name_never_falls_back(
+    tmp_path: Path, no_network: dict[str, str]
+) -> None:
+    done = sprat("train", "--dataset", "cifar10", cwd=tmp_path, **no_network)
+    assert done.returncode == 2
+    assert "CIFAR-10 could not be fetched" in done.stderr
+    assert "--data-dir or SPRAT_DATA" in done.stderr
+    assert "shapes10" not in done.stderr
+
+
+class TestTraining:
+    """One run through the real command: fallback, SIGTERM, resume, curves, evaluate."""
+
+    @pytest.fixture(scope="class")
+    def stopped(
+        self, tmp_path_factory: pytest.TempPathFactory, no_network: dict[str, str]
+    ) -> tuple[Path, subprocess.CompletedProcess[str]]:
+        folder = tmp_path_factory.mktemp("work")
+        command = [
+            sys.executable, "-m", "sprat", "train", "--recipe", "quick", "--final",
+            "--epochs", "1", "--optim.warmup-epochs", "0.2", "--output", "run",
+        ]  # fmt: skip
+        process = subprocess.Popen(
+            command, cwd=folder, env=os.environ | no_network, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("epoch"):  # the table's head: training begins
+                break
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+        return folder, subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    def test_sigterm_saves_and_prints_the_command_that_resumes(
+        self, stopped: tuple[Path, subprocess.CompletedProcess[str]]
+    ) -> None:
+        folder, done = stopped
+        assert done.returncode == 128 + signal.SIGTERM
+        assert "sprat train --resume run" in done.stderr
+        assert (folder / "run" / "last.pt").exists()
+        assert not (folder / "run" / "results.json").exists()
+
+    def test_auto_says_that_it_trains_on_shapes10(
+        self, stopped: tuple[Path, subprocess.CompletedProcess[str]]
+    ) -> None:
+        assert "TRAINING ON shapes10 INSTEAD" in stopped[1].stderr
+
+    def test_resume_ends_the_run_and_what_it_leaves_is_of_use(
+        self,
+        stopped: tuple[Path, subprocess.CompletedProcess[str]],
+        shapes10: Dataset,
+        no_network: dict[str, str],
+    ) -> None:
+        folder, _ = stopped
+        done = sprat("train", "--resume", "run", cwd=folder, **no_network)
+        assert done.returncode == 0, done.stderr
+        assert "resumed after step" in done.stdout
+        assert "This is shapes10" in done.stdout
+        run = folder / "run"
+        assert {p.name for p in run.iterdir()} == {
+            "config.json", "metrics.jsonl", "results.json", "curves.png", "model.safetensors",
+            "last.pt",
+        }  # fmt: skip
+        with Image.open(run / "curves.png") as curves:
+            assert curves.width > 600
+        results = json.loads((run / "results.json").read_text())
+        assert results["dataset"] == "shapes10"
+        assert results["overrides"] == {"epochs": 1, "optim.warmup_epochs": 0.2}
+
+        judged = sprat("evaluate", "run", "--json", cwd=folder)
+        assert json.loads(judged.stdout)["top1"] == results["test"]["top1"]
+        assert json.loads(judged.stdout)["split"] == "test"
+        refused = sprat("evaluate", "run", "--split", "val", cwd=folder)
+        assert refused.returncode == 2
+        assert "has no val" in refused.stderr
+
+        # pictures written out and read back are named as the network names the tensors
+        (folder / "pictures").mkdir()
+        for i, image in enumerate(shapes10.test.images[:8]):
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"pictures/{i}.png")
+        named = sprat("predict", "run", "pictures", "--json", "--top", "10", cwd=folder)
+        answers = json.loads(named.stdout)
+        assert [Path(a["file"]).name for a in answers] == [f"{i}.png" for i in range(8)]
+        for answer in answers:
+            probabilities = [guess["probability"] for guess in answer["predictions"]]
+            assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+            assert probabilities == sorted(probabilities, reverse=True)
+
+
+def test_evaluate_takes_val_for_a_run_that_has_one(small_run: Path) -> None:
+    done = sprat("evaluate", small_run / "model.safetensors", "--split", "val")
+    assert done.returncode == 2
+    assert "it is no run's folder" in done.stderr
+    done = sprat("evaluate", small_run, "--json")
+    assert json.loads(done.stdout)["split"] == "val"
+    table = sprat("evaluate", small_run, "--split", "test").stdout
+    assert "95 % interval" in table
+    assert "half-moon" in table
+
+
+MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"]
+
+
+class TestPredict:
+    @pytest.mark.parametrize("mode", MODES)
+    def test_takes_any_mode_and_size(self, small_run: Path, tmp_path: Path, mode: str) -> None:
+        rng = np.random.default_rng(0)
+        if mode == "I;16":
+            image = Image.fromarray(rng.integers(0, 65536, (40, 70), dtype=np.uint16))
+        else:
+            image = Image.fromarray(rng.integers(0, 256, (40, 70, 3), dtype=np.uint8)).convert(mode)
+        path = tmp_path / ("x.tif" if mode in ("CMYK", "YCbCr", "F", "I") else "x.png")
+        image.save(path)
+        done = sprat("predict", small_run, path, "--json", "--top", "2")
+        assert done.returncode == 0, done.stderr
+        assert len(json.loads(done.stdout)[0]["predictions"]) == 2
+
+    def test_an_unreadable_file_among_good_ones_loses_nothing(
+        self, small_run: Path, tmp_path: Path
+    ) -> None:
+        Image.new("RGB", (5, 300), "red").save(tmp_path / "a.png")
+        (tmp_path / "b.png").write_bytes(b"not a picture")
+        whole = (tmp_path / "a.png").read_bytes()
+        (tmp_path / "c.png").write_bytes(whole[: len(whole) // 2])
+        Image.new("RGB", (300, 5), "blue").save(tmp_path / "d.jpg")
+        done = sprat("predict", small_run, tmp_path)
+        assert done.returncode == 2
+        assert done.stdout.count("%") == 6
+        assert "a.png" in done.stdout
+        assert "d.jpg" in done.stdout
+        for name in ("b.png", "c.png"):
+            assert f"{name} cannot be read as a picture" in done.stderr
+        assert "Traceback" not in done.stderr
+
+    def test_missing_files_and_empty_folders_are_told(
+        self, small_run: Path, tmp_path: Path
+    ) -> None:
+        assert "there is no file or folder" in sprat("predict", small_run, "nothing.png").stderr
+        assert "holds no picture" in sprat("predict", small_run, tmp_path).stderr
+
+
+def test_data_show_draws_a_sheet(tmp_path: Path) -> None:
+    done = sprat("data", "show", "--dataset", "shapes10", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("shapes10.png")
+    with Image.open(tmp_path / "shapes10.png") as sheet:
+        assert min(sheet.size) > 400

@@ -1,0 +1,110 @@
+"""Config: round trips, recipes, and an error for every value that cannot be."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from sprat.config import Config, OptimConfig, load_recipe, overrides, recipe_names
+from sprat.errors import SpratError
+from sprat.models import find_model
+
+BAD = [
+    ({"epochs": 0}, "epochs is 0, expected at least 1"),
+    ({"batch_size": 1}, "batch_size is 1"),
+    ({"dropout": 1.0}, "dropout is 1.0"),
+    ({"label_smoothing": -0.1}, "label_smoothing is -0.1"),
+    ({"weights": "best"}, "weights is 'best', expected 'ema' or 'last'"),
+    ({"weights": "ema", "ema": {"decay": 0}}, "'last', since ema.decay is 0"),
+    ({"patience": -1}, "patience is -1"),
+    ({"seed": -1}, "seed is -1"),
+    ({"val_fraction": 0.0}, "val_fraction is 0.0"),
+    ({"device": "tpu"}, "device is 'tpu'"),
+    ({"precision": "int8"}, "precision is 'int8'"),
+    ({"threads": -2}, "threads is -2"),
+    ({"epochs": 2, "optim": {"warmup_epochs": 2}}, r"fewer than epochs \(= 2\)"),
+    ({"optim": {"lr": 0}}, "optim.lr is 0.0, expected a number above 0"),
+    ({"optim": {"lr": float("nan")}}, "optim.lr is nan"),
+    ({"optim": {"momentum": 1}}, "optim.momentum is 1.0"),
+    ({"optim": {"momentum": 0}}, "optim.nesterov is True"),
+    ({"optim": {"weight_decay": -1}}, "optim.weight_decay is -1"),
+    ({"optim": {"schedule": "step"}}, "optim.schedule is 'step', expected 'cosine' or 'linear'"),
+    ({"optim": {"max_norm": float("inf")}}, "optim.max_norm is inf"),
+    ({"augment": {"flip": 1.5}}, "augment.flip is 1.5"),
+    ({"augment": {"crop": 17}}, "augment.crop is 17"),
+    ({"augment": {"crop_mode": "wrap"}}, "augment.crop_mode is 'wrap'"),
+    ({"ema": {"decay": 1.0}}, "ema.decay is 1.0"),
+    ({"epochs": 2.5}, "epochs is 2.5, expected a whole number"),
+    ({"epochs": True}, "epochs is True, expected a whole number"),
+    ({"final": "yes"}, "final is 'yes', expected true or false"),
+    ({"optim": 3}, "optim is 3, expected a table"),
+    ({"optim": {"lrr": 1}}, "there is no setting 'optim.lrr'; did you mean 'lr'?"),
+    ({"epoch": 1}, "there is no setting 'epoch'; did you mean 'epochs'?"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), BAD)
+def test_a_value_that_cannot_be_is_refused_naming_the_source(values: dict, message: str) -> None:
+    with pytest.raises(SpratError, match=message) as caught:
+        Config.from_dict(values, source="my.toml")
+    assert str(caught.value).startswith("my.toml: ")
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+class TestEveryRecipe:
+    def test_goes_to_json_and_back_the_same(self, recipe: str) -> None:
+        config = load_recipe(recipe)
+        assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+    def test_names_a_model_there_is(self, recipe: str) -> None:
+        find_model(load_recipe(recipe).model)
+
+    def test_opens_with_what_it_is_for_what_to_expect_and_the_command(self, recipe: str) -> None:
+        from sprat.config import recipe_path
+
+        lines = recipe_path(recipe).read_text().splitlines()
+        header = "\n".join(line for line in lines[: lines.index("")] if line.startswith("#"))
+        assert f"sprat train --recipe {recipe}" in header
+        assert "n = " in header or "not measured yet" in header
+
+
+def test_reference_is_the_briefs_settings() -> None:
+    config = load_recipe("reference")
+    assert (config.epochs, config.batch_size, config.label_smoothing) == (200, 128, 0.1)
+    assert (config.dropout, config.patience, config.ema.decay) == (0.2, 20, 0.999)
+    assert config.optim == OptimConfig(
+        lr=0.05,
+        momentum=0.9,
+        nesterov=False,
+        weight_decay=1e-4,
+        decay_norm_and_bias=True,
+        warmup_epochs=5,
+        schedule="cosine",
+        max_norm=1.0,
+    )
+
+
+def test_overrides_are_what_departs_from_the_recipe_but_not_how_it_is_run() -> None:
+    recipe = load_recipe("quick")
+    changed = dataclasses.replace(
+        recipe, epochs=7, seed=3, final=True, optim=dataclasses.replace(recipe.optim, lr=0.5)
+    )
+    assert overrides(changed, recipe) == {"epochs": 7, "optim.lr": 0.5}
+    assert overrides(recipe, recipe) == {}
+
+
+def test_a_recipe_of_ones_own_by_path(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("epochs = 3\n[optim]\nlr = 1\nwarmup_epochs = 0")
+    assert load_recipe(str(path)).optim.lr == 1.0
+    path.write_text("epochs = ")
+    with pytest.raises(SpratError, match=r"mine\.toml is not valid TOML"):
+        load_recipe(str(path))
+    with pytest.raises(SpratError, match="there is no recipe file"):
+        load_recipe(str(tmp_path / "other.toml"))
+
+
+def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
+    with pytest.raises(SpratError, match="no recipe 'quik'; did you mean 'quick'"):
+        load_recipe("quik")

@@ -1,0 +1,312 @@
+"""Datasets: shapes10, CIFAR-10's files (real where there are, made here otherwise), splits."""
+
+import functools
+import http.server
+import io
+import pickle
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sprat.data import Dataset, cifar10, load_dataset
+from sprat.data import shapes10 as shapes10_module
+from sprat.data.batches import Batches
+from sprat.data.imageset import ImageSet, Normalization, stratified_split
+from sprat.errors import SpratError
+
+IMAGES = 20  # in each batch file made here
+
+
+def _batch(seed: int = 0, **changes: object) -> bytes:
+    rng = np.random.default_rng(seed)
+    batch = {
+        b"data": rng.integers(0, 256, (IMAGES, 3072), dtype=np.uint8),
+        b"labels": rng.integers(0, 10, IMAGES).tolist(),
+    }
+    for key, value in changes.items():
+        batch[key.encode()] = value
+    return pickle.dumps(batch, protocol=3)
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with small batch files in CIFAR-10's form."""
+    monkeypatch.setattr(cifar10, "IMAGES_PER_FILE", IMAGES)
+    folder = tmp_path / "made" / cifar10.FOLDER
+    folder.mkdir(parents=True)
+    for seed, name in enumerate((*cifar10.TRAIN_FILES, *cifar10.TEST_FILES)):
+        (folder / name).write_bytes(_batch(seed))
+    return folder.parent
+
+
+def _archive(folder: Path) -> Path:
+    archive = folder / cifar10.ARCHIVE
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder / cifar10.FOLDER, cifar10.FOLDER)
+    return archive
+
+
+@pytest.fixture
+def server(made: Path) -> Iterator[str]:
+    """A real HTTP server on loopback, with the made archive."""
+    _archive(made)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+    handler = functools.partial(Quiet, directory=str(made))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+        thread.join()
+
+
+class TestShapes10:
+    def test_has_its_sizes_and_every_class_as_often(self, shapes10: Dataset) -> None:
+        assert (len(shapes10.train), len(shapes10.test)) == (10_000, 2_000)
+        assert shapes10.train.images.shape[1:] == (3, 32, 32)
+        assert shapes10.train.targets.bincount().tolist() == [1_000] * 10
+        assert shapes10.test.targets.bincount().tolist() == [200] * 10
+
+    def test_is_drawn_from_its_seed(self, shapes10: Dataset) -> None:
+        again, _ = shapes10_module.load(seed=0)
+        other, _ = shapes10_module.load(seed=1)
+        assert torch.equal(again.images, shapes10.train.images)
+        assert not torch.equal(other.images, shapes10.train.images)
+
+    def test_a_linear_model_stays_under_60_percent(self, shapes10: Dataset) -> None:
+        def flat(images: torch.Tensor) -> torch.Tensor:
+            return torch.cat(
+                [images.flatten(1).double() / 255 - 0.5, torch.ones(len(images), 1)], 1
+            )
+
+        inputs, wanted = flat(shapes10.train.images), torch.eye(10)[shapes10.train.targets].double()
+        best = 0.0
+        for ridge in (1e1, 1e2, 1e3):
+            gram = inputs.T @ inputs + ridge * torch.eye(inputs.shape[1])
+            weights = torch.linalg.solve(gram, inputs.T @ wanted)
+            guesses = (flat(shapes10.test.images) @ weights).argmax(1)
+            best = max(best, (guesses == shapes10.test.targets).double().mean().item())
+        assert 0.1 < best < 0.6
+
+
+class TestCIFAR10Files:
+    def test_the_folder_and_the_archive_hold_the_same(self, made: Path) -> None:
+        from_folder = load_dataset("cifar10", made)
+        _archive(made)
+        for name in (*cifar10.TRAIN_FILES, *cifar10.TEST_FILES):
+            (made / cifar10.FOLDER / name).unlink()
+        from_archive = load_dataset("cifar10", made)
+        assert torch.equal(from_folder.train.images, from_archive.train.images)
+        assert from_folder.md5 == from_archive.md5
+        assert len(from_folder.train) == 5 * IMAGES
+        assert from_folder.train.targets[:IMAGES].tolist() == pickle.loads(_batch(0))[b"labels"]
+
+    def test_is_found_in_the_folder_itself_the_environment_and_the_cache(
+        self, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert len(load_dataset("cifar10", made / cifar10.FOLDER).test) == IMAGES
+        monkeypatch.setenv("SPRAT_DATA", str(made))
+        assert load_dataset("auto").name == "cifar10"
+        monkeypatch.setenv("SPRAT_DATA", str(tmp_path))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        (tmp_path / "cache").mkdir()
+        made.rename(tmp_path / "cache" / "sprat")
+        assert load_dataset("cifar10").name == "cifar10"
+
+    def test_a_pickle_that_would_run_a_command_is_refused_and_runs_nothing(
+        self, made: Path, tmp_path: Path
+    ) -> None:
+        class Attack:
+            def __reduce__(self) -> tuple:
+                import os
+
+                return os.system, (f"touch {tmp_path}/harmed",)
+
+        pickle.loads(pickle.dumps(Attack()))
+        assert (tmp_path / "harmed").exists(), "the attack must work where nothing stops it"
+        (tmp_path / "harmed").unlink()
+        (made / cifar10.FOLDER / "data_batch_3").write_bytes(pickle.dumps(Attack()))
+        with pytest.raises(SpratError, match=r"asks for posix.system.*may be an attack"):
+            load_dataset("cifar10", made)
+        assert not (tmp_path / "harmed").exists()
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"", "is damaged"),
+            (_batch()[:1000], "is damaged"),
+            (b"not a pickle", "is damaged"),
+            (pickle.dumps([1, 2], protocol=3), "holds no data and labels"),
+            (_batch(labels=[10] * IMAGES), "labels from 0 to 9"),
+            (_batch(labels=[0] * 3), "labels from 0 to 9"),
+            (_batch(labels=["cat"] * IMAGES), "labels from 0 to 9"),
+            (_batch(data=np.zeros((IMAGES, 3071), np.uint8)), "not uint8 of shape"),
+            (_batch(data=np.zeros((IMAGES, 3072), np.float32)), "not uint8 of shape"),
+        ],
+    )
+    def test_a_damaged_file_is_refused_by_name(
+        self, made: Path, content: bytes, message: str
+    ) -> None:
+        (made / cifar10.FOLDER / "test_batch").write_bytes(content)
+        with pytest.raises(SpratError, match=f"test_batch.*{message}.*fetch the dataset again"):
+            load_dataset("cifar10", made)
+
+    def test_a_truncated_or_foreign_archive_is_refused(self, made: Path) -> None:
+        archive = _archive(made)
+        content = archive.read_bytes()
+        archive.write_bytes(content[: len(content) // 2])
+        with pytest.raises(SpratError, match=r"cannot be read as a tar\.gz|lacks"):
+            cifar10.load(archive)
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+            tar.addfile(tarfile.TarInfo("readme"))
+        archive.write_bytes(buffer.getvalue())
+        with pytest.raises(SpratError, match="lacks data_batch_1"):
+            cifar10.load(archive)
+
+    def test_an_explicit_folder_is_the_only_place(
+        self, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SPRAT_DATA", str(made))
+        with pytest.raises(SpratError, match=r"\(--data-dir\) holds neither"):
+            load_dataset("cifar10", tmp_path)
+
+
+class TestDownload:
+    def test_what_has_the_right_md5_is_kept(self, server: str, made: Path, tmp_path: Path) -> None:
+        import hashlib
+
+        content = (made / cifar10.ARCHIVE).read_bytes()
+        told = []
+        place = cifar10.download(
+            tmp_path / "new",
+            lambda done, total: told.append((done, total)),
+            f"{server}/{cifar10.ARCHIVE}",
+            hashlib.md5(content).hexdigest(),
+        )
+        assert place.read_bytes() == content
+        assert told[-1] == (len(content), len(content))
+        assert [p.name for p in place.parent.iterdir()] == [cifar10.ARCHIVE]
+
+    def test_what_has_not_is_refused_and_nothing_is_left(self, server: str, tmp_path: Path) -> None:
+        with pytest.raises(SpratError, match=f"expected {cifar10.ARCHIVE_MD5}"):
+            cifar10.download(tmp_path / "new", url=f"{server}/{cifar10.ARCHIVE}")
+        assert list((tmp_path / "new").iterdir()) == []
+
+    def test_a_missing_file_and_a_dead_host_are_told_with_the_remedy(
+        self, server: str, tmp_path: Path
+    ) -> None:
+        for url in (f"{server}/nothing", "http://127.0.0.1:9/nothing"):
+            with pytest.raises(SpratError, match=r"could not be fetched.*--data-dir or SPRAT_DATA"):
+                cifar10.download(tmp_path / "new", url=url)
+        assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No CIFAR-10 on this machine, and no network."""
+    monkeypatch.delenv("SPRAT_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(
+        cifar10, "download", functools.partial(cifar10.download, url="http://127.0.0.1:9/x")
+    )
+
+
+@pytest.mark.usefixtures("nowhere")
+class TestWithoutCIFAR10:
+    def test_auto_says_loudly_that_it_takes_shapes10(self) -> None:
+        said: list[str] = []
+        assert load_dataset("auto", say=said.append).name == "shapes10"
+        assert "TRAINING ON shapes10 INSTEAD" in said[-1]
+
+    def test_an_explicit_cifar10_never_falls_back(self) -> None:
+        with pytest.raises(SpratError, match="CIFAR-10 could not be fetched"):
+            load_dataset("cifar10")
+
+
+def test_an_unknown_dataset_is_refused() -> None:
+    with pytest.raises(SpratError, match="no dataset 'cifar'; there are auto, cifar10, shapes10"):
+        load_dataset("cifar")
+
+
+def test_normalization_is_that_of_the_pixels() -> None:
+    images = torch.randint(256, (50, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    images[:, 2] //= 3
+    fractions = images.double() / 255
+    found = Normalization.of(images.to(torch.uint8))
+    assert found.mean == pytest.approx(fractions.mean((0, 2, 3)).tolist())
+    assert found.std == pytest.approx(fractions.std((0, 2, 3), correction=0).tolist())
+    flat = Normalization.of(torch.zeros(2, 3, 4, 4, dtype=torch.uint8))
+    assert min(flat.std) > 0, "a set of one colour must not divide by zero"
+
+
+class TestSplit:
+    def test_holds_every_index_once_and_the_same_share_of_each_class(self) -> None:
+        targets = torch.arange(5_000) % 10
+        kept, held_out = stratified_split(targets, 500, seed=0)
+        assert torch.equal(torch.cat([kept, held_out]).sort().values, torch.arange(5_000))
+        assert targets[held_out].bincount().tolist() == [50] * 10
+
+    @pytest.mark.parametrize("held_out", [0, 1, 7, 500, 999, 1_000])
+    def test_holds_out_as_many_as_asked_whatever_the_classes(self, held_out: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        targets = torch.randint(10, (1_000,), generator=generator) ** 2 // 9
+        kept, out = stratified_split(targets, held_out, seed=0)
+        assert (len(kept), len(out)) == (1_000 - held_out, held_out)
+        shares = targets.bincount() * held_out / 1_000
+        assert (targets[out].bincount(minlength=len(shares)) - shares).abs().max() < 1
+
+    def test_depends_on_its_seed_only(self) -> None:
+        targets = torch.arange(1_000) % 10
+        torch.manual_seed(1)
+        first = stratified_split(targets, 100, seed=0)[1]
+        torch.manual_seed(2)
+        assert torch.equal(stratified_split(targets, 100, seed=0)[1], first)
+        assert not torch.equal(stratified_split(targets, 100, seed=1)[1], first)
+
+
+class TestBatches:
+    def _numbered(self, n: int) -> ImageSet:
+        images = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 3, 2, 2)
+        return ImageSet(images.contiguous(), torch.arange(n), tuple(map(str, range(n))))
+
+    def test_an_epoch_shows_each_image_at_most_once_with_its_own_target(self) -> None:
+        batches = Batches(self._numbered(50), 8, seed=0)
+        seen = []
+        for images, targets in batches.epoch(0):
+            assert images.shape == (8, 3, 2, 2)
+            assert torch.equal(images[:, 0, 0, 0].long(), targets)
+            seen += targets.tolist()
+        assert len(seen) == len(set(seen)) == 48 == 8 * len(batches)
+
+    def test_the_order_is_a_function_of_seed_and_epoch(self) -> None:
+        def order(seed: int, epoch: int, start: int = 0) -> list[list[int]]:
+            batches = Batches(self._numbered(40), 8, seed)
+            return [targets.tolist() for _, targets in batches.epoch(epoch, start)]
+
+        assert order(0, 3) == order(0, 3)
+        assert order(0, 3)[2:] == order(0, 3, start=2)
+        assert order(0, 3) != order(0, 4)
+        assert order(0, 3) != order(1, 3)
+
+    def test_fewer_images_than_a_batch_are_refused(self) -> None:
+        with pytest.raises(SpratError, match="batch_size is 16 but there are only 10"):
+            Batches(self._numbered(10), 16, seed=0)
+
+
+def test_the_real_cifar10(cifar10_place: Path) -> None:
+    train, test = cifar10.load(cifar10_place)
+    assert (len(train), len(test)) == (50_000, 10_000)
+    assert train.targets.bincount().tolist() == [5_000] * 10
+    # the published figures, to their four digits
+    found = Normalization.of(train.images)
+    assert found.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=5e-5)
+    assert found.std == pytest.approx((0.2470, 0.2435, 0.2616), abs=5e-5)

@@ -1,0 +1,104 @@
+"""Judging, beside plain twins and published values."""
+
+import pytest
+import torch
+from torch import nn
+
+from sprat.augment.views import WITH_FLIP, flipped, identity
+from sprat.data.imageset import ImageSet, Normalization
+from sprat.evaluate import (
+    expected_calibration_error,
+    judge,
+    predict_probabilities,
+    top1,
+    wilson_interval,
+)
+
+PLAIN = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+class LeftRight(nn.Module):
+    """Says how bright the left and the right half of an image are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        width = images.shape[3] // 2
+        halves = [images[..., :width], images[..., width:]]
+        return self.scale * torch.stack([half.mean((1, 2, 3)) for half in halves], 1)
+
+
+def _halves(n: int = 600) -> ImageSet:
+    images = torch.zeros(n, 3, 4, 4, dtype=torch.uint8)
+    images[::3, ..., :2] = 200
+    images[1::3, ..., 2:] = 200
+    images[2::3, ..., 2:] = 200
+    return ImageSet(images, torch.arange(n) % 3 // 2, ("left", "right"))
+
+
+def test_wilson_interval_agrees_with_published_values() -> None:
+    # Newcombe 1998, table I: 81 of 263, 15 of 148, 0 of 20, 1 of 29
+    for hits, n, low, high in [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ]:
+        assert wilson_interval(hits, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_calibration_error_agrees_with_a_plain_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    probabilities = torch.randn(500, 10, generator=generator).mul(3).softmax(1)
+    targets = torch.randint(10, (500,), generator=generator)
+    expected = 0.0
+    for b in range(15):
+        inside = [
+            (p.max().item(), float(p.argmax() == t))
+            for p, t in zip(probabilities.double(), targets, strict=True)
+            if b / 15 < p.max().item() <= (b + 1) / 15
+        ]
+        if inside:
+            gap = sum(c for c, _ in inside) / len(inside) - sum(h for _, h in inside) / len(inside)
+            expected += abs(gap) * len(inside) / 500
+    assert expected_calibration_error(probabilities, targets) == pytest.approx(expected)
+
+
+def test_a_calibrated_coin_has_no_error() -> None:
+    probabilities = torch.tensor([[0.75, 0.25]]).expand(400, 2)
+    targets = (torch.arange(400) % 4 == 0).long()
+    assert expected_calibration_error(probabilities, targets) == pytest.approx(0, abs=1e-6)
+
+
+def test_views_are_averaged_as_probabilities() -> None:
+    images = _halves(7).images
+    network = LeftRight()
+    both = predict_probabilities(network, images, PLAIN, WITH_FLIP)
+    alone = [predict_probabilities(network, images, PLAIN, (v,)) for v in (identity, flipped)]
+    torch.testing.assert_close(both, (alone[0] + alone[1]) / 2)
+    torch.testing.assert_close(both, torch.full_like(both, 0.5))
+
+
+def test_judgement_counts_what_is_there() -> None:
+    dataset = _halves()
+    done: list[int] = []
+    judgement = judge(LeftRight(), dataset, PLAIN, done.append)
+    # the first third is left and said so; the second is "left" but bright on the right
+    assert judgement["top1"] == pytest.approx(2 / 3)
+    assert judgement["per_class"] == {"left": pytest.approx(0.5), "right": pytest.approx(1.0)}
+    assert judgement["confusion"] == [[200, 200], [0, 200]]
+    assert judgement["n"] == 600
+    assert judgement["top1_ci95"][0] < 2 / 3 < judgement["top1_ci95"][1]
+    assert sum(done) == 2 * 600
+    probabilities = predict_probabilities(LeftRight(), dataset.images, PLAIN)
+    assert top1(probabilities, dataset.targets) == judgement["top1"]
+
+
+def test_judging_leaves_the_networks_mode_as_it_was() -> None:
+    network = LeftRight()
+    for mode in (True, False):
+        network.train(mode)
+        predict_probabilities(network, _halves(4).images, PLAIN)
+        assert network.training is mode

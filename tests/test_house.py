@@ -1,0 +1,60 @@
+"""The house: imports go down its floors, and sideways only where the table says so."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import sprat
+
+SOURCE = Path(sprat.__file__).parent
+ROOT = SOURCE.parents[1]
+
+FLOORS = {
+    "cli": 3, "display": 3,
+    "train": 2, "predict": 2, "plots": 2,
+    "data": 1, "optim": 1, "evaluate": 1, "checkpoint": 1, "results": 1,
+    "config": 0, "runtime": 0, "models": 0, "augment": 0, "schedules": 0, "ema": 0, "budget": 0,
+    "errors": -1,
+}  # fmt: skip
+SIDEWAYS = {("cli", "display"), ("evaluate", "data"), ("checkpoint", "data")}
+MODULES = sorted(p for p in SOURCE.rglob("*.py") if p.parent != SOURCE or p.stem[:2] != "__")
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> set[str]:
+    """Rooms of sprat that a file imports anywhere, inside functions too."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    rooms = {name.split(".")[1] for name in names if name.startswith("sprat.")}
+    return rooms - {"__version__"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_imports_go_down(path: Path) -> None:
+    room = _room(path)
+    for other in _imports(path) - {room}:
+        down = FLOORS[other] < FLOORS[room]
+        assert down or (room, other) in SIDEWAYS, f"{room} imports {other}"
+
+
+def test_networks_schedules_and_averages_take_numbers_not_the_config() -> None:
+    for path in MODULES:
+        if _room(path) in ("models", "augment", "schedules", "ema", "budget"):
+            assert "config" not in _imports(path), path
+
+
+def test_nothing_imports_what_sprat_does_without() -> None:
+    for path in MODULES:
+        text = path.read_text()
+        for name in ("torchvision", "timm", "lightning"):
+            assert f"import {name}" not in text
+            assert f"from {name}" not in text

@@ -1,0 +1,74 @@
+"""Networks: counts, shapes, names, gradients; properties over the whole table."""
+
+import pytest
+import torch
+
+from sprat.budget import count_parameters, receptive_field
+from sprat.errors import SpratError
+from sprat.models import MODELS, EfficientBlock, OptimizedCIFAR10Net200K, build_model, find_model
+
+
+def test_the_briefs_network_has_exactly_its_parameters() -> None:
+    network = OptimizedCIFAR10Net200K()
+    assert count_parameters(network) == 150_690
+    parts = [count_parameters(part) for part in network.children()]
+    assert parts == [580, 2_480, 8_060, 28_920, 109_040, 0, 1_610]
+    assert all(not name.endswith("bias") or "bn" in name or "1.bias" in name or "classifier" in name
+               for name, _ in network.named_parameters())  # fmt: skip
+
+
+def test_the_briefs_network_sees_109_pixels_not_67() -> None:
+    assert receptive_field(OptimizedCIFAR10Net200K()) == 109
+
+
+@pytest.mark.parametrize("name", MODELS)
+class TestEveryModel:
+    def test_every_parameter_gets_a_gradient(self, name: str) -> None:
+        torch.manual_seed(0)
+        network = build_model(name).train()
+        network(torch.randn(8, 3, 32, 32)).square().mean().backward()
+        without = [n for n, p in network.named_parameters()
+                   if p.grad is None or not p.grad.abs().sum() > 0]  # fmt: skip
+        assert without == []
+
+    @pytest.mark.parametrize(("height", "width"), [(16, 16), (17, 31), (32, 32), (96, 64)])
+    def test_takes_any_side_and_number_of_classes(self, name: str, height: int, width: int) -> None:
+        network = build_model(name, num_classes=7).eval()
+        assert network(torch.randn(2, 3, height, width)).shape == (2, 7)
+
+    def test_refuses_what_is_not_a_batch_of_images(self, name: str) -> None:
+        network = build_model(name)
+        for shape in [(3, 32, 32), (2, 1, 32, 32), (2, 3, 8, 32)]:
+            with pytest.raises(ValueError, match=r"expected B x 3 x H x W.*at least 16"):
+                network(torch.zeros(shape))
+
+    def test_is_found_whatever_case_and_separators(self, name: str) -> None:
+        for spelled in (name, name.lower(), name.upper(), "-".join(name), "_".join(name)):
+            assert find_model(spelled) is MODELS[name]
+
+    def test_an_image_is_judged_the_same_alone_and_in_a_batch(self, name: str) -> None:
+        torch.manual_seed(0)
+        network = build_model(name).eval()
+        images = torch.randn(5, 3, 32, 32)
+        alone = torch.cat([network(image[None]) for image in images])
+        torch.testing.assert_close(network(images), alone, atol=1e-5, rtol=1e-4)
+
+
+def test_an_unknown_model_is_answered_with_the_nearest() -> None:
+    with pytest.raises(SpratError, match="did you mean 'OptimizedCIFAR10Net200K'"):
+        build_model("optimized-cifar10-net-20k")
+
+
+def test_a_blocks_shortcut_is_a_projection_only_where_the_shape_changes() -> None:
+    assert isinstance(EfficientBlock(20, 20).shortcut, torch.nn.Identity)
+    assert count_parameters(EfficientBlock(20, 40, 2).shortcut) == 20 * 40 + 2 * 40
+    assert EfficientBlock(20, 40, 2)(torch.zeros(1, 20, 9, 8)).shape == (1, 40, 5, 4)
+
+
+def test_dropout_acts_on_training_only() -> None:
+    torch.manual_seed(0)
+    network = build_model("OptimizedCIFAR10Net200K", dropout=0.5).eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(network(images), network(images))
+    network.dropout.train()
+    assert not torch.equal(network(images), network(images))

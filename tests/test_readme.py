@@ -1,0 +1,138 @@
+"""The README says what is so: its figures, its files, its commands."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from sprat.results import read_json
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+RESULTS = ROOT / "results"
+SUMMARIES = sorted(RESULTS.glob("*/summary.json"))
+
+
+def _rows(text: str) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def _row_of(recipe: str) -> list[str]:
+    rows = [row for row in _rows(README) if row[0] == f"`{recipe}`" and len(row) > 3]
+    assert len(rows) == 1, f"the table of results has {len(rows)} rows for {recipe}"
+    return rows[0]
+
+
+def test_there_are_committed_results() -> None:
+    assert [path.parent.name for path in SUMMARIES] != []
+
+
+@pytest.mark.parametrize("path", SUMMARIES, ids=lambda p: p.parent.name)
+class TestEverySummary:
+    def test_is_over_its_committed_runs(self, path: Path, tmp_path: Path) -> None:
+        import shutil
+
+        from sprat.results import write_summary
+
+        shutil.copytree(path.parent, tmp_path / "copy")
+        assert write_summary(tmp_path / "copy") == read_json(path)
+
+    def test_comes_from_recipes_without_overrides_on_all_training_images(self, path: Path) -> None:
+        for file in path.parent.glob("seed-*/results.json"):
+            results = read_json(file)
+            assert results["overrides"] == {}
+            assert results["final"] is True
+            assert results["test"]["n"] == 10_000
+            assert file.parent.name == f"seed-{results['seed']}"
+            names = {p.name for p in file.parent.iterdir()}
+            assert names == {"results.json", "metrics.jsonl", "config.json", "curves.png"}
+
+    def test_is_what_the_readmes_table_says(self, path: Path) -> None:
+        summary = read_json(path)
+        cells = _row_of(summary["recipe"])
+        assert cells[1] == f"{summary['parameters']:,}"
+        assert cells[2] == str(summary["epochs"])
+        for cell, figure in ((cells[3], summary["top1"]), (cells[4], summary["tta_top1"])):
+            spread = f"{100 * figure['mean']:.2f} ± {100 * figure['std']:.2f} %"
+            assert cell == f"{spread} (n = {figure['n']})"
+        assert cells[5] == f"{summary['seconds']['mean'] / 60:.0f} minutes"
+
+    def test_is_what_its_recipe_promises(self, path: Path) -> None:
+        from sprat.config import recipe_path
+
+        summary = read_json(path)
+        header = recipe_path(summary["recipe"]).read_text()
+        top1 = summary["top1"]
+        expected = f"{100 * top1['mean']:.2f} ± {100 * top1['std']:.2f} % (n = {top1['n']})"
+        assert expected in header
+
+
+def test_the_average_of_the_weights_is_as_measured() -> None:
+    measured = json.loads((RESULTS / "ema_batchnorm.json").read_text())
+    by_key = {(m["epoch"], m["decay"], m["warmup"], m["statistics"]): m for m in measured}
+    section = README.split("## The average of the weights")[1].split("\n## ")[0]
+    rows = [row for row in _rows(section) if row[0].isdigit()]
+    assert len(rows) == len({m["epoch"] for m in measured})
+    for epoch, raw, plain, averaged, cold_plain, cold_averaged in rows:
+        shown = {
+            (True, "plain"): plain, (True, "averaged"): averaged,
+            (False, "plain"): cold_plain, (False, "averaged"): cold_averaged,
+        }  # fmt: skip
+        for (warmup, statistics), cell in shown.items():
+            m = by_key[int(epoch), 0.999, warmup, statistics]
+            assert cell == f"{100 * m['top1']:.2f}"
+            assert raw == f"{100 * m['raw_top1']:.2f}"
+
+
+def test_the_kept_way_is_never_below_the_raw_weights() -> None:
+    """By more than two standard errors of the paired difference, at decay 0.99 and above."""
+    measured = json.loads((RESULTS / "ema_batchnorm.json").read_text())
+    kept = [m for m in measured if m["warmup"] and m["statistics"] == "plain"]
+    assert {m["decay"] for m in kept} >= {0.99, 0.999}
+    for m in kept:
+        assert m["difference"] >= -2 * m["paired_standard_error"], m
+
+
+def test_the_tree_names_every_file() -> None:
+    tree = README.split("## The files")[1].split("```")[1]
+    for path in sorted((ROOT / "src").rglob("*.py")) + sorted((ROOT / "benchmarks").glob("*.py")):
+        if path.parent.name == "sprat" and path.stem.startswith("__"):
+            continue
+        assert re.search(rf"^ *{re.escape(path.name)} +\S", tree, re.MULTILINE), path
+    for line in tree.strip().splitlines():
+        name = line.split()[0].rstrip("/")
+        assert list(ROOT.glob(f"**/{name}")), f"the tree names {name}, which is not there"
+
+
+def _commands() -> list[str]:
+    lines = re.findall(r"^\$ (.*)$", README, re.MULTILINE)
+    return [line.split(" # ")[0].strip() for line in lines]
+
+
+def test_every_sprat_command_shown_is_one_it_understands(tmp_path: Path) -> None:
+    """Parsed by the real command line, not run: training takes minutes."""
+    from sprat.cli import app
+
+    recipe = tmp_path / "my-recipe.toml"
+    recipe.write_text("epochs = 3\n[optim]\nwarmup_epochs = 1\n")
+    shown = [c for c in _commands() if "sprat " in c]
+    assert len(shown) > 8
+    for command in shown:
+        words = shlex.split(command.replace("my-recipe.toml", str(recipe)))
+        words = words[words.index(next(w for w in words if w.endswith("sprat"))) + 1 :]
+        app.parse_args(words, exit_on_error=False, print_error=False)
+
+
+def test_make_does_what_the_plain_commands_do() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for command in _commands():
+        if ".venv/bin/sprat train" in command or ".venv/bin/python -m pytest" in command:
+            assert command.replace(".venv/bin/", "$(BIN)/") in makefile
+
+
+def test_ci_calls_the_readmes_test_command() -> None:
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert "make test" in _commands()

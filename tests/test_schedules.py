@@ -1,0 +1,35 @@
+"""Schedules, held by a table whose first row is step 0, and by properties over all."""
+
+import pytest
+
+from sprat.schedules import SCHEDULES, warmup_then
+
+# schedule, step, total, warmup -> factor
+TABLE = [
+    ("linear", 0, 10, 0, 1.0),
+    ("linear", 5, 10, 0, 0.5),
+    ("linear", 9, 10, 0, 0.1),
+    ("linear", 0, 10, 4, 0.25),
+    ("linear", 3, 10, 4, 1.0),
+    ("linear", 4, 10, 4, 1.0),
+    ("linear", 7, 10, 4, 0.5),
+    ("cosine", 0, 100, 10, 0.1),
+    ("cosine", 10, 100, 10, 1.0),
+    ("cosine", 55, 100, 10, 0.5),
+    ("cosine", 40, 100, 10, 0.75),
+]
+
+
+@pytest.mark.parametrize(("schedule", "step", "total", "warmup", "factor"), TABLE)
+def test_table(schedule: str, step: int, total: int, warmup: int, factor: float) -> None:
+    assert warmup_then(schedule, step, total, warmup) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("total", "warmup"), [(1, 0), (2, 1), (100, 0), (100, 7), (1000, 999)])
+def test_rises_then_falls_and_is_never_zero(schedule: str, total: int, warmup: int) -> None:
+    factors = [warmup_then(schedule, step, total, warmup) for step in range(total)]
+    assert min(factors) > 0
+    assert max(factors) == 1
+    assert factors[:warmup] == sorted(factors[:warmup])
+    assert factors[warmup:] == sorted(factors[warmup:], reverse=True)
