@@ -108,6 +108,14 @@ def test_cifar10_asked_for_by_name_never_falls_back(
     assert "shapes10" not in done.stderr
 
 
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = sprat("train", "--dataset", "shapes10", "--output", tmp_path / "file" / "run")
+    assert done.returncode == 2
+    assert str(tmp_path / "file") in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 class TestTraining:
     """One run through the real command: fallback, SIGTERM, resume, curves, evaluate."""
 

@@ -285,16 +285,20 @@ def test_an_existing_run_is_never_overwritten(small: Dataset, small_run: Path) -
     assert {p.name: p.read_bytes() for p in small_run.iterdir()} == before
 
 
-def test_resuming_with_other_images_is_refused(small: Dataset, small_run: Path) -> None:
+def test_resuming_with_other_images_is_refused(small: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(SMALL, small, tmp_path / "run", recipe="small", should_stop=StopAfter(1))
     other = dataclasses.replace(small, md5="0" * 32)
     with pytest.raises(SpratError, match="trained on other images"):
-        resume(small_run, other)
+        resume(tmp_path / "run", other)
 
 
-def test_resuming_a_finished_run_changes_no_weights(small: Dataset, final_run: Path) -> None:
-    before = _weights(final_run)
-    resume(final_run, small)
-    assert _weights(final_run) == before
+def test_resuming_a_finished_run_gives_its_results_and_changes_nothing(
+    small: Dataset, final_run: Path
+) -> None:
+    before = {p.name: p.read_bytes() for p in final_run.iterdir()}
+    assert resume(final_run, small) == json.loads(before["results.json"])
+    assert {p.name: p.read_bytes() for p in final_run.iterdir()} == before
 
 
 def test_a_resume_file_of_another_network_is_refused(

@@ -44,9 +44,13 @@ def main() -> None:
     except KeyboardInterrupt:
         print("sprat: interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader has seen enough: `sprat predict … | head`
-        sys.stderr.close()
-        sys.exit(141)
+    except OSError as error:  # a full disk, a folder without rights
+        if isinstance(error, BrokenPipeError):  # the reader has seen enough: sprat predict … | head
+            sys.stderr.close()
+            sys.exit(141)
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"sprat: {error.strerror or error}{where}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _recipe_under_options(
@@ -231,24 +235,29 @@ def predict(
     if top < 1:
         raise SpratError(f"--top is {top}, expected at least 1")
 
+    from rich.console import Console
+
     from sprat.checkpoint import load_model
+    from sprat.display import judging_bar
     from sprat.predict import find_pictures, predict_pictures
 
     loaded = load_model(model)
     files = find_pictures(pictures)
     answers, unreadable = [], 0
-    for outcome in predict_pictures(loaded, files, top):
-        if isinstance(outcome, SpratError):
-            unreadable += 1
-            print(f"sprat: {outcome}", file=sys.stderr)
-        elif json_output:
-            answers.append(outcome)
-        else:
-            guesses = "   ".join(
-                f"{guess['class']} {100 * guess['probability']:.1f} %"
-                for guess in outcome["predictions"]
-            )
-            print(f"{outcome['file']}   {guesses}")
+    with judging_bar(Console(stderr=True), "looking at pictures", len(files)) as progress:
+        for outcome in predict_pictures(loaded, files, top):
+            progress(1)
+            if isinstance(outcome, SpratError):
+                unreadable += 1
+                print(f"sprat: {outcome}", file=sys.stderr)
+            elif json_output:
+                answers.append(outcome)
+            else:
+                guesses = "   ".join(
+                    f"{guess['class']} {100 * guess['probability']:.1f} %"
+                    for guess in outcome["predictions"]
+                )
+                print(f"{outcome['file']}   {guesses}")
     if json_output:
         print(json.dumps(answers))
     return 2 if unreadable else 0

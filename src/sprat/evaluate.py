@@ -24,7 +24,7 @@ def predict_probabilities(
     views: Sequence[View] = SINGLE,
     progress: Progress = lambda done: None,
 ) -> Tensor:
-    """Class probabilities N x K, float32, on the network's device: the mean over `views`.
+    """Class probabilities N x K, float32, on the CPU: the mean over `views`.
 
     Args:
         network: put into eval mode for the time it takes, its mode then restored.
@@ -45,13 +45,13 @@ def predict_probabilities(
         parts.append(torch.stack([x.float().softmax(1) for x in logits]).mean(0))
         progress(len(batch))
     network.train(was_training)
-    return torch.cat(parts)
+    return torch.cat(parts).cpu()
 
 
 def top1(probabilities: Tensor, targets: Tensor) -> float:
     """Share of images whose most probable class is the target."""
     hits = probabilities.argmax(1) == targets.to(probabilities.device)
-    return hits.double().mean().item()
+    return hits.sum().item() / len(hits)
 
 
 def judge(
@@ -70,7 +70,7 @@ def judge(
         for view in WITH_FLIP
     )
     with_flip = (single + mirrored) / 2
-    targets, classes = dataset.targets.to(single.device), len(dataset.classes)
+    targets, classes = dataset.targets.cpu(), len(dataset.classes)
     predictions = single.argmax(1)
     confusion = torch.bincount(targets * classes + predictions, minlength=classes**2)
     confusion = confusion.view(classes, classes)  # row: the truth, column: the prediction

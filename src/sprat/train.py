@@ -44,6 +44,7 @@ from sprat.results import (
     RESULTS_FILE,
     brief_fields,
     read_config,
+    read_json,
     write_config,
     write_json,
     write_metrics,
@@ -222,7 +223,7 @@ class Training:
         row = {
             "epoch": self.epoch,
             "step": self.step,
-            "loss": self.losses.double().mean().item(),
+            "loss": self.losses.cpu().double().mean().item(),
             "judged_on": judged_on,
             "top1": raw,
             "ema_top1": averaged,
@@ -382,10 +383,15 @@ def resume(
 ) -> dict[str, Any]:
     """Goes on with the run in the folder `run` from its last checkpoint, if it has one.
 
+    Of a finished run it gives the results and does nothing.
+
     Same arguments, result and errors as `train`. On the CPU with the same threads, the weights
     are bit for bit those of a run that was never interrupted.
     """
     config, _, _ = read_config(run)
+    if (run / RESULTS_FILE).exists():
+        finished: dict[str, Any] = read_json(run / RESULTS_FILE)
+        return finished
     training = Training(config, dataset, run)
     if (run / RESUME_FILE).exists():
         training.restore()
