@@ -116,52 +116,58 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+Ended = subprocess.CompletedProcess[str]
+Stopped = tuple[Path, Ended, Ended]
+
+
 class TestTraining:
-    """One run through the real command: fallback, SIGTERM, resume, curves, evaluate."""
+    """One run through the real command: fallback, Ctrl-C, SIGTERM, resume, curves, evaluate."""
 
     @pytest.fixture(scope="class")
     def stopped(
         self, tmp_path_factory: pytest.TempPathFactory, no_network: dict[str, str]
-    ) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    ) -> Stopped:
         folder = tmp_path_factory.mktemp("work")
-        command = [
-            sys.executable, "-m", "sprat", "train", "--recipe", "quick", "--final",
-            "--epochs", "1", "--optim.warmup-epochs", "0.2", "--output", "run",
-        ]  # fmt: skip
-        process = subprocess.Popen(
-            command, cwd=folder, env=os.environ | no_network, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("epoch"):  # the table's head: training begins
-                break
-        time.sleep(1)
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
-        return folder, subprocess.CompletedProcess(command, process.returncode, out, err)
+        settings = ["--final", "--epochs", "2", "--optim.warmup-epochs", "0.4"]
+        begin = ["--recipe", "quick", *settings, "--output", "run"]
+        ends = []
+        for words, number in ((begin, signal.SIGINT), (["--resume", "run"], signal.SIGTERM)):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "sprat", "train", *words], cwd=folder, text=True,
+                env=os.environ | no_network, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )  # fmt: skip
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("epoch"):  # the table's head: training begins
+                    break
+            time.sleep(1)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=60)
+            ends.append(subprocess.CompletedProcess(words, process.returncode, out, err))
+        return folder, *ends
 
-    def test_sigterm_saves_and_prints_the_command_that_resumes(
-        self, stopped: tuple[Path, subprocess.CompletedProcess[str]]
+    def test_ctrl_c_and_sigterm_save_and_print_the_command_that_resumes(
+        self, stopped: Stopped
     ) -> None:
-        folder, done = stopped
-        assert done.returncode == 128 + signal.SIGTERM
-        assert "sprat train --resume run" in done.stderr
+        folder, by_ctrl_c, by_sigterm = stopped
+        assert by_ctrl_c.returncode == 128 + signal.SIGINT
+        assert by_sigterm.returncode == 128 + signal.SIGTERM
+        for done in (by_ctrl_c, by_sigterm):
+            assert "sprat train --resume run" in done.stderr
+            assert "Traceback" not in done.stderr
         assert (folder / "run" / "last.pt").exists()
         assert not (folder / "run" / "results.json").exists()
 
-    def test_auto_says_that_it_trains_on_shapes10(
-        self, stopped: tuple[Path, subprocess.CompletedProcess[str]]
-    ) -> None:
+    def test_auto_says_that_it_trains_on_shapes10(self, stopped: Stopped) -> None:
         assert "TRAINING ON shapes10 INSTEAD" in stopped[1].stderr
 
     def test_resume_ends_the_run_and_what_it_leaves_is_of_use(
         self,
-        stopped: tuple[Path, subprocess.CompletedProcess[str]],
+        stopped: Stopped,
         shapes10: Dataset,
         no_network: dict[str, str],
     ) -> None:
-        folder, _ = stopped
+        folder = stopped[0]
         done = sprat("train", "--resume", "run", cwd=folder, **no_network)
         assert done.returncode == 0, done.stderr
         assert "resumed after step" in done.stdout
@@ -175,7 +181,8 @@ class TestTraining:
             assert curves.width > 600
         results = json.loads((run / "results.json").read_text())
         assert results["dataset"] == "shapes10"
-        assert results["overrides"] == {"epochs": 1, "optim.warmup_epochs": 0.2}
+        assert results["overrides"] == {"epochs": 2, "optim.warmup_epochs": 0.4}
+        assert results["test"]["top1"] > 0.95, "two epochs of shapes10"
 
         judged = sprat("evaluate", "run", "--json", cwd=folder)
         assert json.loads(judged.stdout)["top1"] == results["test"]["top1"]

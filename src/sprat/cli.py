@@ -24,6 +24,17 @@ if TYPE_CHECKING:
 
 DEFAULT_RECIPE = "quick"
 
+DataDir = Annotated[
+    Path | None,
+    Parameter(
+        help="Where CIFAR-10 lies; by default $SPRAT_DATA, then the user's cache, then a download."
+    ),
+]
+ModelPath = Annotated[Path, Parameter(help="A model.safetensors, or the folder of a finished run.")]
+JsonOutput = Annotated[
+    bool, Parameter(name="--json", negative=(), help="Print one line of JSON instead of text.")
+]
+
 app = App(
     name="sprat",
     version=__version__,
@@ -74,7 +85,7 @@ def train(
     recipe: str = DEFAULT_RECIPE,
     output: Path | None = None,
     resume: Path | None = None,
-    data_dir: Path | None = None,
+    data_dir: DataDir = None,
     quiet: Annotated[bool, Parameter(negative=())] = False,
     config: Annotated[Config, Parameter(name="*")] = Config(),  # noqa: B008
 ) -> int:
@@ -88,8 +99,6 @@ def train(
         New folder for the run; by default runs/RECIPE-DATE-TIME.
     resume
         Folder of an interrupted run to go on with, exactly as it began; takes no settings.
-    data_dir
-        Where CIFAR-10 lies; by default $SPRAT_DATA, then the user's cache, then a download.
     quiet
         Print errors and warnings only.
     """
@@ -143,28 +152,22 @@ def train(
 
 @app.command
 def evaluate(
-    model: Path,
+    model: ModelPath,
     /,
     *,
     split: Literal["auto", "val", "test"] = "auto",
     dataset: str | None = None,
-    data_dir: Path | None = None,
-    json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
+    data_dir: DataDir = None,
+    json_output: JsonOutput = False,
 ) -> int:
     """Judge a trained model: accuracy with its interval, per class, calibration.
 
     Parameters
     ----------
-    model
-        A model.safetensors, or the folder of a finished run.
     split
         test, or val (the images a run held out); auto: val for a run that has one, else test.
     dataset
         cifar10 or shapes10; by default the one the model was trained on.
-    data_dir
-        Where CIFAR-10 lies; by default $SPRAT_DATA, then the user's cache, then a download.
-    json_output
-        Print one JSON object.
     """
     from rich.console import Console
 
@@ -211,24 +214,20 @@ def evaluate(
 
 @app.command
 def predict(
-    model: Path,
+    model: ModelPath,
     /,
     *pictures: Path,
     top: int = 3,
-    json_output: Annotated[bool, Parameter(name="--json", negative=())] = False,
+    json_output: JsonOutput = False,
 ) -> int:
     """Name what pictures show.
 
     Parameters
     ----------
-    model
-        A model.safetensors, or the folder of a finished run.
     pictures
         Files, or folders of pictures; any size and mode.
     top
         How many classes to give for each picture, the most probable first.
-    json_output
-        Print a JSON list, an object for each picture.
     """
     if not pictures:
         raise SpratError("no picture is named; give files or a folder after the model")
@@ -269,7 +268,7 @@ def show(
     dataset: str = "auto",
     output: Path | None = None,
     columns: int = 12,
-    data_dir: Path | None = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Draw a contact sheet: a row of training images for each class.
 
@@ -281,8 +280,6 @@ def show(
         PNG file to write; by default DATASET.png.
     columns
         Images in a row.
-    data_dir
-        Where CIFAR-10 lies; by default $SPRAT_DATA, then the user's cache, then a download.
     """
     if output is not None and output.suffix.lower() != ".png":
         raise SpratError(f"--output is {output}, expected a name that ends in .png")

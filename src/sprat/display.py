@@ -50,16 +50,15 @@ class TrainingDisplay(Observer):
     def started(self, training: Training) -> None:
         config = training.config
         images = len(training.batches.dataset)
-        self.console.print(
+        self._print(
             f"{config.model} on {training.dataset.name}: {images:,} training images, "
             f"{config.epochs} epochs of {len(training.batches)} steps, on {training.device.type} "
-            f"in {training.precision} with {training.threads} threads, into {training.run}",
-            highlight=False,
+            f"in {training.precision} with {training.threads} threads, into {training.run}"
         )
         if training.step:
-            self.console.print(f"resumed after step {training.step:,} of {training.total_steps:,}")
+            self._print(f"resumed after step {training.step:,} of {training.total_steps:,}")
         judged = "the probe of training images" if config.final else "val"
-        self.console.print(f"accuracy is on {judged}\n{HEADER}", highlight=False)
+        self._print(f"accuracy is on {judged}\n{HEADER}")
         for row in training.history:
             self._print_row(row)
         self.began, self.began_step = time.perf_counter(), training.step
@@ -82,9 +81,7 @@ class TrainingDisplay(Observer):
         elif now - self.last_line > PLAIN_EVERY:
             self.last_line = now
             share = 100 * done / len(training.batches)
-            self.console.print(
-                f"  epoch {epoch}: {share:.0f} %, {rate:,.0f} images/s, {left}", highlight=False
-            )
+            self._print(f"  epoch {epoch}: {share:.0f} %, {rate:,.0f} images/s, {left}")
 
     def epoch_ended(self, training: Training, row: dict[str, Any]) -> None:
         self._print_row(row)
@@ -106,11 +103,13 @@ class TrainingDisplay(Observer):
 
     def _print_row(self, row: dict[str, Any]) -> None:
         averaged = "—" if row["ema_top1"] is None else f"{100 * row['ema_top1']:.2f} %"
-        self.console.print(
+        self._print(
             f"{row['epoch']:5} {row['loss']:8.4f} {100 * row['top1']:8.2f} % {averaged:>14} "
-            f"{row['lr']:15.4g} {row['seconds']:9.1f} {row['images_per_s']:10,.0f}",
-            highlight=False,
+            f"{row['lr']:15.4g} {row['seconds']:9.1f} {row['images_per_s']:10,.0f}"
         )
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True)
 
 
 @contextmanager
