@@ -35,17 +35,18 @@ class TrainingDisplay(Observer):
             TextColumn("{task.fields[left]}"),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
         )
         self.task: TaskID | None = None
         self.judging_task: TaskID | None = None
 
     def __enter__(self) -> "TrainingDisplay":
-        self.progress.start()
+        if self.console.is_terminal:  # elsewhere rich would print an empty line at its end
+            self.progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.progress.stop()
+        if self.console.is_terminal:
+            self.progress.stop()
 
     def started(self, training: Training) -> None:
         config = training.config
@@ -115,58 +116,65 @@ class TrainingDisplay(Observer):
 @contextmanager
 def judging_bar(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar for an evaluation; gives the function to tell how many more images are done."""
-    with Progress(
+    bar = Progress(
         TextColumn(what),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
-    ) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda images: progress.advance(task, images)
+    )
+    task = bar.add_task(what, total=total)
+    with _shown(bar):
+        yield lambda images: bar.advance(task, images)
 
 
 @contextmanager
 def loading(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
-    """A spinner while data loads, a bar once there is a download to tell of."""
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
+    """A spinner while data loads; gives the function to tell a download's bytes so far and in
+    all, which turns it into a bar."""
+    spinner = Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), console=console, transient=True
+    )
+    spinner.add_task(what, total=None)
+    download = Progress(
+        TextColumn("fetching"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
-    ) as spinner:
-        spinner.add_task(what, total=None)
-        download = Progress(
-            TextColumn("fetching"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
-        task: TaskID | None = None
-        last_line = time.perf_counter()
+    )
+    task = download.add_task("fetching", total=None)
+    last_line = time.perf_counter()
 
-        def told(done: int, total: int) -> None:
-            nonlocal task, last_line
-            if console.is_terminal:
-                if task is None:
-                    spinner.stop()
-                    download.start()
-                    task = download.add_task("fetching", total=total or None)
-                download.update(task, completed=done)
-            elif time.perf_counter() - last_line > PLAIN_EVERY:
-                last_line = time.perf_counter()
-                console.print(f"  fetched {done:,} of {total:,} bytes", highlight=False)
+    def told(done: int, total: int) -> None:
+        nonlocal last_line
+        download.update(task, completed=done, total=total or None)
+        if console.is_terminal:
+            spinner.stop()
+            download.start()
+        elif time.perf_counter() - last_line > PLAIN_EVERY:
+            last_line = time.perf_counter()
+            console.print(f"  fetched {done:,} of {total:,} bytes", highlight=False)
 
+    with _shown(spinner):
         try:
             yield told
         finally:
-            download.stop()
+            if download.live.is_started:
+                download.stop()
+
+
+@contextmanager
+def _shown(bar: Progress) -> Iterator[None]:
+    """Starts and stops a bar, on a terminal only: elsewhere rich would print an empty line."""
+    if not bar.console.is_terminal:
+        yield
+        return
+    with bar:
+        yield
 
 
 def _duration(seconds: float) -> str:

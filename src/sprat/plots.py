@@ -70,7 +70,7 @@ def draw_contact_sheet(dataset: ImageSet, title: str, path: Path, columns: int =
         rows.append(torch.cat(list(row), dim=2))
     sheet = torch.cat(rows, dim=1).permute(1, 2, 0).numpy()
 
-    figure = Figure(figsize=(columns * 0.62 + 1.2, len(rows) * 0.62 + 0.5), layout="constrained")
+    figure = Figure(figsize=(columns * 0.62 + 1.2, len(rows) * 0.62 + 0.5))
     axes = figure.subplots()
     axes.imshow(sheet, interpolation="nearest")
     axes.set_title(title)
@@ -80,7 +80,7 @@ def draw_contact_sheet(dataset: ImageSet, title: str, path: Path, columns: int =
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     with replacing(path) as beside:
-        figure.savefig(beside, dpi=130)
+        figure.savefig(beside, dpi=130, bbox_inches="tight")
     return path
 
 
