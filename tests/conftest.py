@@ -12,6 +12,7 @@ from sprat.data import Dataset, cifar10, load_dataset
 
 SMALL = Config(
     dataset="shapes10",
+    device="cpu",
     epochs=3,
     batch_size=32,
     dropout=0.2,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -37,6 +38,10 @@ def no_network(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
+# a kind of GPU that this machine has not
+NO_GPU = "cuda" if sys.platform == "darwin" else "mps"
+
+
 class TestHelp:
     def test_needs_no_torch(self) -> None:
         for words in (["--help"], ["train", "--help"], ["predict", "--help"]):
@@ -67,9 +72,12 @@ class TestHelp:
         (["train", "--dataset", "shapes10", "--model", "resnet"], "there is no model 'resnet'"),
         (["train", "--dataset", "shapes10", "--batch-size", "20000"], "batch_size is 20000"),
         (["train", "--resume", "nowhere"], "there is no nowhere/config.json"),
-        (["train", "--resume", "nowhere", "--epochs", "3"], "leave other settings out"),
-        (["train", "--dataset", "shapes10", "--device", "mps"], "use --device auto"),
-        (["train", "--dataset", "shapes10", "--precision", "fp16"], "needs a GPU"),
+        (["train", "--resume", "nowhere", "--seed", "3"], "leave other settings out"),
+        (["train", "--dataset", "shapes10", "--device", NO_GPU], "use --device auto"),
+        (
+            ["train", "--dataset", "shapes10", "--device", "cpu", "--precision", "fp16"],
+            "needs a GPU",
+        ),
         (["evaluate", "nowhere"], "there is no model at nowhere"),
         (["predict", "nowhere", "x.png"], "there is no model at nowhere"),
         (["predict", "nowhere"], "no picture is named"),
@@ -120,31 +128,30 @@ Ended = subprocess.CompletedProcess[str]
 Stopped = tuple[Path, Ended, Ended]
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory, no_network: dict[str, str]) -> Stopped:
+    folder = tmp_path_factory.mktemp("work")
+    settings = ["--device", "cpu", "--final", "--epochs", "2", "--optim.warmup-epochs", "0.4"]
+    begin = ["--recipe", "quick", *settings, "--output", "run"]
+    ends = []
+    for words, number in ((begin, signal.SIGINT), (["--resume", "run"], signal.SIGTERM)):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sprat", "train", *words], cwd=folder, text=True,
+            env=os.environ | no_network, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("epoch"):  # the table's head: training begins
+                break
+        time.sleep(1)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        ends.append(subprocess.CompletedProcess(words, process.returncode, out, err))
+    return folder, *ends
+
+
 class TestTraining:
     """One run through the real command: fallback, Ctrl-C, SIGTERM, resume, curves, evaluate."""
-
-    @pytest.fixture(scope="class")
-    def stopped(
-        self, tmp_path_factory: pytest.TempPathFactory, no_network: dict[str, str]
-    ) -> Stopped:
-        folder = tmp_path_factory.mktemp("work")
-        settings = ["--final", "--epochs", "2", "--optim.warmup-epochs", "0.4"]
-        begin = ["--recipe", "quick", *settings, "--output", "run"]
-        ends = []
-        for words, number in ((begin, signal.SIGINT), (["--resume", "run"], signal.SIGTERM)):
-            process = subprocess.Popen(
-                [sys.executable, "-m", "sprat", "train", *words], cwd=folder, text=True,
-                env=os.environ | no_network, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            )  # fmt: skip
-            assert process.stdout is not None
-            for line in process.stdout:
-                if line.startswith("epoch"):  # the table's head: training begins
-                    break
-            time.sleep(1)
-            process.send_signal(number)
-            out, err = process.communicate(timeout=60)
-            ends.append(subprocess.CompletedProcess(words, process.returncode, out, err))
-        return folder, *ends
 
     def test_ctrl_c_and_sigterm_save_and_print_the_command_that_resumes(
         self, stopped: Stopped
@@ -184,7 +191,7 @@ class TestTraining:
         assert results["overrides"] == {"epochs": 2, "optim.warmup_epochs": 0.4}
         assert results["test"]["top1"] > 0.95, "two epochs of shapes10"
 
-        judged = sprat("evaluate", "run", "--json", cwd=folder)
+        judged = sprat("evaluate", "run", "--json", "--device", "cpu", cwd=folder)
         assert json.loads(judged.stdout)["top1"] == results["test"]["top1"]
         assert json.loads(judged.stdout)["split"] == "test"
         refused = sprat("evaluate", "run", "--split", "val", cwd=folder)
@@ -248,6 +255,24 @@ class TestPredict:
         for name in ("b.png", "c.png"):
             assert f"{name} cannot be read as a picture" in done.stderr
         assert "Traceback" not in done.stderr
+
+    def test_what_is_redirected_from_a_terminal_reaches_the_file(
+        self, small_run: Path, tmp_path: Path
+    ) -> None:
+        """The bar on the terminal must not swallow what is printed meanwhile."""
+        Image.new("RGB", (9, 9), "red").save(tmp_path / "a.png")
+        terminal, its_other_end = pty.openpty()
+        with (tmp_path / "out.txt").open("w") as out:
+            subprocess.run(
+                [sys.executable, "-m", "sprat", "predict", str(small_run), str(tmp_path / "a.png")],
+                stdout=out,
+                stderr=its_other_end,
+                env=os.environ | {"TERM": "xterm"},
+                check=True,
+            )
+        os.close(its_other_end)
+        os.close(terminal)
+        assert (tmp_path / "out.txt").read_text().count("%") == 3
 
     def test_missing_files_and_empty_folders_are_told(
         self, small_run: Path, tmp_path: Path

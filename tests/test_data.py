@@ -4,6 +4,8 @@ import functools
 import http.server
 import io
 import pickle
+import random
+import socket
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -172,6 +174,24 @@ class TestCIFAR10Files:
         with pytest.raises(SpratError, match="lacks data_batch_1"):
             cifar10.load(archive)
 
+    def test_an_archive_damaged_anywhere_is_refused_or_read_whole(self, made: Path) -> None:
+        archive = _archive(made)
+        content, rng = archive.read_bytes(), random.Random(0)
+        whole = cifar10.load(archive)
+        refused = 0
+        for _ in range(60):
+            damaged = bytearray(content)
+            for _ in range(20):
+                damaged[rng.randrange(len(content))] ^= 0xFF
+            archive.write_bytes(damaged)
+            try:
+                read = cifar10.load(archive)
+            except SpratError:
+                refused += 1
+                continue
+            assert all(torch.equal(a.images, b.images) for a, b in zip(read, whole, strict=True))
+        assert refused > 50
+
     def test_an_explicit_folder_is_the_only_place(
         self, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -208,6 +228,24 @@ class TestDownload:
             with pytest.raises(SpratError, match=r"could not be fetched.*--data-dir or SPRAT_DATA"):
                 cifar10.download(tmp_path / "new", url=url)
         assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_host_that_breaks_off_is_told_and_nothing_is_left(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/x"
+        with pytest.raises(SpratError, match="broke off after 4 of 1,000 bytes"):
+            cifar10.download(tmp_path / "new", url=url)
+        thread.join()
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 @pytest.fixture

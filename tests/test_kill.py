@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sprat.checkpoint import load_model, load_resume
+from sprat.results import read_metrics
 
 SCRIPT = Path(__file__).with_name("small_run.py")
 
@@ -36,6 +37,7 @@ def _kill_when_writing(process: subprocess.Popen[str], run: Path) -> bool:
             process.kill()
             process.wait()
             return True
+        time.sleep(0.0005)  # leave the core to the run
     return False
 
 
@@ -44,35 +46,40 @@ def _weights(run: Path) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in state.items()}
 
 
+def _kill_after(process: subprocess.Popen[str], steps: int) -> None:
+    assert process.stdout is not None
+    for _ in range(steps):
+        assert process.stdout.readline() == "step\n"
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
 @pytest.fixture(scope="module")
-def untouched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """A run that was left alone, and the seconds it took to train."""
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was left alone: three epochs of twelve steps."""
     run = tmp_path_factory.mktemp("untouched") / "run"
-    process = _start(run)
-    began = time.monotonic()
-    process.communicate(timeout=120)
-    assert process.returncode == 0
-    return run, time.monotonic() - began
+    _finish(run)
+    return run
 
 
-def test_killed_at_random_moments(untouched: tuple[Path, float], tmp_path: Path) -> None:
-    expected, seconds = untouched
+def test_killed_at_random_moments(untouched: Path, tmp_path: Path) -> None:
     rng = random.Random(20_070_326)
     run = tmp_path / "run"
-    for _ in range(4):
-        process = _start(run)
-        time.sleep(rng.uniform(0.1, 0.9) * seconds)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+    _kill_after(_start(run), rng.randint(1, 11))
+    assert not (run / "last.pt").exists()
+    _kill_after(_start(run), rng.randint(13, 23))
+    assert load_resume(run / "last.pt")["epoch"] == 1
+    _kill_after(_start(run), rng.randint(1, 11))
+    _kill_after(_start(run), rng.randint(13, 23))
+    assert load_resume(run / "last.pt")["epoch"] == 2
     _finish(run)
-    assert _weights(run) == _weights(expected)
-    metrics = [(p / "metrics.jsonl").read_text().count("\n") for p in (run, expected)]
-    assert metrics[0] == metrics[1]
+    assert _weights(run) == _weights(untouched)
+    rows, expected = read_metrics(run), read_metrics(untouched)
+    assert [row["loss"] for row in rows] == [row["loss"] for row in expected]
 
 
-def test_killed_while_a_checkpoint_is_written(
-    untouched: tuple[Path, float], tmp_path: Path
-) -> None:
+def test_killed_while_a_checkpoint_is_written(untouched: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     kills = 0
     for _ in range(3):
@@ -84,4 +91,4 @@ def test_killed_while_a_checkpoint_is_written(
             load_resume(run / "last.pt")  # whole, never half
     assert kills, "no checkpoint was caught in the writing"
     _finish(run)
-    assert _weights(run) == _weights(untouched[0])
+    assert _weights(run) == _weights(untouched)

@@ -23,6 +23,17 @@ def test_16_bit_grey_keeps_its_greys(tmp_path: Path) -> None:
     assert (read_picture(tmp_path / "x.png", 32) == 30000 >> 8).all()
 
 
+@pytest.mark.parametrize(
+    ("mode", "value", "expected"),
+    [("I", 200, 200), ("I", 60_000, 233), ("F", 0.9, 229), ("F", 200, 200), ("F", 60_000, 233)],
+)
+def test_wide_greys_are_read_in_the_narrowest_usual_range(
+    tmp_path: Path, mode: str, value: float, expected: int
+) -> None:
+    Image.new(mode, (32, 32), value).save(tmp_path / "x.tif")
+    assert (read_picture(tmp_path / "x.tif", 32) == expected).all()
+
+
 def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
     Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(tmp_path / "x.png")
     assert (read_picture(tmp_path / "x.png", 32) == 255).all()

@@ -1,5 +1,6 @@
 """The README says what is so: its figures, its files, its commands."""
 
+import importlib.util
 import json
 import re
 import shlex
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sprat.results import read_json
+from sprat.config import Config, load_recipe, overrides
+from sprat.results import read_config, read_json, read_metrics
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -44,6 +46,11 @@ class TestEverySummary:
         for file in path.parent.glob("seed-*/results.json"):
             results = read_json(file)
             assert results["overrides"] == {}
+            assert results["git"]["dirty"] is False
+            config, recipe, _ = read_config(file.parent)
+            assert overrides(config, load_recipe(recipe)).keys() <= {"precision"}
+            if load_recipe(recipe).precision != "auto":
+                assert config.precision == load_recipe(recipe).precision
             assert results["final"] is True
             assert results["test"]["n"] == 10_000
             assert file.parent.name == f"seed-{results['seed']}"
@@ -58,7 +65,7 @@ class TestEverySummary:
         for cell, figure in ((cells[3], summary["top1"]), (cells[4], summary["tta_top1"])):
             spread = f"{100 * figure['mean']:.2f} ± {100 * figure['std']:.2f} %"
             assert cell == f"{spread} (n = {figure['n']})"
-        assert cells[5] == f"{summary['seconds']['mean'] / 60:.0f} minutes"
+        assert cells[5] == f"{summary['seconds']['median'] / 60:.0f} minutes"
 
     def test_is_what_its_recipe_promises(self, path: Path) -> None:
         from sprat.config import recipe_path
@@ -70,8 +77,26 @@ class TestEverySummary:
         assert expected in header
 
 
+def test_what_the_readme_says_make_train_prints_was_printed_for_seed_0() -> None:
+    block = README.split("where the model lies:")[1].split("```")[1]
+    run = RESULTS / "quick" / "seed-0"
+    test = read_json(run / "results.json")["test"]
+    assert f"{100 * test['top1']:.2f} %  (95 % interval" in block
+    assert f"{100 * test['tta_top1']:.2f} %" in block
+    for name, share in test["per_class"].items():
+        assert re.search(rf"^ +{name} +{100 * share:.2f} %  █+$", block, re.MULTILINE), name
+    rows = {row["epoch"]: row for row in read_metrics(run)}
+    shown = re.findall(r"^ +(\d+) +([\d.]+) +([\d.]+) % +([\d.]+) %", block, re.MULTILINE)
+    assert len(shown) > 2
+    for epoch, *figures in shown:
+        row = rows[int(epoch)]
+        assert figures == [
+            f"{row['loss']:.4f}", f"{100 * row['top1']:.2f}", f"{100 * row['ema_top1']:.2f}"
+        ]  # fmt: skip
+
+
 def test_the_average_of_the_weights_is_as_measured() -> None:
-    measured = json.loads((RESULTS / "ema_batchnorm.json").read_text())
+    measured = json.loads((RESULTS / "ema_batchnorm.json").read_text())["rows"]
     by_key = {(m["epoch"], m["decay"], m["warmup"], m["statistics"]): m for m in measured}
     section = README.split("## The average of the weights")[1].split("\n## ")[0]
     rows = [row for row in _rows(section) if row[0].isdigit()]
@@ -89,22 +114,38 @@ def test_the_average_of_the_weights_is_as_measured() -> None:
 
 def test_the_kept_way_is_never_below_the_raw_weights() -> None:
     """By more than two standard errors of the paired difference, at decay 0.99 and above."""
-    measured = json.loads((RESULTS / "ema_batchnorm.json").read_text())
+    measured = json.loads((RESULTS / "ema_batchnorm.json").read_text())["rows"]
     kept = [m for m in measured if m["warmup"] and m["statistics"] == "plain"]
     assert {m["decay"] for m in kept} >= {0.99, 0.999}
     for m in kept:
         assert m["difference"] >= -2 * m["paired_standard_error"], m
 
 
-def test_the_tree_names_every_file() -> None:
-    tree = README.split("## The files")[1].split("```")[1]
-    for path in sorted((ROOT / "src").rglob("*.py")) + sorted((ROOT / "benchmarks").glob("*.py")):
-        if path.parent.name == "sprat" and path.stem.startswith("__"):
-            continue
-        assert re.search(rf"^ *{re.escape(path.name)} +\S", tree, re.MULTILINE), path
-    for line in tree.strip().splitlines():
-        name = line.split()[0].rstrip("/")
-        assert list(ROOT.glob(f"**/{name}")), f"the tree names {name}, which is not there"
+def _tree() -> dict[Path, str]:
+    """Paths that the README's tree names, by its indentation, with what it says of each."""
+    found: dict[Path, str] = {}
+    folders: list[tuple[int, Path]] = [(-1, Path())]
+    for line in README.split("## The files")[1].split("```")[1].strip("\n").splitlines():
+        indent = len(line) - len(line.lstrip())
+        name, _, meaning = line.strip().partition(" ")
+        while folders[-1][0] >= indent:
+            folders.pop()
+        path = folders[-1][1] / name
+        found[path] = meaning.strip()
+        if name.endswith("/"):
+            folders.append((indent, path))
+    return found
+
+
+def test_the_tree_names_every_file_and_only_files_there_are() -> None:
+    tree = _tree()
+    for path, meaning in tree.items():
+        assert (ROOT / path).exists(), f"the tree names {path}, which is not there"
+        assert meaning or (ROOT / path).is_dir()
+    files = [*(ROOT / "src").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py")]
+    for file in files:
+        if file.read_text() and not (file.parent.name == "sprat" and file.stem.startswith("__")):
+            assert file.relative_to(ROOT) in tree, file
 
 
 def _commands() -> list[str]:
@@ -136,3 +177,16 @@ def test_make_does_what_the_plain_commands_do() -> None:
 def test_ci_calls_the_readmes_test_command() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text()
     assert "make test" in _commands()
+
+
+def test_the_committed_measurement_is_what_its_script_would_run() -> None:
+    path = ROOT / "benchmarks" / "ema_batchnorm.py"
+    spec = importlib.util.spec_from_file_location("ema_batchnorm", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    measured = read_json(RESULTS / "ema_batchnorm.json")
+    config = Config.from_dict(measured["config"])
+    assert overrides(config, script.CONFIG).keys() <= {"precision"}
+    assert {row["epoch"] for row in measured["rows"]} == {*script.POINTS, config.epochs}

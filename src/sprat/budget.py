@@ -21,7 +21,7 @@ def receptive_field(network: nn.Module, side: int = 256) -> int:
         network: has a method `features` that maps images to the map before pooling.
         side: of the probing image; more than twice the receptive field.
     """
-    probe = copy.deepcopy(network).double().eval()
+    probe = copy.deepcopy(network).cpu().double().eval()  # a GPU of Apple has no float64
     with torch.no_grad():
         for parameter in probe.parameters():
             parameter.fill_(1 / max(1, parameter[0].numel() if parameter.ndim > 1 else 1))

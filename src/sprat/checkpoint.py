@@ -1,7 +1,6 @@
 """Weights that carry their meaning, and the file a run resumes from. Neither can execute."""
 
 import json
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +83,9 @@ def load_model(path: Path) -> Model:
             side=meta["side"],
             about=meta["about"],
         )
-    except (KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+    except SpratError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise SpratError(f"{path} is damaged: its weights and metadata do not fit: {error}") from (
             error
         )
@@ -103,12 +104,11 @@ def load_resume(path: Path) -> dict[str, Any]:
         SpratError: there is none, or it is damaged.
     """
     if not path.is_file():
-        raise SpratError(
-            f"there is no {path}: the run has not finished an epoch yet or is not a run; "
-            "start it again"
-        )
+        raise SpratError(f"there is no {path}; is {path.parent} the folder of a run?")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise SpratError(f"{path} is damaged or not sprat's: {error}") from error
+    except Exception as error:  # a damaged file raises anything
+        raise SpratError(f"{path} is damaged or not sprat's ({error}); start the run anew") from (
+            error
+        )
     return state

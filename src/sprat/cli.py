@@ -1,7 +1,9 @@
 """The command line. Commands are thin, and import what is heavy only when they run."""
 
 import contextlib
+import io
 import json
+import shlex
 import signal
 import sys
 import time
@@ -47,8 +49,11 @@ app.command(data)
 
 def main() -> None:
     """Runs a command; a user's mistake ends it with one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a bar of blocks must not fail in cp1252
+            stream.reconfigure(errors="replace")
     try:
-        app(result_action="return_int_as_exit_code_else_zero")
+        sys.exit(app(result_action="return_int_as_exit_code_else_zero"))
     except SpratError as error:
         print(f"sprat: {error}", file=sys.stderr)
         sys.exit(2)
@@ -118,11 +123,12 @@ def train(
     from sprat.plots import draw_curves
 
     console = Console(quiet=quiet)
-    name = Path(recipe).stem
-    run = resume or output or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    started = time.strftime("%Y%m%d-%H%M%S")
+    name = f"{Path(recipe).stem}-seed{config.seed}-{started}"
+    run = resume or output or Path("runs") / name
     dataset = _load(console, config.dataset, data_dir)
-    with _stop_on_signal() as stop, TrainingDisplay(console) as display:
-        try:
+    try:
+        with _stop_on_signal() as stop, TrainingDisplay(console) as display:
             if resume:
                 results = sprat.train.resume(
                     run, dataset, observer=display, should_stop=stop.was_asked
@@ -132,19 +138,17 @@ def train(
                     config,
                     dataset,
                     run,
-                    recipe=name,
+                    recipe=recipe,
                     overrides=changed,
                     observer=display,
                     should_stop=stop.was_asked,
                 )
-        except sprat.train.Interrupted:
-            assert stop.signal is not None
-            hint = f" --data-dir {data_dir}" if data_dir else ""
-            print(
-                f"sprat: stopped and saved; go on with\n  sprat train --resume {run}{hint}",
-                file=sys.stderr,
-            )
-            return 128 + stop.signal
+    except sprat.train.Interrupted:
+        assert stop.signal is not None
+        command = ["sprat", "train", "--resume", str(run)]
+        command += ["--data-dir", str(data_dir)] if data_dir else []
+        print(f"sprat: stopped and saved; go on with\n  {shlex.join(command)}", file=sys.stderr)
+        return 128 + stop.signal
     draw_curves(run)
     _print_outcome(console, results, run)
     return 0
@@ -158,6 +162,8 @@ def evaluate(
     split: Literal["auto", "val", "test"] = "auto",
     dataset: str | None = None,
     data_dir: DataDir = None,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    threads: int = 0,
     json_output: JsonOutput = False,
 ) -> int:
     """Judge a trained model: accuracy with its interval, per class, calibration.
@@ -168,6 +174,10 @@ def evaluate(
         test, or val (the images a run held out); auto: val for a run that has one, else test.
     dataset
         cifar10 or shapes10; by default the one the model was trained on.
+    device
+        Where to judge; auto takes the first there is of cuda, mps, cpu.
+    threads
+        CPU threads; 0: one per core.
     """
     from rich.console import Console
 
@@ -175,10 +185,11 @@ def evaluate(
     from sprat.display import judging_bar
     from sprat.evaluate import judge
     from sprat.results import read_config
-    from sprat.runtime import keep_freed_memory
+    from sprat.runtime import choose_device, keep_freed_memory, set_threads
     from sprat.train import split_off_val
 
     keep_freed_memory()
+    set_threads(threads)
     loaded = load_model(model)
     config = read_config(model)[0] if model.is_dir() else None
     held_out_exists = config is not None and not config.final
@@ -190,7 +201,7 @@ def evaluate(
             "use --split test"
         )
     console = Console(stderr=json_output)
-    source = _load(console, dataset or loaded.about["dataset"], data_dir)
+    source = _load(console, dataset or loaded.about.get("dataset", "auto"), data_dir)
     if loaded.classes != source.train.classes:
         raise SpratError(
             f"{model} tells apart {', '.join(loaded.classes)}, but {source.name} holds "
@@ -199,10 +210,16 @@ def evaluate(
     judged = source.test
     if split == "val":
         assert config is not None
+        if loaded.about.get("dataset_md5") != source.md5:
+            raise SpratError(
+                f"{model} was trained on other images than this {source.name}, so its val is not "
+                "in there; give the data it was trained on, or use --split test"
+            )
         _, held_out = split_off_val(source.train, config)
         judged = source.train.subset(held_out)
     with judging_bar(console, f"judging {split}", 2 * len(judged)) as progress:
-        judgement = judge(loaded.network, judged, loaded.normalization, progress)
+        network = loaded.network.to(choose_device(device))
+        judgement = judge(network, judged, loaded.normalization, progress)
     named = {"model": loaded.name, "dataset": source.name, "split": split} | judgement
     if json_output:
         print(json.dumps(named))
@@ -243,7 +260,10 @@ def predict(
     loaded = load_model(model)
     files = find_pictures(pictures)
     answers, unreadable = [], 0
-    with judging_bar(Console(stderr=True), "looking at pictures", len(files)) as progress:
+    # lines of text on a terminal are progress enough, and a bar would tear them
+    tearing = sys.stdout.isatty() and not json_output
+    bar_console = Console(stderr=True, quiet=tearing)
+    with judging_bar(bar_console, "looking at pictures", len(files)) as progress:
         for outcome in predict_pictures(loaded, files, top):
             progress(1)
             if isinstance(outcome, SpratError):
@@ -302,11 +322,13 @@ def _load(console: "Console", name: str, data_dir: Path | None) -> "Dataset":
     from sprat.data import load_dataset
     from sprat.display import loading
 
-    def say(text: str) -> None:
-        print(f"sprat: {text}", file=sys.stderr)
-
-    with loading(console, f"loading the dataset ({name})") as progress:
-        return load_dataset(name, data_dir, say, progress)
+    said: list[str] = []  # told when the spinner is gone, which would tear it
+    try:
+        with loading(console, f"loading the dataset ({name})") as progress:
+            return load_dataset(name, data_dir, said.append, progress)
+    finally:
+        for text in said:
+            print(f"sprat: {text}", file=sys.stderr)
 
 
 class _Stop:

@@ -54,7 +54,7 @@ class TrainingDisplay(Observer):
         self._print(
             f"{config.model} on {training.dataset.name}: {images:,} training images, "
             f"{config.epochs} epochs of {len(training.batches)} steps, on {training.device.type} "
-            f"in {training.precision} with {training.threads} threads, into {training.run}"
+            f"in {config.precision} with {config.threads} threads, into {training.run}"
         )
         if training.step:
             self._print(f"resumed after step {training.step:,} of {training.total_steps:,}")
@@ -123,6 +123,8 @@ def judging_bar(console: Console, what: str, total: int) -> Iterator[Callable[[i
         TimeRemainingColumn(),
         console=console,
         transient=True,
+        redirect_stdout=False,  # what is printed meanwhile goes where it was sent
+        redirect_stderr=False,
     )
     task = bar.add_task(what, total=total)
     with _shown(bar):
@@ -134,7 +136,12 @@ def loading(console: Console, what: str) -> Iterator[Callable[[int, int], None]]
     """A spinner while data loads; gives the function to tell a download's bytes so far and in
     all, which turns it into a bar."""
     spinner = Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), console=console, transient=True
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
     )
     spinner.add_task(what, total=None)
     download = Progress(
@@ -145,6 +152,8 @@ def loading(console: Console, what: str) -> Iterator[Callable[[int, int], None]]
         TimeRemainingColumn(),
         console=console,
         transient=True,
+        redirect_stdout=False,  # what is printed meanwhile goes where it was sent
+        redirect_stderr=False,
     )
     task = download.add_task("fetching", total=None)
     last_line = time.perf_counter()

@@ -39,11 +39,12 @@ def predict_probabilities(
     was_training = network.training
     network.eval()
     parts = []
-    for batch in images.split(BATCH):
-        batch = batch.to(device, non_blocking=True)
-        logits = [network(normalize(view(batch), mean, std)) for view in views]
-        parts.append(torch.stack([x.float().softmax(1) for x in logits]).mean(0))
-        progress(len(batch))
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        for batch in images.split(BATCH):
+            batch = batch.to(device, non_blocking=True)
+            logits = [network(normalize(view(batch), mean, std)) for view in views]
+            parts.append(torch.stack([x.float().softmax(1) for x in logits]).mean(0))
+            progress(len(batch))
     network.train(was_training)
     return torch.cat(parts).cpu()
 

@@ -32,7 +32,7 @@ def draw_curves(run: Path) -> Path:
 
     judged_on = {
         "val": "held-out training images (val)",
-        "probe": "2,000 training images, not augmented (probe)",
+        "probe": "training images, not augmented (probe)",
     }[rows[0]["judged_on"]]
     raw = [100 * row["top1"] for row in rows]
     accuracy.plot(epochs, raw, ".-", color=RAW, label="raw weights")

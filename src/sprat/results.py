@@ -86,7 +86,7 @@ def write_summary(folder: Path) -> dict[str, Any]:
 
     Returns:
         The recipe, dataset, model and seeds, and n, mean, standard deviation (of a sample, null
-        for one seed), least and greatest of each figure.
+        for one seed), median, least and greatest of each figure.
 
     Raises:
         SpratError: there are none, or they are not seeds of one final recipe.
@@ -118,6 +118,7 @@ def _spread(values: list[float]) -> dict[str, Any]:
         "n": len(values),
         "mean": statistics.fmean(values),
         "std": statistics.stdev(values) if len(values) > 1 else None,
+        "median": statistics.median(values),
         "min": min(values),
         "max": max(values),
     }

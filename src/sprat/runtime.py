@@ -131,6 +131,12 @@ def replacing(path: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+def sweep(path: Path) -> None:
+    """Removes what processes that were killed inside `replacing(path)` left beside it."""
+    for leftover in path.parent.glob(f".{path.stem}-*{path.suffix}"):
+        leftover.unlink()
+
+
 def describe_machine(device: torch.device, precision: str, threads: int) -> dict[str, Any]:
     """What a figure must say of the machine it was made on; plain values for JSON."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None

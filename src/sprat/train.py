@@ -1,7 +1,7 @@
 """Trains a network: one visible loop, resumable bit for bit.
 
-    config = load_recipe("quick")
-    results = train(config, Path("runs/quick"), recipe="quick")
+    config, dataset = load_recipe("quick"), load_dataset("cifar10")
+    results = train(config, dataset, Path("runs/quick"), recipe="quick")
 
 What is chosen when. A run trains on 90 % of the training images, judges every epoch on the
 rest (val), keeps the best weights by that and never reads the test set. A `final` run trains on
@@ -41,6 +41,8 @@ from sprat.evaluate import judge, predict_probabilities, top1
 from sprat.models import build_model, find_model
 from sprat.optim import build_sgd
 from sprat.results import (
+    CONFIG_FILE,
+    METRICS_FILE,
     RESULTS_FILE,
     brief_fields,
     read_config,
@@ -58,12 +60,14 @@ from sprat.runtime import (
     git_state,
     keep_freed_memory,
     set_threads,
+    sweep,
     versions,
 )
 from sprat.schedules import warmup_then
 
 PROBE_IMAGES = 2_000  # training images, without augmentation, that a final run is watched on
 BATCHNORM_IMAGES = 5_000  # training images that an average's statistics are estimated from
+BATCHNORM_BATCH = 250  # of them at once; only full batches count
 
 
 class Observer:
@@ -87,16 +91,42 @@ class Interrupted(Exception):
 
 
 def split_off_val(train_set: ImageSet, config: Config) -> tuple[Tensor, Tensor]:
-    """Indices of the training images that a run without `final` trains on, and of its val."""
+    """Indices of the training images that a run without `final` trains on, and of its val.
+
+    Raises:
+        SpratError: val would be empty.
+    """
     held_out = round(len(train_set) * config.val_fraction)
+    if held_out < 1:
+        raise SpratError(
+            f"val_fraction is {config.val_fraction}, which holds out none of "
+            f"{len(train_set)} training images; give at least {1 / len(train_set):.2g}"
+        )
     return stratified_split(train_set.targets, held_out, config.split_seed)
+
+
+def settle(config: Config, dataset: Dataset) -> Config:
+    """The config with what "auto" and 0 threads stand for on this machine.
+
+    Raises:
+        SpratError: the machine lacks what it asks for, or there is no such model.
+    """
+    device = choose_device(config.device)
+    return dataclasses.replace(
+        config,
+        dataset=dataset.name,
+        model=find_model(config.model).__name__,
+        device=device.type,  # type: ignore[arg-type]
+        precision=choose_precision(config.precision, device),  # type: ignore[arg-type]
+        threads=set_threads(config.threads),
+    )
 
 
 class Training:
     """A run in progress: everything that changes from step to step, and the loop.
 
     Args:
-        config: what to do.
+        config: what to do, settled for this machine.
         dataset: what to learn.
         run: the folder to save into.
     """
@@ -104,8 +134,7 @@ class Training:
     def __init__(self, config: Config, dataset: Dataset, run: Path) -> None:
         self.config, self.dataset, self.run = config, dataset, run
         self.device = choose_device(config.device)
-        self.precision = choose_precision(config.precision, self.device)
-        self.threads = set_threads(config.threads)
+        set_threads(config.threads)
         keep_freed_memory()
         self.git = git_state()  # now: the files may be edited while it runs
 
@@ -117,17 +146,20 @@ class Training:
         images = min(PROBE_IMAGES, len(train_set))
         probe = stratified_split(train_set.targets, images, config.split_seed)[1]
         self.probe_set = train_set.subset(probe).to(self.device)
+        images = min(BATCHNORM_IMAGES, len(train_set))
+        images -= images % BATCHNORM_BATCH if images > BATCHNORM_BATCH else 0
+        chosen = stratified_split(train_set.targets, images, config.split_seed)[1]
+        self.batchnorm_images = train_set.images[chosen].to(self.device)
         self.batches = Batches(train_set.to(self.device), config.batch_size, config.seed)
         normalization = dataset.normalization
         self.mean = torch.tensor(normalization.mean, device=self.device)
         self.std = torch.tensor(normalization.std, device=self.device)
 
-        self.model_name = find_model(config.model).__name__
         torch.manual_seed(derive_seed("weights", config.seed))
         network = build_model(config.model, len(dataset.train.classes), config.dropout)
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = build_sgd(self.network, config.optim, fused=self.device.type == "cuda")
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.ema = EMA(self.network, config.ema.decay) if config.ema.decay else None
         self.generator = torch.Generator(self.device)
 
@@ -135,7 +167,8 @@ class Training:
         self.batch = 0  # finished in the epoch under way
         self.losses = torch.zeros(len(self.batches), device=self.device)  # of that epoch
         self.epoch_seconds = 0.0  # of training in that epoch
-        self.seconds = 0.0  # of the run: training and judging, over all its pieces
+        self.seconds = 0.0  # of the run up to its last weights, judging on the way included
+        self.clock = time.perf_counter()  # counted up to here
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None  # epoch, top1 on val, weights
 
@@ -149,15 +182,8 @@ class Training:
         return self.config.epochs * len(self.batches)
 
     @property
-    def lr(self) -> float:
-        """The learning rate of the next step."""
-        optim = self.config.optim
-        warmup_steps = round(optim.warmup_epochs * len(self.batches))
-        return optim.lr * warmup_then(optim.schedule, self.step, self.total_steps, warmup_steps)
-
-    @property
     def finished(self) -> bool:
-        return self.epoch == self.config.epochs or self.stopped_early
+        return self.epoch >= self.config.epochs or self.stopped_early
 
     @property
     def stopped_early(self) -> bool:
@@ -170,6 +196,12 @@ class Training:
             and self.epoch < self.config.epochs
         )
 
+    def lr(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        optim = self.config.optim
+        warmup_steps = round(optim.warmup_epochs * len(self.batches))
+        return optim.lr * warmup_then(optim.schedule, step, self.total_steps, warmup_steps)
+
     def training_step(self, images: Tensor, targets: Tensor) -> Tensor:
         """One step on images uint8 B x 3 x H x W and targets int64 B; returns the loss."""
         config, augment = self.config, self.config.augment
@@ -179,8 +211,8 @@ class Training:
         inputs = normalize(images, self.mean, self.std)
 
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
-        with autocast(self.device, self.precision):
+            group["lr"] = self.lr(self.step)
+        with autocast(self.device, config.precision):
             logits = self.network(inputs)  # B, K
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
         self.optimizer.zero_grad()
@@ -200,22 +232,22 @@ class Training:
         # reading the loss makes a GPU wait, so there it is looked at once an epoch
         look_every = 1 if self.device.type == "cpu" else len(self.batches)
         for images, targets in self.batches.epoch(self.epoch, start=self.batch):
-            began = time.perf_counter()
             self.losses[self.batch] = self.training_step(images, targets)
             self.batch += 1
             if self.batch % look_every == 0:
                 self._check_losses()
-            self._count(began, training=True)
             observer.stepped(self)
+            self.epoch_seconds += self._count()
             if should_stop():
                 self._check_losses()
+                self._check_weights()
                 self.save()
                 raise Interrupted
         self.epoch, self.batch = self.epoch + 1, 0
 
     def end_epoch(self) -> dict[str, Any]:
         """Judges the epoch just finished, notes its line of metrics, keeps the best, saves."""
-        began = time.perf_counter()
+        self._check_weights()
         judged_on = "probe" if self.val_set is None else "val"
         judged = self.probe_set if self.val_set is None else self.val_set
         raw = self._top1(self.network, judged)
@@ -227,7 +259,7 @@ class Training:
             "judged_on": judged_on,
             "top1": raw,
             "ema_top1": averaged,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.lr(self.step - 1),
             "seconds": self.epoch_seconds,
             "images_per_s": len(self.batches) * self.config.batch_size / self.epoch_seconds,
         }
@@ -238,7 +270,7 @@ class Training:
                 weights = {k: v.cpu().clone() for k, v in self.kept_network().state_dict().items()}
                 self.best = {"epoch": self.epoch, "top1": score, "weights": weights}
         self.epoch_seconds = 0.0
-        self._count(began)
+        self._count()
         self.save()
         write_metrics(self.run, self.history)
         return row
@@ -246,14 +278,16 @@ class Training:
     def averaged_network(self) -> torch.nn.Module:
         """The moving average, with BatchNorm statistics estimated for it from training images."""
         assert self.ema is not None
-        images = self.batches.dataset.images[:BATCHNORM_IMAGES]
-        batches = (normalize(batch, self.mean, self.std) for batch in images.split(250))
+        batches = (
+            normalize(batch, self.mean, self.std)
+            for batch in self.batchnorm_images.split(BATCHNORM_BATCH)
+        )
         reestimate_batchnorm(self.ema.network, batches)
         return self.ema.network
 
     def kept_network(self) -> torch.nn.Module:
-        """The network whose weights the recipe keeps."""
-        return self.averaged_network() if self.config.weights == "ema" else self.network
+        """The network whose weights the recipe keeps, as it stood when its epoch was judged."""
+        return self.ema.network if self.ema and self.config.weights == "ema" else self.network
 
     def save(self) -> None:
         """Writes what it takes to go on from this step."""
@@ -267,7 +301,9 @@ class Training:
                 "seconds": self.seconds,
                 "history": self.history,
                 "best": self.best,
+                "config": self.config.to_dict(),
                 "dataset_md5": self.dataset.md5,
+                "git": self.git,
                 "network": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
@@ -284,6 +320,11 @@ class Training:
         path = self.run / RESUME_FILE
         state = load_resume(path)
         try:
+            if state["config"] != self.config.to_dict():
+                raise SpratError(
+                    f"{self.run}/config.json was changed after the run began; put it back, or "
+                    "start a new run with the new settings"
+                )
             if state["dataset_md5"] != self.dataset.md5:
                 raise SpratError(
                     f"{self.run} was trained on other images than this {self.dataset.name}; "
@@ -298,7 +339,11 @@ class Training:
             self.epoch, self.batch = state["epoch"], state["batch"]
             self.epoch_seconds, self.seconds = state["epoch_seconds"], state["seconds"]
             self.history, self.best = state["history"], state["best"]
-        except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+            if self.git != state["git"]:  # trained by more than one state of the code
+                self.git = state["git"] and state["git"] | {"dirty": True}
+        except SpratError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise SpratError(f"{path} does not fit its config.json: {error}") from error
         write_metrics(self.run, self.history)
 
@@ -313,12 +358,20 @@ class Training:
             return
         batch = int((~losses.isfinite()).nonzero()[0])
         step = self.step - self.batch + batch
-        lr = self.optimizer.param_groups[0]["lr"]
+        raise self._not_finite(f"the loss became {losses[batch].item()}", step)
+
+    def _check_weights(self) -> None:
+        """The last update may have spoilt what no loss has seen yet."""
+        values = self.network.state_dict().values()
+        if not torch.stack([value.isfinite().all() for value in values]).all():
+            raise self._not_finite("a weight became infinite or not a number", self.step - 1)
+
+    def _not_finite(self, what: str, step: int) -> SpratError:
         saved = self.run / RESUME_FILE
         good = f"the last good checkpoint is {saved}" if saved.exists() else "no checkpoint yet"
-        raise SpratError(
-            f"the loss became {losses[batch].item()} at step {step} (epoch {self.epoch + 1}) with "
-            f"learning rate {lr:.4g}; {good}. Start anew with a lower --optim.lr, a longer "
+        return SpratError(
+            f"{what} at step {step} (epoch {step // len(self.batches) + 1}) with learning rate "
+            f"{self.lr(step):.4g}; {good}. Start anew with a lower --optim.lr, a longer "
             "--optim.warmup-epochs or --optim.max-norm 1"
         )
 
@@ -326,11 +379,12 @@ class Training:
         probabilities = predict_probabilities(network, dataset.images, self.dataset.normalization)
         return top1(probabilities, dataset.targets)
 
-    def _count(self, began: float, training: bool = False) -> None:
-        elapsed = time.perf_counter() - began
+    def _count(self) -> float:
+        """Adds the seconds since the last count to the run's, and gives them."""
+        now = time.perf_counter()
+        elapsed, self.clock = now - self.clock, now
         self.seconds += elapsed
-        if training:
-            self.epoch_seconds += elapsed
+        return elapsed
 
 
 def train(
@@ -356,21 +410,15 @@ def train(
             machine, or the loss is no longer finite.
         Interrupted: `should_stop` said so; `resume` goes on.
     """
+    _sweep(run)
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        hint = f", or go on with sprat train --resume {run}" if (run / CONFIG_FILE).exists() else ""
         raise SpratError(
-            f"{run} exists already and is not overwritten; give another --output, or go on with "
-            f"sprat train --resume {run}"
+            f"{run} exists already and is not overwritten; give another --output{hint}"
         )
-    training = Training(config, dataset, run)
-    settled = dataclasses.replace(
-        config,
-        dataset=dataset.name,
-        model=training.model_name,
-        device=training.device.type,  # type: ignore[arg-type]
-        precision=training.precision,  # type: ignore[arg-type]
-        threads=training.threads,
-    )
-    write_config(run, settled, recipe, overrides or {})
+    training = Training(settle(config, dataset), dataset, run)
+    run.mkdir(parents=True, exist_ok=True)
+    write_config(run, training.config, recipe, overrides or {})
     return _go_on(training, observer or Observer(), should_stop)
 
 
@@ -389,6 +437,7 @@ def resume(
     are bit for bit those of a run that was never interrupted.
     """
     config, _, _ = read_config(run)
+    _sweep(run)
     if (run / RESULTS_FILE).exists():
         finished: dict[str, Any] = read_json(run / RESULTS_FILE)
         return finished
@@ -398,10 +447,16 @@ def resume(
     return _go_on(training, observer or Observer(), should_stop)
 
 
+def _sweep(run: Path) -> None:
+    for name in (CONFIG_FILE, METRICS_FILE, RESULTS_FILE, MODEL_FILE, RESUME_FILE):
+        sweep(run / name)
+
+
 def _go_on(
     training: Training, observer: Observer, should_stop: Callable[[], bool]
 ) -> dict[str, Any]:
     observer.started(training)
+    training.clock = time.perf_counter()
     while not training.finished:
         training.train_epoch(observer, should_stop)
         observer.epoch_ended(training, training.end_epoch())
@@ -418,7 +473,7 @@ def finish(training: Training, observer: Observer) -> dict[str, Any]:
     judged = dataset.test if training.val_set is None else training.val_set
     judgement = judge(network, judged, dataset.normalization, observer.judging)
     test, val = (judgement, None) if config.final else (None, judgement)
-    machine = describe_machine(training.device, training.precision, training.threads)
+    machine = describe_machine(training.device, config.precision, config.threads)
     parameters = count_parameters(network)
     images = training.epoch * len(training.batches) * config.batch_size
     training_seconds = math.fsum(row["seconds"] for row in training.history)
@@ -427,7 +482,7 @@ def finish(training: Training, observer: Observer) -> dict[str, Any]:
         "overrides": changed,
         "dataset": dataset.name,
         "dataset_md5": dataset.md5,
-        "model": training.model_name,
+        "model": config.model,
         "parameters": parameters,
         "seed": config.seed,
         "final": config.final,
@@ -450,11 +505,12 @@ def finish(training: Training, observer: Observer) -> dict[str, Any]:
             training.seconds,
         ),
     }
-    about = {k: results[k] for k in ("recipe", "overrides", "dataset", "seed", "epochs", "weights")}
+    kept = ("recipe", "overrides", "dataset", "dataset_md5", "seed", "epochs", "weights")
+    about = {key: results[key] for key in kept}
     about |= {"test_top1": test and test["top1"], "val_top1": val and val["top1"]}
     model = Model(
         network=network,
-        name=training.model_name,
+        name=config.model,
         classes=dataset.train.classes,
         normalization=dataset.normalization,
         side=dataset.train.images.shape[-1],

@@ -50,7 +50,7 @@ def load_dataset(
     if name == "shapes10":
         return _dataset("shapes10", *shapes10.load())
     try:
-        place = _find_cifar10(data_dir, say, progress)
+        place = _find_cifar10(data_dir, progress)
     except SpratError as error:
         if name == "cifar10":
             raise
@@ -68,7 +68,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sprat"
 
 
-def _find_cifar10(data_dir: Path | None, say: Say, progress: cifar10.Progress) -> Path:
+def _find_cifar10(data_dir: Path | None, progress: cifar10.Progress) -> Path:
     if data_dir is not None:
         place = cifar10.find(data_dir)
         if place is None:
@@ -83,7 +83,6 @@ def _find_cifar10(data_dir: Path | None, say: Say, progress: cifar10.Progress) -
     for folder in folders:
         if place := cifar10.find(folder):
             return place
-    say(f"CIFAR-10 is in none of {', '.join(map(str, folders))}; fetching it ...")
     return cifar10.download(cache_dir(), progress)
 
 

@@ -3,12 +3,14 @@
 https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
+import gzip
 import hashlib
+import http.client
 import io
 import pickle
 import tarfile
-import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -97,13 +99,15 @@ def download(
                     md5.update(chunk)
                     done += len(chunk)
                     progress(done, total)
+            if total and done != total:
+                raise SpratError(f"{url} broke off after {done:,} of {total:,} bytes; try again")
             if md5.hexdigest() != expected_md5:
                 raise SpratError(
                     f"{url} gave {done:,} bytes with md5 {md5.hexdigest()}, expected "
                     f"{expected_md5}; try again, or fetch {ARCHIVE} elsewhere and give its folder "
                     "with --data-dir"
                 )
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise SpratError(
             f"CIFAR-10 could not be fetched from {url}: {reason}; check the network, or give a "
@@ -120,14 +124,16 @@ def _read_archive(archive: Path) -> dict[str, bytes]:
     """The batch files' bytes; nothing is extracted, so no path in the archive matters."""
     files = {}
     try:
-        with tarfile.open(archive, "r:gz") as tar:
+        with gzip.open(archive) as content, tarfile.open(fileobj=content, mode="r:") as tar:
             for member in tar:
                 name = member.name.removeprefix(f"{FOLDER}/")
                 if member.isfile() and name in (*TRAIN_FILES, *TEST_FILES):
-                    content = tar.extractfile(member)
-                    assert content is not None
-                    files[name] = content.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    files[name] = file.read()
+            while content.read(1 << 20):  # only at its very end is gzip's checksum compared
+                pass
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise SpratError(
             f"{archive} cannot be read as a tar.gz ({error}); delete it and fetch it again"
         ) from error
