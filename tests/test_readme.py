@@ -78,7 +78,7 @@ class TestEverySummary:
 
 
 def test_what_the_readme_says_make_train_prints_was_printed_for_seed_0() -> None:
-    block = README.split("where the model lies:")[1].split("```")[1]
+    block = README.split("the model lies:")[1].split("```")[1]
     run = RESULTS / "quick" / "seed-0"
     test = read_json(run / "results.json")["test"]
     assert f"{100 * test['top1']:.2f} %  (95 % interval" in block
