@@ -55,10 +55,7 @@ def _draw(rng: np.random.Generator, labels: np.ndarray) -> NDArray[np.uint8]:
 
     y, x = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32)
 
-    ground, colour = uniform(0.0, 1.0, 3), uniform(0.0, 1.0, 3)
-    # push the shape's colour away from the ground's, so that every image can be told
-    distance = np.abs(colour - ground).max(axis=1, keepdims=True)
-    colour = np.where(distance < 0.4, (ground + 0.5) % 1.0, colour)
+    ground, colour = uniform(0.0, 0.4, 3), uniform(0.55, 1.0, 3)  # bright on dark: always told
     slope = (x - SIDE / 2) * uniform(-0.008, 0.008) + (y - SIDE / 2) * uniform(-0.008, 0.008)
     images = ground + slope[:, None]
 
@@ -68,7 +65,7 @@ def _draw(rng: np.random.Generator, labels: np.ndarray) -> NDArray[np.uint8]:
         across = (x - SIDE / 2) * np.cos(angle) + (y - SIDE / 2) * np.sin(angle) - offset
         along = (y - SIDE / 2) * np.cos(angle) - (x - SIDE / 2) * np.sin(angle) - uniform(-14, 14)
         stroke = _cover(np.maximum(np.abs(across) - 0.6, np.abs(along) - 4))[:, None]
-        images = images * (1 - stroke) + uniform(0.0, 1.0, 3) * stroke
+        images = images * (1 - stroke) + uniform(0.0, 0.8, 3) * stroke
 
     radius = uniform(7, 11)
     centre_x, centre_y = uniform(11, SIDE - 11), uniform(11, SIDE - 11)
@@ -78,7 +75,7 @@ def _draw(rng: np.random.Generator, labels: np.ndarray) -> NDArray[np.uint8]:
     inside = _cover(_distance(u, v, labels) * radius)[:, None]
     images = images * (1 - inside) + colour * inside
 
-    images = images + rng.normal(0, 0.06, images.shape).astype(np.float32)
+    images = images + rng.normal(0, 0.04, images.shape).astype(np.float32)
     return (images.clip(0, 1) * 255).round().astype(np.uint8)
 
 
