@@ -60,10 +60,10 @@ def main() -> None:
     except KeyboardInterrupt:
         print("sprat: interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # the reader has seen enough: sprat predict … | head
+        sys.stderr.close()
+        sys.exit(141)
     except OSError as error:  # a full disk, a folder without rights
-        if isinstance(error, BrokenPipeError):  # the reader has seen enough: sprat predict … | head
-            sys.stderr.close()
-            sys.exit(141)
         where = f" ({error.filename})" if error.filename else ""
         print(f"sprat: {error.strerror or error}{where}", file=sys.stderr)
         sys.exit(2)
