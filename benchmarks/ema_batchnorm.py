@@ -62,7 +62,7 @@ class Averages(Observer):
     def stepped(self, training: Training) -> None:
         step = training.step - 1
         for (decay, warm), average in self.averages.items():
-            average.update(training.network, step if warm else 10**9)
+            average.update(step if warm else 10**9)
             share = min(decay, (1 + step) / (10 + step)) if warm else decay
             for name, buffer in training.network.named_buffers():
                 self.buffers[decay, warm][name].lerp_(buffer.float(), 1 - share)

@@ -21,7 +21,7 @@ def test_agrees_with_the_plain_recurrence() -> None:
     expected = network.weight.detach().double().clone()
     for step in range(60):
         _walk(network)
-        ema.update(network, step)
+        ema.update(step)
         decay = min(0.8, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * network.weight.detach().double()
     torch.testing.assert_close(ema.network.weight.double(), expected, rtol=1e-5, atol=1e-5)
@@ -33,7 +33,7 @@ def test_the_warm_up_forgets_the_initial_weights() -> None:
     ema = EMA(network, decay=0.999)
     nn.init.constant_(network.weight, 0.0)
     for step in range(100):
-        ema.update(network, step)
+        ema.update(step)
     # without a warm-up 0.999 ** 100 would leave 905 of the 1000
     assert abs(ema.network.weight.item()) < 1e-6
 
@@ -43,7 +43,7 @@ def test_following_does_not_touch_the_network() -> None:
     network = build_model("OptimizedCIFAR10Net200K")
     before = {k: v.clone() for k, v in network.state_dict().items()}
     ema = EMA(network, decay=0.9)
-    ema.update(network, 0)
+    ema.update(0)
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
     assert network.training
     assert not any(p.requires_grad for p in ema.network.parameters())

@@ -15,9 +15,11 @@ FLOORS = {
     "train": 2, "predict": 2, "plots": 2,
     "data": 1, "optim": 1, "evaluate": 1, "checkpoint": 1, "results": 1,
     "config": 0, "runtime": 0, "models": 0, "augment": 0, "schedules": 0, "ema": 0, "budget": 0,
+    "kernels": 0, "graph": 0,
     "errors": -1,
 }  # fmt: skip
 SIDEWAYS = {("cli", "display"), ("evaluate", "data"), ("checkpoint", "data")}
+SIDEWAYS |= {("kernels", "models"), ("kernels", "runtime")}
 MODULES = sorted(p for p in SOURCE.rglob("*.py") if p.parent != SOURCE or p.stem[:2] != "__")
 
 

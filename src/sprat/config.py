@@ -7,6 +7,7 @@ off is 0, since TOML has no null.
 
 import dataclasses
 import difflib
+import json
 import math
 import tomllib
 import typing
@@ -25,8 +26,12 @@ def _check(name: str, value: Any, ok: bool, expected: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """SGD and its learning rate over the run."""
+    """The optimizer and its learning rate over the run."""
 
+    name: Literal["sgd", "muon"] = "sgd"
+    """muon makes the steps of the 1x1 convolutions orthogonal; all else is SGD's."""
+    muon_lr: float = 0.02
+    """Muon's peak learning rate, over the run like lr."""
     lr: float = 0.25
     """Peak learning rate, for the batch size it stands beside."""
     momentum: float = 0.9
@@ -45,6 +50,9 @@ class OptimConfig:
     """Gradient norm above which gradients are scaled down; 0: no clipping."""
 
     def __post_init__(self) -> None:
+        _check("optim.name", self.name, self.name in ("sgd", "muon"), "'sgd' or 'muon'")
+        ok = 0 < self.muon_lr < math.inf
+        _check("optim.muon_lr", self.muon_lr, ok, "a number above 0")
         _check("optim.lr", self.lr, 0 < self.lr < math.inf, "a number above 0")
         _check("optim.momentum", self.momentum, 0 <= self.momentum < 1, "a number in [0, 1)")
         ok = not self.nesterov or self.momentum > 0
@@ -69,10 +77,15 @@ class AugmentConfig:
     """Pixels of padding on each side before a random crop; 0: no crop."""
     crop_mode: Literal["reflect", "constant"] = "reflect"
     """What the padding is filled with: the mirrored image, or black."""
+    sides: tuple[int, ...] = ()
+    """Side in pixels of the training images in each epoch, the last for all that follow; without
+    any, the images' own."""
 
     def __post_init__(self) -> None:
         _check("augment.flip", self.flip, 0 <= self.flip <= 1, "a probability, 0 to 1")
         _check("augment.crop", self.crop, 0 <= self.crop <= 16, "0 to 16 pixels")
+        ok = all(8 <= side <= 512 for side in self.sides)
+        _check("augment.sides", self.sides, ok, "sides of 8 to 512 pixels")
         ok = self.crop_mode in ("reflect", "constant")
         _check("augment.crop_mode", self.crop_mode, ok, "'reflect' or 'constant'")
 
@@ -106,6 +119,8 @@ class Config:
     """Share of each target spread evenly over all classes, by the loss."""
     weights: Literal["ema", "last"] = "last"
     """Which weights the run judges and keeps: their moving average, or the raw ones."""
+    judge_every: int = 1
+    """Epochs from one judgement on val to the next; the last epoch is always judged."""
     patience: int = 0
     """Epochs without a better accuracy on val before stopping early; 0: never stops early."""
     final: bool = False
@@ -121,6 +136,9 @@ class Config:
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic of the training step; auto: bf16 where the hardware has it, else fp16 on a
     GPU, else fp32."""
+    kernels: Literal["auto", "compiled", "graph", "torch"] = "auto"
+    """What computes the training step: compiled kernels on a CPU, a graph on CUDA, or plain
+    torch; auto: the first two where they can be had."""
     threads: int = 0
     """CPU threads; 0: one per core. Part of what makes a run repeatable bit for bit."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -137,6 +155,7 @@ class Config:
         ok = self.weights != "ema" or self.ema.decay > 0
         _check("weights", self.weights, ok, "'last', since ema.decay is 0")
         _check("patience", self.patience, self.patience >= 0, "0 (never) or a number of epochs")
+        _check("judge_every", self.judge_every, self.judge_every >= 1, "at least 1 epoch")
         _check("seed", self.seed, 0 <= self.seed < 2**63, "0 or a positive number")
         _check("split_seed", self.split_seed, 0 <= self.split_seed < 2**63, "0 or above")
         ok = 0 < self.val_fraction <= 0.5
@@ -145,6 +164,8 @@ class Config:
         _check("device", self.device, ok, "'auto', 'cpu', 'cuda' or 'mps'")
         ok = self.precision in ("auto", "bf16", "fp16", "fp32")
         _check("precision", self.precision, ok, "'auto', 'bf16', 'fp16' or 'fp32'")
+        ok = self.kernels in ("auto", "compiled", "graph", "torch")
+        _check("kernels", self.kernels, ok, "'auto', 'compiled', 'graph' or 'torch'")
         _check("threads", self.threads, self.threads >= 0, "0 (one per core) or a number")
         ok = self.optim.warmup_epochs < self.epochs
         expected = f"fewer than epochs (= {self.epochs}): lower it or train longer"
@@ -161,12 +182,12 @@ class Config:
         return _build(cls, values, source, prefix="")
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values; `from_dict` gives the same config back."""
-        return dataclasses.asdict(self)
+        """Nested plain values as JSON has them; `from_dict` gives the same config back."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
 # Fields that say how and on what a recipe is run, and are no departure from it.
-RUN_FIELDS = frozenset({"dataset", "final", "seed", "device", "threads"})
+RUN_FIELDS = frozenset({"dataset", "final", "seed", "device", "kernels", "threads"})
 
 
 def overrides(config: Config, recipe: Config) -> dict[str, Any]:
@@ -240,6 +261,9 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
         choices = typing.get_args(hint)
         _check(name, value, value in choices, " or ".join(map(repr, choices)))
         return value
+    if typing.get_origin(hint) is tuple:
+        _check(name, value, isinstance(value, list | tuple), "a list")
+        return tuple(_typed(typing.get_args(hint)[0], item, name) for item in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}

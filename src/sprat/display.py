@@ -17,7 +17,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from sprat.train import Observer, Training
+from sprat.train import Observer, Training, why_torch
 
 HEADER = "epoch     loss   accuracy   EMA accuracy   learning rate   seconds   images/s"
 PLAIN_EVERY = 30  # seconds between the lines that stand in for the bar
@@ -56,6 +56,8 @@ class TrainingDisplay(Observer):
             f"{config.epochs} epochs of {len(training.batches)} steps, on {training.device.type} "
             f"in {config.precision} with {config.threads} threads, into {training.run}"
         )
+        if reason := why_torch(config):
+            self._print(f"each step goes through plain torch: {reason}")
         if training.step:
             self._print(f"resumed after step {training.step:,} of {training.total_steps:,}")
         judged = "the probe of training images" if config.final else "val"
@@ -103,9 +105,11 @@ class TrainingDisplay(Observer):
             self.progress.update(self.judging_task, advance=images, rate=rate)
 
     def _print_row(self, row: dict[str, Any]) -> None:
-        averaged = "—" if row["ema_top1"] is None else f"{100 * row['ema_top1']:.2f} %"
+        raw, averaged = (
+            "—" if row[key] is None else f"{100 * row[key]:.2f} %" for key in ("top1", "ema_top1")
+        )
         self._print(
-            f"{row['epoch']:5} {row['loss']:8.4f} {100 * row['top1']:8.2f} % {averaged:>14} "
+            f"{row['epoch']:5} {row['loss']:8.4f} {raw:>10} {averaged:>14} "
             f"{row['lr']:15.4g} {row['seconds']:9.1f} {row['images_per_s']:10,.0f}"
         )
 

@@ -17,7 +17,7 @@ class EMA:
     """A network whose parameters are the moving average of another's.
 
     Args:
-        network: the network to follow; it is copied, never changed.
+        network: the network to follow; never changed.
         decay: share of the average that one step keeps, in (0, 1).
 
     The decay warms up as min(decay, (1 + step) / (10 + step)), so that the random initial
@@ -27,15 +27,15 @@ class EMA:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        # BatchNorm's buffers are estimated anew before they are used; none is averaged
+        self._averages: list[Tensor] = list(self.network.parameters())
+        self._followed: list[Tensor] = list(network.parameters())
 
     @torch.no_grad()
-    def update(self, network: nn.Module, step: int) -> None:
-        """Moves the average towards `network`, whose optimizer has just taken step `step`."""
+    def update(self, step: int) -> None:
+        """Moves the average towards the network, whose optimizer has just taken step `step`."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages: list[Tensor] = list(self.network.parameters())
-        torch._foreach_lerp_(averages, list(network.parameters()), 1 - decay)
-        for average, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
-            average.copy_(buffer)  # BatchNorm's are estimated anew before they are used
+        torch._foreach_lerp_(self._averages, self._followed, 1 - decay)
 
 
 @torch.no_grad()

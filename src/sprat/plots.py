@@ -34,11 +34,13 @@ def draw_curves(run: Path) -> Path:
         "val": "held-out training images (val)",
         "probe": "training images, not augmented (probe)",
     }[rows[0]["judged_on"]]
-    raw = [100 * row["top1"] for row in rows]
-    accuracy.plot(epochs, raw, ".-", color=RAW, label="raw weights")
-    if rows[0]["ema_top1"] is not None:
-        averaged = [100 * row["ema_top1"] for row in rows]
-        accuracy.plot(epochs, averaged, ".-", color=AVERAGED, label="averaged weights (EMA)")
+    for key, color, label in (
+        ("top1", RAW, "raw weights"),
+        ("ema_top1", AVERAGED, "averaged weights (EMA)"),
+    ):
+        judged = [(row["epoch"], 100 * row[key]) for row in rows if row[key] is not None]
+        if judged:
+            accuracy.plot(*zip(*judged, strict=True), ".-", color=color, label=label)
     if results["test"]:
         top1 = 100 * results["test"]["top1"]
         label = f"test set, read once at the end: {top1:.2f} %"

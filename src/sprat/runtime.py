@@ -137,13 +137,18 @@ def sweep(path: Path) -> None:
         leftover.unlink()
 
 
+def cache_dir() -> Path:
+    """The user's cache of sprat: $XDG_CACHE_HOME/sprat or ~/.cache/sprat."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sprat"
+
+
 def describe_machine(device: torch.device, precision: str, threads: int) -> dict[str, Any]:
     """What a figure must say of the machine it was made on; plain values for JSON."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "device": device.type,
         "gpu": gpu,
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": threads,
         "precision": precision,
@@ -151,7 +156,8 @@ def describe_machine(device: torch.device, precision: str, threads: int) -> dict
     }
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
     if sys.platform == "linux":
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

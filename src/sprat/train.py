@@ -14,14 +14,15 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sprat.augment.transforms import horizontal_flip, normalize, pad_and_crop
+from sprat.augment.transforms import horizontal_flip, normalize, pad_and_crop, resize
 from sprat.budget import count_parameters, receptive_field
 from sprat.checkpoint import (
     MODEL_FILE,
@@ -38,8 +39,10 @@ from sprat.data.imageset import ImageSet, stratified_split
 from sprat.ema import EMA, reestimate_batchnorm
 from sprat.errors import SpratError
 from sprat.evaluate import judge, predict_probabilities, top1
+from sprat.graph import CapturedStep
+from sprat.kernels import compiled_forward, why_not
 from sprat.models import build_model, find_model
-from sprat.optim import build_sgd
+from sprat.optim import build_optimizer
 from sprat.results import (
     CONFIG_FILE,
     METRICS_FILE,
@@ -112,7 +115,7 @@ def settle(config: Config, dataset: Dataset) -> Config:
         SpratError: the machine lacks what it asks for, or there is no such model.
     """
     device = choose_device(config.device)
-    return dataclasses.replace(
+    config = dataclasses.replace(
         config,
         dataset=dataset.name,
         model=find_model(config.model).__name__,
@@ -120,6 +123,34 @@ def settle(config: Config, dataset: Dataset) -> Config:
         precision=choose_precision(config.precision, device),  # type: ignore[arg-type]
         threads=set_threads(config.threads),
     )
+    if config.kernels == "auto":
+        fast: Literal["graph", "compiled"] = "graph" if device.type == "cuda" else "compiled"
+        kernels = "torch" if why_not_kernels(config, fast) else fast
+        return dataclasses.replace(config, kernels=kernels)
+    if reason := why_not_kernels(config, config.kernels):
+        raise SpratError(f"kernels is {config.kernels!r}, but {reason}; use --kernels auto")
+    return config
+
+
+def why_not_kernels(config: Config, kernels: str) -> str | None:
+    """Why a settled config's steps cannot go that way; None where they can."""
+    device = torch.device(config.device)
+    if kernels == "compiled":
+        bf16 = config.precision == "bf16"
+        return why_not(find_model(config.model), device, config.batch_size, bf16)
+    if kernels == "graph" and device.type != "cuda":
+        return f"graphs are for CUDA, not {device.type}"
+    if kernels == "graph" and config.precision == "fp16":
+        return "a graph cannot scale the loss of fp16"
+    return None
+
+
+def why_torch(config: Config) -> str | None:
+    """Why a settled config's steps go through plain torch; None where they do not."""
+    if config.kernels != "torch":
+        return None
+    fast = "graph" if config.device == "cuda" else "compiled"
+    return why_not_kernels(config, fast) or "it was asked for"
 
 
 class Training:
@@ -158,10 +189,12 @@ class Training:
         torch.manual_seed(derive_seed("weights", config.seed))
         network = build_model(config.model, len(dataset.train.classes), config.dropout)
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = build_sgd(self.network, config.optim, fused=self.device.type == "cuda")
+        self.optimizer = build_optimizer(self.network, config.optim)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.ema = EMA(self.network, config.ema.decay) if config.ema.decay else None
         self.generator = torch.Generator(self.device)
+        self.forward = self._fast_forward()
+        self.update = self._recorded_update() if config.kernels == "graph" else self._update
 
         self.epoch = 0  # finished
         self.batch = 0  # finished in the epoch under way
@@ -198,22 +231,45 @@ class Training:
 
     def lr(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
+        return self.config.optim.lr * self._share_of_peak(step)
+
+    def _share_of_peak(self, step: int) -> float:
         optim = self.config.optim
         warmup_steps = round(optim.warmup_epochs * len(self.batches))
-        return optim.lr * warmup_then(optim.schedule, step, self.total_steps, warmup_steps)
+        return warmup_then(optim.schedule, step, self.total_steps, warmup_steps)
+
+    def _set_lr(self) -> None:
+        share = self._share_of_peak(self.step)
+        for group in self.optimizer.param_groups:
+            lr = group["peak_lr"] * share
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+
+    def _side(self) -> int:
+        """Side of this epoch's images; 0: their own."""
+        sides = self.config.augment.sides
+        return sides[min(self.epoch, len(sides) - 1)] if sides else 0
 
     def training_step(self, images: Tensor, targets: Tensor) -> Tensor:
         """One step on images uint8 B x 3 x H x W and targets int64 B; returns the loss."""
-        config, augment = self.config, self.config.augment
         self._seed_step()
+        self._set_lr()
+        loss = self.update(self._side(), images, targets)
+        if self.ema:
+            self.ema.update(self.step)
+        return loss
+
+    def _update(self, side: int, images: Tensor, targets: Tensor) -> Tensor:
+        """What of a step does not depend on its number, and so can be recorded on a GPU."""
+        config, augment = self.config, self.config.augment
         images = horizontal_flip(images, self.generator, augment.flip)
         images = pad_and_crop(images, self.generator, augment.crop, augment.crop_mode)
+        images = resize(images, side) if side else images
         inputs = normalize(images, self.mean, self.std)
 
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr(self.step)
-        with autocast(self.device, config.precision):
-            logits = self.network(inputs)  # B, K
+        logits = self.forward(inputs)  # B, K
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
@@ -222,9 +278,33 @@ class Training:
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), config.optim.max_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.ema:
-            self.ema.update(self.network, self.step)
         return loss.detach()
+
+    def _fast_forward(self) -> Callable[[Tensor], Tensor]:
+        """From normalised images to logits, the fastest way the config allows."""
+        config = self.config
+        if config.kernels == "compiled":
+            bf16 = config.precision == "bf16"
+            return compiled_forward(self.network, bf16=bf16, threads=config.threads)
+
+        def through_torch(images: Tensor) -> Tensor:
+            with autocast(self.device, config.precision):
+                return self.network(images)
+
+        return through_torch
+
+    def _recorded_update(self) -> Callable[[int, Tensor, Tensor], Tensor]:
+        """`_update` by CUDA graphs, one for each side of the images."""
+        for group in self.optimizer.param_groups:  # a graph reads it where it lies
+            group["lr"] = torch.tensor(group["lr"], device=self.device)
+        graphs: dict[int, CapturedStep] = {}
+
+        def update(side: int, images: Tensor, targets: Tensor) -> Tensor:
+            if side not in graphs:
+                graphs[side] = CapturedStep(partial(self._update, side), self.generator)
+            return graphs[side](images, targets)
+
+        return update
 
     def train_epoch(self, observer: Observer, should_stop: Callable[[], bool]) -> None:
         """The rest of the epoch under way; saves and raises `Interrupted` when asked to stop."""
@@ -249,9 +329,7 @@ class Training:
         """Judges the epoch just finished, notes its line of metrics, keeps the best, saves."""
         self._check_weights()
         judged_on = "probe" if self.val_set is None else "val"
-        judged = self.probe_set if self.val_set is None else self.val_set
-        raw = self._top1(self.network, judged)
-        averaged = self._top1(self.averaged_network(), judged) if self.ema else None
+        raw, averaged = self._judge_on_the_way()
         row = {
             "epoch": self.epoch,
             "step": self.step,
@@ -264,7 +342,7 @@ class Training:
             "images_per_s": len(self.batches) * self.config.batch_size / self.epoch_seconds,
         }
         self.history.append(row)
-        if self.val_set is not None:
+        if self.val_set is not None and raw is not None:
             score = averaged if self.config.weights == "ema" else raw
             if self.best is None or score > self.best["top1"]:
                 weights = {k: v.cpu().clone() for k, v in self.kept_network().state_dict().items()}
@@ -274,6 +352,15 @@ class Training:
         self.save()
         write_metrics(self.run, self.history)
         return row
+
+    def _judge_on_the_way(self) -> tuple[float | None, float | None]:
+        """Accuracy of the raw and of the averaged weights on val, or on the probe."""
+        last = self.epoch == self.config.epochs
+        if self.epoch % self.config.judge_every and not last:
+            return None, None
+        judged = self.probe_set if self.val_set is None else self.val_set
+        raw = self._top1(self.network, judged)
+        return raw, self._top1(self.averaged_network(), judged) if self.ema else None
 
     def averaged_network(self) -> torch.nn.Module:
         """The moving average, with BatchNorm statistics estimated for it from training images."""
@@ -350,7 +437,8 @@ class Training:
     def _seed_step(self) -> None:
         """Makes the step's randomness (augmentation, dropout) a function of (seed, step)."""
         self.generator.manual_seed(derive_seed("augment", self.config.seed, self.step))
-        torch.manual_seed(derive_seed("dropout", self.config.seed, self.step))
+        if self.config.dropout:
+            torch.manual_seed(derive_seed("dropout", self.config.seed, self.step))
 
     def _check_losses(self) -> None:
         losses = self.losses[: self.batch].cpu()
@@ -474,6 +562,9 @@ def finish(training: Training, observer: Observer) -> dict[str, Any]:
     judgement = judge(network, judged, dataset.normalization, observer.judging)
     test, val = (judgement, None) if config.final else (None, judgement)
     machine = describe_machine(training.device, config.precision, config.threads)
+    machine["kernels"] = config.kernels
+    if reason := why_torch(config):
+        machine["kernels_because"] = reason
     parameters = count_parameters(network)
     images = training.epoch * len(training.batches) * config.batch_size
     training_seconds = math.fsum(row["seconds"] for row in training.history)

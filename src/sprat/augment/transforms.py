@@ -4,6 +4,8 @@ Images are B x C x H x W, uint8 or float, on any device; each image gets its own
 `generator`, which lives on that device. The input is never changed.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,14 +50,32 @@ def pad(images: Tensor, padding: int, mode: str) -> Tensor:
     return images[:, :, rows][:, :, :, columns]
 
 
+def resize(images: Tensor, side: int) -> Tensor:
+    """Resamples to side x side pixels with the antialiased bilinear filter; float32.
+
+    The filter is separable, so this is two small matrix products.
+    """
+    if tuple(images.shape[2:]) == (side, side):
+        return images.float()
+    rows, columns = (_resampling(old, side).to(images.device) for old in images.shape[2:])
+    return rows @ images.float() @ columns.T
+
+
+@functools.cache
+def _resampling(old: int, new: int) -> Tensor:
+    """new x old: the share of each old pixel in each new one."""
+    identity = torch.eye(old)[None, None]
+    return F.interpolate(identity, (new, old), mode="bilinear", antialias=True)[0, 0]
+
+
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Pixels to the network's input: (images / 255 - mean) / std, float32, channels last.
 
     Args:
-        images: B x C x H x W, uint8.
+        images: B x C x H x W, uint8 or float, 0 to 255.
         mean, std: C values each, as fractions of full brightness.
     """
     shift, scale = (mean * 255).view(1, -1, 1, 1), (1 / (std * 255)).view(1, -1, 1, 1)
     # channels last first, on uint8: a quarter of the bytes to move
     floats = images.contiguous(memory_format=torch.channels_last).float()
-    return floats.sub_(shift).mul_(scale)
+    return floats.sub(shift).mul_(scale)

@@ -9,6 +9,7 @@ from pathlib import Path
 from sprat.data import cifar10, shapes10
 from sprat.data.imageset import ImageSet, Normalization
 from sprat.errors import SpratError
+from sprat.runtime import cache_dir
 
 DATASETS = ("auto", "cifar10", "shapes10")
 
@@ -61,11 +62,6 @@ def load_dataset(
         )
         return _dataset("shapes10", *shapes10.load())
     return _dataset("cifar10", *cifar10.load(place))
-
-
-def cache_dir() -> Path:
-    """The user's cache for downloads: $XDG_CACHE_HOME/sprat or ~/.cache/sprat."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sprat"
 
 
 def _find_cifar10(data_dir: Path | None, progress: cifar10.Progress) -> Path:

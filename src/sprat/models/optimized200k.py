@@ -101,11 +101,14 @@ class OptimizedCIFAR10Net200K(nn.Module):
         x = self.layer3(x)  # B, 80, H/4, W/4
         return self.layer4(x)  # B, 160, H/8, W/8
 
+    def classify(self, pooled: Tensor) -> Tensor:
+        """Logits of pooled features B x 160."""
+        return self.classifier(self.dropout(pooled))
+
     def forward(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < self.min_side:
             raise ValueError(
                 f"images have shape {tuple(images.shape)}; expected B x 3 x H x W with H and W "
                 f"at least {self.min_side}: resize them or add the missing dimension"
             )
-        pooled = self.features(images).mean(dim=(2, 3))  # B, 160
-        return self.classifier(self.dropout(pooled))
+        return self.classify(self.features(images).mean(dim=(2, 3)))

@@ -1,0 +1,78 @@
+"""Contenders measured fairly on a noisy machine: each in a process of its own, taking turns.
+
+A script that uses this hands over its contenders, functions that measure once and return plain
+figures. The script calls itself for each turn, in an environment without allocator settings, so
+that no contender inherits what another one set; the figure of each is the median of its turns.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sprat.results import write_json
+
+Figures = dict[str, float]
+Contender = Callable[[argparse.Namespace], Figures]
+ALLOCATOR = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "OMP_", "KMP_", "GOMP_")
+
+
+def parser_for(doc: str | None, rounds: int) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=rounds, help="turns of each contender")
+    parser.add_argument("--threads", type=int, default=0, help="0: one per core")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    return parser
+
+
+def take_turns(
+    contenders: dict[str, Contender], arguments: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Median of every figure of every contender, and all its turns; in a child, one turn."""
+    if arguments.contender:
+        figures = contenders[arguments.contender](arguments)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps(figures | {"peak_rss_bytes": peak}))
+        sys.exit(0)
+    turns: dict[str, list[Figures]] = {name: [] for name in contenders}
+    for turn in range(arguments.rounds):
+        for name in contenders:
+            began = time.perf_counter()
+            figures = _one_turn(name)
+            turns[name].append(figures)
+            shown = "  ".join(f"{key} {value:,.4g}" for key, value in figures.items())
+            seconds = time.perf_counter() - began
+            print(f"{turn + 1}/{arguments.rounds} {name:16} {shown}  ({seconds:.0f} s)", flush=True)
+    return {
+        name: {key: statistics.median(t[key] for t in done) for key in done[0]} | {"turns": done}
+        for name, done in turns.items()
+    }
+
+
+def _one_turn(name: str) -> Figures:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(ALLOCATOR)}
+    command = [sys.executable, *sys.argv, "--contender", name]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{name} failed; its message stands above")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def report(figures: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Writes the figures where they were asked for."""
+    if arguments.output:
+        write_json(arguments.output, figures)
+    if arguments.json:
+        print(json.dumps(figures))

@@ -1,0 +1,56 @@
+"""A training step as one CUDA graph, so that a small network does not wait for its launches."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+WARM_UP_CALLS = 3  # eager ones: lazy initialisation must not end up in the graph
+
+
+class CapturedStep:
+    """Runs `step(*inputs) -> Tensor` eagerly at first, then replays what it did as a CUDA graph.
+
+    Every call does the step once. From the fourth on nothing of it runs in Python: what it
+    reads must lie in tensors that stay where they are, and its random draws must come from the
+    device's default generator or from `generators`; both may be seeded between calls. The
+    result is overwritten by the next call.
+
+    Args:
+        step: takes CUDA tensors of the same shapes at every call.
+        generators: of CUDA, beside the default one, that `step` draws from.
+    """
+
+    def __init__(self, step: Callable[..., Tensor], *generators: torch.Generator) -> None:
+        self.step, self.generators = step, generators
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.calls = 0
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        if self.graph is None and self.calls < WARM_UP_CALLS:
+            self.calls += 1
+            return self._aside(*inputs)
+        if self.graph is None:
+            self._capture(*inputs)
+        assert self.graph is not None
+        for static, given in zip(self.inputs, inputs, strict=True):
+            static.copy_(given)
+        self.graph.replay()
+        return self.output
+
+    def _aside(self, *inputs: Tensor) -> Tensor:
+        """On a stream of its own, as recording will be."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            output = self.step(*inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        return output
+
+    def _capture(self, *inputs: Tensor) -> None:
+        self.inputs = [given.clone() for given in inputs]
+        self.graph = torch.cuda.CUDAGraph()
+        for generator in self.generators:
+            self.graph.register_generator_state(generator)
+        with torch.cuda.graph(self.graph):
+            self.output = self.step(*self.inputs)

@@ -1,0 +1,226 @@
+"""The compiled kernels against their plain twin, the network itself."""
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL
+from torch import Tensor, nn
+
+from sprat.data import Dataset
+from sprat.errors import SpratError
+from sprat.kernels import NoKernels, build, compiled_forward, trunk, why_not
+from sprat.kernels.trunk import Trunk
+from sprat.models import MODELS, OptimizedCIFAR10Net200K, build_model
+from sprat.results import read_json
+from sprat.train import settle, train
+
+CPU = torch.device("cpu")
+REASON = why_not(OptimizedCIFAR10Net200K, CPU, 32, bf16=False)
+needs_kernels = pytest.mark.skipif(REASON is not None, reason=f"no compiled kernels: {REASON}")
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    """A network whose every BatchNorm does something of its own."""
+    torch.manual_seed(3)
+    network = OptimizedCIFAR10Net200K(dropout=0.0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    return network.train()
+
+
+def distance(ours: Tensor, theirs: Tensor) -> float:
+    """Length of the difference, as a share of theirs."""
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+def gradients(network: nn.Module, pooled: Tensor) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    (pooled * torch.randn(pooled.shape, generator=generator)).sum().backward()
+    return {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
+
+
+def features(network: nn.Module, images: Tensor) -> Tensor:
+    return network.features(images).mean(dim=(2, 3))  # type: ignore[operator]
+
+
+def far_from_twin(network: nn.Module, fast: Trunk, images: Tensor) -> dict[str, float]:
+    """Distances of output, gradients and running statistics of one step from the plain ones."""
+    twin = copy.deepcopy(network)
+    ours, theirs = fast(images), features(twin, images)
+    found = {"pooled": distance(ours, theirs)}
+    plain = gradients(twin, theirs)
+    fused = gradients(network, ours)
+    assert fused.keys() == plain.keys()
+    found |= {name: distance(fused[name], plain[name]) for name in plain}
+    for (name, ours), theirs in zip(network.named_buffers(), twin.buffers(), strict=True):
+        found[name] = distance(ours.float(), theirs.float())
+    return found
+
+
+@needs_kernels
+class TestAgainstPlainTwin:
+    @pytest.mark.parametrize("shape", [(32, 32), (16, 16), (20, 20), (28, 28), (17, 23)])
+    def test_output_gradients_and_statistics_in_fp32(
+        self, network: nn.Module, shape: tuple[int, int]
+    ) -> None:
+        fast, worst = Trunk(network, bf16=False, threads=2), []
+        for _ in range(5):
+            network.zero_grad()
+            found = far_from_twin(network, fast, torch.randn(32, 3, *shape))
+            assert found["pooled"] < 1e-5
+            worst.append(max(found.values()))
+        # of millions of values one within rounding of 0 may fall on the other side of ReLU, and
+        # every gradient before it changes a little at once: not every draw has such a value
+        assert sorted(worst)[1] < 1e-4, worst
+        assert max(worst) < 0.05, worst
+
+    def test_bf16_is_as_near_to_fp32_as_autocast_is(self, network: nn.Module) -> None:
+        images = torch.randn(64, 3, 32, 32)
+        automatic = copy.deepcopy(network)
+        found = far_from_twin(network, Trunk(network, bf16=True, threads=2), images)
+        twin = copy.deepcopy(automatic)
+        with torch.autocast("cpu", torch.bfloat16):
+            pooled = features(automatic, images).float()
+        theirs = features(twin, images)
+        assert found["pooled"] < 1.5 * distance(pooled, theirs)
+        exact, cast = gradients(twin, theirs), gradients(automatic, pooled)
+        for name in exact:
+            assert found[name] < 1.5 * distance(cast[name], exact[name]) + 0.02, name
+
+    @pytest.mark.parametrize(
+        ("bf16", "flag", "limit"),
+        [(False, "-march=x86-64-v3", 0.05), (True, "-march=x86-64-v3", 0.6),
+         (True, "-mno-amx-bf16", 0.6)],
+    )  # fmt: skip
+    def test_other_processors_code(
+        self, network: nn.Module, bf16: bool, flag: str, limit: float
+    ) -> None:
+        if build.platform.machine() != "x86_64":
+            pytest.skip("the flags are of x86-64")
+        fast = Trunk(network, bf16=bf16, threads=2)
+        fast.library = build.compiled(bf16, flag)
+        found = far_from_twin(network, fast, torch.randn(32, 3, 32, 32))
+        assert max(found.values()) < limit, found
+        assert found["pooled"] < (0.03 if bf16 else 1e-4)
+
+    def test_three_steps_of_sgd_end_at_the_same_weights(self, network: nn.Module) -> None:
+        twin = copy.deepcopy(network)
+        forwards = compiled_forward(network, bf16=False, threads=2), twin
+        images, targets = torch.randn(3, 16, 3, 32, 32), torch.randint(10, (3, 16))
+        for forward, trained in zip(forwards, (network, twin), strict=True):
+            optimizer = torch.optim.SGD(trained.parameters(), lr=0.05, momentum=0.9)
+            for step in range(3):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(forward(images[step]), targets[step]).backward()
+                optimizer.step()
+        for (name, ours), theirs in zip(network.named_parameters(), twin.parameters(), strict=True):
+            assert distance(ours, theirs) < 2e-3, name
+
+    def test_weights_loaded_later_are_seen(self, network: nn.Module) -> None:
+        fast = Trunk(network, bf16=False, threads=2)
+        images = torch.randn(16, 3, 32, 32)
+        fast(images)
+        network.load_state_dict(OptimizedCIFAR10Net200K().state_dict())
+        assert distance(fast(images), features(network, images)) < 1e-5
+
+
+@needs_kernels
+class TestTrunk:
+    @pytest.mark.parametrize("bf16", [False, True])
+    def test_threads_change_no_bit(self, network: nn.Module, bf16: bool) -> None:
+        images, results = torch.randn(48, 3, 24, 24), []
+        for threads in (1, 2, 3):
+            copied = copy.deepcopy(network)
+            pooled = Trunk(copied, bf16=bf16, threads=threads)(images)
+            results.append([pooled, *gradients(copied, pooled).values(), *copied.buffers()])
+        for other in results[1:]:
+            assert all(map(torch.equal, results[0], other))
+
+    def test_a_backward_pass_that_comes_too_late_is_refused(self, network: nn.Module) -> None:
+        fast = Trunk(network, bf16=False, threads=2)
+        images = torch.randn(16, 3, 16, 16)
+        early = fast(images)
+        fast(images)
+        with pytest.raises(RuntimeError, match="overwritten by a later"):
+            early.sum().backward()
+
+    def test_other_batches_are_refused_in_words(self, network: nn.Module) -> None:
+        fast = Trunk(network, bf16=False, threads=2)
+        with pytest.raises(ValueError, match=r"\(17, 3, 16, 16\); expected a multiple of 16"):
+            fast(torch.randn(17, 3, 16, 16))
+
+    def test_not_a_number_comes_through(self, network: nn.Module) -> None:
+        images = torch.randn(16, 3, 16, 16)
+        images[3, 1, 5, 5] = torch.nan
+        assert Trunk(network, bf16=False, threads=2)(images).isnan().any()
+
+    def test_every_parameter_of_the_network_gets_its_gradient(self, network: nn.Module) -> None:
+        forward = compiled_forward(network, bf16=False, threads=2)
+        forward(torch.randn(16, 3, 16, 16)).square().sum().backward()
+        for name, parameter in network.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().max() > 0, name
+
+
+class TestChoice:
+    def test_why_not_names_the_reason(self) -> None:
+        model = OptimizedCIFAR10Net200K
+        assert "multiple of 16" in str(why_not(model, CPU, 100, bf16=False))
+        assert "for CPUs" in str(why_not(model, torch.device("cuda"), 128, bf16=False))
+        assert "do not know Linear" in str(why_not(nn.Linear, CPU, 128, bf16=False))
+
+    def test_without_a_compiler_torch_trains_and_the_results_say_so(
+        self, small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("CC", "no-such-compiler")
+        build.load.cache_clear()
+        try:
+            config = dataclasses.replace(
+                SMALL, epochs=1, optim=dataclasses.replace(SMALL.optim, warmup_epochs=0)
+            )
+            train(config, small, tmp_path / "run", recipe="small")
+            with pytest.raises(SpratError, match=r"there is no C compiler .*--kernels auto"):
+                settle(dataclasses.replace(config, kernels="compiled"), small)
+        finally:
+            build.load.cache_clear()
+        machine = read_json(tmp_path / "run" / "results.json")["machine"]
+        assert machine["kernels"] == "torch"
+        assert "no-such-compiler" in machine["kernels_because"]
+
+    def test_a_compiler_that_fails_is_a_reason(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        compiler = tmp_path / "cc"
+        compiler.write_text("#!/bin/sh\necho 'trunk.c: error: a strange land' >&2\nexit 1\n")
+        compiler.chmod(0o755)
+        monkeypatch.setenv("CC", str(compiler))
+        with pytest.raises(NoKernels, match="a strange land"):
+            build.compiled(False)
+
+    def test_a_cache_that_cannot_be_written_is_a_reason(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        (tmp_path / "sprat").write_text("a file where a folder should be")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        if REASON is not None and "compiler" in REASON:
+            pytest.skip(REASON)
+        with pytest.raises(NoKernels, match="cannot be written or loaded"):
+            build.compiled(False)
+
+    @needs_kernels
+    def test_results_name_the_kernels(self, small_run: Path) -> None:
+        assert read_json(small_run / "results.json")["machine"]["kernels"] == "compiled"
+
+    @needs_kernels
+    def test_every_known_network_that_has_kernels_has_a_twin_here(self) -> None:
+        known = [cls for cls in MODELS.values() if why_not(cls, CPU, 16, bf16=False) is None]
+        assert known == [OptimizedCIFAR10Net200K]
+        with pytest.raises(NoKernels, match="do not know Linear"):
+            trunk.Trunk(nn.Linear(2, 2), bf16=False, threads=1)
+        assert isinstance(build_model("OptimizedCIFAR10Net200K"), OptimizedCIFAR10Net200K)
