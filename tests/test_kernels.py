@@ -10,8 +10,9 @@ from conftest import SMALL
 from torch import Tensor, nn
 
 from sprat.data import Dataset
+from sprat.ema import reestimate_batchnorm
 from sprat.errors import SpratError
-from sprat.kernels import NoKernels, build, compiled_forward, trunk, why_not
+from sprat.kernels import CompiledNetwork, NoKernels, build, trunk, why_not
 from sprat.kernels.trunk import Trunk
 from sprat.models import MODELS, OptimizedCIFAR10Net200K, build_model
 from sprat.results import read_json
@@ -111,7 +112,7 @@ class TestAgainstPlainTwin:
 
     def test_three_steps_of_sgd_end_at_the_same_weights(self, network: nn.Module) -> None:
         twin = copy.deepcopy(network)
-        forwards = compiled_forward(network, bf16=False, threads=2), twin
+        forwards = CompiledNetwork(network, bf16=False, threads=2), twin
         images, targets = torch.randn(3, 16, 3, 32, 32), torch.randint(10, (3, 16))
         for forward, trained in zip(forwards, (network, twin), strict=True):
             optimizer = torch.optim.SGD(trained.parameters(), lr=0.05, momentum=0.9)
@@ -121,6 +122,33 @@ class TestAgainstPlainTwin:
                 optimizer.step()
         for (name, ours), theirs in zip(network.named_parameters(), twin.parameters(), strict=True):
             assert distance(ours, theirs) < 2e-3, name
+
+    @pytest.mark.parametrize("images", [1, 16, 150])
+    def test_evaluation_of_any_number_of_images(self, network: nn.Module, images: int) -> None:
+        network.train()
+        network(torch.randn(32, 3, 32, 32))  # running statistics of their own
+        fast = CompiledNetwork(network, bf16=False, threads=2).eval()
+        batch = torch.randn(images, 3, 32, 32)
+        before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+        assert distance(fast(batch), network(batch)) < 1e-5
+        assert all(torch.equal(b, before[name]) for name, b in network.named_buffers())
+
+    def test_training_goes_on_after_an_evaluation_in_between(self, network: nn.Module) -> None:
+        fast = CompiledNetwork(network, bf16=False, threads=2)
+        images = torch.randn(64, 3, 16, 16)
+        fast.eval()
+        fast(images)
+        fast.train()
+        twin = copy.deepcopy(network)
+        assert distance(fast(images), twin(images)) < 1e-5
+        assert distance(network.stem[1].running_var, twin.stem[1].running_var) < 1e-5  # type: ignore[index,union-attr]
+
+    def test_reestimated_statistics_are_the_plain_ones(self, network: nn.Module) -> None:
+        twin, batches = copy.deepcopy(network), torch.randn(3, 32, 3, 32, 32)
+        reestimate_batchnorm(CompiledNetwork(network, bf16=False, threads=2), batches)
+        reestimate_batchnorm(twin, batches)
+        for (name, ours), theirs in zip(network.named_buffers(), twin.buffers(), strict=True):
+            assert distance(ours.float(), theirs.float()) < 1e-5, name
 
     def test_weights_loaded_later_are_seen(self, network: nn.Module) -> None:
         fast = Trunk(network, bf16=False, threads=2)
@@ -161,7 +189,7 @@ class TestTrunk:
         assert Trunk(network, bf16=False, threads=2)(images).isnan().any()
 
     def test_every_parameter_of_the_network_gets_its_gradient(self, network: nn.Module) -> None:
-        forward = compiled_forward(network, bf16=False, threads=2)
+        forward = CompiledNetwork(network, bf16=False, threads=2)
         forward(torch.randn(16, 3, 16, 16)).square().sum().backward()
         for name, parameter in network.named_parameters():
             assert parameter.grad is not None, name

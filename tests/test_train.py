@@ -4,7 +4,7 @@ import dataclasses
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -17,7 +17,9 @@ from sprat.data.imageset import stratified_split
 from sprat.errors import SpratError
 from sprat.evaluate import predict_probabilities, top1
 from sprat.results import read_config, read_metrics
-from sprat.train import PROBE_IMAGES, Interrupted, Observer, Training, resume, train
+from sprat.train import PROBE_IMAGES, Interrupted, Observer, Training, resume, settle, train
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU of CUDA")
 
 
 def _weights(run: Path) -> bytes:
@@ -223,17 +225,19 @@ class TestTrainingStep:
         assert norm(clipped) == pytest.approx(0.01, rel=1e-3)
         assert norm(free) > 0.1
 
+    @pytest.mark.parametrize("kernels", ["auto", "torch"])
     def test_a_whole_step_is_plain_sgd_on_the_smoothed_loss(
-        self, small: Dataset, tmp_path: Path
+        self, small: Dataset, tmp_path: Path, kernels: Literal["auto", "torch"]
     ) -> None:
         """A twin without batching tricks: same images, textbook update."""
         config = dataclasses.replace(
             SMALL,
+            kernels=kernels,
             dropout=0.0,
             augment=dataclasses.replace(SMALL.augment, flip=0.0, crop=0),
             optim=OptimConfig(lr=0.1, nesterov=True, weight_decay=0.01, warmup_epochs=1),
         )
-        training = Training(config, small, tmp_path)
+        training = Training(settle(config, small), small, tmp_path)
         network = training.network.train()
         images, targets = next(training.batches.epoch(0))
         before = {n: p.detach().clone() for n, p in network.named_parameters()}
@@ -355,7 +359,7 @@ def test_a_damaged_resume_file_is_refused_wherever_the_damage(
     assert refused > 5, "and nothing but SpratError was raised"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU of CUDA")
+@needs_cuda
 def test_a_gpu_trains_to_the_end_and_its_weights_load_on_a_cpu(
     small: Dataset, tmp_path: Path
 ) -> None:
@@ -431,3 +435,46 @@ def test_the_average_is_not_below_the_raw_weights(shapes10: Dataset, tmp_path: P
     train(config, shrink(shapes10, 2_000, 10), tmp_path / "run", recipe="small")
     for row in read_metrics(tmp_path / "run"):
         assert row["ema_top1"] >= row["top1"] - 2 * (0.25 / 200) ** 0.5
+
+
+class TestSidesAndJudgements:
+    def test_images_have_each_epochs_side(self, small: Dataset, tmp_path: Path) -> None:
+        seen: list[tuple[int, int]] = []
+        augment = dataclasses.replace(SMALL.augment, sides=(16, 24))
+        config = dataclasses.replace(SMALL, augment=augment, kernels="torch", judge_every=3)
+
+        class Look(Observer):
+            def started(self, training: Training) -> None:
+                training.network.register_forward_pre_hook(
+                    lambda module, inputs: (
+                        seen.append((training.epoch, inputs[0].shape[3]))
+                        if module.training
+                        else None
+                    )
+                )
+
+        train(config, small, tmp_path / "run", recipe="small", observer=Look())
+        assert {side for epoch, side in seen if epoch == 0} == {16}
+        assert {side for epoch, side in seen if epoch in (1, 2)} == {24}
+
+    def test_only_every_nth_and_the_last_epoch_is_judged(
+        self, small: Dataset, tmp_path: Path
+    ) -> None:
+        optim = dataclasses.replace(SMALL.optim, warmup_epochs=1)
+        config = dataclasses.replace(SMALL, epochs=5, judge_every=2, optim=optim)
+        results = train(config, small, tmp_path / "run", recipe="small")
+        rows = read_metrics(tmp_path / "run")
+        assert [row["top1"] is not None for row in rows] == [False, True, False, True, True]
+        assert results["best_epoch"] in (2, 4, 5)
+
+    @needs_cuda
+    def test_a_recorded_step_does_what_a_plain_one_does(
+        self, small: Dataset, tmp_path: Path
+    ) -> None:
+        ended = []
+        for kernels in ("graph", "torch"):
+            config = dataclasses.replace(SMALL, device="cuda", kernels=kernels, dropout=0.0)  # type: ignore[arg-type]
+            train(config, small, tmp_path / kernels, recipe="small")
+            ended.append(load_resume(tmp_path / kernels / "last.pt")["network"])
+        for name in ended[0]:
+            torch.testing.assert_close(ended[0][name], ended[1][name], rtol=1e-3, atol=1e-3)

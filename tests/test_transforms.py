@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
-from sprat.augment.transforms import horizontal_flip, normalize, pad, pad_and_crop
+from sprat.augment.transforms import horizontal_flip, normalize, pad, pad_and_crop, resize
 
 
 def _images(n: int = 6, height: int = 11, width: int = 9, dtype: torch.dtype = torch.uint8):
@@ -86,3 +87,15 @@ def test_normalize_is_the_textbook_formula() -> None:
     out = normalize(images, mean, std)
     torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
     assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("side", [5, 9, 11, 24])
+def test_resize_is_the_antialiased_bilinear_filter(side: int) -> None:
+    images = _images()
+    expected = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True)
+    torch.testing.assert_close(resize(images, side), expected, atol=1e-2, rtol=0)
+
+
+def test_resize_to_the_same_side_changes_no_pixel() -> None:
+    images = _images(height=9)
+    assert torch.equal(resize(images, 9), images.float())

@@ -1,5 +1,8 @@
 """sprat: small-parameter image classifier trainer."""
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
-__version__ = version("sprat")
+try:
+    __version__ = version("sprat")
+except PackageNotFoundError:  # run from a checkout
+    __version__ = "0+unknown"

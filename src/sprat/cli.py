@@ -42,6 +42,7 @@ app = App(
     version=__version__,
     help="Train, judge and use image classifiers that fit a hard budget.",
     help_format="plaintext",
+    default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
 )
 data = App(name="data", help="Look at the datasets.")
 app.command(data)

@@ -78,8 +78,7 @@ class AugmentConfig:
     crop_mode: Literal["reflect", "constant"] = "reflect"
     """What the padding is filled with: the mirrored image, or black."""
     sides: tuple[int, ...] = ()
-    """Side in pixels of the training images in each epoch, the last for all that follow; without
-    any, the images' own."""
+    """Image side in pixels, epoch by epoch, the last for all that follow; none: their own."""
 
     def __post_init__(self) -> None:
         _check("augment.flip", self.flip, 0 <= self.flip <= 1, "a probability, 0 to 1")
@@ -134,11 +133,9 @@ class Config:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train; auto takes the first there is of cuda, mps, cpu."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Arithmetic of the training step; auto: bf16 where the hardware has it, else fp16 on a
-    GPU, else fp32."""
+    """Arithmetic of a step; auto: bf16 where the hardware has it, else fp16 on GPUs, else fp32."""
     kernels: Literal["auto", "compiled", "graph", "torch"] = "auto"
-    """What computes the training step: compiled kernels on a CPU, a graph on CUDA, or plain
-    torch; auto: the first two where they can be had."""
+    """What computes a training step; auto: compiled kernels or a CUDA graph where there are."""
     threads: int = 0
     """CPU threads; 0: one per core. Part of what makes a run repeatable bit for bit."""
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -167,8 +167,13 @@ def cpu_name() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
-    names = ("sprat", "torch", "numpy", "safetensors")
-    return {"python": platform.python_version()} | {n: metadata.version(n) for n in names}
+    found = {"python": platform.python_version()}
+    for name in ("sprat", "torch", "numpy", "safetensors"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # run from a checkout
+            found[name] = "not installed"
+    return found
 
 
 def git_state() -> dict[str, Any] | None:

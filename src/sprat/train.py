@@ -40,7 +40,7 @@ from sprat.ema import EMA, reestimate_batchnorm
 from sprat.errors import SpratError
 from sprat.evaluate import judge, predict_probabilities, top1
 from sprat.graph import CapturedStep
-from sprat.kernels import compiled_forward, why_not
+from sprat.kernels import CompiledNetwork, why_not
 from sprat.models import build_model, find_model
 from sprat.optim import build_optimizer
 from sprat.results import (
@@ -69,8 +69,8 @@ from sprat.runtime import (
 from sprat.schedules import warmup_then
 
 PROBE_IMAGES = 2_000  # training images, without augmentation, that a final run is watched on
-BATCHNORM_IMAGES = 5_000  # training images that an average's statistics are estimated from
-BATCHNORM_BATCH = 250  # of them at once; only full batches count
+BATCHNORM_IMAGES = 5_120  # training images that an average's statistics are estimated from
+BATCHNORM_BATCH = 64  # of them at once; only full batches count
 
 
 class Observer:
@@ -285,7 +285,7 @@ class Training:
         config = self.config
         if config.kernels == "compiled":
             bf16 = config.precision == "bf16"
-            return compiled_forward(self.network, bf16=bf16, threads=config.threads)
+            return CompiledNetwork(self.network, bf16=bf16, threads=config.threads)
 
         def through_torch(images: Tensor) -> Tensor:
             with autocast(self.device, config.precision):
@@ -359,7 +359,7 @@ class Training:
         if self.epoch % self.config.judge_every and not last:
             return None, None
         judged = self.probe_set if self.val_set is None else self.val_set
-        raw = self._top1(self.network, judged)
+        raw = self._top1(self._judged(self.network), judged)
         return raw, self._top1(self.averaged_network(), judged) if self.ema else None
 
     def averaged_network(self) -> torch.nn.Module:
@@ -369,8 +369,15 @@ class Training:
             normalize(batch, self.mean, self.std)
             for batch in self.batchnorm_images.split(BATCHNORM_BATCH)
         )
-        reestimate_batchnorm(self.ema.network, batches)
-        return self.ema.network
+        network = self._judged(self.ema.network)
+        reestimate_batchnorm(network, batches)
+        return network
+
+    def _judged(self, network: torch.nn.Module) -> torch.nn.Module:
+        """The network in fp32, through the kernels where the config has them."""
+        if self.config.kernels != "compiled":
+            return network
+        return CompiledNetwork(network, bf16=False, threads=self.config.threads)
 
     def kept_network(self) -> torch.nn.Module:
         """The network whose weights the recipe keeps, as it stood when its epoch was judged."""

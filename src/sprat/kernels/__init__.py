@@ -4,7 +4,7 @@ fast = compiled_forward(network, bf16=True, threads=2)
 logits = fast(images)  # as network(images) would, autograd included
 """
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from sprat.kernels.build import NoKernels, load
 from sprat.kernels.trunk import LANES, Trunk
 from sprat.models import OptimizedCIFAR10Net200K
 
-__all__ = ["NoKernels", "compiled_forward", "why_not"]
+__all__ = ["CompiledNetwork", "NoKernels", "why_not"]
 
 
 def why_not(
@@ -33,15 +33,29 @@ def why_not(
     return None
 
 
-def compiled_forward(network: nn.Module, *, bf16: bool, threads: int) -> Callable[[Tensor], Tensor]:
-    """What `network(images)` does in training, through the kernels.
+class CompiledNetwork(nn.Module):
+    """A network through the kernels; takes what it takes, gives what it gives.
+
+    Args:
+        network: shares its parameters and statistics with this.
+        bf16: keep maps in bf16; else all is fp32.
+        threads: CPU threads; changes no bit of the result.
+
+    In training B x 3 x H x W images with B a multiple of 16; other batches go through the
+    network itself.
 
     Raises:
         NoKernels: they cannot be built here, or do not know the network.
     """
-    trunk = Trunk(network, bf16=bf16, threads=threads)
 
-    def forward(images: Tensor) -> Tensor:
-        return network.classify(trunk(images))  # type: ignore[operator]
+    def __init__(self, network: nn.Module, *, bf16: bool, threads: int) -> None:
+        super().__init__()
+        self.network: Any = network
+        self.trunk = Trunk(network, bf16=bf16, threads=threads)
 
-    return forward
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.trunk.stem_norm.training:
+            return self.network.classify(self.trunk.evaluate(images))
+        if len(images) % LANES:
+            return self.network(images)
+        return self.network.classify(self.trunk(images))

@@ -48,7 +48,7 @@ typedef uint32_t vu __attribute__((vector_size(64)));
 
 /* BatchNorm over the channels of one convolution's output; arrays of `channels` floats. */
 typedef struct {
-    int64_t channels;
+    int64_t channels, frozen;           /* frozen: scale and shift are given, nothing is counted */
     float eps, momentum;
     const float *gamma, *beta;
     float *running_mean, *running_var;
@@ -93,9 +93,12 @@ typedef struct {
 } Join;
 
 #if USE_AMX
+/* The compiler does not see what tile instructions read and write in memory: no access of its own
+ * may move across this. */
+#define FENCE __asm__ volatile("" ::: "memory");
 /* Others in this thread may rely on their own configuration of the tiles. */
-#define BEGIN_TILES char config[64] __attribute__((aligned(64))); _tile_storeconfig(config);
-#define END_TILES _tile_loadconfig(config);
+#define BEGIN_TILES char config[64] __attribute__((aligned(64))); _tile_storeconfig(config); FENCE
+#define END_TILES FENCE _tile_loadconfig(config);
 #else
 #define BEGIN_TILES
 #define END_TILES
@@ -246,6 +249,7 @@ static void configure_tiles(int64_t m, int64_t k, int64_t n) {
         config.rows[tile] = tile < 5 ? m : k;
         config.row_bytes[tile] = 4 * (tile == 4 ? k : n);
     }
+    __asm__ volatile("" ::"r"(&config) : "memory");
     _tile_loadconfig(&config);
 }
 
@@ -275,6 +279,7 @@ static Weights pack_weights(const float *w, int64_t out, int64_t in, int64_t row
 static void product(const operand *in, int64_t w, const Weights *weight, vf *out, int64_t pitch) {
     int64_t m = weight->block_m, k = weight->block_k, steps = weight->in_channels / 2 / k;
     configure_tiles(m, k, LANES);
+    FENCE
     for (int64_t co = 0; co < weight->out_channels; co += m) {
         const char *left = (const char *)weight->values + co * weight->in_channels * 2;
         for (int64_t x = 0; x < w; x += 4) {
@@ -291,6 +296,7 @@ static void product(const operand *in, int64_t w, const Weights *weight, vf *out
             FOR_COLUMNS(n, STORE)
         }
     }
+    FENCE
 }
 
 /* 16 rows of 16 words, turned */
@@ -345,6 +351,7 @@ static void outer(const operand *d, const operand *in, int64_t rows, int64_t w,
                 transpose(paired + block * n, right + (step * blocks + block) * LANES);
         }
     configure_tiles(m, LANES, n);
+    FENCE
     for (int64_t co = 0; co < out_channels; co += m)
         for (int64_t block = 0; block < blocks; block += 4) {
             int64_t count = blocks - block;
@@ -360,6 +367,7 @@ static void outer(const operand *d, const operand *in, int64_t rows, int64_t w,
 #define STORE_SUM(sum, tile) _tile_stored(sum, into + sum * n, in_channels * 4);
             FOR_COLUMNS(count, STORE_SUM)
         }
+    FENCE
 }
 #else
 
@@ -440,10 +448,12 @@ typedef struct {
 
 static Ring new_ring(int slot, int64_t slots, int64_t channels, int64_t w, int64_t pad,
                      int64_t h) {
-    int64_t row = channels * (w + 2 * pad);
-    vf *rows = take(slot, (slots + 1) * row * sizeof(vf));
-    memset(rows, 0, (slots + 1) * row * sizeof(vf));
-    return (Ring){rows, rows + slots * row, slots, channels, w + 2 * pad, pad, h};
+    int64_t pitch = w + 2 * pad, row = channels * pitch;
+    vf *rows = take(slot, (slots + 1) * row * sizeof(vf)), *zeros = rows + slots * row;
+    for (vf *line = rows; line < zeros; line += pitch)
+        for (int64_t x = 0; x < pad; x++) line[x] = line[pad + w + x] = (vf){};
+    memset(zeros, 0, row * sizeof(vf));
+    return (Ring){rows, zeros, slots, channels, pitch, pad, h};
 }
 
 /* Column 0 of channel 0 of row y. */
@@ -522,19 +532,22 @@ static void spatial(const Conv *c, const Ring *u, int64_t y, operand *out) {
         }
 }
 
-INLINE void depthwise_weight_gradient(const Ring *d, const Ring *u, int64_t y, int64_t w,
-                                      int64_t channels, int64_t k, int64_t s, vf *sums) {
-    for (int64_t ch = 0; ch < channels; ch++) {
-        const vf *grad = ring_row(d, y) + ch * d->pitch;
-        for (int64_t ky = 0; ky < k; ky++) {
-            const vf *row = ring_row(u, y * s + ky - u->pad) - u->pad + ch * u->pitch;
-            vf *sum = sums + (ch * k + ky) * k;
-            vf acc[MAX_KERNEL];
-            for (int64_t kx = 0; kx < k; kx++) acc[kx] = sum[kx];
+/* sums[channel][k][k] += sum over rows y0 to y1, columns and images of d and its neighbours in u */
+INLINE void depthwise_weight_gradient(const Ring *d, const Ring *u, int64_t y0, int64_t y1,
+                                      int64_t w, int64_t k, int64_t s, vf *sums) {
+    for (int64_t ch = 0; ch < d->channels; ch++, sums += k * k) {
+        vf sum[MAX_KERNEL * MAX_KERNEL];
+        for (int64_t i = 0; i < k * k; i++) sum[i] = sums[i];
+        for (int64_t y = y0; y < y1; y++) {
+            const vf *grad = ring_row(d, y) + ch * d->pitch, *rows[MAX_KERNEL];
+            for (int64_t ky = 0; ky < k; ky++)
+                rows[ky] = ring_row(u, y * s + ky - u->pad) - u->pad + ch * u->pitch;
             for (int64_t x = 0; x < w; x++)
-                for (int64_t kx = 0; kx < k; kx++) acc[kx] += grad[x] * row[x * s + kx];
-            for (int64_t kx = 0; kx < k; kx++) sum[kx] = acc[kx];
+                for (int64_t ky = 0; ky < k; ky++)
+                    for (int64_t kx = 0; kx < k; kx++)
+                        sum[ky * k + kx] += grad[x] * rows[ky][x * s + kx];
         }
+        for (int64_t i = 0; i < k * k; i++) sums[i] = sum[i];
     }
 }
 
@@ -673,7 +686,8 @@ void conv_forward(const Conv *c, int64_t tiles, int threads) {
         forward_tile(c, tile, &weights, sums + tile * 2 * co);
         END_TILES
     }
-    bn_forward(c->bn, sums, tiles, (double)tiles * LANES * c->out_h * c->out_w);
+    if (!c->bn->frozen)
+        bn_forward(c->bn, sums, tiles, (double)tiles * LANES * c->out_h * c->out_w);
     free(weights.values);
     free(sums);
 }
@@ -782,10 +796,9 @@ static void backward_tile(const Conv *c, int64_t tile, const Weights *transposed
         }
         outer(dz, v, y1 - y0, w, co, cv, d_pointwise);
         if (c->kind == DEPTHWISE) {
-            for (int64_t y = y0; y < y1; y++) {
-                if (k == 3 && s == 1) depthwise_weight_gradient(&d, &u, y, w, ci, 3, 1, dw);
-                else depthwise_weight_gradient(&d, &u, y, w, ci, k, s, dw);
-            }
+            if (k == 3 && s == 1) depthwise_weight_gradient(&d, &u, y0, y1, w, 3, 1, dw);
+            else if (k == 3 && s == 2) depthwise_weight_gradient(&d, &u, y0, y1, w, 3, 2, dw);
+            else depthwise_weight_gradient(&d, &u, y0, y1, w, k, s, dw);
             int64_t end = y1 == c->out_h ? c->in_h : s * y1 - pad;
             for (; done < end; done++) finish_row(c, tile, done, &u, &d, even, odd, sum);
         } else if (c->kind == SUBSAMPLE) {

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sprat.kernels.build import NoKernels, load
@@ -20,6 +21,7 @@ from sprat.models.optimized200k import EfficientBlock, OptimizedCIFAR10Net200K
 LANES = 16  # images to a vector
 UNFOLD, DEPTHWISE, SUBSAMPLE = range(3)
 ALIGNMENT = 4096  # bytes
+EVALUATED = 64  # images at once where no gradient is asked for
 CHUNK = 32 << 20  # bytes asked of the system at a time
 
 _Pointer = ctypes.c_void_p
@@ -30,6 +32,7 @@ _Float = ctypes.c_float
 class _BatchNorm(ctypes.Structure):
     _fields_ = (
         ("channels", _Int),
+        ("frozen", _Int),
         ("eps", _Float),
         ("momentum", _Float),
         *((name, _Pointer) for name in ("gamma", "beta", "running_mean", "running_var")),
@@ -110,6 +113,15 @@ class Trunk:
     def __call__(self, images: Tensor) -> Tensor:
         return _Features.apply(images, self, *self.parameters)  # type: ignore[no-untyped-call]
 
+    @torch.no_grad()
+    def evaluate(self, images: Tensor) -> Tensor:
+        """The same in evaluation mode, by the running statistics; any number of images."""
+        parts = []
+        for part in images.split(EVALUATED):
+            full = F.pad(part, (0, 0, 0, 0, 0, 0, 0, -len(part) % LANES))
+            parts.append(self.planned(full).evaluate(full)[: len(part)])
+        return torch.cat(parts)
+
     def planned(self, images: Tensor) -> "_Plan":
         """The plan for these images' shape and the parameters' present place in memory."""
         places = tuple(tensor.data_ptr() for tensor in self.parameters)
@@ -168,7 +180,7 @@ class _Plan:
         self.batch, self.calls = batch, 0
         self.memory = _Memory()
         self.bytes = 2 if trunk.bf16 else 4
-        self.statistics: list[Tensor] = []
+        self.norms: list[tuple[Any, _BatchNorm, Tensor]] = []
         self.sizes = [p.numel() for p in trunk.parameters]
         self.gradient = torch.zeros(sum(self.sizes))
         gradients = self.gradient.split(self.sizes)
@@ -233,6 +245,25 @@ class _Plan:
         self.backward_calls.append(("conv_backward", self.stem))
 
     def forward(self, images: Tensor) -> tuple[int, Tensor]:
+        """The number of this call, for `backward`, and the pooled features."""
+        for bn, norm, _ in self.norms:
+            norm.frozen = 0
+            # without a momentum the statistics are the mean over all batches so far
+            norm.momentum = bn.momentum or 1 / (bn.num_batches_tracked.item() + 1)
+        self._run_forward(images)
+        torch._foreach_add_(self.trunk.batches_tracked, 1)
+        return self.calls, self.pooled.clone()
+
+    def evaluate(self, images: Tensor) -> Tensor:
+        for bn, norm, statistics in self.norms:
+            norm.frozen = 1
+            _, _, scale, shift, *_ = statistics
+            torch.mul(bn.weight, torch.rsqrt(bn.running_var + bn.eps), out=scale)
+            torch.addcmul(bn.bias, bn.running_mean, scale, value=-1, out=shift)
+        self._run_forward(images)
+        return self.pooled.clone()
+
+    def _run_forward(self, images: Tensor) -> None:
         stem = self.trunk.stem.weight
         self.stem_weight[..., :3].copy_(stem.permute(0, 2, 3, 1))
         images = images.contiguous()
@@ -246,9 +277,7 @@ class _Plan:
         )  # fmt: skip
         for name, unit in self.forward_calls:
             getattr(library, name)(ctypes.byref(unit), tiles, threads)
-        torch._foreach_add_(self.trunk.batches_tracked, 1)
         self.calls += 1
-        return self.calls, self.pooled.clone()
 
     def backward(self, call: int, d_pooled: Tensor) -> list[Tensor]:
         if call != self.calls:
@@ -273,8 +302,7 @@ class _Plan:
 
     def _norm(self, bn: Any) -> _BatchNorm:
         statistics = torch.zeros(7, bn.num_features)
-        self.statistics.append(statistics)
-        norm = _BatchNorm(bn.num_features, bn.eps, bn.momentum)
+        norm = _BatchNorm(bn.num_features, 0, bn.eps, 0.0)
         names = ("mean", "invstd", "scale", "shift", "dz_g", "dz_z", "dz_1")
         places = dict(zip(names, statistics, strict=True))
         places |= {"gamma": bn.weight, "beta": bn.bias}
@@ -285,6 +313,7 @@ class _Plan:
         }
         for name, tensor in places.items():
             setattr(norm, name, tensor.data_ptr())
+        self.norms.append((bn, norm, statistics))
         return norm
 
     def _conv(

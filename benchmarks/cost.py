@@ -1,0 +1,130 @@
+"""How does the cost of training grow with batch, image side, width and number of images?
+
+    python benchmarks/cost.py --output results/cost.json --picture results/cost.png
+
+Measures steps of sprat and turns them into seconds an epoch of 50,000 images, and reads the peak
+memory of the process, which holds as many images as an epoch has; each point is a process of its
+own and the median of its turns. A factor of the width multiplies every stage's channels; such
+networks go through plain torch, so that line is measured through torch from end to end. About ten
+minutes on two cores.
+"""
+
+import argparse
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from side_by_side import Figures, parser_for, report, take_turns
+
+from sprat.config import Config
+from sprat.data import Dataset
+from sprat.data.imageset import ImageSet, Normalization
+from sprat.models import MODELS, OptimizedCIFAR10Net200K
+from sprat.runtime import describe_machine, replacing, set_threads, versions
+from sprat.train import Training, settle
+
+EPOCH = 50_000
+POINT = {"batch_size": 64, "side": 32, "width": 1.0, "images": EPOCH}
+LINES: dict[str, tuple[float, ...]] = {
+    "batch_size": (16, 32, 64, 128, 256, 512),
+    "side": (16, 24, 32, 48, 64),
+    "width": (0.4, 0.8, 1.0, 1.6, 2.0),
+    "images": (5_000, 12_500, 25_000, 50_000),
+}
+LABELS = {
+    "batch_size": "images in a batch",
+    "side": "image side, px",
+    "width": "factor on every width (plain torch)",
+    "images": "training images",
+}
+
+
+def measure(line: str, value: float, arguments: argparse.Namespace) -> Figures:
+    point = POINT | {line: value}
+    width = point["width"]
+
+    class Widened(OptimizedCIFAR10Net200K):
+        widths = tuple(round(width * w / 2) * 2 for w in OptimizedCIFAR10Net200K.widths)  # type: ignore[assignment]
+
+    MODELS["Widened"] = Widened
+    count, side = int(point["images"]), int(point["side"])
+    images = torch.zeros(count, 3, side, side, dtype=torch.uint8)
+    for part in images.split(5_000):
+        part.random_(256)
+    noise = ImageSet(images, torch.arange(count) % 10, tuple("0123456789"))
+    dataset = Dataset("noise", noise, noise, Normalization((0.5,) * 3, (0.25,) * 3), "")
+    config = Config(
+        model="Widened" if line == "width" else "OptimizedCIFAR10Net200K",
+        kernels="torch" if line == "width" else "auto",
+        precision="fp32" if line == "width" else "auto",
+        batch_size=int(point["batch_size"]),
+        threads=arguments.threads,
+        device="cpu",
+        final=True,
+    )
+    training = Training(settle(config, dataset), dataset, Path())
+    training.network.train()
+    batches = training.batches.epoch(0)
+    for _ in range(3):
+        training.training_step(*next(batches)).item()
+    steps = max(5, min(arguments.images // config.batch_size, len(training.batches) - 3))
+    began = time.perf_counter()
+    for _ in range(steps):
+        training.training_step(*next(batches)).item()
+    per_image = (time.perf_counter() - began) / steps / config.batch_size
+    return {"seconds_an_epoch": per_image * count}
+
+
+def draw(measured: dict[str, dict[str, Figures]], path: Path) -> None:
+    figure = Figure(figsize=(10, 8), layout="constrained", dpi=110)
+    for axes, (line, values) in zip(figure.subplots(2, 2).flat, LINES.items(), strict=True):
+        points = [measured[line][str(value)] for value in values]
+        seconds = [point["seconds_an_epoch"] for point in points]
+        memory = [point["peak_rss_bytes"] / 2**30 for point in points]
+        axes.plot(values, seconds, "o-", color="#1f77b4")
+        axes.set_xlabel(LABELS[line])
+        axes.set_ylabel("seconds an epoch", color="#1f77b4")
+        axes.set_ylim(bottom=0)
+        beside = axes.twinx()
+        beside.plot(values, memory, "s--", color="#d95f02")
+        beside.set_ylabel("peak memory, GiB", color="#d95f02")
+        beside.set_ylim(bottom=0)
+        axes.spines["top"].set_visible(False)
+        beside.spines["top"].set_visible(False)
+        axes.grid(alpha=0.3)
+    figure.suptitle("What training costs; elsewhere batch 64, 32 px, width 1, 50,000 images")
+    with replacing(path) as beside_path:
+        figure.savefig(beside_path)
+
+
+def main() -> None:
+    parser = parser_for(__doc__, rounds=3)
+    parser.add_argument("--picture", type=Path, help="PNG for the plot")
+    parser.add_argument("--images", type=int, default=3_000, help="images timed in a turn")
+    arguments = parser.parse_args()
+    contenders = {
+        f"{line}={value}": partial(measure, line, value)
+        for line, values in LINES.items()
+        for value in values
+    }
+    points = take_turns(contenders, arguments)
+    measured = {
+        line: {str(value): points[f"{line}={value}"] for value in values}
+        for line, values in LINES.items()
+    }
+    if arguments.picture:
+        draw(measured, arguments.picture)
+    threads = set_threads(arguments.threads)
+    figures = {
+        "measured": measured,
+        "elsewhere": POINT,
+        "machine": describe_machine(torch.device("cpu"), "auto", threads),
+        "versions": versions(),
+    }
+    report(figures, arguments)
+
+
+if __name__ == "__main__":
+    main()

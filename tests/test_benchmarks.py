@@ -1,0 +1,73 @@
+"""Every benchmark runs, and ends with its one line of JSON; no time is asserted."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def _last_line(script: str, *options: str) -> dict[str, object]:
+    """The JSON object that a benchmark prints last."""
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "--json", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert isinstance(figures, dict)
+    return figures
+
+
+def test_training_step(tmp_path: Path) -> None:
+    options = ("--rounds", "1", "--steps", "1", "--warmup", "1", "--batch-size", "32")
+    output = tmp_path / "figures.json"
+    figures = _last_line("training_step.py", *options, "--without-brief", "--output", str(output))
+    assert {"ratio_to_eager_bf16", "ratio_to_brief", "images_per_s"} <= figures.keys()
+    measured = figures["measured"]
+    assert isinstance(measured, dict)
+    ratio = measured["sprat"]["images_per_s"] / measured["eager-bf16"]["images_per_s"]
+    assert figures["ratio_to_eager_bf16"] == pytest.approx(ratio)
+    assert json.loads(output.read_text()) == figures
+
+
+def test_the_briefs_loop_trains_or_says_what_it_needs() -> None:
+    command = [
+        sys.executable, str(ROOT / "benchmarks" / "training_step.py"), "--contender", "brief",
+        "--steps", "1", "--warmup", "1", "--batch-size", "32",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        assert "pip install 'sprat[reference]'" in done.stderr
+    else:
+        assert json.loads(done.stdout.splitlines()[-1])["images_per_s"] > 0
+
+
+def test_inference() -> None:
+    figures = _last_line("inference.py", "--rounds", "1", "--calls", "20", "--batch-size", "4")
+    measured = figures["measured"]
+    assert isinstance(measured, dict)
+    assert len(measured) == 6
+    assert all(ways["ms_for_one_image"] > 0 for ways in measured.values())
+
+
+def test_gpu_tried_out_on_the_cpu_agrees_with_it() -> None:
+    options = ("--device", "cpu", "--batch-sizes", "32", "--steps", "1", "--ways", "recorded")
+    figures = _last_line("gpu.py", *options)
+    agreement = figures["agreement_with_cpu"]
+    assert isinstance(agreement, dict)
+    assert agreement["plain"]["loss"] == 0
+    assert agreement["recorded"]["loss"] < 1e-2
+
+
+def test_time_to_accuracy_reads_finished_runs(cifar10_place: Path) -> None:
+    runs = ROOT / "results" / "sprint"
+    options = ("--runs", str(runs), "--steps", "1", "--data-dir", str(cifar10_place.parent))
+    figures = _last_line("time_to_accuracy.py", *options)
+    tops = [
+        json.loads((runs / f"seed-{seed}" / "results.json").read_text())["test"]["top1"]
+        for seed in range(5)
+    ]
+    assert figures["top1"] == pytest.approx(sum(tops) / 5)
+    assert {"ratio", "seconds"} <= figures.keys()

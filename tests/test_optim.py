@@ -1,0 +1,97 @@
+"""What is decayed, what is orthogonal, and a step beside its plain twin."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sprat.config import OptimConfig
+from sprat.models import MODELS, build_model
+from sprat.optim import Muon, build_optimizer, orthogonalized
+
+
+def _with_gradients(network: nn.Module) -> nn.Module:
+    torch.manual_seed(1)
+    for parameter in network.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    return network
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", ["sgd", "muon"])
+class TestEveryNetwork:
+    def test_every_parameter_is_in_one_group(self, model: str, name: str) -> None:
+        network = build_model(model)
+        optimizer = build_optimizer(network, OptimConfig(name=name))  # type: ignore[arg-type]
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        assert len(held) == len(set(held))
+        assert set(held) == set(network.parameters())
+
+    @pytest.mark.parametrize("decay_all", [False, True])
+    def test_norms_and_biases_are_decayed_only_on_request(
+        self, model: str, name: str, decay_all: bool
+    ) -> None:
+        config = OptimConfig(name=name, weight_decay=0.01, decay_norm_and_bias=decay_all)  # type: ignore[arg-type]
+        for group in build_optimizer(build_model(model), config).param_groups:
+            for parameter in group["params"]:
+                if parameter.ndim <= 1:
+                    assert group["weight_decay"] == 0.01 * decay_all
+
+    def test_a_saved_state_goes_on_as_if_never_stopped(self, model: str, name: str) -> None:
+        config = OptimConfig(name=name)  # type: ignore[arg-type]
+        network = _with_gradients(build_model(model))
+        optimizer = build_optimizer(network, config)
+        optimizer.step()
+        copied = _with_gradients(copy.deepcopy(network))
+        resumed = build_optimizer(copied, config)
+        resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        for trained, stepper in ((network, optimizer), (copied, resumed)):
+            _with_gradients(trained)
+            stepper.step()
+        pairs = zip(network.parameters(), copied.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+class TestMuon:
+    def test_steps_by_the_orthogonal_matrix_of_the_nesterov_average(self) -> None:
+        """Against the singular value decomposition, two steps, one matrix at a time."""
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(6, 10, 1, bias=False), nn.Conv2d(10, 6, 1, bias=False))
+        optimizer = build_optimizer(network, OptimConfig(name="muon", muon_lr=0.1, momentum=0.8))
+        assert isinstance(optimizer, Muon)
+        averages = [torch.zeros_like(p) for p in network.parameters()]
+        for _ in range(2):
+            _with_gradients(network)
+            expected = []
+            for parameter, average in zip(network.parameters(), averages, strict=True):
+                assert parameter.grad is not None
+                average.mul_(0.8).add_(parameter.grad)
+                ahead = (parameter.grad + 0.8 * average).flatten(1)
+                u, _, v = torch.linalg.svd(ahead, full_matrices=False)
+                scale = math.sqrt(max(1, len(parameter) / parameter.shape[1]))
+                expected.append((parameter.detach().clone().flatten(1), scale * u @ v))
+            optimizer.step()
+            for parameter, (before, direction) in zip(network.parameters(), expected, strict=True):
+                step = (before - parameter.detach().flatten(1)) / 0.1
+                cosine = (step * direction).sum() / step.norm() / direction.norm()
+                assert cosine > 0.97
+                assert 0.7 < step.norm() / direction.norm() < 1.2
+
+    @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 20, 40), (2, 160, 80)])
+    def test_singular_values_are_near_1(self, shape: tuple[int, ...]) -> None:
+        torch.manual_seed(0)
+        matrices = torch.randn(shape) * torch.tensor([1e-4, 1.0, 50.0])[: shape[0], None, None]
+        values = torch.linalg.svdvals(orthogonalized(matrices))
+        assert orthogonalized(matrices).shape == shape
+        assert values.max() < 1.35
+        assert values.median() > 0.6
+
+    def test_only_pointwise_convolutions_are_its(self) -> None:
+        network = build_model("OptimizedCIFAR10Net200K")
+        optimizer = build_optimizer(network, OptimConfig(name="muon"))
+        its = [g for g in optimizer.param_groups if "muon_momentum" in g]
+        assert len(its) == 1
+        assert all(p.ndim == 4 and p.shape[2:] == (1, 1) for p in its[0]["params"])
+        assert len(its[0]["params"]) == 19
