@@ -16,7 +16,7 @@ from sprat.kernels import CompiledNetwork, NoKernels, build, trunk, why_not
 from sprat.kernels.trunk import Trunk
 from sprat.models import MODELS, OptimizedCIFAR10Net200K, build_model
 from sprat.results import read_json
-from sprat.train import settle, train
+from sprat.train import Interrupted, Observer, resume, settle, train
 
 CPU = torch.device("cpu")
 REASON = why_not(OptimizedCIFAR10Net200K, CPU, 32, bf16=False)
@@ -240,6 +240,42 @@ class TestChoice:
             pytest.skip(REASON)
         with pytest.raises(NoKernels, match="cannot be written or loaded"):
             build.compiled(False)
+
+    @needs_kernels
+    def test_a_run_is_not_resumed_by_other_means_than_it_began(
+        self, small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = iter([False] * 5 + [True])
+        with pytest.raises(Interrupted):
+            train(SMALL, small, tmp_path / "run", recipe="small", should_stop=asked.__next__)
+        monkeypatch.setenv("CC", "no-such-compiler")
+        build.load.cache_clear()
+        try:
+            with pytest.raises(SpratError, match="'compiled', but there is no C compiler"):
+                resume(tmp_path / "run", small)
+        finally:
+            build.load.cache_clear()
+
+    @needs_kernels
+    def test_compiling_is_announced_once(
+        self, small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        build.load.cache_clear()
+        told: list[str] = []
+
+        class Tell(Observer):
+            def preparing(self, what: str) -> None:
+                told.append(what)
+
+        try:
+            for _ in range(2):
+                settle(SMALL, small, Tell())
+                build.load.cache_clear()
+        finally:
+            build.load.cache_clear()
+        assert len(told) == 1
+        assert "compiling" in told[0]
 
     @needs_kernels
     def test_results_name_the_kernels(self, small_run: Path) -> None:

@@ -11,6 +11,7 @@ from sprat.runtime import (
     derive_seed,
     describe_machine,
     git_state,
+    peak_memory,
     set_threads,
     versions,
 )
@@ -89,3 +90,13 @@ def test_a_figures_surroundings_are_plain_values() -> None:
     assert versions()["torch"] == torch.__version__
     state = git_state()
     assert state is None or len(state["commit"]) == 40
+
+
+def test_peak_memory_grows_with_what_is_held() -> None:
+    before = peak_memory()
+    if before is None:
+        pytest.skip("the system does not say")
+    held = torch.ones(2 * before // 4)  # floats: more than twice the peak so far
+    after = peak_memory()
+    assert after is not None
+    assert after > before + held.nbytes // 4

@@ -410,7 +410,8 @@ def test_results_have_their_stable_shape(final_run: Path, small_run: Path) -> No
     assert set(final) == set(chosen)
     assert {
         "recipe", "dataset", "dataset_md5", "epochs", "overrides", "model", "seed", "parameters",
-        "seconds", "images_per_s", "machine", "versions", "git", "test", "val", "brief",
+        "seconds", "images_per_s", "peak_memory_bytes", "machine", "versions", "git",
+        "test", "val", "brief",
     } <= set(final)  # fmt: skip
     assert (final["recipe"], final["dataset"], final["overrides"]) == ("small", "shapes10", {})
     judgement = {"top1", "top1_ci95", "tta_top1", "n", "per_class", "confusion", "ece"}

@@ -48,6 +48,9 @@ class TrainingDisplay(Observer):
         if self.console.is_terminal:
             self.progress.stop()
 
+    def preparing(self, what: str) -> None:
+        self._print(f"{what} …")
+
     def started(self, training: Training) -> None:
         config = training.config
         images = len(training.batches.dataset)

@@ -57,6 +57,11 @@ class Muon(SGD):
     another. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # fp16's scale must be off the gradients before, not within the fused step
+        self._step_supports_amp_scaling = False
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         assert closure is None

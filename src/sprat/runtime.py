@@ -99,6 +99,16 @@ def keep_freed_memory() -> bool:
     return bool(kept and libc.mallopt(m_trim_threshold, 2**31 - 1))
 
 
+def peak_memory() -> int | None:
+    """Bytes of memory this process has held at most so far; None where the system does not say."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
 def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed that is a function of `parts`: ("augment", seed, step), say.
 

@@ -40,7 +40,7 @@ from sprat.ema import EMA, reestimate_batchnorm
 from sprat.errors import SpratError
 from sprat.evaluate import judge, predict_probabilities, top1
 from sprat.graph import CapturedStep
-from sprat.kernels import CompiledNetwork, why_not
+from sprat.kernels import CompiledNetwork, is_built, why_not
 from sprat.models import build_model, find_model
 from sprat.optim import build_optimizer
 from sprat.results import (
@@ -62,6 +62,7 @@ from sprat.runtime import (
     describe_machine,
     git_state,
     keep_freed_memory,
+    peak_memory,
     set_threads,
     sweep,
     versions,
@@ -75,6 +76,9 @@ BATCHNORM_BATCH = 64  # of them at once; only full batches count
 
 class Observer:
     """Is told how a run goes; does nothing. A display or a test overrides what it needs."""
+
+    def preparing(self, what: str) -> None:
+        """Before something that takes seconds and happens once on a machine."""
 
     def started(self, training: "Training") -> None:
         """Before the first step, of a fresh or a resumed run."""
@@ -108,8 +112,10 @@ def split_off_val(train_set: ImageSet, config: Config) -> tuple[Tensor, Tensor]:
     return stratified_split(train_set.targets, held_out, config.split_seed)
 
 
-def settle(config: Config, dataset: Dataset) -> Config:
+def settle(config: Config, dataset: Dataset, observer: Observer = Observer()) -> Config:  # noqa: B008
     """The config with what "auto" and 0 threads stand for on this machine.
+
+    Compiled kernels are built here if they are not yet; `observer` is told before.
 
     Raises:
         SpratError: the machine lacks what it asks for, or there is no such model.
@@ -125,18 +131,30 @@ def settle(config: Config, dataset: Dataset) -> Config:
     )
     if config.kernels == "auto":
         fast: Literal["graph", "compiled"] = "graph" if device.type == "cuda" else "compiled"
-        kernels = "torch" if why_not_kernels(config, fast) else fast
+        kernels = "torch" if why_not_kernels(config, fast, observer) else fast
         return dataclasses.replace(config, kernels=kernels)
-    if reason := why_not_kernels(config, config.kernels):
-        raise SpratError(f"kernels is {config.kernels!r}, but {reason}; use --kernels auto")
+    _check_kernels(config, observer)
     return config
 
 
-def why_not_kernels(config: Config, kernels: str) -> str | None:
+def _check_kernels(config: Config, observer: Observer) -> None:
+    if reason := why_not_kernels(config, config.kernels, observer):
+        raise SpratError(
+            f"kernels is {config.kernels!r}, but {reason}; mend that, or start with --kernels auto"
+        )
+
+
+def why_not_kernels(
+    config: Config,
+    kernels: str,
+    observer: Observer = Observer(),  # noqa: B008
+) -> str | None:
     """Why a settled config's steps cannot go that way; None where they can."""
     device = torch.device(config.device)
     if kernels == "compiled":
         bf16 = config.precision == "bf16"
+        if not is_built(bf16) or not is_built(False):
+            observer.preparing("compiling kernels for this processor, once")
         return why_not(find_model(config.model), device, config.batch_size, bf16)
     if kernels == "graph" and device.type != "cuda":
         return f"graphs are for CUDA, not {device.type}"
@@ -511,7 +529,7 @@ def train(
         raise SpratError(
             f"{run} exists already and is not overwritten; give another --output{hint}"
         )
-    training = Training(settle(config, dataset), dataset, run)
+    training = Training(settle(config, dataset, observer or Observer()), dataset, run)
     run.mkdir(parents=True, exist_ok=True)
     write_config(run, training.config, recipe, overrides or {})
     return _go_on(training, observer or Observer(), should_stop)
@@ -536,6 +554,7 @@ def resume(
     if (run / RESULTS_FILE).exists():
         finished: dict[str, Any] = read_json(run / RESULTS_FILE)
         return finished
+    _check_kernels(config, observer or Observer())
     training = Training(config, dataset, run)
     if (run / RESUME_FILE).exists():
         training.restore()
@@ -590,6 +609,7 @@ def finish(training: Training, observer: Observer) -> dict[str, Any]:
         "best_epoch": training.best["epoch"] if training.best else None,
         "seconds": training.seconds,
         "images_per_s": images / training_seconds,
+        "peak_memory_bytes": peak_memory(),
         "test": test,
         "val": val,
         "machine": machine,

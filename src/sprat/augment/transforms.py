@@ -57,15 +57,15 @@ def resize(images: Tensor, side: int) -> Tensor:
     """
     if tuple(images.shape[2:]) == (side, side):
         return images.float()
-    rows, columns = (_resampling(old, side).to(images.device) for old in images.shape[2:])
+    rows, columns = (_resampling(old, side, images.device) for old in images.shape[2:])
     return rows @ images.float() @ columns.T
 
 
 @functools.cache
-def _resampling(old: int, new: int) -> Tensor:
+def _resampling(old: int, new: int, device: torch.device) -> Tensor:
     """new x old: the share of each old pixel in each new one."""
     identity = torch.eye(old)[None, None]
-    return F.interpolate(identity, (new, old), mode="bilinear", antialias=True)[0, 0]
+    return F.interpolate(identity, (new, old), mode="bilinear", antialias=True)[0, 0].to(device)
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

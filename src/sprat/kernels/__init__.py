@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sprat.kernels.build import NoKernels, load
+from sprat.kernels.build import NoKernels, is_built, load
 from sprat.kernels.trunk import LANES, Trunk
 from sprat.models import OptimizedCIFAR10Net200K
 
-__all__ = ["CompiledNetwork", "NoKernels", "why_not"]
+__all__ = ["CompiledNetwork", "NoKernels", "is_built", "why_not"]
 
 
 def why_not(
@@ -28,6 +28,7 @@ def why_not(
         return f"batch_size is {batch_size}, not a multiple of {LANES}"
     try:
         load(bf16)
+        load(False)  # judgements are in fp32
     except NoKernels as reason:
         return str(reason)
     return None

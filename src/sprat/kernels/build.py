@@ -37,15 +37,13 @@ def load(bf16: bool) -> ctypes.CDLL:
 
 
 def compiled(bf16: bool, *flags: str) -> ctypes.CDLL:
-    if sys.platform == "win32":
-        raise NoKernels("they are not built on Windows")
-    compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("gcc") or "cc"]
-    if not shutil.which(compiler[0]):
-        raise NoKernels(f"there is no C compiler ({compiler[0]}) on the path")
-    command = [*compiler, *FLAGS, *flags, f"-DSTORE_BF16={int(bf16)}"]
-    what = [SOURCE.read_text(), *command, cpu_name(), platform.machine(), torch.__version__]
-    name = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
-    library = cache_dir() / "kernels" / f"trunk-{name}.so"
+    """The library, built if it is not in the user's cache.
+
+    Raises:
+        NoKernels: no compiler, or it failed.
+    """
+    command = _command(bf16, *flags)
+    library = _place(command)
     try:
         if not library.exists():
             with replacing(library) as beside:
@@ -53,6 +51,30 @@ def compiled(bf16: bool, *flags: str) -> ctypes.CDLL:
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise NoKernels(f"{library} cannot be written or loaded: {error}") from error
+
+
+def is_built(bf16: bool) -> bool:
+    """Whether `load` finds the library in the user's cache, or could not build it."""
+    try:
+        return _place(_command(bf16)).exists()
+    except NoKernels:
+        return True
+
+
+def _command(bf16: bool, *flags: str) -> list[str]:
+    if sys.platform == "win32":
+        raise NoKernels("they are not built on Windows")
+    compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("gcc") or "cc"]
+    if not shutil.which(compiler[0]):
+        raise NoKernels(f"there is no C compiler ({compiler[0]}) on the path")
+    return [*compiler, *FLAGS, *flags, f"-DSTORE_BF16={int(bf16)}"]
+
+
+def _place(command: list[str]) -> Path:
+    """Where the library lies; another source, compiler, processor or torch has its own."""
+    what = [SOURCE.read_text(), *command, cpu_name(), platform.machine(), torch.__version__]
+    name = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
+    return cache_dir() / "kernels" / f"trunk-{name}.so"
 
 
 def _compile(command: list[str]) -> None:
