@@ -158,7 +158,7 @@ def describe_machine(device: torch.device, precision: str, threads: int) -> dict
     return {
         "device": device.type,
         "gpu": gpu,
-        "cpu": cpu_name(),
+        "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": threads,
         "precision": precision,
@@ -166,13 +166,21 @@ def describe_machine(device: torch.device, precision: str, threads: int) -> dict
     }
 
 
-def cpu_name() -> str:
-    """The processor's name as the system gives it."""
+def _cpu_name() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> str:
+    """What the processor can do, or at least its name; another string is another processor."""
+    return _cpuinfo("flags", "Features") or _cpu_name()
+
+
+def _cpuinfo(*keys: str) -> str | None:
     if sys.platform == "linux":
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
+            if line.startswith(keys):
                 return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return None
 
 
 def versions() -> dict[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from sprat.runtime import cache_dir, cpu_name, replacing
+from sprat.runtime import cache_dir, cpu_flags, replacing
 
 SOURCE = Path(__file__).with_name("trunk.c")
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
@@ -47,7 +47,7 @@ def compiled(bf16: bool, *flags: str) -> ctypes.CDLL:
     try:
         if not library.exists():
             with replacing(library) as beside:
-                _compile([*command, str(SOURCE), "-o", str(beside), "-lm"])
+                _compile([*command, str(SOURCE), "-o", str(beside), *_openmp(), "-lm"])
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise NoKernels(f"{library} cannot be written or loaded: {error}") from error
@@ -70,9 +70,16 @@ def _command(bf16: bool, *flags: str) -> list[str]:
     return [*compiler, *FLAGS, *flags, f"-DSTORE_BF16={int(bf16)}"]
 
 
+def _openmp() -> list[str]:
+    """torch's own OpenMP library: threads of two of them would wait for each other, spinning."""
+    folder = Path(torch.__file__).parent
+    bundled = [*folder.glob("lib/libgomp*.so*"), *folder.parent.glob("torch.libs/libgomp*.so*")]
+    return ["-Wl,--as-needed", str(bundled[0])] if bundled else []
+
+
 def _place(command: list[str]) -> Path:
     """Where the library lies; another source, compiler, processor or torch has its own."""
-    what = [SOURCE.read_text(), *command, cpu_name(), platform.machine(), torch.__version__]
+    what = [SOURCE.read_text(), *command, *_openmp(), cpu_flags(), platform.machine()]
     name = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
     return cache_dir() / "kernels" / f"trunk-{name}.so"
 
