@@ -190,3 +190,31 @@ def test_the_committed_measurement_is_what_its_script_would_run() -> None:
     config = Config.from_dict(measured["config"])
     assert overrides(config, script.CONFIG).keys() <= {"precision"}
     assert {row["epoch"] for row in measured["rows"]} == {*script.POINTS, config.epochs}
+
+
+def test_speeds_are_as_measured() -> None:
+    """Every figure of the table of speeds comes from a committed measurement."""
+    section = README.split("## Speed")[1].split("\n## ")[0]
+    cells = {row[0]: row[1:] for row in _rows(section)}
+    step = read_json(RESULTS / "training_step.json")
+    assert cells["training, images/s"] == [
+        f"{step['images_per_s']:,.0f}",
+        f"{step['measured']['eager-bf16']['images_per_s']:,.0f} "
+        f"({step['ratio_to_eager_bf16']:.1f} times less)",
+        f"{step['measured']['brief']['images_per_s']:,.0f} "
+        f"({step['ratio_to_brief']:.1f} times less)",
+    ]
+    sprint = read_json(RESULTS / "time_to_accuracy.json")
+    assert cells["87.42 % from scratch, seconds"][:2] == [
+        f"{sprint['seconds']:.0f}",
+        f"{sprint['conventional_seconds']:,.0f}",
+    ]
+    assert sprint["reached"]
+    assert f"{100 * sprint['top1']:.2f} ± {100 * sprint['top1_std']:.2f} %" in section
+    runs = [read_json(p) for p in sorted((RESULTS / "sprint").glob("seed-*/results.json"))]
+    assert [run["test"]["top1"] for run in runs] == sprint["top1_of_seeds"]
+    assert [run["seconds"] for run in runs] == sprint["seconds_of_seeds"]
+    answers = read_json(RESULTS / "inference.json")["measured"]
+    assert f"{answers['eager-2']['ms_for_one_image']:.1f} ms" in section
+    assert f"{answers['eager-2']['images_per_s']:,.0f} images/s" in section
+    assert (RESULTS / "cost.png").exists()
