@@ -47,7 +47,7 @@ def draw_curves(run: Path) -> Path:
         accuracy.plot(epochs[-1:], [top1], "*", color=TEST, markersize=12, label=label)
     accuracy.set_ylabel("accuracy, %")
     accuracy.set_title(f"on {judged_on}", fontsize="medium")
-    accuracy.legend(loc="lower right")
+    accuracy.legend(loc="best")
 
     lr.plot(epochs, [row["lr"] for row in rows], ".-", color=RAW)
     lr.set_ylabel("learning rate\nat the epoch's end")
