@@ -273,7 +273,12 @@ static Weights pack_weights(const float *w, int64_t out, int64_t in, int64_t row
     return packed;
 }
 
-#define FOR_COLUMNS(n, DO) DO(0, 5) if (n > 1) { DO(1, 6) } if (n > 2) { DO(2, 7) } if (n > 3) { DO(3, 5) }
+/* DO(sum's tile, right factor's tile) for up to four columns; tiles are named at compile time. */
+#define FOR_COLUMNS(n, DO)                                                                        \
+    DO(0, 5)                                                                                      \
+    if (n > 1) { DO(1, 6) }                                                                       \
+    if (n > 2) { DO(2, 7) }                                                                       \
+    if (n > 3) { DO(3, 5) }
 
 /* out[co][x] = sum over ci of weight[co][ci] in[ci][x]; rows of out lie `pitch` vectors apart */
 static void product(const operand *in, int64_t w, const Weights *weight, vf *out, int64_t pitch) {
@@ -312,7 +317,7 @@ static void transpose(const vu *in, vu *out) {
         b[4 * i + 2] = _mm512_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
         b[4 * i + 3] = _mm512_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
     }
-    for (int i = 0; i < 4; i++) { /* b[4 r + i] holds columns i, i + 4, ... of rows 4 r to 4 r + 3 */
+    for (int i = 0; i < 4; i++) { /* b[4 r + i]: columns i, i + 4, ... of rows 4 r to 4 r + 3 */
         __m512i low = _mm512_shuffle_i32x4(b[i], b[4 + i], 0x88);
         __m512i low2 = _mm512_shuffle_i32x4(b[8 + i], b[12 + i], 0x88);
         __m512i high = _mm512_shuffle_i32x4(b[i], b[4 + i], 0xdd);
@@ -699,16 +704,18 @@ static void finish_row(const Conv *c, int64_t tile, int64_t y, const Ring *u, co
     char *g_in = row_of(c->g_in, tile, y, c->in_h, ci, w);
     const char *add = NULL, *z0 = NULL, *z1 = NULL;
     int64_t step = c->add_stride;
-    if (c->add && y % step == 0)
-        add = row_of(c->add, tile, y / step, (c->in_h + step - 1) / step, ci, (w + step - 1) / step);
+    if (c->add && y % step == 0) {
+        int64_t add_h = (c->in_h + step - 1) / step, add_w = (w + step - 1) / step;
+        add = row_of(c->add, tile, y / step, add_h, ci, add_w);
+    }
     if (c->sum_bn[0]) z0 = row_of(c->sum_z[0], tile, y, c->in_h, ci, w);
     if (c->sum_bn[1]) z1 = row_of(c->sum_z[1], tile, y, c->in_h, ci, w);
     for (int64_t ch = 0; ch < ci; ch += 2) {
-        for (int odd_one = 0; odd_one < 2; odd_one++) {
-            vf *out = odd_one ? odd : even;
-            if (k == 3 && c->stride == 1) depthwise_input_gradient(c, d, y, ch + odd_one, 3, 1, out);
-            else if (k == 3 && c->stride == 2) depthwise_input_gradient(c, d, y, ch + odd_one, 3, 2, out);
-            else depthwise_input_gradient(c, d, y, ch + odd_one, k, c->stride, out);
+        for (int i = 0; i < 2; i++) {
+            vf *out = i ? odd : even;
+            if (k == 3 && c->stride == 1) depthwise_input_gradient(c, d, y, ch + i, 3, 1, out);
+            else if (k == 3 && c->stride == 2) depthwise_input_gradient(c, d, y, ch + i, 3, 2, out);
+            else depthwise_input_gradient(c, d, y, ch + i, k, c->stride, out);
         }
         if (add)
             for (int64_t x = 0; x < w; x += step, add += PAIR) {
@@ -769,8 +776,8 @@ static void dz_row(const Conv *c, int64_t tile, int64_t y, operand *out) {
     }
 }
 
-static void backward_tile(const Conv *c, int64_t tile, const Weights *transposed, float *d_pointwise,
-                          float *d_depthwise, double *sums) {
+static void backward_tile(const Conv *c, int64_t tile, const Weights *transposed,
+                          float *d_pointwise, float *d_depthwise, double *sums) {
     int64_t ci = c->in_channels, cv = spatial_channels(c), co = c->out_channels;
     int64_t w = c->out_w, k = c->kernel, s = c->stride, pad = k / 2;
     int64_t rows = chunk_rows(c), kk = k * k;
@@ -782,7 +789,8 @@ static void backward_tile(const Conv *c, int64_t tile, const Weights *transposed
     memset(sum, 0, 3 * ci * sizeof(vf));
     memset(dw, 0, ci * kk * sizeof(vf));
     memset(d_pointwise, 0, co * cv * sizeof(float));
-    if (c->kind != UNFOLD) d = new_ring(8, rows + k, ci, w, c->kind == DEPTHWISE ? pad : 0, c->out_h);
+    int64_t d_pad = c->kind == DEPTHWISE ? pad : 0;
+    if (c->kind != UNFOLD) d = new_ring(8, rows + k, ci, w, d_pad, c->out_h);
 
     int64_t next = 0, done = 0;
     for (int64_t y0 = 0; y0 < c->out_h; y0 += rows) {
@@ -940,7 +948,8 @@ void join_backward(const Join *join, int64_t tiles, int threads) {
     }
     double n = (double)tiles * LANES * join->h * w;
     bn_backward(join->bn, sums, sums + channels, tiles, 3 * channels, n);
-    if (join->rest_bn) bn_backward(join->rest_bn, sums, sums + 2 * channels, tiles, 3 * channels, n);
+    if (join->rest_bn)
+        bn_backward(join->rest_bn, sums, sums + 2 * channels, tiles, 3 * channels, n);
     free(sums);
 }
 
@@ -955,9 +964,10 @@ void pack_images(const float *images, int64_t channels, int64_t h, int64_t w, in
                 for (int64_t x = 0; x < w; x++, row += PAIR) {
                     vf value[2] = {};
                     for (int i = 0; i < 2 && ch + i < channels; i++)
-                        for (int lane = 0; lane < LANES; lane++)
-                            value[i][lane] =
-                                images[(((tile * LANES + lane) * channels + ch + i) * h + y) * w + x];
+                        for (int lane = 0; lane < LANES; lane++) {
+                            int64_t plane = (tile * LANES + lane) * channels + ch + i;
+                            value[i][lane] = images[(plane * h + y) * w + x];
+                        }
                     store2(row, value[0], value[1]);
                 }
         }

@@ -107,6 +107,8 @@ class Trunk:
         trunk = (network.stem, *layers)
         self.parameters = [p for part in trunk for p in part.parameters()]
         norms = [m for part in trunk for m in part.modules() if isinstance(m, nn.BatchNorm2d)]
+        if any(norm.num_features % 2 for norm in norms):
+            raise NoKernels("they take channels in pairs, and some width of the network is odd")
         self.batches_tracked: list[Any] = [norm.num_batches_tracked for norm in norms]
         self.plan: _Plan | None = None
 
@@ -247,9 +249,7 @@ class _Plan:
     def forward(self, images: Tensor) -> tuple[int, Tensor]:
         """The number of this call, for `backward`, and the pooled features."""
         for bn, norm, _ in self.norms:
-            norm.frozen = 0
-            # without a momentum the statistics are the mean over all batches so far
-            norm.momentum = bn.momentum or 1 / (bn.num_batches_tracked.item() + 1)
+            norm.frozen, norm.momentum = 0, _momentum(bn)
         self._run_forward(images)
         torch._foreach_add_(self.trunk.batches_tracked, 1)
         return self.calls, self.pooled.clone()
@@ -357,3 +357,8 @@ class _Plan:
         if rest_norm is not None:
             join.rest_bn = ctypes.pointer(rest_norm)
         return join
+
+
+def _momentum(bn: Any) -> float:
+    """This batch's share in the running statistics; by default they are the mean so far."""
+    return 1 / (bn.num_batches_tracked.item() + 1) if bn.momentum is None else bn.momentum
