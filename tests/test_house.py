@@ -18,8 +18,13 @@ FLOORS = {
     "kernels": 0, "graph": 0,
     "errors": -1,
 }  # fmt: skip
-SIDEWAYS = {("cli", "display"), ("evaluate", "data"), ("checkpoint", "data")}
-SIDEWAYS |= {("kernels", "models"), ("kernels", "runtime")}
+SIDEWAYS = {
+    ("cli", "display"),
+    ("evaluate", "data"),
+    ("checkpoint", "data"),
+    ("kernels", "models"),
+    ("kernels", "runtime"),
+}
 MODULES = sorted(p for p in SOURCE.rglob("*.py") if p.parent != SOURCE or p.stem[:2] != "__")
 
 

@@ -204,6 +204,12 @@ def test_speeds_are_as_measured() -> None:
         f"{step['measured']['brief']['images_per_s']:,.0f} "
         f"({step['ratio_to_brief']:.1f} times less)",
     ]
+    in_the_end = (ROOT / "benchmarks" / "README.md").read_text().split("In the end")[1]
+    assert f"{step['images_per_s']:,.0f} images/s at batch {step['batch_size']}" in in_the_end
+    assert f"{step['ratio_to_eager_bf16']:.1f} times eager bf16" in in_the_end
+    assert f"{step['gflops']:.0f} GFLOP/s: {step['share_of_bf16_ceiling']:.0%}" in (
+        in_the_end.replace(" %", "%")
+    )
     sprint = read_json(RESULTS / "time_to_accuracy.json")
     assert cells["87.42 % from scratch, seconds"][:2] == [
         f"{sprint['seconds']:.0f}",

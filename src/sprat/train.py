@@ -40,7 +40,7 @@ from sprat.ema import EMA, reestimate_batchnorm
 from sprat.errors import SpratError
 from sprat.evaluate import judge, predict_probabilities, top1
 from sprat.graph import CapturedStep
-from sprat.kernels import CompiledNetwork, is_built, why_not
+from sprat.kernels import CompiledNetwork, why_not
 from sprat.models import build_model, find_model
 from sprat.optim import build_optimizer
 from sprat.results import (
@@ -153,9 +153,8 @@ def why_not_kernels(
     device = torch.device(config.device)
     if kernels == "compiled":
         bf16 = config.precision == "bf16"
-        if not is_built(bf16) or not is_built(False):
-            observer.preparing("compiling kernels for this processor, once")
-        return why_not(find_model(config.model), device, config.batch_size, bf16)
+        model = find_model(config.model)
+        return why_not(model, device, config.batch_size, bf16, observer.preparing)
     if kernels == "graph" and device.type != "cuda":
         return f"graphs are for CUDA, not {device.type}"
     if kernels == "graph" and config.precision == "fp16":

@@ -4,6 +4,7 @@ fast = compiled_forward(network, bf16=True, threads=2)
 logits = fast(images)  # as network(images) would, autograd included
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,22 +14,32 @@ from sprat.kernels.build import NoKernels, is_built, load
 from sprat.kernels.trunk import LANES, Trunk
 from sprat.models import OptimizedCIFAR10Net200K
 
-__all__ = ["CompiledNetwork", "NoKernels", "is_built", "why_not"]
+__all__ = ["CompiledNetwork", "NoKernels", "why_not"]
 
 
 def why_not(
-    model: type[nn.Module], device: torch.device, batch_size: int, bf16: bool
+    model: type[nn.Module],
+    device: torch.device,
+    batch_size: int,
+    bf16: bool,
+    preparing: Callable[[str], None] = lambda what: None,
 ) -> str | None:
-    """Why the kernels cannot do a training step here, in words; None where they can."""
+    """Why the kernels cannot do a training step here, in words; None where they can.
+
+    Builds them if they are not yet; `preparing` is told before.
+    """
     if device.type != "cpu":
         return f"they are for CPUs, not {device.type}"
     if model is not OptimizedCIFAR10Net200K:
         return f"they do not know {model.__name__}"
     if batch_size % LANES:
         return f"batch_size is {batch_size}, not a multiple of {LANES}"
+    needed = {bf16, False}  # judgements are in fp32
     try:
-        load(bf16)
-        load(False)  # judgements are in fp32
+        if not all(map(is_built, needed)):
+            preparing("compiling kernels for this processor, once")
+        for one in needed:
+            load(one)
     except NoKernels as reason:
         return str(reason)
     return None

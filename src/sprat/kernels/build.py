@@ -54,11 +54,12 @@ def compiled(bf16: bool, *flags: str) -> ctypes.CDLL:
 
 
 def is_built(bf16: bool) -> bool:
-    """Whether `load` finds the library in the user's cache, or could not build it."""
-    try:
-        return _place(_command(bf16)).exists()
-    except NoKernels:
-        return True
+    """Whether the library lies in the user's cache.
+
+    Raises:
+        NoKernels: it does not and cannot.
+    """
+    return _place(_command(bf16)).exists()
 
 
 def _command(bf16: bool, *flags: str) -> list[str]:
