@@ -1,6 +1,6 @@
 """Compiled kernels for the training step on a CPU; optional, built at first use.
 
-fast = compiled_forward(network, bf16=True, threads=2)
+fast = CompiledNetwork(network, bf16=True, threads=2)
 logits = fast(images)  # as network(images) would, autograd included
 """
 
