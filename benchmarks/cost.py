@@ -16,11 +16,9 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from side_by_side import Figures, parser_for, report, take_turns
+from side_by_side import Figures, noise, parser_for, report, take_turns
 
 from sprat.config import Config
-from sprat.data import Dataset
-from sprat.data.imageset import ImageSet, Normalization
 from sprat.models import MODELS, OptimizedCIFAR10Net200K
 from sprat.runtime import describe_machine, replacing, set_threads, versions
 from sprat.train import Training, settle
@@ -50,11 +48,7 @@ def measure(line: str, value: float, arguments: argparse.Namespace) -> Figures:
 
     MODELS["Widened"] = Widened
     count, side = int(point["images"]), int(point["side"])
-    images = torch.zeros(count, 3, side, side, dtype=torch.uint8)
-    for part in images.split(5_000):
-        part.random_(256)
-    noise = ImageSet(images, torch.arange(count) % 10, tuple("0123456789"))
-    dataset = Dataset("noise", noise, noise, Normalization((0.5,) * 3, (0.25,) * 3), "")
+    dataset = noise(count, side)
     config = Config(
         model="Widened" if line == "width" else "OptimizedCIFAR10Net200K",
         kernels="torch" if line == "width" else "auto",
@@ -79,8 +73,8 @@ def measure(line: str, value: float, arguments: argparse.Namespace) -> Figures:
 
 def draw(measured: dict[str, dict[str, Figures]], path: Path) -> None:
     figure = Figure(figsize=(10, 8), layout="constrained", dpi=110)
-    for axes, (line, values) in zip(figure.subplots(2, 2).flat, LINES.items(), strict=True):
-        points = [measured[line][str(value)] for value in values]
+    for axes, (line, by_value) in zip(figure.subplots(2, 2).flat, measured.items(), strict=False):
+        values, points = [float(value) for value in by_value], list(by_value.values())
         seconds = [point["seconds_an_epoch"] for point in points]
         memory = [point["peak_rss_bytes"] / 2**30 for point in points]
         axes.plot(values, seconds, "o-", color="#1f77b4")
@@ -103,16 +97,18 @@ def main() -> None:
     parser = parser_for(__doc__, rounds=3)
     parser.add_argument("--picture", type=Path, help="PNG for the plot")
     parser.add_argument("--images", type=int, default=3_000, help="images timed in a turn")
+    parser.add_argument("--lines", nargs="+", choices=LINES, default=list(LINES))
     arguments = parser.parse_args()
+    lines = {line: LINES[line] for line in arguments.lines}
     contenders = {
         f"{line}={value}": partial(measure, line, value)
-        for line, values in LINES.items()
+        for line, values in lines.items()
         for value in values
     }
     points = take_turns(contenders, arguments)
     measured = {
         line: {str(value): points[f"{line}={value}"] for value in values}
-        for line, values in LINES.items()
+        for line, values in lines.items()
     }
     if arguments.picture:
         draw(measured, arguments.picture)

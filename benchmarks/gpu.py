@@ -27,11 +27,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 import torch
+from side_by_side import noise
 from torch import Tensor, nn
 
 from sprat.config import Config, EMAConfig, OptimConfig
 from sprat.data import Dataset, load_dataset
-from sprat.data.imageset import ImageSet, Normalization
 from sprat.models import OptimizedCIFAR10Net200K
 from sprat.results import read_json, write_json
 from sprat.runtime import describe_machine, versions
@@ -56,14 +56,6 @@ SHORT = dataclasses.replace(
 
 
 WAYS = ("plain", "recorded", "compiled")
-
-
-def noise(images: int = 20_000) -> Dataset:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (images, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    targets = torch.randint(10, (images,), generator=generator)
-    noise = ImageSet(pixels, targets, tuple("0123456789"))
-    return Dataset("noise", noise, noise, Normalization((0.5,) * 3, (0.25,) * 3), "")
 
 
 def prepared(config: Config, dataset: Dataset) -> Training:
@@ -125,7 +117,7 @@ def speed(device: str, way: str, batch_size: int, steps: int) -> dict[str, float
     config = dataclasses.replace(
         BASE, batch_size=batch_size, device=device, kernels=kernels, final=True  # type: ignore[arg-type]
     )  # fmt: skip
-    training = prepared(config, noise())
+    training = prepared(config, noise(20_000))
     if way == "compiled":
         training.network.compile()
     step = step_of(training)

@@ -8,7 +8,6 @@ that no contender inherits what another one set; the figure of each is the media
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -17,7 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from sprat.data import Dataset
+from sprat.data.imageset import ImageSet, Normalization
 from sprat.results import write_json
+from sprat.runtime import peak_memory
 
 Figures = dict[str, float]
 Contender = Callable[[argparse.Namespace], Figures]
@@ -37,14 +41,22 @@ def parser_for(doc: str | None, rounds: int) -> argparse.ArgumentParser:
     return parser
 
 
+def noise(count: int, side: int = 32) -> Dataset:
+    """Images that show nothing, with labels, to time on."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.empty(count, 3, side, side, dtype=torch.uint8)
+    images.random_(256, generator=generator)
+    dataset = ImageSet(images, torch.arange(count) % 10, tuple("0123456789"))
+    return Dataset("noise", dataset, dataset, Normalization((0.5,) * 3, (0.25,) * 3), "")
+
+
 def take_turns(
     contenders: dict[str, Contender], arguments: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
     """Median of every figure of every contender, and all its turns; in a child, one turn."""
     if arguments.contender:
         figures = contenders[arguments.contender](arguments)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps(figures | {"peak_rss_bytes": peak}))
+        print(json.dumps(figures | {"peak_rss_bytes": peak_memory()}))
         sys.exit(0)
     turns: dict[str, list[Figures]] = {name: [] for name in contenders}
     for turn in range(arguments.rounds):

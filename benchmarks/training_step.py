@@ -20,25 +20,15 @@ from pathlib import Path
 
 import conventional
 import torch
-from side_by_side import Contender, Figures, parser_for, report, take_turns
+from side_by_side import Contender, Figures, noise, parser_for, report, take_turns
 from torch.utils.flop_counter import FlopCounterMode
 
 from sprat.config import Config
-from sprat.data import Dataset
-from sprat.data.imageset import ImageSet, Normalization
 from sprat.models import OptimizedCIFAR10Net200K
 from sprat.runtime import describe_machine, set_threads, versions
 from sprat.train import Training, settle
 
 IMAGES = 10_000
-
-
-def noise() -> ImageSet:
-    """Images and labels of CIFAR-10's shape."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (IMAGES, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    targets = torch.randint(10, (IMAGES,), generator=generator)
-    return ImageSet(images, targets, tuple("0123456789"))
 
 
 def rate(steps: Iterator[float], arguments: argparse.Namespace) -> Figures:
@@ -53,10 +43,7 @@ def rate(steps: Iterator[float], arguments: argparse.Namespace) -> Figures:
 
 
 def sprat_step(arguments: argparse.Namespace) -> Figures:
-    images = noise()
-    dataset = Dataset(
-        "noise", images, images, Normalization(conventional.MEAN, conventional.STD), ""
-    )
+    dataset = noise(IMAGES)
     config = Config(
         batch_size=arguments.batch_size,
         threads=arguments.threads,
@@ -78,12 +65,12 @@ def sprat_step(arguments: argparse.Namespace) -> Figures:
 
 def eager_bf16_step(arguments: argparse.Namespace) -> Figures:
     set_threads(arguments.threads)
-    return rate(conventional.eager_bf16(noise(), arguments.batch_size), arguments)
+    return rate(conventional.eager_bf16(noise(IMAGES).train, arguments.batch_size), arguments)
 
 
 def brief_step(arguments: argparse.Namespace) -> Figures:
     set_threads(arguments.threads)
-    return rate(conventional.brief(noise(), arguments.batch_size), arguments)
+    return rate(conventional.brief(noise(IMAGES).train, arguments.batch_size), arguments)
 
 
 def ceiling(arguments: argparse.Namespace) -> Figures:

@@ -52,6 +52,18 @@ def test_inference() -> None:
     assert all(ways["ms_for_one_image"] > 0 for ways in measured.values())
 
 
+def test_cost(tmp_path: Path) -> None:
+    picture = tmp_path / "cost.png"
+    options = ("--rounds", "1", "--images", "64", "--lines", "images", "--picture", str(picture))
+    figures = _last_line("cost.py", *options)
+    measured = figures["measured"]
+    assert isinstance(measured, dict)
+    seconds = [point["seconds_an_epoch"] for point in measured["images"].values()]
+    assert len(seconds) == 4
+    assert min(seconds) > 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_gpu_tried_out_on_the_cpu_agrees_with_it() -> None:
     options = ("--device", "cpu", "--batch-sizes", "32", "--steps", "1", "--ways", "recorded")
     figures = _last_line("gpu.py", *options)

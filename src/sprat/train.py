@@ -528,10 +528,11 @@ def train(
         raise SpratError(
             f"{run} exists already and is not overwritten; give another --output{hint}"
         )
-    training = Training(settle(config, dataset, observer or Observer()), dataset, run)
+    observer = observer or Observer()
+    training = Training(settle(config, dataset, observer), dataset, run)
     run.mkdir(parents=True, exist_ok=True)
     write_config(run, training.config, recipe, overrides or {})
-    return _go_on(training, observer or Observer(), should_stop)
+    return _go_on(training, observer, should_stop)
 
 
 def resume(
@@ -553,11 +554,12 @@ def resume(
     if (run / RESULTS_FILE).exists():
         finished: dict[str, Any] = read_json(run / RESULTS_FILE)
         return finished
-    _check_kernels(config, observer or Observer())
+    observer = observer or Observer()
+    _check_kernels(config, observer)
     training = Training(config, dataset, run)
     if (run / RESUME_FILE).exists():
         training.restore()
-    return _go_on(training, observer or Observer(), should_stop)
+    return _go_on(training, observer, should_stop)
 
 
 def _sweep(run: Path) -> None:

@@ -54,7 +54,7 @@ class CompiledNetwork(nn.Module):
         threads: CPU threads; changes no bit of the result.
 
     In training B x 3 x H x W images with B a multiple of 16; other batches go through the
-    network itself.
+    network itself. In evaluation any number; no gradient comes back from there.
 
     Raises:
         NoKernels: they cannot be built here, or do not know the network.

@@ -75,7 +75,7 @@ typedef struct {
     void *g_in;                         /* gradient at the input, before its ReLU */
     const void *add;                    /* a further gradient at the input, or NULL ... */
     int64_t add_stride;                 /* ... given at every add_stride-th pixel */
-    BatchNorm *sum_bn[2];               /* BatchNorms whose output g_in is, or NULL ... */
+    BatchNorm *sum_bn[2];               /* one or two BatchNorms that g_in is the gradient of ... */
     const void *sum_z[2];               /* ... and their inputs */
 } Conv;
 
@@ -702,13 +702,12 @@ static void finish_row(const Conv *c, int64_t tile, int64_t y, const Ring *u, co
                        vf *even, vf *odd, vf *sums) {
     int64_t ci = c->in_channels, w = c->in_w, k = c->kernel;
     char *g_in = row_of(c->g_in, tile, y, c->in_h, ci, w);
-    const char *add = NULL, *z0 = NULL, *z1 = NULL;
+    const char *z0 = row_of(c->sum_z[0], tile, y, c->in_h, ci, w), *z1 = NULL, *add = NULL;
     int64_t step = c->add_stride;
     if (c->add && y % step == 0) {
         int64_t add_h = (c->in_h + step - 1) / step, add_w = (w + step - 1) / step;
         add = row_of(c->add, tile, y / step, add_h, ci, add_w);
     }
-    if (c->sum_bn[0]) z0 = row_of(c->sum_z[0], tile, y, c->in_h, ci, w);
     if (c->sum_bn[1]) z1 = row_of(c->sum_z[1], tile, y, c->in_h, ci, w);
     for (int64_t ch = 0; ch < ci; ch += 2) {
         for (int i = 0; i < 2; i++) {
@@ -919,7 +918,7 @@ void join_backward(const Join *join, int64_t tiles, int threads) {
                 const char *out = row_of(join->out, tile, y, join->h, channels, w) + at;
                 const char *rest = row_of(join->rest, tile, y, join->h, channels, w) + at;
                 char *g = row_of(join->g, tile, y, join->h, channels, w) + at;
-                for (int64_t x = 0; x < w; x++, at += PAIR) {
+                for (int64_t x = 0; x < w; x++) {
                     vf a, b, e, o;
                     load2(out + x * PAIR, &a, &b);
                     e = where_positive(a, d0);
