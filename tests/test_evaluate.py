@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sprat.augment.views import WITH_FLIP, flipped, identity
+from sprat.augment.views import VIEWS, flipped, identity
 from sprat.data.imageset import ImageSet, Normalization
 from sprat.evaluate import (
     expected_calibration_error,
@@ -75,8 +75,10 @@ def test_a_calibrated_coin_has_no_error() -> None:
 def test_views_are_averaged_as_probabilities() -> None:
     images = _halves(7).images
     network = LeftRight()
-    both = predict_probabilities(network, images, PLAIN, WITH_FLIP)
-    alone = [predict_probabilities(network, images, PLAIN, (v,)) for v in (identity, flipped)]
+    both = predict_probabilities(network, images, PLAIN, VIEWS[2])
+    alone = [
+        predict_probabilities(network, images, PLAIN, ((v, 1.0),)) for v in (identity, flipped)
+    ]
     torch.testing.assert_close(both, (alone[0] + alone[1]) / 2)
     torch.testing.assert_close(both, torch.full_like(both, 0.5))
 
@@ -84,7 +86,7 @@ def test_views_are_averaged_as_probabilities() -> None:
 def test_judgement_counts_what_is_there() -> None:
     dataset = _halves()
     done: list[int] = []
-    judgement = judge(LeftRight(), dataset, PLAIN, done.append)
+    judgement = judge(LeftRight(), dataset, PLAIN, progress=done.append)
     # the first third is left and said so; the second is "left" but bright on the right
     assert judgement["top1"] == pytest.approx(2 / 3)
     assert judgement["per_class"] == {"left": pytest.approx(0.5), "right": pytest.approx(1.0)}

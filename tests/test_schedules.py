@@ -2,7 +2,7 @@
 
 import pytest
 
-from sprat.schedules import SCHEDULES, warmup_then
+from sprat.schedules import RAMPS, SCHEDULES, warmup_then
 
 # schedule, step, total, warmup -> factor
 TABLE = [
@@ -33,3 +33,26 @@ def test_rises_then_falls_and_is_never_zero(schedule: str, total: int, warmup: i
     assert max(factors) == 1
     assert factors[:warmup] == sorted(factors[:warmup])
     assert factors[warmup:] == sorted(factors[warmup:], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "total", "share"),
+    [
+        ("constant", 0, 10, 1.0),
+        ("constant", 9, 10, 1.0),
+        ("rising", 0, 10, 0.1),
+        ("rising", 9, 10, 1.0),
+        ("falling", 0, 10, 1.0),
+        ("falling", 9, 10, 0.1),
+    ],
+)
+def test_ramps(name: str, step: int, total: int, share: float) -> None:
+    assert RAMPS[name](step, total) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("name", RAMPS)
+@pytest.mark.parametrize("total", [1, 7, 1000])
+def test_a_ramp_is_never_zero_and_reaches_its_peak(name: str, total: int) -> None:
+    shares = [RAMPS[name](step, total) for step in range(total)]
+    assert min(shares) > 0
+    assert max(shares) == 1

@@ -1,7 +1,9 @@
 """Training: what it learns, what it keeps, what it reads, and that it repeats bit for bit."""
 
+import copy
 import dataclasses
 import json
+import multiprocessing
 import random
 from pathlib import Path
 from typing import Any, Literal
@@ -10,13 +12,16 @@ import pytest
 import torch
 from conftest import SMALL, shrink
 
+from sprat.augment.mixing import MIXERS
+from sprat.augment.transforms import normalize
 from sprat.checkpoint import load_model, load_resume
-from sprat.config import Config, EMAConfig, OptimConfig
+from sprat.config import AugmentConfig, Config, EMAConfig, MixingConfig, OptimConfig
 from sprat.data import Dataset
 from sprat.data.imageset import stratified_split
 from sprat.errors import SpratError
 from sprat.evaluate import predict_probabilities, top1
 from sprat.results import read_config, read_metrics
+from sprat.runtime import derive_seed
 from sprat.train import PROBE_IMAGES, Interrupted, Observer, Training, resume, settle, train
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU of CUDA")
@@ -414,7 +419,9 @@ def test_results_have_their_stable_shape(final_run: Path, small_run: Path) -> No
         "test", "val", "brief",
     } <= set(final)  # fmt: skip
     assert (final["recipe"], final["dataset"], final["overrides"]) == ("small", "shapes10", {})
-    judgement = {"top1", "top1_ci95", "tta_top1", "n", "per_class", "confusion", "ece"}
+    judgement = {
+        "top1", "top1_ci95", "tta_top1", "tta_views", "tta_p", "n", "per_class", "confusion", "ece"
+    }  # fmt: skip
     assert set(final["test"]) == set(chosen["val"]) == judgement
     assert 0 <= final["test"]["top1"] <= 1
     assert final["parameters"] == 150_690
@@ -479,3 +486,134 @@ class TestSidesAndJudgements:
             ended.append(load_resume(tmp_path / kernels / "last.pt")["network"])
         for name in ended[0]:
             torch.testing.assert_close(ended[0][name], ended[1][name], rtol=1e-3, atol=1e-3)
+
+
+BRIEF = AugmentConfig(
+    crop=0, affine=0.5, brightness_contrast=0.5, hue_saturation_value=0.5, coarse_dropout=0.3
+)
+
+
+class TestMixing:
+    def _training(self, small: Dataset, run: Path, mixing: MixingConfig) -> Training:
+        config = dataclasses.replace(SMALL, mixing=mixing, kernels="torch", dropout=0.0)
+        return Training(config, small, run)
+
+    def _mixers(self, training: Training) -> list[tuple[str | None, float]]:
+        """The mixer and its strength of every step of the run."""
+        found = []
+        for _ in range(training.total_steps):
+            name, strength = training._mixer()
+            found.append((name, strength.item()))
+            training.batch += 1
+        return found
+
+    def test_mixers_meet_batches_by_the_table(self, small: Dataset, tmp_path: Path) -> None:
+        mixing = MixingConfig(mixup=0.3, cutmix=0.3, ricap=0.2)
+        config = dataclasses.replace(SMALL, mixing=mixing, epochs=100)
+        names = [name for name, _ in self._mixers(Training(config, small, tmp_path))]
+        for name, share in (("mixup", 0.3), ("cutmix", 0.3), ("ricap", 0.2), (None, 0.2)):
+            error = (share * (1 - share) / len(names)) ** 0.5
+            assert abs(names.count(name) / len(names) - share) < 4 * error
+
+    def test_mixing_ends_before_the_run_where_it_should(
+        self, small: Dataset, tmp_path: Path
+    ) -> None:
+        training = self._training(small, tmp_path, MixingConfig(cutmix=1.0, off_epochs=1.5))
+        names = [name for name, _ in self._mixers(training)]
+        plain = round(1.5 * len(training.batches))
+        assert set(names[:-plain]) == {"cutmix"}
+        assert set(names[-plain:]) == {None}
+
+    def test_strength_and_probability_follow_their_schedules(
+        self, small: Dataset, tmp_path: Path
+    ) -> None:
+        mixing = MixingConfig(mixup=1.0, mixup_alpha=2.0, strength="falling")
+        strengths = [s for _, s in self._mixers(self._training(small, tmp_path, mixing))]
+        assert strengths[0] == 2.0
+        assert strengths == sorted(strengths, reverse=True)
+        assert 0 < strengths[-1] < 0.1
+        rising = MixingConfig(mixup=1.0, probability="rising")
+        training = Training(dataclasses.replace(SMALL, mixing=rising, epochs=60), small, tmp_path)
+        names = [name for name, _ in self._mixers(training)]
+        third = len(names) // 3
+        assert names[:third].count("mixup") < names[-third:].count("mixup")
+
+    @pytest.mark.parametrize("mixer", ["mixup", "cutmix", "ricap"])
+    def test_a_step_is_cross_entropy_with_mixed_targets(
+        self, small: Dataset, tmp_path: Path, mixer: str
+    ) -> None:
+        training = self._training(small, tmp_path, MixingConfig(**{mixer: 1.0}))
+        network = copy.deepcopy(training.network).train()
+        images, targets = next(training.batches.epoch(0))
+        generator = torch.Generator().manual_seed(derive_seed("augment", SMALL.seed, 0))
+        augmented = training.pipeline(images, generator)
+        one_hot = torch.eye(10)[targets]
+        mixed, mixed_targets = MIXERS[mixer](augmented, one_hot, generator=generator)
+        logits = network(normalize(mixed, training.mean, training.std))
+        smooth = 0.95 * mixed_targets + 0.05 / 10
+        expected = -(smooth * logits.log_softmax(1)).sum(1).mean()
+        training.network.train()
+        loss = training.training_step(images, targets)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+    def test_a_run_with_everything_resumes_bit_for_bit(
+        self, small: Dataset, tmp_path: Path
+    ) -> None:
+        mixing = MixingConfig(
+            mixup=0.3, cutmix=0.3, ricap=0.3, strength="rising", per_image=True, off_epochs=0.5
+        )
+        config = dataclasses.replace(SMALL, final=True, augment=BRIEF, mixing=mixing)
+        train(config, small, tmp_path / "whole", recipe="small")
+        with pytest.raises(Interrupted):
+            train(config, small, tmp_path / "run", recipe="small", should_stop=StopAfter(17))
+        resume(tmp_path / "run", small)
+        assert _weights(tmp_path / "run") == _weights(tmp_path / "whole")
+
+    def test_alternating_flips_resume_bit_for_bit(self, small: Dataset, tmp_path: Path) -> None:
+        augment = dataclasses.replace(SMALL.augment, flip_mode="alternating")
+        config = dataclasses.replace(SMALL, final=True, augment=augment)
+        train(config, small, tmp_path / "whole", recipe="small")
+        with pytest.raises(Interrupted):
+            train(config, small, tmp_path / "run", recipe="small", should_stop=StopAfter(17))
+        resume(tmp_path / "run", small)
+        assert _weights(tmp_path / "run") == _weights(tmp_path / "whole")
+
+
+class TestAlbumentationsEngine:
+    def test_trains_and_resumes_bit_for_bit(self, small: Dataset, tmp_path: Path) -> None:
+        pytest.importorskip("albumentations", reason="needs sprat[albumentations]")
+        augment = dataclasses.replace(BRIEF, engine="albumentations", workers=2)
+        config = dataclasses.replace(SMALL, final=True, epochs=2, augment=augment)
+        train(config, small, tmp_path / "whole", recipe="small")
+        one = dataclasses.replace(config, augment=dataclasses.replace(augment, workers=1))
+        with pytest.raises(Interrupted):  # the workers' number does not matter
+            train(one, small, tmp_path / "run", recipe="small", should_stop=StopAfter(15))
+        resume(tmp_path / "run", small)
+        assert _weights(tmp_path / "run") == _weights(tmp_path / "whole")
+        assert multiprocessing.active_children() == []
+
+    def test_says_what_is_missing_before_anything_is_written(
+        self, small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        augment = dataclasses.replace(BRIEF, engine="albumentations")
+        with pytest.raises(SpratError, match=r"pip install 'sprat\[albumentations\]'"):
+            train(dataclasses.replace(SMALL, augment=augment), small, tmp_path / "r", recipe="s")
+        assert not (tmp_path / "r").exists()
+
+
+def test_accuracy_on_training_images_is_that_of_the_probe_as_it_is(
+    small: Dataset, tmp_path: Path
+) -> None:
+    """Mixed images have no one right answer to count."""
+    config = dataclasses.replace(SMALL, mixing=MixingConfig(ricap=1.0), epochs=2)
+    results = train(config, small, tmp_path / "run", recipe="small")
+    model = load_model(tmp_path / "run")
+    kept, _ = stratified_split(small.train.targets, 40, 0)
+    seen = small.train.subset(kept)
+    images = seen.subset(stratified_split(seen.targets, len(seen), 0)[1])
+    probabilities = predict_probabilities(model.network, images.images, model.normalization)
+    accuracy = top1(probabilities, images.targets)
+    rows = {row["epoch"]: row for row in read_metrics(tmp_path / "run")}
+    assert rows[results["best_epoch"]]["probe_top1"] == pytest.approx(accuracy)
+    assert results["brief"]["training_accuracy"] == pytest.approx(accuracy)

@@ -1,11 +1,48 @@
 """Batched transforms beside plain ones that go image by image."""
 
+import colorsys
+import math
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from sprat.augment.transforms import horizontal_flip, normalize, pad, pad_and_crop, resize
+from sprat.augment.pipeline import Pipeline
+from sprat.augment.transforms import (
+    adjust_brightness_contrast,
+    adjust_hue_saturation_value,
+    affine,
+    alternating_flip,
+    brightness_contrast,
+    coarse_dropout,
+    cutout,
+    horizontal_flip,
+    hue_saturation_value,
+    normalize,
+    pad,
+    pad_and_crop,
+    resize,
+    shift_scale_rotate,
+)
+
+Transform = Callable[[Tensor, torch.Generator], Tensor]
+
+TRANSFORMS: dict[str, Transform] = {
+    "flip": horizontal_flip,
+    "crop": pad_and_crop,
+    "crop-constant": partial(pad_and_crop, padding=3, mode="constant"),
+    "shift-scale-rotate": shift_scale_rotate,
+    "shift-scale-rotate-constant": partial(shift_scale_rotate, mode="constant"),
+    "brightness-contrast": brightness_contrast,
+    "hue-saturation-value": hue_saturation_value,
+    "coarse-dropout": coarse_dropout,
+    "cutout": partial(cutout, size=5),
+    "pipeline": Pipeline(crop=2, cutout=3),
+}
 
 
 def _images(n: int = 6, height: int = 11, width: int = 9, dtype: torch.dtype = torch.uint8):
@@ -54,25 +91,196 @@ def test_every_crop_is_one_window_of_its_own_padded_image(mode: str) -> None:
     assert set(places) == {(y, x) for y in range(5) for x in range(5)}
 
 
-@pytest.mark.parametrize(
-    "transform", [horizontal_flip, pad_and_crop, lambda i, g: pad_and_crop(i, g, 3, "constant")]
-)
+@pytest.mark.parametrize("name", TRANSFORMS)
 class TestEveryTransform:
-    def test_is_repeatable_by_its_generator(self, transform) -> None:
+    def test_is_repeatable_by_its_generator(self, name: str) -> None:
         images = _images(64)
+        transform = TRANSFORMS[name]
         first, again = transform(images, _generator()), transform(images, _generator())
         assert torch.equal(first, again)
         assert not torch.equal(first, transform(images, _generator(1)))
 
     @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-    def test_keeps_shape_type_and_its_input(self, transform, dtype: torch.dtype) -> None:
+    def test_keeps_shape_type_range_and_its_input(self, name: str, dtype: torch.dtype) -> None:
         for n in (1, 7):
-            images = _images(n, dtype=dtype)
-            before = images.clone()
-            out = transform(images, _generator())
-            assert out.shape == images.shape
-            assert out.dtype == dtype
-            assert torch.equal(images, before)
+            for seed in range(5):
+                images = _images(n, dtype=dtype)
+                before = images.clone()
+                out = TRANSFORMS[name](images, _generator(seed))
+                assert out.shape == images.shape
+                assert out.dtype == dtype
+                assert out.min() >= 0
+                assert out.max() <= 255
+                assert torch.equal(images, before)
+
+    def test_each_image_has_its_own_draw(self, name: str) -> None:
+        images = _images(1).expand(32, -1, -1, -1)
+        out = TRANSFORMS[name](images, _generator())
+        assert len({image.numpy().tobytes() for image in out}) >= 2
+
+    def test_computing_the_chosen_alone_is_computing_all(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A GPU computes every image and keeps the chosen; the CPU's short cut gives the same."""
+        from sprat.augment import transforms
+
+        def on_all(
+            images: Tensor, chosen: Tensor, change: Callable[..., Tensor], *parameters: Tensor
+        ) -> Tensor:
+            return torch.where(chosen.view(-1, 1, 1, 1), change(images, *parameters), images)
+
+        images = _images(40)
+        expected = TRANSFORMS[name](images, _generator())
+        monkeypatch.setattr(transforms, "_on_some", on_all)
+        assert torch.equal(TRANSFORMS[name](images, _generator()), expected)
+
+
+def test_alternating_flip_mirrors_each_image_every_other_epoch() -> None:
+    images = _images(8)
+    first = torch.arange(8) % 3 == 0
+    even, odd = (alternating_flip(images, first, epoch) for epoch in (0, 1))
+    assert torch.equal(even, torch.where(first.view(-1, 1, 1, 1), images.flip(3), images))
+    assert torch.equal(odd, even.flip(3))
+    assert torch.equal(alternating_flip(images, first, 2), even)
+
+
+def _reflect(place: int, side: int) -> int:
+    place = abs(place) % (2 * side - 2)
+    return min(place, 2 * side - 2 - place)
+
+
+def _affine_twin(
+    image: Tensor, shift: Tensor, scale: Tensor, degrees: float, mode: str
+) -> np.ndarray:
+    """Pixel by pixel: goes back to where each came from and weighs its four neighbours."""
+    channels, height, width = image.shape
+    pixels = image.double().numpy()
+    out = np.zeros(image.shape)
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
+    for y in range(height):
+        for x in range(width):
+            dx, dy = x - centre_x - shift[0].item(), y - centre_y - shift[1].item()
+            # turned counter-clockwise on the way there, so clockwise on the way back
+            from_x = (cos * dx - sin * dy) / scale[0].item() + centre_x
+            from_y = (sin * dx + cos * dy) / scale[1].item() + centre_y
+            left, top = math.floor(from_x), math.floor(from_y)
+            for row, row_share in ((top, top + 1 - from_y), (top + 1, from_y - top)):
+                for column, share in ((left, left + 1 - from_x), (left + 1, from_x - left)):
+                    if mode == "reflect":
+                        value = pixels[:, _reflect(row, height), _reflect(column, width)]
+                    elif 0 <= row < height and 0 <= column < width:
+                        value = pixels[:, row, column]
+                    else:
+                        value = np.zeros(channels)
+                    out[:, y, x] += row_share * share * value
+    return out
+
+
+@pytest.mark.parametrize("mode", ["reflect", "constant"])
+def test_affine_is_its_plain_twin(mode: str) -> None:
+    images = _images(4, 11, 14, dtype=torch.float32)
+    shift = torch.tensor([[0.0, 0.0], [2.0, -3.0], [-1.5, 0.5], [0.0, 4.0]])
+    scale = torch.tensor([[1.0, 1.0], [0.9, 1.1], [1.2, 0.8], [0.7, 0.7]])
+    degrees = torch.tensor([20.0, 0.0, -15.0, 90.0])
+    out = affine(images, shift, scale, degrees, mode)
+    for i, image in enumerate(images):
+        expected = _affine_twin(image, shift[i], scale[i], degrees[i].item(), mode)
+        np.testing.assert_allclose(out[i].numpy(), expected, atol=0.02)
+
+
+def test_no_shift_scale_or_rotation_changes_no_pixel() -> None:
+    images = _images(3)
+    still = affine(images, torch.zeros(3, 2), torch.ones(3, 2), torch.zeros(3))
+    assert torch.equal(still, images)
+
+
+def test_shifts_are_whole_pixels_within_their_limit() -> None:
+    images = _images(300, 20, 40)
+    out = shift_scale_rotate(images, _generator(), shift=0.1, scale=0.0, rotate=0.0, p=1.0)
+    seen = set()
+    for image, moved in zip(images, out, strict=True):
+        for down in range(-2, 3):
+            for right in range(-4, 5):
+                one = torch.tensor([[float(right), float(down)]])
+                there = affine(image[None], one, torch.ones(1, 2), torch.zeros(1))[0]
+                if torch.equal(there, moved):
+                    seen.add((right, down))
+    assert {right for right, _ in seen} == set(range(-3, 4))  # 0.1 x 40 is not reached
+    assert {down for _, down in seen} == set(range(-1, 2))
+
+
+def test_brightness_and_contrast_are_the_formula() -> None:
+    images = _images(4)
+    brightness = torch.tensor([0.2, -0.1, 0.0, 0.05])
+    contrast = torch.tensor([0.0, 0.2, -0.2, 0.1])
+    out = adjust_brightness_contrast(images, brightness, contrast)
+    for image, changed, b, c in zip(images, out, brightness, contrast, strict=True):
+        expected = ((1 + c.double()) * image.double() + 255 * b.double()).clamp(0, 255)
+        torch.testing.assert_close(changed.double(), expected, atol=0.51, rtol=0)
+
+
+def test_hue_saturation_value_is_colorsys() -> None:
+    images = _images(5, dtype=torch.float32)
+    images[0, :, 0, :4] = 77.0  # greys keep their lack of hue
+    images[1, :, 0, 0] = 0.0
+    hue = torch.tensor([40.0, -40.0, 0.0, 180.0, 13.0])
+    saturation = torch.tensor([30.0, -30.0, 10.0, 0.0, -200.0])
+    value = torch.tensor([20.0, -20.0, 0.0, 5.0, 90.0])
+    out = adjust_hue_saturation_value(images, hue, saturation, value)
+    for i, image in enumerate(images):
+        for y in range(image.shape[1]):
+            for x in range(image.shape[2]):
+                r, g, b = (image[:, y, x].double() / 255).tolist()
+                h, s, v = colorsys.rgb_to_hsv(r, g, b)
+                if s > 0:
+                    s = min(max(s + saturation[i].item() / 255, 0), 1)
+                v = min(max(v + value[i].item() / 255, 0), 1)
+                expected = colorsys.hsv_to_rgb((h + hue[i].item() / 360) % 1, s, v)
+                got = (out[i, :, y, x].double() / 255).tolist()
+                assert got == pytest.approx(expected, abs=2e-4)
+
+
+def test_coarse_dropout_blackens_one_rectangle_inside() -> None:
+    images = torch.full((500, 3, 12, 20), 9, dtype=torch.uint8)
+    out = coarse_dropout(images, _generator(), smallest=4, largest=6, p=0.3)
+    sizes, places = set(), set()
+    for image in out:
+        assert (image == image[0]).all(), "all channels alike"
+        rows, columns = (image[0] == 0).nonzero().unbind(1)
+        if not len(rows):
+            continue
+        top, left = int(rows.min()), int(columns.min())
+        height, width = int(rows.max()) - top + 1, int(columns.max()) - left + 1
+        assert len(rows) == height * width, "a whole rectangle"
+        sizes |= {height, width}
+        places.add((top, left))
+    assert sizes == {4, 5, 6}
+    assert {top for top, _ in places} == set(range(9))
+    assert 0.2 < (out == 0).flatten(1).any(1).double().mean() < 0.4
+
+
+def test_a_hole_larger_than_the_image_blackens_it() -> None:
+    images = torch.full((4, 3, 6, 6), 9, dtype=torch.uint8)
+    assert not coarse_dropout(images, _generator(), smallest=8, largest=9, p=1.0).any()
+
+
+def test_cutout_is_centred_anywhere_and_clipped() -> None:
+    images = torch.full((400, 3, 10, 10), 9, dtype=torch.uint8)
+    blackened = (cutout(images, _generator(), size=4) == 0)[:, 0].flatten(1).sum(1)
+    assert blackened.max() == 16
+    assert blackened.min() == 4  # centred in a corner
+    assert set(blackened.tolist()) == {a * b for a in (2, 3, 4) for b in (2, 3, 4)}
+
+
+def test_a_probability_is_each_images() -> None:
+    images = _images(2000)
+    for transform in (
+        shift_scale_rotate, brightness_contrast, hue_saturation_value, coarse_dropout
+    ):  # fmt: skip
+        changed = (transform(images, _generator(), p=0.3) != images).flatten(1).any(1)
+        assert 0.25 < changed.double().mean() < 0.35, transform
+        assert torch.equal(transform(images, _generator(), p=0.0), images)
 
 
 def test_no_padding_is_no_crop() -> None:

@@ -163,6 +163,7 @@ def evaluate(
     split: Literal["auto", "val", "test"] = "auto",
     dataset: str | None = None,
     data_dir: DataDir = None,
+    tta: int | None = None,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     threads: int = 0,
     json_output: JsonOutput = False,
@@ -175,6 +176,8 @@ def evaluate(
         test, or val (the images a run held out); auto: val for a run that has one, else test.
     dataset
         cifar10 or shapes10; by default the one the model was trained on.
+    tta
+        Views that test-time augmentation averages; by default those of the model's recipe, or 2.
     device
         Where to judge; auto takes the first there is of cuda, mps, cpu.
     threads
@@ -182,6 +185,7 @@ def evaluate(
     """
     from rich.console import Console
 
+    from sprat.augment.views import find_views
     from sprat.checkpoint import load_model
     from sprat.display import judging_bar
     from sprat.evaluate import judge
@@ -193,6 +197,9 @@ def evaluate(
     set_threads(threads)
     loaded = load_model(model)
     config = read_config(model)[0] if model.is_dir() else None
+    if tta is None:
+        tta = config.tta if config else 2
+    find_views(tta)
     held_out_exists = config is not None and not config.final
     if split == "auto":
         split = "val" if held_out_exists else "test"
@@ -218,9 +225,9 @@ def evaluate(
             )
         _, held_out = split_off_val(source.train, config)
         judged = source.train.subset(held_out)
-    with judging_bar(console, f"judging {split}", 2 * len(judged)) as progress:
+    with judging_bar(console, f"judging {split}", tta * len(judged)) as progress:
         network = loaded.network.to(choose_device(device))
-        judgement = judge(network, judged, loaded.normalization, progress)
+        judgement = judge(network, judged, loaded.normalization, tta, progress)
     named = {"model": loaded.name, "dataset": source.name, "split": split} | judgement
     if json_output:
         print(json.dumps(named))
@@ -378,11 +385,14 @@ def _print_outcome(console: "Console", results: dict[str, Any], run: Path) -> No
 
 
 def _print_judgement(console: "Console", judgement: dict[str, Any]) -> None:
+    tta = judgement["tta_views"]
+    views = "with the mirrored view" if tta == 2 else f"mean of {tta} views"
     low, high = (100 * share for share in judgement["top1_ci95"])
     console.print(
         f"  accuracy                  {100 * judgement['top1']:.2f} %  (95 % interval {low:.2f} to "
         f"{high:.2f}, {judgement['n']:,} images)\n"
-        f"  with the mirrored view    {100 * judgement['tta_top1']:.2f} %\n"
+        f"  {views:24}  {100 * judgement['tta_top1']:.2f} %  (McNemar's test: p = "
+        f"{judgement['tta_p']:.2g})\n"
         f"  calibration error (ECE)   {100 * judgement['ece']:.2f} %",
         highlight=False,
     )

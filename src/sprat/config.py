@@ -24,6 +24,10 @@ def _check(name: str, value: Any, ok: bool, expected: str) -> None:
         raise SpratError(f"{name} is {value!r}, expected {expected}")
 
 
+def _check_probability(name: str, value: float) -> None:
+    _check(name, value, 0 <= value <= 1, "a probability, 0 to 1")
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """The optimizer and its learning rate over the run."""
@@ -69,24 +73,145 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """What happens to the training images."""
+    """What happens to each training image; limits and laws are Albumentations 2.0.8's."""
 
+    engine: Literal["batched", "albumentations"] = "batched"
+    """Whole batches at once; or image by image in workers, which needs sprat[albumentations]."""
+    workers: int = 0
+    """Worker processes of the engine albumentations; 0: one per CPU thread."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
+    flip_mode: Literal["random", "alternating"] = "random"
+    """alternating: mirror each image every other epoch instead of by chance (airbench94)."""
     crop: int = 4
     """Pixels of padding on each side before a random crop; 0: no crop."""
     crop_mode: Literal["reflect", "constant"] = "reflect"
-    """What the padding is filled with: the mirrored image, or black."""
+    """What lies beyond the border in a crop or a shift: the mirrored image, or black."""
+    affine: float = 0.0
+    """Probability of a shift, change of scale and rotation."""
+    shift: float = 0.1
+    """Largest shift, as a share of the side."""
+    scale: float = 0.1
+    """Largest change of scale: 0.1 for 0.9 to 1.1."""
+    rotate: float = 15.0
+    """Largest rotation, in degrees."""
+    brightness_contrast: float = 0.0
+    """Probability of a change of brightness and contrast."""
+    brightness: float = 0.2
+    """Largest change of brightness, as a share of full brightness."""
+    contrast: float = 0.2
+    """Largest change of contrast, as a share of it."""
+    hue_saturation_value: float = 0.0
+    """Probability of a change of hue, saturation and value."""
+    hue: float = 40.0
+    """Largest change of hue, in degrees (twice OpenCV's and Albumentations' unit)."""
+    saturation: float = 30.0
+    """Largest change of saturation, of 255."""
+    value: float = 20.0
+    """Largest change of value, of 255."""
+    coarse_dropout: float = 0.0
+    """Probability of one black rectangle inside the image."""
+    hole_smallest: int = 4
+    """Least height and width of that rectangle, in pixels."""
+    hole_largest: int = 8
+    """Greatest height and width of that rectangle, in pixels."""
+    cutout: int = 0
+    """Side in pixels of a black square, centred anywhere, in every image; 0: none."""
     sides: tuple[int, ...] = ()
     """Image side in pixels, epoch by epoch, the last for all that follow; none: their own."""
 
     def __post_init__(self) -> None:
-        _check("augment.flip", self.flip, 0 <= self.flip <= 1, "a probability, 0 to 1")
+        ok = self.engine in ("batched", "albumentations")
+        _check("augment.engine", self.engine, ok, "'batched' or 'albumentations'")
+        ok = self.workers >= 0
+        _check("augment.workers", self.workers, ok, "0 (one per CPU thread) or a number")
+        for name in ("flip", "affine", "brightness_contrast", "hue_saturation_value"):
+            _check_probability(f"augment.{name}", getattr(self, name))
+        _check_probability("augment.coarse_dropout", self.coarse_dropout)
+        ok = self.flip_mode in ("random", "alternating")
+        _check("augment.flip_mode", self.flip_mode, ok, "'random' or 'alternating'")
+        ok = self.flip_mode != "alternating" or self.flip == 0.5
+        _check("augment.flip", self.flip, ok, "0.5, since augment.flip_mode is 'alternating'")
         _check("augment.crop", self.crop, 0 <= self.crop <= 16, "0 to 16 pixels")
-        ok = all(8 <= side <= 512 for side in self.sides)
-        _check("augment.sides", self.sides, ok, "sides of 8 to 512 pixels")
         ok = self.crop_mode in ("reflect", "constant")
         _check("augment.crop_mode", self.crop_mode, ok, "'reflect' or 'constant'")
+        for name, most in (("shift", 0.5), ("scale", 0.9), ("brightness", 1), ("contrast", 1)):
+            value = getattr(self, name)
+            _check(f"augment.{name}", value, 0 <= value <= most, f"a share, 0 to {most}")
+        _check("augment.rotate", self.rotate, 0 <= self.rotate <= 180, "0 to 180 degrees")
+        _check("augment.hue", self.hue, 0 <= self.hue <= 180, "0 to 180 degrees")
+        for name in ("saturation", "value"):
+            value = getattr(self, name)
+            _check(f"augment.{name}", value, 0 <= value <= 255, "0 to 255")
+        ok = self.hole_smallest >= 1
+        _check("augment.hole_smallest", self.hole_smallest, ok, "at least 1 pixel")
+        ok = self.hole_largest >= self.hole_smallest
+        expected = f"at least augment.hole_smallest (= {self.hole_smallest})"
+        _check("augment.hole_largest", self.hole_largest, ok, expected)
+        _check("augment.cutout", self.cutout, 0 <= self.cutout <= 512, "0 to 512 pixels")
+        ok = all(8 <= side <= 512 for side in self.sides)
+        _check("augment.sides", self.sides, ok, "sides of 8 to 512 pixels")
+        if self.engine == "albumentations":
+            for name, off in (("crop", 0), ("cutout", 0), ("flip_mode", "random")):
+                value = getattr(self, name)
+                expected = f"{off!r}: the engine 'albumentations' does the brief's pipeline alone"
+                _check(f"augment.{name}", value, value == off, expected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixingConfig:
+    """Which mixer a batch meets, if any, and how strongly it mixes."""
+
+    mixup: float = 0.0
+    """Probability that a batch is mixed by MixUp."""
+    cutmix: float = 0.0
+    """Probability that a batch is mixed by CutMix."""
+    ricap: float = 0.0
+    """Probability that a batch is mixed by RICAP; what the three leave stays unmixed."""
+    mixup_alpha: float = 1.0
+    """MixUp's share of the image itself is drawn from Beta(alpha, alpha)."""
+    cutmix_alpha: float = 1.0
+    """The same for CutMix."""
+    ricap_beta: float = 0.3
+    """RICAP's point along either side is drawn from Beta(beta, beta)."""
+    per_image: bool = False
+    """Draw the shares and boxes for each image, not once for a batch."""
+    probability: Literal["constant", "rising", "falling"] = "constant"
+    """How the probabilities go over the steps with mixing: always those above, or from or to 0."""
+    strength: Literal["constant", "rising", "falling"] = "constant"
+    """The same for alpha and beta."""
+    off_epochs: float = 0.0
+    """Epochs at the run's end without mixing; may be a fraction."""
+
+    def __post_init__(self) -> None:
+        for name in ("mixup", "cutmix", "ricap"):
+            _check_probability(f"mixing.{name}", getattr(self, name))
+        total = math.fsum(self.probabilities.values())
+        ok = total <= 1 + 1e-9
+        _check("mixing.mixup + cutmix + ricap", total, ok, "at most 1 in all")
+        for name in ("mixup_alpha", "cutmix_alpha", "ricap_beta"):
+            value = getattr(self, name)
+            _check(f"mixing.{name}", value, 0.01 <= value <= 100, "a number from 0.01 to 100")
+        for name in ("probability", "strength"):
+            value, ramps = getattr(self, name), ("constant", "rising", "falling")
+            _check(f"mixing.{name}", value, value in ramps, "'constant', 'rising' or 'falling'")
+        ok = 0 <= self.off_epochs < math.inf
+        _check("mixing.off_epochs", self.off_epochs, ok, "a number of at least 0")
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """By mixer."""
+        return {"mixup": self.mixup, "cutmix": self.cutmix, "ricap": self.ricap}
+
+    @property
+    def any(self) -> bool:
+        """Whether any batch is mixed."""
+        return any(self.probabilities.values())
+
+    @property
+    def strengths(self) -> dict[str, float]:
+        """alpha or beta, by mixer."""
+        return {"mixup": self.mixup_alpha, "cutmix": self.cutmix_alpha, "ricap": self.ricap_beta}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +249,8 @@ class Config:
     """Epochs without a better accuracy on val before stopping early; 0: never stops early."""
     final: bool = False
     """Train on all training images for the fixed length, then read the test set once."""
+    tta: int = 2
+    """Views of each image that the figure with test-time augmentation averages."""
     seed: int = 0
     """Decides initial weights, order of images, augmentation and dropout."""
     split_seed: int = 0
@@ -140,6 +267,7 @@ class Config:
     """CPU threads; 0: one per core. Part of what makes a run repeatable bit for bit."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    mixing: MixingConfig = field(default_factory=MixingConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
 
     def __post_init__(self) -> None:
@@ -167,6 +295,9 @@ class Config:
         ok = self.optim.warmup_epochs < self.epochs
         expected = f"fewer than epochs (= {self.epochs}): lower it or train longer"
         _check("optim.warmup_epochs", self.optim.warmup_epochs, ok, expected)
+        ok = self.mixing.off_epochs <= self.epochs
+        expected = f"at most epochs (= {self.epochs})"
+        _check("mixing.off_epochs", self.mixing.off_epochs, ok, expected)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "the configuration") -> Self:

@@ -97,7 +97,7 @@ class TrainingDisplay(Observer):
             if self.task is not None:
                 self.progress.update(self.task, visible=False)
             self.judging_task = self.progress.add_task(
-                f"judging {name}", total=2 * len(judged), rate=0, left=""
+                f"judging {name}", total=training.config.tta * len(judged), rate=0, left=""
             )
             self.judging_began, self.judged = time.perf_counter(), 0
 

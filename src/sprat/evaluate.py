@@ -1,14 +1,14 @@
 """Judges a network: accuracy with its interval, per class, confusion, calibration."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sprat.augment.transforms import normalize
-from sprat.augment.views import SINGLE, WITH_FLIP, View
+from sprat.augment.views import SINGLE, Views, find_views
 from sprat.data.imageset import ImageSet, Normalization
 
 Progress = Callable[[int], None]
@@ -21,15 +21,15 @@ def predict_probabilities(
     network: nn.Module,
     images: Tensor,
     normalization: Normalization,
-    views: Sequence[View] = SINGLE,
+    views: Views = SINGLE,
     progress: Progress = lambda done: None,
 ) -> Tensor:
-    """Class probabilities N x K, float32, on the CPU: the mean over `views`.
+    """Class probabilities N x K, float32, on the CPU: the weighted mean over `views`.
 
     Args:
         network: put into eval mode for the time it takes, its mode then restored.
         images: uint8, N x 3 x H x W, on any device.
-        progress: is told the number of images done, batch by batch.
+        progress: is told the number of images done, batch by batch and view by view.
 
     Computed in float32 whatever the training was done in, so that a figure does not depend on
     the hardware's short formats.
@@ -42,9 +42,12 @@ def predict_probabilities(
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for batch in images.split(BATCH):
             batch = batch.to(device, non_blocking=True)
-            logits = [network(normalize(view(batch), mean, std)) for view in views]
-            parts.append(torch.stack([x.float().softmax(1) for x in logits]).mean(0))
-            progress(len(batch))
+            mean_probabilities = torch.zeros((), device=device)
+            for view, weight in views:
+                logits = network(normalize(view(batch), mean, std))
+                mean_probabilities = mean_probabilities + weight * logits.float().softmax(1)
+                progress(len(batch))
+            parts.append(mean_probabilities)
     network.train(was_training)
     return torch.cat(parts).cpu()
 
@@ -59,18 +62,21 @@ def judge(
     network: nn.Module,
     dataset: ImageSet,
     normalization: Normalization,
+    tta: int = 2,
     progress: Progress = lambda done: None,
 ) -> dict[str, Any]:
     """Everything a result says of one set of images; plain values for JSON, fractions.
 
-    `top1` is the single view; `tta_top1` the mean of it and its mirror image. `progress` is
-    told the number of images done; each counts twice, once for either view.
+    `top1` is the single view; `tta_top1` the mean of `tta` views, and `tta_p` McNemar's p-value
+    of their difference. `progress` is told the number of images done, each once for every view.
     """
-    single, mirrored = (
-        predict_probabilities(network, dataset.images, normalization, (view,), progress)
-        for view in WITH_FLIP
-    )
-    with_flip = (single + mirrored) / 2
+
+    def predict(views: Views) -> Tensor:
+        return predict_probabilities(network, dataset.images, normalization, views, progress)
+
+    single = predict(SINGLE)
+    (_, own_weight), *others = find_views(tta)
+    averaged = own_weight * single + predict(others) if others else single
     targets, classes = dataset.targets.cpu(), len(dataset.classes)
     predictions = single.argmax(1)
     confusion = torch.bincount(targets * classes + predictions, minlength=classes**2)
@@ -80,7 +86,9 @@ def judge(
     return {
         "top1": hits / len(dataset),
         "top1_ci95": list(wilson_interval(hits, len(dataset))),
-        "tta_top1": top1(with_flip, targets),
+        "tta_top1": top1(averaged, targets),
+        "tta_views": tta,
+        "tta_p": mcnemar(predictions == targets, averaged.argmax(1) == targets),
         "n": len(dataset),
         "per_class": dict(zip(dataset.classes, per_class.tolist(), strict=True)),
         "confusion": confusion.tolist(),
@@ -96,6 +104,19 @@ def wilson_interval(hits: int, n: int) -> tuple[float, float]:
     centre = (share + z**2 / (2 * n)) / denominator
     half = z / denominator * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mcnemar(hits: Tensor, other_hits: Tensor) -> float:
+    """Two-sided p-value that two classifiers are right equally often on the same images: the
+    exact binomial form of McNemar's test (1947) on the images where only one of them is.
+
+    Args:
+        hits, other_hits: bool, N.
+    """
+    only, other_only = (int((a & ~b).sum()) for a, b in ((hits, other_hits), (other_hits, hits)))
+    differing = only + other_only
+    tail = sum(math.comb(differing, k) for k in range(min(only, other_only) + 1))
+    return min(1.0, 2 * tail / 2**differing)
 
 
 def expected_calibration_error(probabilities: Tensor, targets: Tensor, bins: int = 15) -> float:

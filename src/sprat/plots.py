@@ -34,13 +34,16 @@ def draw_curves(run: Path) -> Path:
         "val": "held-out training images (val)",
         "probe": "training images, not augmented (probe)",
     }[rows[0]["judged_on"]]
-    for key, color, label in (
-        ("top1", RAW, "raw weights"),
-        ("ema_top1", AVERAGED, "averaged weights (EMA)"),
-    ):
-        judged = [(row["epoch"], 100 * row[key]) for row in rows if row[key] is not None]
+    lines = [
+        ("top1", RAW, ".-", "raw weights"),
+        ("ema_top1", AVERAGED, ".-", "averaged weights (EMA)"),
+    ]
+    if rows[0]["judged_on"] == "val":
+        lines.append(("probe_top1", TEST, ":", "kept weights, on training images (probe)"))
+    for key, color, style, label in lines:
+        judged = [(row["epoch"], 100 * row[key]) for row in rows if row.get(key) is not None]
         if judged:
-            accuracy.plot(*zip(*judged, strict=True), ".-", color=color, label=label)
+            accuracy.plot(*zip(*judged, strict=True), style, color=color, label=label)
     if results["test"]:
         top1 = 100 * results["test"]["top1"]
         label = f"test set, read once at the end: {top1:.2f} %"

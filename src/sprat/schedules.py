@@ -1,4 +1,4 @@
-"""Learning-rate schedules: factors of the peak, functions of the step and nothing else."""
+"""Schedules: factors of a peak, above 0 at every step, functions of the step and nothing else."""
 
 import math
 from collections.abc import Callable
@@ -31,3 +31,11 @@ def warmup_then(schedule: str, step: int, total_steps: int, warmup_steps: int = 
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     return SCHEDULES[schedule]((step - warmup_steps) / (total_steps - warmup_steps))
+
+
+# the share of a probability or a strength at a step, 0 to total_steps - 1
+RAMPS: dict[str, Callable[[int, int], float]] = {
+    "constant": lambda step, total_steps: 1.0,
+    "rising": lambda step, total_steps: (step + 1) / total_steps,
+    "falling": lambda step, total_steps: 1 - step / total_steps,
+}

@@ -12,6 +12,7 @@ images as they are.
 
 import dataclasses
 import math
+import random
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sprat.augment.transforms import horizontal_flip, normalize, pad_and_crop, resize
+from sprat.augment.mixing import MIXERS, choose
+from sprat.augment.pipeline import Pipeline
+from sprat.augment.reference import AlbumentationsPipeline, require_albumentations
+from sprat.augment.transforms import normalize, resize
+from sprat.augment.views import find_views
 from sprat.budget import count_parameters, receptive_field
 from sprat.checkpoint import (
     MODEL_FILE,
@@ -32,10 +37,11 @@ from sprat.checkpoint import (
     save_model,
     save_resume,
 )
-from sprat.config import Config
+from sprat.config import AugmentConfig, Config
 from sprat.data import Dataset
 from sprat.data.batches import Batches
 from sprat.data.imageset import ImageSet, stratified_split
+from sprat.data.workers import WorkerBatches
 from sprat.ema import EMA, reestimate_batchnorm
 from sprat.errors import SpratError
 from sprat.evaluate import judge, predict_probabilities, top1
@@ -67,7 +73,7 @@ from sprat.runtime import (
     sweep,
     versions,
 )
-from sprat.schedules import warmup_then
+from sprat.schedules import RAMPS, warmup_then
 
 PROBE_IMAGES = 2_000  # training images, without augmentation, that a final run is watched on
 BATCHNORM_IMAGES = 5_120  # training images that an average's statistics are estimated from
@@ -121,6 +127,9 @@ def settle(config: Config, dataset: Dataset, observer: Observer = Observer()) ->
         SpratError: the machine lacks what it asks for, or there is no such model.
     """
     device = choose_device(config.device)
+    find_views(config.tta)
+    if config.augment.engine == "albumentations":
+        require_albumentations()
     config = dataclasses.replace(
         config,
         dataset=dataset.name,
@@ -170,6 +179,14 @@ def why_torch(config: Config) -> str | None:
     return why_not_kernels(config, fast) or "it was asked for"
 
 
+def _pipeline(augment: AugmentConfig) -> Pipeline:
+    """What the augmentation does by chance to each image."""
+    named = {field.name: getattr(augment, field.name) for field in dataclasses.fields(Pipeline)}
+    if augment.flip_mode == "alternating":  # the batches do it
+        named["flip"] = 0.0
+    return Pipeline(**named)
+
+
 class Training:
     """A run in progress: everything that changes from step to step, and the loop.
 
@@ -198,7 +215,8 @@ class Training:
         images -= images % BATCHNORM_BATCH if images > BATCHNORM_BATCH else 0
         chosen = stratified_split(train_set.targets, images, config.split_seed)[1]
         self.batchnorm_images = train_set.images[chosen].to(self.device)
-        self.batches = Batches(train_set.to(self.device), config.batch_size, config.seed)
+        self.pipeline = _pipeline(config.augment)
+        self.batches = self._make_batches(train_set)
         normalization = dataset.normalization
         self.mean = torch.tensor(normalization.mean, device=self.device)
         self.std = torch.tensor(normalization.std, device=self.device)
@@ -221,6 +239,24 @@ class Training:
         self.clock = time.perf_counter()  # counted up to here
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None  # epoch, top1 on val, weights
+
+    def _make_batches(self, train_set: ImageSet) -> Batches:
+        config, augment = self.config, self.config.augment
+        if augment.engine == "batched":
+            return Batches(
+                train_set.to(self.device),
+                config.batch_size,
+                config.seed,
+                alternating_flip=augment.flip_mode == "alternating",
+            )
+        return WorkerBatches(
+            train_set,
+            config.batch_size,
+            config.seed,
+            augment=AlbumentationsPipeline(self.pipeline),
+            workers=augment.workers or config.threads,
+            device=self.device,
+        )
 
     @property
     def step(self) -> int:
@@ -269,21 +305,48 @@ class Training:
         sides = self.config.augment.sides
         return sides[min(self.epoch, len(sides) - 1)] if sides else 0
 
+    def _mixer(self) -> tuple[str | None, Tensor]:
+        """The mixer that this step's batch meets, and its alpha or beta."""
+        mixing = self.config.mixing
+        with_mixing = self.total_steps - round(mixing.off_epochs * len(self.batches))
+        if self.step >= with_mixing:
+            return None, torch.ones(())
+        share = RAMPS[mixing.probability](self.step, with_mixing)
+        probabilities = {name: p * share for name, p in mixing.probabilities.items()}
+        draw = random.Random(derive_seed("mixer", self.config.seed, self.step)).random()
+        name = choose(probabilities, draw)
+        strength = mixing.strengths[name] if name else 1.0
+        return name, torch.tensor(strength * RAMPS[mixing.strength](self.step, with_mixing))
+
     def training_step(self, images: Tensor, targets: Tensor) -> Tensor:
         """One step on images uint8 B x 3 x H x W and targets int64 B; returns the loss."""
         self._seed_step()
         self._set_lr()
-        loss = self.update(self._side(), images, targets)
+        mixer, strength = self._mixer()
+        loss = self.update((self._side(), mixer), images, targets, strength)
         if self.ema:
             self.ema.update(self.step)
         return loss
 
-    def _update(self, side: int, images: Tensor, targets: Tensor) -> Tensor:
-        """What of a step does not depend on its number, and so can be recorded on a GPU."""
-        config, augment = self.config, self.config.augment
-        images = horizontal_flip(images, self.generator, augment.flip)
-        images = pad_and_crop(images, self.generator, augment.crop, augment.crop_mode)
+    def _update(
+        self, how: tuple[int, str | None], images: Tensor, targets: Tensor, strength: Tensor
+    ) -> Tensor:
+        """What of a step does not depend on its number, and so can be recorded on a GPU.
+
+        Args:
+            how: the images' side, or 0 for their own, and the mixer.
+            strength: its alpha or beta, without dimensions.
+        """
+        config, (side, mixer) = self.config, how
+        if config.augment.engine == "batched":  # else the workers have done it
+            images = self.pipeline(images, self.generator)
         images = resize(images, side) if side else images
+        if config.mixing.any:
+            targets = F.one_hot(targets, len(self.dataset.train.classes)).float()  # B, K
+        if mixer:
+            images, targets = MIXERS[mixer](
+                images, targets, strength, config.mixing.per_image, generator=self.generator
+            )
         inputs = normalize(images, self.mean, self.std)
 
         logits = self.forward(inputs)  # B, K
@@ -310,16 +373,18 @@ class Training:
 
         return through_torch
 
-    def _recorded_update(self) -> Callable[[int, Tensor, Tensor], Tensor]:
-        """`_update` by CUDA graphs, one for each side of the images."""
+    def _recorded_update(self) -> Callable[..., Tensor]:
+        """`_update` by CUDA graphs, one for each side of the images and each mixer."""
         for group in self.optimizer.param_groups:  # a graph reads it where it lies
             group["lr"] = torch.tensor(group["lr"], device=self.device)
-        graphs: dict[int, CapturedStep] = {}
+        graphs: dict[tuple[int, str | None], CapturedStep] = {}
 
-        def update(side: int, images: Tensor, targets: Tensor) -> Tensor:
-            if side not in graphs:
-                graphs[side] = CapturedStep(partial(self._update, side), self.generator)
-            return graphs[side](images, targets)
+        def update(
+            how: tuple[int, str | None], images: Tensor, targets: Tensor, strength: Tensor
+        ) -> Tensor:
+            if how not in graphs:
+                graphs[how] = CapturedStep(partial(self._update, how), self.generator)
+            return graphs[how](images, targets, strength.to(self.device, non_blocking=True))
 
         return update
 
@@ -346,38 +411,52 @@ class Training:
         """Judges the epoch just finished, notes its line of metrics, keeps the best, saves."""
         self._check_weights()
         judged_on = "probe" if self.val_set is None else "val"
-        raw, averaged = self._judge_on_the_way()
+        scores = self._judge_on_the_way()
         row = {
             "epoch": self.epoch,
             "step": self.step,
             "loss": self.losses.cpu().double().mean().item(),
             "judged_on": judged_on,
-            "top1": raw,
-            "ema_top1": averaged,
+            **scores,
             "lr": self.lr(self.step - 1),
             "seconds": self.epoch_seconds,
             "images_per_s": len(self.batches) * self.config.batch_size / self.epoch_seconds,
         }
         self.history.append(row)
-        if self.val_set is not None and raw is not None:
-            score = averaged if self.config.weights == "ema" else raw
-            if self.best is None or score > self.best["top1"]:
-                weights = {k: v.cpu().clone() for k, v in self.kept_network().state_dict().items()}
-                self.best = {"epoch": self.epoch, "top1": score, "weights": weights}
+        score = scores[self._kept_score]
+        best = self.best["top1"] if self.best else -1.0
+        if self.val_set is not None and score is not None and score > best:
+            weights = {k: v.cpu().clone() for k, v in self.kept_network().state_dict().items()}
+            self.best = {"epoch": self.epoch, "top1": score, "weights": weights}
         self.epoch_seconds = 0.0
         self._count()
         self.save()
         write_metrics(self.run, self.history)
         return row
 
-    def _judge_on_the_way(self) -> tuple[float | None, float | None]:
-        """Accuracy of the raw and of the averaged weights on val, or on the probe."""
+    @property
+    def _kept_score(self) -> str:
+        """Which score is that of the weights that the recipe keeps."""
+        return "ema_top1" if self.ema and self.config.weights == "ema" else "top1"
+
+    def _judge_on_the_way(self) -> dict[str, float | None]:
+        """Accuracy of the raw and of the averaged weights on val, or on the probe, and that of
+        the kept ones on the probe: training images neither augmented nor mixed."""
         last = self.epoch == self.config.epochs
+        scores: dict[str, float | None] = dict.fromkeys(("top1", "ema_top1", "probe_top1"))
         if self.epoch % self.config.judge_every and not last:
-            return None, None
+            return scores
+        networks = {"top1": self._judged(self.network)}
+        if self.ema:
+            networks["ema_top1"] = self.averaged_network()
         judged = self.probe_set if self.val_set is None else self.val_set
-        raw = self._top1(self._judged(self.network), judged)
-        return raw, self._top1(self.averaged_network(), judged) if self.ema else None
+        scores |= {name: self._top1(network, judged) for name, network in networks.items()}
+        kept = self._kept_score
+        on_probe = self.val_set is None
+        scores["probe_top1"] = (
+            scores[kept] if on_probe else self._top1(networks[kept], self.probe_set)
+        )
+        return scores
 
     def averaged_network(self) -> torch.nn.Module:
         """The moving average, with BatchNorm statistics estimated for it from training images."""
@@ -398,7 +477,7 @@ class Training:
 
     def kept_network(self) -> torch.nn.Module:
         """The network whose weights the recipe keeps, as it stood when its epoch was judged."""
-        return self.ema.network if self.ema and self.config.weights == "ema" else self.network
+        return self.ema.network if self.ema and self._kept_score == "ema_top1" else self.network
 
     def save(self) -> None:
         """Writes what it takes to go on from this step."""
@@ -572,9 +651,12 @@ def _go_on(
 ) -> dict[str, Any]:
     observer.started(training)
     training.clock = time.perf_counter()
-    while not training.finished:
-        training.train_epoch(observer, should_stop)
-        observer.epoch_ended(training, training.end_epoch())
+    try:
+        while not training.finished:
+            training.train_epoch(observer, should_stop)
+            observer.epoch_ended(training, training.end_epoch())
+    finally:
+        training.batches.close()
     return finish(training, observer)
 
 
@@ -586,7 +668,7 @@ def finish(training: Training, observer: Observer) -> dict[str, Any]:
         network.load_state_dict(training.best["weights"])
     _, recipe, changed = read_config(training.run)
     judged = dataset.test if training.val_set is None else training.val_set
-    judgement = judge(network, judged, dataset.normalization, observer.judging)
+    judgement = judge(network, judged, dataset.normalization, config.tta, observer.judging)
     test, val = (judgement, None) if config.final else (None, judgement)
     machine = describe_machine(training.device, config.precision, config.threads)
     machine["kernels"] = config.kernels

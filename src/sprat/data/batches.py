@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from sprat.augment.transforms import alternating_flip
 from sprat.data.imageset import ImageSet
 from sprat.errors import SpratError
 from sprat.runtime import derive_seed
@@ -16,27 +17,46 @@ class Batches:
     The last images of an epoch's order that do not fill a batch are left out of that epoch:
     BatchNorm's statistics want full batches, and the next epoch's order is another.
 
+    Args:
+        alternating_flip: mirror every image each other epoch, half of them in the first.
+
     Raises:
         SpratError: there are fewer images than one batch holds.
     """
 
-    def __init__(self, dataset: ImageSet, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, dataset: ImageSet, batch_size: int, seed: int, *, alternating_flip: bool = False
+    ) -> None:
         if len(dataset) < batch_size:
             raise SpratError(
                 f"batch_size is {batch_size} but there are only {len(dataset)} training images; "
                 f"use a batch size of at most {len(dataset)}"
             )
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.mirrored_first: Tensor | None = None  # bool, N
+        if alternating_flip:
+            generator = torch.Generator().manual_seed(derive_seed("flip", seed))
+            half = torch.randperm(len(dataset), generator=generator) < len(dataset) // 2
+            self.mirrored_first = half.to(dataset.images.device)
 
     def __len__(self) -> int:
         """Batches, and so steps, in an epoch."""
         return len(self.dataset) // self.batch_size
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields (images uint8 B x 3 x H x W, targets int64 B) from batch `start` on."""
+    def order(self, epoch: int) -> list[Tensor]:
+        """Indices of each batch's images, int64, on the CPU."""
         generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
         order = torch.randperm(len(self.dataset), generator=generator)
-        order = order.to(self.dataset.images.device)
-        for batch in range(start, len(self)):
-            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield self.dataset.images[chosen], self.dataset.targets[chosen]
+        return list(order.split(self.batch_size)[: len(self)])
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields (images uint8 B x 3 x H x W, targets int64 B) from batch `start` on."""
+        for chosen in self.order(epoch)[start:]:
+            chosen = chosen.to(self.dataset.images.device, non_blocking=True)
+            images = self.dataset.images[chosen]
+            if self.mirrored_first is not None:
+                images = alternating_flip(images, self.mirrored_first[chosen], epoch)
+            yield images, self.dataset.targets[chosen]
+
+    def close(self) -> None:
+        """Lets go of what works ahead, if anything does."""

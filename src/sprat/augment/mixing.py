@@ -1,0 +1,142 @@
+"""Mixing training images and their targets: (images, targets, generator=…) -> the pair.
+
+Images are B x C x H x W, uint8 or float, of any batch size and any shape; targets are B x K,
+float, one-hot before the first mixer. Each image's row of targets is its exact shares of pixels,
+so rows go on summing to 1; label smoothing is the loss's alone. The input is never changed.
+
+Partners are drawn image by image. What else is drawn (the share, the box) is drawn once for the
+batch, or with `per_image` for each. `generator` lives on the images' device. alpha and beta must
+be above 0; a tensor without dimensions serves too.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from sprat.errors import SpratError
+
+Mixed = tuple[Tensor, Tensor]
+
+
+def mixup(
+    images: Tensor,
+    targets: Tensor,
+    alpha: float | Tensor = 1.0,
+    per_image: bool = False,
+    *,
+    generator: torch.Generator,
+) -> Mixed:
+    """lam x image + (1 - lam) x partner, lam ~ Beta(alpha, alpha) (mixup, arXiv 1710.09412).
+
+    uint8 images come back as float32, so that nothing is rounded.
+    """
+    lam = _beta(images, generator, alpha, 1, per_image)  # 1, n
+    order = _orders(images, generator, 1)[0]
+    partners, share = images[order].float(), lam.view(-1, 1, 1, 1)
+    mixed = torch.lerp(partners, images.float(), share)
+    return mixed, torch.lerp(targets[order], targets, lam.view(-1, 1))
+
+
+def cutmix(
+    images: Tensor,
+    targets: Tensor,
+    alpha: float | Tensor = 1.0,
+    per_image: bool = False,
+    *,
+    generator: torch.Generator,
+) -> Mixed:
+    """Pastes a box of the partner, of share 1 - lam before the border clips it,
+    lam ~ Beta(alpha, alpha) (CutMix, arXiv 1905.04899)."""
+    lam = _beta(images, generator, alpha, 1, per_image)
+    order = _orders(images, generator, 1)[0]
+    centres = _random(images, generator, 2, lam.shape[1])  # y, x as shares of the side
+    inside, areas = [], []
+    for side, centre in zip(images.shape[2:], centres, strict=True):
+        cut = (side * (1 - lam[0]).sqrt()).long()
+        first = (centre * side).long() - cut // 2
+        place = torch.arange(side, device=images.device)
+        covered = (place >= first.view(-1, 1)) & (place < (first + cut).view(-1, 1))  # n, side
+        inside.append(covered)
+        areas.append(covered.sum(1))
+    box = inside[0][:, None, :, None] & inside[1][:, None, None, :]
+    kept = 1 - areas[0] * areas[1] / (images.shape[2] * images.shape[3])
+    mixed = torch.where(box, images[order], images)
+    return mixed, torch.lerp(targets[order], targets, kept.view(-1, 1))
+
+
+def ricap(
+    images: Tensor,
+    targets: Tensor,
+    beta: float | Tensor = 0.3,
+    per_image: bool = False,
+    *,
+    generator: torch.Generator,
+) -> Mixed:
+    """Patches windows of four images around a point, its place along either side
+    ~ Beta(beta, beta) (RICAP, arXiv 1811.09030)."""
+    height, width = images.shape[2:]
+    cut_y, cut_x = _beta(images, generator, beta, 2, per_image)  # n each
+    cuts = (height * cut_y).round().long(), (width * cut_x).round().long()
+    orders = _orders(images, generator, 4)  # 4, B
+    corners = _random(images, generator, 4, 2, len(cut_y))
+
+    image = row = column = torch.zeros((), dtype=torch.long, device=images.device)
+    mixed_targets = torch.zeros_like(targets)
+    for window, (below, right) in enumerate(itertools.product((False, True), repeat=2)):
+        inside_y, rows, high = _window(height, cuts[0], below, corners[window, 0])
+        inside_x, columns, wide = _window(width, cuts[1], right, corners[window, 1])
+        inside = inside_y[:, :, None] & inside_x[:, None, :]  # n, H, W
+        image = torch.where(inside, orders[window].view(-1, 1, 1), image)
+        row = torch.where(inside, rows[:, :, None], row)
+        column = torch.where(inside, columns[:, None, :], column)
+        share = high * wide / (height * width)  # n
+        mixed_targets += share.view(-1, 1) * targets[orders[window]]
+    pixels = images.permute(0, 2, 3, 1).reshape(-1, images.shape[1])  # B x H x W, C
+    taken = pixels.index_select(0, ((image * height + row) * width + column).flatten())
+    return taken.view(-1, height, width, images.shape[1]).permute(0, 3, 1, 2), mixed_targets
+
+
+def _window(side: int, cut: Tensor, beyond: bool, corner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One window along one side, before the cuts (n, pixels) or beyond them: which pixels lie in
+    it and where in the window's image they come from (both n x side), and its size (n)."""
+    begin, size = (cut, side - cut) if beyond else (torch.zeros_like(cut), cut)
+    start = (corner * (side - size + 1)).long()
+    place = torch.arange(side, device=cut.device)
+    inside = (place >= begin.view(-1, 1)) & (place < (begin + size).view(-1, 1))
+    return inside, place + (start - begin).view(-1, 1), size
+
+
+MIXERS: dict[str, Callable[..., Mixed]] = {"mixup": mixup, "cutmix": cutmix, "ricap": ricap}
+
+
+def choose(probabilities: Mapping[str, float], draw: float) -> str | None:
+    """The mixer that a draw from [0, 1) falls to; None beyond their probabilities' sum."""
+    ends = itertools.accumulate(probabilities.values())
+    return next((name for name, end in zip(probabilities, ends, strict=True) if draw < end), None)
+
+
+def _beta(
+    images: Tensor,
+    generator: torch.Generator,
+    alpha: float | Tensor,
+    draws: int,
+    per_image: bool,
+) -> Tensor:
+    """draws x n numbers from Beta(alpha, alpha), float32; n is 1 or B."""
+    if isinstance(alpha, float | int) and not alpha > 0:
+        raise SpratError(f"alpha or beta is {alpha}, expected a number above 0")
+    alpha = torch.as_tensor(alpha, dtype=torch.float64, device=images.device)
+    shape = (draws, len(images) if per_image else 1, 2)
+    # what torch.distributions draws with, which takes no generator
+    return torch._sample_dirichlet(alpha.expand(shape), generator)[..., 0].float()
+
+
+def _orders(images: Tensor, generator: torch.Generator, orders: int) -> Tensor:
+    """orders x B: random orders of the batch."""
+    return _random(images, generator, orders, len(images)).argsort()
+
+
+def _random(images: Tensor, generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.rand(shape, generator=generator, device=images.device)

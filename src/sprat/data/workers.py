@@ -1,0 +1,98 @@
+"""Batches whose images worker processes have augmented, one image at a time."""
+
+import itertools
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from sprat.data.batches import Batches
+from sprat.data.imageset import ImageSet
+from sprat.runtime import derive_seed
+
+Augment = Callable[[Tensor, int], Tensor]
+Order = tuple[Tensor, int]  # which images, and the seed of their augmentation
+
+
+class WorkerBatches(Batches):
+    """The same batches in the same order, augmented on the way.
+
+    The workers live until `close` and work ahead across epochs. What a batch becomes is a
+    function of (seed, epoch, batch), whatever worker does it.
+
+    Args:
+        dataset: on the CPU.
+        augment: (images uint8 B x 3 x H x W, seed) -> images; pickled to the workers.
+        workers: processes, at least 1.
+        device: where the batches go, from pinned memory to a GPU.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageSet,
+        batch_size: int,
+        seed: int,
+        *,
+        augment: Augment,
+        workers: int,
+        device: torch.device,
+    ) -> None:
+        super().__init__(dataset, batch_size, seed)
+        self.augment, self.workers, self.device = augment, workers, device
+        self._stream: Iterator[tuple[Tensor, Tensor]] | None = None
+        self._next = (0, 0)  # epoch and batch that the stream gives next
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields (augmented images B x 3 x H x W, targets int64 B) from batch `start` on."""
+        for batch in range(start, len(self)):
+            if self._stream is None or self._next != (epoch, batch):
+                self._stream = iter(self._loader(epoch, batch))
+            self._next = (epoch, batch + 1) if batch + 1 < len(self) else (epoch + 1, 0)
+            images, targets = next(self._stream)
+            images = images.to(self.device, non_blocking=True)
+            yield images, targets.to(self.device, non_blocking=True)
+
+    def close(self) -> None:
+        """Ends the workers; the next epoch starts others."""
+        self._stream = None
+
+    def _loader(self, epoch: int, start: int) -> DataLoader[tuple[Tensor, Tensor]]:
+        method = "spawn" if sys.platform == "win32" else "forkserver"
+        return DataLoader(
+            _Augmented(self.dataset, self.augment),  # type: ignore[arg-type]
+            batch_size=None,
+            sampler=self._orders(epoch, start),
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            # a fork of a process with threads can hang
+            multiprocessing_context=multiprocessing.get_context(method),
+            worker_init_fn=_leave_interrupts_to_the_parent,
+        )
+
+    def _orders(self, epoch: int, start: int) -> Iterator[Order]:
+        """Without end: the run stops asking."""
+        for each in itertools.count(epoch):
+            for batch, chosen in enumerate(self.order(each)):
+                if each > epoch or batch >= start:
+                    yield chosen, derive_seed("augment", self.seed, each * len(self) + batch)
+
+
+class _Augmented:
+    """What a worker holds: the images by value, since shared memory is scarce in containers."""
+
+    def __init__(self, dataset: ImageSet, augment: Augment) -> None:
+        self.images, self.targets = dataset.images.numpy(), dataset.targets.numpy()
+        self.augment = augment
+
+    def __getitem__(self, order: Order) -> tuple[Tensor, Tensor]:
+        chosen, seed = order
+        images = torch.from_numpy(self.images[chosen.numpy()])
+        return self.augment(images, seed), torch.from_numpy(self.targets[chosen.numpy()])
+
+
+def _leave_interrupts_to_the_parent(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
