@@ -9,6 +9,7 @@ from sprat.data.imageset import ImageSet, Normalization
 from sprat.evaluate import (
     expected_calibration_error,
     judge,
+    mcnemar,
     predict_probabilities,
     top1,
     wilson_interval,
@@ -104,3 +105,43 @@ def test_judging_leaves_the_networks_mode_as_it_was() -> None:
         network.train(mode)
         predict_probabilities(network, _halves(4).images, PLAIN)
         assert network.training is mode
+
+
+@pytest.mark.parametrize("tta", [1, 2, 6])
+def test_views_are_weighted_as_their_set_says(tta: int) -> None:
+    dataset = _halves(60)
+    judgement = judge(LeftRight(), dataset, PLAIN, tta)
+    probabilities = torch.zeros(60, 2)
+    for view, weight in VIEWS[tta]:
+        inputs = (view(dataset.images).float() / 255 - 0.5) / 0.25
+        probabilities += weight * LeftRight()(inputs).softmax(1)
+    assert judgement["tta_top1"] == pytest.approx(top1(probabilities, dataset.targets))
+    assert judgement["tta_views"] == tta
+    hits = [p.argmax(1) == dataset.targets for p in (LeftRight()(inputs), probabilities)]
+    if tta > 1:
+        single = predict_probabilities(LeftRight(), dataset.images, PLAIN)
+        hits[0] = single.argmax(1) == dataset.targets
+        assert judgement["tta_p"] == pytest.approx(mcnemar(*hits))
+    else:
+        assert judgement["tta_top1"] == judgement["top1"]
+        assert judgement["tta_p"] == 1
+
+
+def test_mcnemar_agrees_with_published_values() -> None:
+    """The exact test is a sign test: Siegel 1956, table D, for small numbers of pairs."""
+    for differing, only, p in [(5, 0, 0.062), (8, 1, 0.070), (10, 2, 0.109), (14, 3, 0.057)]:
+        first = torch.zeros(100, dtype=torch.bool)
+        second = first.clone()
+        first[:only] = True
+        second[only:differing] = True
+        first[50:] = second[50:] = True  # where both are right says nothing
+        assert mcnemar(first, second) == pytest.approx(p, abs=1.1e-3)
+        assert mcnemar(second, first) == mcnemar(first, second)
+
+
+def test_mcnemar_of_many_and_of_no_differences() -> None:
+    hits = torch.ones(10_000, dtype=torch.bool)
+    assert mcnemar(hits, hits) == 1
+    other = hits.clone()
+    other[:2_000] = False
+    assert mcnemar(hits, other) < 1e-300
