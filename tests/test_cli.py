@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sprat.cli import app
+from sprat.config import load_recipe, overrides, recipe_names
 from sprat.data import Dataset
 
 
@@ -84,6 +86,11 @@ class TestHelp:
         (["predict", "nowhere", "x.png", "--top", "0"], "--top is 0"),
         (["data", "show", "--output", "sheet.txt"], "ends in .png"),
         (["data", "show", "--columns", "0"], "--columns is 0"),
+        (["augment", "preview", "--output", "sheet.jpg"], "ends in .png"),
+        (["augment", "preview", "--recipe", "quik"], "did you mean 'quick'"),
+        (["augment", "preview", "--augment.hue", "999"], "augment.hue is 999.0"),
+        (["train", "--dataset", "shapes10", "--tta", "3"], "tta is 3, expected a number of views"),
+        (["train", "--mixing.mixup", "0.9", "--mixing.ricap", "0.9"], "at most 1 in all"),
         (["trian"], "train"),
     ],
 )
@@ -287,3 +294,60 @@ def test_data_show_draws_a_sheet(tmp_path: Path) -> None:
     assert done.stdout.strip().endswith("shapes10.png")
     with Image.open(tmp_path / "shapes10.png") as sheet:
         assert min(sheet.size) > 400
+
+
+class TestRecipesUnderOptions:
+    """Every recipe's every setting reaches the command, whatever the commands are called."""
+
+    @pytest.mark.parametrize("recipe", recipe_names())
+    @pytest.mark.parametrize("command", [["train"], ["augment", "preview"]], ids=" ".join)
+    def test_all_of_a_recipe_arrives(self, recipe: str, command: list[str]) -> None:
+        _, bound, _ = app.parse_args([*command, "--recipe", recipe], exit_on_error=False)
+        assert bound.arguments["config"] == load_recipe(recipe)
+
+    @pytest.mark.parametrize("command", [["train"], ["augment", "preview"]], ids=" ".join)
+    def test_what_is_typed_lies_above_it(self, command: list[str]) -> None:
+        words = [
+            "--recipe",
+            "reference",
+            "--augment.hue",
+            "3",
+            "--mixing.ricap",
+            "0",
+            "--seed",
+            "5",
+        ]
+        _, bound, _ = app.parse_args([*command, *words], exit_on_error=False)
+        config, recipe = bound.arguments["config"], load_recipe("reference")
+        assert overrides(config, recipe) == {"augment.hue": 3.0, "mixing.ricap": 0.0}
+        assert config.seed == 5
+
+
+def _pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+class TestPreview:
+    def test_draws_what_the_recipe_does(self, tmp_path: Path) -> None:
+        sheet = tmp_path / "sheet.png"
+        done = sprat("augment", "preview", "--dataset", "shapes10", "--output", sheet)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == str(sheet)
+        whole = _pixels(sheet).shape
+        plainer = tmp_path / "plainer.png"
+        words = ("--dataset", "shapes10", "--recipe", "quick", "--columns", "4")
+        assert sprat("augment", "preview", *words, "--output", plainer).returncode == 0
+        fewer = _pixels(plainer).shape
+        assert fewer[1] < whole[1], "fewer columns"
+        assert fewer[0] < whole[0] / 2, "fewer rows"
+
+    def test_is_repeatable_by_its_seed(self, tmp_path: Path) -> None:
+        pictures = []
+        for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+            sheet = tmp_path / f"{name}.png"
+            words = ("--dataset", "shapes10", "--columns", "3", "--seed", seed, "--output", sheet)
+            sprat("augment", "preview", *words)
+            pictures.append(_pixels(sheet))
+        assert np.array_equal(pictures[0], pictures[1])
+        assert not np.array_equal(pictures[0], pictures[2])

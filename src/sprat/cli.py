@@ -13,7 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, ArgumentCollection, Parameter
-from cyclopts.config import Toml
+from cyclopts.config import Dict
 
 from sprat import __version__
 from sprat.config import Config, load_recipe, overrides, recipe_path
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from sprat.data import Dataset
 
 DEFAULT_RECIPE = "quick"
+# what a command that takes a recipe's settings begins from
+DEFAULT_RECIPES = {("train",): DEFAULT_RECIPE, ("augment", "preview"): "reference"}
 
 DataDir = Annotated[
     Path | None,
@@ -45,7 +47,9 @@ app = App(
     default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
 )
 data = App(name="data", help="Look at the datasets.")
+augment = App(name="augment", help="Look at augmentation.")
 app.command(data)
+app.command(augment)
 
 
 def main() -> None:
@@ -74,12 +78,14 @@ def _recipe_under_options(
     app: App, commands: tuple[str, ...], arguments: ArgumentCollection
 ) -> None:
     """Lays the recipe's settings under those that were typed."""
-    if commands != ("train",):
+    if commands not in DEFAULT_RECIPES:
         return
     typed = arguments["--recipe"].tokens
-    recipe = typed[-1].value if typed else DEFAULT_RECIPE
-    load_recipe(recipe)  # says what is wrong with it in our own words
-    Toml(recipe_path(recipe), use_commands_as_keys=False)(app, commands, arguments)
+    recipe = typed[-1].value if typed else DEFAULT_RECIPES[commands]
+    values = load_recipe(recipe).to_dict()  # says what is wrong with it in our own words
+    for command in reversed(commands):  # or a table named like a command would be taken for it
+        values = {command: values}
+    Dict(values, source=str(recipe_path(recipe)))(app, commands, arguments)
 
 
 app.config = [_recipe_under_options]
@@ -309,10 +315,7 @@ def show(
     columns
         Images in a row.
     """
-    if output is not None and output.suffix.lower() != ".png":
-        raise SpratError(f"--output is {output}, expected a name that ends in .png")
-    if not 1 <= columns <= 100:
-        raise SpratError(f"--columns is {columns}, expected 1 to 100")
+    _check_picture(output, columns)
 
     from rich.console import Console
 
@@ -324,6 +327,70 @@ def show(
     path = output or Path(f"{loaded.name}.png")
     draw_contact_sheet(loaded.train, title, path, columns)
     print(path)
+
+
+@augment.command
+def preview(
+    *,
+    recipe: str = DEFAULT_RECIPES["augment", "preview"],
+    output: Path | None = None,
+    columns: int = 8,
+    data_dir: DataDir = None,
+    config: Annotated[Config, Parameter(name="*")] = Config(),  # noqa: B008
+) -> None:
+    """Draw what a recipe does to training images: each transform alone at its limits, all
+    together, and each mixer with its weights.
+
+    Parameters
+    ----------
+    recipe
+        A shipped recipe's name, or the path of a .toml file; its settings can be changed here.
+    output
+        PNG file to write; by default augment-RECIPE.png.
+    columns
+        Pictures in a row, of as many classes.
+    """
+    _check_picture(output, columns)
+
+    import torch
+    from rich.console import Console
+
+    import sprat.augment.preview
+    from sprat.plots import draw_preview
+    from sprat.train import make_pipeline
+
+    loaded = _load(Console(), config.dataset, data_dir)
+    classes = loaded.train.classes
+    generator = torch.Generator().manual_seed(config.seed)
+    # the nth image of the nth class, over and over
+    chosen = [
+        (loaded.train.targets == column % len(classes)).nonzero()[column].item()
+        for column in range(columns)
+    ]
+    shown = loaded.train.subset(torch.tensor(chosen))
+    rows = sprat.augment.preview.preview(
+        shown.images,
+        shown.targets.tolist(),
+        classes,
+        pipeline=make_pipeline(config.augment),
+        mixers={
+            name: config.mixing.strengths[name]
+            for name, probability in config.mixing.probabilities.items()
+            if probability
+        },
+        generator=generator,
+    )
+    name = Path(recipe).stem
+    path = output or Path(f"augment-{name}.png")
+    draw_preview(rows, f"{name} on {loaded.name}", path)
+    print(path)
+
+
+def _check_picture(output: Path | None, columns: int) -> None:
+    if output is not None and output.suffix.lower() != ".png":
+        raise SpratError(f"--output is {output}, expected a name that ends in .png")
+    if not 1 <= columns <= 100:
+        raise SpratError(f"--columns is {columns}, expected 1 to 100")
 
 
 def _load(console: "Console", name: str, data_dir: Path | None) -> "Dataset":

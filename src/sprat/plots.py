@@ -1,11 +1,13 @@
 """Pictures of runs and data."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sprat.augment.preview import Row
 from sprat.data.imageset import ImageSet
 from sprat.results import CURVES_FILE, RESULTS_FILE, read_json, read_metrics
 from sprat.runtime import replacing
@@ -82,6 +84,38 @@ def draw_contact_sheet(dataset: ImageSet, title: str, path: Path, columns: int =
     axes.set_xticks([])
     centres = [(side + 2) * (row + 0.5) for row in range(len(rows))]
     axes.set_yticks(centres, labels=list(dataset.classes))
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=130, bbox_inches="tight")
+    return path
+
+
+def draw_preview(rows: Sequence[Row], title: str, path: Path) -> Path:
+    """Draws rows of pictures, each with its label, and their captions below them, as PNG."""
+    count, _, height, width = rows[0].images.shape
+    gap, line = 3, 6  # pixels: between pictures, and for a line of caption
+    tops, bottom = [], gap
+    for row in rows:
+        tops.append(bottom)
+        lines = max((caption.count("\n") + 1 for caption in row.captions), default=0)
+        bottom += height + gap + lines * line
+    sheet = torch.full((bottom, count * (width + gap) + gap, 3), 255, dtype=torch.uint8)
+    lefts = [gap + column * (width + gap) for column in range(count)]
+
+    figure = Figure(figsize=(sheet.shape[1] / 34 + 2.2, sheet.shape[0] / 34 + 0.5))
+    axes = figure.subplots()
+    for row, top in zip(rows, tops, strict=True):
+        for left, image in zip(lefts, row.images.permute(0, 2, 3, 1), strict=True):
+            sheet[top : top + height, left : left + width] = image
+        for left, caption in zip(lefts, row.captions, strict=False):
+            axes.text(
+                left + width / 2, top + height + 0.5, caption, fontsize=7, ha="center", va="top"
+            )
+    axes.imshow(sheet.numpy(), interpolation="nearest")
+    axes.set_title(title)
+    axes.set_xticks([])
+    axes.set_yticks([top + height / 2 for top in tops], labels=[row.label for row in rows])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     with replacing(path) as beside:

@@ -179,7 +179,7 @@ def why_torch(config: Config) -> str | None:
     return why_not_kernels(config, fast) or "it was asked for"
 
 
-def _pipeline(augment: AugmentConfig) -> Pipeline:
+def make_pipeline(augment: AugmentConfig) -> Pipeline:
     """What the augmentation does by chance to each image."""
     named = {field.name: getattr(augment, field.name) for field in dataclasses.fields(Pipeline)}
     if augment.flip_mode == "alternating":  # the batches do it
@@ -215,7 +215,7 @@ class Training:
         images -= images % BATCHNORM_BATCH if images > BATCHNORM_BATCH else 0
         chosen = stratified_split(train_set.targets, images, config.split_seed)[1]
         self.batchnorm_images = train_set.images[chosen].to(self.device)
-        self.pipeline = _pipeline(config.augment)
+        self.pipeline = make_pipeline(config.augment)
         self.batches = self._make_batches(train_set)
         normalization = dataset.normalization
         self.mean = torch.tensor(normalization.mean, device=self.device)
