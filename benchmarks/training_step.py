@@ -6,7 +6,7 @@
 - eager-bf16: the same network, batch and augmentation in eager PyTorch, bf16 autocast,
   channels-last, with PyTorch's and the allocator's defaults.
 - brief: the loop that the project's brief describes: a DataLoader with workers, Albumentations
-  image by image, MixUp, CutMix or RICAP by lot, eager fp32. Needs sprat[reference].
+  image by image, MixUp, CutMix or RICAP by lot, eager fp32. Needs sprat[albumentations].
 
 Each runs in its own process, in turns; the figure is the median turn. The ceiling is the best
 rate of a large matrix product through torch on the same threads. What the pictures show does not

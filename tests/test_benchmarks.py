@@ -39,7 +39,7 @@ def test_the_briefs_loop_trains_or_says_what_it_needs() -> None:
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        assert "pip install 'sprat[reference]'" in done.stderr
+        assert "pip install 'sprat[albumentations]'" in done.stderr
     else:
         assert json.loads(done.stdout.splitlines()[-1])["images_per_s"] > 0
 

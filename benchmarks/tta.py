@@ -1,0 +1,103 @@
+"""Which test-time views help? Every offered set beside the single view, on trained models.
+
+    python benchmarks/tta.py runs/a-run-without-final runs/a-final-run --json
+
+A run without --final is judged on its val, where sets of views are chosen; a final one on the
+test set, where the choice is confirmed. For each set: accuracy, the difference to the single
+view with its standard error, and McNemar's exact p-value, all on the same images. Takes a
+quarter of an hour a model on two cores.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sprat.augment.views import VIEWS
+from sprat.checkpoint import load_model
+from sprat.data import load_dataset
+from sprat.evaluate import mcnemar, predict_probabilities
+from sprat.kernels import CompiledNetwork, NoKernels
+from sprat.results import read_config, write_json
+from sprat.runtime import describe_machine, keep_freed_memory, set_threads, versions
+from sprat.train import split_off_val
+
+
+def judge_run(run: Path, data_dir: Path | None, threads: int) -> dict[str, Any]:
+    """What every offered set of views reaches on a run's val, or on test if it is final."""
+    config, recipe, _ = read_config(run)
+    model, dataset = load_model(run), load_dataset(config.dataset, data_dir)
+    judged = dataset.test
+    if not config.final:
+        judged = dataset.train.subset(split_off_val(dataset.train, config)[1])
+    network: torch.nn.Module = model.network
+    try:
+        network = CompiledNetwork(network, bf16=False, threads=threads)
+    except NoKernels as reason:
+        print(f"through plain torch: {reason}")
+
+    # every distinct view once; a set is a weighted sum of them
+    seen: dict[bytes, torch.Tensor] = {}
+    single = torch.zeros(len(judged), dtype=torch.bool)
+    sets = {}
+    for number, views in VIEWS.items():
+        total = torch.zeros(())
+        for view, weight in views:
+            key = view(judged.images[:8]).contiguous().numpy().tobytes()
+            if key not in seen:
+                seen[key] = predict_probabilities(
+                    network, judged.images, model.normalization, ((view, 1.0),)
+                )
+            total = total + weight * seen[key]
+        hits = total.argmax(1) == judged.targets
+        single = hits if number == 1 else single
+        difference = hits.double() - single.double()
+        error = difference.std().item() / len(judged) ** 0.5
+        sets[str(number)] = {
+            "top1": hits.double().mean().item(),
+            "difference": difference.mean().item(),
+            "standard_error": error,
+            "p": mcnemar(single, hits),
+        }
+        print(
+            f"{run.name:20} {number:3} views  {100 * sets[str(number)]['top1']:.2f} %  "
+            f"{100 * difference.mean().item():+.2f} ± {100 * error:.2f}  "
+            f"p {sets[str(number)]['p']:.2g}",
+            flush=True,
+        )
+    return {
+        "recipe": recipe,
+        "seed": config.seed,
+        "judged_on": "test" if config.final else "val",
+        "n": len(judged),
+        "sets": sets,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--threads", type=int, default=0, help="0: one per core")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    threads = set_threads(arguments.threads)
+    figures = {
+        "models": [judge_run(run, arguments.data_dir, threads) for run in arguments.runs],
+        "machine": describe_machine(torch.device("cpu"), "fp32", threads),
+        "versions": versions(),
+    }
+    if arguments.output:
+        write_json(arguments.output, figures)
+    if arguments.json:
+        print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
