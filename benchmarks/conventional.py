@@ -51,8 +51,8 @@ def brief(images: ImageSet, batch_size: int) -> Iterator[float]:
         from albumentations.pytorch import ToTensorV2
     except ImportError as error:
         raise SystemExit(
-            "the brief's loop needs Albumentations: pip install 'sprat[albumentations]', or leave it "
-            "out with --without-brief"
+            "the brief's loop needs Albumentations: pip install 'sprat[albumentations]', or "
+            "leave it out with --without-brief"
         ) from error
     from torch.utils.data import DataLoader, Dataset
 

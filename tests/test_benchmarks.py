@@ -7,6 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from sprat.augment.views import VIEWS
+from sprat.checkpoint import load_model
+from sprat.data import Dataset
+from sprat.evaluate import judge
+from sprat.results import read_config
+from sprat.train import split_off_val
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -83,3 +90,27 @@ def test_time_to_accuracy_reads_finished_runs(cifar10_place: Path) -> None:
     ]
     assert figures["top1"] == pytest.approx(sum(tops) / 5)
     assert {"ratio", "seconds"} <= figures.keys()
+
+
+def test_augmentation() -> None:
+    pytest.importorskip("albumentations", reason="needs sprat[albumentations]")
+    figures = _last_line("augmentation.py", "--rounds", "1", "--repeats", "1", "--batch-size", "32")
+    measured = figures["measured"]
+    assert isinstance(measured, dict)
+    ratio = measured["batched"]["whole"] / measured["albumentations"]["whole"]
+    assert figures["ratio_to_albumentations"] == pytest.approx(ratio)
+    share = measured["step"]["augmentation"] / measured["step"]["step"]
+    assert figures["augmentation_share_of_step"] == pytest.approx(share)
+
+
+def test_tta_finds_what_judging_finds(small_run: Path, shapes10: Dataset) -> None:
+    figures = _last_line("tta.py", str(small_run))
+    (model,) = figures["models"]  # type: ignore[misc]
+    assert model["judged_on"] == "val"
+    assert model["sets"].keys() == set(map(str, VIEWS))
+    config, trained = read_config(small_run)[0], load_model(small_run)
+    val = shapes10.train.subset(split_off_val(shapes10.train, config)[1])
+    judgement = judge(trained.network, val, trained.normalization, tta=6)
+    for views, key in (("1", "top1"), ("6", "tta_top1")):
+        # the kernels round otherwise, and may turn an image or two
+        assert model["sets"][views]["top1"] == pytest.approx(judgement[key], abs=2.5 / len(val))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sprat.augment.views import VIEWS
 from sprat.config import Config, load_recipe, overrides
 from sprat.results import read_config, read_json, read_metrics
 
@@ -224,3 +225,60 @@ def test_speeds_are_as_measured() -> None:
     assert f"{answers['eager-2']['ms_for_one_image']:.1f} ms" in section
     assert f"{answers['eager-2']['images_per_s']:,.0f} images/s" in section
     assert (RESULTS / "cost.png").exists()
+
+
+def test_augmentation_is_as_fast_as_measured() -> None:
+    measured = read_json(RESULTS / "augmentation.json")
+    section = " ".join(README.split("## Augmentation")[1].split("\n## ")[0].split())
+    assert f"{measured['images_per_s']:,.0f} images/s in batches of {measured['batch_size']}" in (
+        section
+    )
+    assert f"{measured['ratio_to_albumentations']:.1f} times as many" in section
+    assert "of a training step on two threads it is" in section
+    assert measured["machine"]["threads"] == 2
+    shares = (
+        f"{100 * measured['augmentation_share_of_step']:.1f} %, and mixing "
+        f"{100 * measured['mixing_share_of_step']:.1f} %"
+    )
+    assert shares in section
+    in_the_end = (ROOT / "benchmarks" / "README.md").read_text().split("another machine)")[1]
+    assert f"{measured['images_per_s']:,.0f} images/s" in in_the_end
+
+
+def test_views_help_as_measured() -> None:
+    models = read_json(RESULTS / "tta.json")["models"]
+    assert {model["judged_on"] for model in models} == {"val", "test"}
+    (final,) = [model for model in models if model["judged_on"] == "test"]
+    assert final["n"] == 10_000
+    section = README.split("### Test-time augmentation")[1].split("\n## ")[0]
+    rows = {row[0].split(",")[0]: row[1:] for row in _rows(section) if row[0][0].isdigit()}
+    assert rows.keys() == final["sets"].keys() == set(map(str, VIEWS))
+    for views, figures in final["sets"].items():
+        accuracy, beside, p = rows[views]
+        assert accuracy == f"{100 * figures['top1']:.2f} %"
+        if views == "1":
+            continue
+        difference, error = 100 * figures["difference"], 100 * figures["standard_error"]
+        assert beside == f"{difference:+.2f} ± {error:.2f}"
+        assert p == f"p = {figures['p']:.2g}"
+    default = final["sets"][str(Config().tta)]
+    assert default["difference"] > 0
+    assert default["p"] < 0.05
+
+
+def test_no_offered_set_of_views_is_worse_than_the_single_view_by_more_than_noise() -> None:
+    for model in read_json(RESULTS / "tta.json")["models"]:
+        for figures in model["sets"].values():
+            assert figures["difference"] >= -2 * figures["standard_error"]
+
+
+def test_the_views_tried_are_as_measured() -> None:
+    """The offered sets' rows of the benchmarks' README agree with the committed measurement."""
+    models = read_json(RESULTS / "tta.json")["models"]
+    by_recipe = {m["recipe"]: m["sets"] for m in models if m["judged_on"] == "val"}
+    section = (ROOT / "benchmarks" / "README.md").read_text().split("## Test-time views")[1]
+    offered = [row for row in _rows(section) if row[-1].startswith("yes")]
+    assert [row[0] for row in offered] == list(map(str, VIEWS))
+    for views, _, quick, sprint, _ in offered:
+        assert quick == f"{100 * by_recipe['quick'][views]['top1']:.2f}"
+        assert sprint == f"{100 * by_recipe['sprint'][views]['top1']:.2f}"
