@@ -112,13 +112,11 @@ def affine(
     # for each axis of the source: from where, about the centre, a pixel comes; n is B
     turn = torch.stack((cos, -sin, sin, cos)).view(2, 2, -1) / scale.T[:, None]  # 2, 2, n
     fixed = (turn * shift.T).sum(1)  # 2, n
-    half = torch.tensor(((width - 1) / 2, (height - 1) / 2), device=images.device)
-    half = half.clamp_(min=0.5).view(2, 1)  # grid_sample counts from -1 to 1
+    along_x, along_y, fixed = (term[:, :, None, None] for term in (turn[:, 0], turn[:, 1], fixed))
     x, y = (torch.arange(side, device=images.device) - (side - 1) / 2 for side in (width, height))
-    along_x, along_y, fixed = (
-        (term / half)[:, :, None, None] for term in (turn[:, 0], turn[:, 1], fixed)
-    )
     grid = along_x * x + (along_y * y[:, None] - fixed)  # 2, n, H, W
+    for axis, side in enumerate((width, height)):  # grid_sample counts from -1 to 1
+        grid[axis] /= max(side - 1, 1) / 2
     padding = {"reflect": "reflection", "constant": "zeros"}[mode]
     moved = F.grid_sample(
         images.float(), grid.permute(1, 2, 3, 0), padding_mode=padding, align_corners=True
@@ -203,11 +201,13 @@ def coarse_dropout(
     """Blackens one rectangle inside the image, `smallest` to `largest` pixels high and wide."""
     chosen = _chosen(images, generator, p)
     draws = torch.rand(len(images), 4, generator=generator, device=images.device)
-    sides = torch.tensor(images.shape[2:], device=images.device)
-    sizes = smallest + (draws[:, :2] * (largest - smallest + 1)).long()
-    sizes = torch.minimum(sizes, sides)
-    first = (draws[:, 2:] * (sides - sizes + 1)).long()
-    return _on_some(images, chosen, erase, first, first + sizes)
+    first, end = [], []
+    for axis, side in enumerate(images.shape[2:]):
+        size = smallest + (draws[:, axis] * (largest - smallest + 1)).long()
+        size = size.clamp_(max=side)
+        first.append((draws[:, 2 + axis] * (side - size + 1)).long())
+        end.append(first[axis] + size)
+    return _on_some(images, chosen, erase, torch.stack(first, 1), torch.stack(end, 1))
 
 
 def cutout(images: Tensor, generator: torch.Generator, size: int = 8, p: float = 1.0) -> Tensor:
@@ -215,8 +215,8 @@ def cutout(images: Tensor, generator: torch.Generator, size: int = 8, p: float =
     off (arXiv 1708.04552)."""
     chosen = _chosen(images, generator, p)
     draws = torch.rand(len(images), 2, generator=generator, device=images.device)
-    sides = torch.tensor(images.shape[2:], device=images.device)
-    first = (draws * sides).long() - size // 2
+    centres = [draws[:, axis] * side for axis, side in enumerate(images.shape[2:])]
+    first = torch.stack(centres, 1).long() - size // 2
     return _on_some(images, chosen, erase, first, first + size)
 
 
@@ -228,9 +228,12 @@ def erase(images: Tensor, first: Tensor, end: Tensor) -> Tensor:
         end: int64, B x 2: those just behind it.
     """
     rows, columns = (
-        (place >= first[:, [axis]]) & (place < end[:, [axis]])  # B, side
-        for axis, place in enumerate(
-            torch.arange(side, device=images.device) for side in images.shape[2:]
+        (place >= low[:, None]) & (place < high[:, None])  # B, side
+        for low, high, place in zip(
+            first.unbind(1),
+            end.unbind(1),
+            (torch.arange(side, device=images.device) for side in images.shape[2:]),
+            strict=True,
         )
     )
     kept = ~(rows[:, None, :, None] & columns[:, None, None, :])
