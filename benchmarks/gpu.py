@@ -79,11 +79,13 @@ def step_of(training: Training) -> Callable[[], Tensor]:
     return step
 
 
-def agreement(device: str) -> dict[str, Any]:
+def agreement(device: str, batch_size: int) -> dict[str, Any]:
     """Distances of loss and gradients from the CPU's, without augmentation, in fp32."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     augment = dataclasses.replace(BASE.augment, flip=0.0, crop=0)
-    config = dataclasses.replace(BASE, augment=augment, precision="fp32", final=True)
+    config = dataclasses.replace(
+        BASE, augment=augment, batch_size=batch_size, precision="fp32", final=True
+    )
     dataset, outcomes = noise(2_000), {}
     for name, place, kernels in (
         ("cpu", "cpu", "torch"),
@@ -204,7 +206,7 @@ def main() -> None:
     figures: dict[str, Any] = {
         "machine": describe_machine(torch.device(device), "bf16", torch.get_num_threads()),
         "versions": versions(),
-        "agreement_with_cpu": agreement(device),
+        "agreement_with_cpu": agreement(device, min(arguments.batch_sizes)),
         "floor": bandwidth_floor(device),
         "speed": {},
     }

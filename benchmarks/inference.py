@@ -71,14 +71,17 @@ def main() -> None:
     parser = parser_for(__doc__, rounds=3)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--calls", type=int, default=200, help="of one image, a tenth of a batch")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     arguments = parser.parse_args()
     contenders = {
-        f"{way}-{threads}": partial(measure, way, threads) for threads in (1, 2) for way in WAYS
+        f"{way}-{threads}": partial(measure, way, threads)
+        for threads in (1, 2)
+        for way in arguments.ways
     }
     measured = take_turns(contenders, arguments)
     print(f"\n{'':10} {'one image, ms':>28} {f'batch of {arguments.batch_size}, images/s':>30}")
     print(f"{'':10} {'one core':>14} {'two cores':>13} {'one core':>16} {'two cores':>13}")
-    for way in WAYS:
+    for way in arguments.ways:
         one, two = measured[f"{way}-1"], measured[f"{way}-2"]
         print(
             f"{way:10} {one['ms_for_one_image']:14.2f} {two['ms_for_one_image']:13.2f} "

@@ -7,9 +7,10 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from conftest import SMALL, shrink
+from conftest import SMALL
 
-from sprat.data import load_dataset
+from sprat.data import Dataset, shapes10
+from sprat.data.imageset import Normalization
 from sprat.train import Observer, Training, resume, train
 
 
@@ -20,7 +21,8 @@ class Tell(Observer):
 
 if __name__ == "__main__":
     run = Path(sys.argv[1])
-    small = shrink(load_dataset("shapes10"), 400, 100)
+    images, test = shapes10.load(train_images=400, test_images=100)
+    small = Dataset("shapes10", images, test, Normalization.of(images.images), md5="")
     print("ready", flush=True)
     if (run / "config.json").exists():
         resume(run, small, observer=Tell())

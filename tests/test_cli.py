@@ -139,7 +139,7 @@ Stopped = tuple[Path, Ended, Ended]
 def stopped(tmp_path_factory: pytest.TempPathFactory, no_network: dict[str, str]) -> Stopped:
     folder = tmp_path_factory.mktemp("work")
     settings = ["--device", "cpu", "--final", "--epochs", "2", "--optim.warmup-epochs", "0.4"]
-    begin = ["--recipe", "quick", *settings, "--output", "run"]
+    begin = ["--recipe", "sprint", *settings, "--output", "run"]
     ends = []
     for words, number in ((begin, signal.SIGINT), (["--resume", "run"], signal.SIGTERM)):
         process = subprocess.Popen(
@@ -224,7 +224,7 @@ def test_evaluate_takes_val_for_a_run_that_has_one(small_run: Path) -> None:
     assert "it is no run's folder" in done.stderr
     done = sprat("evaluate", small_run, "--json")
     assert json.loads(done.stdout)["split"] == "val"
-    table = sprat("evaluate", small_run, "--split", "test").stdout
+    table = sprat("evaluate", small_run, "--split", "test", "--tta", "1").stdout
     assert "95 % interval" in table
     assert "half-moon" in table
 
@@ -346,8 +346,8 @@ class TestPreview:
         pictures = []
         for name, seed in (("a", 1), ("b", 1), ("c", 2)):
             sheet = tmp_path / f"{name}.png"
-            words = ("--dataset", "shapes10", "--columns", "3", "--seed", seed, "--output", sheet)
-            sprat("augment", "preview", *words)
+            words = ["--dataset", "shapes10", "--columns", "3", "--seed", seed, "--output", sheet]
+            app(["augment", "preview", *map(str, words)], result_action="return_value")
             pictures.append(_pixels(sheet))
         assert np.array_equal(pictures[0], pictures[1])
         assert not np.array_equal(pictures[0], pictures[2])

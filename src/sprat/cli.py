@@ -129,6 +129,8 @@ def train(
     from sprat.display import TrainingDisplay
     from sprat.plots import draw_curves
 
+    if resume is None:
+        sprat.train.check(config)  # rather than after a download
     console = Console(quiet=quiet)
     started = time.strftime("%Y%m%d-%H%M%S")
     name = f"{Path(recipe).stem}-seed{config.seed}-{started}"

@@ -118,6 +118,19 @@ def split_off_val(train_set: ImageSet, config: Config) -> tuple[Tensor, Tensor]:
     return stratified_split(train_set.targets, held_out, config.split_seed)
 
 
+def check(config: Config) -> None:
+    """What can be known to be wrong before any data is there.
+
+    Raises:
+        SpratError: the machine lacks what it asks for, or there is no such model or set of views.
+    """
+    find_model(config.model)
+    find_views(config.tta)
+    choose_precision(config.precision, choose_device(config.device))
+    if config.augment.engine == "albumentations":
+        require_albumentations()
+
+
 def settle(config: Config, dataset: Dataset, observer: Observer = Observer()) -> Config:  # noqa: B008
     """The config with what "auto" and 0 threads stand for on this machine.
 
@@ -126,10 +139,8 @@ def settle(config: Config, dataset: Dataset, observer: Observer = Observer()) ->
     Raises:
         SpratError: the machine lacks what it asks for, or there is no such model.
     """
+    check(config)
     device = choose_device(config.device)
-    find_views(config.tta)
-    if config.augment.engine == "albumentations":
-        require_albumentations()
     config = dataclasses.replace(
         config,
         dataset=dataset.name,

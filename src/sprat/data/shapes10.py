@@ -33,10 +33,12 @@ TRAIN_IMAGES, TEST_IMAGES = 10_000, 2_000
 _CHUNK = 500  # images drawn at once, to bound memory
 
 
-def load(seed: int = 0) -> tuple[ImageSet, ImageSet]:
-    """10,000 training and 2,000 test images, every class the same number of times."""
+def load(
+    seed: int = 0, train_images: int = TRAIN_IMAGES, test_images: int = TEST_IMAGES
+) -> tuple[ImageSet, ImageSet]:
+    """Training and test images, every class as often as every other."""
     rng = np.random.Generator(np.random.PCG64(seed))
-    train, test = (_draw_set(rng, n) for n in (TRAIN_IMAGES, TEST_IMAGES))
+    train, test = (_draw_set(rng, n) for n in (train_images, test_images))
     return train, test
 
 
