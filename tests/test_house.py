@@ -65,3 +65,8 @@ def test_nothing_imports_what_sprat_does_without() -> None:
         for name in ("torchvision", "timm", "lightning"):
             assert f"import {name}" not in text
             assert f"from {name}" not in text
+
+
+def test_albumentations_is_imported_in_one_place_alone() -> None:
+    found = [p.name for p in MODULES if "import albumentations" in p.read_text()]
+    assert found == ["reference.py"]

@@ -331,6 +331,18 @@ def test_a_config_changed_under_a_run_is_refused(small: Dataset, tmp_path: Path)
         resume(run, small)
 
 
+def test_a_run_begun_by_a_sprat_with_fewer_settings_goes_on(small: Dataset, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(SMALL, small, run, recipe="small", should_stop=StopAfter(20))
+    state, text = load_resume(run / "last.pt"), json.loads((run / "config.json").read_text())
+    for config in (state["config"], text["config"]):
+        del config["mixing"], config["augment"]["hue"]
+    torch.save(state, run / "last.pt")
+    (run / "config.json").write_text(json.dumps(text))
+    assert resume(run, small)["epochs"] == SMALL.epochs
+
+
 def test_what_a_killed_process_left_behind_is_swept(small: Dataset, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

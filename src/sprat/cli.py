@@ -464,6 +464,7 @@ def _print_judgement(console: "Console", judgement: dict[str, Any]) -> None:
         f"{judgement['tta_p']:.2g})\n"
         f"  calibration error (ECE)   {100 * judgement['ece']:.2f} %",
         highlight=False,
+        soft_wrap=True,
     )
     width = max(map(len, judgement["per_class"]))
     for name, share in judgement["per_class"].items():

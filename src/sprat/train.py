@@ -521,7 +521,8 @@ class Training:
         path = self.run / RESUME_FILE
         state = load_resume(path)
         try:
-            if state["config"] != self.config.to_dict():
+            # by way of Config: a sprat that knows more settings has the old behaviour by default
+            if Config.from_dict(state["config"]) != self.config:
                 raise SpratError(
                     f"{self.run}/config.json was changed after the run began; put it back, or "
                     "start a new run with the new settings"
