@@ -7,11 +7,17 @@ import difflib
 from torch import nn
 
 from sprat.errors import SpratError
+from sprat.models.densenet import DenseNetBC40
+from sprat.models.mobilenetv2 import MobileNetV2
 from sprat.models.optimized200k import (
     DepthwiseSeparableConv2d,
     EfficientBlock,
     OptimizedCIFAR10Net200K,
 )
+from sprat.models.resnet import ResNet18, ResNet20, ResNet20A
+from sprat.models.resnet8 import ResNet8
+from sprat.models.shufflenetv2 import ShuffleNetV2x05
+from sprat.models.wideresnet import WRN16x1
 
 __all__ = [
     "MODELS",
@@ -22,7 +28,20 @@ __all__ = [
     "find_model",
 ]
 
-MODELS: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (OptimizedCIFAR10Net200K,)}
+MODELS: dict[str, type[nn.Module]] = {
+    cls.__name__: cls
+    for cls in (
+        OptimizedCIFAR10Net200K,
+        ResNet8,
+        ResNet20,
+        ResNet20A,
+        WRN16x1,
+        DenseNetBC40,
+        ShuffleNetV2x05,
+        MobileNetV2,
+        ResNet18,
+    )
+}
 
 
 def find_model(name: str) -> type[nn.Module]:

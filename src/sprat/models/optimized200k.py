@@ -11,6 +11,8 @@ convolutions: Howard et al. 2017 (arXiv 1704.04861); residual blocks: He et al. 
 
 from torch import Tensor, nn
 
+from sprat.models.classifier import PooledClassifier
+
 
 class DepthwiseSeparableConv2d(nn.Module):
     """Depthwise 3x3, pointwise 1x1, one BatchNorm after both; no biases.
@@ -54,23 +56,16 @@ class EfficientBlock(nn.Module):
         return self.relu(out + self.shortcut(x))
 
 
-class OptimizedCIFAR10Net200K(nn.Module):
+class OptimizedCIFAR10Net200K(PooledClassifier):
     """The brief's network. Exactly 150,690 parameters with ten classes.
 
     Args:
         num_classes: length of the logits.
         dropout: probability of zeroing a pooled feature in training.
-
-    Takes float images B x 3 x H x W, normalised, H and W at least 16; returns logits
-    B x num_classes.
-
-    Raises:
-        ValueError: on images of another shape.
     """
 
     widths = (20, 40, 80, 160)
     strides = (1, 2, 2, 2)
-    min_side = 16  # px; below this the last stage works on a single pixel
 
     def __init__(self, num_classes: int = 10, dropout: float = 0.2) -> None:
         super().__init__()
@@ -87,11 +82,7 @@ class OptimizedCIFAR10Net200K(nn.Module):
             )
             width = out_width
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(width, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.add_head(width, num_classes, dropout)
 
     def features(self, images: Tensor) -> Tensor:
         """The map before global pooling, B x 160 x ceil(H/8) x ceil(W/8)."""
@@ -100,15 +91,3 @@ class OptimizedCIFAR10Net200K(nn.Module):
         x = self.layer2(x)  # B, 40, H/2, W/2
         x = self.layer3(x)  # B, 80, H/4, W/4
         return self.layer4(x)  # B, 160, H/8, W/8
-
-    def classify(self, pooled: Tensor) -> Tensor:
-        """Logits of pooled features B x 160."""
-        return self.classifier(self.dropout(pooled))
-
-    def forward(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < self.min_side:
-            raise ValueError(
-                f"images have shape {tuple(images.shape)}; expected B x 3 x H x W with H and W "
-                f"at least {self.min_side}: resize them or add the missing dimension"
-            )
-        return self.classify(self.features(images).mean(dim=(2, 3)))

@@ -1,0 +1,54 @@
+"""What the networks of this package have in common: a map of features, pooled, then logits."""
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+
+class PooledClassifier(nn.Module):
+    """A network that a subclass completes by `features` and a call of `add_head`.
+
+    Takes float images B x 3 x H x W, normalised, H and W at least `min_side`; returns logits
+    B x num_classes.
+
+    Raises:
+        ValueError: on images of another shape.
+    """
+
+    min_side: ClassVar[int] = 16  # px
+
+    def add_head(self, width: int, num_classes: int, dropout: float) -> None:
+        """Ends the constructor: dropout and a linear layer on `width` pooled features; all
+        convolutions get their initial weights (He et al. 2015, arXiv 1502.01852)."""
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(width, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def features(self, images: Tensor) -> Tensor:
+        """The map before global pooling, B x width x H' x W'."""
+        raise NotImplementedError
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """Logits of pooled features B x width."""
+        return self.classifier(self.dropout(pooled))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < self.min_side:
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}; expected B x 3 x H x W with H and W "
+                f"at least {self.min_side}: resize them or add the missing dimension"
+            )
+        return self.classify(self.features(images).mean(dim=(2, 3)))
+
+
+def conv_bn(
+    in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, groups: int = 1
+) -> list[nn.Module]:
+    """A padded convolution without bias, and its BatchNorm."""
+    padding = kernel // 2
+    return [
+        nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False),
+        nn.BatchNorm2d(out_channels),
+    ]
