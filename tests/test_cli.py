@@ -80,6 +80,13 @@ class TestHelp:
             ["train", "--dataset", "shapes10", "--device", "cpu", "--precision", "fp16"],
             "needs a GPU",
         ),
+        (["summary", "resnet9"], "there is no model 'resnet9'; did you mean 'ResNet8'"),
+        (["summary", "nowhere.safetensors"], "there is no model at nowhere.safetensors"),
+        (["summary", "nowhere:Net"], "the module 'nowhere' cannot be imported"),
+        (["summary", "torch.nn:Conv4d"], "there is no network 'Conv4d' in torch.nn; did you mean"),
+        (["summary", "torch.nn:Conv2d"], "torch.nn:Conv2d cannot be built: TypeError"),
+        (["summary", "resnet8", "--side", "8"], "cannot be traced on images of 3 x 8 x 8"),
+        (["summary", "resnet8", "--depth", "-1"], "--depth is -1"),
         (["evaluate", "nowhere"], "there is no model at nowhere"),
         (["predict", "nowhere", "x.png"], "there is no model at nowhere"),
         (["predict", "nowhere"], "no picture is named"),
@@ -351,3 +358,32 @@ class TestPreview:
             pictures.append(_pixels(sheet))
         assert np.array_equal(pictures[0], pictures[1])
         assert not np.array_equal(pictures[0], pictures[2])
+
+
+class TestSummary:
+    def test_of_a_name_as_text_and_as_json(self) -> None:
+        done = sprat("summary", "OptimizedCIFAR10Net200K", "--depth", "1")
+        assert done.returncode == 0, done.stderr
+        for text in ("150,690", "8,409,920", "109 x 109 px", "240.0 KiB in fp32", "layer4"):
+            assert text in done.stdout
+        values = json.loads(sprat("summary", "resnet-8", "--json").stdout)
+        assert (values["model"], values["parameters"]) == ("ResNet8", 78_186)
+        assert {"macs", "receptive_field", "layers", "peak_bytes", "flash_bytes"} <= values.keys()
+
+    def test_of_a_saved_model_and_of_a_class_of_ones_own(
+        self, small_run: Path, tmp_path: Path
+    ) -> None:
+        values = json.loads(sprat("summary", small_run / "model.safetensors", "--json").stdout)
+        assert (values["parameters"], values["side"]) == (150_690, 32)
+        (tmp_path / "mine.py").write_text(
+            "from torch import nn\n"
+            "class Net(nn.Sequential):\n"
+            "    def __init__(self, num_classes):\n"
+            "        super().__init__(nn.Conv2d(3, 8, 5), nn.AdaptiveAvgPool2d(1), nn.Flatten(),\n"
+            "                         nn.Linear(8, num_classes))\n"
+        )
+        done = sprat("summary", "mine:Net", "--classes", "4", "--side", "9", "--json", cwd=tmp_path)
+        values = json.loads(done.stdout)
+        assert values["parameters"] == 3 * 8 * 25 + 8 + 8 * 4 + 4
+        assert values["receptive_field"] == 5
+        assert values["macs"] == 3 * 8 * 25 * 5 * 5 + 8 * 4

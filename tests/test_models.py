@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from torch import nn
 
-from sprat.budget import count_parameters, receptive_field
+from sprat.budget import count_parameters
 from sprat.errors import SpratError
 from sprat.models import MODELS, EfficientBlock, OptimizedCIFAR10Net200K, build_model, find_model
 
@@ -18,17 +17,17 @@ def test_the_briefs_network_has_exactly_its_parameters() -> None:
                for name, _ in network.named_parameters())  # fmt: skip
 
 
-# name -> parameters with ten classes, receptive field in pixels
+# name -> parameters with ten classes
 PUBLISHED = {
-    "OptimizedCIFAR10Net200K": (150_690, 109),  # the brief claims 67
-    "ResNet8": (78_186, 25),  # 78,666 as Keras counts, with 480 running statistics
-    "ResNet20": (272_474, 81),
-    "ResNet20A": (269_722, 81),
-    "WRN16x1": (175_066, 53),
-    "DenseNetBC40": (176_122, 90),
-    "ShuffleNetV2x05": (352_042, 527),
-    "MobileNetV2": (2_236_682, 491),
-    "ResNet18": (11_173_962, 109),
+    "OptimizedCIFAR10Net200K": 150_690,
+    "ResNet8": 78_186,  # 78,666 as Keras counts, with 480 running statistics
+    "ResNet20": 272_474,
+    "ResNet20A": 269_722,
+    "WRN16x1": 175_066,
+    "DenseNetBC40": 176_122,
+    "ShuffleNetV2x05": 352_042,
+    "MobileNetV2": 2_236_682,
+    "ResNet18": 11_173_962,
 }
 
 
@@ -42,39 +41,10 @@ def test_resnet8_has_as_many_numbers_as_keras_counts() -> None:
     assert count_parameters(network) + sum(b.numel() for b in statistics) == 78_666
 
 
-def _rows_of_the_image_that_matter(network: nn.Module, height: int) -> int:
-    """Traces the gradient of one central value back to the image, through a float64 copy in which
-    nothing can cancel or be cut off: weights are positive, activations are left out and maxima
-    are means."""
-    for module in list(network.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.ReLU | nn.ReLU6 | nn.BatchNorm2d):
-                setattr(module, name, nn.Identity())
-            if isinstance(child, nn.MaxPool2d):
-                pool = nn.AvgPool2d(child.kernel_size, child.stride, child.padding)
-                setattr(module, name, pool)
-    probe = network.double().eval()
-    with torch.no_grad():
-        for parameter in probe.parameters():
-            parameter.fill_(1 / max(1, parameter[0].numel() if parameter.ndim > 1 else 1))
-    images = torch.ones(1, 3, height, 32, dtype=torch.double, requires_grad=True)
-    features = probe.features(images)  # type: ignore[operator]
-    features[0, :, features.shape[2] // 2, features.shape[3] // 2].sum().backward()
-    assert images.grad is not None
-    rows = images.grad.abs().sum(dim=(0, 1, 3)).nonzero()
-    return int(rows.max() - rows.min()) + 1
-
-
 @pytest.mark.parametrize("name", MODELS)
 class TestEveryModel:
-    def test_has_its_published_parameters_and_receptive_field(self, name: str) -> None:
-        network = build_model(name)
-        assert (count_parameters(network), receptive_field(network)) == PUBLISHED[name]
-
-    def test_sees_what_the_gradient_reaches(self, name: str) -> None:
-        network = build_model(name)
-        expected = receptive_field(network)
-        assert _rows_of_the_image_that_matter(network, 2 * expected + 64) == expected
+    def test_has_its_published_parameters(self, name: str) -> None:
+        assert count_parameters(build_model(name)) == PUBLISHED[name]
 
     def test_every_parameter_gets_a_gradient(self, name: str) -> None:
         torch.manual_seed(0)
@@ -105,19 +75,6 @@ class TestEveryModel:
         images = torch.randn(5, 3, 32, 32)
         alone = torch.cat([network(image[None]) for image in images])
         torch.testing.assert_close(network(images), alone, atol=1e-5, rtol=1e-4)
-
-
-def test_what_the_recurrence_does_not_know_is_refused_by_name() -> None:
-    class Odd(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.grow = nn.ConvTranspose2d(3, 3, 3)
-
-        def features(self, images: torch.Tensor) -> torch.Tensor:
-            return self.grow(images)
-
-    with pytest.raises(SpratError, match=r"network.grow \(ConvTranspose2d\) is not known"):
-        receptive_field(Odd())
 
 
 def test_an_unknown_model_is_answered_with_the_nearest() -> None:

@@ -282,3 +282,17 @@ def test_the_views_tried_are_as_measured() -> None:
     for views, _, quick, sprint, _ in offered:
         assert quick == f"{100 * by_recipe['quick'][views]['top1']:.2f}"
         assert sprint == f"{100 * by_recipe['sprint'][views]['top1']:.2f}"
+
+
+def test_the_summary_shown_is_the_summary_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    from sprat.cli import app
+
+    app(["summary", "OptimizedCIFAR10Net200K", "--depth", "1"], result_action="return_value")
+    shown = README.split("## Knowing a network")[1].split("```text\n")[1].split("```")[0]
+    assert capsys.readouterr().out == shown
+
+
+def test_every_network_is_named() -> None:
+    from sprat.models import MODELS
+
+    assert all(f"`{name}`" in README for name in MODELS)

@@ -246,6 +246,57 @@ def evaluate(
 
 
 @app.command
+def summary(
+    model: str,
+    /,
+    *,
+    depth: int = 0,
+    side: int | None = None,
+    classes: int = 10,
+    json_output: JsonOutput = False,
+) -> None:
+    """What a network costs and sees: layers, parameters, MACs, receptive field, memory.
+
+    Parameters
+    ----------
+    model
+        A network's name, a model.safetensors or a run's folder, or module:Class of your own.
+    depth
+        Parts of a layer's path that make a row; 0: every layer for itself.
+    side
+        Of the image, in pixels; by default what the model was trained on, else 32.
+    classes
+        Outputs of a network that is not a saved model.
+    """
+    if depth < 0:
+        raise SpratError(f"--depth is {depth}, expected 0 (every layer) or above")
+    if side is not None and side < 1:
+        raise SpratError(f"--side is {side}, expected at least 1 pixel")
+    if classes < 1:
+        raise SpratError(f"--classes is {classes}, expected at least 1")
+
+    from rich.console import Console
+
+    from sprat.budget import summarize
+    from sprat.checkpoint import load_model
+    from sprat.display import print_summary
+    from sprat.models import build_model, import_model
+
+    if Path(model).exists() or model.endswith(".safetensors"):
+        loaded = load_model(Path(model))
+        network, side = loaded.network, side or loaded.side
+    elif ":" in model:
+        network = import_model(model, classes)
+    else:
+        network = build_model(model, classes)
+    summarized = summarize(network, side or 32, depth)
+    if json_output:
+        print(json.dumps(summarized.to_dict()))
+    else:
+        print_summary(Console(), summarized)
+
+
+@app.command
 def predict(
     model: ModelPath,
     /,

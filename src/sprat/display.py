@@ -17,6 +17,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from sprat.budget import Summary
 from sprat.train import Observer, Training, why_torch
 
 HEADER = "epoch     loss   accuracy   EMA accuracy   learning rate   seconds   images/s"
@@ -118,6 +119,44 @@ class TrainingDisplay(Observer):
 
     def _print(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
+
+
+def print_summary(console: Console, summary: Summary) -> None:
+    """A network's layers as a table, and its totals."""
+    rows = [("layer", "type", "output", "parameters", "MACs", "field", "jump")]
+    rows += [
+        (
+            layer.name or "—",
+            layer.kind,
+            " x ".join(map(str, layer.output)),
+            f"{layer.parameters:,}",
+            f"{layer.macs:,}",
+            "—" if layer.receptive_field is None else str(layer.receptive_field),
+            "—" if layer.jump is None else str(layer.jump),
+        )
+        for layer in summary.layers
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        left = (f"{cell:{width}}" for cell, width in zip(row[:2], widths, strict=False))
+        right = (f"{cell:>{width}}" for cell, width in zip(row[2:], widths[2:], strict=True))
+        console.print("   ".join((*left, *right)), highlight=False, soft_wrap=True)
+    field = summary.receptive_field
+    seen = "the whole image" if field is None else f"{field} x {field} px"
+    flash, peak = (
+        ", ".join(f"{size / 1024:,.1f} KiB in {name}" for name, size in sizes.items())
+        for sizes in (summary.flash_bytes, summary.peak_bytes)
+    )
+    console.print(
+        f"\n{summary.model} on 3 x {summary.side} x {summary.side}\n"
+        f"  parameters         {summary.parameters:,}\n"
+        f"  MACs               {summary.macs:,}  (of convolutions and linear layers)\n"
+        f"  receptive field    {seen}, before global pooling\n"
+        f"  weights            {flash}\n"
+        f"  peak activations   {peak}, in {summary.peak_layer}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @contextmanager

@@ -126,7 +126,7 @@ def _spread(values: list[float]) -> dict[str, Any]:
 
 def brief_fields(
     parameters: int,
-    receptive_field: int,
+    receptive_field: int | None,
     training_top1: float,
     test: dict[str, Any] | None,
     seconds: float,

@@ -11,6 +11,7 @@ images as they are.
 """
 
 import dataclasses
+import functools
 import math
 import random
 import time
@@ -672,6 +673,12 @@ def _go_on(
     return finish(training, observer)
 
 
+@functools.cache
+def _receptive_field(model: str) -> int | None:
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn
+        return receptive_field(build_model(model))
+
+
 def finish(training: Training, observer: Observer) -> dict[str, Any]:
     """Settles the weights, judges them, writes model.safetensors and results.json."""
     config, dataset = training.config, training.dataset
@@ -712,7 +719,7 @@ def finish(training: Training, observer: Observer) -> dict[str, Any]:
         "git": training.git,
         "brief": brief_fields(
             parameters,
-            receptive_field(network),
+            _receptive_field(config.model),
             training._top1(network, training.probe_set),
             test,
             training.seconds,

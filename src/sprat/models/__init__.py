@@ -3,6 +3,10 @@ which maps normalised images B x 3 x H x W of any side from `min_side` up to log
 """
 
 import difflib
+import importlib
+import inspect
+import sys
+from typing import TypeGuard
 
 from torch import nn
 
@@ -26,6 +30,7 @@ __all__ = [
     "OptimizedCIFAR10Net200K",
     "build_model",
     "find_model",
+    "import_model",
 ]
 
 MODELS: dict[str, type[nn.Module]] = {
@@ -69,3 +74,38 @@ def build_model(name: str, num_classes: int = 10, dropout: float = 0.2) -> nn.Mo
         SpratError: there is no such class.
     """
     return find_model(name)(num_classes=num_classes, dropout=dropout)
+
+
+def _is_network(value: object) -> TypeGuard[type[nn.Module]]:
+    return isinstance(value, type) and issubclass(value, nn.Module)
+
+
+def import_model(spec: str, num_classes: int = 10) -> nn.Module:
+    """A network of a class of the user's own, "module:Class", from the working folder or what is
+    installed. Its constructor is given `num_classes` if it takes that, else nothing.
+
+    Raises:
+        SpratError: there is no such module or class, or it cannot be built.
+    """
+    module_name, _, class_name = spec.partition(":")
+    sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise SpratError(
+            f"{spec}: the module {module_name!r} cannot be imported: {error}; name a module of "
+            "this folder or an installed one, as my_networks:MyNet"
+        ) from error
+    finally:
+        sys.path.remove("")
+    model = getattr(module, class_name, None)
+    if not _is_network(model):
+        networks = [k for k, v in vars(module).items() if _is_network(v)]
+        near = difflib.get_close_matches(class_name, networks, n=1) or networks[:3]
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise SpratError(f"{spec}: there is no network {class_name!r} in {module_name}{hint}")
+    takes = inspect.signature(model).parameters
+    try:
+        return model(num_classes=num_classes) if "num_classes" in takes else model()
+    except Exception as error:  # the user's own code
+        raise SpratError(f"{spec} cannot be built: {type(error).__name__}: {error}") from error

@@ -1,0 +1,144 @@
+"""A network's layers and totals: shapes, parameters, multiply-accumulates, receptive field."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from sprat.budget.graph import Op, count_parameters, trace
+from sprat.budget.memory import peak_activations
+from sprat.budget.reach import Reach, before_global_pooling, reaches
+
+WIDTHS = {"fp32": 4, "fp16": 2, "int8": 1}  # bytes
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One row of a summary: a module, or what a module computes outside its parts.
+
+    output: shape without the batch. receptive_field and jump, in pixels, are of its result; None
+    behind global pooling.
+    """
+
+    name: str
+    kind: str
+    output: tuple[int, ...]
+    parameters: int
+    macs: int
+    receptive_field: int | None
+    jump: int | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a network costs and sees on one image.
+
+    macs: multiply-accumulates of convolutions and linear layers alone, biases left out; one
+    product and its sum count as one.
+    receptive_field: side in pixels of what one value before global pooling depends on; None
+    where that is the whole image.
+    peak_activations: the most values held at once (see memory.py); peak_layer: where.
+    """
+
+    model: str
+    side: int
+    parameters: int
+    macs: int
+    receptive_field: int | None
+    peak_activations: int
+    peak_layer: str
+    layers: tuple[Layer, ...]
+
+    @property
+    def flash_bytes(self) -> dict[str, int]:
+        """What the parameters take, by the type they are stored in."""
+        return {name: width * self.parameters for name, width in WIDTHS.items()}
+
+    @property
+    def peak_bytes(self) -> dict[str, int]:
+        """What the activations of one image take at their peak, by type."""
+        return {name: width * self.peak_activations for name, width in WIDTHS.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        memory = {"flash_bytes": self.flash_bytes, "peak_bytes": self.peak_bytes}
+        values = asdict(self)
+        return (
+            {k: v for k, v in values.items() if k != "layers"}
+            | memory
+            | {"layers": values["layers"]}
+        )
+
+
+def summarize(network: nn.Module, side: int = 32, depth: int = 0) -> Summary:
+    """Traces a network on an image of 3 x side x side and adds up.
+
+    Args:
+        depth: parts of a module's path that name a layer, "layer1.0" being two; 0: all.
+
+    Raises:
+        SpratError: it cannot be traced, or does what the receptive field's recurrence does not
+            know; says what.
+    """
+    ops = trace(network, side)
+    found, peak = reaches(ops), peak_activations(ops)
+    return Summary(
+        model=type(network).__name__,
+        side=side,
+        parameters=count_parameters(network),
+        macs=sum(map(macs, ops)),
+        receptive_field=before_global_pooling(ops, found),
+        peak_activations=peak.values,
+        peak_layer=peak.op.module or peak.op.kind,
+        layers=tuple(_layers(network, ops, found, depth)),
+    )
+
+
+def receptive_field(network: nn.Module, side: int = 32) -> int | None:
+    """Side, in pixels, of the square of input that one value before global pooling depends on;
+    None where that is the whole image.
+
+    Raises:
+        SpratError: as `summarize`.
+    """
+    ops = trace(network, side)
+    return before_global_pooling(ops, reaches(ops))
+
+
+def macs(op: Op) -> int:
+    """Multiply-accumulates of one operation on one image."""
+    if op.kind == "conv2d":  # each value: one product a weight of its channel's filter
+        return math.prod(op.shape) * math.prod(op.args[1][1:])
+    if op.kind == "linear":
+        return math.prod(op.shape) * op.args[1][-1]
+    return 0
+
+
+def _layers(
+    network: nn.Module, ops: list[Op], found: list[Reach | None], depth: int
+) -> list[Layer]:
+    modules = dict(network.named_modules())
+    by_layer: dict[str, list[int]] = {}
+    for place, op in enumerate(ops):
+        parts = op.module.split(".")
+        name = ".".join(parts[:depth] if depth else parts)
+        if op.kind != "input":
+            by_layer.setdefault(name, []).append(place)
+    layers = []
+    for name, places in sorted(by_layer.items(), key=lambda layer: layer[1][-1]):
+        last, reach = ops[places[-1]], found[places[-1]]
+        module = modules[name]
+        is_cut_off = bool(name) and len(name.split(".")) == depth  # its parts are in this row
+        layers.append(
+            Layer(
+                name=name,
+                kind=type(module).__name__ if name else last.kind,
+                output=last.shape[1:],
+                parameters=sum(p.numel() for p in module.parameters(recurse=is_cut_off)),
+                macs=sum(macs(ops[place]) for place in places),
+                receptive_field=reach.size if reach else None,
+                jump=reach.jump if reach else None,
+            )
+        )
+    return layers

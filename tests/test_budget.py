@@ -1,0 +1,295 @@
+"""Summaries beside brute force: gradients for the receptive field, every order for the memory."""
+
+import itertools
+import json
+import math
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sprat.budget import Summary, receptive_field, summarize
+from sprat.budget.graph import Map, Op, trace
+from sprat.budget.memory import peak_activations
+from sprat.errors import SpratError
+from sprat.models import MODELS, build_model
+
+# name -> receptive field in pixels, MACs of a 32 x 32 image with ten classes
+KNOWN = {
+    "OptimizedCIFAR10Net200K": (109, 8_409_920),  # the brief claims 67
+    "ResNet8": (25, 12_501_632),
+    "ResNet20": (81, 40_813_184),
+    "ResNet20A": (81, 40_551_040),
+    "WRN16x1": (53, 26_657_408),
+    "DenseNetBC40": (90, 72_365_352),
+    "ShuffleNetV2x05": (527, 815_392),
+    "MobileNetV2": (491, 6_124_928),
+    "ResNet18": (109, 555_422_720),
+}
+
+
+def _extent_of_the_gradient(network: nn.Module, side: int, width: int | None = None) -> int:
+    """Rows of the image that one central value before pooling depends on, from the first to the
+    last: by a float64 copy in which nothing can cancel or be cut off, since weights are positive,
+    activations are left out and maxima are means."""
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU | nn.ReLU6 | nn.BatchNorm2d):
+                setattr(module, name, nn.Identity())
+            if isinstance(child, nn.MaxPool2d):
+                pool = nn.AvgPool2d(child.kernel_size, child.stride, child.padding)
+                setattr(module, name, pool)
+    probe = network.double().eval()
+    with torch.no_grad():
+        for parameter in probe.parameters():
+            parameter.fill_(1 / max(1, parameter[0].numel() if parameter.ndim > 1 else 1))
+    images = torch.ones(1, 3, side, width or side, dtype=torch.double, requires_grad=True)
+    features = probe.features(images)  # type: ignore[operator]
+    features[0, :, features.shape[2] // 2, features.shape[3] // 2].sum().backward()
+    assert images.grad is not None
+    rows = images.grad.abs().sum(dim=(0, 1, 3)).nonzero()
+    return int(rows.max() - rows.min()) + 1
+
+
+def test_where_the_briefs_67_comes_from() -> None:
+    """Its recurrence lets the jump grow at the end of a stage, not at the strided convolution."""
+    late = late_jump = 1
+    right = right_jump = 1
+    for stride, convolutions in ((1, 1), (1, 4), (2, 4), (2, 4), (2, 4)):
+        late += convolutions * 2 * late_jump
+        late_jump *= stride
+        for convolution in range(convolutions):
+            right += 2 * right_jump
+            right_jump *= stride if convolution == 0 else 1
+    assert (late, right) == (67, 109)
+
+
+@pytest.mark.parametrize("name", MODELS)
+class TestEveryModel:
+    def test_has_its_known_field_and_macs(self, name: str) -> None:
+        summary = summarize(build_model(name))
+        assert (summary.receptive_field, summary.macs) == KNOWN[name]
+
+    def test_sees_what_the_gradient_reaches(self, name: str) -> None:
+        field = KNOWN[name][0]
+        assert _extent_of_the_gradient(build_model(name), 2 * field + 64, width=32) == field
+
+    def test_macs_are_half_of_what_torch_counts_as_flops(self, name: str) -> None:
+        network = build_model(name).eval()
+        with FlopCounterMode(display=False) as counter:
+            network(torch.zeros(1, 3, 32, 32))
+        assert counter.get_total_flops() == 2 * summarize(network).macs
+
+    @pytest.mark.parametrize("depth", [0, 1, 2])
+    def test_rows_add_up_to_the_totals(self, name: str, depth: int) -> None:
+        network = build_model(name)
+        summary = summarize(network, depth=depth)
+        assert sum(layer.macs for layer in summary.layers) == summary.macs
+        assert sum(layer.parameters for layer in summary.layers) == summary.parameters
+        assert summary.layers[-1].output == (10,)
+        names = [layer.name for layer in summary.layers]
+        assert len(set(names)) == len(names)
+
+    def test_is_left_as_it_was(self, name: str) -> None:
+        network = build_model(name).train()
+        before = {key: value.clone() for key, value in network.state_dict().items()}
+        summarize(network)
+        assert network.training
+        assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+
+
+class Random(nn.Module):
+    """Windows one behind another, some of them beside a shortcut or another window."""
+
+    def __init__(self, layers: list[dict[str, int | str]]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        self.beside = nn.ModuleList()
+        for layer in layers:
+            kernel, dilation = int(layer["kernel"]), int(layer["dilation"])
+            padding = dilation * (kernel - 1) // 2
+            if layer["kind"] == "conv":
+                window: nn.Module = nn.Conv2d(
+                    3, 3, kernel, int(layer["stride"]), int(layer["padding"]), dilation
+                )
+            elif layer["kind"] == "pool":
+                window = nn.AvgPool2d(kernel, int(layer["stride"]), min(kernel // 2, 1))
+            else:
+                window = nn.Conv2d(3, 3, kernel, 1, padding, dilation)
+            self.layers.append(window)
+            beside = nn.Identity() if layer["kind"] == "shortcut" else nn.Conv2d(3, 3, 5, padding=2)
+            self.beside.append(
+                beside if layer["kind"] in ("shortcut", "branches") else nn.Identity()
+            )
+        self.kinds = [layer["kind"] for layer in layers]
+
+    def features(self, x: Tensor) -> Tensor:
+        for kind, window, beside in zip(self.kinds, self.layers, self.beside, strict=True):
+            x = window(x) + beside(x) if kind in ("shortcut", "branches") else window(x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(x).mean((2, 3))
+
+
+LAYERS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "kind": st.sampled_from(["conv", "pool", "shortcut", "branches"]),
+            "kernel": st.sampled_from([1, 3, 5]),
+            "stride": st.integers(1, 3),
+            "padding": st.integers(0, 3),
+            "dilation": st.integers(1, 2),
+        }
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(LAYERS)
+def test_the_field_of_random_networks_is_what_the_gradient_reaches(
+    layers: list[dict[str, int | str]],
+) -> None:
+    network = Random(layers)
+    field = receptive_field(network, side=256)
+    assert field is not None
+    assert _extent_of_the_gradient(network, 2 * field + 100) == field
+
+
+class TestTracing:
+    def test_what_the_recurrence_does_not_know_is_refused_by_name(self) -> None:
+        class Odd(nn.Sequential):
+            def __init__(self) -> None:
+                super().__init__()
+                self.grow = nn.ConvTranspose2d(3, 3, 3)
+
+        with pytest.raises(SpratError, match=r"does not know conv_transpose2d \(in grow\)"):
+            receptive_field(Odd())
+
+    def test_a_graph_that_depends_on_the_data_is_refused(self) -> None:
+        class Dynamic(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return x if x.sum() > 0 else -x
+
+        with pytest.raises(SpratError, match="Dynamic cannot be traced on images of 3 x 32 x 32"):
+            summarize(Dynamic())
+
+    def test_images_that_it_cannot_take_are_told(self) -> None:
+        with pytest.raises(SpratError, match=r"images of 3 x 8 x 8: .*expected B x 3 x H x W"):
+            summarize(build_model("ResNet8"), side=8)
+
+    def test_attention_to_the_whole_map_sees_the_whole_image(self) -> None:
+        class Squeezed(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.weigh = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 1)
+
+            def forward(self, x: Tensor) -> Tensor:
+                x = self.conv(x)
+                x = x * self.weigh(x.mean((2, 3), keepdim=True)).sigmoid()
+                return x.mean((2, 3))
+
+        summary = summarize(Squeezed())
+        assert summary.receptive_field is None
+        assert json.loads(json.dumps(summary.to_dict()))["receptive_field"] is None
+
+    @pytest.mark.parametrize(("padding", "field"), [("same", 9), ("valid", 9), (4, 9), (0, 9)])
+    def test_paddings_by_word(self, padding: int | str, field: int) -> None:
+        assert receptive_field(nn.Conv2d(3, 4, 5, padding=padding, dilation=2)) == field  # type: ignore[arg-type]
+
+    def test_layer_norm_over_channels_is_seen_through(self) -> None:
+        class ChannelsLast(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.norm = nn.Conv2d(3, 4, 5), nn.LayerNorm(4)
+                self.wide = nn.Linear(4, 4)
+
+            def forward(self, x: Tensor) -> Tensor:
+                x = self.wide(self.norm(self.conv(x).permute(0, 2, 3, 1)))
+                return x.permute(0, 3, 1, 2).mean((2, 3))
+
+        assert receptive_field(ChannelsLast()) == 5
+
+
+def _random_graph(rng: random.Random) -> list[Op]:
+    """Small graphs of convolutions, activations and sums."""
+    ops = [Op("input", "", (), (1, rng.randint(1, 4)))]
+    for place in range(1, rng.randint(3, 7)):
+        kind = rng.choice(["conv2d", "relu", "add"])
+        source = rng.randrange(place)
+        size = rng.randint(1, 9) if kind == "conv2d" else ops[source].shape[1]
+        same = [p for p in range(place) if ops[p].shape[1] == size]
+        inputs = [source] if kind != "add" else [source, rng.choice(same)]
+        ops.append(Op(kind, f"op{place}", tuple(map(Map, inputs)), (1, size)))
+    used = {i for op in ops for i in op.inputs}
+    ends = [p for p in range(len(ops)) if p not in used]
+    size = sum(ops[end].shape[1] for end in ends)
+    ops.append(Op("cat", "end", tuple(map(Map, ends)), (1, size)))
+    return ops
+
+
+def _least_peak_of_all_orders(ops: list[Op]) -> int:
+    """Tries every order, and keeps a plain list of what is held."""
+    least = math.inf
+    for order in itertools.permutations(range(1, len(ops))):
+        done, peak = [0], ops[0].shape[1]
+        for place in order:
+            if not set(ops[place].inputs) <= set(done):
+                break
+            left = [p for p in order if p not in done and p != place]
+
+            def is_read_by(readers: list[int], source: int) -> bool:
+                return any(source in ops[reader].inputs for reader in readers)
+
+            held = [p for p in done if is_read_by([place, *left], p)]
+            dying = [p for p in ops[place].inputs if not is_read_by(left, p)]
+            size = ops[place].shape[1]
+            in_place = ops[place].kind in ("relu", "add") and any(
+                ops[p].shape[1] == size for p in dying
+            )
+            peak = max(peak, sum(ops[p].shape[1] for p in held) + (0 if in_place else size))
+            done.append(place)
+        else:
+            least = min(least, peak)
+    return int(least)
+
+
+class TestMemory:
+    def test_is_the_least_peak_of_all_orders(self) -> None:
+        rng = random.Random(0)
+        for _ in range(60):
+            ops = _random_graph(rng)
+            assert peak_activations(ops).values == _least_peak_of_all_orders(ops)
+
+    def test_of_the_briefs_network_is_three_maps_of_its_first_block(self) -> None:
+        """What the shortcut keeps, what the depthwise convolution made, what the pointwise
+        makes."""
+        summary = summarize(build_model("OptimizedCIFAR10Net200K"))
+        assert summary.peak_activations == 3 * 20 * 32 * 32
+        assert summary.peak_layer == "layer1.0.conv1.pointwise"
+        assert summary.peak_bytes == {"fp32": 245_760, "fp16": 122_880, "int8": 61_440}
+        assert summary.flash_bytes == {"fp32": 602_760, "fp16": 301_380, "int8": 150_690}
+
+    def test_grows_with_the_images(self) -> None:
+        small, large = (
+            summarize(build_model("OptimizedCIFAR10Net200K"), side=side) for side in (32, 64)
+        )
+        assert isinstance(small, Summary)
+        assert large.peak_activations == 4 * small.peak_activations
+        assert large.receptive_field == small.receptive_field
+
+    def test_too_many_branches_fall_back_to_the_traced_order(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from sprat.budget import memory
+
+        ops = trace(build_model("DenseNetBC40"))
+        best = peak_activations(ops).values
+        monkeypatch.setattr(memory, "MOST_STATES", 1)
+        assert peak_activations(ops).values >= best
