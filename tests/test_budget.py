@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sprat.budget import Summary, receptive_field, summarize
+from sprat.budget import Summary, judge_limits, receptive_field, summarize
 from sprat.budget.graph import Map, Op, trace
 from sprat.budget.memory import peak_activations
 from sprat.errors import SpratError
@@ -293,3 +293,49 @@ class TestMemory:
         best = peak_activations(ops).values
         monkeypatch.setattr(memory, "MOST_STATES", 1)
         assert peak_activations(ops).values >= best
+
+
+@pytest.fixture(scope="module")
+def summary() -> Summary:
+    """The brief's network's."""
+    return summarize(build_model("OptimizedCIFAR10Net200K"))
+
+
+class TestLimits:
+    @pytest.mark.parametrize(
+        ("name", "achieved"),
+        [
+            ("max_parameters", 150_690),
+            ("max_macs", 8_409_920),
+            ("min_receptive_field", 109),
+            ("max_flash", 150_690),
+            ("max_peak_memory", 61_440),
+            ("min_accuracy", 0.875),
+        ],
+    )
+    def test_is_kept_up_to_the_target_itself(
+        self, summary: Summary, name: str, achieved: float
+    ) -> None:
+        step = 0.001 if name == "min_accuracy" else 1
+        inward, outward = (step, -step) if name.startswith("max_") else (-step, step)
+        for target, kept in (
+            (achieved, True), (achieved + inward, True), (achieved + outward, False)
+        ):  # fmt: skip
+            (verdict,) = judge_limits({name: target}, summary, "int8", accuracy=0.875)
+            assert verdict.kept is kept
+            assert (verdict.margin >= 0) is kept
+            assert verdict.margin == pytest.approx(
+                abs(target - achieved) / target * (1 if kept else -1)
+            )
+
+    def test_only_limits_that_are_given_are_judged(self, summary: Summary) -> None:
+        assert judge_limits({}, summary) == []
+        given = {"max_macs": 0, "min_receptive_field": 45}
+        (verdict,) = judge_limits(given, summary)
+        assert (verdict.metric, verdict.target, verdict.achieved) == (
+            "receptive field", "≥ 45 px", "109 px"
+        )  # fmt: skip
+
+    def test_an_accuracy_is_a_runs(self, summary: Summary) -> None:
+        with pytest.raises(SpratError, match=r"min_accuracy is 0\.9, but only a finished run"):
+            judge_limits({"min_accuracy": 0.9}, summary)

@@ -87,6 +87,17 @@ class TestHelp:
         (["summary", "torch.nn:Conv2d"], "torch.nn:Conv2d cannot be built: TypeError"),
         (["summary", "resnet8", "--side", "8"], "cannot be traced on images of 3 x 8 x 8"),
         (["summary", "resnet8", "--depth", "-1"], "--depth is -1"),
+        (["check", "resnet8"], "no limit is given; --max-parameters 200000, say"),
+        (
+            ["check", "resnet8", "--min-accuracy", "85"],
+            "--min-accuracy is 85.0, expected",
+        ),
+        (["check", "resnet8", "--min-accuracy", "0.8"], "is resnet8 the folder of a run?"),
+        (["check", "resnet8", "--max-macs", "-1"], "budget.max_macs is -1"),
+        (
+            ["train", "--dataset", "shapes10", "--budget.max-parameters", "100000"],
+            "does not fit the budget: parameters 150,690, limit ≤ 100,000",
+        ),
         (["evaluate", "nowhere"], "there is no model at nowhere"),
         (["predict", "nowhere", "x.png"], "there is no model at nowhere"),
         (["predict", "nowhere"], "no picture is named"),
@@ -387,3 +398,16 @@ class TestSummary:
         assert values["parameters"] == 3 * 8 * 25 + 8 + 8 * 4 + 4
         assert values["receptive_field"] == 5
         assert values["macs"] == 3 * 8 * 25 * 5 * 5 + 8 * 4
+
+
+def test_check_holds_a_network_to_limits_by_its_exit_code(small_run: Path) -> None:
+    limits = ("--max-parameters", "200000", "--min-receptive-field", "45")
+    kept = sprat("check", small_run, *limits, "--min-accuracy", "0.01")
+    assert kept.returncode == 0, kept.stderr
+    assert [line.split()[-1] for line in kept.stdout.splitlines()] == ["status", *["kept"] * 3]
+    broken = sprat("check", small_run, *limits, "--max-macs", "8000000", "--json")
+    assert broken.returncode == 1
+    verdicts = {v["metric"]: v for v in json.loads(broken.stdout)}
+    assert verdicts["parameters"]["kept"] is True
+    assert verdicts["MACs"]["kept"] is False
+    assert verdicts["MACs"]["margin"] < 0

@@ -53,6 +53,8 @@ BAD = [
     ({"mixing": {"ricap_beta": 0}}, "mixing.ricap_beta is 0.0"),
     ({"mixing": {"strength": "up"}}, "mixing.strength is 'up', expected 'constant' or 'rising'"),
     ({"epochs": 3, "mixing": {"off_epochs": 4}}, r"at most epochs \(= 3\)"),
+    ({"budget": {"max_parameters": -1}}, "budget.max_parameters is -1, expected 0"),
+    ({"budget": {"stored_as": "int4"}}, "budget.stored_as is 'int4', expected 'fp32' or"),
     ({"optim": {"name": "adam"}}, "optim.name is 'adam', expected 'sgd' or 'muon'"),
     ({"optim": {"muon_lr": 0}}, "optim.muon_lr is 0.0"),
     ({"kernels": "fast"}, "kernels is 'fast', expected 'auto' or 'compiled'"),

@@ -292,6 +292,16 @@ def test_the_summary_shown_is_the_summary_there_is(capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == shown
 
 
+def test_the_limits_shown_are_judged_as_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    from sprat.cli import app
+
+    limits = ["--max-parameters", "200000", "--min-receptive-field", "45"]
+    limits += ["--max-peak-memory", "65536", "--stored-as", "int8"]
+    app(["check", "OptimizedCIFAR10Net200K", *limits], result_action="return_value")
+    shown = README.split("A build can enforce")[1].split("```text\n")[1].split("```")[0]
+    assert capsys.readouterr().out == shown
+
+
 def test_every_network_is_named() -> None:
     from sprat.models import MODELS
 

@@ -1,6 +1,7 @@
 """The command line. Commands are thin, and import what is heavy only when they run."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import shlex
@@ -16,12 +17,13 @@ from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Dict
 
 from sprat import __version__
-from sprat.config import Config, load_recipe, overrides, recipe_path
+from sprat.config import BudgetConfig, Config, load_recipe, overrides, recipe_path
 from sprat.errors import SpratError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sprat.budget import Summary
     from sprat.data import Dataset
 
 DEFAULT_RECIPE = "quick"
@@ -270,16 +272,75 @@ def summary(
     """
     if depth < 0:
         raise SpratError(f"--depth is {depth}, expected 0 (every layer) or above")
+
+    from rich.console import Console
+
+    from sprat.display import print_summary
+
+    summarized = _summarize(model, side, classes, depth)
+    if json_output:
+        print(json.dumps(summarized.to_dict()))
+    else:
+        print_summary(Console(), summarized)
+
+
+@app.command
+def check(
+    model: str,
+    /,
+    *,
+    budget: Annotated[BudgetConfig, Parameter(name="*")] = BudgetConfig(),  # noqa: B008
+    min_accuracy: float = 0.0,
+    side: int | None = None,
+    classes: int = 10,
+    json_output: JsonOutput = False,
+) -> int:
+    """Hold a network to limits: a line for each; exit code 0 if all are kept, else 1.
+
+    Parameters
+    ----------
+    model
+        A network's name, a model.safetensors or a run's folder, or module:Class of your own.
+    min_accuracy
+        Least accuracy of a run, on what it was judged on, as a fraction: 0.85.
+    side
+        Of the image, in pixels; by default what the model was trained on, else 32.
+    classes
+        Outputs of a network that is not a saved model.
+    """
+    limits = budget.limits | {"min_accuracy": min_accuracy}
+    if not 0 <= min_accuracy <= 1:
+        raise SpratError(f"--min-accuracy is {min_accuracy}, expected a fraction, 0 to 1")
+    if not any(limits.values()):
+        raise SpratError("no limit is given; --max-parameters 200000, say (see sprat check --help)")
+
+    from rich.console import Console
+
+    from sprat.budget import judge_limits
+    from sprat.display import print_verdicts
+    from sprat.results import RESULTS_FILE, read_json
+
+    accuracy = None
+    if min_accuracy:
+        results = read_json(Path(model) / RESULTS_FILE)
+        accuracy = (results["test"] or results["val"])["top1"]
+    summarized = _summarize(model, side, classes)
+    verdicts = judge_limits(limits, summarized, budget.stored_as, accuracy)
+    if json_output:
+        print(json.dumps([dataclasses.asdict(verdict) for verdict in verdicts]))
+    else:
+        print_verdicts(Console(), summarized.model, verdicts)
+    return 0 if all(verdict.kept for verdict in verdicts) else 1
+
+
+def _summarize(model: str, side: int | None, classes: int, depth: int = 0) -> "Summary":
     if side is not None and side < 1:
         raise SpratError(f"--side is {side}, expected at least 1 pixel")
     if classes < 1:
         raise SpratError(f"--classes is {classes}, expected at least 1")
 
-    from rich.console import Console
-
     from sprat.budget import summarize
     from sprat.checkpoint import load_model
-    from sprat.display import print_summary
     from sprat.models import build_model, import_model
 
     if Path(model).exists() or model.endswith(".safetensors"):
@@ -289,11 +350,7 @@ def summary(
         network = import_model(model, classes)
     else:
         network = build_model(model, classes)
-    summarized = summarize(network, side or 32, depth)
-    if json_output:
-        print(json.dumps(summarized.to_dict()))
-    else:
-        print_summary(Console(), summarized)
+    return summarize(network, side or 32, depth)
 
 
 @app.command

@@ -226,6 +226,35 @@ class EMAConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    """Limits of the network; a run that would break one does not begin."""
+
+    max_parameters: int = 0
+    """Most parameters; 0: no limit, here and below."""
+    max_macs: int = 0
+    """Most multiply-accumulates for one image."""
+    min_receptive_field: int = 0
+    """Least receptive field before global pooling, in pixels."""
+    max_flash: int = 0
+    """Most bytes of weights, stored as below."""
+    max_peak_memory: int = 0
+    """Most bytes of one image's activations at their peak, stored as below."""
+    stored_as: Literal["fp32", "fp16", "int8"] = "fp32"
+    """What weights and activations are stored as where the network runs."""
+
+    def __post_init__(self) -> None:
+        for name, value in self.limits.items():
+            _check(f"budget.{name}", value, value >= 0, "0 (no limit) or a positive number")
+        ok = self.stored_as in ("fp32", "fp16", "int8")
+        _check("budget.stored_as", self.stored_as, ok, "'fp32', 'fp16' or 'int8'")
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """By name; 0 where there is none."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k != "stored_as"}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything that decides a run."""
 
@@ -269,6 +298,7 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mixing: MixingConfig = field(default_factory=MixingConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
 
     def __post_init__(self) -> None:
         _check("dropout", self.dropout, 0 <= self.dropout < 1, "a probability in [0, 1)")

@@ -1,7 +1,7 @@
 """A run on the terminal: a bar by epoch and a table of epochs; plain lines without a terminal."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from sprat.budget import Summary
+from sprat.budget import Summary, Verdict
 from sprat.train import Observer, Training, why_torch
 
 HEADER = "epoch     loss   accuracy   EMA accuracy   learning rate   seconds   images/s"
@@ -136,11 +136,7 @@ def print_summary(console: Console, summary: Summary) -> None:
         )
         for layer in summary.layers
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        left = (f"{cell:{width}}" for cell, width in zip(row[:2], widths, strict=False))
-        right = (f"{cell:>{width}}" for cell, width in zip(row[2:], widths[2:], strict=True))
-        console.print("   ".join((*left, *right)), highlight=False, soft_wrap=True)
+    _print_table(console, rows, left=2)
     field = summary.receptive_field
     seen = "the whole image" if field is None else f"{field} x {field} px"
     flash, peak = (
@@ -157,6 +153,27 @@ def print_summary(console: Console, summary: Summary) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def print_verdicts(console: Console, model: str, verdicts: Sequence[Verdict]) -> None:
+    """Limits beside what was achieved."""
+    rows = [(model, "target", "achieved", "margin", "status")]
+    rows += [
+        (v.metric, v.target, v.achieved, f"{v.margin:+.1%}", "kept" if v.kept else "BROKEN")
+        for v in verdicts
+    ]
+    _print_table(console, rows, left=1)
+
+
+def _print_table(console: Console, rows: Sequence[Sequence[str]], left: int) -> None:
+    """Columns as wide as they must be, the first `left` of them flush left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [
+            f"{cell:{'<' if column < left else '>'}{width}}"
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        console.print("   ".join(cells), highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from sprat.augment.pipeline import Pipeline
 from sprat.augment.reference import AlbumentationsPipeline, require_albumentations
 from sprat.augment.transforms import normalize, resize
 from sprat.augment.views import find_views
-from sprat.budget import count_parameters, receptive_field
+from sprat.budget import count_parameters, judge_limits, receptive_field, summarize
 from sprat.checkpoint import (
     MODEL_FILE,
     RESUME_FILE,
@@ -142,6 +142,7 @@ def settle(config: Config, dataset: Dataset, observer: Observer = Observer()) ->
     """
     check(config)
     device = choose_device(config.device)
+    _check_budget(config, dataset.train)
     config = dataclasses.replace(
         config,
         dataset=dataset.name,
@@ -156,6 +157,21 @@ def settle(config: Config, dataset: Dataset, observer: Observer = Observer()) ->
         return dataclasses.replace(config, kernels=kernels)
     _check_kernels(config, observer)
     return config
+
+
+def _check_budget(config: Config, train_set: ImageSet) -> None:
+    if not any(config.budget.limits.values()):
+        return
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn
+        network = build_model(config.model, len(train_set.classes))
+    summary = summarize(network, side=train_set.images.shape[-1])
+    verdicts = judge_limits(config.budget.limits, summary, config.budget.stored_as)
+    broken = [f"{v.metric} {v.achieved}, limit {v.target}" for v in verdicts if not v.kept]
+    if broken:
+        raise SpratError(
+            f"{summary.model} does not fit the budget: {'; '.join(broken)}; choose another "
+            "--model, or change the recipe's [budget]"
+        )
 
 
 def _check_kernels(config: Config, observer: Observer) -> None:

@@ -1,0 +1,68 @@
+"""Limits that a network must keep, and how far it is from each."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sprat.budget.summary import Summary
+from sprat.errors import SpratError
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One limit beside what was achieved.
+
+    margin: how far on the right side of the target, as a share of it; below 0 where it is missed.
+    """
+
+    metric: str
+    target: str
+    achieved: str
+    margin: float
+    kept: bool
+
+
+def judge_limits(
+    limits: Mapping[str, float],
+    summary: Summary,
+    stored_as: str = "fp32",
+    accuracy: float | None = None,
+) -> list[Verdict]:
+    """Each limit that is above 0, in their order here.
+
+    Args:
+        limits: any of max_parameters, max_macs, min_receptive_field (pixels), max_flash and
+            max_peak_memory (bytes), min_accuracy (a fraction).
+        stored_as: "fp32", "fp16" or "int8": what flash and peak memory hold.
+        accuracy: for min_accuracy.
+
+    Raises:
+        SpratError: min_accuracy without an accuracy.
+    """
+    # a field that is the whole image is as large as any
+    field = summary.receptive_field or float("inf")
+    achieved = {
+        "max_parameters": ("parameters", summary.parameters, "{:,.0f}"),
+        "max_macs": ("MACs", summary.macs, "{:,.0f}"),
+        "min_receptive_field": ("receptive field", field, "{:.0f} px"),
+        "max_flash": (f"weights in {stored_as}", summary.flash_bytes[stored_as], "{:,.0f} bytes"),
+        "max_peak_memory": (
+            f"peak activations in {stored_as}", summary.peak_bytes[stored_as], "{:,.0f} bytes"
+        ),
+        "min_accuracy": ("accuracy", accuracy, "{:.2%}"),
+    }  # fmt: skip
+    verdicts = []
+    for name, (metric, value, shown) in achieved.items():
+        target = limits.get(name, 0)
+        if not target:
+            continue
+        if value is None:
+            raise SpratError(f"{name} is {target}, but only a finished run has an accuracy")
+        is_least = name.startswith("min_")
+        margin = (value - target if is_least else target - value) / target
+        sign = "≥" if is_least else "≤"
+        verdicts.append(
+            Verdict(
+                metric, f"{sign} {shown.format(target)}", shown.format(value), margin, margin >= 0
+            )
+        )
+    return verdicts
