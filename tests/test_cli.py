@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sprat.cli import app
+from sprat.cli import app, main
 from sprat.config import load_recipe, overrides, recipe_names
 from sprat.data import Dataset
 
@@ -113,13 +113,29 @@ class TestHelp:
     ],
 )
 def test_a_mistake_is_told_in_one_message_with_exit_code_2(
-    tmp_path: Path, words: list[str], message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
 ) -> None:
-    done = sprat(*words, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    """In this process: starting one takes most of the time, and other tests do."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "argv", ["sprat", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [], "a mistake leaves nothing behind"
+
+
+def test_a_mistake_ends_a_real_process_without_a_traceback(tmp_path: Path) -> None:
+    done = sprat("train", "--epochs", "0", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "epochs is 0, expected at least 1" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
 
 
 def test_a_recipe_with_an_unknown_key_names_the_file_and_the_key(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a bar of blocks must not fail in cp1252
             stream.reconfigure(errors="replace")
     try:
-        sys.exit(app(result_action="return_int_as_exit_code_else_zero"))
+        sys.exit(app(sys.argv[1:], result_action="return_int_as_exit_code_else_zero"))
     except SpratError as error:
         print(f"sprat: {error}", file=sys.stderr)
         sys.exit(2)
