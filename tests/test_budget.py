@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sprat.budget import Summary, judge_limits, receptive_field, summarize
+from sprat.budget import (
+    Summary,
+    effective_field,
+    effective_side,
+    judge_limits,
+    receptive_field,
+    summarize,
+)
 from sprat.budget.graph import Map, Op, trace
 from sprat.budget.memory import peak_activations
 from sprat.errors import SpratError
@@ -217,6 +224,32 @@ class TestTracing:
         assert receptive_field(ChannelsLast()) == 5
 
 
+class TestEffectiveField:
+    def test_of_one_window_is_its_weights(self) -> None:
+        """Of a linear network the gradient is the same on every image: the window, turned."""
+        network = nn.Conv2d(3, 1, 5, padding=2, bias=False)
+        field = effective_field(network, 16)
+        window = network.weight[0].detach().abs().mean(0)
+        middle = slice(8 - 2, 8 + 3)
+        torch.testing.assert_close(field[middle, middle], window / window.max())
+        assert int((field > 0).sum()) == 25
+
+    def test_lies_within_the_field_and_is_the_same_again(self) -> None:
+        network = build_model("ResNet8")
+        field = effective_field(network, 64)
+        assert torch.equal(field, effective_field(network, 64))
+        rows = field.sum(1).nonzero()
+        assert 1 < effective_side(field) < int(rows.max() - rows.min()) + 1 <= 25
+
+    def test_there_is_none_where_all_is_seen(self) -> None:
+        class Weighed(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return (x * x.mean((2, 3), keepdim=True)).mean((2, 3))
+
+        with pytest.raises(SpratError, match="Weighed depends on the whole image"):
+            effective_field(Weighed(), 16)
+
+
 def _random_graph(rng: random.Random) -> list[Op]:
     """Small graphs of convolutions, activations and sums."""
     ops = [Op("input", "", (), (1, rng.randint(1, 4)))]
@@ -339,3 +372,9 @@ class TestLimits:
     def test_an_accuracy_is_a_runs(self, summary: Summary) -> None:
         with pytest.raises(SpratError, match=r"min_accuracy is 0\.9, but only a finished run"):
             judge_limits({"min_accuracy": 0.9}, summary)
+
+    def test_less_memory_than_the_image_takes_is_a_contradiction(self, summary: Summary) -> None:
+        with pytest.raises(SpratError, match=r"contradict.* 3,071 bytes.* int8 alone takes 3,072"):
+            judge_limits({"max_peak_memory": 3071}, summary, "int8")
+        (verdict,) = judge_limits({"max_peak_memory": 3072}, summary, "int8")
+        assert not verdict.kept

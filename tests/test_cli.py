@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pytest
@@ -28,6 +29,25 @@ def sprat(*words: object, cwd: Path | None = None, **env: str) -> subprocess.Com
         timeout=300,
         check=False,
     )
+
+
+class Here(Protocol):
+    def __call__(self, *words: object) -> subprocess.CompletedProcess[str]: ...
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """The command line within this process: starting one takes most of the time."""
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(sys, "argv", ["sprat", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return subprocess.CompletedProcess(words, ended.value.code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +107,8 @@ class TestHelp:
         (["summary", "torch.nn:Conv2d"], "torch.nn:Conv2d cannot be built: TypeError"),
         (["summary", "resnet8", "--side", "8"], "cannot be traced on images of 3 x 8 x 8"),
         (["summary", "resnet8", "--depth", "-1"], "--depth is -1"),
+        (["summary", "torch.nn:Identity"], "gives (1, 3, 32, 32) for one image, expected logits"),
+        (["summary", "resnet8", "--effective", "field.jpg"], "ends in .png"),
         (["check", "resnet8"], "no limit is given; --max-parameters 200000, say"),
         (
             ["check", "resnet8", "--min-accuracy", "85"],
@@ -98,6 +120,15 @@ class TestHelp:
             ["train", "--dataset", "shapes10", "--budget.max-parameters", "100000"],
             "does not fit the budget: parameters 150,690, limit ≤ 100,000",
         ),
+        (
+            ["train", "--dataset", "shapes10", "--budget.max-peak-memory", "9000"],
+            "the limits contradict each other: max_peak_memory is 9,000 bytes",
+        ),
+        (["compare", "nowhere"], "there is no nowhere"),
+        (["compare", "."], "neither results.json nor summary.json"),
+        (["compare", "--no-published"], "nothing to compare"),
+        (["compare", "--markdown", "--json"], "cannot both be printed"),
+        (["compare", "--output", "plot.svg"], "ends in .png"),
         (["evaluate", "nowhere"], "there is no model at nowhere"),
         (["predict", "nowhere", "x.png"], "there is no model at nowhere"),
         (["predict", "nowhere"], "no picture is named"),
@@ -113,20 +144,12 @@ class TestHelp:
     ],
 )
 def test_a_mistake_is_told_in_one_message_with_exit_code_2(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    message: str,
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
 ) -> None:
-    """In this process: starting one takes most of the time, and other tests do."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(sys, "argv", ["sprat", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert message in capsys.readouterr().err
+    done = here(*words)
+    assert done.returncode == 2
+    assert message in done.stderr
     assert list(tmp_path.iterdir()) == [], "a mistake leaves nothing behind"
 
 
@@ -138,13 +161,16 @@ def test_a_mistake_ends_a_real_process_without_a_traceback(tmp_path: Path) -> No
     assert done.stdout == ""
 
 
-def test_a_recipe_with_an_unknown_key_names_the_file_and_the_key(tmp_path: Path) -> None:
+def test_a_recipe_with_an_unknown_key_names_the_file_and_the_key(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.toml").write_text("[optim]\nlearning_rate = 1\nlr_ = 2")
-    done = sprat("train", "--recipe", "mine.toml", cwd=tmp_path)
+    done = here("train", "--recipe", "mine.toml")
     assert done.returncode == 2
     assert "mine.toml: there is no setting 'optim.learning_rate'" in done.stderr
     (tmp_path / "mine.toml").write_text("[optim]\nlrr = 1")
-    assert "did you mean 'lr'" in sprat("train", "--recipe", "mine.toml", cwd=tmp_path).stderr
+    assert "did you mean 'lr'" in here("train", "--recipe", "mine.toml").stderr
 
 
 def test_cifar10_asked_for_by_name_never_falls_back(
@@ -157,9 +183,9 @@ def test_cifar10_asked_for_by_name_never_falls_back(
     assert "shapes10" not in done.stderr
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_told(here: Here, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = sprat("train", "--dataset", "shapes10", "--output", tmp_path / "file" / "run")
+    done = here("train", "--dataset", "shapes10", "--output", tmp_path / "file" / "run")
     assert done.returncode == 2
     assert str(tmp_path / "file") in done.stderr
     assert "Traceback" not in done.stderr
@@ -252,13 +278,13 @@ class TestTraining:
             assert probabilities == sorted(probabilities, reverse=True)
 
 
-def test_evaluate_takes_val_for_a_run_that_has_one(small_run: Path) -> None:
-    done = sprat("evaluate", small_run / "model.safetensors", "--split", "val")
+def test_evaluate_takes_val_for_a_run_that_has_one(here: Here, small_run: Path) -> None:
+    done = here("evaluate", small_run / "model.safetensors", "--split", "val")
     assert done.returncode == 2
     assert "it is no run's folder" in done.stderr
-    done = sprat("evaluate", small_run, "--json")
+    done = here("evaluate", small_run, "--json")
     assert json.loads(done.stdout)["split"] == "val"
-    table = sprat("evaluate", small_run, "--split", "test", "--tta", "1").stdout
+    table = here("evaluate", small_run, "--split", "test", "--tta", "1").stdout
     assert "95 % interval" in table
     assert "half-moon" in table
 
@@ -268,7 +294,9 @@ MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"]
 
 class TestPredict:
     @pytest.mark.parametrize("mode", MODES)
-    def test_takes_any_mode_and_size(self, small_run: Path, tmp_path: Path, mode: str) -> None:
+    def test_takes_any_mode_and_size(
+        self, here: Here, small_run: Path, tmp_path: Path, mode: str
+    ) -> None:
         rng = np.random.default_rng(0)
         if mode == "I;16":
             image = Image.fromarray(rng.integers(0, 65536, (40, 70), dtype=np.uint16))
@@ -276,19 +304,19 @@ class TestPredict:
             image = Image.fromarray(rng.integers(0, 256, (40, 70, 3), dtype=np.uint8)).convert(mode)
         path = tmp_path / ("x.tif" if mode in ("CMYK", "YCbCr", "F", "I") else "x.png")
         image.save(path)
-        done = sprat("predict", small_run, path, "--json", "--top", "2")
+        done = here("predict", small_run, path, "--json", "--top", "2")
         assert done.returncode == 0, done.stderr
         assert len(json.loads(done.stdout)[0]["predictions"]) == 2
 
     def test_an_unreadable_file_among_good_ones_loses_nothing(
-        self, small_run: Path, tmp_path: Path
+        self, here: Here, small_run: Path, tmp_path: Path
     ) -> None:
         Image.new("RGB", (5, 300), "red").save(tmp_path / "a.png")
         (tmp_path / "b.png").write_bytes(b"not a picture")
         whole = (tmp_path / "a.png").read_bytes()
         (tmp_path / "c.png").write_bytes(whole[: len(whole) // 2])
         Image.new("RGB", (300, 5), "blue").save(tmp_path / "d.jpg")
-        done = sprat("predict", small_run, tmp_path)
+        done = here("predict", small_run, tmp_path)
         assert done.returncode == 2
         assert done.stdout.count("%") == 6
         assert "a.png" in done.stdout
@@ -316,14 +344,17 @@ class TestPredict:
         assert (tmp_path / "out.txt").read_text().count("%") == 3
 
     def test_missing_files_and_empty_folders_are_told(
-        self, small_run: Path, tmp_path: Path
+        self, here: Here, small_run: Path, tmp_path: Path
     ) -> None:
-        assert "there is no file or folder" in sprat("predict", small_run, "nothing.png").stderr
-        assert "holds no picture" in sprat("predict", small_run, tmp_path).stderr
+        assert "there is no file or folder" in here("predict", small_run, "nothing.png").stderr
+        assert "holds no picture" in here("predict", small_run, tmp_path).stderr
 
 
-def test_data_show_draws_a_sheet(tmp_path: Path) -> None:
-    done = sprat("data", "show", "--dataset", "shapes10", cwd=tmp_path)
+def test_data_show_draws_a_sheet(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = here("data", "show", "--dataset", "shapes10")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("shapes10.png")
     with Image.open(tmp_path / "shapes10.png") as sheet:
@@ -363,20 +394,20 @@ def _pixels(path: Path) -> np.ndarray:
 
 
 class TestPreview:
-    def test_draws_what_the_recipe_does(self, tmp_path: Path) -> None:
+    def test_draws_what_the_recipe_does(self, here: Here, tmp_path: Path) -> None:
         sheet = tmp_path / "sheet.png"
-        done = sprat("augment", "preview", "--dataset", "shapes10", "--output", sheet)
+        done = here("augment", "preview", "--dataset", "shapes10", "--output", sheet)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == str(sheet)
         whole = _pixels(sheet).shape
         plainer = tmp_path / "plainer.png"
         words = ("--dataset", "shapes10", "--recipe", "quick", "--columns", "4")
-        assert sprat("augment", "preview", *words, "--output", plainer).returncode == 0
+        assert here("augment", "preview", *words, "--output", plainer).returncode == 0
         fewer = _pixels(plainer).shape
         assert fewer[1] < whole[1], "fewer columns"
         assert fewer[0] < whole[0] / 2, "fewer rows"
 
-    def test_is_repeatable_by_its_seed(self, tmp_path: Path) -> None:
+    def test_is_repeatable_by_its_seed(self, here: Here, tmp_path: Path) -> None:
         pictures = []
         for name, seed in (("a", 1), ("b", 1), ("c", 2)):
             sheet = tmp_path / f"{name}.png"
@@ -388,19 +419,25 @@ class TestPreview:
 
 
 class TestSummary:
-    def test_of_a_name_as_text_and_as_json(self) -> None:
-        done = sprat("summary", "OptimizedCIFAR10Net200K", "--depth", "1")
-        assert done.returncode == 0, done.stderr
+    def test_of_a_name_as_text(self, here: Here) -> None:
+        shown = here("summary", "OptimizedCIFAR10Net200K", "--depth", "1").stdout
         for text in ("150,690", "8,409,920", "109 x 109 px", "240.0 KiB in fp32", "layer4"):
-            assert text in done.stdout
-        values = json.loads(sprat("summary", "resnet-8", "--json").stdout)
+            assert text in shown
+
+    def test_of_a_name_as_json_with_the_effective_field_as_a_picture(
+        self, here: Here, tmp_path: Path
+    ) -> None:
+        drawn = tmp_path / "field.png"
+        values = json.loads(here("summary", "resnet-8", "--effective", drawn, "--json").stdout)
         assert (values["model"], values["parameters"]) == ("ResNet8", 78_186)
         assert {"macs", "receptive_field", "layers", "peak_bytes", "flash_bytes"} <= values.keys()
+        assert 1 < values["effective_side"] < values["receptive_field"]
+        assert _pixels(drawn).shape[0] > 300
 
     def test_of_a_saved_model_and_of_a_class_of_ones_own(
-        self, small_run: Path, tmp_path: Path
+        self, here: Here, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        values = json.loads(sprat("summary", small_run / "model.safetensors", "--json").stdout)
+        values = json.loads(here("summary", small_run / "model.safetensors", "--json").stdout)
         assert (values["parameters"], values["side"]) == (150_690, 32)
         (tmp_path / "mine.py").write_text(
             "from torch import nn\n"
@@ -409,19 +446,21 @@ class TestSummary:
             "        super().__init__(nn.Conv2d(3, 8, 5), nn.AdaptiveAvgPool2d(1), nn.Flatten(),\n"
             "                         nn.Linear(8, num_classes))\n"
         )
-        done = sprat("summary", "mine:Net", "--classes", "4", "--side", "9", "--json", cwd=tmp_path)
-        values = json.loads(done.stdout)
+        monkeypatch.chdir(tmp_path)
+        values = json.loads(
+            here("summary", "mine:Net", "--classes", "4", "--side", "9", "--json").stdout
+        )
         assert values["parameters"] == 3 * 8 * 25 + 8 + 8 * 4 + 4
         assert values["receptive_field"] == 5
         assert values["macs"] == 3 * 8 * 25 * 5 * 5 + 8 * 4
 
 
-def test_check_holds_a_network_to_limits_by_its_exit_code(small_run: Path) -> None:
+def test_check_holds_a_network_to_limits_by_its_exit_code(here: Here, small_run: Path) -> None:
     limits = ("--max-parameters", "200000", "--min-receptive-field", "45")
-    kept = sprat("check", small_run, *limits, "--min-accuracy", "0.01")
+    kept = here("check", small_run, *limits, "--min-accuracy", "0.01")
     assert kept.returncode == 0, kept.stderr
     assert [line.split()[-1] for line in kept.stdout.splitlines()] == ["status", *["kept"] * 3]
-    broken = sprat("check", small_run, *limits, "--max-macs", "8000000", "--json")
+    broken = here("check", small_run, *limits, "--max-macs", "8000000", "--json")
     assert broken.returncode == 1
     verdicts = {v["metric"]: v for v in json.loads(broken.stdout)}
     assert verdicts["parameters"]["kept"] is True

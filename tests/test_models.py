@@ -5,7 +5,14 @@ import torch
 
 from sprat.budget import count_parameters
 from sprat.errors import SpratError
-from sprat.models import MODELS, EfficientBlock, OptimizedCIFAR10Net200K, build_model, find_model
+from sprat.models import (
+    MODELS,
+    EfficientBlock,
+    OptimizedCIFAR10Net200K,
+    build_model,
+    check_outputs,
+    find_model,
+)
 
 
 def test_the_briefs_network_has_exactly_its_parameters() -> None:
@@ -95,3 +102,20 @@ def test_dropout_acts_on_training_only() -> None:
     assert torch.equal(network(images), network(images))
     network.dropout.train()
     assert not torch.equal(network(images), network(images))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 7)), r"gives \(1, 7\)"),
+        (torch.nn.Identity(), r"gives \(1, 3, 32, 32\) for one image, expected .*\(1, 10\)"),
+        (torch.nn.LSTM(32, 10), "cannot take an image of 3 x 32 x 32"),
+        (torch.nn.Linear(5, 10), "cannot take an image of 3 x 32 x 32: RuntimeError"),
+    ],
+)
+def test_outputs_other_than_a_logit_a_class_are_refused(
+    network: torch.nn.Module, message: str
+) -> None:
+    with pytest.raises(SpratError, match=message):
+        check_outputs(network, 10, 32)
+    assert network.training

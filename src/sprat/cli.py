@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import shlex
 import signal
 import sys
@@ -22,8 +23,8 @@ from sprat.errors import SpratError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from torch import nn
 
-    from sprat.budget import Summary
     from sprat.data import Dataset
 
 DEFAULT_RECIPE = "quick"
@@ -238,7 +239,8 @@ def evaluate(
     with judging_bar(console, f"judging {split}", tta * len(judged)) as progress:
         network = loaded.network.to(choose_device(device))
         judgement = judge(network, judged, loaded.normalization, tta, progress)
-    named = {"model": loaded.name, "dataset": source.name, "split": split} | judgement
+    named = {"model": loaded.name, "side": loaded.side, "dataset": source.name, "split": split}
+    named |= judgement
     if json_output:
         print(json.dumps(named))
     else:
@@ -255,6 +257,7 @@ def summary(
     depth: int = 0,
     side: int | None = None,
     classes: int = 10,
+    effective: Path | None = None,
     json_output: JsonOutput = False,
 ) -> None:
     """What a network costs and sees: layers, parameters, MACs, receptive field, memory.
@@ -269,19 +272,29 @@ def summary(
         Of the image, in pixels; by default what the model was trained on, else 32.
     classes
         Outputs of a network that is not a saved model.
+    effective
+        PNG file to draw the effective receptive field into.
     """
     if depth < 0:
         raise SpratError(f"--depth is {depth}, expected 0 (every layer) or above")
+    _check_png(effective, "--effective")
 
     from rich.console import Console
 
+    from sprat.budget import summarize
     from sprat.display import print_summary
 
-    summarized = _summarize(model, side, classes, depth)
+    network, side = _find_network(model, side, classes)
+    summarized = summarize(network, side, depth)
+    values = summarized.to_dict()
+    if effective is not None:
+        values["effective_side"] = _draw_effective(Console(stderr=True), network, side, effective)
     if json_output:
-        print(json.dumps(summarized.to_dict()))
+        print(json.dumps(values))
     else:
         print_summary(Console(), summarized)
+        if effective is not None:
+            print(f"  effective field    {values['effective_side']:.1f} px, drawn in {effective}")
 
 
 @app.command
@@ -316,7 +329,7 @@ def check(
 
     from rich.console import Console
 
-    from sprat.budget import judge_limits
+    from sprat.budget import judge_limits, summarize
     from sprat.display import print_verdicts
     from sprat.results import RESULTS_FILE, read_json
 
@@ -324,7 +337,8 @@ def check(
     if min_accuracy:
         results = read_json(Path(model) / RESULTS_FILE)
         accuracy = (results["test"] or results["val"])["top1"]
-    summarized = _summarize(model, side, classes)
+    network, side = _find_network(model, side, classes)
+    summarized = summarize(network, side)
     verdicts = judge_limits(limits, summarized, budget.stored_as, accuracy)
     if json_output:
         print(json.dumps([dataclasses.asdict(verdict) for verdict in verdicts]))
@@ -333,24 +347,88 @@ def check(
     return 0 if all(verdict.kept for verdict in verdicts) else 1
 
 
-def _summarize(model: str, side: int | None, classes: int, depth: int = 0) -> "Summary":
+def _find_network(model: str, side: int | None, classes: int) -> "tuple[nn.Module, int]":
+    """A network by its name, file, run or class, and the side of its images."""
     if side is not None and side < 1:
         raise SpratError(f"--side is {side}, expected at least 1 pixel")
     if classes < 1:
         raise SpratError(f"--classes is {classes}, expected at least 1")
 
-    from sprat.budget import summarize
+    import torch
+
     from sprat.checkpoint import load_model
-    from sprat.models import build_model, import_model
+    from sprat.models import build_model, check_outputs, import_model
 
     if Path(model).exists() or model.endswith(".safetensors"):
         loaded = load_model(Path(model))
-        network, side = loaded.network, side or loaded.side
-    elif ":" in model:
+        return loaded.network, side or loaded.side
+    torch.manual_seed(0)  # initial weights are drawn
+    if ":" in model:
         network = import_model(model, classes)
+        check_outputs(network, classes, side or 32)
+        return network, side or 32
+    return build_model(model, classes), side or 32
+
+
+def _draw_effective(console: "Console", network: "nn.Module", side: int, path: Path) -> float:
+    """Draws the effective receptive field on images that hold the whole field; gives its side."""
+    from sprat.budget import DRAWS, effective_field, effective_side, receptive_field
+    from sprat.display import judging_bar
+    from sprat.plots import draw_effective_field
+
+    size = receptive_field(network, side) or side
+    canvas = max(side, 32 * math.ceil((size + 1) / 32))
+    with judging_bar(console, "following the gradient", DRAWS) as progress:
+        field = effective_field(network, canvas, progress)
+    title = f"What a value of {type(network).__name__} depends on"
+    draw_effective_field(field, size, side, title, path)
+    return effective_side(field)
+
+
+@app.command
+def compare(
+    *results: Path,
+    published: bool = True,
+    output: Path | None = None,
+    markdown: Annotated[bool, Parameter(negative=())] = False,
+    json_output: JsonOutput = False,
+) -> None:
+    """Results of runs beside published figures: parameters, MACs, receptive field, accuracy.
+
+    Parameters
+    ----------
+    results
+        Run folders, folders of a recipe's seeds with a summary.json, or files that sprat evaluate
+        --json printed.
+    published
+        Put published figures beside them, with what they rest on and who says so.
+    output
+        PNG file to draw accuracy against parameters into, with the Pareto front.
+    markdown
+        Print the table as Markdown.
+    """
+    _check_png(output, "--output")
+    if markdown and json_output:
+        raise SpratError("--markdown and --json cannot both be printed; leave one out")
+    if not results and not published:
+        raise SpratError("there is nothing to compare; name a run's folder")
+
+    from rich.console import Console
+
+    from sprat.compare import comparison_table, pareto_front, read_entries, to_markdown
+    from sprat.display import print_table
+    from sprat.plots import draw_comparison
+
+    entries = read_entries(results, published)
+    if output is not None:
+        draw_comparison(entries, output)
+    if json_output:
+        front = pareto_front(entries)
+        print(json.dumps([entry.to_dict() | {"front": entry in front} for entry in entries]))
+    elif markdown:
+        print(to_markdown(comparison_table(entries)))
     else:
-        network = build_model(model, classes)
-    return summarize(network, side or 32, depth)
+        print_table(Console(), comparison_table(entries), left=1, left_again=5)
 
 
 @app.command
@@ -496,9 +574,13 @@ def preview(
     print(path)
 
 
+def _check_png(path: Path | None, option: str) -> None:
+    if path is not None and path.suffix.lower() != ".png":
+        raise SpratError(f"{option} is {path}, expected a name that ends in .png")
+
+
 def _check_picture(output: Path | None, columns: int) -> None:
-    if output is not None and output.suffix.lower() != ".png":
-        raise SpratError(f"--output is {output}, expected a name that ends in .png")
+    _check_png(output, "--output")
     if not 1 <= columns <= 100:
         raise SpratError(f"--columns is {columns}, expected 1 to 100")
 

@@ -136,7 +136,7 @@ def print_summary(console: Console, summary: Summary) -> None:
         )
         for layer in summary.layers
     ]
-    _print_table(console, rows, left=2)
+    print_table(console, rows, left=2)
     field = summary.receptive_field
     seen = "the whole image" if field is None else f"{field} x {field} px"
     flash, peak = (
@@ -162,18 +162,21 @@ def print_verdicts(console: Console, model: str, verdicts: Sequence[Verdict]) ->
         (v.metric, v.target, v.achieved, f"{v.margin:+.1%}", "kept" if v.kept else "BROKEN")
         for v in verdicts
     ]
-    _print_table(console, rows, left=1)
+    print_table(console, rows, left=1)
 
 
-def _print_table(console: Console, rows: Sequence[Sequence[str]], left: int) -> None:
-    """Columns as wide as they must be, the first `left` of them flush left."""
+def print_table(
+    console: Console, rows: Sequence[Sequence[str]], left: int, left_again: int = 1000
+) -> None:
+    """Columns as wide as they must be; the first `left` of them, and all from `left_again` on,
+    flush left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [
-            f"{cell:{'<' if column < left else '>'}{width}}"
+            f"{cell:{'>' if left <= column < left_again else '<'}{width}}"
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        console.print("   ".join(cells), highlight=False, soft_wrap=True)
+        console.print("   ".join(cells).rstrip(), highlight=False, soft_wrap=True)
 
 
 @contextmanager

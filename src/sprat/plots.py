@@ -1,13 +1,21 @@
 """Pictures of runs and data."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.transforms import Bbox
+from torch import Tensor
 
 from sprat.augment.preview import Row
+from sprat.budget import effective_side
+from sprat.compare import Entry, pareto_front
 from sprat.data.imageset import ImageSet
 from sprat.results import CURVES_FILE, RESULTS_FILE, read_json, read_metrics
 from sprat.runtime import replacing
@@ -121,6 +129,133 @@ def draw_preview(rows: Sequence[Row], title: str, path: Path) -> Path:
     with replacing(path) as beside:
         figure.savefig(beside, dpi=130, bbox_inches="tight")
     return path
+
+
+def draw_effective_field(
+    field: Tensor, receptive_field: int, image_side: int, title: str, path: Path
+) -> Path:
+    """Draws an effective receptive field, with the largest it could be and an image's size, as
+    PNG.
+
+    Args:
+        field: side x side, at most 1. receptive_field, image_side: pixels.
+    """
+    side = len(field)
+    figure = Figure(figsize=(6.6, 6), layout="constrained", dpi=110)
+    axes = figure.subplots()
+    heat = axes.imshow(field.sqrt().numpy(), cmap="magma", interpolation="nearest", vmin=0, vmax=1)
+    figure.colorbar(heat, ax=axes, label="magnitude of the gradient, square root of its share")
+    squares = [
+        (receptive_field, "white", "--", f"receptive field, {receptive_field} px"),
+        (image_side, "#7fd4ff", "-", f"the image, {image_side} px"),
+        (effective_side(field), "#9be37f", ":", f"effective, {effective_side(field):.0f} px"),
+    ]
+    for size, color, style, label in squares:
+        corner = side // 2 - size / 2
+        axes.add_patch(
+            Rectangle((corner, corner), size, size, fill=False, ec=color, ls=style, label=label)
+        )
+    figure.legend(loc="outside lower center", ncols=3, facecolor="#333333", labelcolor="white")
+    axes.set_title(title)
+    axes.set_xlabel("pixels")
+    with replacing(path) as beside:
+        figure.savefig(beside)
+    return path
+
+
+def draw_comparison(entries: Sequence[Entry], path: Path) -> Path:
+    """Draws accuracy against parameters (log scale) with the Pareto front, as PNG."""
+    figure = Figure(figsize=(10, 6.5), dpi=110)
+    axes = figure.subplots()
+    axes.set_xscale("log")
+    looks: dict[str, dict[str, Any]] = {
+        "measured by sprat, on the test set": {"color": RAW, "marker": "o"},
+        "measured by sprat, on val": {"color": RAW, "marker": "o", "markerfacecolor": "white"},
+        "published": {"color": "#777777", "marker": "s"},
+        "claimed": {"color": "#c33c3c", "marker": "x"},
+    }
+    for label, look in looks.items():
+        drawn = [entry for entry in entries if _look_of(entry) == label]
+        if drawn:
+            reach = [_spread_of(entry) for entry in drawn]
+            axes.errorbar(
+                [entry.parameters for entry in drawn],
+                [100 * entry.top1 for entry in drawn],
+                yerr=[[100 * below for below, _ in reach], [100 * above for _, above in reach]],
+                linestyle="",
+                capsize=2,
+                label=label,
+                **look,
+            )
+    front = pareto_front(entries)
+    axes.step(
+        [entry.parameters for entry in front],
+        [100 * entry.top1 for entry in front],
+        where="post",
+        color="#333333",
+        linewidth=1,
+        zorder=0,
+        label="Pareto front",
+    )
+    axes.margins(x=0.12, y=0.08)
+    axes.set_xlabel("parameters")
+    axes.set_ylabel("accuracy, %")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_title(
+        "Accuracy for parameters. Bars: standard deviation over seeds, or the 95 % interval of one "
+        "run",
+        fontsize="medium",
+    )
+    axes.legend(loc="lower right")
+    _lighten(axes)
+    figure.tight_layout()
+    _label_apart(axes, [(entry.parameters, 100 * entry.top1, entry.name) for entry in entries])
+    with replacing(path) as beside:
+        figure.savefig(beside)
+    return path
+
+
+def _look_of(entry: Entry) -> str:
+    if entry.standing != "measured":
+        return entry.standing
+    return f"measured by sprat, on {'the test set' if entry.split == 'test' else 'val'}"
+
+
+def _spread_of(entry: Entry) -> tuple[float, float]:
+    if entry.std is not None:
+        return entry.std, entry.std
+    if entry.ci95 is not None:
+        return entry.top1 - entry.ci95[0], entry.ci95[1] - entry.top1
+    return 0, 0
+
+
+def _label_apart(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Writes each point's label beside it, where it covers no other label or point."""
+    assert isinstance(axes.figure, Figure)
+    renderer = FigureCanvasAgg(axes.figure).get_renderer()  # type: ignore[no-untyped-call]
+    pixel = axes.figure.dpi / 72
+    taken = [
+        Bbox.from_bounds(x - 4, y - 4, 8, 8)
+        for x, y in axes.transData.transform([(x, y) for x, y, _ in points])
+    ]
+    for x, y, text in points:
+        label = axes.annotate(
+            text,
+            (x, y),
+            (7, 0),
+            textcoords="offset points",
+            fontsize=7.5,
+            va="center",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
+        )
+        own = label.get_window_extent(renderer)
+        rises = sorted((step * 9 for step in range(-7, 8)), key=abs)
+        for rise, side in itertools.product(rises, (7, -7 - own.width / pixel)):
+            box = own.translated((side - 7) * pixel, rise * pixel)
+            if not any(box.overlaps(other) for other in taken):
+                break
+        label.set_position((side, rise))
+        taken.append(box)
 
 
 def _lighten(axes: Axes) -> None:

@@ -718,6 +718,7 @@ def finish(training: Training, observer: Observer) -> dict[str, Any]:
         "dataset": dataset.name,
         "dataset_md5": dataset.md5,
         "model": config.model,
+        "side": dataset.train.images.shape[-1],
         "parameters": parameters,
         "seed": config.seed,
         "final": config.final,

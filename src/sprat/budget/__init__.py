@@ -1,14 +1,18 @@
 """What a network costs and sees, from its traced graph."""
 
+from sprat.budget.effective import DRAWS, effective_field, effective_side
 from sprat.budget.graph import count_parameters
 from sprat.budget.limits import Verdict, judge_limits
 from sprat.budget.summary import Layer, Summary, receptive_field, summarize
 
 __all__ = [
+    "DRAWS",
     "Layer",
     "Summary",
     "Verdict",
     "count_parameters",
+    "effective_field",
+    "effective_side",
     "judge_limits",
     "receptive_field",
     "summarize",

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.export import ExportedProgram
 
 from sprat.errors import SpratError
 
@@ -47,8 +48,8 @@ def count_parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def trace(network: nn.Module, side: int = 32) -> list[Op]:
-    """The operations that a network in eval mode does on images 1 x 3 x side x side, in order.
+def export(network: nn.Module, side: int) -> ExportedProgram:
+    """A float32 copy on the CPU, in eval mode, as torch.export traces it on 1 x 3 x side x side.
 
     Raises:
         SpratError: it cannot take such images, or what it does depends on what they show.
@@ -56,12 +57,25 @@ def trace(network: nn.Module, side: int = 32) -> list[Op]:
     name = type(network).__name__
     still = copy.deepcopy(network).cpu().float().eval()
     try:
-        program = torch.export.export(still, (torch.zeros(1, 3, side, side),), strict=False)
+        return torch.export.export(still, (torch.zeros(1, 3, side, side),), strict=False)
     except Exception as error:  # torch names a dozen kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SpratError(
             f"{name} cannot be traced on images of 3 x {side} x {side}: {reason}"
         ) from error
+
+
+def trace(network: nn.Module, side: int = 32) -> list[Op]:
+    """The operations that a network in eval mode does on images 1 x 3 x side x side, in order.
+
+    Raises:
+        SpratError: it cannot take such images, or what it does depends on what they show.
+    """
+    return list_ops(export(network, side))
+
+
+def list_ops(program: ExportedProgram) -> list[Op]:
+    """The image, then every call of the traced program, in order."""
     ops: list[Op] = []
     place: dict[fx.Node, int] = {}
 

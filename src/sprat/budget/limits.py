@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sprat.budget.summary import Summary
+from sprat.budget.summary import WIDTHS, Summary
 from sprat.errors import SpratError
 
 
@@ -36,8 +36,16 @@ def judge_limits(
         accuracy: for min_accuracy.
 
     Raises:
-        SpratError: min_accuracy without an accuracy.
+        SpratError: min_accuracy without an accuracy, or a limit that no network can keep.
     """
+    image = 3 * summary.side**2 * WIDTHS[stored_as]
+    memory = limits.get("max_peak_memory", 0)
+    if 0 < memory < image:
+        raise SpratError(
+            f"the limits contradict each other: max_peak_memory is {memory:,} bytes, but an image "
+            f"of 3 x {summary.side} x {summary.side} in {stored_as} alone takes {image:,}; allow "
+            "more, store it as a smaller type or make the image smaller"
+        )
     # a field that is the whole image is as large as any
     field = summary.receptive_field or float("inf")
     achieved = {

@@ -76,14 +76,14 @@ def reaches(ops: list[Op]) -> list[Reach | None]:
     return found
 
 
-def before_global_pooling(ops: list[Op], found: list[Reach | None]) -> int | None:
-    """The receptive field of the map that the last global pooling takes, or of the result where
-    there is none; None where that already depends on the whole image."""
-    last: Reach | None = found[-1]
+def place_before_global_pooling(ops: list[Op], found: list[Reach | None]) -> int | None:
+    """Of the map that the last global pooling takes, or of the result where there is none; None
+    where that already depends on the whole image."""
+    last = len(ops) - 1
     for op, reach in zip(ops, found, strict=True):
         if reach is None and _pools_globally(op):
-            last = found[op.inputs[0]]
-    return last.size if last else None
+            last = op.inputs[0]
+    return None if found[last] is None else last
 
 
 def _pools_globally(op: Op) -> bool:

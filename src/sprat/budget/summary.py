@@ -8,7 +8,7 @@ from torch import nn
 
 from sprat.budget.graph import Op, count_parameters, trace
 from sprat.budget.memory import peak_activations
-from sprat.budget.reach import Reach, before_global_pooling, reaches
+from sprat.budget.reach import Reach, place_before_global_pooling, reaches
 
 WIDTHS = {"fp32": 4, "fp16": 2, "int8": 1}  # bytes
 
@@ -88,7 +88,7 @@ def summarize(network: nn.Module, side: int = 32, depth: int = 0) -> Summary:
         side=side,
         parameters=count_parameters(network),
         macs=sum(map(macs, ops)),
-        receptive_field=before_global_pooling(ops, found),
+        receptive_field=_field(ops, found),
         peak_activations=peak.values,
         peak_layer=peak.op.module or peak.op.kind,
         layers=tuple(_layers(network, ops, found, depth)),
@@ -103,7 +103,13 @@ def receptive_field(network: nn.Module, side: int = 32) -> int | None:
         SpratError: as `summarize`.
     """
     ops = trace(network, side)
-    return before_global_pooling(ops, reaches(ops))
+    return _field(ops, reaches(ops))
+
+
+def _field(ops: list[Op], found: list[Reach | None]) -> int | None:
+    place = place_before_global_pooling(ops, found)
+    reach = None if place is None else found[place]
+    return reach.size if reach else None
 
 
 def macs(op: Op) -> int:

@@ -8,6 +8,7 @@ import inspect
 import sys
 from typing import TypeGuard
 
+import torch
 from torch import nn
 
 from sprat.errors import SpratError
@@ -29,6 +30,7 @@ __all__ = [
     "EfficientBlock",
     "OptimizedCIFAR10Net200K",
     "build_model",
+    "check_outputs",
     "find_model",
     "import_model",
 ]
@@ -74,6 +76,31 @@ def build_model(name: str, num_classes: int = 10, dropout: float = 0.2) -> nn.Mo
         SpratError: there is no such class.
     """
     return find_model(name)(num_classes=num_classes, dropout=dropout)
+
+
+def check_outputs(network: nn.Module, num_classes: int, side: int) -> None:
+    """Runs a network on an image of 3 x side x side: it must give a logit for each class.
+
+    Raises:
+        SpratError: it cannot take the image, or gives something else.
+    """
+    name = type(network).__name__
+    was_training = network.training
+    try:
+        with torch.inference_mode():
+            logits = network.eval()(torch.zeros(1, 3, side, side))
+    except Exception as error:  # the user's own code
+        raise SpratError(
+            f"{name} cannot take an image of 3 x {side} x {side}: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        network.train(was_training)
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if shape != (1, num_classes):
+        raise SpratError(
+            f"{name} gives {shape} for one image, expected logits of shape (1, {num_classes}), one "
+            "for each class; give the number of its classes (--classes), or mend its last layer"
+        )
 
 
 def _is_network(value: object) -> TypeGuard[type[nn.Module]]:
