@@ -41,7 +41,7 @@ def results(tmp_path: Path) -> dict[str, Path]:
     write_json(final / "results.json", same | {"test": JUDGED, "val": None, "side": 32})
     write_json(choosing / "results.json", same | {"test": None, "val": JUDGED})
     spread = {"mean": 0.9, "std": 0.002, "n": 3}
-    write_json(seeds / "summary.json", same | {"seeds": [0, 1, 2], "top1": spread})
+    write_json(seeds / "summary.json", same | {"seeds": [0, 1, 2], "top1": spread, "split": "test"})
     evaluated = tmp_path / "evaluated.json"
     write_json(evaluated, {"model": MODEL, "dataset": "cifar10", "split": "test"} | JUDGED)
     return {"final": final, "choosing": choosing, "seeds": seeds, "evaluated": evaluated}

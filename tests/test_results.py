@@ -36,7 +36,7 @@ def test_a_summary_is_over_the_seeds(tmp_path: Path) -> None:
     [
         ({"epochs": 3}, "seed 1 differs in epochs"),
         ({"overrides": {"epochs": 2}}, "seed 1 differs in overrides"),
-        ({"final": False}, "seed 1 is no --final run"),
+        ({"final": False}, "seed 1 differs in final"),
     ],
 )
 def test_runs_that_are_not_seeds_of_one_recipe_are_not_summed_up(

@@ -100,6 +100,7 @@ def train(
     recipe: str = DEFAULT_RECIPE,
     output: Path | None = None,
     resume: Path | None = None,
+    seeds: int = 0,
     data_dir: DataDir = None,
     quiet: Annotated[bool, Parameter(negative=())] = False,
     config: Annotated[Config, Parameter(name="*")] = Config(),  # noqa: B008
@@ -111,16 +112,21 @@ def train(
     recipe
         A shipped recipe's name, or the path of a .toml file.
     output
-        New folder for the run; by default runs/RECIPE-DATE-TIME.
+        New folder for the run; by default runs/RECIPE-DATE-TIME, and with --seeds runs/RECIPE.
     resume
         Folder of an interrupted run to go on with, exactly as it began; takes no settings.
+    seeds
+        Train under so many seeds one after another, from --seed on, each into OUTPUT/seed-N;
+        finished ones are skipped, an interrupted one goes on; 0: one run, into OUTPUT itself.
     quiet
         Print errors and warnings only.
     """
     began_as = load_recipe(recipe)
     changed = overrides(config, began_as)
+    if seeds < 0:
+        raise SpratError(f"--seeds is {seeds}, expected 0 (one run) or a number of seeds")
     if resume is not None:
-        if recipe != DEFAULT_RECIPE or output is not None or config != began_as:
+        if recipe != DEFAULT_RECIPE or output or seeds or config != began_as:
             raise SpratError("--resume goes on exactly as the run began; leave other settings out")
         from sprat.results import read_config
 
@@ -131,38 +137,43 @@ def train(
     import sprat.train
     from sprat.display import TrainingDisplay
     from sprat.plots import draw_curves
+    from sprat.seeds import train_seeds
 
     if resume is None:
         sprat.train.check(config)  # rather than after a download
     console = Console(quiet=quiet)
-    started = time.strftime("%Y%m%d-%H%M%S")
-    name = f"{Path(recipe).stem}-seed{config.seed}-{started}"
+    name = Path(recipe).stem
+    if not seeds:
+        name += f"-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = resume or output or Path("runs") / name
     dataset = _load(console, config.dataset, data_dir)
+
+    def ended(run: Path, results: dict[str, Any]) -> None:
+        draw_curves(run)
+        _print_outcome(console, results, run)
+
     try:
         with _stop_on_signal() as stop, TrainingDisplay(console) as display:
-            if resume:
-                results = sprat.train.resume(
-                    run, dataset, observer=display, should_stop=stop.was_asked
-                )
+            going: dict[str, Any] = {"observer": display, "should_stop": stop.was_asked}
+            going |= {} if resume else {"recipe": recipe, "overrides": changed}
+            if seeds:
+                summary = train_seeds(config, dataset, run, seeds, ended=ended, **going)
+            elif resume:
+                results = sprat.train.resume(run, dataset, **going)
             else:
-                results = sprat.train.train(
-                    config,
-                    dataset,
-                    run,
-                    recipe=recipe,
-                    overrides=changed,
-                    observer=display,
-                    should_stop=stop.was_asked,
-                )
+                results = sprat.train.train(config, dataset, run, **going)
     except sprat.train.Interrupted:
         assert stop.signal is not None
         command = ["sprat", "train", "--resume", str(run)]
         command += ["--data-dir", str(data_dir)] if data_dir else []
+        if seeds:
+            command = ["sprat", *sys.argv[1:]]
         print(f"sprat: stopped and saved; go on with\n  {shlex.join(command)}", file=sys.stderr)
         return 128 + stop.signal
-    draw_curves(run)
-    _print_outcome(console, results, run)
+    if seeds:
+        _print_seeds(console, summary, run)
+    else:
+        ended(run, results)
     return 0
 
 
@@ -641,6 +652,19 @@ def _print_outcome(console: "Console", results: dict[str, Any], run: Path) -> No
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _print_seeds(console: "Console", summary: dict[str, Any], folder: Path) -> None:
+    console.print(f"\n{len(summary['seeds'])} seeds, on {summary['split']}:", highlight=False)
+    for key, label in (("top1", "accuracy"), ("tta_top1", "with test-time views")):
+        figure = summary[key]
+        spread = f" ± {100 * figure['std']:.2f}" if figure["n"] > 1 else ""
+        console.print(
+            f"  {label:24}  {100 * figure['mean']:.2f}{spread} %  (n = {figure['n']}, "
+            f"{100 * figure['min']:.2f} to {100 * figure['max']:.2f})",
+            highlight=False,
+        )
+    console.print(f"{folder}/summary.json holds them.", highlight=False, soft_wrap=True)
 
 
 def _print_judgement(console: "Console", judgement: dict[str, Any]) -> None:

@@ -173,7 +173,8 @@ def _measured(values: dict[str, Any], file: Path) -> Entry:
             top1=top1["mean"],
             std=top1["std"],
             n=top1["n"],
-            protocol=f"test, {top1['n']} seeds",
+            split=values["split"],
+            protocol=f"{values['split']}, {top1['n']} seeds",
         )
     split = values.get("split") or ("test" if values["test"] else "val")
     judgement = values if "split" in values else values[split]

@@ -264,6 +264,8 @@ class Config:
     """Network, by its class name; case, - and _ do not matter."""
     dropout: float = 0.2
     """Probability of zeroing a feature before the classifier."""
+    train_images: int = 0
+    """Training images to train on, stratified by class, chosen by split_seed; 0: all."""
     epochs: int = 16
     """Passes over the training images."""
     batch_size: int = 128
@@ -304,6 +306,7 @@ class Config:
         _check("dropout", self.dropout, 0 <= self.dropout < 1, "a probability in [0, 1)")
         _check("epochs", self.epochs, self.epochs >= 1, "at least 1")
         _check("batch_size", self.batch_size, self.batch_size >= 2, "at least 2 images")
+        _check("train_images", self.train_images, self.train_images >= 0, "0 (all) or a number")
         ok = 0 <= self.label_smoothing < 1
         _check("label_smoothing", self.label_smoothing, ok, "a number in [0, 1)")
         _check("weights", self.weights, self.weights in ("ema", "last"), "'ema' or 'last'")

@@ -68,6 +68,8 @@ class TrainingDisplay(Observer):
         self._print(f"accuracy is on {judged}\n{HEADER}")
         for row in training.history:
             self._print_row(row)
+        for task in self.progress.task_ids:  # of a seed before
+            self.progress.update(task, visible=False)
         self.began, self.began_step = time.perf_counter(), training.step
         self.last_line = self.began
         self.task = self.progress.add_task("", total=len(training.batches), rate=0, left="")

@@ -82,32 +82,33 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def write_summary(folder: Path) -> dict[str, Any]:
-    """Writes folder/summary.json over the final runs in folder/seed-*/results.json.
+    """Writes folder/summary.json over the finished runs in folder/seed-*/results.json.
 
     Returns:
-        The recipe, dataset, model and seeds, and n, mean, standard deviation (of a sample, null
-        for one seed), median, least and greatest of each figure.
+        The recipe, dataset, model, seeds, and "split" (what was judged on, "test" or "val"); n,
+        mean, standard deviation (of a sample, null for one seed), median, least and greatest of
+        each figure.
 
     Raises:
-        SpratError: there are none, or they are not seeds of one final recipe.
+        SpratError: there are none, or they are not seeds of one recipe.
     """
     runs = [read_json(path) for path in folder.glob(f"seed-*/{RESULTS_FILE}")]
     runs.sort(key=lambda run: run["seed"])
     if not runs:
         raise SpratError(f"{folder} holds no seed-*/{RESULTS_FILE}; train some first")
-    same = ("recipe", "overrides", "dataset", "dataset_md5", "model", "parameters", "epochs")
+    same = ["recipe", "overrides", "dataset", "dataset_md5", "model", "parameters", "final"]
+    same += ["epochs"] if runs[0]["final"] else []  # else early stopping has a say
     for run in runs:
-        differs = [key for key in same if run[key] != runs[0][key]]
-        if differs or not run["final"]:
-            why = f"differs in {', '.join(differs)}" if differs else "is no --final run"
-            raise SpratError(f"{folder}: seed {run['seed']} {why}; a summary is over seeds alone")
-    figures = {
-        "top1": [run["test"]["top1"] for run in runs],
-        "tta_top1": [run["test"]["tta_top1"] for run in runs],
-        "ece": [run["test"]["ece"] for run in runs],
-        "seconds": [run["seconds"] for run in runs],
-    }
-    summary = {key: runs[0][key] for key in same} | {"seeds": [run["seed"] for run in runs]}
+        if differs := [key for key in same if run[key] != runs[0][key]]:
+            raise SpratError(
+                f"{folder}: seed {run['seed']} differs in {', '.join(differs)}; a summary is over "
+                "seeds alone"
+            )
+    split = "test" if runs[0]["final"] else "val"
+    figures = {key: [run[split][key] for run in runs] for key in ("top1", "tta_top1", "ece")}
+    figures["seconds"] = [run["seconds"] for run in runs]
+    summary = {key: runs[0][key] for key in same}
+    summary |= {"split": split, "seeds": [run["seed"] for run in runs]}
     summary |= {name: _spread(values) for name, values in figures.items()}
     write_json(folder / SUMMARY_FILE, summary)
     return summary

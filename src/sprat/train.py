@@ -119,6 +119,18 @@ def split_off_val(train_set: ImageSet, config: Config) -> tuple[Tensor, Tensor]:
     return stratified_split(train_set.targets, held_out, config.split_seed)
 
 
+def _fewer(train_set: ImageSet, config: Config) -> ImageSet:
+    if config.train_images in (0, len(train_set)):
+        return train_set
+    if config.train_images > len(train_set):
+        raise SpratError(
+            f"train_images is {config.train_images:,}, but there are {len(train_set):,} to train "
+            "on; give fewer, or 0 for all"
+        )
+    _, chosen = stratified_split(train_set.targets, config.train_images, config.split_seed)
+    return train_set.subset(chosen)
+
+
 def check(config: Config) -> None:
     """What can be known to be wrong before any data is there.
 
@@ -236,6 +248,7 @@ class Training:
             kept, held_out = split_off_val(train_set, config)
             self.val_set = train_set.subset(held_out).to(self.device)
             train_set = train_set.subset(kept)
+        train_set = _fewer(train_set, config)
         images = min(PROBE_IMAGES, len(train_set))
         probe = stratified_split(train_set.targets, images, config.split_seed)[1]
         self.probe_set = train_set.subset(probe).to(self.device)

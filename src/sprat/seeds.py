@@ -1,0 +1,66 @@
+"""One recipe under several seeds, one after another, and what they come to."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sprat.config import Config
+from sprat.data import Dataset
+from sprat.errors import SpratError
+from sprat.results import CONFIG_FILE, read_config, write_summary
+from sprat.train import Observer, resume, settle, train
+
+
+def train_seeds(
+    config: Config,
+    dataset: Dataset,
+    folder: Path,
+    count: int,
+    *,
+    recipe: str,
+    overrides: dict[str, Any] | None = None,
+    observer: Observer | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    ended: Callable[[Path, dict[str, Any]], None] = lambda run, results: None,
+) -> dict[str, Any]:
+    """Trains under `count` seeds from config.seed on, each into folder/seed-N; returns what
+    folder/summary.json then holds, over all finished seeds there.
+
+    Seeds that are finished are left as they are, one that was interrupted goes on.
+
+    Args:
+        ended: is told each seed's folder and results, of a finished one too.
+        Others as of `train`.
+
+    Raises:
+        SpratError: as `train`, or a seed's folder holds a run of other settings.
+        Interrupted: `should_stop` said so; the same call goes on.
+    """
+    for seed in range(config.seed, config.seed + count):
+        run, seeded = folder / f"seed-{seed}", dataclasses.replace(config, seed=seed)
+        if (run / CONFIG_FILE).exists():
+            _check_same(run, settle(seeded, dataset, observer or Observer()))
+            results = resume(run, dataset, observer=observer, should_stop=should_stop)
+        else:
+            results = train(
+                seeded,
+                dataset,
+                run,
+                recipe=recipe,
+                overrides=overrides,
+                observer=observer,
+                should_stop=should_stop,
+            )
+        ended(run, results)
+    return write_summary(folder)
+
+
+def _check_same(run: Path, wanted: Config) -> None:
+    began_as = read_config(run)[0].to_dict()
+    differs = [key for key, value in wanted.to_dict().items() if began_as[key] != value]
+    if differs:
+        raise SpratError(
+            f"{run} is a run of other settings (it differs in {', '.join(differs)}); give another "
+            "--output, or the settings it began with"
+        )

@@ -1,0 +1,103 @@
+"""Several seeds of one recipe, one after another."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SMALL
+from torch import Tensor
+
+from sprat.cli import app
+from sprat.data import Dataset
+from sprat.errors import SpratError
+from sprat.results import read_json
+from sprat.seeds import train_seeds
+from sprat.train import Interrupted, Observer, Training
+
+CONFIG = dataclasses.replace(SMALL, epochs=2, train_images=96, seed=4)
+
+
+class Watching(Observer):
+    """Counts steps; asks to stop after so many."""
+
+    def __init__(self, stop_after: int = 10**9) -> None:
+        self.steps, self.stop_after = 0, stop_after
+
+    def stepped(self, training: Training) -> None:
+        self.steps += 1
+
+    def should_stop(self) -> bool:
+        return self.steps >= self.stop_after
+
+
+def _train(folder: Path, dataset: Dataset, watching: Watching, **changes: Any) -> dict[str, Any]:
+    return train_seeds(
+        dataclasses.replace(CONFIG, **changes),
+        dataset,
+        folder,
+        2,
+        recipe="small",
+        observer=watching,
+        should_stop=watching.should_stop,
+    )
+
+
+def test_an_interrupted_seed_goes_on_and_a_finished_one_is_skipped(
+    small: Dataset, tmp_path: Path
+) -> None:
+    whole = Watching()
+    summary = _train(tmp_path / "whole", small, whole)
+    assert (summary["seeds"], summary["split"], summary["top1"]["n"]) == ([4, 5], "val", 2)
+    assert whole.steps == 2 * 2 * 3
+
+    cut = Watching(stop_after=8)  # within the second seed
+    with pytest.raises(Interrupted):
+        _train(tmp_path / "cut", small, cut)
+    rest = Watching()
+    again = _train(tmp_path / "cut", small, rest)
+    assert cut.steps + rest.steps == whole.steps
+    for seed in (4, 5):
+        models = [tmp_path / run / f"seed-{seed}/model.safetensors" for run in ("whole", "cut")]
+        assert models[0].read_bytes() == models[1].read_bytes()
+    assert again["top1"] == summary["top1"]
+
+    nothing = Watching()
+    assert _train(tmp_path / "cut", small, nothing) == again
+    assert nothing.steps == 0
+
+
+def test_a_folder_of_other_settings_is_left_alone(small: Dataset, tmp_path: Path) -> None:
+    _train(tmp_path, small, Watching())
+    before = read_json(tmp_path / "seed-4" / "results.json")
+    with pytest.raises(SpratError, match=r"seed-4 is a run of other settings .*dropout"):
+        _train(tmp_path, small, Watching(), dropout=0.1)
+    assert read_json(tmp_path / "seed-4" / "results.json") == before
+
+
+def test_fewer_training_images_keep_the_classes_shares(small: Dataset, tmp_path: Path) -> None:
+    def counts(images: int) -> Tensor:
+        training = Training(dataclasses.replace(CONFIG, train_images=images), small, tmp_path)
+        return training.batches.dataset.targets.bincount(minlength=10)
+
+    assert counts(90).sum() == 90
+    assert (counts(90) - counts(0) / 4).abs().max() <= 1
+    with pytest.raises(SpratError, match=r"train_images is 401, but there are 360 to train on"):
+        Training(dataclasses.replace(CONFIG, train_images=401), small, tmp_path)
+
+
+def test_the_command_writes_a_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--dataset", "shapes10", "--seeds", "2", "--train-images", "128"]
+    words += ["--epochs", "1", "--optim.warmup-epochs", "0.5", "--device", "cpu", "--final"]
+    assert app(words, result_action="return_value") == 0
+    summary = json.loads((tmp_path / "runs/quick/summary.json").read_text())
+    assert (summary["split"], summary["seeds"]) == ("test", [0, 1])
+    shown = capsys.readouterr().out
+    assert "2 seeds, on test" in shown
+    assert f"{100 * summary['top1']['mean']:.2f} ± {100 * summary['top1']['std']:.2f} %" in shown
+    for seed in (0, 1):
+        assert (tmp_path / f"runs/quick/seed-{seed}/curves.png").exists()
