@@ -33,6 +33,7 @@ KNOWN = {
     "ResNet20A": (81, 40_551_040),
     "WRN16x1": (53, 26_657_408),
     "DenseNetBC40": (90, 72_365_352),
+    "Tiniest": (186, 43_878_176),
     "ShuffleNetV2x05": (527, 815_392),
     "MobileNetV2": (491, 6_124_928),
     "ResNet18": (109, 555_422_720),
@@ -45,16 +46,18 @@ def _extent_of_the_gradient(network: nn.Module, side: int, width: int | None = N
     activations are left out and maxima are means."""
     for module in list(network.modules()):
         for name, child in module.named_children():
-            if isinstance(child, nn.ReLU | nn.ReLU6 | nn.BatchNorm2d):
+            if isinstance(child, nn.ReLU | nn.ReLU6 | nn.BatchNorm2d | nn.LayerNorm):
                 setattr(module, name, nn.Identity())
             if isinstance(child, nn.MaxPool2d):
                 pool = nn.AvgPool2d(child.kernel_size, child.stride, child.padding)
                 setattr(module, name, pool)
     probe = network.double().eval()
     with torch.no_grad():
-        for parameter in probe.parameters():
-            parameter.fill_(1 / max(1, parameter[0].numel() if parameter.ndim > 1 else 1))
-    images = torch.ones(1, 3, side, width or side, dtype=torch.double, requires_grad=True)
+        for name, parameter in probe.named_parameters():
+            share = 1 / max(1, parameter[0].numel() if parameter.ndim > 1 else 1)
+            parameter.fill_(0 if name.endswith("bias") else share)
+    shape = (1, 3, side, width or side)  # dark, or what is multiplied would grow without end
+    images = torch.full(shape, 1e-3, dtype=torch.double, requires_grad=True)
     features = probe.features(images)  # type: ignore[operator]
     features[0, :, features.shape[2] // 2, features.shape[3] // 2].sum().backward()
     assert images.grad is not None

@@ -31,6 +31,7 @@ PUBLISHED = {
     "ResNet20": 272_474,
     "ResNet20A": 269_722,
     "WRN16x1": 175_066,
+    "Tiniest": 97_530,
     "DenseNetBC40": 176_122,
     "ShuffleNetV2x05": 352_042,
     "MobileNetV2": 2_236_682,

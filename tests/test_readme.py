@@ -5,11 +5,12 @@ import json
 import re
 import shlex
 from pathlib import Path
+from statistics import median
 
 import pytest
 
 from sprat.augment.views import VIEWS
-from sprat.config import Config, load_recipe, overrides
+from sprat.config import Config, load_recipe, overrides, recipe_path
 from sprat.results import read_config, read_json, read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -69,8 +70,6 @@ class TestEverySummary:
         assert cells[5] == f"{summary['seconds']['median'] / 60:.0f} minutes"
 
     def test_is_what_its_recipe_promises(self, path: Path) -> None:
-        from sprat.config import recipe_path
-
         summary = read_json(path)
         header = recipe_path(summary["recipe"]).read_text()
         top1 = summary["top1"]
@@ -306,3 +305,46 @@ def test_every_network_is_named() -> None:
     from sprat.models import MODELS
 
     assert all(f"`{name}`" in README for name in MODELS)
+
+
+COMPARED = ["results/quick", "results/sprint", "results/reference/seed-0/test.json"]
+
+
+def test_the_comparison_shown_is_what_the_command_prints(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sprat.cli import app
+
+    monkeypatch.chdir(ROOT)
+    app(["compare", *COMPARED, "--markdown"], result_action="return_value")
+    table = capsys.readouterr().out
+    assert table in README
+    assert "compare " + " ".join(COMPARED) in README
+
+
+def test_the_reference_run_is_as_told() -> None:
+    """One run, which chose its weights on val; the test set was read after it."""
+    run = RESULTS / "reference" / "seed-0"
+    results, test, rows = (
+        read_json(run / "results.json"), read_json(run / "test.json"), read_metrics(run)
+    )  # fmt: skip
+    assert (results["overrides"], results["git"]["dirty"]) == ({}, False)
+    assert (test["split"], test["n"], test["tta_views"]) == ("test", 10_000, 8)
+    assert results["test"] is None
+    config, recipe, _ = read_config(run)
+    assert overrides(config, load_recipe(recipe)).keys() <= {"precision"}
+    seconds = median(row["seconds"] for row in rows)
+    top1, tta = 100 * test["top1"], 100 * test["tta_top1"]
+    assert _row_of("reference")[1:6] == [
+        f"{results['parameters']:,}",
+        f"{results['epochs']} of {config.epochs}",
+        f"{top1:.2f} % (n = 1)",
+        f"{tta:.2f} % with 8 views (n = 1)",
+        f"{seconds:.0f} seconds an epoch",
+    ]
+    header = recipe_path("reference").read_text().replace("\n# ", " ")
+    assert f"{top1:.2f} % (n = 1)" in header
+    assert f"{tta:.2f} % with eight views" in header
+    assert f"({100 * results['val']['top1']:.2f} % there)" in header
+    assert f"after {len(rows)} epochs, best at {results['best_epoch']}" in header
+    assert f"takes {seconds:.0f} seconds" in header

@@ -250,8 +250,13 @@ def evaluate(
     with judging_bar(console, f"judging {split}", tta * len(judged)) as progress:
         network = loaded.network.to(choose_device(device))
         judgement = judge(network, judged, loaded.normalization, tta, progress)
-    named = {"model": loaded.name, "side": loaded.side, "dataset": source.name, "split": split}
-    named |= judgement
+    named = {
+        "model": loaded.name,
+        "recipe": loaded.about.get("recipe"),
+        "side": loaded.side,
+        "dataset": source.name,
+        "split": split,
+    } | judgement
     if json_output:
         print(json.dumps(named))
     else:

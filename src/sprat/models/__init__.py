@@ -22,6 +22,7 @@ from sprat.models.optimized200k import (
 from sprat.models.resnet import ResNet18, ResNet20, ResNet20A
 from sprat.models.resnet8 import ResNet8
 from sprat.models.shufflenetv2 import ShuffleNetV2x05
+from sprat.models.tiniest import Tiniest
 from sprat.models.wideresnet import WRN16x1
 
 __all__ = [
@@ -43,6 +44,7 @@ MODELS: dict[str, type[nn.Module]] = {
         ResNet20,
         ResNet20A,
         WRN16x1,
+        Tiniest,
         DenseNetBC40,
         ShuffleNetV2x05,
         MobileNetV2,

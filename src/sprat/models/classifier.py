@@ -17,12 +17,13 @@ class PooledClassifier(nn.Module):
 
     min_side: ClassVar[int] = 16  # px
 
-    def add_head(self, width: int, num_classes: int, dropout: float) -> None:
+    def add_head(self, width: int, num_classes: int, dropout: float, he_init: bool = True) -> None:
         """Ends the constructor: dropout and a linear layer on `width` pooled features; all
-        convolutions get their initial weights (He et al. 2015, arXiv 1502.01852)."""
+        convolutions get initial weights for ReLU (He et al. 2015, arXiv 1502.01852), or keep
+        torch's own."""
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(width, num_classes)
-        for module in self.modules():
+        for module in self.modules() if he_init else ():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 

@@ -1,0 +1,154 @@
+"""What helps a network this small: every setting tried, at one small budget, beside its base.
+
+    python benchmarks/proxy.py --work FOLDER [--group brief …] [--data-dir DIR] [--json]
+
+The budget is 20 passes over 10,000 of CIFAR-10's training images at 32 px in batches of 64, judged
+after the last step on 25,000 other training images (val). On two cores of a 2026 AMD EPYC the
+brief's network takes two minutes a run; finished runs in FOLDER are not trained again. The last
+line is one JSON object: for every trial its accuracy, and the difference to its base, paired over
+seeds and images, with its standard error over images.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sprat.checkpoint import load_model
+from sprat.config import Config, load_recipe
+from sprat.data import Dataset, load_dataset
+from sprat.evaluate import predict_probabilities
+from sprat.results import read_config, read_json
+from sprat.runtime import keep_freed_memory
+from sprat.seeds import train_seeds
+from sprat.train import split_off_val
+
+BUDGET = {
+    "train_images": 10_000, "val_fraction": 0.5, "epochs": 20, "batch_size": 64,
+    "judge_every": 1000, "patience": 0, "tta": 1, "optim.warmup_epochs": 2.0,
+}  # fmt: skip
+
+# group -> its base recipe, how many seeds, and each trial's changes
+GROUPS: dict[str, tuple[str, int, dict[str, dict[str, Any]]]] = {
+    "brief": (
+        "reference",
+        2,
+        {
+            "no flip": {"augment.flip": 0.0},
+            "no shift, scale, rotation": {"augment.affine": 0.0},
+            "no brightness, contrast": {"augment.brightness_contrast": 0.0},
+            "no hue, saturation, value": {"augment.hue_saturation_value": 0.0},
+            "no coarse dropout": {"augment.coarse_dropout": 0.0},
+            "no MixUp": {"mixing.mixup": 0.0},
+            "no CutMix": {"mixing.cutmix": 0.0},
+            "no RICAP": {"mixing.ricap": 0.0},
+            "no mixing": {"mixing.mixup": 0.0, "mixing.cutmix": 0.0, "mixing.ricap": 0.0},
+            "no label smoothing": {"label_smoothing": 0.0},
+            "no dropout": {"dropout": 0.0},
+            "no clipping": {"optim.max_norm": 0.0},
+            "no average of the weights": {"weights": "last", "ema.decay": 0.0},
+            "no decay of norms and biases": {"optim.decay_norm_and_bias": False},
+            "no warm-up": {"optim.warmup_epochs": 0.0},
+        },
+    ),
+    "accurate": (
+        "accurate",
+        1,
+        {
+            "SGD for all weights": {"optim.name": "sgd"},
+            "batches of 128": {"batch_size": 128},
+            "cutout of 8 px": {"augment.cutout": 8},
+            "shift, scale, rotation": {"augment.affine": 0.5},
+            "brightness, contrast": {"augment.brightness_contrast": 0.5},
+            "MixUp, alpha 0.2": {"mixing.mixup": 1.0, "mixing.mixup_alpha": 0.2},
+            "CutMix in half the batches": {"mixing.cutmix": 0.5},
+            "RICAP in half the batches": {"mixing.ricap": 0.5},
+            "smoothing 0": {"label_smoothing": 0.0},
+            "smoothing 0.1": {"label_smoothing": 0.1},
+            "weight decay 2e-3": {"optim.weight_decay": 2e-3},
+            "cosine": {"optim.schedule": "cosine"},
+        },
+    ),
+}
+
+
+def proxy_config(recipe: str, changes: dict[str, Any]) -> Config:
+    """A recipe at the small budget, with changes."""
+    values = load_recipe(recipe).to_dict()
+    for name, value in (BUDGET | changes).items():
+        *tables, key = name.split(".")
+        table = values
+        for part in tables:
+            table = table[part]
+        table[key] = value
+    return Config.from_dict(values, source=recipe)
+
+
+def hits(run: Path, dataset: Dataset) -> Tensor:
+    """Whether the kept model is right, for each image of the run's val; bool, N."""
+    config, _, _ = read_config(run)
+    _, held_out = split_off_val(dataset.train, config)
+    val, model = dataset.train.subset(held_out), load_model(run)
+    probabilities = predict_probabilities(model.network, val.images, model.normalization)
+    return probabilities.argmax(1) == val.targets
+
+
+def measure(folder: Path, config: Config, seeds: int, dataset: Dataset) -> dict[str, Any]:
+    """Trains what is not trained yet; gives parameters, seconds and hits, seed by seed."""
+    saved = folder / "hits.pt"
+    train_seeds(config, dataset, folder, seeds, recipe="proxy")
+    runs = [folder / f"seed-{seed}" for seed in range(seeds)]
+    if not saved.exists():
+        torch.save(torch.stack([hits(run, dataset) for run in runs]), saved)
+    results = [read_json(run / "results.json") for run in runs]
+    return {
+        "parameters": results[0]["parameters"],
+        "seconds": sum(result["seconds"] for result in results) / seeds,
+        "hits": torch.load(saved, weights_only=True),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--group", nargs="*", choices=GROUPS, default=list(GROUPS))
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--json", action="store_true", help="print the JSON object alone")
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    dataset = load_dataset("cifar10", arguments.data_dir)
+    told = sys.stderr if arguments.json else sys.stdout
+    groups = {}
+    for group in arguments.group:
+        recipe, seeds, trials = GROUPS[group]
+        base, rows = None, {}
+        for name, changes in {"base": {}, **trials}.items():
+            folder = arguments.work / group / name.replace(" ", "-").replace(",", "")
+            measured = measure(folder, proxy_config(recipe, changes), seeds, dataset)
+            right = measured.pop("hits").double()
+            base = right if base is None else base
+            difference = (right - base).mean(0)  # over seeds
+            rows[name] = measured | {
+                "changes": changes,
+                "top1": right.mean().item(),
+                "top1_of_seeds": right.mean(1).tolist(),
+                "difference": difference.mean().item(),
+                "standard_error": (difference.std() / len(difference) ** 0.5).item(),
+            }
+            row = rows[name]
+            print(
+                f"{group:10} {name:32} {100 * row['top1']:6.2f} %  {100 * row['difference']:+6.2f} "
+                f"± {100 * row['standard_error']:.2f}  {row['seconds']:5.0f} s",
+                file=told,
+                flush=True,
+            )
+        groups[group] = {"recipe": recipe, "seeds": seeds, "trials": rows}
+    print(json.dumps({"budget": BUDGET, "groups": groups}))
+
+
+if __name__ == "__main__":
+    main()
