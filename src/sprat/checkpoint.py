@@ -31,8 +31,11 @@ class Model:
     about: dict[str, Any]  # recipe, dataset, seed, …: what a person wants to know
 
 
-def save_model(path: Path, model: Model) -> None:
-    """Writes weights and buffers as safetensors, everything else into the file's metadata."""
+def save_model(path: Path, model: Model, dtype: torch.dtype = torch.float32) -> None:
+    """Writes weights and buffers as safetensors, everything else into the file's metadata.
+
+    dtype: of what is stored of floats; computed is in float32 whatever it is.
+    """
     meta = {
         "format": FORMAT,
         "model": model.name,
@@ -42,7 +45,11 @@ def save_model(path: Path, model: Model) -> None:
         "side": model.side,
         "about": model.about,
     }
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.network.state_dict().items()}
+    tensors = {
+        key: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype)
+        for key, value in model.network.state_dict().items()
+    }
+    tensors = {key: value.contiguous() for key, value in tensors.items()}
     with replacing(path) as beside:
         save_file(tensors, beside, {"sprat": json.dumps(meta)})
 

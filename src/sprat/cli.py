@@ -37,7 +37,12 @@ DataDir = Annotated[
         help="Where CIFAR-10 lies; by default $SPRAT_DATA, then the user's cache, then a download."
     ),
 ]
-ModelPath = Annotated[Path, Parameter(help="A model.safetensors, or the folder of a finished run.")]
+ModelName = Annotated[
+    str,
+    Parameter(
+        help="A model.safetensors, the folder of a finished run, or the name of a shipped model."
+    ),
+]
 JsonOutput = Annotated[
     bool, Parameter(name="--json", negative=(), help="Print one line of JSON instead of text.")
 ]
@@ -179,7 +184,7 @@ def train(
 
 @app.command
 def evaluate(
-    model: ModelPath,
+    model: ModelName,
     /,
     *,
     split: Literal["auto", "val", "test"] = "auto",
@@ -214,11 +219,13 @@ def evaluate(
     from sprat.results import read_config
     from sprat.runtime import choose_device, keep_freed_memory, set_threads
     from sprat.train import split_off_val
+    from sprat.zoo import locate
 
     keep_freed_memory()
     set_threads(threads)
-    loaded = load_model(model)
-    config = read_config(model)[0] if model.is_dir() else None
+    place = locate(model)
+    loaded = load_model(place)
+    config = read_config(place)[0] if place.is_dir() else None
     if tta is None:
         tta = config.tta if config else 2
     find_views(tta)
@@ -449,9 +456,7 @@ def compare(
 
 @app.command
 def predict(
-    model: ModelPath,
-    /,
-    *pictures: Path,
+    *pictures: str,
     top: int = 3,
     json_output: JsonOutput = False,
 ) -> int:
@@ -460,12 +465,11 @@ def predict(
     Parameters
     ----------
     pictures
-        Files, or folders of pictures; any size and mode.
+        Files, or folders of pictures; any size and mode. A model's file, run or name before them
+        is used; else the best that ships with sprat.
     top
         How many classes to give for each picture, the most probable first.
     """
-    if not pictures:
-        raise SpratError("no picture is named; give files or a folder after the model")
     if top < 1:
         raise SpratError(f"--top is {top}, expected at least 1")
 
@@ -474,9 +478,13 @@ def predict(
     from sprat.checkpoint import load_model
     from sprat.display import judging_bar
     from sprat.predict import find_pictures, predict_pictures
+    from sprat.zoo import best, is_model, locate
 
-    loaded = load_model(model)
-    files = find_pictures(pictures)
+    named = bool(pictures) and is_model(pictures[0])
+    if len(pictures) == named:
+        raise SpratError("no picture is named; give files or a folder: sprat predict cat.jpg")
+    loaded = load_model(locate(pictures[0]) if named else best())
+    files = find_pictures([Path(picture) for picture in pictures[named:]])
     answers, unreadable = [], 0
     # lines of text on a terminal are progress enough, and a bar would tear them
     tearing = sys.stdout.isatty() and not json_output
@@ -498,6 +506,53 @@ def predict(
     if json_output:
         print(json.dumps(answers))
     return 2 if unreadable else 0
+
+
+@app.command
+def models(
+    name: str | None = None,
+    /,
+    *,
+    json_output: JsonOutput = False,
+) -> None:
+    """The trained models that ship with sprat, best first; with a name, that one's card.
+
+    Parameters
+    ----------
+    name
+        A shipped model's.
+    """
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from sprat.display import print_table
+    from sprat.zoo import card_text, cards, find_card, listed
+
+    if name is not None:
+        card = find_card(name)
+        if json_output:
+            print(json.dumps(card))
+        elif sys.stdout.isatty():
+            Console().print(Markdown(card_text(card)))
+        else:
+            print(card_text(card))
+        return
+    known = [listed(card) for card in cards()]
+    if json_output:
+        print(json.dumps(known))
+        return
+    rows = [("name", "parameters", "test accuracy", "bytes", "sha256")]
+    rows += [
+        (
+            model["name"],
+            f"{model['parameters']:,}",
+            f"{100 * model['test_top1']:.2f} %",
+            f"{model['bytes']:,}",
+            model["sha256"],
+        )
+        for model in known
+    ]
+    print_table(Console(), rows, left=1, left_again=4)
 
 
 @data.command

@@ -6,7 +6,6 @@ off is 0, since TOML has no null.
 """
 
 import dataclasses
-import difflib
 import json
 import math
 import tomllib
@@ -16,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from sprat.errors import SpratError
+from sprat.errors import SpratError, did_you_mean
 
 
 def _check(name: str, value: Any, ok: bool, expected: str) -> None:
@@ -375,7 +374,7 @@ def recipe_path(recipe: str) -> Path:
             raise SpratError(f"there is no recipe file {path}; write one or name a shipped recipe")
         return path
     if recipe not in recipe_names():
-        hint = _suggest(recipe, recipe_names())
+        hint = did_you_mean(recipe, recipe_names())
         names = ", ".join(recipe_names())
         raise SpratError(
             f"there is no recipe {recipe!r}{hint}; there are {names}, or give the path of a .toml"
@@ -404,7 +403,7 @@ def _build(cls: Any, values: Any, source: str, prefix: str) -> Any:
     kwargs = {}
     for key, value in values.items():
         if key not in hints:
-            hint = _suggest(key, list(hints))
+            hint = did_you_mean(key, list(hints))
             raise SpratError(f"{source}: there is no setting {prefix + key!r}{hint}")
         hint = hints[key]
         if dataclasses.is_dataclass(hint):
@@ -441,8 +440,3 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def _suggest(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""

@@ -2,7 +2,6 @@
 which maps normalised images B x 3 x H x W of any side from `min_side` up to logits.
 """
 
-import difflib
 import importlib
 import inspect
 import sys
@@ -11,7 +10,7 @@ from typing import TypeGuard
 import torch
 from torch import nn
 
-from sprat.errors import SpratError
+from sprat.errors import SpratError, did_you_mean, plain
 from sprat.models.densenet import DenseNetBC40
 from sprat.models.mobilenetv2 import MobileNetV2
 from sprat.models.optimized200k import (
@@ -60,14 +59,10 @@ def find_model(name: str) -> type[nn.Module]:
         SpratError: there is none; says which there are and which is nearest.
     """
 
-    def plain(word: str) -> str:
-        return word.lower().replace("-", "").replace("_", "")
-
     by_plain_name = {plain(known): cls for known, cls in MODELS.items()}
     if plain(name) in by_plain_name:
         return by_plain_name[plain(name)]
-    near = difflib.get_close_matches(plain(name), list(by_plain_name), n=1)
-    hint = f"; did you mean {by_plain_name[near[0]].__name__!r}?" if near else ""
+    hint = did_you_mean(name, MODELS)
     raise SpratError(f"there is no model {name!r}{hint} Known: {', '.join(MODELS)}")
 
 
@@ -129,9 +124,7 @@ def import_model(spec: str, num_classes: int = 10) -> nn.Module:
         sys.path.remove("")
     model = getattr(module, class_name, None)
     if not _is_network(model):
-        networks = [k for k, v in vars(module).items() if _is_network(v)]
-        near = difflib.get_close_matches(class_name, networks, n=1) or networks[:3]
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(class_name, (k for k, v in vars(module).items() if _is_network(v)))
         raise SpratError(f"{spec}: there is no network {class_name!r} in {module_name}{hint}")
     takes = inspect.signature(model).parameters
     try:

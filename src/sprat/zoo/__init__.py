@@ -1,0 +1,149 @@
+"""Trained models that ship with sprat, best first; each a folder with weights, card and curves."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from sprat.checkpoint import MODEL_FILE
+from sprat.errors import SpratError, did_you_mean, plain
+
+CARD_FILE, CARD_TEXT_FILE = "card.json", "CARD.md"
+ZOO = Path(__file__).parent
+
+
+def cards() -> list[dict[str, Any]]:
+    """The cards of all shipped models, the most accurate first."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in ZOO.glob(f"*/{CARD_FILE}")]
+    return sorted(found, key=lambda card: (-card["test"]["top1"], card["parameters"]))
+
+
+def listed(card: dict[str, Any]) -> dict[str, Any]:
+    """What a list says of a shipped model, its file's size and sha256 measured now."""
+    file = ZOO / card["name"] / MODEL_FILE
+    return {
+        "name": card["name"],
+        "parameters": card["parameters"],
+        "test_top1": card["test"]["top1"],
+        "bytes": file.stat().st_size,
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+    }
+
+
+def find_card(name: str) -> dict[str, Any]:
+    """The card of the shipped model of that name; case, "-" and "_" do not matter.
+
+    Raises:
+        SpratError: none is called that.
+    """
+    known = cards()
+    for card in known:
+        if plain(card["name"]) == plain(name):
+            return card
+    names = [card["name"] for card in known]
+    hint = did_you_mean(name, names)
+    raise SpratError(f"no model {name!r} ships with sprat{hint} Known: {', '.join(names)}")
+
+
+def best() -> Path:
+    """The weights of the most accurate shipped model."""
+    return ZOO / cards()[0]["name"] / MODEL_FILE
+
+
+def is_model(word: str) -> bool:
+    """Whether a word names a model rather than a picture: a file or a run, or what ships."""
+    path = Path(word)
+    if path.suffix == ".safetensors" or (path / MODEL_FILE).exists():
+        return True
+    return not path.exists() and plain(word) in {plain(card["name"]) for card in cards()}
+
+
+def locate(model: str) -> Path:
+    """A model's file or folder, by its path or a shipped model's name; a path comes first.
+
+    Raises:
+        SpratError: it is neither.
+    """
+    path = Path(model)
+    if path.exists():
+        return path
+    try:
+        return ZOO / find_card(model)["name"] / MODEL_FILE
+    except SpratError as error:
+        raise SpratError(
+            f"there is no model at {model}, and {error}. Name a {MODEL_FILE}, the folder of a "
+            "finished run, or a shipped model"
+        ) from error
+
+
+def card_text(card: dict[str, Any]) -> str:
+    """A card as Markdown."""
+    test, robustness, training = card["test"], card["robustness"], card["training"]
+    low, high = (100 * share for share in test["top1_ci95"])
+    seeds = training["seeds"]
+    spread = (
+        f"over {seeds['n']} seeds {100 * seeds['mean']:.2f} ± {100 * seeds['std']:.2f} %"
+        if seeds
+        else "one run, so nothing is known of the spread over seeds"
+    )
+    lines = [
+        f"# {card['name']}",
+        "",
+        f"{card['parameters']:,} parameters, {card['macs']:,} multiply-accumulates an image, "
+        f"receptive field {card['receptive_field']} px. Tells apart {', '.join(test['per_class'])} "
+        f"in pictures of {card['side']} x {card['side']} pixels.",
+        "",
+        "## On the test set of CIFAR-10",
+        "",
+        f"As shipped, in fp16, {test['n']:,} images:",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| accuracy, single view | {100 * test['top1']:.2f} % (95 % interval {low:.2f} to "
+        f"{high:.2f}) |",
+        f"| mean of {test['tta_views']} views | {100 * test['tta_top1']:.2f} % |",
+        f"| its recipe | {spread} |",
+        f"| expected calibration error | {100 * test['ece']:.2f} % |",
+        "",
+        "| class | accuracy |",
+        "| --- | --- |",
+        *(f"| {name} | {100 * share:.2f} % |" for name, share in test["per_class"].items()),
+        "",
+        "Confusion, rows the truth, columns the answer:",
+        "",
+        "| | " + " | ".join(test["per_class"]) + " |",
+        "| --- " * (1 + len(test["per_class"])) + "|",
+        *(
+            f"| {name} | " + " | ".join(map(str, row)) + " |"
+            for name, row in zip(test["per_class"], test["confusion"], strict=True)
+        ),
+        "",
+        "## Where pictures are worse",
+        "",
+        f"Accuracy in % on the first {robustness['images']:,} test images, corrupted after the "
+        "manner of CIFAR-10-C (an approximation, not that set), by severity; untouched "
+        f"{100 * robustness['clean']:.1f}, mean {100 * robustness['mean']:.1f}:",
+        "",
+        "| | 1 | 2 | 3 | 4 | 5 |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *(
+            f"| {name} | " + " | ".join(f"{100 * share:.1f}" for share in shares) + " |"
+            for name, shares in robustness["top1"].items()
+        ),
+        "",
+        "## How it was trained",
+        "",
+        f"Recipe `{training['recipe']}`, seed {training['seed']}, {training['epochs']} epochs on "
+        f"{training['images']:,} images in {training['seconds'] / 60:.0f} minutes on "
+        f"{training['machine']['gpu'] or training['machine']['cpu']}. {training['chosen']}",
+        "",
+        "![Loss, accuracy and learning rate by epoch](curves.png)",
+        "",
+        "## Limits",
+        "",
+        "It knows the ten classes of CIFAR-10 alone and gives one of them for any picture, often "
+        "with much confidence. Larger pictures are cropped to their middle square and shrunk, "
+        "which CIFAR-10's own were not. No picture outside CIFAR-10 was measured.",
+        "",
+    ]  # fmt: skip
+    return "\n".join(lines)

@@ -1,0 +1,120 @@
+"""Puts a finished run's model into the package, with a card measured on what is shipped.
+
+    python -m sprat.zoo.ship RUN [--data-dir DIR]
+
+RUN is a run's folder; where it lies beside other seeds with a summary.json, the card gives their
+spread. Seed 0 is shipped, not the best of them.
+"""
+
+import argparse
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sprat.augment.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from sprat.budget import summarize
+from sprat.checkpoint import MODEL_FILE, Model, load_model, save_model
+from sprat.data import Dataset, load_dataset
+from sprat.data.imageset import ImageSet
+from sprat.evaluate import judge, predict_probabilities, top1
+from sprat.results import (
+    CURVES_FILE,
+    RESULTS_FILE,
+    SUMMARY_FILE,
+    read_config,
+    read_json,
+    write_json,
+)
+from sprat.runtime import keep_freed_memory, replacing
+from sprat.train import split_off_val
+from sprat.zoo import CARD_FILE, CARD_TEXT_FILE, ZOO, card_text
+
+CORRUPTED_IMAGES = 2_000
+
+
+def ship(run: Path, dataset: Dataset, zoo: Path = ZOO) -> dict[str, Any]:
+    """Writes zoo/NAME/{model.safetensors, card.json, CARD.md, curves.png}; returns the card.
+
+    The weights are rounded to fp16; every figure is of the file as it then is.
+    """
+    folder = zoo / load_model(run).name
+    save_model(folder / MODEL_FILE, load_model(run), torch.float16)
+    model = load_model(folder / MODEL_FILE)
+    shutil.copy(run / CURVES_FILE, folder / CURVES_FILE)
+    summary = summarize(model.network, model.side)
+    card = {
+        "name": model.name,
+        "side": model.side,
+        "parameters": summary.parameters,
+        "macs": summary.macs,
+        "receptive_field": summary.receptive_field,
+        "test": judge(model.network, dataset.test, model.normalization, tta=2),
+        "robustness": robustness(model, dataset.test),
+        "training": _training(run, dataset),
+    }
+    write_json(folder / CARD_FILE, card)
+    with replacing(folder / CARD_TEXT_FILE) as beside:
+        beside.write_text(card_text(card), encoding="utf-8")
+    return card
+
+
+def robustness(model: Model, test: ImageSet, images: int = CORRUPTED_IMAGES) -> dict[str, Any]:
+    """Accuracy on the first `images` test images: untouched, and by corruption and severity."""
+    chosen = test.subset(torch.arange(min(images, len(test))))
+
+    def accuracy(changed: ImageSet) -> float:
+        probabilities = predict_probabilities(model.network, changed.images, model.normalization)
+        return top1(probabilities, changed.targets)
+
+    by_name = {
+        name: [
+            accuracy(dataclasses.replace(chosen, images=corrupt(chosen.images, name, severity)))
+            for severity in SEVERITIES
+        ]
+        for name in CORRUPTIONS
+    }
+    shares = [share for row in by_name.values() for share in row]
+    return {
+        "images": len(chosen),
+        "clean": accuracy(chosen),
+        "mean": sum(shares) / len(shares),
+        "top1": by_name,
+    }
+
+
+def _training(run: Path, dataset: Dataset) -> dict[str, Any]:
+    results, (config, _, _) = read_json(run / RESULTS_FILE), read_config(run)
+    images, chosen = len(dataset.train), "These are the weights after the last step."
+    if not config.final:
+        kept, held_out = split_off_val(dataset.train, config)
+        images = len(kept)
+        chosen = (
+            f"These are the weights that were best on val, {len(held_out):,} training images that "
+            "were held out."
+        )
+    seeds = None
+    if (run.parent / SUMMARY_FILE).exists():
+        seeds = read_json(run.parent / SUMMARY_FILE)["top1"]
+    keys = ("recipe", "seed", "epochs", "seconds", "machine", "versions", "git")
+    return {key: results[key] for key in keys} | {
+        "images": images,
+        "chosen": chosen,
+        "seeds": seeds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--data-dir", type=Path)
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    card = ship(arguments.run, load_dataset("cifar10", arguments.data_dir))
+    print(f"{card['name']}: {100 * card['test']['top1']:.2f} % as shipped")
+
+
+if __name__ == "__main__":
+    main()

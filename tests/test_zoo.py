@@ -1,0 +1,150 @@
+"""The models that ship, their cards, and the corruptions that the cards tell of."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from sprat.augment.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from sprat.checkpoint import load_model
+from sprat.cli import app
+from sprat.data import Dataset, load_dataset
+from sprat.evaluate import judge
+from sprat.results import read_json
+from sprat.zoo import ZOO, best, card_text, cards, find_card, is_model, listed, locate
+from sprat.zoo.ship import ship
+
+SHIPPED = sorted(path.parent.name for path in ZOO.glob("*/card.json"))
+
+
+def test_some_ship() -> None:
+    assert SHIPPED
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+class TestEveryShippedModel:
+    def test_is_small_and_stored_in_fp16(self, name: str) -> None:
+        path = ZOO / name / "model.safetensors"
+        assert path.stat().st_size <= 450_000
+        with safe_open(path, "pt") as file:
+            types = {file.get_tensor(key).dtype for key in file.keys()}  # noqa: SIM118
+        assert types <= {torch.float16, torch.int64}
+
+    def test_has_its_card_in_words_too(self, name: str) -> None:
+        card = find_card(name)
+        assert (ZOO / name / "CARD.md").read_text(encoding="utf-8") == card_text(card)
+        assert (ZOO / name / "curves.png").exists()
+        model = load_model(locate(name))
+        assert sum(p.numel() for p in model.network.parameters()) == card["parameters"] < 200_000
+        assert model.about["recipe"] == card["training"]["recipe"]
+        assert card["training"]["git"]["dirty"] is False
+
+    def test_reaches_what_its_card_says(self, name: str, cifar10_place: Path) -> None:
+        """Another processor's rounding may tip a picture or two."""
+        test = load_dataset("cifar10", cifar10_place).test
+        model, card = load_model(locate(name)), find_card(name)
+        judged = judge(model.network, test, model.normalization, card["test"]["tta_views"])
+        assert judged["n"] == card["test"]["n"] == 10_000
+        for key in ("top1", "tta_top1"):
+            assert judged[key] == pytest.approx(card["test"][key], abs=5e-4)
+
+
+class TestList:
+    def test_is_best_first_with_what_the_files_are(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        app(["models", "--json"], result_action="return_value")
+        models = json.loads(capsys.readouterr().out)
+        shares = [model["test_top1"] for model in models]
+        assert shares == sorted(shares, reverse=True)
+        assert {model["name"] for model in models} == set(SHIPPED)
+        for model in models:
+            assert model.keys() == {"name", "parameters", "test_top1", "bytes", "sha256"}
+            content = (ZOO / model["name"] / "model.safetensors").read_bytes()
+            assert model["sha256"] == hashlib.sha256(content).hexdigest()
+            assert model["bytes"] == len(content)
+        assert best() == ZOO / models[0]["name"] / "model.safetensors"
+
+    def test_as_text_and_as_a_card(self, capsys: pytest.CaptureFixture[str]) -> None:
+        app(["models"], result_action="return_value")
+        shown = capsys.readouterr().out
+        for card in cards():
+            assert card["name"] in shown
+            assert listed(card)["sha256"] in shown
+        app(["models", SHIPPED[0].lower()], result_action="return_value")
+        assert capsys.readouterr().out.strip() == card_text(find_card(SHIPPED[0])).strip()
+
+
+class TestNames:
+    def test_a_path_comes_before_a_name(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        name = SHIPPED[0]
+        assert is_model(name.lower())
+        assert locate(name.lower()) == ZOO / name / "model.safetensors"
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / name).mkdir()
+        assert locate(name) == Path(name)
+        assert not is_model(name), "a folder of pictures that is called like a model"
+
+    def test_a_run_and_a_file_are_models_and_pictures_are_not(
+        self, small_run: Path, tmp_path: Path
+    ) -> None:
+        assert is_model(str(small_run))
+        assert is_model("anything.safetensors")
+        assert not is_model(str(tmp_path))
+        assert not is_model("cat.jpg")
+
+    def test_predict_without_a_model_takes_the_best(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        Image.new("RGB", (40, 50), "skyblue").save(tmp_path / "sky.png")
+        answers = []
+        for model in ([], [str(best())]):
+            words = ["predict", *model, str(tmp_path / "sky.png"), "--json", "--top", "10"]
+            app(words, result_action="return_value")
+            answers.append(json.loads(capsys.readouterr().out))
+        assert answers[0] == answers[1]
+        assert {guess["class"] for guess in answers[0][0]["predictions"]} > {"airplane", "ship"}
+
+
+def test_what_is_shipped_is_what_was_measured(
+    small_run: Path, small: Dataset, tmp_path: Path
+) -> None:
+    (small_run / "curves.png").write_bytes(b"")  # which the command line draws
+    card = ship(small_run, small, tmp_path)
+    folder = tmp_path / card["name"]
+    assert read_json(folder / "card.json") == card
+    model = load_model(folder)
+    assert card["test"] == judge(model.network, small.test, model.normalization, 2)
+    assert card["robustness"]["images"] == len(small.test)
+    assert card["robustness"]["clean"] == card["test"]["top1"]
+    assert card["robustness"]["top1"].keys() == CORRUPTIONS.keys()
+    assert card["training"]["images"] == 360
+    assert "best on val, 40 training images" in card_text(card)
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+class TestEveryCorruption:
+    def test_harms_at_every_severity_and_most_at_the_last(self, name: str, small: Dataset) -> None:
+        images = small.train.images[:64]
+        harm = [
+            (corrupt(images, name, severity).float() - images.float()).abs().mean().item()
+            for severity in SEVERITIES
+        ]
+        assert min(harm) > 0
+        assert harm[-1] == max(harm) > harm[0]
+
+    def test_keeps_shape_and_type_and_is_a_function_of_its_seed(
+        self, name: str, small: Dataset
+    ) -> None:
+        images = small.train.images[:5, :, :, :30]
+        before = images.clone()
+        changed = corrupt(images, name, 5, seed=3)
+        assert (changed.shape, changed.dtype) == (images.shape, torch.uint8)
+        assert torch.equal(changed, corrupt(images, name, 5, seed=3))
+        assert torch.equal(images, before)
