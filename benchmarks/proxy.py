@@ -2,78 +2,141 @@
 
     python benchmarks/proxy.py --work FOLDER [--group brief …] [--data-dir DIR] [--json]
 
-The budget is 20 passes over 10,000 of CIFAR-10's training images at 32 px in batches of 64, judged
-after the last step on 25,000 other training images (val). On two cores of a 2026 AMD EPYC the
-brief's network takes two minutes a run; finished runs in FOLDER are not trained again. The last
-line is one JSON object: for every trial its accuracy, and the difference to its base, paired over
-seeds and images, with its standard error over images.
+The budget is 20, 40 or 60 passes (by the group) over 10,000 of CIFAR-10's training images at 32 px
+in batches of 64, judged after the last step on 25,000 other training images (val). On two cores of
+a 2026 AMD EPYC 20 passes of the brief's network take two minutes; finished runs in FOLDER are not
+trained again. The last line is one JSON object: for every trial its accuracy, and the difference
+to its base, paired over seeds and images, with its standard error over images.
 """
 
 import argparse
 import json
+import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sprat.checkpoint import load_model
 from sprat.config import Config, load_recipe
 from sprat.data import Dataset, load_dataset
 from sprat.evaluate import predict_probabilities
+from sprat.models import MODELS
+from sprat.models.sprat import Gated, SpratBlock, SpratS, Windows
+from sprat.models.tiniest import ChannelNorm
 from sprat.results import read_config, read_json
 from sprat.runtime import keep_freed_memory
 from sprat.seeds import train_seeds
 from sprat.train import split_off_val
 
 BUDGET = {
-    "train_images": 10_000, "val_fraction": 0.5, "epochs": 20, "batch_size": 64,
-    "judge_every": 1000, "patience": 0, "tta": 1, "optim.warmup_epochs": 2.0,
+    "train_images": 10_000, "val_fraction": 0.5, "batch_size": 64, "judge_every": 1000,
+    "patience": 0, "tta": 1, "optim.warmup_epochs": 2.0,
 }  # fmt: skip
 
-# group -> its base recipe, how many seeds, and each trial's changes
-GROUPS: dict[str, tuple[str, int, dict[str, dict[str, Any]]]] = {
-    "brief": (
-        "reference",
-        2,
-        {
-            "no flip": {"augment.flip": 0.0},
-            "no shift, scale, rotation": {"augment.affine": 0.0},
-            "no brightness, contrast": {"augment.brightness_contrast": 0.0},
-            "no hue, saturation, value": {"augment.hue_saturation_value": 0.0},
-            "no coarse dropout": {"augment.coarse_dropout": 0.0},
-            "no MixUp": {"mixing.mixup": 0.0},
-            "no CutMix": {"mixing.cutmix": 0.0},
-            "no RICAP": {"mixing.ricap": 0.0},
-            "no mixing": {"mixing.mixup": 0.0, "mixing.cutmix": 0.0, "mixing.ricap": 0.0},
-            "no label smoothing": {"label_smoothing": 0.0},
-            "no dropout": {"dropout": 0.0},
-            "no clipping": {"optim.max_norm": 0.0},
-            "no average of the weights": {"weights": "last", "ema.decay": 0.0},
-            "no decay of norms and biases": {"optim.decay_norm_and_bias": False},
-            "no warm-up": {"optim.warmup_epochs": 0.0},
-        },
-    ),
-    "accurate": (
-        "accurate",
-        1,
-        {
-            "SGD for all weights": {"optim.name": "sgd"},
-            "batches of 128": {"batch_size": 128},
-            "cutout of 8 px": {"augment.cutout": 8},
-            "shift, scale, rotation": {"augment.affine": 0.5},
-            "brightness, contrast": {"augment.brightness_contrast": 0.5},
-            "MixUp, alpha 0.2": {"mixing.mixup": 1.0, "mixing.mixup_alpha": 0.2},
-            "CutMix in half the batches": {"mixing.cutmix": 0.5},
-            "RICAP in half the batches": {"mixing.ricap": 0.5},
-            "smoothing 0": {"label_smoothing": 0.0},
-            "smoothing 0.1": {"label_smoothing": 0.1},
-            "weight decay 2e-3": {"optim.weight_decay": 2e-3},
-            "cosine": {"optim.schedule": "cosine"},
-        },
-    ),
-}
+
+class SpratSLayerNorm(SpratS):
+    """LayerNorm over channels in the place of BatchNorm."""
+
+    def block(self, channels: int) -> nn.Module:
+        block = SpratBlock(Windows(channels), Gated(channels), channels)
+        block.bn1, block.bn2 = ChannelNorm(channels), ChannelNorm(channels)  # type: ignore[assignment]
+        return block
+
+
+class SpratSOneWindow(SpratS):
+    """3x3 windows alone."""
+
+    def block(self, channels: int) -> nn.Module:
+        return SpratBlock(Windows(channels, (3,)), Gated(channels), channels)
+
+
+class SpratSNoGate(SpratS):
+    """ReLU between two 1x1 convolutions, as many parameters as with the gate."""
+
+    def block(self, channels: int) -> nn.Module:
+        wide = 3 * channels // 2
+        mix = nn.Sequential(
+            nn.Conv2d(channels, wide, 1), nn.ReLU(), nn.Conv2d(wide, channels, 1, bias=False)
+        )
+        return SpratBlock(Windows(channels), mix, channels)
+
+
+class SpratSThreeStages(SpratS):
+    """Two halvings, the narrower for it."""
+
+    widths = (24, 36, 56)
+    depth = 2
+
+
+class SpratSDeeper(SpratS):
+    """Five blocks a stage, the narrower for it."""
+
+    widths = (24, 40)
+    depth = 5
+
+
+TRIED = (SpratSLayerNorm, SpratSOneWindow, SpratSNoGate, SpratSThreeStages, SpratSDeeper)
+MODELS.update({cls.__name__: cls for cls in TRIED})
+
+
+@dataclass(frozen=True)
+class Group:
+    """Trials beside one base: what each changes of the recipe."""
+
+    recipe: str
+    epochs: int
+    seeds: int
+    trials: dict[str, dict[str, Any]]
+
+
+GROUPS = {
+    "optimisation": Group("accurate", 20, 1, {
+        "SGD for all weights": {"optim.name": "sgd"},
+        "batches of 128": {"batch_size": 128},
+        "smoothing 0": {"label_smoothing": 0.0},
+        "smoothing 0.1": {"label_smoothing": 0.1},
+        "weight decay 2e-3": {"optim.weight_decay": 2e-3},
+        "Muon's rate 0.02": {"optim.muon_lr": 0.02},
+        "Muon's rate 0.08": {"optim.muon_lr": 0.08},
+        "cosine": {"optim.schedule": "cosine"},
+    }),
+    "augmentation": Group("accurate", 60, 1, {
+        "shift, scale, rotation": {"augment.affine": 0.5},
+        "cutout of 8 px": {"augment.cutout": 8},
+        "MixUp, alpha 0.2": {"mixing.mixup": 1.0, "mixing.mixup_alpha": 0.2},
+        "CutMix in half the batches": {"mixing.cutmix": 0.5},
+        "RICAP in half the batches": {"mixing.ricap": 0.5},
+        "brightness, contrast": {"augment.brightness_contrast": 0.5},
+    }),
+    "design": Group("accurate", 10, 1, {
+        "SpratS": {"model": "SpratS"},
+        **{(cls.__doc__ or "").split(",")[0].rstrip("."): {"model": cls.__name__} for cls in TRIED},
+    }),
+    "family": Group("accurate", 10, 1, {
+        name: {"model": name} for name in ("ResNet20", "SpratM", "Tiniest", "SpratL")
+    }),
+    "brief": Group("reference", 40, 1, {
+        "no flip": {"augment.flip": 0.0},
+        "no shift, scale, rotation": {"augment.affine": 0.0},
+        "no brightness, contrast": {"augment.brightness_contrast": 0.0},
+        "no hue, saturation, value": {"augment.hue_saturation_value": 0.0},
+        "no coarse dropout": {"augment.coarse_dropout": 0.0},
+        "no MixUp": {"mixing.mixup": 0.0},
+        "no CutMix": {"mixing.cutmix": 0.0},
+        "no RICAP": {"mixing.ricap": 0.0},
+        "no mixing": {"mixing.mixup": 0.0, "mixing.cutmix": 0.0, "mixing.ricap": 0.0},
+        "no label smoothing": {"label_smoothing": 0.0},
+        "no dropout": {"dropout": 0.0},
+        "no clipping": {"optim.max_norm": 0.0},
+        "no average of the weights": {"weights": "last", "ema.decay": 0.0},
+        "no decay of norms and biases": {"optim.decay_norm_and_bias": False},
+        "no warm-up": {"optim.warmup_epochs": 0.0},
+    }),
+}  # fmt: skip
 
 
 def proxy_config(recipe: str, changes: dict[str, Any]) -> Config:
@@ -124,11 +187,12 @@ def main() -> None:
     told = sys.stderr if arguments.json else sys.stdout
     groups = {}
     for group in arguments.group:
-        recipe, seeds, trials = GROUPS[group]
+        settings = GROUPS[group]
         base, rows = None, {}
-        for name, changes in {"base": {}, **trials}.items():
-            folder = arguments.work / group / name.replace(" ", "-").replace(",", "")
-            measured = measure(folder, proxy_config(recipe, changes), seeds, dataset)
+        for name, changes in {"base": {}, **settings.trials}.items():
+            folder = arguments.work / group / re.sub(r"[^\w.-]+", "-", name)
+            config = proxy_config(settings.recipe, {"epochs": settings.epochs} | changes)
+            measured = measure(folder, config, settings.seeds, dataset)
             right = measured.pop("hits").double()
             base = right if base is None else base
             difference = (right - base).mean(0)  # over seeds
@@ -146,7 +210,12 @@ def main() -> None:
                 file=told,
                 flush=True,
             )
-        groups[group] = {"recipe": recipe, "seeds": seeds, "trials": rows}
+        groups[group] = {
+            "recipe": settings.recipe,
+            "epochs": settings.epochs,
+            "seeds": settings.seeds,
+            "trials": rows,
+        }
     print(json.dumps({"budget": BUDGET, "groups": groups}))
 
 

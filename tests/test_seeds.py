@@ -10,6 +10,7 @@ from conftest import SMALL
 from torch import Tensor
 
 from sprat.cli import app
+from sprat.config import load_recipe, recipe_names
 from sprat.data import Dataset
 from sprat.errors import SpratError
 from sprat.results import read_json
@@ -85,6 +86,24 @@ def test_fewer_training_images_keep_the_classes_shares(small: Dataset, tmp_path:
     assert (counts(90) - counts(0) / 4).abs().max() <= 1
     with pytest.raises(SpratError, match=r"train_images is 401, but there are 360 to train on"):
         Training(dataclasses.replace(CONFIG, train_images=401), small, tmp_path)
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_recipe_trains_to_its_summary(recipe: str, small: Dataset, tmp_path: Path) -> None:
+    """At small size; what takes hours is the number of steps alone."""
+    config = dataclasses.replace(
+        load_recipe(recipe),
+        train_images=64,
+        batch_size=32,
+        epochs=6,
+        judge_every=3,
+        final=True,
+        device="cpu",
+        tta=1,
+    )
+    summary = train_seeds(config, small, tmp_path, 2, recipe=recipe)
+    assert summary["top1"]["n"] == 2
+    assert summary["model"] == config.model
 
 
 def test_the_command_writes_a_summary(

@@ -268,6 +268,16 @@ class TestTrainingStep:
         assert training.losses.isfinite().all()
 
 
+def test_bf16_is_not_used_where_torch_computes_it_wrongly(small: Dataset) -> None:
+    """Dilated depthwise convolutions on a CPU: their weights' gradients are not even repeatable."""
+    config = dataclasses.replace(SMALL, model="Tiniest", precision="auto")
+    assert settle(config, small).precision == "fp32"
+    with pytest.raises(SpratError, match=r"precision is 'bf16'.*dilated.*use --precision fp32"):
+        settle(dataclasses.replace(config, precision="bf16"), small)
+    plain = dataclasses.replace(config, model="SpratS", precision="bf16")
+    assert settle(plain, small).precision == "bf16"
+
+
 def test_decay_stays_off_norms_and_biases_unless_asked(small: Dataset, tmp_path: Path) -> None:
     def decayed(choice: bool) -> set[int]:
         optim = dataclasses.replace(SMALL.optim, decay_norm_and_bias=choice)

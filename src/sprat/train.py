@@ -155,12 +155,20 @@ def settle(config: Config, dataset: Dataset, observer: Observer = Observer()) ->
     check(config)
     device = choose_device(config.device)
     _check_budget(config, dataset.train)
+    precision = choose_precision(config.precision, device)
+    if device.type == "cpu" and precision == "bf16" and _has_gapped_windows(config.model):
+        if config.precision == "bf16":
+            raise SpratError(
+                f"precision is 'bf16', but on CPUs torch's bf16 gradients of {config.model}'s "
+                "dilated depthwise convolutions are wrong; use --precision fp32"
+            )
+        precision = "fp32"
     config = dataclasses.replace(
         config,
         dataset=dataset.name,
         model=find_model(config.model).__name__,
         device=device.type,  # type: ignore[arg-type]
-        precision=choose_precision(config.precision, device),  # type: ignore[arg-type]
+        precision=precision,  # type: ignore[arg-type]
         threads=set_threads(config.threads),
     )
     if config.kernels == "auto":
@@ -169,6 +177,16 @@ def settle(config: Config, dataset: Dataset, observer: Observer = Observer()) ->
         return dataclasses.replace(config, kernels=kernels)
     _check_kernels(config, observer)
     return config
+
+
+def _has_gapped_windows(model: str) -> bool:
+    """Whether a network has dilated depthwise convolutions: torch 2.13's gradient of their weights
+    in bf16, channels last, holds memory that was never written."""
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn
+        modules = build_model(model).modules()
+    return any(
+        isinstance(m, torch.nn.Conv2d) and m.groups > 1 and max(m.dilation) > 1 for m in modules
+    )
 
 
 def _check_budget(config: Config, train_set: ImageSet) -> None:
@@ -350,7 +368,7 @@ class Training:
         """The mixer that this step's batch meets, and its alpha or beta."""
         mixing = self.config.mixing
         with_mixing = self.total_steps - round(mixing.off_epochs * len(self.batches))
-        if self.step >= with_mixing:
+        if not mixing.any or self.step >= with_mixing:
             return None, torch.ones(())
         share = RAMPS[mixing.probability](self.step, with_mixing)
         probabilities = {name: p * share for name, p in mixing.probabilities.items()}

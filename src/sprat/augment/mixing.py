@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from sprat.augment.transforms import between
 from sprat.errors import SpratError
 
 Mixed = tuple[Tensor, Tensor]
@@ -56,8 +57,7 @@ def cutmix(
     for side, centre in zip(images.shape[2:], centres, strict=True):
         cut = (side * (1 - lam[0]).sqrt()).long()
         first = (centre * side).long() - cut // 2
-        place = torch.arange(side, device=images.device)
-        covered = (place >= first.view(-1, 1)) & (place < (first + cut).view(-1, 1))  # n, side
+        covered = between(side, first, first + cut)  # n, side
         inside.append(covered)
         areas.append(covered.sum(1))
     box = inside[0][:, None, :, None] & inside[1][:, None, None, :]
@@ -104,8 +104,7 @@ def _window(side: int, cut: Tensor, beyond: bool, corner: Tensor) -> tuple[Tenso
     begin, size = (cut, side - cut) if beyond else (torch.zeros_like(cut), cut)
     start = (corner * (side - size + 1)).long()
     place = torch.arange(side, device=cut.device)
-    inside = (place >= begin.view(-1, 1)) & (place < (begin + size).view(-1, 1))
-    return inside, place + (start - begin).view(-1, 1), size
+    return between(side, begin, begin + size), place + (start - begin).view(-1, 1), size
 
 
 MIXERS: dict[str, Callable[..., Mixed]] = {"mixup": mixup, "cutmix": cutmix, "ricap": ricap}

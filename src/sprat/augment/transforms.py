@@ -228,16 +228,16 @@ def erase(images: Tensor, first: Tensor, end: Tensor) -> Tensor:
         end: int64, B x 2: those just behind it.
     """
     rows, columns = (
-        (place >= low[:, None]) & (place < high[:, None])  # B, side
-        for low, high, place in zip(
-            first.unbind(1),
-            end.unbind(1),
-            (torch.arange(side, device=images.device) for side in images.shape[2:]),
-            strict=True,
-        )
+        between(side, first[:, axis], end[:, axis]) for axis, side in enumerate(images.shape[2:])
     )
     kept = ~(rows[:, None, :, None] & columns[:, None, None, :])
     return images * kept.to(images.dtype)
+
+
+def between(side: int, first: Tensor, end: Tensor) -> Tensor:
+    """Which places along a side lie from `first` to before `end` (int64, n); bool, n x side."""
+    place = torch.arange(side, device=first.device)
+    return (place >= first[:, None]) & (place < end[:, None])
 
 
 def resize(images: Tensor, side: int) -> Tensor:
