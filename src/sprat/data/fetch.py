@@ -1,0 +1,254 @@
+"""One file, fetched from whichever of several sources serves it fast and whole.
+
+Nothing that a server says of the file is believed: its bytes count, and those by their md5.
+"""
+
+import contextlib
+import hashlib
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPMessage, HTTPResponse
+from pathlib import Path
+from typing import IO
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from sprat.data.lock import lock
+from sprat.errors import SpratError
+
+Progress = Callable[[int, int], None]  # bytes so far, bytes in all
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Patience:
+    """When one source is left for another."""
+
+    silence: float = 20.0  # seconds without a byte before a connection counts as lost
+    slow: float = 200_000.0  # bytes/s; below it a source is left for one untried or faster
+    window: float = 10.0  # seconds over which that rate is measured
+    connections: int = 10  # to one source in a row, each of which brought something new
+
+
+def fetch(
+    urls: Sequence[str],
+    target: Path,
+    md5: str,
+    size: int,
+    progress: Progress = lambda done, total: None,
+    say: Say = lambda text: None,
+    patience: Patience = Patience(),
+) -> Path:
+    """Fetches a file of known md5 and size (bytes) to `target`, from the first source that is
+    neither slow nor broken; if all are slow, from the fastest of them.
+
+    What has come lies beside `target` under a name with the md5, and is gone on with after a
+    lost connection, at another source, and by the next call after a kill. `target` appears
+    whole or not at all. Of several processes one fetches and the others wait for it.
+
+    Raises:
+        SpratError: no source gave the file, or it cannot be written.
+    """
+    for url in urls:
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise SpratError(f"{url} cannot be fetched; expected an address of http or https")
+    part = target.with_name(f"{target.name}.{md5[:8]}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        waiting = f"another process is fetching {target}; waiting for it"
+        with lock(target.with_name(f".{target.name}.lock"), lambda: say(waiting)):
+            if target.is_file() and md5_of(target) == md5:  # another process has fetched it
+                return target
+            _Fetch(part, md5, size, progress, say, patience).fill([_Source(url) for url in urls])
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+            part.replace(target)
+    except OSError as error:  # the disk's; the network's never come this far
+        raise SpratError(
+            f"{target} cannot be written: {error.strerror or error}; make room or see to its "
+            "rights and try again, what has come so far is kept"
+        ) from error
+    return target
+
+
+def md5_of(path: Path) -> str:
+    """A file's md5 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+@dataclass(eq=False)
+class _Source:
+    url: str
+    rate: float = math.inf  # bytes/s when it was left as slow
+    failure: str = ""
+
+
+class _LostError(Exception):
+    """Why a connection gives nothing, or no more."""
+
+
+@dataclass
+class _Fetch:
+    part: Path
+    md5: str
+    size: int
+    progress: Progress
+    say: Say
+    patience: Patience
+
+    def fill(self, sources: list[_Source]) -> None:
+        """Goes from source to source until `part` is the file."""
+        giver = None  # of all that `part` holds; None if several gave it, or an earlier call
+        while not self._is_whole(giver):
+            source = self._choose(sources)
+            giver = source if giver is source or not self._have() else None
+            others = [other for other in sources if other is not source and not other.failure]
+            best = max((other.rate for other in others), default=0.0)
+            again = source.rate < math.inf  # the others are slower, and it is stayed with
+            slow = 0.0 if again else min(best, self.patience.slow)
+            self._take(source, _Meter(self.patience.window, slow))
+            if others and self._have() < self.size:
+                slowly = f"gives only {source.rate / 1000:,.0f} kB/s"
+                self.say(f"{source.url}: {source.failure or slowly}")
+
+    def _is_whole(self, giver: _Source | None) -> bool:
+        """Whether all bytes are there and right; wrong ones are deleted."""
+        if self._have() < self.size:
+            return False
+        found = md5_of(self.part)
+        if found == self.md5:
+            return True
+        self.part.unlink()
+        why = f"gave {self.size:,} bytes with md5 {found}, expected {self.md5}"
+        if giver is not None:  # or else nobody knows whose they were, and none is to blame
+            giver.failure = why
+        self.say(f"{giver.url if giver else 'several sources together'}: {why}")
+        return False
+
+    def _choose(self, sources: list[_Source]) -> _Source:
+        """The first that is untried, else the fastest."""
+        left = [source for source in sources if not source.failure]
+        if left:
+            return max(left, key=lambda source: source.rate)  # the first of equals
+        failures = "\n".join(f"  {source.url}: {source.failure}" for source in sources)
+        if have := self._have():
+            failures += f"\n{have:,} bytes are kept in {self.part}, to go on with"
+        else:
+            self.part.unlink(missing_ok=True)
+        raise SpratError(f"no source gave {self.size:,} bytes of md5 {self.md5}:\n{failures}")
+
+    def _take(self, source: _Source, meter: "_Meter") -> None:
+        """Adds what one source gives, until all is there, or it is slow or fails."""
+        for _ in range(self.patience.connections):
+            had, why = self._have(), "broke off"
+            try:
+                self._receive(source.url, meter)
+            except _LostError as lost:  # a server's words may hold anything, commands to a terminal
+                why = "".join(filter(str.isprintable, str(lost)))[:200]
+            have = self._have()
+            if have >= self.size:
+                return
+            if meter.too_slow:
+                source.rate = meter.rate
+                return
+            if have == had:  # nothing new, so nothing to hope for
+                break
+        source.failure = f"{why} (after {have:,} of {self.size:,} bytes)" if have else why
+
+    def _receive(self, url: str, meter: "_Meter") -> None:
+        """Adds what one connection gives."""
+        have = self._have()
+        with _connect(url, have, self.patience.silence) as response, self.part.open("ab") as file:
+            at = _first_byte(response, have, self.size)
+            while at < self.size and not meter.too_slow:
+                with _lost():
+                    chunk = response.read1(1 << 16)[: self.size - at]
+                if not chunk:
+                    break
+                # a server that knows no ranges begins at zero; what is there is passed over, so
+                # that a worse source never costs what a better one gave
+                file.write(chunk[max(0, have - at) :])
+                at += len(chunk)
+                self.progress(max(at, have), self.size)
+                meter.add(len(chunk))
+
+    def _have(self) -> int:
+        return self.part.stat().st_size if self.part.exists() else 0
+
+
+class _Meter:
+    """Measures bytes/s window by window, waiting for new connections included."""
+
+    def __init__(self, window: float, slow: float) -> None:
+        self.window, self.slow = window, slow
+        self.began: float | None = None  # the first connection's making does not count
+        self.count, self.rate = 0, math.inf
+
+    def add(self, count: int) -> None:
+        now = time.monotonic()
+        if self.began is None:
+            self.began, count = now, 0
+        self.count += count
+        if now - self.began >= self.window:
+            self.rate = self.count / (now - self.began)
+            self.began, self.count = now, 0
+
+    @property
+    def too_slow(self) -> bool:
+        return self.rate < self.slow
+
+
+def _connect(url: str, have: int, silence: float) -> HTTPResponse:
+    wanted = {"Range": f"bytes={have}-"} if have else {}
+    request = Request(url, headers={"User-Agent": "sprat"} | wanted)
+    with _lost():
+        response = build_opener(_HTTPOnly).open(request, timeout=silence)
+    assert isinstance(response, HTTPResponse)
+    return response
+
+
+def _first_byte(response: HTTPResponse, have: int, size: int) -> int:
+    """Where in the file an answer begins; one about another file is refused."""
+    first, total = 0, response.headers.get("Content-Length", "")
+    if response.status == 206:
+        told = response.headers.get("Content-Range", "")
+        parts = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", told.strip())
+        if parts is None or int(parts[1]) != have:
+            raise _LostError(f"was asked for bytes from {have:,} on and gave {told!r}")
+        first, total = have, parts[2]
+    elif response.status != 200:
+        raise _LostError(f"answered {response.status} {response.reason}")
+    if total.isdecimal() and int(total) != size:
+        raise _LostError(f"has {int(total):,} bytes there, expected {size:,}")
+    return first
+
+
+class _HTTPOnly(HTTPRedirectHandler):
+    """Follows redirects, but never to a file or to ftp."""
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        if urlsplit(newurl).scheme not in ("http", "https"):
+            raise HTTPError(newurl, code, f"to {newurl}, neither http nor https", headers, fp)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+@contextlib.contextmanager
+def _lost() -> Iterator[None]:
+    """Makes one error of all that a network can raise, so that a full disk is told apart."""
+    try:
+        yield
+    except HTTPError as error:
+        error.close()
+        raise _LostError(f"answered {error.code} {error.reason}") from error
+    except OSError as error:
+        raise _LostError(str(getattr(error, "reason", error))) from error
+    except (HTTPException, ValueError) as error:
+        raise _LostError(f"speaks no proper HTTP: {error}") from error

@@ -1,0 +1,500 @@
+"""Fetching from servers that cut, stall, crawl and lie; the commands that fetch and verify."""
+
+import hashlib
+import http.server
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sprat.data.fetch import Patience, fetch
+from sprat.data.lock import lock
+from sprat.errors import SpratError
+
+CONTENT = random.Random(0).randbytes(300_000)
+WRONG = random.Random(1).randbytes(300_000)
+MD5 = hashlib.md5(CONTENT).hexdigest()
+QUICK = Patience(silence=0.2, slow=1e6, window=0.08, connections=4)
+SCRIPT = Path(__file__).with_name("fetch_one.py")
+
+Answer = Callable[["Handler", int], None]  # a request, and the first byte it asks for
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers each path by its own list of behaviours, one a request, the last for ever."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers: dict[str, list[Answer]] = {}
+        self.asked: list[tuple[str, int]] = []  # paths and first bytes
+        self.go_on = threading.Event()
+
+    def serve(self, path: str, *answers: Answer) -> str:
+        self.answers[path] = list(answers)
+        return f"http://127.0.0.1:{self.server_port}/{path}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # that the client has hung up
+            super().handle_error(request, client_address)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        path = self.path.strip("/")
+        first = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        self.server.asked.append((path, first))
+        answers = self.server.answers[path]
+        (answers.pop(0) if len(answers) > 1 else answers[0])(self, first)
+
+    def log_message(self, *_: object) -> None: ...
+
+    def head(self, status: int, **headers: object) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+
+    def head_of(self, first: int, content: bytes = CONTENT) -> None:
+        """The honest head of an answer from `first` on."""
+        size, left = len(content), len(content) - first
+        if first:
+            told = f"bytes {first}-{size - 1}/{size}"
+            self.head(206, Content_Length=left, Content_Range=told)
+        else:
+            self.head(200, Content_Length=left)
+
+
+def whole(handler: Handler, first: int) -> None:
+    handler.head_of(first)
+    handler.wfile.write(CONTENT[first:])
+
+
+def held(handler: Handler, first: int) -> None:
+    """The first bytes, and the others when the test says so."""
+    handler.head_of(first)
+    handler.wfile.write(CONTENT[first : first + 1000])
+    handler.server.go_on.wait(30)
+    handler.wfile.write(CONTENT[first + 1000 :])
+
+
+def without_ranges(handler: Handler, first: int) -> None:
+    handler.head_of(0)
+    handler.wfile.write(CONTENT)
+
+
+def without_a_length(handler: Handler, first: int) -> None:
+    handler.head(200)
+    handler.wfile.write(CONTENT)
+
+
+def without_end(handler: Handler, first: int) -> None:
+    handler.head(200)
+    while True:
+        handler.wfile.write(CONTENT)
+
+
+def cut(handler: Handler, first: int) -> None:
+    handler.head_of(first)
+    handler.wfile.write(CONTENT[first : first + 100_000])
+
+
+def cut_without_ranges(handler: Handler, first: int) -> None:
+    handler.head_of(0)
+    handler.wfile.write(CONTENT[:100_000])
+
+
+def empty(handler: Handler, first: int) -> None:
+    handler.head_of(first)
+
+
+def hang_up(handler: Handler, first: int) -> None:
+    handler.close_connection = True
+
+
+def stall(handler: Handler, first: int) -> None:
+    handler.head_of(first)
+    handler.wfile.write(CONTENT[first : first + 100_000])
+    handler.server.go_on.wait(30)
+
+
+def silence(handler: Handler, first: int) -> None:
+    handler.server.go_on.wait(30)
+
+
+def crawl(rate: float) -> Answer:
+    """Serves so many bytes/s."""
+
+    def answer(handler: Handler, first: int) -> None:
+        handler.head_of(first)
+        began = time.monotonic()
+        for at in range(first, len(CONTENT), 2000):
+            time.sleep(max(0, (at - first) / rate - (time.monotonic() - began)))
+            handler.wfile.write(CONTENT[at : at + 2000])
+
+    return answer
+
+
+def wrong(handler: Handler, first: int) -> None:
+    handler.head_of(first, WRONG)
+    handler.wfile.write(WRONG[first:])
+
+
+def wrong_half(handler: Handler, first: int) -> None:
+    handler.head_of(first, WRONG)
+    handler.wfile.write(WRONG[first : first + 150_000])
+
+
+def another_file(handler: Handler, first: int) -> None:
+    handler.head(200, Content_Length=5)
+    handler.wfile.write(b"moved")
+
+
+def too_long(handler: Handler, first: int) -> None:
+    handler.head(200, Content_Length=len(CONTENT) + 1000)
+    handler.wfile.write(CONTENT)
+
+
+def another_range(handler: Handler, first: int) -> None:
+    size = len(CONTENT)
+    handler.head(206, Content_Range=f"bytes {first + 7}-{size - 1}/{size}")
+    handler.wfile.write(CONTENT[first + 7 :])
+
+
+def nonsense(handler: Handler, first: int) -> None:
+    handler.wfile.write(b"\x00\xff" * 1000 + b"\n")
+
+
+def status(code: int) -> Answer:
+    return lambda handler, first: handler.head(code)
+
+
+def redirect(to: str) -> Answer:
+    return lambda handler, first: handler.head(302, Location=to)
+
+
+# what a source does, and what is said of it if it never does anything else
+FAILURES: dict[str, tuple[Answer, str]] = {
+    "cuts without ranges": (cut_without_ranges, r"broke off \(after 100,000 of 300,000 bytes\)"),
+    "gives no byte": (empty, "broke off"),
+    "hangs up": (hang_up, "closed connection without response"),
+    "says nothing": (silence, "timed out"),
+    "gives wrong bytes": (wrong, f"gave 300,000 bytes with md5 .*expected {MD5}"),
+    "gives half of wrong bytes": (wrong_half, "gave 300,000 bytes with md5"),
+    "gives another file": (another_file, "has 5 bytes there, expected 300,000"),
+    "claims to have more": (too_long, "has 301,000 bytes there, expected 300,000"),
+    "gives another range": (another_range, "was asked for bytes from 0 on and gave"),
+    "is no HTTP server": (nonsense, "speaks no proper HTTP"),
+    "answers 404": (status(404), "answered 404 Not Found"),
+    "answers 416": (status(416), "answered 416 Requested Range Not Satisfiable"),
+    "answers 500": (status(500), "answered 500 Internal Server Error"),
+    "answers 204": (status(204), "answered 204 No Content"),
+    "redirects to a file": (redirect("file:///etc/passwd"), "answered 302 .*not allowed"),
+    "redirects to ftp": (redirect("ftp://127.0.0.1/x"), "answered 302 to ftp://.*neither http"),
+    "redirects for ever": (redirect("loop"), "answered 302 .*infinite loop"),
+}
+# what a source may do once and be forgiven
+SLIPS: dict[str, Answer] = {
+    "cut": cut,
+    "stall": stall,
+    "a server without ranges": without_ranges,
+    "a server that tells no length": without_a_length,
+    "a server that does not end": without_end,
+}
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.02,))
+        thread.start()
+        yield running
+        running.go_on.set()
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "new" / "file.tar.gz"
+
+
+def _fetch(target: Path, *urls: str, **changes: Any) -> Path:
+    return fetch(urls, target, MD5, len(CONTENT), **{"patience": QUICK} | changes)
+
+
+def _part(target: Path) -> Path:
+    return target.with_name(f"{target.name}.{MD5[:8]}.part")
+
+
+def _beside(target: Path) -> list[str]:
+    return [path.name for path in target.parent.iterdir() if path.suffix != ".lock"]
+
+
+class TestFetch:
+    def test_gives_the_file_and_leaves_nothing_else(self, server: Server, target: Path) -> None:
+        told: list[tuple[int, int]] = []
+        place = _fetch(target, server.serve("x", whole), progress=lambda *done: told.append(done))
+        assert place == target
+        assert target.read_bytes() == CONTENT
+        assert told == sorted(told)
+        assert told[-1] == (len(CONTENT), len(CONTENT))
+        assert _beside(target) == [target.name]
+
+    def test_follows_a_redirect_with_its_range(self, server: Server, target: Path) -> None:
+        to = server.serve("there", cut, whole)
+        _fetch(target, server.serve("x", redirect(to)))
+        assert target.read_bytes() == CONTENT
+        assert server.asked == [("x", 0), ("there", 0), ("x", 100_000), ("there", 100_000)]
+
+    def test_does_not_fetch_what_is_there_and_replaces_what_is_not_it(
+        self, server: Server, target: Path
+    ) -> None:
+        target.parent.mkdir()
+        target.write_bytes(WRONG)
+        assert _fetch(target, server.serve("x", whole)).read_bytes() == CONTENT
+        assert _fetch(target, server.serve("x", status(500))).read_bytes() == CONTENT
+        assert len(server.asked) == 1
+
+    @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://x/y", "/etc/passwd", "x"])
+    def test_knows_http_only(self, target: Path, url: str) -> None:
+        with pytest.raises(SpratError, match="expected an address of http or https"):
+            _fetch(target, url)
+        assert not target.parent.exists()
+
+    @pytest.mark.parametrize("failure", FAILURES)
+    def test_goes_on_to_the_next_source(self, server: Server, target: Path, failure: str) -> None:
+        first = server.serve("loop", FAILURES[failure][0])
+        _fetch(target, first, server.serve("good", whole))
+        assert target.read_bytes() == CONTENT
+        assert _beside(target) == [target.name]
+
+    @pytest.mark.parametrize("failure", FAILURES)
+    def test_says_why_each_source_failed(self, server: Server, target: Path, failure: str) -> None:
+        answer, why = FAILURES[failure]
+        first = server.serve("loop", answer)
+        with pytest.raises(SpratError, match=f"{first}: .*{why}") as caught:
+            _fetch(target, first, "http://127.0.0.1:9/dead")
+        assert "http://127.0.0.1:9/dead: [Errno" in str(caught.value)
+        assert all(character.isprintable() or character == "\n" for character in str(caught.value))
+        assert not target.exists()
+        kept = _part(target).stat().st_size if _part(target).exists() else 0
+        assert (f"{kept:,} bytes are kept in {_part(target)}" in str(caught.value)) == bool(kept)
+
+    @pytest.mark.parametrize("slip", SLIPS)
+    @pytest.mark.parametrize("had", [0, 50_000])
+    def test_comes_through_with_one_source(
+        self, server: Server, target: Path, slip: str, had: int
+    ) -> None:
+        target.parent.mkdir()
+        _part(target).write_bytes(CONTENT[:had])
+        _fetch(target, server.serve("x", SLIPS[slip], whole))
+        assert target.read_bytes() == CONTENT
+        assert server.asked[0] == ("x", had)
+        assert _beside(target) == [target.name]
+
+    def test_a_connection_lost_again_and_again_is_taken_up_where_it_was(
+        self, server: Server, target: Path
+    ) -> None:
+        _fetch(target, server.serve("x", cut))
+        assert server.asked == [("x", 0), ("x", 100_000), ("x", 200_000)]
+        assert target.read_bytes() == CONTENT
+
+    def test_a_worse_source_never_costs_what_a_better_one_gave(
+        self, server: Server, target: Path
+    ) -> None:
+        urls = [server.serve("good", cut, cut, hang_up), server.serve("bad", cut_without_ranges)]
+        with pytest.raises(SpratError, match="200,000 bytes are kept"):
+            _fetch(target, *urls)
+        _fetch(target, server.serve("again", whole))
+        assert server.asked[-1] == ("again", 200_000)
+        assert target.read_bytes() == CONTENT
+
+    @pytest.mark.parametrize("left", [b"x" * 1000, WRONG, CONTENT + b"x", CONTENT])
+    def test_whatever_lies_there_from_before_the_file_is_right(
+        self, server: Server, target: Path, left: bytes
+    ) -> None:
+        target.parent.mkdir()
+        _part(target).write_bytes(left)
+        _fetch(target, server.serve("x", whole))
+        assert target.read_bytes() == CONTENT
+        assert _beside(target) == [target.name]
+
+    def test_wrong_bytes_of_one_source_are_not_held_against_another(
+        self, server: Server, target: Path
+    ) -> None:
+        """The first half is wrong, the second is right: all of it comes again, from the second."""
+        liar, good = server.serve("liar", wrong_half, hang_up), server.serve("good", whole)
+        _fetch(target, liar, good)
+        assert target.read_bytes() == CONTENT
+        assert server.asked == [("liar", 0), ("liar", 150_000), ("good", 150_000), ("good", 0)]
+
+
+class TestSlowSources:
+    def test_are_left_for_a_faster_one_that_goes_on_with_what_they_gave(
+        self, server: Server, target: Path
+    ) -> None:
+        said: list[str] = []
+        slow, fast = server.serve("slow", crawl(2e5)), server.serve("fast", whole)
+        _fetch(target, slow, fast, say=said.append)
+        assert target.read_bytes() == CONTENT
+        (_, zero), (name, first) = server.asked
+        assert (zero, name) == (0, "fast")
+        assert 0 < first < len(CONTENT)
+        assert len(said) == 1
+        assert f"{slow}: gives only" in said[0]
+
+    def test_are_taken_up_again_if_none_is_faster(self, server: Server, target: Path) -> None:
+        rates = {"slow": 1.5e5, "better": 5e5, "worse": 3e4}
+        _fetch(target, *(server.serve(name, crawl(rate)) for name, rate in rates.items()))
+        assert [name for name, _ in server.asked] == ["slow", "better", "worse", "better"]
+        firsts = [first for _, first in server.asked]
+        assert firsts == sorted(firsts)
+        assert target.read_bytes() == CONTENT
+
+    def test_are_taken_up_again_if_the_others_fail(self, server: Server, target: Path) -> None:
+        urls = [server.serve("slow", crawl(5e5)), server.serve("gone", status(404))]
+        _fetch(target, *urls)
+        assert [name for name, _ in server.asked] == ["slow", "gone", "slow"]
+        assert target.read_bytes() == CONTENT
+
+    def test_are_borne_if_there_is_no_other(self, server: Server, target: Path) -> None:
+        _fetch(target, server.serve("slow", crawl(1e6)))
+        assert len(server.asked) == 1
+        assert target.read_bytes() == CONTENT
+
+
+def test_whatever_servers_do_the_file_is_right_or_the_error_clear(
+    server: Server, tmp_path: Path
+) -> None:
+    """Random sequences of misbehaviour at three sources, and then an honest one."""
+    rng = random.Random(20_090_408)
+    behaviours = [answer for answer, _ in FAILURES.values()] + [*SLIPS.values(), whole, crawl(5e5)]
+    rushed = Patience(silence=0.03, slow=1e6, window=0.02, connections=3)
+    ends = {"whole": 0, "told": 0}
+    for round_ in range(50):
+        target = tmp_path / str(round_) / "file.tar.gz"
+        urls = [
+            server.serve(name, *rng.choices(behaviours, k=rng.randint(1, 4)))
+            for name in ("loop", "b", "c")
+        ]
+        error = ""
+        try:
+            _fetch(target, *urls, patience=rushed)
+        except SpratError as caught:
+            error = str(caught)
+        ends["told" if error else "whole"] += 1
+        if error:
+            assert all(f"\n  {url}: " in error for url in urls)
+            assert not target.exists()
+            _fetch(target, server.serve("honest", whole))
+        assert target.read_bytes() == CONTENT
+        assert _beside(target) == [target.name]
+    assert min(ends.values()) > 5, ends
+
+
+def _start(url: str, target: Path) -> subprocess.Popen[str]:
+    words = [sys.executable, SCRIPT, url, target, MD5, len(CONTENT)]
+    return subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, text=True)
+
+
+class TestProcesses:
+    def test_of_two_one_fetches_and_the_other_waits_for_it(
+        self, server: Server, target: Path
+    ) -> None:
+        url = server.serve("x", held)
+        with _start(url, target) as first:
+            assert first.stdout is not None
+            assert first.stdout.readline() == "bytes\n"
+            with _start(url, target) as second:
+                assert second.stdout is not None
+                said = second.stdout.readline()
+                assert said == f"another process is fetching {target}; waiting for it\n"
+                server.go_on.set()
+                assert second.wait(30) == 0
+                assert second.stdout.read() == "", "it had nothing to fetch any more"
+            assert first.wait(30) == 0
+        assert server.asked == [("x", 0)]
+        assert target.read_bytes() == CONTENT
+
+    def test_a_killed_one_is_gone_on_with_and_holds_no_lock(
+        self, server: Server, target: Path
+    ) -> None:
+        url = server.serve("x", stall, whole)
+        with _start(url, target) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "bytes\n"
+            while not _part(target).stat().st_size:
+                time.sleep(0.01)
+            process.kill()
+            assert process.wait(30) == -signal.SIGKILL
+        assert not target.exists()
+        had = _part(target).stat().st_size
+        _fetch(target, url)
+        assert server.asked == [("x", 0), ("x", had)]
+        assert target.read_bytes() == CONTENT
+
+    def test_a_lock_is_held_by_one_at_a_time(self, tmp_path: Path) -> None:
+        inside, most, waited = 0, 0, []
+
+        def work() -> None:
+            nonlocal inside, most
+            with lock(tmp_path / "lock", lambda: waited.append(1)):
+                inside += 1
+                most = max(most, inside)
+                time.sleep(0.02)
+                inside -= 1
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert most == 1
+        assert waited
+
+
+class TestDisk:
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+    def test_a_full_one_is_told_and_no_source_is_blamed(self, server: Server, target: Path) -> None:
+        target.parent.mkdir()
+        _part(target).symlink_to("/dev/full")
+        urls = [server.serve("x", whole), server.serve("y", whole)]
+        with pytest.raises(SpratError, match=r"cannot be written: No space left.*make room"):
+            _fetch(target, *urls)
+        assert [name for name, _ in server.asked] == ["x"]
+        assert not target.exists()
+
+    def test_a_folder_without_write_rights_is_told(self) -> None:
+        root = os.geteuid() == 0  # who may write anywhere
+        with tempfile.TemporaryDirectory() as name:
+            Path(name).chmod(0o555)
+            try:
+                if root:
+                    os.seteuid(65_534)
+                for target in (Path(name) / "x", Path(name) / "cache" / "x"):
+                    with pytest.raises(SpratError, match=r"Permission denied.*its rights"):
+                        _fetch(target, "http://127.0.0.1:9/x")
+            finally:
+                if root:
+                    os.seteuid(0)
+            Path(name).chmod(0o755)
+            assert [*Path(name).iterdir()] == []
+
+    def test_a_file_in_the_folders_place_is_told(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("mine")
+        with pytest.raises(SpratError, match="cannot be written"):
+            _fetch(tmp_path / "file" / "x", "http://127.0.0.1:9/x")
+        assert (tmp_path / "file").read_text() == "mine"
