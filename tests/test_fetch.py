@@ -1,7 +1,9 @@
 """Fetching from servers that cut, stall, crawl and lie; the commands that fetch and verify."""
 
+import functools
 import hashlib
 import http.server
+import json
 import os
 import random
 import signal
@@ -16,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from sprat.cli import main
+from sprat.data import cifar10
 from sprat.data.fetch import Patience, fetch
 from sprat.data.lock import lock
 from sprat.errors import SpratError
@@ -498,3 +502,147 @@ class TestDisk:
         with pytest.raises(SpratError, match="cannot be written"):
             _fetch(tmp_path / "file" / "x", "http://127.0.0.1:9/x")
         assert (tmp_path / "file").read_text() == "mine"
+
+
+Here = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Here:
+    """The command line within this process, with a cache of its own."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("SPRAT_DATA", raising=False)
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["sprat", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return subprocess.CompletedProcess(words, ended.value.code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch, server: Server) -> str:
+    """A small archive stands for CIFAR-10's, and a local server for its mirrors."""
+    url = server.serve("x", cut, whole)
+    monkeypatch.setattr(cifar10, "ARCHIVE_MD5", MD5)
+    here = functools.partial(
+        cifar10.download,
+        mirrors=[url],
+        expected_md5=MD5,
+        size=len(CONTENT),
+        patience=QUICK,
+    )
+    monkeypatch.setattr(cifar10, "download", here)
+    return url
+
+
+def _folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """CIFAR-10's extracted files in small, published with their own md5s."""
+    folder = place / cifar10.FOLDER
+    folder.mkdir(parents=True)
+    for name in cifar10.FILE_MD5S:
+        (folder / name).write_text(name)
+    md5s = {name: hashlib.md5(name.encode()).hexdigest() for name in cifar10.FILE_MD5S}
+    monkeypatch.setattr(cifar10, "FILE_MD5S", md5s)
+    return folder
+
+
+class TestCommandFetch:
+    def test_fetches_into_the_cache_once(
+        self, here: Here, published: str, server: Server, tmp_path: Path
+    ) -> None:
+        archive = tmp_path / "cache" / "sprat" / cifar10.ARCHIVE
+        for _ in range(2):
+            done = here("data", "fetch")
+            assert (done.returncode, done.stdout) == (0, f"{archive}\n")
+        assert archive.read_bytes() == CONTENT
+        assert [first for _, first in server.asked] == [0, 100_000]
+
+    def test_fetches_into_a_folder_and_mends_a_damaged_archive(
+        self, here: Here, published: str, tmp_path: Path
+    ) -> None:
+        archive = tmp_path / "mine" / cifar10.ARCHIVE
+        archive.parent.mkdir()
+        archive.write_bytes(CONTENT[:1000])
+        done = here("data", "fetch", "--data-dir", tmp_path / "mine")
+        assert (done.returncode, done.stdout) == (0, f"{archive}\n")
+        assert archive.read_bytes() == CONTENT
+        assert not (tmp_path / "cache").exists()
+
+    def test_takes_what_lies_in_sprat_data_but_never_mends_it(
+        self, here: Here, published: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = _folder(tmp_path / "given", monkeypatch)
+        monkeypatch.setenv("SPRAT_DATA", str(tmp_path / "given"))
+        assert here("data", "fetch").stdout == f"{folder}\n"
+        (folder / "data_batch_4").write_text("x")
+        done = here("data", "fetch")
+        assert done.returncode == 2
+        assert f"{folder} is damaged (data_batch_4); delete it and fetch again" in done.stderr
+        assert (folder / "data_batch_4").read_text() == "x"
+
+    def test_without_a_network_names_every_mirror_and_the_remedy(
+        self, here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+        done = here("data", "fetch")
+        assert done.returncode == 2
+        assert "CIFAR-10 could not be fetched" in done.stderr
+        assert all(f"  {url}: " in done.stderr for url in cifar10.MIRRORS)
+        assert "--data-dir or SPRAT_DATA" in done.stderr
+        assert done.stdout == ""
+        assert _beside(tmp_path / "cache" / "sprat" / cifar10.ARCHIVE) == []
+
+
+class TestCommandVerify:
+    def test_has_a_line_for_each_file_and_an_exit_code(
+        self, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = _folder(tmp_path, monkeypatch)
+        done = here("data", "verify", "--data-dir", tmp_path)
+        assert done.returncode == 0
+        assert done.stdout.splitlines() == [f"{folder / n}   ok" for n in cifar10.FILE_MD5S]
+        (folder / "data_batch_2").write_text("x")
+        (folder / "batches.meta").unlink()
+        done = here("data", "verify", "--data-dir", tmp_path)
+        assert done.returncode == 1
+        assert f"{folder / 'data_batch_2'}   DAMAGED\n" in done.stdout
+        assert f"{folder / 'batches.meta'}   missing\n" in done.stdout
+        assert done.stdout.count("   ok\n") == 5
+
+    def test_finds_the_archive_in_the_cache_and_speaks_json(
+        self, here: Here, published: str, tmp_path: Path
+    ) -> None:
+        here("data", "fetch")
+        cache = tmp_path / "cache" / "sprat"
+        archive = cache / cifar10.ARCHIVE
+        done = here("data", "verify", "--json")
+        assert done.returncode == 0
+        assert json.loads(done.stdout) == {
+            "folder": str(cache),
+            "ok": True,
+            "files": {str(archive): "ok"},
+        }
+        archive.write_bytes(CONTENT[:-1])
+        for place in (cache, archive):
+            done = here("data", "verify", "--data-dir", place, "--json")
+            assert done.returncode == 1
+            assert json.loads(done.stdout)["files"] == {str(archive): "damaged"}
+
+    def test_says_where_there_is_nothing(self, here: Here, tmp_path: Path) -> None:
+        done = here("data", "verify")
+        assert done.returncode == 2
+        assert f"nothing to verify: no {cifar10.FOLDER} and no" in done.stderr
+        assert str(tmp_path / "cache" / "sprat") in done.stderr
+        assert done.stdout == ""
+
+    def test_of_the_real_cifar10(self, here: Here, cifar10_place: Path) -> None:
+        done = here("data", "verify", "--data-dir", cifar10_place, "--json")
+        assert done.returncode == 0
+        assert set(json.loads(done.stdout)["files"].values()) == {"ok"}

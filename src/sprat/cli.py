@@ -54,7 +54,7 @@ app = App(
     help_format="plaintext",
     default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
 )
-data = App(name="data", help="Look at the datasets.")
+data = App(name="data", help="Look at the datasets; fetch CIFAR-10 and check its files.")
 augment = App(name="augment", help="Look at augmentation.")
 app.command(data)
 app.command(augment)
@@ -586,6 +586,51 @@ def show(
     path = output or Path(f"{loaded.name}.png")
     draw_contact_sheet(loaded.train, title, path, columns)
     print(path)
+
+
+@data.command
+def fetch(
+    *,
+    data_dir: Annotated[
+        Path | None,
+        Parameter(help="Where to; by default, if it is not in $SPRAT_DATA, the user's cache."),
+    ] = None,
+) -> None:
+    """Fetch CIFAR-10 unless it is there whole, and say where it lies; an interrupted fetch goes
+    on where it was."""
+    from rich.console import Console
+
+    from sprat.data import fetch_cifar10
+    from sprat.display import loading
+
+    console = Console(stderr=True)
+    with loading(console, "looking for CIFAR-10") as progress:
+        place = fetch_cifar10(data_dir, progress, _noting(console))
+    print(place)
+
+
+@data.command
+def verify(
+    *,
+    data_dir: Annotated[
+        Path | None,
+        Parameter(help="Where CIFAR-10 lies; by default $SPRAT_DATA, then the user's cache."),
+    ] = None,
+    json_output: JsonOutput = False,
+) -> int:
+    """Hold CIFAR-10's files to their published md5s: a line for each; exit code 0 if all are
+    whole, else 1."""
+    from sprat.data import verify_cifar10
+
+    folder, states = verify_cifar10(data_dir)
+    ok = all(state == "ok" for state in states.values())
+    if json_output:
+        named = {str(path): state for path, state in states.items()}
+        print(json.dumps({"folder": str(folder), "ok": ok, "files": named}))
+    else:
+        for path, state in states.items():
+            print(f"{path}   {'DAMAGED' if state == 'damaged' else state}")
+    return 0 if ok else 1
 
 
 @augment.command

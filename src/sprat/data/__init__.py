@@ -64,6 +64,49 @@ def load_dataset(
     return _dataset("cifar10", *cifar10.load(place))
 
 
+def fetch_cifar10(
+    data_dir: Path | None = None,
+    progress: Progress = lambda done, total: None,
+    note: Say = lambda text: None,
+) -> Path:
+    """Where CIFAR-10 lies whole; fetched into `data_dir` or the user's cache if it does nowhere.
+
+    Raises:
+        SpratError: it cannot be had, or there is a damaged one that is not ours to replace.
+    """
+    to = cache_dir() if data_dir is None else data_dir
+    for folder in _folders(data_dir):
+        place = cifar10.find(folder)
+        if place is None:
+            continue
+        states = cifar10.verify(place)
+        damaged = [path.name for path, state in states.items() if state == "damaged"]
+        if not damaged:
+            return place
+        if place != to / cifar10.ARCHIVE:
+            raise SpratError(
+                f"{place} is damaged ({', '.join(damaged)}); delete it and fetch again"
+            )
+    return cifar10.download(to, progress, note)
+
+
+def verify_cifar10(data_dir: Path | None = None) -> tuple[Path, dict[Path, str]]:
+    """The folder where CIFAR-10 is looked for and found, whole or not, and what its published
+    md5s say of each file: "ok", "damaged" or "missing".
+
+    Raises:
+        SpratError: there is nothing of it.
+    """
+    folders = _folders(data_dir)
+    for folder in folders:
+        if states := cifar10.verify(folder):
+            return folder, states
+    raise SpratError(
+        f"there is nothing to verify: no {cifar10.FOLDER} and no {cifar10.ARCHIVE} in "
+        f"{' or '.join(map(str, folders))}; sprat data fetch fetches it"
+    )
+
+
 def _folders(data_dir: Path | None) -> list[Path]:
     """Where CIFAR-10 is looked for, in this order."""
     if data_dir is not None:
@@ -79,7 +122,8 @@ def _find_cifar10(data_dir: Path | None, progress: Progress, note: Say) -> Path:
     if data_dir is not None:
         raise SpratError(
             f"{data_dir} (--data-dir) holds neither {cifar10.FOLDER} nor {cifar10.ARCHIVE}; "
-            "name the folder that does, or leave the option out to look elsewhere"
+            "name the folder that does, leave the option out to look elsewhere, or fetch it "
+            "there with sprat data fetch"
         )
     return cifar10.download(cache_dir(), progress, note)
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from sprat.data.fetch import Patience, Progress, Say, fetch
+from sprat.data.fetch import Patience, Progress, Say, fetch, md5_of
 from sprat.data.imageset import ImageSet
 from sprat.errors import SpratError
 
@@ -34,6 +34,15 @@ ARCHIVE_SIZE = 170_498_071  # bytes
 FOLDER = "cifar-10-batches-py"
 TRAIN_FILES = tuple(f"data_batch_{i}" for i in range(1, 6))
 TEST_FILES = ("test_batch",)
+FILE_MD5S = {
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+    "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+}
 IMAGES_PER_FILE = 10_000
 CLASSES = (
     "airplane",
@@ -101,6 +110,26 @@ def download(
             f"CIFAR-10 could not be fetched: {error}\nCheck the network, or give a folder that "
             f"holds {FOLDER} or {ARCHIVE} with --data-dir or SPRAT_DATA"
         ) from error
+
+
+def verify(folder: Path) -> dict[Path, str]:
+    """Each of CIFAR-10's files in `folder`, "ok", "damaged" or "missing" by its published md5.
+
+    An archive or an extracted folder that is not there at all is not missed.
+    """
+    archive = folder if folder.name == ARCHIVE else folder / ARCHIVE
+    expected = {archive: ARCHIVE_MD5} if archive.is_file() else {}
+    for candidate in (folder / FOLDER, folder):
+        if candidate.is_dir() and any((candidate / name).exists() for name in FILE_MD5S):
+            expected |= {candidate / name: md5 for name, md5 in FILE_MD5S.items()}
+            break
+    return {path: _judge(path, md5) for path, md5 in expected.items()}
+
+
+def _judge(path: Path, md5: str) -> str:
+    if not path.is_file():
+        return "missing"
+    return "ok" if md5_of(path) == md5 else "damaged"
 
 
 def _read_folder(folder: Path) -> dict[str, bytes]:
