@@ -93,10 +93,10 @@ def test_every_recipe_trains_to_its_summary(recipe: str, small: Dataset, tmp_pat
     """At small size; what takes hours is the number of steps alone."""
     config = dataclasses.replace(
         load_recipe(recipe),
-        train_images=64,
-        batch_size=32,
+        train_images=32,
+        batch_size=16,
         epochs=6,
-        judge_every=3,
+        judge_every=6,
         final=True,
         device="cpu",
         tta=1,

@@ -2,8 +2,8 @@
 
 Most pixels are kept (one halving, so that few parameters see few of them), depthwise windows of
 several sizes look near and far, and gated 1x1 convolutions mix channels. BatchNorm alone
-normalises, so that at inference it folds into the convolution before it. What each decision is
-worth: benchmarks/README.md.
+normalises, so that at inference it folds into the convolution before it. Designed after what others
+measured; its own trials are in benchmarks/proxy.py.
 
     SpratS   widths 28, 52      SpratM   widths 48, 84      SpratL   widths 64, 120
 """
