@@ -27,13 +27,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 import torch
-from side_by_side import noise
+from side_by_side import noise, report
 from torch import Tensor, nn
 
 from sprat.config import Config, EMAConfig, OptimConfig
 from sprat.data import Dataset, load_dataset
 from sprat.models import OptimizedCIFAR10Net200K
-from sprat.results import read_json, write_json
+from sprat.results import read_json
 from sprat.runtime import describe_machine, versions
 from sprat.train import Training, resume, settle, train
 
@@ -229,10 +229,7 @@ def main() -> None:
             config = dataclasses.replace(config, device=device, final=True, epochs=epochs)
             figures[name] = whole_run(config, dataset, arguments.runs / name)
             print(name, json.dumps(figures[name]), flush=True)
-    if arguments.output:
-        write_json(arguments.output, figures)
-    if arguments.json:
-        print(json.dumps(figures))
+    report(figures, arguments)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,23 @@
 """What helps a network this small: every setting tried, at one small budget, beside its base.
 
-    python benchmarks/proxy.py --work FOLDER [--group brief …] [--data-dir DIR] [--json]
+    python benchmarks/proxy.py --work FOLDER [--group brief …] [--data-dir DIR]
+        [--output results/proxy.json] [--json]
 
 The budget is 20, 40 or 60 passes (by the group) over 10,000 of CIFAR-10's training images at 32 px
 in batches of 64, judged after the last step on 25,000 other training images (val). On two cores of
 a 2026 AMD EPYC 20 passes of the brief's network take two minutes; finished runs in FOLDER are not
-trained again. The last line is one JSON object: for every trial its accuracy, and the difference
-to its base, paired over seeds and images, with its standard error over images.
+trained again. Of every trial: its accuracy, and the difference to its base, paired over seeds and
+images, with its standard error over images.
 """
 
 import argparse
-import json
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from side_by_side import report
 from torch import Tensor, nn
 
 from sprat.checkpoint import load_model
@@ -180,11 +180,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--group", nargs="*", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--json", action="store_true", help="print the JSON object alone")
+    parser.add_argument("--output", type=Path, help="JSON file to write the figures into")
+    parser.add_argument("--json", action="store_true", help="end with them as one JSON object")
     arguments = parser.parse_args()
     keep_freed_memory()
     dataset = load_dataset("cifar10", arguments.data_dir)
-    told = sys.stderr if arguments.json else sys.stdout
     groups = {}
     for group in arguments.group:
         settings = GROUPS[group]
@@ -207,7 +207,6 @@ def main() -> None:
             print(
                 f"{group:10} {name:32} {100 * row['top1']:6.2f} %  {100 * row['difference']:+6.2f} "
                 f"± {100 * row['standard_error']:.2f}  {row['seconds']:5.0f} s",
-                file=told,
                 flush=True,
             )
         groups[group] = {
@@ -216,7 +215,7 @@ def main() -> None:
             "seeds": settings.seeds,
             "trials": rows,
         }
-    print(json.dumps({"budget": BUDGET, "groups": groups}))
+    report({"budget": BUDGET, "groups": groups}, arguments)
 
 
 if __name__ == "__main__":

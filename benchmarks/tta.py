@@ -9,18 +9,18 @@ quarter of an hour a model on two cores.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from side_by_side import report
 
 from sprat.augment.views import VIEWS
 from sprat.checkpoint import load_model
 from sprat.data import load_dataset
 from sprat.evaluate import mcnemar, predict_probabilities
 from sprat.kernels import CompiledNetwork, NoKernels
-from sprat.results import read_config, write_json
+from sprat.results import read_config
 from sprat.runtime import describe_machine, keep_freed_memory, set_threads, versions
 from sprat.train import split_off_val
 
@@ -93,10 +93,7 @@ def main() -> None:
         "machine": describe_machine(torch.device("cpu"), "fp32", threads),
         "versions": versions(),
     }
-    if arguments.output:
-        write_json(arguments.output, figures)
-    if arguments.json:
-        print(json.dumps(figures))
+    report(figures, arguments)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,15 @@
 
 import dataclasses
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 import torch
 
+from sprat.cli import main
 from sprat.config import AugmentConfig, Config, EMAConfig, OptimConfig
 from sprat.data import Dataset, cifar10, load_dataset
 
@@ -62,4 +66,23 @@ def small_run(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     run = tmp_path_factory.mktemp("runs") / "small"
     train(SMALL, small, run, recipe="small")
+    return run
+
+
+class Here(Protocol):
+    def __call__(self, *words: object) -> subprocess.CompletedProcess[str]: ...
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """The command line within this process: starting one takes most of the time."""
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(sys, "argv", ["sprat", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return subprocess.CompletedProcess(words, ended.value.code, *capsys.readouterr())
+
     return run

@@ -8,13 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pytest
+from conftest import Here
 from PIL import Image
 
-from sprat.cli import app, main
+from sprat.cli import app
 from sprat.config import load_recipe, overrides, recipe_names
 from sprat.data import Dataset
 
@@ -29,25 +29,6 @@ def sprat(*words: object, cwd: Path | None = None, **env: str) -> subprocess.Com
         timeout=300,
         check=False,
     )
-
-
-class Here(Protocol):
-    def __call__(self, *words: object) -> subprocess.CompletedProcess[str]: ...
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
-    """The command line within this process: starting one takes most of the time."""
-
-    def run(*words: object) -> subprocess.CompletedProcess[str]:
-        monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setattr(sys, "argv", ["sprat", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert isinstance(ended.value.code, int)
-        return subprocess.CompletedProcess(words, ended.value.code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Here
 
-from sprat.cli import main
 from sprat.data import cifar10
 from sprat.data.fetch import Patience, fetch
 from sprat.data.lock import lock
@@ -504,26 +504,10 @@ class TestDisk:
         assert (tmp_path / "file").read_text() == "mine"
 
 
-Here = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def here(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Here:
-    """The command line within this process, with a cache of its own."""
-    monkeypatch.setenv("COLUMNS", "200")
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("SPRAT_DATA", raising=False)
-
-    def run(*words: object) -> subprocess.CompletedProcess[str]:
-        monkeypatch.setattr(sys, "argv", ["sprat", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert isinstance(ended.value.code, int)
-        return subprocess.CompletedProcess(words, ended.value.code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture
