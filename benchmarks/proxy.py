@@ -93,6 +93,7 @@ class Group:
     trials: dict[str, dict[str, Any]]
 
 
+MIXUP = {"mixing.mixup": 1.0, "mixing.mixup_alpha": 0.2}
 GROUPS = {
     "optimisation": Group("accurate", 20, 1, {
         "SGD for all weights": {"optim.name": "sgd"},
@@ -107,10 +108,12 @@ GROUPS = {
     "augmentation": Group("accurate", 60, 1, {
         "shift, scale, rotation": {"augment.affine": 0.5},
         "cutout of 8 px": {"augment.cutout": 8},
-        "MixUp, alpha 0.2": {"mixing.mixup": 1.0, "mixing.mixup_alpha": 0.2},
+        "MixUp, alpha 0.2": MIXUP,
         "CutMix in half the batches": {"mixing.cutmix": 0.5},
         "RICAP in half the batches": {"mixing.ricap": 0.5},
         "brightness, contrast": {"augment.brightness_contrast": 0.5},
+        "MixUp, Muon's rate 0.08": {**MIXUP, "optim.muon_lr": 0.08},
+        "MixUp, brightness, contrast": {**MIXUP, "augment.brightness_contrast": 0.5},
     }),
     "design": Group("accurate", 10, 1, {
         "SpratS": {"model": "SpratS"},
