@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +14,7 @@ import torch
 from sprat.cli import main
 from sprat.config import AugmentConfig, Config, EMAConfig, OptimConfig
 from sprat.data import Dataset, cifar10, load_dataset
+from sprat.errors import SpratError
 
 SMALL = Config(
     dataset="shapes10",
@@ -86,3 +88,62 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return subprocess.CompletedProcess(words, ended.value.code, *capsys.readouterr())
 
     return run
+
+
+@dataclasses.dataclass
+class Hostile:
+    """Bad inputs that were tried in this session, and how often sprat failed them."""
+
+    tried: int = 0
+    read_wrongly: int = 0
+    left_behind: int = 0
+    partial: bool = False  # not every test was to run
+
+    def offer(self, folder: Path, read: Callable[[], object], whole: object = None) -> str:
+        """What sprat says to the bad input in `folder`, which no file there may change by; ""
+        if it was read, rightly, as `whole`."""
+        self.tried += 1
+        before, said = _contents(folder), ""
+        try:
+            wrongly = read() != whole
+        except SpratError as error:
+            said, wrongly = str(error), False
+        left = _contents(folder) != before
+        self.read_wrongly += wrongly
+        self.left_behind += left
+        assert not wrongly, "a bad input was read"
+        assert not left, "a bad input left something behind"
+        return said
+
+    def __str__(self) -> str:
+        return (
+            f"hostile inputs: {self.tried:,} tried, {self.read_wrongly} read wrongly, "
+            f"{self.left_behind} left something behind"
+        )
+
+
+def _contents(folder: Path) -> dict[Path, tuple[int, int]]:
+    stats = {path: path.lstat() for path in folder.rglob("*")}
+    return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
+
+
+HOSTILE = pytest.StashKey[Hostile]()
+
+
+@pytest.fixture
+def hostile(request: pytest.FixtureRequest) -> Hostile:
+    return request.config.stash[HOSTILE]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[HOSTILE] = Hostile(partial=config.args != config.getini("testpaths"))
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    items[0].config.stash[HOSTILE].partial = True
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    hostile = terminalreporter.config.stash[HOSTILE]
+    if hostile.tried:
+        terminalreporter.write_line(str(hostile))

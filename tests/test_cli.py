@@ -71,7 +71,7 @@ class TestHelp:
         (["train", "--epochs", "many"], '"many"'),
         (["train", "--optim.lrr", "1"], "--optim.lr"),
         (["train", "--recipe", "quik"], "did you mean 'quick'"),
-        (["train", "--dataset", "cifar"], "there are auto, cifar10, shapes10"),
+        (["train", "--dataset", "cifar"], "there are auto, cifar10, cifar100, svhn"),
         (["train", "--dataset", "shapes10", "--model", "resnet"], "there is no model 'resnet'"),
         (["train", "--dataset", "shapes10", "--batch-size", "20000"], "batch_size is 20000"),
         (["train", "--resume", "nowhere"], "there is no nowhere/config.json"),

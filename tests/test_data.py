@@ -174,7 +174,7 @@ class TestCIFAR10Files:
         self, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("SPRAT_DATA", str(made))
-        with pytest.raises(SpratError, match=r"\(--data-dir\) holds neither"):
+        with pytest.raises(SpratError, match=r"\(--data-dir\) does not hold CIFAR-10"):
             load_dataset("cifar10", tmp_path)
 
 
@@ -200,7 +200,9 @@ class TestWithoutCIFAR10:
 
 
 def test_an_unknown_dataset_is_refused() -> None:
-    with pytest.raises(SpratError, match="no dataset 'cifar'; there are auto, cifar10, shapes10"):
+    with pytest.raises(
+        SpratError, match="no dataset 'cifar'; there are auto, cifar10, cifar100, svhn"
+    ):
         load_dataset("cifar")
 
 

@@ -1,5 +1,6 @@
 """Fetching from servers that cut, stall, crawl and lie; the commands that fetch and verify."""
 
+import dataclasses
 import functools
 import hashlib
 import http.server
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 from conftest import Here
 
-from sprat.data import cifar10
+from sprat.data import cifar10, cifar100, svhn
 from sprat.data.fetch import Patience, fetch
 from sprat.data.lock import lock
 from sprat.errors import SpratError
@@ -514,7 +515,8 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def published(monkeypatch: pytest.MonkeyPatch, server: Server) -> str:
     """A small archive stands for CIFAR-10's, and a local server for its mirrors."""
     url = server.serve("x", cut, whole)
-    monkeypatch.setattr(cifar10, "ARCHIVE_MD5", MD5)
+    python = dataclasses.replace(cifar10.PYTHON, archive_md5=MD5)
+    monkeypatch.setattr(cifar10, "PYTHON", python)
     here = functools.partial(
         cifar10.download,
         mirrors=[url],
@@ -533,7 +535,7 @@ def _folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in cifar10.FILE_MD5S:
         (folder / name).write_text(name)
     md5s = {name: hashlib.md5(name.encode()).hexdigest() for name in cifar10.FILE_MD5S}
-    monkeypatch.setattr(cifar10, "FILE_MD5S", md5s)
+    monkeypatch.setattr(cifar10, "PYTHON", dataclasses.replace(cifar10.PYTHON, md5s=md5s))
     return folder
 
 
@@ -582,6 +584,58 @@ class TestCommandFetch:
         assert "--data-dir or SPRAT_DATA" in done.stderr
         assert done.stdout == ""
         assert _beside(tmp_path / "cache" / "sprat" / cifar10.ARCHIVE) == []
+
+
+class TestCommandFetchOfOthers:
+    def test_fetches_cifar100_by_its_name(
+        self, here: Here, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        python = dataclasses.replace(cifar100.PYTHON, archive_md5=MD5)
+        monkeypatch.setattr(cifar100, "PYTHON", python)
+        monkeypatch.setattr(cifar100, "MIRRORS", [server.serve("x", cut, whole)])
+        monkeypatch.setattr(cifar100, "ARCHIVE_SIZE", len(CONTENT))
+        archive = tmp_path / "mine" / python.archive
+        for _ in range(2):
+            done = here("data", "fetch", "--dataset", "cifar100", "--data-dir", tmp_path / "mine")
+            assert (done.returncode, done.stdout) == (0, f"{archive}\n")
+        assert archive.read_bytes() == CONTENT
+        assert len(server.asked) == 2
+
+    def test_fetches_both_files_of_svhn_and_mends_one(
+        self, here: Here, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in svhn.FILE_MD5S:
+            server.serve(name, whole)
+        monkeypatch.setattr(svhn, "ADDRESS", f"http://127.0.0.1:{server.server_port}/")
+        monkeypatch.setattr(svhn, "FILE_MD5S", dict.fromkeys(svhn.FILE_MD5S, MD5))
+        monkeypatch.setattr(svhn, "SIZES", dict.fromkeys(svhn.SIZES, len(CONTENT)))
+        cache = tmp_path / "cache" / "sprat"
+        for spoiled in (svhn.TEST, svhn.TRAIN):
+            done = here("data", "fetch", "--dataset", "svhn")
+            assert (done.returncode, done.stdout) == (0, f"{cache}\n")
+            assert {(cache / name).read_bytes() for name in svhn.FILE_MD5S} == {CONTENT}
+            (cache / spoiled).write_bytes(CONTENT[1:])
+        assert [name for name, _ in server.asked] == [svhn.TRAIN, svhn.TEST, svhn.TEST]
+
+    @pytest.mark.parametrize(
+        ("name", "addresses"),
+        [("cifar100", cifar100.MIRRORS), ("svhn", [svhn.ADDRESS + svhn.TRAIN])],
+    )
+    def test_without_a_network_name_every_source_and_the_remedy(
+        self, here: Here, monkeypatch: pytest.MonkeyPatch, name: str, addresses: list[str]
+    ) -> None:
+        monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+        done = here("train", "--dataset", name)
+        assert done.returncode == 2
+        assert all(f"  {address}: " in done.stderr for address in addresses)
+        assert "could not be fetched" in done.stderr
+        assert "--data-dir or SPRAT_DATA" in done.stderr
+
+    def test_only_what_is_published_can_be_fetched(self, here: Here) -> None:
+        done = here("data", "fetch", "--dataset", "shapes10")
+        assert done.returncode == 2
+        assert "not a published dataset; there are cifar10, cifar100, svhn" in done.stderr
 
 
 class TestCommandVerify:

@@ -34,7 +34,7 @@ DEFAULT_RECIPES = {("train",): DEFAULT_RECIPE, ("augment", "preview"): "referenc
 DataDir = Annotated[
     Path | None,
     Parameter(
-        help="Where CIFAR-10 lies; by default $SPRAT_DATA, then the user's cache, then a download."
+        help="Where the dataset lies; by default $SPRAT_DATA, the user's cache, or a download."
     ),
 ]
 ModelName = Annotated[
@@ -54,7 +54,7 @@ app = App(
     help_format="plaintext",
     default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
 )
-data = App(name="data", help="Look at the datasets; fetch CIFAR-10 and check its files.")
+data = App(name="data", help="Look at the datasets; fetch them and check their files.")
 augment = App(name="augment", help="Look at augmentation.")
 app.command(data)
 app.command(augment)
@@ -202,7 +202,7 @@ def evaluate(
     split
         test, or val (the images a run held out); auto: val for a run that has one, else test.
     dataset
-        cifar10 or shapes10; by default the one the model was trained on.
+        cifar10, cifar100, svhn or shapes10; by default the one the model was trained on.
     tta
         Views that test-time augmentation averages; by default those of the model's recipe, or 2.
     device
@@ -568,7 +568,7 @@ def show(
     Parameters
     ----------
     dataset
-        cifar10, shapes10 or auto.
+        cifar10, cifar100, svhn, shapes10 or auto.
     output
         PNG file to write; by default DATASET.png.
     columns
@@ -591,38 +591,52 @@ def show(
 @data.command
 def fetch(
     *,
+    dataset: str = "cifar10",
     data_dir: Annotated[
         Path | None,
         Parameter(help="Where to; by default, if it is not in $SPRAT_DATA, the user's cache."),
     ] = None,
 ) -> None:
-    """Fetch CIFAR-10 unless it is there whole, and say where it lies; an interrupted fetch goes
-    on where it was."""
+    """Fetch a dataset unless it is there whole, and say where it lies; an interrupted fetch goes
+    on where it was.
+
+    Parameters
+    ----------
+    dataset
+        cifar10, cifar100 or svhn.
+    """
     from rich.console import Console
 
-    from sprat.data import fetch_cifar10
+    from sprat.data import fetch_dataset
     from sprat.display import loading
 
     console = Console(stderr=True)
-    with loading(console, "looking for CIFAR-10") as progress:
-        place = fetch_cifar10(data_dir, progress, _noting(console))
+    with loading(console, f"looking for {dataset}") as progress:
+        place = fetch_dataset(dataset, data_dir, progress, _noting(console))
     print(place)
 
 
 @data.command
 def verify(
     *,
+    dataset: str = "cifar10",
     data_dir: Annotated[
         Path | None,
-        Parameter(help="Where CIFAR-10 lies; by default $SPRAT_DATA, then the user's cache."),
+        Parameter(help="Where the dataset lies; by default $SPRAT_DATA, then the user's cache."),
     ] = None,
     json_output: JsonOutput = False,
 ) -> int:
-    """Hold CIFAR-10's files to their published md5s: a line for each; exit code 0 if all are
-    whole, else 1."""
-    from sprat.data import verify_cifar10
+    """Hold a dataset's files to their published md5s: a line for each; exit code 0 if all are
+    whole, else 1.
 
-    folder, states = verify_cifar10(data_dir)
+    Parameters
+    ----------
+    dataset
+        cifar10, cifar100 or svhn.
+    """
+    from sprat.data import verify_dataset
+
+    folder, states = verify_dataset(dataset, data_dir)
     ok = all(state == "ok" for state in states.values())
     if json_output:
         named = {str(path): state for path, state in states.items()}

@@ -258,7 +258,7 @@ class Config:
     """Everything that decides a run."""
 
     dataset: str = "auto"
-    """cifar10, shapes10, or auto: CIFAR-10 if it can be had, else shapes10."""
+    """cifar10, cifar100, svhn, shapes10, or auto: CIFAR-10 if it can be had, else shapes10."""
     model: str = "OptimizedCIFAR10Net200K"
     """Network, by its class name; case, - and _ do not matter."""
     dropout: float = 0.2

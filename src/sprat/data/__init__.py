@@ -1,17 +1,50 @@
 """Datasets by name, ready to train on."""
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from sprat.data import cifar10, shapes10
+from sprat.data import cifar10, cifar100, shapes10, svhn
 from sprat.data.fetch import Progress, Say
 from sprat.data.imageset import ImageSet, Normalization
 from sprat.errors import SpratError
 from sprat.runtime import cache_dir
 
-DATASETS = ("auto", "cifar10", "shapes10")
+
+class Source(Protocol):
+    """What the module of a published dataset offers."""
+
+    @property
+    def TITLE(self) -> str:  # noqa: N802
+        """Its name in a sentence."""
+
+    @property
+    def PLACES(self) -> tuple[str, ...]:  # noqa: N802
+        """The files or folders in which it is found."""
+
+    @property
+    def FETCHED(self) -> tuple[str, ...]:  # noqa: N802
+        """The files that `download` writes."""
+
+    def find(self, folder: Path) -> Path | None:
+        """What `load` reads, in `folder`; or None."""
+
+    def load(self, place: Path) -> tuple[ImageSet, ImageSet]:
+        """The training and test sets."""
+
+    def download(self, folder: Path, progress: Progress, say: Say) -> Path:
+        """Fetches it into `folder`; gives what `load` reads."""
+
+    def verify(self, folder: Path) -> dict[Path, str]:
+        """Each of its files in `folder`, "ok", "damaged" or "missing"."""
+
+
+SOURCES: dict[str, Source] = {"cifar10": cifar10, "cifar100": cifar100, "svhn": svhn}
+DATASETS = ("auto", *SOURCES, "shapes10")
 
 
 @dataclass(frozen=True)
@@ -38,22 +71,23 @@ def load_dataset(
 ) -> Dataset:
     """Loads a dataset into memory.
 
-    CIFAR-10 is looked for in `data_dir` (which, if given, is the only place), then in
+    A published one is looked for in `data_dir` (which, if given, is the only place), then in
     $SPRAT_DATA, then in the user's cache, and then downloaded into the cache. "auto" means
     cifar10 if it can be had by any of these ways, else shapes10, and says so through `say`.
     What a download meets on its way goes to `note`.
 
     Raises:
-        SpratError: there is no such dataset, or CIFAR-10 was asked for and cannot be had.
+        SpratError: there is no such dataset, or it cannot be had, or is not what was published.
     """
     if name not in DATASETS:
         raise SpratError(f"there is no dataset {name!r}; there are {', '.join(DATASETS)}")
     if name == "shapes10":
         return _dataset("shapes10", *shapes10.load())
+    known = "cifar10" if name == "auto" else name
     try:
-        place = _find_cifar10(data_dir, progress, note)
+        place = _find(known, data_dir, progress, note)
     except SpratError as error:
-        if name == "cifar10":
+        if name != "auto":
             raise
         say(
             f"CIFAR-10 cannot be had: {error}.\n"
@@ -61,71 +95,107 @@ def load_dataset(
             "its accuracies say nothing about CIFAR-10."
         )
         return _dataset("shapes10", *shapes10.load())
-    return _dataset("cifar10", *cifar10.load(place))
+    with _reading(place):
+        return _dataset(known, *SOURCES[known].load(place))
 
 
-def fetch_cifar10(
+def fetch_dataset(
+    name: str,
     data_dir: Path | None = None,
     progress: Progress = lambda done, total: None,
     note: Say = lambda text: None,
 ) -> Path:
-    """Where CIFAR-10 lies whole; fetched into `data_dir` or the user's cache if it does nowhere.
+    """Where a dataset lies whole; fetched into `data_dir` or the user's cache if it does nowhere.
 
     Raises:
         SpratError: it cannot be had, or there is a damaged one that is not ours to replace.
     """
+    source = _source(name)
     to = cache_dir() if data_dir is None else data_dir
     for folder in _folders(data_dir):
-        place = cifar10.find(folder)
+        with _reading(folder):
+            place = source.find(folder)
+            states = {} if place is None else source.verify(place)
         if place is None:
             continue
-        states = cifar10.verify(place)
-        damaged = [path.name for path, state in states.items() if state == "damaged"]
+        damaged = [path for path, state in states.items() if state == "damaged"]
         if not damaged:
             return place
-        if place != to / cifar10.ARCHIVE:
-            raise SpratError(
-                f"{place} is damaged ({', '.join(damaged)}); delete it and fetch again"
-            )
-    return cifar10.download(to, progress, note)
+        if any(path not in {to / file for file in source.FETCHED} for path in damaged):
+            names = ", ".join(path.name for path in damaged)
+            raise SpratError(f"{place} is damaged ({names}); delete it and fetch again")
+    return _download(source, to, progress, note)
 
 
-def verify_cifar10(data_dir: Path | None = None) -> tuple[Path, dict[Path, str]]:
-    """The folder where CIFAR-10 is looked for and found, whole or not, and what its published
+def verify_dataset(name: str, data_dir: Path | None = None) -> tuple[Path, dict[Path, str]]:
+    """The folder where a dataset is looked for and found, whole or not, and what its published
     md5s say of each file: "ok", "damaged" or "missing".
 
     Raises:
         SpratError: there is nothing of it.
     """
-    folders = _folders(data_dir)
+    source, folders = _source(name), _folders(data_dir)
     for folder in folders:
-        if states := cifar10.verify(folder):
-            return folder, states
+        with _reading(folder):
+            if states := source.verify(folder):
+                return folder, states
     raise SpratError(
-        f"there is nothing to verify: no {cifar10.FOLDER} and no {cifar10.ARCHIVE} in "
-        f"{' or '.join(map(str, folders))}; sprat data fetch fetches it"
+        f"there is nothing to verify: no {' and no '.join(source.PLACES)} in "
+        f"{' or '.join(map(str, folders))}; sprat data fetch --dataset {name} fetches it"
     )
 
 
+def _source(name: str) -> Source:
+    if name not in SOURCES:
+        raise SpratError(f"{name!r} is not a published dataset; there are {', '.join(SOURCES)}")
+    return SOURCES[name]
+
+
 def _folders(data_dir: Path | None) -> list[Path]:
-    """Where CIFAR-10 is looked for, in this order."""
+    """Where a dataset is looked for, in this order."""
     if data_dir is not None:
         return [data_dir]
     from_env = os.environ.get("SPRAT_DATA")
     return [*([Path(from_env)] if from_env else []), cache_dir()]
 
 
-def _find_cifar10(data_dir: Path | None, progress: Progress, note: Say) -> Path:
+def _find(name: str, data_dir: Path | None, progress: Progress, note: Say) -> Path:
+    source = SOURCES[name]
     for folder in _folders(data_dir):
-        if place := cifar10.find(folder):
-            return place
+        with _reading(folder):
+            if place := source.find(folder):
+                return place
     if data_dir is not None:
         raise SpratError(
-            f"{data_dir} (--data-dir) holds neither {cifar10.FOLDER} nor {cifar10.ARCHIVE}; "
-            "name the folder that does, leave the option out to look elsewhere, or fetch it "
-            "there with sprat data fetch"
+            f"{data_dir} (--data-dir) does not hold {source.TITLE}, expected "
+            f"{' or '.join(source.PLACES)}; name the folder that does, leave the option out to "
+            f"look elsewhere, or fetch it there with sprat data fetch --dataset {name}"
         )
-    return cifar10.download(cache_dir(), progress, note)
+    return _download(source, cache_dir(), progress, note)
+
+
+def _download(source: Source, to: Path, progress: Progress, note: Say) -> Path:
+    try:
+        return source.download(to, progress, note)
+    except SpratError as error:
+        raise SpratError(
+            f"{source.TITLE} could not be fetched: {error}\nCheck the network, or give a folder "
+            f"that holds {' or '.join(source.PLACES)} with --data-dir or SPRAT_DATA"
+        ) from error
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Makes an error with a remedy of what the system refuses."""
+    try:
+        if folder.is_dir():
+            next(folder.iterdir(), None)  # or else files that may not be seen seem not to be there
+        yield
+    except OSError as error:
+        raise SpratError(
+            f"{error.filename or folder} cannot be read: {error.strerror or error}; see to its "
+            "rights, or give another folder with --data-dir or SPRAT_DATA"
+        ) from error
 
 
 def _dataset(name: str, train: ImageSet, test: ImageSet) -> Dataset:

@@ -1,24 +1,24 @@
-"""CIFAR-10, python version, where it lies or downloaded (Krizhevsky 2009).
+"""CIFAR-10 in whichever form it lies, or downloaded (Krizhevsky 2009).
 
 https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
-import gzip
-import io
-import pickle
-import tarfile
-import zlib
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from sprat.data.fetch import Patience, Progress, Say, fetch, md5_of
+from sprat.data import parquet
+from sprat.data.fetch import Patience, Progress, Say, fetch
 from sprat.data.imageset import ImageSet
+from sprat.data.packed import Packed
+from sprat.data.pickles import read_batch, refusal
 from sprat.errors import SpratError
 
+TITLE = "CIFAR-10"
 # Trusted for their md5 alone. The first is the official one.
 MIRRORS = (
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
@@ -43,6 +43,30 @@ FILE_MD5S = {
     "test_batch": "40351d587109b95175f43aff81a1287e",
     "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
 }
+PYTHON = Packed(FOLDER, ARCHIVE, ARCHIVE_MD5, (*TRAIN_FILES, *TEST_FILES), FILE_MD5S)
+# The same images in the same order; records of a label and 3,072 pixel values.
+BINARY_MD5S = {
+    "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
+    "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
+    "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
+    "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
+    "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
+    "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
+}
+BINARY = Packed(
+    "cifar-10-batches-bin",
+    "cifar-10-binary.tar.gz",
+    "c32a1d4ab5d03f1284b67883e8d87530",
+    tuple(BINARY_MD5S),
+    BINARY_MD5S,
+)
+# Of all images' md5s, sorted: parquet files have no published ones, and another order.
+CONTENT_MD5S = {
+    "train": "4d941ed38b4cfbad3461e69b65fbf77c",
+    "test": "5c541f6619e05a6b3e6c4b873d02048d",
+}
+PLACES = (FOLDER, ARCHIVE, BINARY.folder, BINARY.archive, "train-*.parquet with test-*.parquet")
+FETCHED = (ARCHIVE,)
 IMAGES_PER_FILE = 10_000
 CLASSES = (
     "airplane",
@@ -59,34 +83,28 @@ CLASSES = (
 
 
 def find(folder: Path) -> Path | None:
-    """CIFAR-10 in `folder`: the extracted folder (itself or inside), or the archive; or None."""
-    for candidate in (folder / FOLDER, folder):
-        if all((candidate / name).is_file() for name in (*TRAIN_FILES, *TEST_FILES)):
-            return candidate
-    archive = folder if folder.name == ARCHIVE else folder / ARCHIVE
-    return archive if archive.is_file() else None
+    """CIFAR-10 in `folder`: the python version, extracted or as its archive, else the binary
+    version likewise, else parquet files; or None."""
+    return PYTHON.find(folder) or BINARY.find(folder) or parquet.find(folder)
 
 
 def load(place: Path) -> tuple[ImageSet, ImageSet]:
     """Reads the training and test sets from what `find` returned.
 
     Returns:
-        50,000 training images and 10,000 test images, in the files' order.
+        50,000 training images and 10,000 test images, in the files' order. That of the python
+        and the binary version is the same; Hugging Face's training files have another.
 
     Raises:
         SpratError: a file is missing, cut short, or not what CIFAR-10 holds.
     """
-    files = _read_archive(place) if place.is_file() else _read_folder(place)
-    parts = {name: _parse(content, f"{place}: {name}") for name, content in files.items()}
-    train, test = (
-        ImageSet(
-            torch.cat([parts[name][0] for name in names]),
-            torch.cat([parts[name][1] for name in names]),
-            CLASSES,
-        )
-        for names in (TRAIN_FILES, TEST_FILES)
-    )
-    return train, test
+    for form, parse in ((PYTHON, _parse_batch), (BINARY, _parse_records)):
+        if form.holds(place):
+            files = form.read(place)
+            parts = [parse(files[name], f"{place}: {name}") for name in form.needed]
+            train = parts[: len(TRAIN_FILES)]
+            return _image_set(train), _image_set(parts[len(train) :])
+    return _image_set([_read_parquet(place, "train")]), _image_set([_read_parquet(place, "test")])
 
 
 def download(
@@ -103,106 +121,64 @@ def download(
     Raises:
         SpratError: no mirror gave it, or it cannot be written.
     """
-    try:
-        return fetch(mirrors, folder / ARCHIVE, expected_md5, size, progress, say, patience)
-    except SpratError as error:
-        raise SpratError(
-            f"CIFAR-10 could not be fetched: {error}\nCheck the network, or give a folder that "
-            f"holds {FOLDER} or {ARCHIVE} with --data-dir or SPRAT_DATA"
-        ) from error
+    return fetch(mirrors, folder / ARCHIVE, expected_md5, size, progress, say, patience)
 
 
 def verify(folder: Path) -> dict[Path, str]:
-    """Each of CIFAR-10's files in `folder`, "ok", "damaged" or "missing" by its published md5.
+    """Each of CIFAR-10's files in `folder`, "ok", "damaged" or "missing" by its published md5,
+    parquet files by the images that they hold.
 
-    An archive or an extracted folder that is not there at all is not missed.
+    What is not there at all in one form is not missed.
+
+    Raises:
+        SpratError: there are parquet files, and pyarrow is not installed.
     """
-    archive = folder if folder.name == ARCHIVE else folder / ARCHIVE
-    expected = {archive: ARCHIVE_MD5} if archive.is_file() else {}
-    for candidate in (folder / FOLDER, folder):
-        if candidate.is_dir() and any((candidate / name).exists() for name in FILE_MD5S):
-            expected |= {candidate / name: md5 for name, md5 in FILE_MD5S.items()}
-            break
-    return {path: _judge(path, md5) for path, md5 in expected.items()}
+    return PYTHON.verify(folder) | BINARY.verify(folder) | _verify_parquet(folder)
 
 
-def _judge(path: Path, md5: str) -> str:
-    if not path.is_file():
-        return "missing"
-    return "ok" if md5_of(path) == md5 else "damaged"
+def _verify_parquet(folder: Path) -> dict[Path, str]:
+    place = parquet.find(folder)
+    if place is None:
+        return {}
+    parquet.require_pyarrow()
+    states: dict[Path, str] = {}
+    for split, md5 in CONTENT_MD5S.items():
+        try:
+            state = "ok" if _content_md5(*_read_parquet(place, split)) == md5 else "damaged"
+        except SpratError:
+            state = "damaged"
+        states |= dict.fromkeys(parquet.files_of(place, split), state)
+    return states
 
 
-def _read_folder(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in (*TRAIN_FILES, *TEST_FILES)}
+def _content_md5(images: Tensor, targets: Tensor) -> str:
+    """Over the md5s of all images, each with its label before its pixels, whatever their order."""
+    records = np.column_stack([targets.numpy().astype(np.uint8), images.flatten(1).numpy()])
+    each = sorted(hashlib.md5(record, usedforsecurity=False).digest() for record in records)
+    return hashlib.md5(b"".join(each), usedforsecurity=False).hexdigest()
 
 
-def _read_archive(archive: Path) -> dict[str, bytes]:
-    """The batch files' bytes; nothing is extracted, so no path in the archive matters."""
-    files = {}
-    try:
-        with gzip.open(archive) as content, tarfile.open(fileobj=content, mode="r:") as tar:
-            for member in tar:
-                name = member.name.removeprefix(f"{FOLDER}/")
-                if member.isfile() and name in (*TRAIN_FILES, *TEST_FILES):
-                    file = tar.extractfile(member)
-                    assert file is not None
-                    files[name] = file.read()
-            while content.read(1 << 20):  # only at its very end is gzip's checksum compared
-                pass
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise SpratError(
-            f"{archive} cannot be read as a tar.gz ({error}); delete it and fetch it again"
-        ) from error
-    missing = {*TRAIN_FILES, *TEST_FILES} - set(files)
-    if missing:
-        raise SpratError(f"{archive} lacks {', '.join(sorted(missing))}; fetch it again")
-    return files
+def _image_set(parts: Sequence[tuple[Tensor, Tensor]]) -> ImageSet:
+    images, targets = zip(*parts, strict=True)
+    return ImageSet(torch.cat(images), torch.cat(targets), CLASSES)
 
 
-def _parse(content: bytes, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    def refuse(why: str) -> SpratError:
-        return SpratError(f"{name} {why}; it is not CIFAR-10's, fetch the dataset again")
-
-    try:
-        batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
-    except SpratError:
-        raise
-    except Exception as error:  # a damaged pickle raises anything
-        raise refuse(f"is damaged ({type(error).__name__}: {error})") from error
-    if not isinstance(batch, dict) or not {b"data", b"labels"} <= set(batch):
-        raise refuse("holds no data and labels")
-    data, labels = batch[b"data"], batch[b"labels"]
-    shape = (IMAGES_PER_FILE, 3 * 32 * 32)
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape != shape:
-        raise refuse(f"holds data that is not uint8 of shape {shape}")
-    ok = isinstance(labels, list) and len(labels) == IMAGES_PER_FILE
-    if not ok or not all(type(label) is int and 0 <= label < 10 for label in labels):
-        raise refuse(f"does not hold {IMAGES_PER_FILE:,} labels from 0 to 9")
-    images = torch.from_numpy(np.array(data)).view(-1, 3, 32, 32)
-    return images, torch.tensor(labels, dtype=torch.int64)
+def _parse_batch(content: bytes, name: str) -> tuple[Tensor, Tensor]:
+    return read_batch(content, name, b"labels", IMAGES_PER_FILE, len(CLASSES))
 
 
-class _BatchUnpickler(pickle.Unpickler):
-    """Knows the three names that CIFAR-10's pickles use and calls nothing else."""
-
-    _allowed: ClassVar[dict[tuple[str, str], Any]] = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in self._allowed:
-            return self._allowed[module, name]
-        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            return _empty_array
-        raise SpratError(
-            f"a batch file of CIFAR-10 asks for {module}.{name}, which it has no need of; it may "
-            "be an attack: delete it and fetch the dataset again"
-        )
+def _parse_records(content: bytes, name: str) -> tuple[Tensor, Tensor]:
+    size = IMAGES_PER_FILE * (1 + 3 * 32 * 32)
+    if len(content) != size:
+        raise refusal(name, f"has {len(content):,} bytes, not {size:,}")
+    records = np.frombuffer(content, np.uint8).reshape(IMAGES_PER_FILE, -1)
+    labels = records[:, 0].astype(np.int64)
+    if labels.max() >= len(CLASSES):
+        raise refusal(name, f"does not hold {IMAGES_PER_FILE:,} labels from 0 to 9")
+    images = torch.from_numpy(records[:, 1:].copy()).view(-1, 3, 32, 32)
+    return images, torch.from_numpy(labels)
 
 
-def _empty_array(kind: type, shape: tuple[int, ...], typecode: bytes) -> np.ndarray:
-    """What numpy's `_reconstruct` does for a plain array; its state is set afterwards."""
-    if kind is not np.ndarray:
-        raise pickle.UnpicklingError(f"cannot rebuild {kind}")
-    return np.ndarray.__new__(np.ndarray, shape, typecode.decode("ascii"))
+def _read_parquet(place: Path, split: str) -> tuple[Tensor, Tensor]:
+    files = {"train": TRAIN_FILES, "test": TEST_FILES}[split]
+    return parquet.read(place, split, len(files) * IMAGES_PER_FILE, len(CLASSES))
