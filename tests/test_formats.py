@@ -198,6 +198,15 @@ class TestForms:
             md5s[form] = (name, _md5(name, tmp_path / form))
         assert len(set(md5s.values())) == 3, md5s
 
+    def test_an_array_stored_by_columns_is_read_as_it_was(self, tmp_path: Path) -> None:
+        _, place = _make("python", tmp_path / "data")
+        whole = _md5("cifar10", tmp_path / "data")
+        for path in place.iterdir():
+            held = pickle.loads(path.read_bytes())
+            held[b"data"] = np.asfortranarray(held[b"data"])
+            path.write_bytes(pickle.dumps(held, protocol=3))
+        assert _md5("cifar10", tmp_path / "data") == whole
+
     def test_classes_are_those_published(self, tmp_path: Path) -> None:
         classes = {}
         for form, (name, _) in FORMS.items():
@@ -394,6 +403,20 @@ def test_a_pickle_that_would_run_a_command_is_refused(
         path.write_bytes(whole)
 
 
+class Forged:
+    """An array whose pickle says that its raw bytes are addresses of objects."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        rebuild, arguments, _ = np.zeros(1).__reduce__()  # type: ignore[misc]
+        return rebuild, arguments, (1, (2, 3072), ForgedDtype(), False, b"A" * 2 * 3072 * 8)
+
+
+class ForgedDtype:
+    def __reduce__(self) -> tuple[Any, ...]:
+        no_flags = 0  # that numpy would tell objects by
+        return np.dtype, ("O8", False, True), (3, "|", None, None, None, -1, -1, no_flags)
+
+
 Spoil = Callable[[Path], object]  # puts a bad file in a good one's place
 
 
@@ -454,6 +477,9 @@ SPOILED: dict[str, tuple[str, Spoil, str]] = {
         "python", _rewrite("test_batch", _with(data=np.zeros((2, 3072)))), "not uint8"),
     "python: objects": (
         "python", _rewrite("test_batch", _with(data=np.full((2, 3072), None))), "not uint8"),
+    "python: addresses": ("python", _rewrite("test_batch", _with(data=Forged())), "not uint8"),
+    "python: an array without a state": (
+        "python", _rewrite("test_batch", _with(data=np.ndarray)), "not uint8"),
     "python: another order in memory, too large": (
         "python",
         _rewrite("test_batch", _with(data=np.asfortranarray(np.zeros((3, 3072), np.uint8)))),

@@ -2,10 +2,11 @@
 
 import io
 import pickle
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sprat.errors import SpratError
@@ -54,13 +55,14 @@ def read_batch(
     if not {b"data", labels_key} <= set(batch):
         raise refusal(name, "holds no data and labels")
     data, labels = batch[b"data"], batch[labels_key]
+    values = data.values if isinstance(data, _Array) else None
     shape = (count, 3 * 32 * 32)
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape != shape:
+    if values is None or values.shape != shape:
         raise refusal(name, f"holds data that is not uint8 of shape {shape}")
     ok = isinstance(labels, list) and len(labels) == count
     if not ok or not all(type(label) is int and 0 <= label < classes for label in labels):
         raise refusal(name, f"does not hold {count:,} labels from 0 to {classes - 1}")
-    images = torch.from_numpy(np.array(data, order="C")).view(-1, 3, 32, 32)
+    images = torch.from_numpy(np.array(values, order="C")).view(-1, 3, 32, 32)
     return images, torch.tensor(labels, dtype=torch.int64)
 
 
@@ -73,24 +75,42 @@ class _AttackError(Exception):
     """The name that a pickle asks for and should not."""
 
 
+class _Dtype:
+    """Stands for numpy's. A hostile state would make numpy take raw bytes for objects, so numpy
+    never sees it."""
+
+    def __init__(self, name: object, *_: object) -> None:
+        self.is_uint8 = name in ("u1", b"u1")
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+class _Array:
+    """Stands for numpy's array and what makes one; `values` is what it holds, if uint8."""
+
+    values: NDArray[np.uint8] | None = None
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, by_columns, content = state
+        if isinstance(dtype, _Dtype) and dtype.is_uint8 and isinstance(content, bytes):
+            order: Literal["F", "C"] = "F" if by_columns else "C"
+            self.values = np.frombuffer(content, np.uint8).reshape(shape, order=order)
+
+
 class _Unpickler(pickle.Unpickler):
-    """Knows the three names that CIFAR's pickles use and calls nothing else."""
+    """Knows the three names that CIFAR's pickles use, gives stand-ins for them, and calls nothing
+    else."""
 
     _allowed: ClassVar[dict[tuple[str, str], Any]] = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
+        ("numpy", "ndarray"): _Array,
+        ("numpy", "dtype"): _Dtype,
+        ("numpy.core.multiarray", "_reconstruct"): _Array,
+        ("numpy._core.multiarray", "_reconstruct"): _Array,
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in self._allowed:
-            return self._allowed[module, name]
-        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            return _empty_array
-        raise _AttackError(f"{module}.{name}")
-
-
-def _empty_array(kind: type, shape: tuple[int, ...], typecode: bytes) -> np.ndarray:
-    """What numpy's `_reconstruct` does for a plain array; its state is set afterwards."""
-    if kind is not np.ndarray:
-        raise pickle.UnpicklingError(f"cannot rebuild {kind}")
-    return np.ndarray.__new__(np.ndarray, shape, typecode.decode("ascii"))
+        if (module, name) not in self._allowed:
+            raise _AttackError(f"{module}.{name}")
+        return self._allowed[module, name]
