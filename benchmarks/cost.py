@@ -98,8 +98,11 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="PNG for the plot")
     parser.add_argument("--images", type=int, default=3_000, help="images timed in a turn")
     parser.add_argument("--lines", nargs="+", choices=LINES, default=list(LINES))
+    parser.add_argument("--ends", action="store_true", help="first and last point of a line only")
     arguments = parser.parse_args()
     lines = {line: LINES[line] for line in arguments.lines}
+    if arguments.ends:
+        lines = {line: (values[0], values[-1]) for line, values in lines.items()}
     contenders = {
         f"{line}={value}": partial(measure, line, value)
         for line, values in lines.items()

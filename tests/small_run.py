@@ -1,10 +1,7 @@
-"""A run in a process of its own, for tests that kill it: python small_run.py RUN.
-
-Starts RUN, or goes on with it where it exists already. Prints a line for every step.
-"""
+"""A run in a process of its own, for tests that kill it."""
 
 import dataclasses
-import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from conftest import SMALL
@@ -15,17 +12,19 @@ from sprat.train import Observer, Training, resume, train
 
 
 class Tell(Observer):
+    def __init__(self, to: Connection) -> None:
+        self.to = to
+
     def stepped(self, training: Training) -> None:
-        print("step", flush=True)
+        self.to.send("step")
 
 
-if __name__ == "__main__":
-    run = Path(sys.argv[1])
+def small_run(run: Path, to: Connection) -> None:
+    """Starts `run`, or goes on with it where it exists already; tells of every step."""
     images, test = shapes10.load(train_images=400, test_images=100)
     small = Dataset("shapes10", images, test, Normalization.of(images.images), md5="")
-    print("ready", flush=True)
     if (run / "config.json").exists():
-        resume(run, small, observer=Tell())
+        resume(run, small, observer=Tell(to))
     else:
         config = dataclasses.replace(SMALL, final=True)
-        train(config, small, run, recipe="small", observer=Tell())
+        train(config, small, run, recipe="small", observer=Tell(to))

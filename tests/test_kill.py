@@ -1,43 +1,60 @@
 """Runs killed with SIGKILL at random moments end with the weights of one that was not."""
 
+import multiprocessing
 import random
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from small_run import small_run
 
 from sprat.checkpoint import load_model, load_resume
 from sprat.results import read_metrics
 
-SCRIPT = Path(__file__).with_name("small_run.py")
+# Each run is forked off a server that has imported torch once, but computed nothing.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["sprat.train", "sprat.data"])
 
 
-def _start(run: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(run)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
+@contextmanager
+def _started(run: Path) -> Iterator[tuple[BaseProcess, Connection]]:
+    told, to = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=small_run, args=(run, to))
+    process.start()
+    to.close()
+    yield process, told
+    process.join(timeout=120)
+    told.close()
 
 
 def _finish(run: Path) -> None:
-    process = _start(run)
-    process.communicate(timeout=120)
-    assert process.returncode == 0
+    with _started(run) as (process, told):
+        while _steps(told):
+            pass
+    assert process.exitcode == 0
 
 
-def _kill_when_writing(process: subprocess.Popen[str], run: Path) -> bool:
+def _steps(told: Connection) -> bool:
+    """Waits for a step; False if the run has ended instead."""
+    try:
+        return bool(told.recv())
+    except EOFError:
+        return False
+
+
+def _kill_when_writing(run: Path) -> bool:
     """Kills at the moment that a checkpoint's new file stands beside the old one."""
-    while process.poll() is None:
-        if run.exists() and any(run.glob(".last-*.pt")):
-            process.kill()
-            process.wait()
-            return True
-        time.sleep(0.0005)  # leave the core to the run
+    with _started(run) as (process, _):
+        while process.is_alive():
+            if run.exists() and any(run.glob(".last-*.pt")):
+                process.kill()
+                return True
+            time.sleep(0.0005)  # leave the core to the run
     return False
 
 
@@ -46,13 +63,12 @@ def _weights(run: Path) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in state.items()}
 
 
-def _kill_after(process: subprocess.Popen[str], steps: int) -> None:
-    assert process.stdout is not None
-    for _ in range(steps):
-        assert process.stdout.readline() == "step\n"
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+def _kill_after(run: Path, steps: int) -> None:
+    with _started(run) as (process, told):
+        for _ in range(steps):
+            assert _steps(told)
+        process.kill()
+    assert process.exitcode == -signal.SIGKILL
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +82,12 @@ def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_at_random_moments(untouched: Path, tmp_path: Path) -> None:
     rng = random.Random(20_070_326)
     run = tmp_path / "run"
-    _kill_after(_start(run), rng.randint(1, 11))
+    _kill_after(run, rng.randint(1, 11))
     assert not (run / "last.pt").exists()
-    _kill_after(_start(run), rng.randint(13, 23))
+    _kill_after(run, rng.randint(13, 23))
     assert load_resume(run / "last.pt")["epoch"] == 1
-    _kill_after(_start(run), rng.randint(1, 11))
-    _kill_after(_start(run), rng.randint(13, 23))
+    _kill_after(run, rng.randint(1, 11))
+    _kill_after(run, rng.randint(13, 23))
     assert load_resume(run / "last.pt")["epoch"] == 2
     _finish(run)
     assert _weights(run) == _weights(untouched)
@@ -83,10 +99,7 @@ def test_killed_while_a_checkpoint_is_written(untouched: Path, tmp_path: Path) -
     run = tmp_path / "run"
     kills = 0
     for _ in range(3):
-        process = _start(run)
-        kills += _kill_when_writing(process, run)
-        assert process.stdout is not None
-        process.stdout.close()
+        kills += _kill_when_writing(run)
         if (run / "last.pt").exists():
             load_resume(run / "last.pt")  # whole, never half
     assert kills, "no checkpoint was caught in the writing"
