@@ -157,7 +157,7 @@ def proxy_config(recipe: str, changes: dict[str, Any]) -> Config:
 def hits(run: Path, dataset: Dataset) -> Tensor:
     """Whether the kept model is right, for each image of the run's val; bool, N."""
     config, _, _ = read_config(run)
-    _, held_out = split_off_val(dataset.train, config)
+    _, held_out = split_off_val(dataset, config)
     val, model = dataset.train.subset(held_out), load_model(run)
     probabilities = predict_probabilities(model.network, val.images, model.normalization)
     return probabilities.argmax(1) == val.targets

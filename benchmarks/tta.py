@@ -31,7 +31,7 @@ def judge_run(run: Path, data_dir: Path | None, threads: int) -> dict[str, Any]:
     model, dataset = load_model(run), load_dataset(config.dataset, data_dir)
     judged = dataset.test
     if not config.final:
-        judged = dataset.train.subset(split_off_val(dataset.train, config)[1])
+        judged = dataset.train.subset(split_off_val(dataset, config)[1])
     network: torch.nn.Module = model.network
     try:
         network = CompiledNetwork(network, bf16=False, threads=threads)

@@ -72,6 +72,14 @@ def test_cost(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_mapped() -> None:
+    options = ("--gigabytes", "0.02", "--side", "16", "--steps", "2", "--kernels", "torch")
+    measured = _last_line("mapped.py", *options)["measured"]
+    assert isinstance(measured, dict)
+    assert measured["large"]["set_bytes"] == pytest.approx(2e7, rel=0.01)
+    assert all(turn["peak_rss_bytes"] > 0 for turn in measured.values())
+
+
 def test_gpu_tried_out_on_the_cpu_agrees_with_it() -> None:
     options = ("--device", "cpu", "--batch-sizes", "32", "--steps", "1", "--ways", "recorded")
     figures = _last_line("gpu.py", *options)
@@ -110,7 +118,7 @@ def test_tta_finds_what_judging_finds(small_run: Path, shapes10: Dataset) -> Non
     assert model["judged_on"] == "val"
     assert model["sets"].keys() == set(map(str, VIEWS))
     config, trained = read_config(small_run)[0], load_model(small_run)
-    val = shapes10.train.subset(split_off_val(shapes10.train, config)[1])
+    val = shapes10.train.subset(split_off_val(shapes10, config)[1])
     judgement = judge(trained.network, val, trained.normalization, tta=6)
     for views, key in (("1", "top1"), ("6", "tta_top1")):
         # the kernels round otherwise, and may turn an image or two

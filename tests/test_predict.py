@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from sprat.data.picture import read_picture
 from sprat.errors import SpratError
-from sprat.predict import read_picture
 
 
 def test_a_picture_of_the_right_size_stays_as_it_is(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ class TestEveryCorruption:
     def test_keeps_shape_and_type_and_is_a_function_of_its_seed(
         self, name: str, small: Dataset
     ) -> None:
-        images = small.train.images[:5, :, :, :30]
+        images = small.train.images[:5][:, :, :, :30]
         before = images.clone()
         changed = corrupt(images, name, 5, seed=3)
         assert (changed.shape, changed.dtype) == (images.shape, torch.uint8)

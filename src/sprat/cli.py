@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import math
 import shlex
@@ -18,7 +19,7 @@ from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Dict
 
 from sprat import __version__
-from sprat.config import BudgetConfig, Config, load_recipe, overrides, recipe_path
+from sprat.config import BudgetConfig, Config, PicturesConfig, load_recipe, overrides, recipe_path
 from sprat.errors import SpratError
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def train(
     if not seeds:
         name += f"-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = resume or output or Path("runs") / name
-    dataset = _load(console, config.dataset, data_dir)
+    dataset = _load(console, config.dataset, data_dir, config.pictures)
 
     def ended(run: Path, results: dict[str, Any]) -> None:
         draw_curves(run)
@@ -202,7 +203,8 @@ def evaluate(
     split
         test, or val (the images a run held out); auto: val for a run that has one, else test.
     dataset
-        cifar10, cifar100, svhn or shapes10; by default the one the model was trained on.
+        cifar10, cifar100, svhn, shapes10 or a folder of own pictures; by default the one the model
+        was trained on.
     tta
         Views that test-time augmentation averages; by default those of the model's recipe, or 2.
     device
@@ -238,21 +240,31 @@ def evaluate(
             "use --split test"
         )
     console = Console(stderr=json_output)
-    source = _load(console, dataset or loaded.about.get("dataset", "auto"), data_dir)
+    if config is None:  # how own pictures were split is in the model too
+        config = Config.from_dict({"pictures": loaded.about.get("pictures", {})}, str(place))
+    pictures = dataclasses.replace(config.pictures, side=loaded.side)
+    name = dataset or loaded.about.get("dataset", "auto")
+    source = _load(console, name, data_dir, pictures)
     if loaded.classes != source.train.classes:
         raise SpratError(
             f"{model} tells apart {', '.join(loaded.classes)}, but {source.name} holds "
             f"{', '.join(source.train.classes)}; choose another --dataset"
         )
+    changed = loaded.about.get("dataset_md5") != source.md5
+    if source.own and changed and loaded.about.get("dataset") == source.name:
+        print(
+            f"sprat: the pictures in {source.name} have changed since {model} was trained; a test "
+            "part that was split off by a seed may now hold some that it was trained on",
+            file=sys.stderr,
+        )
     judged = source.test
     if split == "val":
-        assert config is not None
-        if loaded.about.get("dataset_md5") != source.md5:
+        if changed:
             raise SpratError(
                 f"{model} was trained on other images than this {source.name}, so its val is not "
                 "in there; give the data it was trained on, or use --split test"
             )
-        _, held_out = split_off_val(source.train, config)
+        _, held_out = split_off_val(source, config)
         judged = source.train.subset(held_out)
     with judging_bar(console, f"judging {split}", tta * len(judged)) as progress:
         network = loaded.network.to(choose_device(device))
@@ -267,7 +279,7 @@ def evaluate(
     if json_output:
         print(json.dumps(named))
     else:
-        console.print(f"{loaded.name} on {source.name} ({split})", highlight=False)
+        console.print(f"{loaded.name} on {source.name} ({split})", highlight=False, soft_wrap=True)
         _print_judgement(console, judgement)
     return 0
 
@@ -562,13 +574,15 @@ def show(
     output: Path | None = None,
     columns: int = 12,
     data_dir: DataDir = None,
+    pictures: PicturesConfig = PicturesConfig(),  # noqa: B008
 ) -> None:
     """Draw a contact sheet: a row of training images for each class.
 
     Parameters
     ----------
     dataset
-        cifar10, cifar100, svhn, shapes10 or auto.
+        cifar10, cifar100, svhn, shapes10, auto, or a folder that holds a folder of pictures for
+        each class.
     output
         PNG file to write; by default DATASET.png.
     columns
@@ -581,9 +595,9 @@ def show(
     from sprat.plots import draw_contact_sheet
 
     console = Console()
-    loaded = _load(console, dataset, data_dir)
+    loaded = _load(console, dataset, data_dir, pictures)
     title = f"{loaded.name}: {len(loaded.train):,} training, {len(loaded.test):,} test images"
-    path = output or Path(f"{loaded.name}.png")
+    path = output or Path(f"{Path(loaded.name).name}.png")
     draw_contact_sheet(loaded.train, title, path, columns)
     print(path)
 
@@ -677,17 +691,18 @@ def preview(
     from sprat.plots import draw_preview
     from sprat.train import make_pipeline
 
-    loaded = _load(Console(), config.dataset, data_dir)
+    loaded = _load(Console(), config.dataset, data_dir, config.pictures)
     classes = loaded.train.classes
     generator = torch.Generator().manual_seed(config.seed)
     # the nth image of the nth class, over and over
+    members = [(loaded.train.targets == label).nonzero() for label in range(len(classes))]
     chosen = [
-        (loaded.train.targets == column % len(classes)).nonzero()[column].item()
-        for column in range(columns)
+        of_class[column % len(of_class)].item()
+        for column, of_class in zip(range(columns), itertools.cycle(members), strict=False)
     ]
     shown = loaded.train.subset(torch.tensor(chosen))
     rows = sprat.augment.preview.preview(
-        shown.images,
+        shown.images[:],
         shown.targets.tolist(),
         classes,
         pipeline=make_pipeline(config.augment),
@@ -715,14 +730,17 @@ def _check_picture(output: Path | None, columns: int) -> None:
         raise SpratError(f"--columns is {columns}, expected 1 to 100")
 
 
-def _load(console: "Console", name: str, data_dir: Path | None) -> "Dataset":
-    from sprat.data import load_dataset
+def _load(
+    console: "Console", name: str, data_dir: Path | None, pictures: PicturesConfig
+) -> "Dataset":
+    from sprat.data import DATASETS, load_dataset
     from sprat.display import loading
 
     said: list[str] = []  # told when the spinner is gone, which would tear it
     try:
-        with loading(console, f"loading the dataset ({name})") as progress:
-            return load_dataset(name, data_dir, said.append, progress, _noting(console))
+        counted = "bytes" if name in DATASETS else "pictures"
+        with loading(console, f"loading the dataset ({name})", counted) as progress:
+            return load_dataset(name, data_dir, said.append, progress, _noting(console), pictures)
     finally:
         for text in said:
             print(f"sprat: {text}", file=sys.stderr)
@@ -766,6 +784,7 @@ def _print_outcome(console: "Console", results: dict[str, Any], run: Path) -> No
         f"\n{results['model']}, {results['parameters']:,} parameters, {results['epochs']} epochs "
         f"in {minutes:.1f} minutes; on {results['dataset']} ({which}):",
         highlight=False,
+        soft_wrap=True,
     )
     _print_judgement(console, results["test"] or results["val"])
     if results["dataset"] == "shapes10":
@@ -806,5 +825,5 @@ def _print_judgement(console: "Console", judgement: dict[str, Any]) -> None:
     )
     width = max(map(len, judgement["per_class"]))
     for name, share in judgement["per_class"].items():
-        bar = "█" * round(30 * share)
-        console.print(f"    {name:{width}}  {100 * share:6.2f} %  {bar}", highlight=False)
+        shown = "no image" if share is None else f"{100 * share:6.2f} %  {'█' * round(30 * share)}"
+        console.print(f"    {name:{width}}  {shown}", highlight=False, markup=False)

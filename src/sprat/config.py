@@ -254,11 +254,35 @@ class BudgetConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PicturesConfig:
+    """How own pictures, a folder for each class, become images and parts."""
+
+    side: int = 32
+    """Side in pixels that their middle square is resized to, 16 to 128."""
+    unreadable: Literal["refuse", "skip"] = "refuse"
+    """What to do if some files cannot be read as pictures; either way they are listed."""
+    test_fraction: float = 0.2
+    """Share of them kept apart as the test set, stratified by class, where there is no test/."""
+    test_seed: int = 0
+    """Decides which; apart from split_seed, so that another val is not another test set."""
+
+    def __post_init__(self) -> None:
+        _check("pictures.side", self.side, 16 <= self.side <= 128, "16 to 128 pixels")
+        ok = self.unreadable in ("refuse", "skip")
+        _check("pictures.unreadable", self.unreadable, ok, "'refuse' or 'skip'")
+        ok = 0 < self.test_fraction <= 0.5
+        _check("pictures.test_fraction", self.test_fraction, ok, "a share above 0 and at most 0.5")
+        ok = 0 <= self.test_seed < 2**63
+        _check("pictures.test_seed", self.test_seed, ok, "0 or a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything that decides a run."""
 
     dataset: str = "auto"
-    """cifar10, cifar100, svhn, shapes10, or auto: CIFAR-10 if it can be had, else shapes10."""
+    """cifar10, cifar100, svhn, shapes10, auto (CIFAR-10 if it can be had, else shapes10), or a
+    folder that holds a folder of pictures for each class."""
     model: str = "OptimizedCIFAR10Net200K"
     """Network, by its class name; case, - and _ do not matter."""
     dropout: float = 0.2
@@ -271,6 +295,8 @@ class Config:
     """Images per step."""
     label_smoothing: float = 0.0
     """Share of each target spread evenly over all classes, by the loss."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: each class weighs the same in the loss, however many images it has."""
     weights: Literal["ema", "last"] = "last"
     """Which weights the run judges and keeps: their moving average, or the raw ones."""
     judge_every: int = 1
@@ -284,7 +310,7 @@ class Config:
     seed: int = 0
     """Decides initial weights, order of images, augmentation and dropout."""
     split_seed: int = 0
-    """Decides which training images are held out as val; apart from seed."""
+    """Decides which training images are held out as val, unless it is given; apart from seed."""
     val_fraction: float = 0.1
     """Share of the training images held out as val, stratified by class."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -295,6 +321,7 @@ class Config:
     """What computes a training step; auto: compiled kernels or a CUDA graph where there are."""
     threads: int = 0
     """CPU threads; 0: one per core. Part of what makes a run repeatable bit for bit."""
+    pictures: PicturesConfig = field(default_factory=PicturesConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mixing: MixingConfig = field(default_factory=MixingConfig)
@@ -308,6 +335,8 @@ class Config:
         _check("train_images", self.train_images, self.train_images >= 0, "0 (all) or a number")
         ok = 0 <= self.label_smoothing < 1
         _check("label_smoothing", self.label_smoothing, ok, "a number in [0, 1)")
+        ok = self.class_weights in ("none", "balanced")
+        _check("class_weights", self.class_weights, ok, "'none' or 'balanced'")
         _check("weights", self.weights, self.weights in ("ema", "last"), "'ema' or 'last'")
         ok = self.weights != "ema" or self.ema.decay > 0
         _check("weights", self.weights, ok, "'last', since ema.decay is 0")

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TaskID,
@@ -18,9 +19,11 @@ from rich.progress import (
 )
 
 from sprat.budget import Summary, Verdict
+from sprat.data.imageset import class_counts
 from sprat.train import Observer, Training, why_torch
 
 HEADER = "epoch     loss   accuracy   EMA accuracy   learning rate   seconds   images/s"
+UNEVEN = 1.5  # times as many images of one class as of another that are worth a line
 PLAIN_EVERY = 30  # seconds between the lines that stand in for the bar
 
 
@@ -60,6 +63,7 @@ class TrainingDisplay(Observer):
             f"{config.epochs} epochs of {len(training.batches)} steps, on {training.device.type} "
             f"in {config.precision} with {config.threads} threads, into {training.run}"
         )
+        self._print_imbalance(training)
         if reason := why_torch(config):
             self._print(f"each step goes through plain torch: {reason}")
         if training.step:
@@ -110,6 +114,19 @@ class TrainingDisplay(Observer):
             rate = self.judged / (time.perf_counter() - self.judging_began)
             self.progress.update(self.judging_task, advance=images, rate=rate)
 
+    def _print_imbalance(self, training: Training) -> None:
+        counts = class_counts(training.batches.dataset)
+        least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+        if counts[most] < UNEVEN * counts[least]:
+            return
+        remedy = "--class-weights balanced would make them weigh the same in the loss"
+        if training.config.class_weights == "balanced":
+            remedy = "they weigh the same in the loss"
+        self._print(
+            f"classes are uneven, from {counts[least]:,} training images ({least}) to "
+            f"{counts[most]:,} ({most}); {remedy}"
+        )
+
     def _print_row(self, row: dict[str, Any]) -> None:
         raw, averaged = (
             "—" if row[key] is None else f"{100 * row[key]:.2f} %" for key in ("top1", "ema_top1")
@@ -120,7 +137,7 @@ class TrainingDisplay(Observer):
         )
 
     def _print(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def print_summary(console: Console, summary: Summary) -> None:
@@ -200,9 +217,15 @@ def judging_bar(console: Console, what: str, total: int) -> Iterator[Callable[[i
 
 
 @contextmanager
-def loading(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
-    """A spinner while data loads; gives the function to tell a download's bytes so far and in
-    all, which turns it into a bar."""
+def loading(
+    console: Console, what: str, counted: str = "bytes"
+) -> Iterator[Callable[[int, int], None]]:
+    """A spinner while data loads; gives the function to tell how many bytes are fetched, or
+    pictures are read, so far and in all, which turns it into a bar."""
+    doing, done_so_far = ("fetching", "fetched") if counted == "bytes" else ("reading", "read")
+    columns = (
+        (DownloadColumn(), TransferSpeedColumn()) if counted == "bytes" else (MofNCompleteColumn(),)
+    )
     spinner = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -212,36 +235,35 @@ def loading(console: Console, what: str) -> Iterator[Callable[[int, int], None]]
         redirect_stderr=False,
     )
     spinner.add_task(what, total=None)
-    download = Progress(
-        TextColumn("fetching"),
+    bar = Progress(
+        TextColumn(doing),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        *columns,
         TimeRemainingColumn(),
         console=console,
         transient=True,
         redirect_stdout=False,  # what is printed meanwhile goes where it was sent
         redirect_stderr=False,
     )
-    task = download.add_task("fetching", total=None)
+    task = bar.add_task(doing, total=None)
     last_line = time.perf_counter()
 
     def told(done: int, total: int) -> None:
         nonlocal last_line
-        download.update(task, completed=done, total=total or None)
+        bar.update(task, completed=done, total=total or None)
         if console.is_terminal:
             spinner.stop()
-            download.start()
+            bar.start()
         elif time.perf_counter() - last_line > PLAIN_EVERY:
             last_line = time.perf_counter()
-            console.print(f"  fetched {done:,} of {total:,} bytes", highlight=False)
+            console.print(f"  {done_so_far} {done:,} of {total:,} {counted}", highlight=False)
 
     with _shown(spinner):
         try:
             yield told
         finally:
-            if download.live.is_started:
-                download.stop()
+            if bar.live.is_started:
+                bar.stop()
 
 
 @contextmanager

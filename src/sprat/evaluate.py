@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sprat.augment.transforms import normalize
 from sprat.augment.views import SINGLE, Views, find_views
-from sprat.data.imageset import ImageSet, Normalization
+from sprat.data.imageset import Images, ImageSet, Normalization
 
 Progress = Callable[[int], None]
 
@@ -19,7 +19,7 @@ BATCH = 250  # images; activations of the brief's network then take about 20 MB 
 @torch.inference_mode()
 def predict_probabilities(
     network: nn.Module,
-    images: Tensor,
+    images: Images,
     normalization: Normalization,
     views: Views = SINGLE,
     progress: Progress = lambda done: None,
@@ -68,7 +68,8 @@ def judge(
     """Everything a result says of one set of images; plain values for JSON, fractions.
 
     `top1` is the single view; `tta_top1` the mean of `tta` views, and `tta_p` McNemar's p-value
-    of their difference. `progress` is told the number of images done, each once for every view.
+    of their difference. A class without an image has no accuracy: null. `progress` is told the
+    number of images done, each once for every view.
     """
 
     def predict(views: Views) -> Tensor:
@@ -81,7 +82,11 @@ def judge(
     predictions = single.argmax(1)
     confusion = torch.bincount(targets * classes + predictions, minlength=classes**2)
     confusion = confusion.view(classes, classes)  # row: the truth, column: the prediction
-    per_class = confusion.diag().double() / confusion.sum(1).clamp_min(1)
+    counts = confusion.sum(1).tolist()
+    per_class = [
+        hit / count if count else None
+        for hit, count in zip(confusion.diag().tolist(), counts, strict=True)
+    ]
     hits = int(confusion.diag().sum())
     return {
         "top1": hits / len(dataset),
@@ -90,7 +95,7 @@ def judge(
         "tta_views": tta,
         "tta_p": mcnemar(predictions == targets, averaged.argmax(1) == targets),
         "n": len(dataset),
-        "per_class": dict(zip(dataset.classes, per_class.tolist(), strict=True)),
+        "per_class": dict(zip(dataset.classes, per_class, strict=True)),
         "confusion": confusion.tolist(),
         "ece": expected_calibration_error(single, targets),
     }

@@ -1,17 +1,15 @@
 """Names what pictures show: any size and mode, single files or folders."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from sprat.checkpoint import Model
+from sprat.data.picture import read_picture
 from sprat.errors import SpratError
 from sprat.evaluate import BATCH, predict_probabilities
 
@@ -38,48 +36,6 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
         else:
             raise SpratError(f"there is no file or folder {path}")
     return found
-
-
-def read_picture(path: Path, side: int) -> Tensor:
-    """A picture as the network is to see it: uint8, 3 x side x side.
-
-    Turned as its EXIF says, transparency laid on white, wider greys brought to 8 bits, the middle
-    square taken and resized with antialiasing. A picture of that size already stays as it is.
-
-    Raises:
-        SpratError: the file is no picture, damaged, or larger than Pillow deems safe.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
-                rgb = _to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise SpratError(f"{path} cannot be read as a picture: {error}") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise SpratError(f"{path} has too many pixels to be safe: {error}") from error
-    edge = min(rgb.size)
-    left, top = (rgb.width - edge) // 2, (rgb.height - edge) // 2
-    square = rgb.crop((left, top, left + edge, top + edge))
-    resized = square.resize((side, side), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):  # these do not say what white is: the narrowest usual range
-        grey = np.nan_to_num(np.asarray(image, dtype=np.float64)).clip(0)
-        brightest = grey.max(initial=0)
-        ranges = (1, 255, 65535) if image.mode == "F" else (255, 65535)
-        white = next((top for top in ranges if brightest <= top), brightest)
-        image = Image.fromarray((grey * (255 / white)).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
 
 
 def predict_pictures(

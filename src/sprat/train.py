@@ -41,7 +41,7 @@ from sprat.checkpoint import (
 from sprat.config import AugmentConfig, Config
 from sprat.data import Dataset
 from sprat.data.batches import Batches
-from sprat.data.imageset import ImageSet, stratified_split
+from sprat.data.imageset import ImageSet, class_counts, stratified_split
 from sprat.data.workers import WorkerBatches
 from sprat.ema import EMA, reestimate_batchnorm
 from sprat.errors import SpratError
@@ -104,12 +104,18 @@ class Interrupted(Exception):
     """The run was asked to stop; it has saved itself and can be resumed."""
 
 
-def split_off_val(train_set: ImageSet, config: Config) -> tuple[Tensor, Tensor]:
-    """Indices of the training images that a run without `final` trains on, and of its val.
+def split_off_val(dataset: Dataset, config: Config) -> tuple[Tensor, Tensor]:
+    """Indices of the training images that a run without `final` trains on, and of its val: the
+    dataset's own if it has one, else a share of each class.
 
     Raises:
         SpratError: val would be empty.
     """
+    train_set = dataset.train
+    if dataset.val is not None:
+        kept = torch.ones(len(train_set), dtype=torch.bool)
+        kept[dataset.val] = False
+        return kept.nonzero().flatten(), dataset.val
     held_out = round(len(train_set) * config.val_fraction)
     if held_out < 1:
         raise SpratError(
@@ -129,6 +135,13 @@ def _fewer(train_set: ImageSet, config: Config) -> ImageSet:
         )
     _, chosen = stratified_split(train_set.targets, config.train_images, config.split_seed)
     return train_set.subset(chosen)
+
+
+def balanced_weights(train_set: ImageSet) -> Tensor:
+    """What each class weighs in the loss, so that all together weigh the same: float32, K. The
+    mean over the images is 1."""
+    counts = train_set.targets.bincount(minlength=len(train_set.classes))
+    return len(train_set) / ((counts > 0).sum() * counts.clamp_min(1)).float()
 
 
 def check(config: Config) -> None:
@@ -155,6 +168,11 @@ def settle(config: Config, dataset: Dataset, observer: Observer = Observer()) ->
     check(config)
     device = choose_device(config.device)
     _check_budget(config, dataset.train)
+    side = dataset.train.images.shape[-1]
+    if config.augment.crop >= side:
+        raise SpratError(
+            f"augment.crop is {config.augment.crop}, but the images are {side} px wide; give less"
+        )
     precision = choose_precision(config.precision, device)
     if device.type == "cpu" and precision == "bf16" and _has_gapped_windows(config.model):
         if config.precision == "bf16":
@@ -263,7 +281,7 @@ class Training:
 
         train_set, self.val_set = dataset.train, None
         if not config.final:
-            kept, held_out = split_off_val(train_set, config)
+            kept, held_out = split_off_val(dataset, config)
             self.val_set = train_set.subset(held_out).to(self.device)
             train_set = train_set.subset(kept)
         train_set = _fewer(train_set, config)
@@ -273,12 +291,15 @@ class Training:
         images = min(BATCHNORM_IMAGES, len(train_set))
         images -= images % BATCHNORM_BATCH if images > BATCHNORM_BATCH else 0
         chosen = stratified_split(train_set.targets, images, config.split_seed)[1]
-        self.batchnorm_images = train_set.images[chosen].to(self.device)
+        self.batchnorm_images = train_set.subset(chosen).to(self.device).images
         self.pipeline = make_pipeline(config.augment)
         self.batches = self._make_batches(train_set)
         normalization = dataset.normalization
         self.mean = torch.tensor(normalization.mean, device=self.device)
         self.std = torch.tensor(normalization.std, device=self.device)
+        self.class_weights: Tensor | None = None  # K
+        if config.class_weights == "balanced":
+            self.class_weights = balanced_weights(train_set).to(self.device)
 
         torch.manual_seed(derive_seed("weights", config.seed))
         network = build_model(config.model, len(dataset.train.classes), config.dropout)
@@ -409,7 +430,12 @@ class Training:
         inputs = normalize(images, self.mean, self.std)
 
         logits = self.forward(inputs)  # B, K
-        loss = F.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
+        loss = F.cross_entropy(
+            logits.float(),
+            targets,
+            weight=self.class_weights,
+            label_smoothing=config.label_smoothing,
+        )
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         if config.optim.max_norm:
@@ -721,9 +747,9 @@ def _go_on(
 
 
 @functools.cache
-def _receptive_field(model: str) -> int | None:
+def _receptive_field(model: str, side: int) -> int | None:
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn
-        return receptive_field(build_model(model))
+        return receptive_field(build_model(model), side)
 
 
 def finish(training: Training, observer: Observer) -> dict[str, Any]:
@@ -740,7 +766,7 @@ def finish(training: Training, observer: Observer) -> dict[str, Any]:
     machine["kernels"] = config.kernels
     if reason := why_torch(config):
         machine["kernels_because"] = reason
-    parameters = count_parameters(network)
+    parameters, side = count_parameters(network), dataset.train.images.shape[-1]
     images = training.epoch * len(training.batches) * config.batch_size
     training_seconds = math.fsum(row["seconds"] for row in training.history)
     results = {
@@ -748,8 +774,9 @@ def finish(training: Training, observer: Observer) -> dict[str, Any]:
         "overrides": changed,
         "dataset": dataset.name,
         "dataset_md5": dataset.md5,
+        "train_per_class": class_counts(training.batches.dataset),
         "model": config.model,
-        "side": dataset.train.images.shape[-1],
+        "side": side,
         "parameters": parameters,
         "seed": config.seed,
         "final": config.final,
@@ -767,7 +794,7 @@ def finish(training: Training, observer: Observer) -> dict[str, Any]:
         "git": training.git,
         "brief": brief_fields(
             parameters,
-            _receptive_field(config.model),
+            _receptive_field(config.model, side),
             training._top1(network, training.probe_set),
             test,
             training.seconds,
@@ -776,12 +803,14 @@ def finish(training: Training, observer: Observer) -> dict[str, Any]:
     kept = ("recipe", "overrides", "dataset", "dataset_md5", "seed", "epochs", "weights")
     about = {key: results[key] for key in kept}
     about |= {"test_top1": test and test["top1"], "val_top1": val and val["top1"]}
+    if dataset.own:  # the test part must stay the same where the model is judged again
+        about["pictures"] = dataclasses.asdict(dataset.own)
     model = Model(
         network=network,
         name=config.model,
         classes=dataset.train.classes,
         normalization=dataset.normalization,
-        side=dataset.train.images.shape[-1],
+        side=side,
         about=about,
     )
     save_model(training.run / MODEL_FILE, model)

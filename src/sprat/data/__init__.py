@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from sprat.data import cifar10, cifar100, shapes10, svhn
+from torch import Tensor
+
+from sprat.config import PicturesConfig
+from sprat.data import cifar10, cifar100, pictures, shapes10, svhn
 from sprat.data.fetch import Progress, Say
-from sprat.data.imageset import ImageSet, Normalization
+from sprat.data.imageset import PIECE, ImageSet, Normalization
 from sprat.errors import SpratError
 from sprat.runtime import cache_dir
 
@@ -51,8 +54,11 @@ DATASETS = ("auto", *SOURCES, "shapes10")
 class Dataset:
     """A training and a test set of one name.
 
-    md5 is over pixels and labels (training, then test), so that it is the same whatever file
-    the images came from.
+    name is that of a dataset, or the path of the folder that own pictures came from.
+    md5 is over pixels and labels (training, then test) and `val`, so that it is the same whatever
+    file the images came from.
+    val: int64, indices of the training images that are set apart as val; None to split it off.
+    own: how own pictures were read; None for other datasets.
     """
 
     name: str
@@ -60,6 +66,8 @@ class Dataset:
     test: ImageSet
     normalization: Normalization
     md5: str
+    val: Tensor | None = None
+    own: PicturesConfig | None = None
 
 
 def load_dataset(
@@ -68,21 +76,31 @@ def load_dataset(
     say: Say = lambda text: None,
     progress: Progress = lambda done, total: None,
     note: Say = lambda text: None,
+    own: PicturesConfig = PicturesConfig(),  # noqa: B008
 ) -> Dataset:
-    """Loads a dataset into memory.
+    """Loads a dataset, by its name or by the path of a folder of own pictures.
 
     A published one is looked for in `data_dir` (which, if given, is the only place), then in
     $SPRAT_DATA, then in the user's cache, and then downloaded into the cache. "auto" means
     cifar10 if it can be had by any of these ways, else shapes10, and says so through `say`.
-    What a download meets on its way goes to `note`.
+    What a download meets on its way goes to `note`. Own pictures are read by `own`, and only
+    mapped into memory.
 
     Raises:
-        SpratError: there is no such dataset, or it cannot be had, or is not what was published.
+        SpratError: there is no such dataset, or it cannot be had, or is not what was published, or
+            the folder does not hold what own pictures are.
     """
     if name not in DATASETS:
-        raise SpratError(f"there is no dataset {name!r}; there are {', '.join(DATASETS)}")
+        if not Path(name).is_dir():
+            raise SpratError(
+                f"there is no dataset {name!r}; there are {', '.join(DATASETS)}, or give the path "
+                "of a folder that holds a folder of pictures for each class"
+            )
+        folder = Path(name).resolve()
+        train, test, val = pictures.load(folder, own, say, progress)
+        return assemble(str(folder), train, test, val, own)
     if name == "shapes10":
-        return _dataset("shapes10", *shapes10.load())
+        return assemble("shapes10", *shapes10.load())
     known = "cifar10" if name == "auto" else name
     try:
         place = _find(known, data_dir, progress, note)
@@ -94,9 +112,9 @@ def load_dataset(
             "TRAINING ON shapes10 INSTEAD, the built-in dataset of drawn shapes: "
             "its accuracies say nothing about CIFAR-10."
         )
-        return _dataset("shapes10", *shapes10.load())
+        return assemble("shapes10", *shapes10.load())
     with _reading(place):
-        return _dataset(known, *SOURCES[known].load(place))
+        return assemble(known, *SOURCES[known].load(place))
 
 
 def fetch_dataset(
@@ -198,8 +216,20 @@ def _reading(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _dataset(name: str, train: ImageSet, test: ImageSet) -> Dataset:
+def assemble(
+    name: str,
+    train: ImageSet,
+    test: ImageSet,
+    val: Tensor | None = None,
+    own: PicturesConfig | None = None,
+) -> Dataset:
+    """A dataset of these parts, with its normalisation and md5, which are computed in pieces."""
     md5 = hashlib.md5(usedforsecurity=False)
-    for tensor in (train.images, train.targets, test.images, test.targets):
-        md5.update(tensor.numpy().data)
-    return Dataset(name, train, test, Normalization.of(train.images), md5.hexdigest())
+    for part in (train, test):
+        for piece in part.images.split(PIECE):
+            md5.update(piece.numpy().data)
+        md5.update(part.targets.numpy().data)
+    if val is not None:
+        md5.update(val.numpy().data)
+    normalization = Normalization.of(train.images)
+    return Dataset(name, train, test, normalization, md5.hexdigest(), val, own)

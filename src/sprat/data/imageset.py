@@ -1,10 +1,65 @@
-"""Images with their labels, whole in memory."""
+"""Images with their labels: whole in memory, or rows of a set that may lie in a file."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
+
+PIECE = 1_024  # images looked at together where all of a set are: 3 MB at 32 px, 50 at 128
+
+
+class Source(Protocol):
+    """What images are copied out of: a tensor, or a file."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """N x 3 x H x W."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they come out."""
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        """The images of these rows (int64), uint8, copied."""
+
+
+class Rows:
+    """Some images of a source, in an order, each copied out only when it is asked for.
+
+    Stands where a tensor of images does, and has of a tensor what those need who look at images.
+
+    Args:
+        source: uint8 images.
+        rows: int64, N: which of them.
+    """
+
+    ndim, dtype = 4, torch.uint8
+
+    def __init__(self, source: Source, rows: Tensor) -> None:
+        self.source, self.rows = source, rows.to(source.device)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((len(self.rows), *self.source.shape[1:]))
+
+    @property
+    def device(self) -> torch.device:
+        return self.source.device
+
+    def __getitem__(self, chosen: Tensor | slice) -> Tensor:
+        return self.source[self.rows[chosen]]
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """All of them in pieces of `size`, the last perhaps smaller."""
+        return (self.source[rows] for rows in self.rows.split(size))
+
+
+Images = Tensor | Rows
 
 
 @dataclass(frozen=True)
@@ -15,13 +70,16 @@ class Normalization:
     std: tuple[float, ...]
 
     @classmethod
-    def of(cls, images: Tensor) -> Self:
+    def of(cls, images: Images) -> Self:
         """That of uint8 images N x C x H x W. Exact: counts grey levels, adds no floats."""
+        counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+        for piece in images.split(PIECE):
+            for channel, of_channel in enumerate(counts):
+                of_channel += torch.bincount(piece[:, channel].flatten(), minlength=256)
         levels = torch.arange(256, dtype=torch.float64) / 255
         mean, std = [], []
-        for channel in range(images.shape[1]):
-            counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
-            share = counts / counts.sum()
+        for of_channel in counts.double():
+            share = of_channel / of_channel.sum()
             m = (share * levels).sum()
             mean.append(m.item())
             std.append((share * (levels - m) ** 2).sum().sqrt().clamp_min(1e-3).item())
@@ -35,7 +93,7 @@ class ImageSet:
     images: uint8, N x 3 x H x W. targets: int64, N, each an index into classes.
     """
 
-    images: Tensor
+    images: Images
     targets: Tensor
     classes: tuple[str, ...]
 
@@ -49,17 +107,30 @@ class ImageSet:
         return len(self.images)
 
     def subset(self, indices: Tensor) -> "ImageSet":
-        """The images at `indices` (int64), copied."""
-        return ImageSet(self.images[indices], self.targets[indices], self.classes)
+        """The images at `indices` (int64): a view, which copies none of them."""
+        if isinstance(self.images, Rows):
+            images = Rows(self.images.source, self.images.rows[indices])
+        else:
+            images = Rows(self.images, indices)
+        return ImageSet(images, self.targets[indices], self.classes)
 
     def to(self, device: torch.device) -> "ImageSet":
-        """The same set with its tensors on `device`; through pinned memory to a GPU."""
-        images, targets = self.images, self.targets
+        """The same set on `device`: a view stays one where it is, and goes to a GPU as a tensor
+        of its images alone, through pinned memory."""
+        if device.type == self.images.device.type:
+            return self
+        images, targets = self.images[:], self.targets
         if device.type == "cuda":
             images, targets = images.pin_memory(), targets.pin_memory()
         images = images.to(device, non_blocking=True)
         targets = targets.to(device, non_blocking=True)
         return ImageSet(images, targets, self.classes)
+
+
+def class_counts(dataset: ImageSet) -> dict[str, int]:
+    """How many images there are of each class, by its name."""
+    counts = dataset.targets.bincount(minlength=len(dataset.classes)).tolist()
+    return dict(zip(dataset.classes, counts, strict=True))
 
 
 def stratified_split(targets: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -15,7 +17,9 @@ from sprat.data.imageset import ImageSet
 from sprat.runtime import derive_seed
 
 Augment = Callable[[Tensor, int], Tensor]
-Order = tuple[Tensor, int]  # which images, and the seed of their augmentation
+# a batch's images and targets, and the seed of its augmentation; no tensors, which torch would
+# send through shared memory
+Order = tuple[NDArray[np.uint8], NDArray[np.int64], int]
 
 
 class WorkerBatches(Batches):
@@ -63,7 +67,7 @@ class WorkerBatches(Batches):
     def _loader(self, epoch: int, start: int) -> DataLoader[tuple[Tensor, Tensor]]:
         method = "spawn" if sys.platform == "win32" else "forkserver"
         return DataLoader(
-            _Augmented(self.dataset, self.augment),  # type: ignore[arg-type]
+            _Augmented(self.augment),  # type: ignore[arg-type]
             batch_size=None,
             sampler=self._orders(epoch, start),
             num_workers=self.workers,
@@ -78,20 +82,21 @@ class WorkerBatches(Batches):
         for each in itertools.count(epoch):
             for batch, chosen in enumerate(self.order(each)):
                 if each > epoch or batch >= start:
-                    yield chosen, derive_seed("augment", self.seed, each * len(self) + batch)
+                    images, targets = self.dataset.images[chosen], self.dataset.targets[chosen]
+                    seed = derive_seed("augment", self.seed, each * len(self) + batch)
+                    yield images.numpy(), targets.numpy(), seed
 
 
 class _Augmented:
-    """What a worker holds: the images by value, since shared memory is scarce in containers."""
+    """What a worker holds: no images. Each batch's come with its order, read by the parent, since
+    shared memory is scarce in containers and the set may be larger than memory."""
 
-    def __init__(self, dataset: ImageSet, augment: Augment) -> None:
-        self.images, self.targets = dataset.images.numpy(), dataset.targets.numpy()
+    def __init__(self, augment: Augment) -> None:
         self.augment = augment
 
     def __getitem__(self, order: Order) -> tuple[Tensor, Tensor]:
-        chosen, seed = order
-        images = torch.from_numpy(self.images[chosen.numpy()])
-        return self.augment(images, seed), torch.from_numpy(self.targets[chosen.numpy()])
+        images, targets, seed = order
+        return self.augment(torch.from_numpy(images), seed), torch.from_numpy(targets)
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:

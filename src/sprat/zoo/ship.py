@@ -61,9 +61,10 @@ def ship(run: Path, dataset: Dataset, zoo: Path = ZOO) -> dict[str, Any]:
     return card
 
 
-def robustness(model: Model, test: ImageSet, images: int = CORRUPTED_IMAGES) -> dict[str, Any]:
-    """Accuracy on the first `images` test images: untouched, and by corruption and severity."""
-    chosen = test.subset(torch.arange(min(images, len(test))))
+def robustness(model: Model, test: ImageSet, count: int = CORRUPTED_IMAGES) -> dict[str, Any]:
+    """Accuracy on the first `count` test images: untouched, and by corruption and severity."""
+    chosen = test.subset(torch.arange(min(count, len(test))))
+    images = chosen.images[:]
 
     def accuracy(changed: ImageSet) -> float:
         probabilities = predict_probabilities(model.network, changed.images, model.normalization)
@@ -71,7 +72,7 @@ def robustness(model: Model, test: ImageSet, images: int = CORRUPTED_IMAGES) -> 
 
     by_name = {
         name: [
-            accuracy(dataclasses.replace(chosen, images=corrupt(chosen.images, name, severity)))
+            accuracy(dataclasses.replace(chosen, images=corrupt(images, name, severity)))
             for severity in SEVERITIES
         ]
         for name in CORRUPTIONS
@@ -89,7 +90,7 @@ def _training(run: Path, dataset: Dataset) -> dict[str, Any]:
     results, (config, _, _) = read_json(run / RESULTS_FILE), read_config(run)
     images, chosen = len(dataset.train), "These are the weights after the last step."
     if not config.final:
-        kept, held_out = split_off_val(dataset.train, config)
+        kept, held_out = split_off_val(dataset, config)
         images = len(kept)
         chosen = (
             f"These are the weights that were best on val, {len(held_out):,} training images that "

@@ -1,0 +1,107 @@
+"""Pictures as they are trained on, in one file that is mapped into memory.
+
+The file holds the pixels from its first byte on (uint8, N x 3 x side x side), then a JSON object
+about them, then the CRC-32 of all that and the object's length in bytes (4 and 8 bytes, little-
+endian). It is read only if every byte is as it was written.
+"""
+
+import json
+import math
+import mmap
+import os
+import struct
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FORMAT = 1  # of the file; another version's is made anew
+_TAIL = struct.Struct("<IQ")  # checksum, length of the JSON
+_PIECE = 1 << 22  # bytes read at once where all are
+
+
+class Mapped:
+    """Images in a file, uint8, N x 3 x H x W from its first byte on; read row by row.
+
+    What was read stays in the system's memory for files, not in the process's: that would count
+    as the process's own up to the file's size.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, path: Path, shape: torch.Size) -> None:
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._pixels = np.frombuffer(self._map, np.uint8, math.prod(shape)).reshape(shape)
+        self.shape = shape
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        images = torch.from_numpy(self._pixels[rows.numpy()])
+        if sys.platform != "win32":
+            self._map.madvise(mmap.MADV_DONTNEED)
+        return images
+
+
+class Writer:
+    """Writes such a file piece by piece: `add` images, then `finish`."""
+
+    def __init__(self, file: IO[bytes], side: int) -> None:
+        self._file, self._side = file, side
+        self._images, self._crc = 0, 0
+
+    def add(self, images: Tensor) -> None:
+        """Appends images, uint8, n x 3 x side x side."""
+        self._write(images.contiguous().numpy().data.cast("B"))
+        self._images += len(images)
+
+    def finish(self, about: dict[str, Any]) -> None:
+        """Ends the file with what `read` is to give back, plain values for JSON."""
+        footer = {"format": FORMAT, "images": self._images, "side": self._side, "about": about}
+        text = json.dumps(footer).encode()
+        self._write(text)
+        self._file.write(_TAIL.pack(self._crc, len(text)))
+
+    def _write(self, content: bytes | memoryview) -> None:
+        self._file.write(content)
+        self._crc = zlib.crc32(content, self._crc)
+
+
+def read(
+    path: Path, wanted: Callable[[dict[str, Any]], bool]
+) -> tuple[Mapped, dict[str, Any]] | None:
+    """Images and what `Writer.finish` was told of them; None if there is no such file, another
+    version wrote it, it is damaged, or `wanted` says of the latter that it is of no use."""
+    try:
+        with path.open("rb") as file:
+            crc, footer, begin, end = _read_end(file)
+            if footer["format"] != FORMAT or not wanted(footer["about"]):
+                return None
+            if _crc_of(file, end) != crc:
+                return None
+        shape = torch.Size((footer["images"], 3, footer["side"], footer["side"]))
+        return (Mapped(path, shape), footer["about"]) if math.prod(shape) == begin else None
+    except (OSError, ValueError, KeyError, TypeError, struct.error):
+        return None
+
+
+def _read_end(file: IO[bytes]) -> tuple[int, Any, int, int]:
+    """The checksum, the JSON object, and where that begins and ends in the file."""
+    end = file.seek(0, os.SEEK_END) - _TAIL.size
+    file.seek(max(0, end))
+    crc, length = _TAIL.unpack(file.read())
+    begin = file.seek(end - length)  # before the file's beginning: a ValueError
+    return crc, json.loads(file.read(length)), begin, end
+
+
+def _crc_of(file: IO[bytes], size: int) -> int:
+    """The checksum of the first `size` bytes."""
+    file.seek(0)
+    crc = 0
+    for begin in range(0, size, _PIECE):
+        crc = zlib.crc32(file.read(min(_PIECE, size - begin)), crc)
+    return crc

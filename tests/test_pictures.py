@@ -1,0 +1,618 @@
+"""Own pictures: folders drawn here, good and bad, are read, split, cached and trained on."""
+
+import itertools
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from PIL import Image
+
+from sprat.cli import app
+from sprat.config import PicturesConfig
+from sprat.data import Dataset, assemble, load_dataset, pictures
+from sprat.data.batches import Batches
+from sprat.data.cache import Mapped, Writer, read
+from sprat.data.imageset import PIECE, ImageSet, Normalization, Rows, stratified_split
+from sprat.data.picture import read_picture
+from sprat.data.pictures import cache_file
+from sprat.errors import SpratError
+from sprat.results import read_config, read_json
+from sprat.train import Training, balanced_weights, settle, split_off_val, train
+
+FORMS = [
+    ("1", "png"), ("L", "jpg"), ("LA", "png"), ("P", "gif"), ("RGB", "bmp"), ("RGBA", "webp"),
+    ("CMYK", "tif"), ("I;16", "png"), ("RGB", "jpg"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _cached_there(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in the user's own cache; kernels are compiled once for all tests here."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
+
+
+def _picture(path: Path, mode: str = "RGB", seed: int = 0) -> None:
+    """Noise of any size; the first class's pictures, in "red", are red."""
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(20, 60, 2)
+    if mode == "I;16":
+        image = Image.fromarray(rng.integers(0, 65536, (height, width), dtype=np.uint16))
+    else:
+        pixels = rng.integers(0, 120, (height, width, 3), dtype=np.uint8)
+        if path.parent.name == "red":
+            pixels[:, :, 0] = 255
+        image = Image.fromarray(pixels).convert(mode)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def _draw(folder: Path, **counts: int) -> Path:
+    """A folder with so many pictures in each class folder; "__" in a name stands for a slash."""
+    for seed, (name, count) in enumerate(counts.items()):
+        for i in range(count):
+            mode, suffix = FORMS[i % len(FORMS)]
+            _picture(folder / name.replace("__", "/") / f"{i}.{suffix}", mode, 1000 * seed + i)
+    return folder
+
+
+def _load(folder: Path, **changes: object) -> Dataset:
+    return load_dataset(str(folder), own=PicturesConfig(side=16, **changes))  # type: ignore[arg-type]
+
+
+def _bytes(images: object) -> list[bytes]:
+    return [image.numpy().tobytes() for image in images[:]]  # type: ignore[index]
+
+
+class TestReading:
+    def test_every_mode_and_format_is_what_predict_sees_of_it(self, tmp_path: Path) -> None:
+        folder = _draw(tmp_path / "set", blue=9, red=9)
+        loaded = _load(folder)
+        files = [path for name in ("blue", "red") for path in sorted((folder / name).iterdir())]
+        seen = [read_picture(path, 16).numpy().tobytes() for path in files]
+        assert sorted(_bytes(loaded.train.images) + _bytes(loaded.test.images)) == sorted(seen)
+        assert loaded.train.classes == ("blue", "red")
+        for part in (loaded.train, loaded.test):
+            for image, target in zip(_bytes(part.images), part.targets.tolist(), strict=True):
+                assert seen.index(image) // 9 == target
+
+    @pytest.mark.parametrize("side", [16, 33, 128])
+    def test_has_the_side_that_is_asked_for(self, tmp_path: Path, side: int) -> None:
+        folder = _draw(tmp_path / "set", blue=3, red=3)
+        loaded = load_dataset(str(folder), own=PicturesConfig(side=side))
+        assert loaded.train.images.shape[1:] == (3, side, side)
+
+    def test_normalisation_is_that_of_the_training_pixels(self, tmp_path: Path) -> None:
+        loaded = _load(_draw(tmp_path / "set", blue=6, red=6))
+        pixels = loaded.train.images[:].double() / 255
+        assert loaded.normalization.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist())
+
+    def test_hidden_files_are_none_of_it_and_others_beside_the_classes_are_told(
+        self, tmp_path: Path
+    ) -> None:
+        folder = _draw(tmp_path / "set", blue=3, red=3)
+        (folder / ".DS_Store").write_text("")
+        (folder / "blue" / ".DS_Store").write_text("")
+        (folder / ".git").mkdir()
+        (folder / "labels.csv").write_text("")
+        said: list[str] = []
+        loaded = load_dataset(str(folder), say=said.append)
+        assert len(loaded.train) + len(loaded.test) == 6
+        assert "labels.csv" in said[0]
+
+    def test_tells_its_progress(self, tmp_path: Path) -> None:
+        told: list[tuple[int, int]] = []
+        folder = _draw(tmp_path / "set", blue=4, red=3)
+        load_dataset(str(folder), progress=lambda *done: told.append(done))
+        assert told == [(done, 7) for done in range(1, 8)]
+
+
+class TestSplit:
+    @pytest.mark.parametrize("trial", range(12))
+    def test_every_picture_is_in_one_part_and_classes_have_their_share(
+        self, tmp_path: Path, trial: int
+    ) -> None:
+        """Over sets of any size, through the cache's own file, so that many can be looked at."""
+        rng = random.Random(trial)
+        counts = [rng.randrange(3, 200) for _ in range(rng.randrange(2, 12))]
+        config = PicturesConfig(side=16, test_fraction=rng.uniform(0.1, 0.5), test_seed=trial)
+        path = tmp_path / "x.pixels"
+        with path.open("wb") as file:
+            writer, total = Writer(file, 16), sum(counts)
+            number = torch.arange(total)
+            images = torch.stack([number // 256, number % 256, number * 0], 1).to(torch.uint8)
+            writer.add(images[:, :, None, None].expand(total, 3, 16, 16))
+            writer.finish({"counts": [["", label, n] for label, n in enumerate(counts)]})
+        found = read(path, lambda about: True)
+        assert found is not None
+        classes = tuple(map(str, range(len(counts))))
+
+        def parts(config: PicturesConfig) -> list[list[int]]:
+            set_ = assemble("x", *pictures.split(Path("x"), classes, *found, config))
+            kept, val = split_off_val(set_, replace(SMALL, val_fraction=0.2, split_seed=trial))
+            sets = [set_.train.subset(kept), set_.train.subset(val), set_.test]
+            for part, share in ((set_.test, config.test_fraction), (sets[1], None)):
+                held = part.targets.bincount(minlength=len(counts))
+                of = torch.tensor(counts) if share else set_.train.targets.bincount()
+                share = share or 0.2
+                whole = round(share * int(of.sum())) / int(of.sum())
+                assert (held - of * whole).abs().max() < 1
+            return [
+                (part.images[:][:, :2, 0, 0].int() @ torch.tensor([256, 1], dtype=torch.int32))
+                .tolist()
+                for part in sets
+            ]  # fmt: skip
+
+        first = parts(config)
+        assert sorted(itertools.chain(*first)) == list(range(total))
+        torch.manual_seed(trial)
+        assert parts(config) == first, "depends on its seeds alone"
+        assert parts(replace(config, test_seed=trial + 99))[2] != first[2]
+
+    def test_parts_that_are_there_are_taken_as_they_are(self, tmp_path: Path) -> None:
+        folder = _draw(
+            tmp_path / "set", train__blue=5, train__red=6, val__blue=2, val__red=1, test__red=4,
+        )  # fmt: skip
+        loaded = _load(folder)
+        assert (len(loaded.train), len(loaded.test)) == (14, 4)
+        kept, val = split_off_val(loaded, SMALL)
+        held_out = loaded.train.subset(val)
+        wanted = [read_picture(p, 16).numpy().tobytes() for p in (folder / "val").rglob("*.*")]
+        assert sorted(_bytes(held_out.images)) == sorted(wanted)
+        assert loaded.train.subset(kept).targets.tolist() == [0] * 5 + [1] * 6
+        assert loaded.test.targets.tolist() == [1] * 4
+
+    def test_val_is_split_off_where_there_is_none(self, tmp_path: Path) -> None:
+        folder = _draw(tmp_path / "set", train__blue=10, train__red=10, test__red=2, test__blue=2)
+        kept, val = split_off_val(_load(folder), replace(SMALL, val_fraction=0.2))
+        assert (len(kept), len(val)) == (16, 4)
+
+
+class TestCache:
+    def test_gives_the_bytes_of_a_fresh_reading(self, tmp_path: Path) -> None:
+        folder = _draw(tmp_path / "set", blue=5, red=5)
+        fresh = _load(folder)
+        told: list[int] = []
+        again = load_dataset(
+            str(folder), own=PicturesConfig(side=16), progress=lambda done, all_: told.append(done)
+        )
+        assert told == [], "nothing is read again"
+        assert again.md5 == fresh.md5
+        cache_file(folder, 16).unlink()
+        assert _load(folder).md5 == fresh.md5
+
+    def test_notices_a_changed_an_added_and_a_removed_file(self, tmp_path: Path) -> None:
+        folder = _draw(tmp_path / "set", blue=5, red=5)
+        _load(folder)
+        caches = len(list(cache_file(folder, 16).parent.glob("*.pixels")))
+        md5s, sizes = [], []
+        changes: list[Callable[[], object]] = [
+            lambda: None,
+            lambda: _picture(folder / "blue" / "0.png", "RGB", 77),
+            lambda: _picture(folder / "blue" / "more.png", "RGB", 78),
+            lambda: (folder / "red" / "1.jpg").unlink(),
+        ]
+        for change in changes:
+            change()
+            loaded = _load(folder)
+            md5s.append(loaded.md5)
+            sizes.append(len(loaded.train) + len(loaded.test))
+        assert len(set(md5s)) == 4
+        assert sizes == [10, 10, 11, 10]
+        now = len(list(cache_file(folder, 16).parent.glob("*.pixels")))
+        assert now == caches, "the new cache is in the old one's place"
+
+    @pytest.mark.parametrize("damage", ["cut", "emptied", "pixel", "footer", "tail", "version"])
+    def test_a_damaged_one_and_another_versions_are_made_anew(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+    ) -> None:
+        folder = _draw(tmp_path / "set", blue=5, red=5)
+        if damage == "version":
+            with monkeypatch.context() as older:
+                older.setattr("sprat.data.cache.FORMAT", 0)
+                md5 = _load(folder).md5
+        else:
+            md5 = _load(folder).md5
+        path = cache_file(folder, 16)
+        whole = path.read_bytes()
+        if damage != "version":
+            spoilt = bytearray(whole)
+            place = {"pixel": 99, "footer": len(whole) - 40, "tail": -10}.get(damage, 0)
+            spoilt[place] ^= 0xFF
+            cut = {"cut": len(whole) // 2, "emptied": 0}.get(damage, len(whole))
+            path.write_bytes(spoilt[:cut])
+        told: list[int] = []
+        loaded = load_dataset(
+            str(folder), own=PicturesConfig(side=16), progress=lambda done, all_: told.append(done)
+        )
+        assert len(told) == 10, "read again"
+        assert loaded.md5 == md5
+        if damage != "version":
+            assert path.read_bytes() == whole
+
+    def test_damage_anywhere_is_noticed(self, tmp_path: Path) -> None:
+        folder = _draw(tmp_path / "set", blue=2, red=2)
+        _load(folder)
+        path, rng = cache_file(folder, 16), random.Random(0)
+        whole = path.read_bytes()
+        assert read(path, lambda about: True) is not None
+        for _ in range(200):
+            spoilt = bytearray(whole)
+            spoilt[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+            path.write_bytes(spoilt[: rng.choice([len(whole), rng.randrange(len(whole))])])
+            assert read(path, lambda about: True) is None
+
+    def test_a_killed_writer_leaves_nothing_half_written(self, tmp_path: Path) -> None:
+        folder = _draw(tmp_path / "set", blue=40, red=40)
+        code = (
+            "import sys, time; from sprat.data import load_dataset\n"
+            "def slow(done, total): print(done, flush=True); time.sleep(0.05)\n"
+            "load_dataset(sys.argv[1], progress=slow)"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        for _ in range(50):
+            process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        place = cache_file(folder, 32)
+        assert not place.exists()
+        assert list(place.parent.glob(".*.pixels")), "it was killed while it wrote"
+        assert len(load_dataset(str(folder)).train) == 64
+        assert place.exists()
+        assert list(place.parent.glob(".*.pixels")) == [], "what it left is swept"
+
+    def test_a_full_disk_is_told_and_leaves_nothing(self, tmp_path: Path) -> None:
+        """The system's limit on a file's size stands in for the disk's."""
+        folder = _draw(tmp_path / "set", blue=5, red=5)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+        try:
+            with pytest.raises(SpratError, match=r"need 7,680 bytes: .*; make room there, or name"):
+                _load(folder)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        place = cache_file(folder, 16)
+        assert [
+            path for path in place.parent.glob(f"*{place.stem}*") if path.suffix != ".lock"
+        ] == []
+        assert len(_load(folder).train) == 8
+
+    def test_too_small_a_disk_is_told_before_anything_is_read(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = _draw(tmp_path / "set", blue=5, red=5)
+        usage = shutil.disk_usage(tmp_path)._replace(free=1_000)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+        told: list[int] = []
+        with pytest.raises(SpratError, match="1,000 bytes are free; make room"):
+            load_dataset(str(folder), progress=lambda done, all_: told.append(done))
+        assert told == []
+
+
+class TestUnreadable:
+    @pytest.fixture
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """Ten pictures, and five files that are none."""
+        folder = _draw(tmp_path / "set", blue=5, red=5)
+        (folder / "blue" / "notes.txt").write_text("not a picture")
+        (folder / "blue" / "empty.png").write_bytes(b"")
+        whole = (folder / "red" / "4.bmp").read_bytes()
+        (folder / "red" / "cut.bmp").write_bytes(whole[: len(whole) // 2])
+        (folder / "red" / "link.png").symlink_to(tmp_path / "nowhere")
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3_000_000)
+        Image.new("1", (2_000, 2_000)).save(folder / "blue" / "bomb.png")
+        return folder
+
+    def test_are_listed_and_refused(self, folder: Path) -> None:
+        with pytest.raises(SpratError) as caught:
+            _load(folder)
+        text = str(caught.value)
+        assert text.startswith(f"5 of the files in {folder} cannot be read as pictures:")
+        for name in ("notes.txt", "empty.png", "cut.bmp", "link.png"):
+            assert f"{name} cannot be read as a picture" in text
+        assert "bomb.png has too many pixels to be safe" in text
+        assert "leave them out by --pictures.unreadable skip" in text
+
+    def test_or_listed_and_skipped_by_choice_without_reading_the_others_again(
+        self, folder: Path
+    ) -> None:
+        with pytest.raises(SpratError):
+            _load(folder)
+        said: list[str] = []
+        told: list[int] = []
+        loaded = load_dataset(
+            str(folder),
+            say=said.append,
+            progress=lambda done, all_: told.append(done),
+            own=PicturesConfig(side=16, unreadable="skip"),
+        )
+        assert told == []
+        assert len(loaded.train) + len(loaded.test) == 10
+        assert "left out: 5 of the files" in said[0]
+        assert "notes.txt" in said[0]
+
+    def test_only_the_first_are_named_one_by_one(self, tmp_path: Path) -> None:
+        folder = _draw(tmp_path / "set", blue=2, red=2)
+        for i in range(30):
+            (folder / "blue" / f"x{i}.png").write_text("")
+        with pytest.raises(SpratError, match="30 of the files in") as caught:
+            _load(folder)
+        assert str(caught.value).count("cannot be read as a picture:") == 20
+        assert "and 10 more" in str(caught.value)
+
+
+def _empty(folder: Path) -> None:
+    _draw(folder, blue=3, red=3)
+    (folder / "green").mkdir()
+
+
+def _nested(folder: Path) -> None:
+    _draw(folder, blue=3, red=3, red__dark=2)
+
+
+BAD: list[tuple[Callable[[Path], object], str]] = [
+    (_empty, "the class folder .*/green is empty; put pictures into it"),
+    (lambda f: _draw(f, blue=3), "holds only 'blue'; expected a folder of pictures for each class"),
+    (lambda f: f.mkdir(), "holds no folder; expected a folder of pictures for each class"),
+    (_nested, r"the class folder .*/red holds folders \(dark\); expected pictures alone"),
+    (
+        lambda f: _draw(f, train__blue=2, train__red=2),
+        "holds train/ but no test/; add it, or move",
+    ),
+    (lambda f: _draw(f, test__blue=2, test__red=2), "holds test/ but no train/"),
+    (
+        lambda f: _draw(f, train__blue=2, train__red=2, test__Red=1, test__blue=1),
+        r"test/Red is a class that .*/train lacks; did you mean 'red'\?; add its training",
+    ),
+    (
+        lambda f: _draw(f, train__blue=2, train__red=2, test__red=1, valid__red=1),
+        "holds train, test and beside them valid; expected",
+    ),
+    (lambda f: _draw(f, blue=1, red=1), "none of the 2 pictures in .* is there to test on"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), BAD, ids=[message[:30] for _, message in BAD])
+def test_what_is_no_set_of_pictures_is_refused_with_the_remedy(
+    tmp_path: Path, make: Callable[[Path], object], message: str
+) -> None:
+    make(tmp_path / "set")
+    with pytest.raises(SpratError, match=message):
+        _load(tmp_path / "set")
+
+
+def test_a_class_whose_pictures_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    folder = _draw(tmp_path / "set", blue=5, red=5)
+    (folder / "green").mkdir()
+    (folder / "green" / "x.png").write_text("")
+    with pytest.raises(SpratError, match=r"no picture of 'green' in .* is left to train on"):
+        _load(folder, unreadable="skip")
+
+
+@pytest.fixture
+def nobody() -> Iterator[Path]:
+    """A folder that anyone may enter; where the tests run as root, who may read everything, they
+    give that up meanwhile."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield folder
+    finally:
+        if root:
+            os.seteuid(0)
+        for path in folder.rglob("*"):
+            if path.is_dir():
+                path.chmod(0o700)
+        shutil.rmtree(folder)
+
+
+def test_a_folder_without_rights_is_told(nobody: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(nobody / "cache"))
+    folder = _draw(nobody / "set", blue=3, red=3)
+    (folder / "red").chmod(0)
+    with pytest.raises(SpratError, match=r"red cannot be read: .*chmod u\+rx"):
+        _load(folder)
+
+
+def test_a_name_that_is_neither_dataset_nor_folder_says_that_a_folder_would_do() -> None:
+    with pytest.raises(SpratError, match=r"there are auto, .*, or give the path of a folder"):
+        load_dataset("flowers")
+
+
+def _mapped(tmp_path: Path, count: int) -> ImageSet:
+    """A set of noise in a file, all rows in order."""
+    images = torch.randint(256, (count, 3, 16, 16), dtype=torch.uint8)
+    path = tmp_path / "x.pixels"
+    path.write_bytes(images.numpy().tobytes())
+    mapped = Mapped(path, images.shape)
+    assert torch.equal(mapped[torch.arange(count)], images)
+    return ImageSet(Rows(mapped, torch.arange(count)), torch.arange(count) % 3, tuple("abc"))
+
+
+class TestViews:
+    def test_give_the_batches_of_copied_tensors(self, tmp_path: Path) -> None:
+        mapped = _mapped(tmp_path, 300)
+        whole = mapped.images[:]
+        for first in (torch.randperm(300)[:200], torch.arange(300)):
+            second = torch.randperm(len(first))[:130]
+            view = mapped.subset(first).subset(second)
+            copied = ImageSet(whole[first][second], mapped.targets[first][second], tuple("abc"))
+            assert isinstance(view.images, Rows)
+            assert view.images.shape == copied.images.shape
+            for flip in (False, True):
+                ours, theirs = (
+                    Batches(each, 32, seed=1, alternating_flip=flip) for each in (view, copied)
+                )
+                for epoch in (0, 1):
+                    for a, b in zip(ours.epoch(epoch), theirs.epoch(epoch), strict=True):
+                        assert torch.equal(a[0], b[0])
+                        assert torch.equal(a[1], b[1])
+
+    def test_are_normalised_and_split_as_copied_tensors(self, tmp_path: Path) -> None:
+        view = _mapped(tmp_path, 2 * PIECE + 3).subset(torch.arange(1, 2 * PIECE + 1, 2))
+        whole = view.images[:]
+        assert Normalization.of(view.images) == Normalization.of(whole)
+        assert torch.equal(torch.cat(list(view.images.split(70))), whole)
+        assert torch.equal(view.images[-5:], whole[-5:])
+
+    def test_a_run_trains_on_them_as_on_copies(self, tmp_path: Path, shapes10: Dataset) -> None:
+        """Bit for bit, from a file, from views and from tensors."""
+        chosen = stratified_split(shapes10.train.targets, 160, 0)[1]
+        images, targets = shapes10.train.images[chosen], shapes10.train.targets[chosen]
+        (tmp_path / "x.pixels").write_bytes(images.contiguous().numpy().tobytes())
+        mapped = Rows(Mapped(tmp_path / "x.pixels", images.shape), torch.arange(160))
+        config = replace(SMALL, epochs=1, optim=replace(SMALL.optim, warmup_epochs=0.0))
+        weights = []
+        for name, source in (("copied", images), ("mapped", mapped)):
+            part = ImageSet(source, targets, shapes10.train.classes)
+            dataset = replace(shapes10, train=part)
+            train(config, dataset, tmp_path / name, recipe="small")
+            weights.append((tmp_path / name / "model.safetensors").read_bytes())
+        assert weights[0] == weights[1]
+
+    def test_nothing_of_a_training_set_is_copied(self, tmp_path: Path) -> None:
+        mapped = _mapped(tmp_path, 3_000)
+        dataset = Dataset("x", mapped, mapped, Normalization((0.5,) * 3, (0.25,) * 3), "")
+        config = settle(replace(SMALL, train_images=2_000), dataset)
+        training = Training(config, dataset, tmp_path)
+        assert training.val_set is not None
+        sets = (training.val_set, training.probe_set, training.batches.dataset)
+        assert all(isinstance(part.images, Rows) for part in sets)
+        assert isinstance(training.batchnorm_images, Rows)
+
+
+class TestClassWeights:
+    def _set(self, counts: list[int]) -> ImageSet:
+        targets = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+        images = torch.zeros(len(targets), 3, 16, 16, dtype=torch.uint8)
+        return ImageSet(images, targets, tuple(map(str, range(len(counts)))))
+
+    def test_every_class_weighs_the_same_and_the_mean_is_1(self) -> None:
+        part = self._set([10, 30, 60])
+        weights = balanced_weights(part)
+        assert (weights * torch.tensor([10, 30, 60])).tolist() == pytest.approx([100 / 3] * 3)
+        assert weights[part.targets].mean().item() == pytest.approx(1)
+        assert balanced_weights(self._set([7, 7])).tolist() == [1, 1]
+        assert balanced_weights(self._set([7, 0, 7])).tolist()[::2] == [1, 1]
+
+    def test_change_what_an_uneven_set_teaches_and_nothing_of_an_even_one(
+        self, tmp_path: Path, shapes10: Dataset
+    ) -> None:
+        config = replace(SMALL, epochs=1, optim=replace(SMALL.optim, warmup_epochs=0.0), final=True)
+        even = stratified_split(shapes10.train.targets, 100, 0)[1]
+        uneven = torch.cat([even, (shapes10.train.targets == 0).nonzero().flatten()[:60]])
+        for chosen, same in ((even, True), (uneven, False)):
+            losses = []
+            for weights in ("none", "balanced"):
+                dataset = replace(shapes10, train=shapes10.train.subset(chosen))
+                wanted = settle(replace(config, class_weights=weights), dataset)
+                training = Training(wanted, dataset, tmp_path)
+                training.network.train()
+                losses.append(training.training_step(*next(training.batches.epoch(0))).item())
+            assert (losses[0] == pytest.approx(losses[1])) is same
+
+
+def _sprat(*words: object) -> int:
+    return app(list(map(str, words)), result_action="return_int_as_exit_code_else_zero")
+
+
+class TestEndToEnd:
+    def test_trains_judges_and_predicts_from_the_command_line(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("COLUMNS", "200")
+        folder = _draw(tmp_path / "set", blue=30, green=30, red=60)
+        few = ["--epochs", 6, "--optim.warmup-epochs", 1, "--batch-size", 16, "--device", "cpu"]
+        few += ["--pictures.side", 16, "--class-weights", "balanced", "--optim.lr", "0.05"]
+        assert _sprat("train", "--dataset", "set", *few, "--output", "run") == 0
+        shown = capsys.readouterr().out
+        assert f"on {folder}: 86 training images" in shown
+        assert "classes are uneven, from 21 training images (" in shown
+
+        config, _, changed = read_config(tmp_path / "run")
+        assert config.dataset == str(folder), "a resumed run finds it from anywhere"
+        assert changed["pictures.side"] == 16
+        results = read_json(tmp_path / "run" / "results.json")
+        assert results["side"] == 16
+        assert sorted(results["train_per_class"].values()) == [21, 22, 43]
+        assert results["val"]["per_class"].keys() == {"blue", "green", "red"}
+
+        monkeypatch.chdir("/")
+        assert _sprat("evaluate", tmp_path / "run") == 0
+        assert f"{100 * results['val']['top1']:.2f} %" in capsys.readouterr().out
+        assert _sprat("evaluate", tmp_path / "run" / "model.safetensors") == 0
+        told = capsys.readouterr()
+        assert "24 images" in told.out
+        assert told.err == ""
+        assert _sprat("predict", tmp_path / "run", folder / "red" / "0.png") == 0
+        assert capsys.readouterr().out.count("%") == 3
+
+        _picture(folder / "red" / "more.png", "RGB", 5)
+        assert _sprat("evaluate", tmp_path / "run", "--split", "test") == 0
+        assert "have changed since" in capsys.readouterr().err
+        with pytest.raises(SpratError, match="was trained on other images"):
+            _sprat("evaluate", tmp_path / "run")
+
+    def test_shows_them(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        _draw(tmp_path / "set", blue=3, red=9)
+        assert _sprat("data", "show", "--dataset", "set", "--pictures.side", 48) == 0
+        assert capsys.readouterr().out.strip().endswith("set.png")
+        assert _sprat("augment", "preview", "--dataset", "set") == 0
+        with Image.open(tmp_path / "set.png") as sheet:
+            assert min(sheet.size) > 100
+
+    @pytest.mark.parametrize("side", [16, 33, 128])
+    def test_a_step_and_a_judgement_at_any_side(self, tmp_path: Path, side: int) -> None:
+        folder = _draw(tmp_path / "set", blue=12, red=12)
+        dataset = load_dataset(str(folder), own=PicturesConfig(side=side))
+        config = replace(
+            SMALL, epochs=1, batch_size=16, optim=replace(SMALL.optim, warmup_epochs=0.0)
+        )
+        results = train(config, dataset, tmp_path / "run", recipe="small")
+        assert results["side"] == side
+        assert results["val"]["n"] == 2
+
+    def test_a_crop_wider_than_the_images_is_refused(self, tmp_path: Path) -> None:
+        dataset = _load(_draw(tmp_path / "set", blue=12, red=12))
+        config = replace(SMALL, augment=replace(SMALL.augment, crop=16))
+        with pytest.raises(SpratError, match=r"augment\.crop is 16, but the images are 16 px wide"):
+            train(config, dataset, tmp_path / "run", recipe="small")
+
+    def test_final_trains_on_val_too(self, tmp_path: Path) -> None:
+        folder = _draw(
+            tmp_path / "set", train__blue=9, train__red=9, val__blue=4, val__red=4,
+            test__blue=2, test__red=2,
+        )  # fmt: skip
+        dataset = _load(folder)
+        config = settle(replace(SMALL, batch_size=16, final=True), dataset)
+        assert len(Training(config, dataset, tmp_path).batches.dataset) == 26
+        training = Training(replace(config, final=False), dataset, tmp_path)
+        assert len(training.batches.dataset) == 18
+        assert training.val_set is not None
+        assert len(training.val_set) == 8
