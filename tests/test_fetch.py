@@ -4,9 +4,11 @@ import dataclasses
 import functools
 import hashlib
 import http.server
+import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -19,10 +21,12 @@ from typing import Any
 
 import pytest
 from conftest import Here
+from rich.console import Console
 
 from sprat.data import cifar10, cifar100, svhn
 from sprat.data.fetch import Patience, fetch
 from sprat.data.lock import lock
+from sprat.display import loading
 from sprat.errors import SpratError
 
 CONTENT = random.Random(0).randbytes(300_000)
@@ -537,6 +541,19 @@ def _folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     md5s = {name: hashlib.md5(name.encode()).hexdigest() for name in cifar10.FILE_MD5S}
     monkeypatch.setattr(cifar10, "PYTHON", dataclasses.replace(cifar10.PYTHON, md5s=md5s))
     return folder
+
+
+def test_where_there_is_no_terminal_a_line_tells_rate_and_time_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sprat.display.PLAIN_EVERY", 0)
+    shown = io.StringIO()
+    with loading(Console(file=shown, width=100), "looking") as progress:
+        for done in (1_000, 2_000, 3_000):
+            time.sleep(0.01)
+            progress(done, 4_000)
+    line = r"  fetched 3,000 of 4,000 bytes, [\d,]+ bytes/s, 0:01 left"
+    assert re.fullmatch(line, shown.getvalue().splitlines()[-1])
 
 
 class TestCommandFetch:

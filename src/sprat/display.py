@@ -256,7 +256,10 @@ def loading(
             bar.start()
         elif time.perf_counter() - last_line > PLAIN_EVERY:
             last_line = time.perf_counter()
-            console.print(f"  {done_so_far} {done:,} of {total:,} {counted}", highlight=False)
+            speed, left = bar.tasks[task].speed, bar.tasks[task].time_remaining
+            rate = f", {speed:,.0f} {counted}/s" if speed else ""
+            rate += f", {_duration(left)} left" if left is not None else ""
+            console.print(f"  {done_so_far} {done:,} of {total:,} {counted}{rate}", highlight=False)
 
     with _shown(spinner):
         try:
