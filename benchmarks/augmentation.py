@@ -30,7 +30,7 @@ from sprat.augment.reference import AlbumentationsPipeline
 from sprat.augment.transforms import normalize
 from sprat.config import load_recipe
 from sprat.runtime import describe_machine, keep_freed_memory, set_threads, versions
-from sprat.train import Training, settle
+from sprat.training import Training, settle
 
 NOTHING = Pipeline(
     flip=0, affine=0, brightness_contrast=0, hue_saturation_value=0, coarse_dropout=0

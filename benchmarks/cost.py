@@ -21,7 +21,7 @@ from side_by_side import Figures, noise, parser_for, report, take_turns
 from sprat.config import Config
 from sprat.models import MODELS, OptimizedCIFAR10Net200K
 from sprat.runtime import describe_machine, replacing, set_threads, versions
-from sprat.train import Training, settle
+from sprat.training import Training, settle
 
 EPOCH = 50_000
 POINT = {"batch_size": 64, "side": 32, "width": 1.0, "images": EPOCH}

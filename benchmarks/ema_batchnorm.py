@@ -26,7 +26,7 @@ from sprat.ema import EMA, reestimate_batchnorm
 from sprat.evaluate import predict_probabilities
 from sprat.results import write_json
 from sprat.runtime import describe_machine, versions
-from sprat.train import BATCHNORM_BATCH, Observer, Training, train
+from sprat.training import BATCHNORM_BATCH, Observer, Training, train
 
 CONFIG = Config(
     dataset="cifar10",

@@ -35,7 +35,7 @@ from sprat.data import Dataset, load_dataset
 from sprat.models import OptimizedCIFAR10Net200K
 from sprat.results import read_json
 from sprat.runtime import describe_machine, versions
-from sprat.train import Training, resume, settle, train
+from sprat.training import Training, resume, settle, train
 
 BASE = Config(
     dropout=0.0,

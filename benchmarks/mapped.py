@@ -22,7 +22,7 @@ from sprat.config import Config, PicturesConfig
 from sprat.data import assemble, cache, pictures
 from sprat.evaluate import judge
 from sprat.runtime import describe_machine, set_threads, versions
-from sprat.train import Training, settle
+from sprat.training import Training, settle
 
 CLASSES = tuple("0123456789")
 PIECE = 1_000  # images written at once

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sprat.config import Config
 from sprat.models import OptimizedCIFAR10Net200K
 from sprat.runtime import describe_machine, set_threads, versions
-from sprat.train import Training, settle
+from sprat.training import Training, settle
 
 IMAGES = 10_000
 

@@ -8,7 +8,7 @@ from conftest import SMALL
 
 from sprat.data import Dataset, shapes10
 from sprat.data.imageset import Normalization
-from sprat.train import Observer, Training, resume, train
+from sprat.training import Observer, Training, resume, train
 
 
 class Tell(Observer):

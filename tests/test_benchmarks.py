@@ -12,7 +12,7 @@ from sprat.checkpoint import load_model
 from sprat.data import Dataset
 from sprat.evaluate import judge
 from sprat.results import read_config
-from sprat.train import split_off_val
+from sprat.training import split_off_val
 
 ROOT = Path(__file__).parents[1]
 

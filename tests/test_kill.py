@@ -18,7 +18,7 @@ from sprat.results import read_metrics
 
 # Each run is forked off a server that has imported torch once, but computed nothing.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["sprat.train", "sprat.data"])
+PROCESSES.set_forkserver_preload(["sprat.training", "sprat.data"])
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from sprat.data.picture import read_picture
 from sprat.data.pictures import cache_file
 from sprat.errors import SpratError
 from sprat.results import read_config, read_json
-from sprat.train import Training, balanced_weights, settle, split_off_val, train
+from sprat.training import Training, balanced_weights, settle, split_off_val, train
 
 FORMS = [
     ("1", "png"), ("L", "jpg"), ("LA", "png"), ("P", "gif"), ("RGB", "bmp"), ("RGBA", "webp"),

@@ -15,7 +15,7 @@ from sprat.data import Dataset
 from sprat.errors import SpratError
 from sprat.results import read_json
 from sprat.seeds import train_seeds
-from sprat.train import Interrupted, Observer, Training
+from sprat.training import Interrupted, Observer, Training
 
 CONFIG = dataclasses.replace(SMALL, epochs=2, train_images=96, seed=4)
 

@@ -22,7 +22,7 @@ from sprat.errors import SpratError
 from sprat.evaluate import predict_probabilities, top1
 from sprat.results import read_config, read_metrics
 from sprat.runtime import derive_seed
-from sprat.train import PROBE_IMAGES, Interrupted, Observer, Training, resume, settle, train
+from sprat.training import PROBE_IMAGES, Interrupted, Observer, Training, resume, settle, train
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU of CUDA")
 

@@ -140,13 +140,13 @@ def train(
 
     from rich.console import Console
 
-    import sprat.train
+    import sprat.training
     from sprat.display import TrainingDisplay
     from sprat.plots import draw_curves
     from sprat.seeds import train_seeds
 
     if resume is None:
-        sprat.train.check(config)  # rather than after a download
+        sprat.training.check(config)  # rather than after a download
     console = Console(quiet=quiet)
     name = Path(recipe).stem
     if not seeds:
@@ -165,10 +165,10 @@ def train(
             if seeds:
                 summary = train_seeds(config, dataset, run, seeds, ended=ended, **going)
             elif resume:
-                results = sprat.train.resume(run, dataset, **going)
+                results = sprat.training.resume(run, dataset, **going)
             else:
-                results = sprat.train.train(config, dataset, run, **going)
-    except sprat.train.Interrupted:
+                results = sprat.training.train(config, dataset, run, **going)
+    except sprat.training.Interrupted:
         assert stop.signal is not None
         command = ["sprat", "train", "--resume", str(run)]
         command += ["--data-dir", str(data_dir)] if data_dir else []
@@ -220,7 +220,7 @@ def evaluate(
     from sprat.evaluate import judge
     from sprat.results import read_config
     from sprat.runtime import choose_device, keep_freed_memory, set_threads
-    from sprat.train import split_off_val
+    from sprat.training import split_off_val
     from sprat.zoo import locate
 
     keep_freed_memory()
@@ -689,7 +689,7 @@ def preview(
 
     import sprat.augment.preview
     from sprat.plots import draw_preview
-    from sprat.train import make_pipeline
+    from sprat.training import make_pipeline
 
     loaded = _load(Console(), config.dataset, data_dir, config.pictures)
     classes = loaded.train.classes

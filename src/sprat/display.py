@@ -20,7 +20,7 @@ from rich.progress import (
 
 from sprat.budget import Summary, Verdict
 from sprat.data.imageset import class_counts
-from sprat.train import Observer, Training, why_torch
+from sprat.training import Observer, Training, why_torch
 
 HEADER = "epoch     loss   accuracy   EMA accuracy   learning rate   seconds   images/s"
 UNEVEN = 1.5  # times as many images of one class as of another that are worth a line

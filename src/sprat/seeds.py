@@ -9,7 +9,7 @@ from sprat.config import Config
 from sprat.data import Dataset
 from sprat.errors import SpratError
 from sprat.results import CONFIG_FILE, read_config, write_summary
-from sprat.train import Observer, resume, settle, train
+from sprat.training import Observer, resume, settle, train
 
 
 def train_seeds(

@@ -29,7 +29,7 @@ from sprat.results import (
     write_json,
 )
 from sprat.runtime import keep_freed_memory, replacing
-from sprat.train import split_off_val
+from sprat.training import split_off_val
 from sprat.zoo import CARD_FILE, CARD_TEXT_FILE, ZOO, card_text
 
 CORRUPTED_IMAGES = 2_000
