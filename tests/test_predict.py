@@ -1,14 +1,19 @@
-"""Pictures on their way to the network."""
+"""Pictures on their way to the network, and what it says of them."""
 
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import sprat
+from sprat import Classifier, SpratError
 from sprat.data.picture import read_picture
-from sprat.errors import SpratError
+from sprat.predict import to_pixels
 
 
 def test_a_picture_of_the_right_size_stays_as_it_is(tmp_path: Path) -> None:
@@ -71,3 +76,113 @@ def test_a_picture_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", allowed)
         with pytest.raises(SpratError, match="too many pixels"):
             read_picture(tmp_path / "x.png", 32)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3_000_000)
+    warnings.simplefilter("ignore")  # pytest's own is "error"
+    with pytest.raises(SpratError, match="too many pixels"):
+        read_picture(tmp_path / "x.png", 32)
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+BATCH = torch.from_numpy(PIXELS).permute(2, 0, 1)[None]  # 1 x 3 x 32 x 32
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One picture in every form that a classifier takes."""
+    path = tmp_path_factory.mktemp("pictures") / "x.png"
+    Image.fromarray(PIXELS).save(path)
+    return {
+        "path": path,
+        "str": str(path),
+        "PIL": Image.fromarray(PIXELS),
+        "array": PIXELS,
+        "arrays": PIXELS[None],
+        "tensor": BATCH[0],
+        "tensors": BATCH,
+        "list": [PIXELS],
+        "generator": (each for each in [path]),
+        "not contiguous": np.asfortranarray(PIXELS),
+        "read-only": np.frombuffer(PIXELS.tobytes(), np.uint8).reshape(32, 32, 3),
+    }
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Classifier:
+    return sprat.load(device="cpu")
+
+
+def test_every_form_of_a_picture_gives_the_same_pixels(forms: dict[str, Any]) -> None:
+    for name, form in forms.items():
+        assert torch.equal(to_pixels(form, 32), BATCH), name
+
+
+def test_forms_can_be_mixed_and_sizes_too(forms: dict[str, Any], classifier: Classifier) -> None:
+    big = np.zeros((50, 70, 3), dtype=np.uint8)
+    labels, probabilities = classifier([forms["path"], big, BATCH, Image.new("L", (9, 9))])
+    assert len(labels) == 4
+    assert probabilities.shape == (4, 10)
+    assert probabilities.dtype == torch.float32
+    assert torch.allclose(probabilities.sum(1), torch.ones(4))
+    assert labels == [classifier.classes[i] for i in probabilities.argmax(1)]
+    assert labels[0] == labels[2]
+
+
+def test_sizes_are_brought_to_the_networks_whatever_the_form(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    expected = read_picture(tmp_path / "x.png", 32)
+    for form in (pixels, torch.from_numpy(pixels).permute(2, 0, 1), Image.fromarray(pixels)):
+        assert torch.equal(to_pixels(form, 32)[0], expected)
+
+
+def test_grey_arrays_are_pictures() -> None:
+    grey = np.arange(1024, dtype=np.uint32).reshape(32, 32).astype(np.uint8)
+    expected = torch.from_numpy(grey).expand(1, 3, 32, 32)
+    assert torch.equal(to_pixels(grey, 32), expected)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (PIXELS / 255, "float64 of shape"),
+        (BATCH.float(), "float32 of shape"),
+        (PIXELS.transpose(2, 0, 1), "height x width x 3"),
+        (torch.from_numpy(PIXELS), "3 x height x width"),
+        (np.zeros((0, 0, 3), np.uint8), "no pixel"),
+        (BATCH[:0], "no pixel"),
+        ([], "no picture to look at"),
+        (7, "7 is no picture"),
+        ([None], "None is no picture"),
+        ("not-there.png", "not-there.png"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_no_picture_is_refused_in_words(images: Any, message: str) -> None:
+    with pytest.raises(SpratError, match=message):
+        to_pixels(images, 32)
+
+
+def test_views_are_those_of_test_time_augmentation(classifier: Classifier) -> None:
+    mirrored = (classifier(BATCH).probabilities + classifier(BATCH.flip(3)).probabilities) / 2
+    assert torch.allclose(classifier(BATCH, tta=2).probabilities, mirrored, atol=1e-6)
+    with pytest.raises(SpratError, match="views"):
+        classifier(BATCH, tta=3)
+
+
+def test_threads_share_a_classifier(classifier: Classifier, forms: dict[str, Any]) -> None:
+    asked = [BATCH.roll(shift, 3) for shift in range(24)]
+    alone = [classifier(each).probabilities for each in asked]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda each: classifier(each).probabilities, asked))
+        paths = list(pool.map(lambda _: classifier(forms["path"]).labels, range(24)))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+    assert paths == [classifier(BATCH).labels] * 24
+
+
+def test_a_model_is_found_by_run_file_and_name(small_run: Path) -> None:
+    by_run, by_file = sprat.load(small_run), sprat.load(str(small_run / "model.safetensors"))
+    assert torch.equal(by_run(BATCH).probabilities, by_file(BATCH).probabilities)
+    assert sprat.load("optimized-cifar10-net-200k").name == "OptimizedCIFAR10Net200K"
+    assert by_run.about["recipe"] == "small"
+    with pytest.raises(SpratError, match="did you mean 'OptimizedCIFAR10Net200K'"):
+        sprat.load("OptimizedCIFAR10Net")

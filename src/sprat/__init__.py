@@ -1,8 +1,54 @@
-"""sprat: small-parameter image classifier trainer."""
+"""sprat: small-parameter image classifier trainer.
 
+import sprat
+
+classifier = sprat.load()  # the best that ships
+labels, probabilities = classifier("cat.jpg")
+run = sprat.train("quick", {"epochs": 12}, dataset="cifar10")
+"""
+
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sprat.api import Run, load, resume, train
+    from sprat.config import Config, load_recipe
+    from sprat.errors import SpratError
+    from sprat.predict import Classifier, Predictions
+
+__all__ = [
+    "Classifier",
+    "Config",
+    "Predictions",
+    "Run",
+    "SpratError",
+    "load",
+    "load_recipe",
+    "resume",
+    "train",
+]
 
 try:
     __version__ = version("sprat")
 except PackageNotFoundError:  # run from a checkout
     __version__ = "0+unknown"
+
+_HOMES = {
+    "api": ("Run", "load", "resume", "train"),
+    "config": ("Config", "load_recipe"),
+    "errors": ("SpratError",),
+    "predict": ("Classifier", "Predictions"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for only then: torch takes a second, and `sprat --help` has none."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"sprat.{home}"), name)
+    raise AttributeError(f"module 'sprat' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -9,8 +9,8 @@ import math
 import shlex
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
-    from sprat.data import Dataset
 
 DEFAULT_RECIPE = "quick"
 # what a command that takes a recipe's settings begins from
@@ -66,6 +65,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a bar of blocks must not fail in cp1252
             stream.reconfigure(errors="replace")
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # sprat refuses it in words
     try:
         sys.exit(app(sys.argv[1:], result_action="return_int_as_exit_code_else_zero"))
     except SpratError as error:
@@ -141,18 +141,16 @@ def train(
     from rich.console import Console
 
     import sprat.training
-    from sprat.display import TrainingDisplay
+    from sprat.display import TrainingDisplay, load_shown
     from sprat.plots import draw_curves
+    from sprat.results import new_run
     from sprat.seeds import train_seeds
 
     if resume is None:
         sprat.training.check(config)  # rather than after a download
     console = Console(quiet=quiet)
-    name = Path(recipe).stem
-    if not seeds:
-        name += f"-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run = resume or output or Path("runs") / name
-    dataset = _load(console, config.dataset, data_dir, config.pictures)
+    run = resume or output or new_run(recipe, None if seeds else config.seed)
+    dataset = load_shown(console, config.dataset, data_dir, config.pictures)
 
     def ended(run: Path, results: dict[str, Any]) -> None:
         draw_curves(run)
@@ -216,7 +214,7 @@ def evaluate(
 
     from sprat.augment.views import find_views
     from sprat.checkpoint import load_model
-    from sprat.display import judging_bar
+    from sprat.display import judging_bar, load_shown
     from sprat.evaluate import judge
     from sprat.results import read_config
     from sprat.runtime import choose_device, keep_freed_memory, set_threads
@@ -244,7 +242,7 @@ def evaluate(
         config = Config.from_dict({"pictures": loaded.about.get("pictures", {})}, str(place))
     pictures = dataclasses.replace(config.pictures, side=loaded.side)
     name = dataset or loaded.about.get("dataset", "auto")
-    source = _load(console, name, data_dir, pictures)
+    source = load_shown(console, name, data_dir, pictures)
     if loaded.classes != source.train.classes:
         raise SpratError(
             f"{model} tells apart {', '.join(loaded.classes)}, but {source.name} holds "
@@ -592,10 +590,11 @@ def show(
 
     from rich.console import Console
 
+    from sprat.display import load_shown
     from sprat.plots import draw_contact_sheet
 
     console = Console()
-    loaded = _load(console, dataset, data_dir, pictures)
+    loaded = load_shown(console, dataset, data_dir, pictures)
     title = f"{loaded.name}: {len(loaded.train):,} training, {len(loaded.test):,} test images"
     path = output or Path(f"{Path(loaded.name).name}.png")
     draw_contact_sheet(loaded.train, title, path, columns)
@@ -622,11 +621,11 @@ def fetch(
     from rich.console import Console
 
     from sprat.data import fetch_dataset
-    from sprat.display import loading
+    from sprat.display import loading, noting
 
     console = Console(stderr=True)
     with loading(console, f"looking for {dataset}") as progress:
-        place = fetch_dataset(dataset, data_dir, progress, _noting(console))
+        place = fetch_dataset(dataset, data_dir, progress, noting(console))
     print(place)
 
 
@@ -688,10 +687,11 @@ def preview(
     from rich.console import Console
 
     import sprat.augment.preview
+    from sprat.display import load_shown
     from sprat.plots import draw_preview
     from sprat.training import make_pipeline
 
-    loaded = _load(Console(), config.dataset, data_dir, config.pictures)
+    loaded = load_shown(Console(), config.dataset, data_dir, config.pictures)
     classes = loaded.train.classes
     generator = torch.Generator().manual_seed(config.seed)
     # the nth image of the nth class, over and over
@@ -728,27 +728,6 @@ def _check_picture(output: Path | None, columns: int) -> None:
     _check_png(output, "--output")
     if not 1 <= columns <= 100:
         raise SpratError(f"--columns is {columns}, expected 1 to 100")
-
-
-def _load(
-    console: "Console", name: str, data_dir: Path | None, pictures: PicturesConfig
-) -> "Dataset":
-    from sprat.data import DATASETS, load_dataset
-    from sprat.display import loading
-
-    said: list[str] = []  # told when the spinner is gone, which would tear it
-    try:
-        counted = "bytes" if name in DATASETS else "pictures"
-        with loading(console, f"loading the dataset ({name})", counted) as progress:
-            return load_dataset(name, data_dir, said.append, progress, _noting(console), pictures)
-    finally:
-        for text in said:
-            print(f"sprat: {text}", file=sys.stderr)
-
-
-def _noting(console: "Console") -> Callable[[str], None]:
-    """Prints above a bar that is shown."""
-    return lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 class _Stop:

@@ -10,6 +10,7 @@ import json
 import math
 import tomllib
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -370,6 +371,18 @@ class Config:
         """
         return _build(cls, values, source, prefix="")
 
+    def changed(self, settings: Mapping[str, Any]) -> Self:
+        """The same but for some settings, by name: {"epochs": 12, "optim.lr": 0.2}.
+
+        Raises:
+            SpratError: there is no such setting, or a value does not fit.
+        """
+        known = _flatten(self.to_dict())
+        for name in settings:
+            if name not in known:
+                raise SpratError(f"there is no setting {name!r}{did_you_mean(name, known)}")
+        return self.from_dict(_nest(known | dict(settings)))
+
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values as JSON has them; `from_dict` gives the same config back."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
@@ -469,3 +482,15 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def _nest(flat: dict[str, Any]) -> dict[str, Any]:
+    """The reverse of `_flatten`."""
+    values: dict[str, Any] = {}
+    for name, value in flat.items():
+        *tables, key = name.split(".")
+        table = values
+        for part in tables:
+            table = table.setdefault(part, {})
+        table[key] = value
+    return values

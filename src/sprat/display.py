@@ -1,8 +1,10 @@
 """A run on the terminal: a bar by epoch and a table of epochs; plain lines without a terminal."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -19,6 +21,8 @@ from rich.progress import (
 )
 
 from sprat.budget import Summary, Verdict
+from sprat.config import PicturesConfig
+from sprat.data import DATASETS, Dataset, load_dataset
 from sprat.data.imageset import class_counts
 from sprat.training import Observer, Training, why_torch
 
@@ -214,6 +218,25 @@ def judging_bar(console: Console, what: str, total: int) -> Iterator[Callable[[i
     task = bar.add_task(what, total=total)
     with _shown(bar):
         yield lambda images: bar.advance(task, images)
+
+
+def load_shown(
+    console: Console, name: str, data_dir: Path | None, pictures: PicturesConfig
+) -> Dataset:
+    """`load_dataset`, with a bar for what takes long and warnings on stderr."""
+    said: list[str] = []  # told when the spinner is gone, which would tear it
+    try:
+        counted = "bytes" if name in DATASETS else "pictures"
+        with loading(console, f"loading the dataset ({name})", counted) as progress:
+            return load_dataset(name, data_dir, said.append, progress, noting(console), pictures)
+    finally:
+        for text in said:
+            print(f"sprat: {text}", file=sys.stderr)
+
+
+def noting(console: Console) -> Callable[[str], None]:
+    """Prints above a bar that is shown."""
+    return lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 @contextmanager

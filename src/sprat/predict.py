@@ -1,19 +1,126 @@
-"""Names what pictures show: any size and mode, single files or folders."""
+"""Names what pictures show: any size and mode, files, images, arrays or tensors."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from sprat.augment.views import find_views
 from sprat.checkpoint import Model
-from sprat.data.picture import read_picture
+from sprat.data.picture import fit, read_picture
 from sprat.errors import SpratError
 from sprat.evaluate import BATCH, predict_probabilities
+from sprat.runtime import choose_device
 
+Picture = str | Path | Image.Image | np.ndarray | Tensor
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
+
+
+class Predictions(NamedTuple):
+    """What pictures show, in their order."""
+
+    labels: list[str]
+    """The most probable class of each."""
+    probabilities: Tensor
+    """Of all classes, N x K, float32, on the CPU; each row sums to 1."""
+
+
+class Classifier:
+    """A trained model to ask. Threads may share one: they take turns at the network.
+
+        classifier = sprat.load()
+        labels, probabilities = classifier(["cat.jpg", "dog.png"])
+
+    Args:
+        model: what `load_model` gives.
+        device: cpu, cuda or mps; auto takes the first there is of cuda, mps, cpu.
+
+    Raises:
+        SpratError: the machine has no such device.
+    """
+
+    def __init__(self, model: Model, device: str = "auto") -> None:
+        self.name, self.classes, self.side = model.name, model.classes, model.side
+        self.about = model.about  # how it was trained
+        self._normalization = model.normalization
+        self._network = model.network.to(choose_device(device)).eval()
+        self._turn = Lock()
+
+    def __call__(self, images: Picture | Iterable[Picture], tta: int = 1) -> Predictions:
+        """Labels and probabilities of one picture or of many, as a batch in any case.
+
+        Args:
+            images: a path, a PIL image, an array (uint8, H x W x 3, H x W, or N x H x W x 3), a
+                tensor (uint8, 3 x H x W or N x 3 x H x W), or several of these one after another.
+                What is not `side` pixels square is cropped to its middle square and resized.
+            tta: how many views of each are averaged: 1, 2, 6, 8, 10 or 26.
+
+        Raises:
+            SpratError: there is no picture, one cannot be read, an array is of another dtype or
+                shape, or there is no such set of views.
+        """
+        views, pixels = find_views(tta), to_pixels(images, self.side)
+        with self._turn:
+            probabilities = predict_probabilities(self._network, pixels, self._normalization, views)
+        labels = [self.classes[label] for label in probabilities.argmax(1).tolist()]
+        return Predictions(labels, probabilities)
+
+    def __repr__(self) -> str:
+        return f"Classifier({self.name}: {len(self.classes)} classes, {self.side} px)"
+
+
+def to_pixels(images: Picture | Iterable[Picture], side: int) -> Tensor:
+    """Pictures as a network is to see them: uint8, N x 3 x side x side, on the CPU.
+
+    Raises:
+        SpratError: as `Classifier`.
+    """
+    if isinstance(images, str | Path):
+        return read_picture(Path(images), side)[None]
+    if isinstance(images, Image.Image):
+        return fit(images, side)[None]
+    if isinstance(images, Tensor):
+        return _fit_all(images.detach().cpu(), side)
+    if isinstance(images, np.ndarray):
+        if images.ndim == 2:  # grey
+            images = images[..., None].repeat(3, axis=-1)
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-1] != 3:
+            raise SpratError(
+                f"an array is {images.dtype} of shape {images.shape}, expected uint8 (0 to 255) of "
+                "height x width x 3, or many of them: N x height x width x 3"
+            )
+        return _fit_all(torch.tensor(images).movedim(-1, -3), side)
+    if not isinstance(images, Iterable):
+        raise SpratError(
+            f"{images!r} is no picture; give a path, a PIL image, a uint8 array or tensor, or a "
+            "list of them"
+        )
+    parts = [to_pixels(image, side) for image in images]
+    if not parts:
+        raise SpratError("there is no picture to look at; give at least one")
+    return torch.cat(parts)
+
+
+def _fit_all(images: Tensor, side: int) -> Tensor:
+    if images.dtype != torch.uint8 or images.ndim not in (3, 4) or images.shape[-3] != 3:
+        raise SpratError(
+            f"a tensor is {images.dtype} of shape {tuple(images.shape)}, expected torch.uint8 (0 "
+            "to 255) of 3 x height x width, or many of them: N x 3 x height x width"
+        )
+    if not images.numel():
+        raise SpratError(f"a batch of shape {tuple(images.shape)} holds no pixel; give some")
+    batch = images if images.ndim == 4 else images[None]
+    if batch.shape[-2:] == (side, side):
+        return batch
+    return torch.stack(
+        [fit(Image.fromarray(image.permute(1, 2, 0).numpy()), side) for image in batch]
+    )
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:

@@ -6,6 +6,7 @@ measured is null.
 
 import json
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,14 @@ from sprat.runtime import replacing
 
 CONFIG_FILE, METRICS_FILE, RESULTS_FILE = "config.json", "metrics.jsonl", "results.json"
 CURVES_FILE, SUMMARY_FILE = "curves.png", "summary.json"
+
+
+def new_run(recipe: str, seed: int | None = None) -> Path:
+    """Where a run goes that was given no folder: runs/RECIPE, with seed and time if of one seed."""
+    name = Path(recipe).stem
+    if seed is not None:
+        name += f"-seed{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Path("runs") / name
 
 
 def write_json(path: Path, value: Any) -> None:

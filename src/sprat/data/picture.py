@@ -1,8 +1,5 @@
 """One picture file as a network is to see it: any size and mode."""
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,37 +11,33 @@ from sprat.errors import SpratError
 
 
 def read_picture(path: Path, side: int) -> Tensor:
-    """A picture as the network is to see it: uint8, 3 x side x side.
-
-    Turned as its EXIF says, transparency laid on white, wider greys brought to 8 bits, the middle
-    square taken and resized with antialiasing. A picture of that size already stays as it is.
+    """A picture file as the network is to see it: uint8, 3 x side x side.
 
     Raises:
         SpratError: the file is no picture, damaged, or larger than Pillow deems safe.
     """
-    with bombs_as_errors():
-        return decode(path, side)
-
-
-@contextmanager
-def bombs_as_errors() -> Iterator[None]:
-    """Within it `decode` refuses what Pillow only warns of; for all threads of the process."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
-
-
-def decode(path: Path, side: int) -> Tensor:
-    """`read_picture` for threads, which must not each set the process's warnings: call it within
-    one `bombs_as_errors`."""
     try:
         with Image.open(path) as image:
+            pixels = image.width * image.height
+            if Image.MAX_IMAGE_PIXELS and pixels > Image.MAX_IMAGE_PIXELS:  # Pillow only warns
+                raise Image.DecompressionBombError(
+                    f"{image.width:,} x {image.height:,}, at most {Image.MAX_IMAGE_PIXELS:,} in all"
+                )
             image.load()
-            rgb = _to_rgb(ImageOps.exif_transpose(image))
+            return fit(ImageOps.exif_transpose(image), side)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise SpratError(f"{path} has too many pixels to be safe: {error}") from error
     except Exception as error:  # a damaged file raises anything
         raise SpratError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def fit(image: Image.Image, side: int) -> Tensor:
+    """An image of any size and mode as the network is to see it: uint8, 3 x side x side.
+
+    Transparency is laid on white, wider greys are brought to 8 bits, the middle square is taken
+    and resized with antialiasing. RGB of that size already stays as it is.
+    """
+    rgb = _to_rgb(image)
     edge = min(rgb.size)
     left, top = (rgb.width - edge) // 2, (rgb.height - edge) // 2
     square = rgb.crop((left, top, left + edge, top + edge))

@@ -25,7 +25,7 @@ from sprat.data import cache
 from sprat.data.fetch import Progress, Say
 from sprat.data.imageset import ImageSet, Rows, stratified_split
 from sprat.data.lock import lock
-from sprat.data.picture import bombs_as_errors, decode
+from sprat.data.picture import read_picture
 from sprat.errors import SpratError, did_you_mean
 from sprat.runtime import cache_dir, replacing, sweep
 
@@ -275,19 +275,14 @@ def _read_into(path: Path, listing: Listing, side: int, progress: Progress) -> N
     counts: list[tuple[str, int, int]] = []
     unreadable: list[str] = []
     done = 0
-    with (
-        replacing(path) as beside,
-        beside.open("wb") as file,
-        ThreadPoolExecutor() as pool,
-        bombs_as_errors(),
-    ):
+    with replacing(path) as beside, beside.open("wb") as file, ThreadPoolExecutor() as pool:
         writer = cache.Writer(file, side)
         for folder in listing.folders:
             kept, names = 0, iter(folder.names)
             while some := list(islice(names, _AT_ONCE)):
                 paths = [folder.path / name for name in some]
                 images = []
-                for outcome in pool.map(lambda path: _decode_or_error(path, side), paths):
+                for outcome in pool.map(lambda path: _read_or_error(path, side), paths):
                     if isinstance(outcome, Tensor):
                         images.append(outcome)
                     else:
@@ -301,9 +296,9 @@ def _read_into(path: Path, listing: Listing, side: int, progress: Progress) -> N
         writer.finish({"digest": listing.digest, "counts": counts, "unreadable": unreadable})
 
 
-def _decode_or_error(path: Path, side: int) -> Tensor | SpratError:
+def _read_or_error(path: Path, side: int) -> Tensor | SpratError:
     try:
-        return decode(path, side)
+        return read_picture(path, side)
     except SpratError as error:
         return error
 

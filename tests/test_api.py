@@ -1,0 +1,113 @@
+"""sprat from Python."""
+
+import json
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SMALL
+from PIL import Image
+
+import sprat
+from sprat import SpratError
+from sprat.data import Dataset
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_a_script_trains_and_uses_what_it_trained(small: Dataset, tmp_path: Path) -> None:
+    run = sprat.train(
+        SMALL, {"epochs": 2, "optim.lr": 0.05}, dataset=small, output=tmp_path / "run", quiet=True
+    )
+    assert run.folder == tmp_path / "run"
+    assert run.results == json.loads((run.folder / "results.json").read_text())
+    assert run.results["overrides"] == {"epochs": 2, "optim.lr": 0.05}
+    assert run.results["recipe"] == "custom"
+    assert (run.folder / "curves.png").exists()
+    labels, _ = sprat.load(run.folder)(small.test.images[:])
+    right = torch.tensor([small.test.classes.index(label) for label in labels])
+    assert (right == small.test.targets).float().mean() > 0.1
+    assert sprat.resume(run.folder, dataset=small, quiet=True) == run
+
+
+def test_a_recipe_is_named_and_a_dataset_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    changes = {"epochs": 1, "train_images": 200, "optim.warmup_epochs": 0.5}
+    run = sprat.train("quick", changes, dataset="shapes10")
+    assert run.folder.parent == Path("runs")
+    assert run.folder.name.startswith("quick-seed0-")
+    assert run.results["recipe"] == "quick"
+    assert run.results["overrides"] == changes
+    assert "1 epochs of" in capsys.readouterr().out
+
+
+def test_an_interrupted_script_goes_on(small: Dataset, tmp_path: Path) -> None:
+    whole = sprat.train(SMALL, dataset=small, output=tmp_path / "whole", quiet=True)
+    stopping = tmp_path / "stopping"
+    from sprat.training import Interrupted, train
+
+    asked = iter([False] * 15 + [True])
+    with pytest.raises(Interrupted):
+        train(SMALL, small, stopping, recipe="custom", should_stop=lambda: next(asked))
+    run = sprat.resume(stopping, dataset=small, quiet=True)
+    assert run.results["val"] == whole.results["val"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epocks": 2}, "there is no setting 'epocks'; did you mean 'epochs'"),
+        ({"optim.rl": 2.0}, "there is no setting 'optim.rl'; did you mean 'optim.lr'"),
+        ({"optim": 2.0}, "there is no setting 'optim'"),
+        ({"epochs": "two"}, "epochs is 'two', expected a whole number"),
+        ({"epochs": 0}, "epochs is 0"),
+    ],
+)
+def test_wrong_settings_are_refused_in_words(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(SpratError, match=message):
+        sprat.train("quick", changes, dataset="shapes10")
+
+
+def test_the_package_is_light_until_it_is_used() -> None:
+    code = "import sys, sprat; assert not {'torch', 'rich', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_everything_it_names_is_there() -> None:
+    for name in sprat.__all__:
+        assert getattr(sprat, name).__doc__
+        assert name in dir(sprat)
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        sprat.lode  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_the_readmes_script_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As it stands, but for the length of the run and the data it needs."""
+    section = (ROOT / "README.md").read_text().split("## From Python")[1]
+    script = section.split("```python\n")[1].split("```")[0]
+    for name in ("cat.jpg", "dog.png"):
+        Image.new("RGB", (40, 30), "red").save(tmp_path / name)
+    shorter = '{"epochs": 1, "train_images": 100, "optim.warmup_epochs": 0.5, "optim.lr": 0.2}'
+    for written, meant in (
+        ('{"epochs": 12, "optim.lr": 0.2}', shorter),
+        ("cifar10", "shapes10"),
+    ):
+        assert written in script
+        script = script.replace(written, meant)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(script, names)
+    assert str(names["run"].results["val"]["top1"]) in capsys.readouterr().out
+    assert len(names["labels"]) == 1
+
+
+def test_its_types_are_told() -> None:
+    assert resources.files("sprat").joinpath("py.typed").is_file()
