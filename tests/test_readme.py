@@ -1,9 +1,8 @@
-"""The README says what is so: its figures, its files, its commands."""
+"""The README and the pages of docs/ say what is so: their figures, their files."""
 
 import importlib.util
 import json
 import re
-import shlex
 from pathlib import Path
 from statistics import median
 
@@ -17,6 +16,7 @@ from sprat.results import read_config, read_json, read_metrics
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 RESULTS = ROOT / "results"
+DOCS = ROOT / "docs"
 SUMMARIES = sorted(RESULTS.glob("*/summary.json"))
 
 
@@ -99,7 +99,7 @@ def test_what_the_readme_says_make_train_prints_was_printed_for_seed_0() -> None
 def test_the_average_of_the_weights_is_as_measured() -> None:
     measured = json.loads((RESULTS / "ema_batchnorm.json").read_text())["rows"]
     by_key = {(m["epoch"], m["decay"], m["warmup"], m["statistics"]): m for m in measured}
-    section = README.split("## The average of the weights")[1].split("\n## ")[0]
+    section = (DOCS / "explanation" / "ema-and-batchnorm.md").read_text()
     rows = [row for row in _rows(section) if row[0].isdigit()]
     assert len(rows) == len({m["epoch"] for m in measured})
     for epoch, raw, plain, averaged, cold_plain, cold_averaged in rows:
@@ -154,20 +154,6 @@ def _commands() -> list[str]:
     return [line.split(" # ")[0].strip() for line in lines]
 
 
-def test_every_sprat_command_shown_is_one_it_understands(tmp_path: Path) -> None:
-    """Parsed by the real command line, not run: training takes minutes."""
-    from sprat.cli import app
-
-    recipe = tmp_path / "my-recipe.toml"
-    recipe.write_text("epochs = 3\n[optim]\nwarmup_epochs = 1\n")
-    shown = [c for c in _commands() if "sprat " in c]
-    assert len(shown) > 8
-    for command in shown:
-        words = shlex.split(command.replace("my-recipe.toml", str(recipe)))
-        words = words[words.index(next(w for w in words if w.endswith("sprat"))) + 1 :]
-        app.parse_args(words, exit_on_error=False, print_error=False)
-
-
 def test_make_does_what_the_plain_commands_do() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for command in _commands():
@@ -195,7 +181,7 @@ def test_the_committed_measurement_is_what_its_script_would_run() -> None:
 
 def test_speeds_are_as_measured() -> None:
     """Every figure of the table of speeds comes from a committed measurement."""
-    section = README.split("## Speed")[1].split("\n## ")[0]
+    section = (DOCS / "explanation" / "speed.md").read_text()
     cells = {row[0]: row[1:] for row in _rows(section)}
     step = read_json(RESULTS / "training_step.json")
     assert cells["training, images/s"] == [
@@ -207,6 +193,7 @@ def test_speeds_are_as_measured() -> None:
     ]
     in_the_end = (ROOT / "benchmarks" / "README.md").read_text().split("In the end")[1]
     assert f"{step['images_per_s']:,.0f} images/s at batch {step['batch_size']}" in in_the_end
+    assert f"makes {step['ratio_to_eager_bf16']:.1f} times as many images/s" in README
     assert f"{step['ratio_to_eager_bf16']:.1f} times eager bf16" in in_the_end
     assert f"{step['gflops']:.0f} GFLOP/s: {step['share_of_bf16_ceiling']:.0%}" in (
         in_the_end.replace(" %", "%")
@@ -229,7 +216,7 @@ def test_speeds_are_as_measured() -> None:
 
 def test_augmentation_is_as_fast_as_measured() -> None:
     measured = read_json(RESULTS / "augmentation.json")
-    section = " ".join(README.split("## Augmentation")[1].split("\n## ")[0].split())
+    section = " ".join((DOCS / "explanation" / "augmentation.md").read_text().split())
     assert f"{measured['images_per_s']:,.0f} images/s in batches of {measured['batch_size']}" in (
         section
     )
@@ -250,7 +237,7 @@ def test_views_help_as_measured() -> None:
     assert {model["judged_on"] for model in models} == {"val", "test"}
     (final,) = [model for model in models if model["judged_on"] == "test"]
     assert final["n"] == 10_000
-    section = README.split("### Test-time augmentation")[1].split("\n## ")[0]
+    section = (DOCS / "explanation" / "augmentation.md").read_text().split("## Test-time")[1]
     rows = {row[0].split(",")[0]: row[1:] for row in _rows(section) if row[0][0].isdigit()}
     assert rows.keys() == final["sets"].keys() == set(map(str, VIEWS))
     for views, figures in final["sets"].items():
@@ -284,11 +271,14 @@ def test_the_views_tried_are_as_measured() -> None:
         assert sprint == f"{100 * by_recipe['sprint'][views]['top1']:.2f}"
 
 
+FIT = (DOCS / "how-to" / "fit-a-budget.md").read_text()
+
+
 def test_the_summary_shown_is_the_summary_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     from sprat.cli import app
 
     app(["summary", "OptimizedCIFAR10Net200K", "--depth", "1"], result_action="return_value")
-    shown = README.split("## Knowing a network")[1].split("```text\n")[1].split("```")[0]
+    shown = FIT.split("```text\n")[1].split("```")[0]
     assert capsys.readouterr().out == shown
 
 
@@ -298,7 +288,7 @@ def test_the_limits_shown_are_judged_as_shown(capsys: pytest.CaptureFixture[str]
     limits = ["--max-parameters", "200000", "--min-receptive-field", "45"]
     limits += ["--max-peak-memory", "65536", "--stored-as", "int8"]
     app(["check", "OptimizedCIFAR10Net200K", *limits], result_action="return_value")
-    shown = README.split("A build can enforce")[1].split("```text\n")[1].split("```")[0]
+    shown = FIT.split("A build can do so")[1].split("```text\n")[1].split("```")[0]
     assert capsys.readouterr().out == shown
 
 
@@ -307,13 +297,8 @@ def test_the_hostile_inputs_are_as_many_as_told(hostile: Hostile) -> None:
     if hostile.partial:
         pytest.skip("not all tests were to run")
     assert (hostile.read_wrongly, hostile.left_behind) == (0, 0)
-    assert f"{hostile.tried:,} hostile inputs" in " ".join(README.split())
-
-
-def test_every_network_is_named() -> None:
-    from sprat.models import MODELS
-
-    assert all(f"`{name}`" in README for name in MODELS)
+    page = (DOCS / "how-to" / "datasets.md").read_text()
+    assert f"{hostile.tried:,} hostile inputs" in " ".join(page.split())
 
 
 COMPARED = ["results/quick", "results/sprint", "results/reference/seed-0/test.json"]
@@ -327,8 +312,9 @@ def test_the_comparison_shown_is_what_the_command_prints(
     monkeypatch.chdir(ROOT)
     app(["compare", *COMPARED, "--markdown"], result_action="return_value")
     table = capsys.readouterr().out
-    assert table in README
-    assert "compare " + " ".join(COMPARED) in README
+    page = (DOCS / "explanation" / "other-networks.md").read_text()
+    assert table in page
+    assert "compare " + " ".join(COMPARED) in page
 
 
 def test_the_reference_run_is_as_told() -> None:

@@ -1,0 +1,116 @@
+"""Writes docs/reference from the code: commands, networks, recipes and Python.
+
+    python docs/generate.py [FOLDER]
+
+A test holds the committed pages to what this writes.
+"""
+
+import ast
+import inspect
+import itertools
+import re
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sprat
+from sprat.budget import summarize
+from sprat.cli import app
+from sprat.config import recipe_names, recipe_path
+from sprat.models import MODELS, build_model
+
+REFERENCE = Path(__file__).parent / "reference"
+
+
+def commands() -> str:
+    """Every command with its options, as --help has them."""
+    text = app.generate_docs(output_format="markdown", usage_name="sprat").replace(
+        "# sprat\n", "# Commands\n", 1
+    )
+    return re.sub(r"\n +(?=\S)(?![-*])", " ", text)  # help that goes over several lines
+
+
+def networks() -> str:
+    """Every network with what it costs at 32 px and 10 classes."""
+    lines = [
+        "# Networks",
+        "",
+        "For `--model`; case, `-` and `_` do not matter. Counted for ten classes and 32 px.",
+        "",
+        "| name | what | parameters | MACs | receptive field | peak activations in int8 |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, cls in MODELS.items():
+        torch.manual_seed(0)
+        summary = summarize(build_model(name), 32)
+        about = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
+        field = "—" if summary.receptive_field is None else f"{summary.receptive_field} px"
+        lines.append(
+            f"| `{name}` | {about} | {summary.parameters:,} | "
+            f"{summary.macs:,} | {field} | {summary.peak_activations:,} bytes |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def recipes() -> str:
+    """Every recipe as it is."""
+    parts = [
+        "# Recipes",
+        "What is not named has the default that `sprat train` tells ([commands](commands.md)). A "
+        "recipe of your own is such a file: `sprat train --recipe my-recipe.toml`.",
+    ]
+    for name in recipe_names():
+        parts.append(f"## {name}\n\n```toml\n{recipe_path(name).read_text().strip()}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def python() -> str:
+    """Every public name with its signature, fields and docstring."""
+    parts = ["# Python", "What `import sprat` offers. Its types are told to type checkers."]
+    for name in sprat.__all__:
+        thing = getattr(sprat, name)
+        parts += [f"## sprat.{name}", _described(thing, name)]
+        for method in ("__call__", "changed", "to_dict", "from_dict"):
+            if method in vars(thing):
+                parts += [f"### {name}.{method}", _described(getattr(thing, method), method)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _described(thing: Any, name: str) -> str:
+    doc = textwrap.indent(inspect.getdoc(thing) or "", "    ")
+    if fields := _fields(thing) if inspect.isclass(thing) else []:
+        return "\n\n".join([doc, "\n".join(fields)])
+    if isinstance(thing, type) and issubclass(thing, Exception):
+        return doc
+    signature = re.sub(r"\b(?:[a-z]+\.)+(?=[A-Za-z])", "", str(inspect.signature(thing)))
+    return f"```python\n{name}{signature}\n```\n\n{doc}"
+
+
+def _fields(cls: type) -> list[str]:
+    """A line for each field of a class that is only data; the string below it says what it is."""
+    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(definition, ast.ClassDef)
+    lines = []
+    for field, below in itertools.pairwise([*definition.body, ast.Pass()]):
+        if isinstance(field, ast.AnnAssign):
+            told = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+            about = f": {' '.join(below.value.value.split())}" if told else ""
+            lines.append(f"- `{ast.unparse(field)}`{about}")
+    return lines
+
+
+PAGES = {"commands": commands, "networks": networks, "recipes": recipes, "python": python}
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else REFERENCE
+    folder.mkdir(exist_ok=True)
+    for name, page in PAGES.items():
+        (folder / f"{name}.md").write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

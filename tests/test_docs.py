@@ -1,0 +1,133 @@
+"""The pages: what they tell to type works, and the reference is what the code says."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Here
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("[eh]*/*.md"))]
+# what the suite is run by, what fetches packages, what takes a server (test_serve.py has it)
+NOT_RUN = ("make", "python3 -m venv", ".venv/bin/", "uv ", "pip install", "curl")
+# as it is typed, but briefly and on few pictures
+SHORT = {"--epochs": "1", "--batch-size": "32", "--optim.warmup-epochs": "0"}
+FEW = "flowers"
+AT_HAND = ("flowers", "shapes10")
+NEEDS_NETWORK = ("data fetch", "data verify")
+
+
+def commands(page: Path) -> list[str]:
+    """What a page tells to type, without comments and repetitions."""
+    lines = re.findall(r"^\$ (.*)$", page.read_text(), re.MULTILINE)
+    return list(dict.fromkeys(line.split(" # ")[0].strip() for line in lines))
+
+
+def shortened(words: list[str]) -> list[str]:
+    """A command on pictures that are at hand, and of little training."""
+    if words[:2] in (["data", "show"], ["augment", "preview"]) or words[0] == "train":
+        if "--dataset" in words:
+            where = words.index("--dataset") + 1
+            words[where] = words[where] if words[where] in AT_HAND else FEW
+        elif "--resume" not in words:
+            words += ["--dataset", FEW]
+    if words[0] == "train" and "--resume" not in words:
+        for option, value in SHORT.items():
+            if option in words:
+                words[words.index(option) + 1] = value
+            else:
+                words += [option, value]
+    return words
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the pages speak of."""
+    folder = tmp_path_factory.mktemp("workshop")
+    draw = np.random.default_rng(0)
+
+    def picture(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(folder / path)
+
+    for name in ("cat.jpg", "dog.png", "picture.jpg", "other.png", "new.jpg", "folder/one.png"):
+        picture(folder / name)
+    for name in ("daisy", "rose"):
+        for number in range(40):
+            picture(folder / "flowers" / name / f"{number}.png")
+    (folder / "my-recipe.toml").write_text("epochs = 3\n[optim]\nwarmup_epochs = 1\n")
+    (folder / "results").symlink_to(ROOT / "results")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def my_run(workshop: Path) -> Path:
+    import sprat
+
+    folder = workshop / "runs" / "my-run"
+    changes = {"epochs": 1, "batch_size": 32, "optim.warmup_epochs": 0.0}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(workshop)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(workshop / "cache"))
+        sprat.train("quick", changes, dataset=FEW, output=folder, quiet=True)
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_of_a_page_runs(
+    page: Path,
+    workshop: Path,
+    my_run: Path,
+    tmp_path: Path,
+    here: Here,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = tmp_path / "place"
+    shutil.copytree(workshop, place, symlinks=True, ignore=shutil.ignore_patterns("cache"))
+    for block in re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```", page.read_text(), re.M | re.S):
+        (place / block[0]).write_text(block[1])
+    monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workshop / "cache"))
+    for scheme in ("http_proxy", "https_proxy"):  # whoever fetches is told that nobody answers
+        monkeypatch.setenv(scheme, "http://127.0.0.1:9")
+    for command in commands(page):
+        if command.startswith(NOT_RUN):
+            continue
+        name, *words = shlex.split(command)
+        assert name == "sprat", f"{page.name} tells to type {command!r}, which nothing runs"
+        done = here(*shortened(words))
+        if command.removeprefix("sprat ").startswith(NEEDS_NETWORK):
+            assert done.returncode in (0, 2), command
+        else:
+            may_fail = words[0] == "check"  # of so short a run, as its exit code tells
+            assert done.returncode in ((0, 1) if may_fail else (0,)), f"{command}: {done.stderr}"
+
+
+def test_pages_point_to_what_is_there() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} points to {target}"
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    readme = PAGES[0].read_text()
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert f"({page.relative_to(ROOT)})" in readme, page
+
+
+def test_the_reference_is_what_the_code_says(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "docs" / "generate.py"), str(tmp_path)]
+    subprocess.run(command, check=True)
+    written = ROOT / "docs" / "reference"
+    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in written.iterdir()}
+    for page in tmp_path.iterdir():
+        said = (written / page.name).read_text()
+        assert said == page.read_text(), f"run python docs/generate.py: {page.name} is out of date"
