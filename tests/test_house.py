@@ -11,7 +11,7 @@ SOURCE = Path(sprat.__file__).parent
 ROOT = SOURCE.parents[1]
 
 FLOORS = {
-    "cli": 3, "api": 3, "display": 3,
+    "cli": 3, "api": 3, "display": 3, "serve": 3,
     "training": 2, "predict": 2, "plots": 2, "compare": 2, "seeds": 2, "zoo": 2,
     "data": 1, "optim": 1, "evaluate": 1, "checkpoint": 1, "results": 1,
     "config": 0, "runtime": 0, "models": 0, "augment": 0, "schedules": 0, "ema": 0, "budget": 0,
@@ -21,6 +21,7 @@ FLOORS = {
 SIDEWAYS = {
     ("cli", "display"),
     ("api", "display"),
+    ("cli", "serve"),
     ("plots", "compare"),
     ("seeds", "training"),
     ("zoo", "training"),

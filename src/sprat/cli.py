@@ -21,6 +21,7 @@ from cyclopts.config import Dict
 from sprat import __version__
 from sprat.config import BudgetConfig, Config, PicturesConfig, load_recipe, overrides, recipe_path
 from sprat.errors import SpratError
+from sprat.serve.limits import Limits
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -563,6 +564,48 @@ def models(
         for model in known
     ]
     print_table(Console(), rows, left=1, left_again=4)
+
+
+@app.command
+def serve(
+    model: str | None = None,
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    limits: Annotated[Limits, Parameter(name="*")] = Limits(),  # noqa: B008
+    trusted_proxies: str = "",
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    threads: int = 0,
+) -> None:
+    """Answer over HTTP what pictures show: a page for people, an interface for programs.
+
+    Parameters
+    ----------
+    model
+        A model.safetensors, the folder of a finished run, or the name of a shipped model; by
+        default the best that ships.
+    host
+        Address to listen on; 0.0.0.0 lets other machines ask.
+    port
+        0: a free one, which is printed.
+    trusted_proxies
+        Addresses, by commas, whose X-Forwarded-For tells the client's address.
+    device
+        Where the network runs; auto takes the first there is of cuda, mps, cpu.
+    threads
+        CPU threads of the network; 0: one per core.
+    """
+    from sprat.serve import require_packages
+
+    require_packages()
+
+    from sprat.runtime import keep_freed_memory, set_threads
+    from sprat.serve.server import run
+
+    keep_freed_memory()
+    set_threads(threads)
+    run(model, host, port, limits, device, trusted_proxies)
 
 
 @data.command

@@ -1,0 +1,17 @@
+"""A trained model over HTTP: an interface for programs and a page for people."""
+
+import importlib.util
+
+from sprat.errors import SpratError
+
+PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "jinja2")
+
+
+def require_packages() -> None:
+    """Raises a SpratError that says what to install, where something is missing."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SpratError(
+            f"sprat serve needs {', '.join(missing)}, not installed here; install all it needs "
+            "with pip install 'sprat[serve]'"
+        )

@@ -1,0 +1,118 @@
+// A picture goes to the server as soon as it is there; a newer one takes its place.
+
+const byId = (id) => document.getElementById(id);
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+let asking = new AbortController();
+
+async function ask(picture, name) {
+  asking.abort();
+  asking = new AbortController();
+  const { signal } = asking;
+  show(picture);
+  say("Looking …");
+  const form = new FormData();
+  form.append("images", picture, name);
+  try {
+    const response = await fetch("/predict?top=10&seen=true", { method: "POST", body: form, signal });
+    const nothing = { error: `the server answered with status ${response.status}` };
+    const answer = await response.json().catch(() => nothing);
+    if (signal.aborted) return;
+    if (response.ok) tell(answer);
+    else fail(answer.error);
+  } catch {
+    if (!signal.aborted) fail("the server cannot be reached; is it still running?");
+  }
+}
+
+function show(picture) {
+  const shown = byId("shown");
+  URL.revokeObjectURL(shown.src);
+  shown.src = URL.createObjectURL(picture);
+  shown.hidden = false;
+  byId("prompt").hidden = true;
+  byId("frame").classList.add("full");
+  byId("seen").hidden = true;
+  byId("frame").scrollIntoView({ block: "nearest" });
+}
+
+function say(words) {
+  byId("error").textContent = "";
+  byId("status").textContent = words;
+}
+
+function tell({ pictures: [{ predictions, seen }], milliseconds }) {
+  byId("seen").src = seen;
+  byId("seen").hidden = false;
+  const best = document.createElement("strong");
+  best.textContent = predictions[0].class;
+  say("");
+  byId("status").append(
+    best, ` ${percent(predictions[0].probability)}, in ${Math.max(1, Math.round(milliseconds))} ms`
+  );
+  byId("rows").replaceChildren(...predictions.map(row));
+}
+
+function row(prediction, place) {
+  const tr = document.createElement("tr");
+  const name = document.createElement("th");
+  const cell = document.createElement("td");
+  const bar = document.createElement("span");
+  name.scope = "row";
+  name.textContent = prediction.class;
+  bar.className = "bar";
+  bar.style.setProperty("--share", prediction.probability);
+  cell.append(bar, percent(prediction.probability));
+  tr.append(name, cell);
+  tr.classList.toggle("first", place === 0);
+  return tr;
+}
+
+function fail(words) {
+  byId("status").textContent = "";
+  byId("error").textContent = `No answer: ${words}.`;
+  for (const tr of byId("rows").rows) {
+    tr.className = "";
+    tr.cells[1].textContent = "–";
+  }
+}
+
+function take(files) {
+  if (files.length) ask(files[0], files[0].name);
+  else fail("that held no file; give a picture");
+}
+
+byId("shown").addEventListener("error", () => {
+  byId("shown").hidden = true;
+  byId("prompt").textContent = "The browser cannot show this file";
+  byId("prompt").hidden = false;
+});
+for (const id of ["file", "camera"]) {
+  byId(id).addEventListener("change", ({ target }) => {
+    if (target.files.length) take(target.files);
+    target.value = ""; // or the same file again would be no change
+  });
+}
+document.addEventListener("paste", ({ clipboardData }) => take(clipboardData.files));
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  document.body.classList.add("dragging");
+});
+document.addEventListener("dragleave", ({ relatedTarget }) => {
+  if (!relatedTarget) document.body.classList.remove("dragging");
+});
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("dragging");
+  take(event.dataTransfer.files);
+});
+for (const button of document.querySelectorAll("[data-sample]")) {
+  button.addEventListener("click", async () => {
+    const name = `${button.dataset.sample}.png`;
+    try {
+      const response = await fetch(`/samples/${name}`);
+      ask(await response.blob(), name);
+    } catch {
+      fail("the server cannot be reached; is it still running?");
+    }
+  });
+}

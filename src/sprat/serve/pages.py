@@ -1,0 +1,71 @@
+"""What is sent as it is: the page, its style and script, sample pictures, the documentation."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader
+
+from sprat.checkpoint import Model
+from sprat.results import RESULTS_FILE, read_json
+from sprat.serve.samples import draw_samples
+from sprat.serve.uploads import png
+from sprat.zoo import CARD_FILE
+
+PAGE = Path(__file__).parent / "page"
+SHOWN = 10  # classes on the page, the most probable
+
+
+class Fixed(NamedTuple):
+    """An answer that is the same for everybody."""
+
+    content: bytes
+    media_type: str
+
+
+def fixed_answers(model: Model, place: Path, openapi: dict[str, Any]) -> dict[str, Fixed]:
+    """Everything that the page is made of, by path.
+
+    Args:
+        model: what is served, read from `place`, a file or a run's folder.
+        openapi: the interface's description, shown under /docs.
+    """
+    templates = Environment(loader=FileSystemLoader(PAGE), autoescape=True)
+    samples = {name: png(pixels) for name, pixels in draw_samples(model.classes).items()}
+    index = templates.get_template("index.html").render(
+        model=model.name,
+        classes=model.classes[:SHOWN],
+        class_count=len(model.classes),
+        side=model.side,
+        facts=facts(model, place),
+        samples=list(samples),
+    )
+    docs = templates.get_template("docs.html").render(openapi=openapi)
+    return {
+        "/": Fixed(index.encode(), "text/html"),
+        "/docs": Fixed(docs.encode(), "text/html"),
+        "/page.css": Fixed((PAGE / "page.css").read_bytes(), "text/css"),
+        "/page.js": Fixed((PAGE / "page.js").read_bytes(), "text/javascript"),
+        "/icon.svg": Fixed((PAGE / "icon.svg").read_bytes(), "image/svg+xml"),
+        **{f"/samples/{name}.png": Fixed(data, "image/png") for name, data in samples.items()},
+    }
+
+
+def facts(model: Model, place: Path) -> dict[str, str]:
+    """What is known of a model, in words: size, and accuracy where it was measured."""
+    known = {"parameters": f"{sum(p.numel() for p in model.network.parameters()):,}"}
+    folder = place if place.is_dir() else place.parent
+    split, judged = "test", None
+    if (folder / CARD_FILE).exists():
+        judged = read_json(folder / CARD_FILE)["test"]
+    elif place.is_dir():
+        results = read_json(folder / RESULTS_FILE)
+        split = "test" if results["test"] else "val"
+        judged = results[split]
+    if judged:
+        low, high = (100 * share for share in judged["top1_ci95"])
+        known["accuracy"] = f"{100 * judged['top1']:.2f} %"
+        known["95 % interval"] = f"{low:.2f} to {high:.2f} %"
+        known["measured on"] = (
+            f"{judged['n']:,} images of {model.about.get('dataset', 'its dataset')} ({split})"
+        )
+    return known

@@ -1,0 +1,612 @@
+"""The server as clients meet it, well-meaning and hostile: a real process, real sockets."""
+
+import base64
+import contextlib
+import io
+import json
+import signal
+import socket
+import struct
+import sys
+import time
+import zipfile
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPResponse
+from threading import Event
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import schemathesis
+import torch
+from conftest import Here
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from schemathesis import GenerationMode
+from serving import Server, serving
+
+import sprat
+from sprat.data import shapes10
+from sprat.predict import to_pixels
+from sprat.serve.batching import Batcher
+from sprat.serve.limits import Limits
+from sprat.serve.samples import draw_samples
+from sprat.serve.uploads import png
+
+LIMITS = {
+    "max-body": 400_000, "max-files": 4, "max-pixels": 1_000_000, "body-seconds": 3,
+    "header-seconds": 1, "max-requests": 6, "max-requests-per-client": 4,
+}  # fmt: skip
+CAT = png(draw_samples(["cat"])["cat"])
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """Of the best model that ships, with small limits, behind a proxy on this machine."""
+    options = [word for name, value in LIMITS.items() for word in (f"--{name}", value)]
+    with serving("--trusted-proxies", "127.0.0.1", *options) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Iterator[sprat.Classifier]:
+    """On one thread: the server has the other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield sprat.load(device="cpu")
+    torch.set_num_threads(threads)
+
+
+def post(server: Server, *pictures: tuple[str, bytes], **options: object) -> httpx.Response:
+    files = [("images", picture) for picture in pictures]
+    return server.client.post("/predict", files=files, params=options)
+
+
+def raw(server: Server, *pieces: bytes) -> tuple[int, dict[str, Any]]:
+    """Sends bytes as they are; status and JSON of the answer."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        for piece in pieces:
+            connection.sendall(piece)
+        return answer_on(connection)
+
+
+def answer_on(connection: socket.socket) -> tuple[int, dict[str, Any]]:
+    response = HTTPResponse(connection)
+    response.begin()
+    with response:
+        return response.status, json.loads(response.read())
+
+
+def request(body: bytes, kind: str = "multipart/form-data; boundary=XX", extra: str = "") -> bytes:
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n{extra}"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def part(content: bytes, header: str = 'name="images"; filename="a.png"') -> bytes:
+    return f"--XX\r\nContent-Disposition: form-data; {header}\r\n\r\n".encode() + content + b"\r\n"
+
+
+END = b"--XX--\r\n"
+
+
+def assert_well(server: Server) -> None:
+    """A good request is answered, rightly."""
+    answer = post(server, ("cat.png", CAT))
+    assert answer.status_code == 200
+    assert answer.json()["pictures"][0]["predictions"][0]["class"] == "cat"
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8)
+NOISE = Image.fromarray(PIXELS)
+JPEG, PNG = encoded(NOISE, "JPEG"), encoded(NOISE, "PNG")
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that promises so many pixels and holds next to none."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(bytes(1000))),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+def animation(frames: int) -> bytes:
+    """A GIF of the same small frame over and over."""
+    one = encoded(Image.new("P", (16, 16), 3), "GIF")
+    colours = 3 << ((one[10] & 7) + 1) if one[10] & 0x80 else 0
+    start = 13 + colours
+    return one[:start] + one[start:-1] * frames + b";"
+
+
+def rotated() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: to be turned by 90 degrees
+    return encoded(NOISE, "JPEG", exif=exif, quality=95)
+
+
+def archive() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as written:
+        written.writestr("a.png", PNG)
+    return file.getvalue()
+
+
+READABLE = {
+    "JPEG": JPEG,
+    "CMYK": encoded(NOISE.convert("CMYK"), "JPEG"),
+    "turned by EXIF": rotated(),
+    "16-bit": encoded(Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 257), "PNG"),
+    "palette, see-through": encoded(NOISE.quantize(16), "PNG", transparency=3),
+    "grey with alpha": encoded(NOISE.convert("LA"), "PNG"),
+    "one bit": encoded(NOISE.convert("1"), "TIFF"),
+    "WebP": encoded(NOISE, "WEBP"),
+    "BMP": encoded(NOISE, "BMP"),
+    "thousands of frames": animation(3_000),
+    "a zip behind a JPEG": JPEG + archive(),
+    "a page behind a PNG": PNG + b"<script>alert(1)</script>",
+    "one pixel": encoded(Image.new("RGB", (1, 1)), "PNG"),
+}
+UNREADABLE = {
+    "empty": (b"", 422, "empty"),
+    "text": (b"no picture", 415, "send JPEG"),
+    "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', 415, "send JPEG"),
+    "zip": (archive(), 415, "send JPEG"),
+    "PPM, which is not opened": (encoded(NOISE, "PPM"), 415, "send JPEG"),
+    "PDF, which is not opened": (encoded(NOISE, "PDF"), 415, "send JPEG"),
+    "EPS, which is not opened": (encoded(NOISE, "EPS"), 415, "send JPEG"),
+    "cut JPEG": (JPEG[: len(JPEG) // 2], 422, "cut off"),
+    "cut PNG": (PNG[: len(PNG) // 2], 422, "cut off"),
+    "cut WebP": (encoded(NOISE, "WEBP")[:200], 422, "cut off"),
+    "a PNG's first bytes": (PNG[:20], 422, "cut off"),
+    "a wrong checksum": (PNG[:50] + b"\0\0\0\0" + PNG[54:], 422, "damaged"),
+    "a JPEG of zeros": (JPEG[:2] + bytes(5_000), 415, "send JPEG"),
+    "50,000 x 50,000": (png_header(50_000, 50_000), 413, "at most 1,000,000"),
+    "10,000 x 10,000": (png_header(10_000, 10_000), 413, "at most 1,000,000"),
+    "1001 x 1000": (png_header(1001, 1000), 413, "at most 1,000,000"),
+    "few promised pixels": (png_header(900, 900), 422, "damaged"),
+    "a GIF of 65,535 x 65,535": (b"GIF89a" + b"\xff" * 4 + animation(1)[10:], 413, "pixels"),
+}
+
+
+@pytest.mark.parametrize("picture", READABLE.values(), ids=READABLE)
+def test_what_can_be_read_is_seen_as_sprat_predict_sees_it(
+    server: Server, classifier: sprat.Classifier, picture: bytes
+) -> None:
+    answer = post(server, ("x", picture), seen="true", top=1)
+    assert answer.status_code == 200
+    (shown,) = answer.json()["pictures"]
+    image = Image.open(io.BytesIO(picture))
+    if "exif" in image.info:
+        image = image.transpose(Image.Transpose.ROTATE_270)
+    pixels = to_pixels(image, classifier.side)
+    seen = Image.open(io.BytesIO(base64.b64decode(shown["seen"].split(",")[1])))
+    assert np.array_equal(np.asarray(seen), pixels[0].permute(1, 2, 0).numpy())
+    label, probabilities = classifier(pixels)
+    assert [shown["predictions"][0]["class"]] == label
+    assert shown["predictions"][0]["probability"] == pytest.approx(probabilities.max().item(), 1e-4)
+
+
+@pytest.mark.parametrize(("picture", "status", "words"), UNREADABLE.values(), ids=UNREADABLE)
+def test_what_cannot_be_read_is_refused_in_words(
+    server: Server, picture: bytes, status: int, words: str
+) -> None:
+    answer = post(server, ("x.png", picture))
+    assert answer.status_code == status
+    assert words in answer.json()["error"]
+    assert_well(server)
+
+
+MALFORMED = {
+    "another field": (request(part(PNG, 'name="photo"; filename="a"') + END), 400, "'images'"),
+    "a text in the field": (request(part(b"hello", 'name="images"') + END), 400, "no file"),
+    "no field at all": (request(END), 400, "'images'"),
+    "no body": (request(b""), 400, "'images'"),
+    "no boundary": (request(part(PNG) + END, "multipart/form-data"), 400, "boundary"),
+    "an endless boundary": (
+        request(part(PNG) + END, f"multipart/form-data; boundary={'X' * 5_000}"), 400, "form"
+    ),
+    "another boundary": (
+        request(part(PNG) + END, "multipart/form-data; boundary=YY"), 400, "form"
+    ),
+    "no end": (request(part(PNG)[:-20]), 400, "no file"),
+    "no name": (request(part(PNG, 'filename="a"') + END), 400, "name"),
+    "no multipart": (request(PNG, "image/png"), 415, "multipart/form-data"),
+    "a plain form": (request(b"images=x", "application/x-www-form-urlencoded"), 415, "multipart"),
+    "a huge part header": (request(part(PNG, f'name="{"n" * 100_000}"') + END), 400, "form"),
+    "many part headers": (
+        request(part(PNG, 'name="images"\r\n' + "X-A: b\r\n" * 5_000) + END), 400, "form"
+    ),
+    "thousands of files": (request(part(b"") * 4_000 + END), 413, "may hold 4 pictures"),
+    "one file too many": (request(part(PNG) * 5 + END), 413, "may hold 4 pictures"),
+    "thousands of texts": (request(part(b"", 'name="a"') * 4_000 + END), 400, "fields"),
+    "a large body": (request(part(bytes(400_001)) + END), 413, "400,000 bytes"),
+    "a larger body than is sent": (
+        request(b"").replace(b"Length: 0", b"Length: 99999999999"), 413, "400,000 bytes"
+    ),
+    "a large body in chunks": (
+        request(b"").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+        + b"10000\r\n" + part(bytes(0x10000))[:0x10000] + b"\r\n"
+        + (b"10000\r\n" + bytes(0x10000) + b"\r\n") * 10 + b"0\r\n\r\n",
+        413, "400,000 bytes",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("sent", "status", "words"), MALFORMED.values(), ids=MALFORMED)
+def test_what_is_no_proper_form_is_refused_in_words(
+    server: Server, sent: bytes, status: int, words: str
+) -> None:
+    answered, answer = raw(server, sent)
+    assert (answered, words in answer["error"]) == (status, True), answer
+    assert_well(server)
+
+
+@pytest.mark.parametrize(
+    "sent", [b"\x16\x03\x01\0\0", b"GET\r\n\r\n", b"GET / HTTP/1.1\r\n" * 9 + b"\r\n"]
+)
+def test_what_is_no_http_leaves_it_well(server: Server, sent: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall(sent)
+        assert b" 400 " in connection.recv(1000).splitlines()[0]
+    assert_well(server)
+
+
+def test_a_client_that_leaves_is_not_missed(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(request(part(PNG) + END)[:-200])
+    assert_well(server)
+    assert [line for line in server.log() if line["status"] == 499]
+
+
+def test_a_body_in_small_pieces_is_read(server: Server) -> None:
+    sent = request(part(CAT) + END)
+    status, answer = raw(server, *(sent[at : at + 500] for at in range(0, len(sent), 500)))
+    assert status == 200
+    assert answer["pictures"][0]["predictions"][0]["class"] == "cat"
+
+
+def test_a_slow_body_and_slow_headers_are_not_waited_for(server: Server) -> None:
+    with (
+        socket.create_connection(("127.0.0.1", server.port), timeout=60) as silent,
+        socket.create_connection(("127.0.0.1", server.port), timeout=60) as dripping,
+    ):
+        dripping.sendall(b"GET / HTTP/1.1\r\nHost:")
+        status, answer = raw(server, request(part(PNG) + END)[:-20])
+        assert (status, "within 3 seconds" in answer["error"]) == (408, True)
+        assert silent.recv(10) == b""
+        assert dripping.recv(10) == b""
+    assert_well(server)
+
+
+def metrics(server: Server) -> dict[tuple[str, ...], float]:
+    """Values by name and labels."""
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(server.client.get("/metrics").text)
+        for sample in family.samples
+    }
+
+
+def test_too_many_at_once_are_sent_away_and_the_others_answered(server: Server) -> None:
+    def begun(client: str) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+        connection.sendall(request(whole, extra=f"X-Forwarded-For: {client}\r\n")[:-30])
+        return connection
+
+    whole = part(CAT) + END
+    places = [begun("10.0.0.1") for _ in range(4)]
+    while metrics(server)["sprat_requests_in_flight",] < 4:
+        time.sleep(0.01)
+    status, answer = raw(server, request(whole, extra="X-Forwarded-For: 10.0.0.1\r\n"))
+    assert (status, "4 requests of yours" in answer["error"]) == (429, True)
+    places += [begun("10.0.0.2") for _ in range(2)]
+    while metrics(server)["sprat_requests_in_flight",] < 6:
+        time.sleep(0.01)
+    away = server.client.post("/predict", files={"images": CAT})
+    assert (away.status_code, away.headers["Retry-After"]) == (503, "1")
+    assert "busy" in away.json()["error"]
+    assert server.client.get("/healthz").status_code == 200
+    for connection in places:
+        connection.sendall(request(whole)[-30:])
+        assert answer_on(connection)[0] == 200
+        connection.close()
+    assert_well(server)
+    assert {"10.0.0.1", "10.0.0.2"} <= {line["client"] for line in server.log()}
+
+
+def test_good_and_bad_files_together_each_have_their_answer(server: Server) -> None:
+    answer = post(server, ("a", CAT), ("b", b"no picture"), ("c", CAT), top=2)
+    assert answer.status_code == 200
+    first, second, third = answer.json()["pictures"]
+    assert [p["class"] for p in first["predictions"]] == [p["class"] for p in third["predictions"]]
+    assert len(first["predictions"]) == 2
+    assert "seen" not in first
+    assert (second["name"], "predictions" in second) == ("b", False)
+    assert "no picture" in second["error"]
+    assert answer.json()["model"] == "OptimizedCIFAR10Net200K"
+    assert post(server, ("a", b""), ("b", b"x")).status_code == 422
+    assert post(server, ("a", b"y"), ("b", b"x")).status_code == 415
+
+
+def test_more_classes_than_there_are_give_all(server: Server) -> None:
+    (picture,) = post(server, ("a", CAT), top=10**9).json()["pictures"]
+    shares = [prediction["probability"] for prediction in picture["predictions"]]
+    assert len(shares) == 10
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(1, abs=1e-5)
+
+
+ODD_NAMES = ["../../etc/passwd", "ünïcode 猫.png", "a" * 900, "<b>.png", "%00.png", "", "nul\t.png"]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_odd_names_come_back_and_are_not_logged(server: Server, name: str) -> None:
+    header = f'name="images"; filename="{name}"'
+    status, answer = raw(server, request(part(CAT, header) + END))
+    assert status == 200
+    assert answer["pictures"][0]["name"] == name
+    if name:
+        assert name not in (server.folder / "out").read_text()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nothing", 404), ("GET", "/page/page.css", 404), ("GET", "/../cli.py", 404),
+        ("GET", "/samples/..%2fpage.js", 404), ("GET", "/predict", 405), ("DELETE", "/", 405),
+        ("POST", "/predict?top=0", 422), ("POST", "/predict?top=x", 422),
+        ("POST", "/predict?seen=maybe", 422),
+    ],
+)  # fmt: skip
+def test_wrong_requests_are_refused_in_words(
+    server: Server, method: str, path: str, status: int
+) -> None:
+    answered, answer = raw(server, f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    assert answered == status
+    assert answer["error"]
+
+
+def test_every_answer_protects_the_browser(server: Server) -> None:
+    for path in ("/", "/docs", "/page.js", "/nothing", "/openapi.json", "/samples/cat.png"):
+        headers = server.client.get(path).headers
+        policy = headers["Content-Security-Policy"]
+        assert policy.startswith("default-src 'self'; img-src 'self' blob: data:;")
+        assert "frame-ancestors 'none'" in policy
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Referrer-Policy"] == "no-referrer"
+        assert "server" not in headers
+
+
+def test_pages_ask_nobody_else(server: Server) -> None:
+    for path in ("/", "/docs", "/page.js", "/page.css"):
+        text = server.client.get(path).text
+        assert "https://" not in text
+        assert "//cdn" not in text
+    docs = server.client.get("/docs").text
+    assert all(word in docs for word in ("POST /predict", "GET /healthz", "429", "milliseconds"))
+
+
+def test_the_page_tells_what_the_card_tells(server: Server) -> None:
+    page = server.client.get("/").text
+    assert all(word in page for word in ("OptimizedCIFAR10Net200K", "150,690", "10,000 images"))
+    card = sprat.zoo.cards()[0]
+    low, high = card["test"]["top1_ci95"]
+    assert f"{100 * card['test']['top1']:.2f} %" in page
+    assert f"{100 * low:.2f} to {100 * high:.2f} %" in page
+
+
+def test_it_counts_what_it_does(server: Server) -> None:
+    before = metrics(server)
+    post(server, ("a", CAT), ("b", b"no picture"))
+    server.client.get("/some/path")
+    after = metrics(server)
+
+    def more(*key: str) -> float:
+        return after[key] - before.get(key, 0)
+
+    assert more("sprat_requests_total", "POST", "/predict", "200") == 1
+    assert more("sprat_requests_total", "GET", "other", "404") == 1
+    assert more("sprat_request_seconds_count", "/predict") == 1
+    assert more("sprat_batch_pictures_sum") == 1
+    assert more("sprat_refusals_total", "no picture") == 1
+    assert after["sprat_requests_in_flight",] == 0
+    assert after["sprat_queue_pictures",] == 0
+    if sys.platform == "linux":
+        assert after["process_resident_memory_bytes",] > 1e7
+
+
+def test_many_clients_at_once_are_all_answered_rightly(server: Server) -> None:
+    samples = draw_samples(["airplane", "automobile", "cat", "frog"])
+
+    def ask(turn: int) -> tuple[str, str]:
+        name = list(samples)[turn % 4]
+        answer = post(server, ("x", png(samples[name]))).json()
+        return name, answer["pictures"][0]["predictions"][0]["class"]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(name == found for name, found in pool.map(ask, range(24)))
+
+
+schemathesis.openapi.format("binary", st.sampled_from([CAT, JPEG, PNG]))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "mode"),
+    [
+        ("POST", "/predict", GenerationMode.POSITIVE),
+        ("POST", "/predict", GenerationMode.NEGATIVE),
+        ("GET", "/healthz", GenerationMode.POSITIVE),
+        ("GET", "/metrics", GenerationMode.POSITIVE),
+    ],
+)
+def test_it_does_as_its_description_says(
+    server: Server, method: str, path: str, mode: GenerationMode
+) -> None:
+    operation = schemathesis.openapi.from_url(f"{server.url}/openapi.json")[path][method]
+
+    @settings(max_examples=20, derandomize=True, deadline=None)
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def holds(case: schemathesis.Case) -> None:
+        case.call_and_validate()
+
+    holds()
+
+
+class TestBatcher:
+    """With a classifier that takes its time, and tells what it was asked."""
+
+    @pytest.fixture
+    def asked(self) -> list[int]:
+        return []
+
+    @pytest.fixture
+    def may_go(self) -> Event:
+        return Event()
+
+    @pytest.fixture
+    def batcher(self, asked: list[int], may_go: Event) -> Iterator[Batcher]:
+        def classify(pixels: torch.Tensor) -> Any:
+            asked.append(len(pixels))
+            may_go.wait()
+            if pixels.max() == 255:
+                raise RuntimeError("out of memory")
+            return SimpleNamespace(probabilities=pixels[:, :1, 0, 0].float())
+
+        batcher = Batcher(classify, most=3)  # type: ignore[arg-type]
+        yield batcher
+        may_go.set()
+        batcher.close()
+
+    def ask(self, batcher: Batcher, value: int) -> Any:
+        return batcher.submit(torch.full((3, 2, 2), value, dtype=torch.uint8))
+
+    def busy(self, batcher: Batcher, asked: list[int]) -> Any:
+        first = self.ask(batcher, 0)
+        while not asked:
+            time.sleep(0.001)
+        return first
+
+    def test_what_comes_meanwhile_is_looked_at_together(
+        self, batcher: Batcher, asked: list[int], may_go: Event
+    ) -> None:
+        answers = [self.busy(batcher, asked)]
+        answers += [self.ask(batcher, value) for value in (1, 2, 3, 4)]
+        assert batcher.waiting() == 4
+        may_go.set()
+        assert [answer.result().item() for answer in answers] == [0, 1, 2, 3, 4]
+        assert asked == [1, 3, 1]
+
+    def test_an_error_is_told_and_the_next_is_answered(
+        self, batcher: Batcher, asked: list[int], may_go: Event
+    ) -> None:
+        may_go.set()
+        with pytest.raises(RuntimeError, match="out of memory"):
+            self.ask(batcher, 255).result()
+        assert self.ask(batcher, 7).result().item() == 7
+
+    def test_what_nobody_waits_for_is_not_looked_at(
+        self, batcher: Batcher, asked: list[int], may_go: Event
+    ) -> None:
+        self.busy(batcher, asked)
+        assert self.ask(batcher, 1).cancel()
+        may_go.set()
+        assert self.ask(batcher, 2).result().item() == 2
+        assert asked == [1, 1]
+
+    def test_what_waits_is_answered_before_the_end(
+        self, batcher: Batcher, asked: list[int], may_go: Event
+    ) -> None:
+        self.busy(batcher, asked)
+        last = self.ask(batcher, 5)
+        closing = ThreadPoolExecutor(1).submit(batcher.close)
+        may_go.set()
+        closing.result()
+        assert last.result().item() == 5
+
+
+class TestSamples:
+    def test_the_shipped_model_names_each_rightly(self, classifier: sprat.Classifier) -> None:
+        samples = draw_samples(classifier.classes)
+        assert len(samples) > 4
+        assert [classifier(pixels).labels for pixels in samples.values()] == [[n] for n in samples]
+
+    def test_are_small(self, classifier: sprat.Classifier) -> None:
+        assert sum(len(png(p)) for p in draw_samples(classifier.classes).values()) <= 100_000
+
+    def test_are_shapes_for_a_model_of_shapes_and_none_for_others(self) -> None:
+        drawn = draw_samples(shapes10.CLASSES)
+        assert drawn.keys() == set(shapes10.CLASSES)
+        assert all(pixels.shape == (3, 32, 32) for pixels in drawn.values())
+        assert draw_samples(["rose", "daisy"]) == {}
+
+
+class TestBadBeginnings:
+    def test_a_port_in_use(self, here: Here) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = other.getsockname()[1]
+            done = here("serve", "--port", port)
+        assert done.returncode == 2
+        assert f"127.0.0.1 port {port}: Address already in use; give another --port" in done.stderr
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["OptimizedCIFAR10Net"], "did you mean 'OptimizedCIFAR10Net200K'"),
+            (["--port", "70000"], "--port is 70000, expected"),
+            (["--host", "256.1.1.1"], "cannot listen on 256.1.1.1"),
+            (["--max-body", "0"], "max_body is 0, expected a number above 0"),
+            (["--max-pixels", "99999999"], "at most 89,478,485"),
+        ],
+    )
+    def test_what_cannot_be_served(self, here: Here, words: list[str], message: str) -> None:
+        done = here("serve", *(words if "--port" in words else ["--port", "0", *words]))
+        assert done.returncode == 2
+        assert message in done.stderr
+
+    def test_a_missing_extra(self, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "fastapi", None)
+        done = here("serve")
+        assert done.returncode == 2
+        assert "pip install 'sprat[serve]'" in done.stderr
+
+
+def test_limits_are_checked_from_python_too() -> None:
+    assert Limits(max_body=1).max_body == 1
+    with pytest.raises(sprat.SpratError, match="decoders is -1"):
+        Limits(decoders=-1)
+
+
+def test_sigterm_lets_requests_under_way_be_answered(server: Server) -> None:
+    """The last of this file: it ends the server of all the others."""
+    whole = request(part(CAT) + END)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall(whole[:-30])
+        while metrics(server)["sprat_requests_in_flight",] < 1:
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(ConnectionRefusedError):
+            while True:  # until it listens no more
+                socket.create_connection(("127.0.0.1", server.port)).close()
+                time.sleep(0.01)
+        connection.sendall(whole[-30:])
+        assert answer_on(connection)[0] == 200
+    assert server.process.wait() == 0
+    keys = {"time", "method", "path", "status", "ms", "bytes_in", "bytes_out", "client"}
+    assert all(line.keys() == keys | {"request_id"} for line in server.log())
+    assert "Traceback" not in (server.folder / "err").read_text()
