@@ -123,3 +123,14 @@ def test_tta_finds_what_judging_finds(small_run: Path, shapes10: Dataset) -> Non
     for views, key in (("1", "top1"), ("6", "tta_top1")):
         # the kernels round otherwise, and may turn an image or two
         assert model["sets"][views]["top1"] == pytest.approx(judgement[key], abs=2.5 / len(val))
+
+
+def test_serve() -> None:
+    options = ("--rounds", "1", "--requests", "4", "--clients", "1", "2", "--threads", "1")
+    figures = _last_line("serve.py", *options, "--memory-requests", "10", "--bare-seconds", "0.01")
+    measured, memory = figures["measured"], figures["memory"]
+    assert isinstance(measured, dict)
+    assert measured.keys() == {"1", "2"}
+    assert all(0 < turn["p50_ms"] <= turn["p99_ms"] for turn in measured.values())
+    assert isinstance(memory, list)
+    assert [seen["requests"] for seen in memory] == list(range(11))

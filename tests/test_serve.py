@@ -140,6 +140,13 @@ def rotated() -> bytes:
     return encoded(NOISE, "JPEG", exif=exif, quality=95)
 
 
+def many_scans() -> bytes:
+    """A progressive JPEG whose last scan comes a thousand times."""
+    whole = encoded(NOISE, "JPEG", progressive=True)
+    last = whole.rindex(b"\xff\xda")
+    return whole[:last] + 1_000 * whole[last:-2] + whole[-2:]
+
+
 def archive() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as written:
@@ -149,6 +156,7 @@ def archive() -> bytes:
 
 READABLE = {
     "JPEG": JPEG,
+    "progressive JPEG": encoded(NOISE, "JPEG", progressive=True),
     "CMYK": encoded(NOISE.convert("CMYK"), "JPEG"),
     "turned by EXIF": rotated(),
     "16-bit": encoded(Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 257), "PNG"),
@@ -176,6 +184,7 @@ UNREADABLE = {
     "a PNG's first bytes": (PNG[:20], 422, "cut off"),
     "a wrong checksum": (PNG[:50] + b"\0\0\0\0" + PNG[54:], 422, "damaged"),
     "a JPEG of zeros": (JPEG[:2] + bytes(5_000), 415, "send JPEG"),
+    "a thousand scans": (many_scans(), 422, "save it anew"),
     "50,000 x 50,000": (png_header(50_000, 50_000), 413, "at most 1,000,000"),
     "10,000 x 10,000": (png_header(10_000, 10_000), 413, "at most 1,000,000"),
     "1001 x 1000": (png_header(1001, 1000), 413, "at most 1,000,000"),
@@ -223,6 +232,10 @@ MALFORMED = {
     ),
     "another boundary": (
         request(part(PNG) + END, "multipart/form-data; boundary=YY"), 400, "form"
+    ),
+    "a charset that cannot be read": (
+        request(part(PNG) + END, "multipart/form-data; boundary=XX; charset=undefined"),
+        400, "UTF-8",
     ),
     "no end": (request(part(PNG)[:-20]), 400, "no file"),
     "no name": (request(part(PNG, 'filename="a"') + END), 400, "name"),
@@ -363,6 +376,13 @@ def test_odd_names_come_back_and_are_not_logged(server: Server, name: str) -> No
     assert answer["pictures"][0]["name"] == name
     if name:
         assert name not in (server.folder / "out").read_text()
+
+
+def test_a_name_that_json_cannot_hold_is_told_as_far_as_it_can_be(server: Server) -> None:
+    form = "multipart/form-data; boundary=XX; charset=raw_unicode_escape"
+    body = part(CAT, r'name="images"; filename="\ud800.png"') + END
+    status, answer = raw(server, request(body, form))
+    assert (status, answer["pictures"][0]["name"]) == (200, "?.png")
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,9 @@ def make_app(model: Model, place: Path, limits: Limits, device: str = "auto") ->
 
     async def look_at(upload: UploadFile, top: int, seen: bool) -> tuple[int, Picture]:
         """The status that the file alone would have, and what it shows."""
-        loop, name = asyncio.get_running_loop(), upload.filename or ""
+        loop = asyncio.get_running_loop()
+        # some charsets decode to what JSON cannot hold
+        name = (upload.filename or "").encode(errors="replace").decode()
         try:
             pixels = await loop.run_in_executor(
                 decoders, decode, upload.file, model.side, limits.max_pixels

@@ -63,13 +63,8 @@ class Guard:
         if self._under_way.total() >= self._limits.max_requests:
             raise Refused(503, "busy", "the server is busy; ask again in a second", RETRY_AFTER)
         if self._under_way[client] >= self._limits.max_requests_per_client:
-            raise Refused(
-                429,
-                "client",
-                f"{self._limits.max_requests_per_client} requests of yours are under way; wait for "
-                "their answers",
-                RETRY_AFTER,
-            )
+            words = f"{self._under_way[client]} requests of yours are under way; wait for an answer"
+            raise Refused(429, "client", words, RETRY_AFTER)
         self._under_way[client] += 1
         try:
             with self._metrics.in_flight.track_inprogress():
@@ -126,12 +121,9 @@ class _Exchange:
             async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()
         except TimeoutError as error:
-            raise Refused(
-                408,
-                "slow",
-                f"the body did not come within {self._limits.body_seconds:g} seconds; send a "
-                "smaller picture, or over a faster line",
-            ) from error
+            seconds = self._limits.body_seconds
+            words = f"the body did not come within {seconds:g} seconds; send a smaller picture"
+            raise Refused(408, "slow", words) from error
         self._bytes_in += len(message.get("body", b""))
         if self._bytes_in > self._limits.max_body:
             raise self._too_large()
@@ -163,9 +155,5 @@ class _Exchange:
         await self._send(message)
 
     def _too_large(self) -> Refused:
-        return Refused(
-            413,
-            "body",
-            f"the body is larger than {self._limits.max_body:,} bytes; send fewer or smaller "
-            "pictures",
-        )
+        words = f"more than {self._limits.max_body:,} bytes; send fewer or smaller pictures"
+        return Refused(413, "body", words)

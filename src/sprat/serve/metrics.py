@@ -13,36 +13,20 @@ class Metrics:
     """Counters of one server, and of its process: resident memory, CPU, open files."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        self._requests = Counter(
-            "sprat_requests",
-            "Requests answered",
-            ("method", "path", "status"),
-            registry=self.registry,
-        )
+        self.registry = own = CollectorRegistry()
+        ProcessCollector(registry=own)
+        of_request = ("method", "path", "status")
+        text = "From a request's headers to the end of its answer"
+        self._requests = Counter("sprat_requests", "Requests answered", of_request, registry=own)
         self._seconds = Histogram(
-            "sprat_request_seconds",
-            "From a request's headers to the end of its answer",
-            ("path",),
-            buckets=SECONDS,
-            registry=self.registry,
+            "sprat_request_seconds", text, ("path",), buckets=SECONDS, registry=own
         )
-        self._refusals = Counter(
-            "sprat_refusals", "Requests and pictures refused", ("reason",), registry=self.registry
-        )
-        self.batches = Histogram(
-            "sprat_batch_pictures",
-            "Pictures that the network looked at together",
-            buckets=SIZES,
-            registry=self.registry,
-        )
-        self.in_flight = Gauge(
-            "sprat_requests_in_flight", "Predictions under way", registry=self.registry
-        )
-        self.queue = Gauge(
-            "sprat_queue_pictures", "Pictures waiting for the network", registry=self.registry
-        )
+        text = "Requests and pictures refused"
+        self._refusals = Counter("sprat_refusals", text, ("reason",), registry=own)
+        text = "Pictures that the network looked at together"
+        self.batches = Histogram("sprat_batch_pictures", text, buckets=SIZES, registry=own)
+        self.in_flight = Gauge("sprat_requests_in_flight", "Predictions under way", registry=own)
+        self.queue = Gauge("sprat_queue_pictures", "Waiting for the network", registry=own)
 
     def answered(self, method: str, path: str, status: int, seconds: float) -> None:
         """Counts a request."""

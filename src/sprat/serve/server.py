@@ -47,6 +47,8 @@ def run(
         ACCESS_LOG.addHandler(logging.StreamHandler(sys.stdout))
         ACCESS_LOG.setLevel(logging.INFO)
         ACCESS_LOG.propagate = False
+        for of_clients_mistakes in ("uvicorn.error", "python_multipart"):
+            logging.getLogger(of_clients_mistakes).setLevel(logging.ERROR)
         server = _Server(
             uvicorn.Config(
                 app,
@@ -71,31 +73,18 @@ def run(
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound, but refuses connections until the model is there."""
+    """A socket whose connections wait until the model is there."""
     if not 0 <= port <= 65535:
         raise SpratError(f"--port is {port}, expected 1 to 65535, or 0 for a free one")
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address, family=family)
     except OSError as error:
-        raise _cannot_listen(host, port, error) from error
-    try:
-        if sys.platform != "win32":  # where it would share the port with whoever has it
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise _cannot_listen(host, port, error) from error
-    return listener
-
-
-def _cannot_listen(host: str, port: int, error: OSError) -> SpratError:
-    return SpratError(
-        f"cannot listen on {host} port {port}: {error.strerror}; give another --port (0: a free "
-        "one) or --host"
-    )
+        why = str(error.strerror).partition(" (")[0]  # what follows is the address again
+        raise SpratError(
+            f"cannot listen on {host} port {port}: {why}; give another --port (0: a free one) or "
+            "--host"
+        ) from error
 
 
 class _Server(uvicorn.Server):

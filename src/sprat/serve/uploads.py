@@ -18,6 +18,8 @@ from sprat.serve.refusals import Refused
 
 FIELD = "images"
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no reader of Pillow's others is reached
+JPEG_START, SCAN_START = b"\xff\xd8", b"\xff\xda"
+MOST_SCANS = 64  # each goes over the whole picture; a few bytes of it could cost seconds
 MAX_TEXT_FIELDS = 8  # none is used; some forms send a few
 
 
@@ -29,20 +31,16 @@ async def read_uploads(request: Request, limits: Limits) -> AsyncIterator[list[U
         Refused: the body is no multipart form, or holds no file there or too many.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise Refused(
-            415,
-            "form",
-            f"send the pictures as multipart/form-data, in the field {FIELD!r}",
-        )
+        words = f"send the pictures as multipart/form-data, in the field {FIELD!r}"
+        raise Refused(415, "form", words)
     try:
         form = await request.form(max_files=limits.max_files, max_fields=MAX_TEXT_FIELDS)
+    except UnicodeError as error:
+        raise Refused(400, "form", "the form's charset cannot be read; use UTF-8") from error
     except HTTPException as error:
         if error.detail.startswith("Too many files"):
-            raise Refused(
-                413,
-                "files",
-                f"a request may hold {limits.max_files} pictures; send the others in another",
-            ) from error
+            words = f"a request may hold {limits.max_files} pictures; send the others in another"
+            raise Refused(413, "files", words) from error
         raise Refused(400, "form", f"the form cannot be read: {error.detail}") from error
     try:
         uploads = [part for part in form.getlist(FIELD) if isinstance(part, UploadFile)]
@@ -59,11 +57,13 @@ def decode(file: BinaryIO, side: int, max_pixels: int) -> Tensor:
     Raises:
         Refused: it is empty, of no format that is read, too large, or damaged.
     """
-    if not file.read(1):
+    content = file.read()
+    if not content:
         raise Refused(422, "empty", "the file is empty")
-    file.seek(0)
+    if content.startswith(JPEG_START) and content.count(SCAN_START) > MOST_SCANS:
+        raise Refused(422, "scans", f"a JPEG of more than {MOST_SCANS} scans; save it anew")
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise Image.DecompressionBombError
             image.load()

@@ -1,0 +1,159 @@
+"""How many requests a second does the server answer, how soon, and does its memory hold still?
+
+    python benchmarks/serve.py --json
+
+Starts `sprat serve` with the best model that ships and asks it on loopback, from one process, with
+1, 8 and 64 clients at once, each of which sends one 32 px PNG and waits for the answer. Beside that
+stands the same network in this process, one image at a time and in batches of 64. Then come many
+more requests, and the server's resident memory at intervals. Client and server share the cores. Ten
+minutes on two cores.
+"""
+
+import argparse
+import asyncio
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import numpy as np
+import torch
+from side_by_side import noise, parser_for, report
+
+import sprat
+from sprat.runtime import describe_machine, keep_freed_memory, set_threads, versions
+from sprat.serve.uploads import png
+
+CLIENTS = (1, 8, 64)
+ROUNDS = 3  # turns, the median of which counts
+
+
+@contextmanager
+def serving(threads: int, clients: int) -> Iterator[str]:
+    """The address of a server that lets so many clients of this machine in."""
+    command = [sys.executable, "-m", "sprat", "serve", "--port", "0", "--threads", str(threads)]
+    command += ["--max-requests", str(clients), "--max-requests-per-client", str(clients)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if ready := re.search(r"ready at (\S+)/", line):
+                yield ready[1]
+                break
+            sys.stderr.write(line)
+        else:
+            sys.exit("the server did not start; its message stands above")
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+async def ask(url: str, picture: bytes, clients: int, requests: int) -> dict[str, float]:
+    """Sends so many requests, as many at once as there are clients."""
+    milliseconds: list[float] = []
+
+    async def client(count: int) -> None:
+        async with httpx.AsyncClient(trust_env=False, verify=False, timeout=60) as connection:
+            for _ in range(count):
+                began = time.perf_counter()
+                answer = await connection.post(f"{url}/predict", files={"images": picture})
+                answer.raise_for_status()
+                milliseconds.append(1e3 * (time.perf_counter() - began))
+
+    began = time.perf_counter()
+    await asyncio.gather(*(client(requests // clients) for _ in range(clients)))
+    seconds = time.perf_counter() - began
+    p50, p99 = np.percentile(milliseconds, (50, 99)).tolist()
+    return {"requests_per_s": len(milliseconds) / seconds, "p50_ms": p50, "p99_ms": p99}
+
+
+def resident_bytes(url: str) -> int:
+    """What the server says of itself."""
+    text = httpx.get(f"{url}/metrics", trust_env=False, verify=False).text
+    found = re.search(r"^process_resident_memory_bytes (\S+)$", text, re.MULTILINE)
+    return int(float(found[1])) if found else 0  # 0: the system does not say
+
+
+def bare(pixels: torch.Tensor, seconds: float) -> float:
+    """Images/s of the network alone, in this process, asked about the same images over and over."""
+    classifier = sprat.load(device="cpu")
+    classifier(pixels)
+    began, images = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        classifier(pixels)
+        images += len(pixels)
+    return images / (time.perf_counter() - began)
+
+
+def median_of(turns: list[dict[str, float]]) -> dict[str, Any]:
+    return {key: statistics.median(turn[key] for turn in turns) for key in turns[0]} | {
+        "turns": turns
+    }
+
+
+def watch_memory(url: str, picture: bytes, arguments: argparse.Namespace) -> list[dict[str, int]]:
+    """Resident bytes of the server after every tenth of the requests, and before the first."""
+    seen = [{"requests": 0, "resident_bytes": resident_bytes(url)}]
+    step = max(1, arguments.memory_requests // 10)
+    for done in range(step, arguments.memory_requests + 1, step):
+        asyncio.run(ask(url, picture, clients=min(8, step), requests=step))
+        seen.append({"requests": done, "resident_bytes": resident_bytes(url)})
+        print(f"{done:7,} requests: {seen[-1]['resident_bytes'] / 2**20:,.1f} MiB", flush=True)
+    return seen
+
+
+def main() -> None:
+    parser = parser_for(__doc__, rounds=ROUNDS)
+    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
+    parser.add_argument("--requests", type=int, default=3_000, help="in a turn")
+    parser.add_argument("--memory-requests", type=int, default=20_000)
+    parser.add_argument("--bare-seconds", type=float, default=10, help="of each batch size")
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    threads = set_threads(arguments.threads)
+    pixels = noise(64).train.images[:]
+    picture = png(pixels[0])
+    rates = {
+        f"bare_{size}_images_per_s": bare(pixels[:size], arguments.bare_seconds)
+        for size in (1, len(pixels))
+    }
+    with serving(threads, max(arguments.clients)) as url:
+        asyncio.run(ask(url, picture, clients=1, requests=10))
+        turns: dict[str, list[dict[str, float]]] = {str(count): [] for count in arguments.clients}
+        for _ in range(arguments.rounds):
+            for count in arguments.clients:
+                turns[str(count)].append(
+                    asyncio.run(ask(url, picture, count, max(count, arguments.requests)))
+                )
+        measured = {count: median_of(done) for count, done in turns.items()}
+        memory = watch_memory(url, picture, arguments)
+    print(f"\n{'clients':>8} {'requests/s':>11} {'p50, ms':>9} {'p99, ms':>9}")
+    for count, figures in measured.items():
+        print(
+            f"{count:>8} {figures['requests_per_s']:11,.0f} {figures['p50_ms']:9.1f} "
+            f"{figures['p99_ms']:9.1f}"
+        )
+    print(
+        f"the bare network: {rates['bare_1_images_per_s']:,.0f} images/s one at a time, "
+        f"{rates['bare_64_images_per_s']:,.0f} in batches of 64"
+    )
+    figures = {
+        "measured": measured,
+        "requests": arguments.requests,
+        **rates,
+        "memory": memory,
+        "machine": describe_machine(torch.device("cpu"), "fp32", threads),
+        "versions": versions(),
+    }
+    report(figures, arguments)
+
+
+if __name__ == "__main__":
+    main()

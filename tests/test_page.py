@@ -1,0 +1,236 @@
+"""The page as a person uses it, in a real browser: by mouse, keyboard, clipboard and phone."""
+
+import base64
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, JSHandle, Locator, Page, expect, sync_playwright
+from serving import Server, serving
+
+from sprat.serve.samples import draw_samples
+from sprat.serve.uploads import png
+
+CAT = png(draw_samples(["cat"])["cat"])
+FILE = {"name": "cat.png", "mimeType": "image/png", "buffer": CAT}
+NO_PICTURE = {"name": "cat.png", "mimeType": "image/png", "buffer": b"no picture"}
+expect.set_options(timeout=30_000)  # ms; a busy machine is no failure
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("needs a browser: install Debian's package chromium")
+    as_root = ["--no-sandbox"] if os.geteuid() == 0 else []  # its sandbox refuses root
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=as_root)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, server: Server) -> Iterator[Page]:
+    """The page, wide and light, which by its end has asked nobody but its server."""
+    page = browser.new_page(viewport={"width": 1200, "height": 900}, reduced_motion="reduce")
+    asked: list[str] = []
+    complaints: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text))
+    page.goto(server.url)
+    yield page
+    page.close()
+    assert asked
+    assert all(url.startswith((server.url, "blob:", "data:")) for url in asked)
+    # of refused pictures the browser itself tells
+    assert [text for text in complaints if "Failed to load resource" not in text] == []
+
+
+def assert_answered(page: Page, name: str = "cat") -> None:
+    expect(page.get_by_role("status")).to_contain_text(
+        re.compile(rf"^{name} \d+\.\d %, in \d+ ms$")
+    )
+    expect(page.get_by_role("row").nth(1).get_by_role("rowheader")).to_have_text(name)
+    expect(page.get_by_role("alert")).to_be_empty()
+
+
+def handed(page: Page, content: bytes) -> JSHandle:
+    """What a browser hands over of a file that is dropped or pasted."""
+    return page.evaluate_handle(
+        """text => {
+            const bytes = Uint8Array.from(atob(text), each => each.charCodeAt(0));
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([bytes], "x.png", { type: "image/png" }));
+            return transfer;
+        }""",
+        base64.b64encode(content).decode(),
+    )
+
+
+def width(locator: Locator) -> float:
+    box = locator.bounding_box()
+    assert box is not None
+    return box["width"]
+
+
+def test_a_picked_picture_is_shown_seen_and_named(page: Page) -> None:
+    page.get_by_label("Choose a picture").set_input_files([FILE])
+    assert_answered(page)
+    assert page.get_by_alt_text("The picture").evaluate("image => image.naturalWidth") == 160
+    seen = page.get_by_alt_text("What the network sees")
+    assert seen.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [32, 32]
+    expect(seen).to_have_css("image-rendering", "pixelated")
+    assert width(seen) > 150
+
+
+def test_bars_are_as_long_as_the_percentages_say(page: Page) -> None:
+    page.get_by_label("Choose a picture").set_input_files([FILE])
+    assert_answered(page)
+    bars, cells = page.locator(".bar"), page.get_by_role("cell")
+    shares = [float(text.removesuffix(" %")) for text in cells.all_inner_texts()]
+    assert len(shares) == 10
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(100, abs=0.6)  # ten roundings
+    whole = width(bars.first) / shares[0]
+    for bar, share in zip(bars.all(), shares, strict=True):
+        assert width(bar) == pytest.approx(whole * share, abs=whole * 0.06 + 0.1)
+
+
+def test_a_dropped_picture_is_named(page: Page) -> None:
+    page.dispatch_event("body", "dragover", {"dataTransfer": handed(page, CAT)})
+    expect(page.locator("body")).to_have_class("dragging")
+    page.dispatch_event("body", "drop", {"dataTransfer": handed(page, CAT)})
+    assert_answered(page)
+    expect(page.locator("body")).not_to_have_class("dragging")
+
+
+def test_a_pasted_picture_is_named(page: Page) -> None:
+    handed(page, CAT).evaluate(
+        """clipboardData => document.body.dispatchEvent(
+            new ClipboardEvent("paste", { clipboardData, bubbles: true })
+        )"""
+    )
+    assert_answered(page)
+
+
+def test_what_is_dropped_and_no_file_is_told(page: Page) -> None:
+    nothing = page.evaluate_handle("() => new DataTransfer()")
+    page.dispatch_event("body", "drop", {"dataTransfer": nothing})
+    expect(page.get_by_role("alert")).to_have_text("No answer: that held no file; give a picture.")
+
+
+def test_samples_are_named_one_after_another(page: Page) -> None:
+    for name in ("frog", "ship"):
+        page.get_by_role("button", name=name).click()
+        assert_answered(page, name)
+
+
+def test_the_keyboard_is_enough(page: Page) -> None:
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("Choose a picture")).to_be_focused()
+    outline = page.locator("label[for=file]").evaluate(
+        "label => getComputedStyle(label).outlineStyle"
+    )
+    assert outline == "solid"
+    with page.expect_file_chooser() as chosen:
+        page.keyboard.press("Space")
+    chosen.value.set_files([FILE])
+    assert_answered(page)
+    for _ in range(2):
+        page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="automobile")).to_be_focused()
+    page.keyboard.press("Enter")
+    assert_answered(page, "automobile")
+
+
+def test_what_is_no_picture_is_told_in_words_and_forgotten_at_the_next(page: Page) -> None:
+    page.get_by_label("Choose a picture").set_input_files([NO_PICTURE])
+    expect(page.get_by_role("alert")).to_contain_text("send JPEG, PNG, WebP, GIF, BMP or TIFF.")
+    expect(page.get_by_text("The browser cannot show this file")).to_be_visible()
+    page.get_by_role("button", name="cat").click()
+    assert_answered(page)
+    expect(page.get_by_alt_text("The picture")).to_be_visible()
+
+
+def test_a_server_that_is_gone_is_told_in_words(page: Page) -> None:
+    page.context.set_offline(True)
+    page.get_by_label("Choose a picture").set_input_files([FILE])
+    expect(page.get_by_role("alert")).to_contain_text("the server cannot be reached")
+
+
+def test_everything_has_a_name_that_can_be_read_out(page: Page) -> None:
+    for role in ("button", "table", "main", "heading"):
+        assert page.get_by_role(role).count() > 0
+    assert page.locator("img:not([alt])").count() == 0
+    for control in page.locator("input").all():
+        assert control.evaluate("each => each.labels.length") == 1
+    assert page.get_by_role("columnheader").all_inner_texts() == ["class", "probability"]
+    assert page.locator("html").get_attribute("lang") == "en"
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_needs_no_sideways_scrolling_in_any_light(
+    page: Page, server: Server, scheme: str, path: str
+) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+    page.goto(server.url + path)
+
+    def assert_fits() -> None:
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+    def brightness(value: str) -> float:
+        """Relative luminance, as WCAG defines it."""
+        shares = [int(each) / 255 for each in re.findall(r"\d+", value)[:3]]
+        linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    assert_fits()
+    ground = brightness(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert (ground < 0.2) == (scheme == "dark")
+    for selector in ("h1", ".quiet", "a", *(["label", "caption", "dt"] if path == "/" else [])):
+        style = page.locator(selector).first.evaluate(
+            """each => [getComputedStyle(each).color, getComputedStyle(each).backgroundColor]"""
+        )
+        ink = brightness(style[0])
+        behind = ground if style[1].endswith(", 0)") else brightness(style[1])
+        contrast = (max(ink, behind) + 0.05) / (min(ink, behind) + 0.05)
+        assert contrast >= 4.5, f"{selector} is hard to read"
+    if path == "/":
+        page.get_by_role("button", name="cat").click()
+        assert_answered(page)
+        expect(page.locator("#frame")).to_be_in_viewport()
+        assert_fits()
+        page.get_by_label("Choose a picture").set_input_files([NO_PICTURE])
+        expect(page.get_by_role("alert")).not_to_be_empty()
+        assert_fits()
+
+
+def test_bars_grow_only_for_those_who_like_motion(page: Page) -> None:
+    for motion, animation in (("reduce", "none"), ("no-preference", "grow")):
+        page.emulate_media(reduced_motion=motion)  # type: ignore[arg-type]
+        page.get_by_role("button", name="cat").click()
+        assert_answered(page)
+        expect(page.locator(".bar").first).to_have_css("animation-name", animation)
+
+
+def test_a_model_of_shapes_is_tried_with_shapes(browser: Browser, small_run: Path) -> None:
+    with serving(small_run) as server:
+        page = browser.new_page()
+        page.goto(server.url)
+        expect(page.locator("[data-sample]")).to_have_count(10)
+        expect(page.get_by_text("images of shapes10 (val)")).to_be_visible()
+        page.get_by_role("button", name="ring").click()
+        expect(page.get_by_role("status")).to_contain_text(" ms")
+        page.close()
