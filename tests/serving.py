@@ -15,6 +15,9 @@ from typing import Any
 
 import httpx
 
+# Starlette leaves the file of a part that never ends to be collected
+UNCLOSED = "ignore:Unclosed file <tempfile.SpooledTemporaryFile:ResourceWarning"
+WARNINGS = ("-W", "error", "-W", UNCLOSED)
 READY = re.compile(r"ready at (http://127\.0\.0\.1:(\d+))/")
 
 
@@ -36,7 +39,8 @@ def serving(*options: object) -> Iterator[Server]:
     """Starts it on a free port, waits until it is ready, and ends it unless it has ended."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        command = [sys.executable, "-m", "sprat", "serve", "--port", "0", "--threads", "1"]
+        command = [sys.executable, *WARNINGS, "-m", "sprat", "serve"]
+        command += ["--port", "0", "--threads", "1"]
         with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
             process = subprocess.Popen(
                 [*command, *map(str, options)], stdout=out, stderr=err, env=os.environ

@@ -44,7 +44,7 @@ REFUSALS = {
 
 
 class Prediction(BaseModel):
-    name: str = Field(alias="class")
+    name: str = Field(serialization_alias="class")
     probability: float = Field(ge=0, le=1)
 
 
@@ -115,7 +115,7 @@ def make_app(model: Model, place: Path, limits: Limits, device: str = "auto") ->
             return refused.status, Picture(name=name, error=refused.message)
         probabilities, labels = (await ask(pixels)).clamp(0, 1).topk(min(top, len(model.classes)))
         predictions = [
-            Prediction(**{"class": model.classes[label], "probability": probability})
+            Prediction(name=model.classes[label], probability=probability)
             for probability, label in zip(probabilities.tolist(), labels.tolist(), strict=True)
         ]
         uri = await loop.run_in_executor(decoders, data_uri, pixels) if seen else None

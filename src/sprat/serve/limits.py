@@ -1,6 +1,7 @@
 """What one server takes on at most."""
 
 import dataclasses
+import math
 
 from sprat.errors import SpratError
 
@@ -32,7 +33,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            if value <= 0:
+            if not 0 < value < math.inf:
                 raise SpratError(f"{name} is {value}, expected a number above 0")
         if self.max_pixels > PILLOWS_MAX_PIXELS:
             raise SpratError(
