@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("[eh]*/*.md"))]
-# what the suite is run by, what fetches packages, what takes a server (test_serve.py has it)
+# what the suite is run by, what fetches packages, what asks a server (test_serve.py does)
 NOT_RUN = ("make", "python3 -m venv", ".venv/bin/", "uv ", "pip install", "curl")
 # as it is typed, but briefly and on few pictures
 SHORT = {"--epochs": "1", "--batch-size": "32", "--optim.warmup-epochs": "0"}
@@ -44,6 +45,35 @@ def shortened(words: list[str]) -> list[str]:
             else:
                 words += [option, value]
     return words
+
+
+def serve_and_stop(words: list[str]) -> None:
+    """Starts a server on a free port of this machine, asks it for its health, and ends it."""
+    pytest.importorskip("fastapi")
+    for option, value in (("--port", "0"), ("--host", "127.0.0.1")):
+        if option in words:
+            words[words.index(option) + 1] = value
+        else:
+            words += [option, value]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "sprat", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with server:
+        try:
+            assert server.stderr is not None
+            said = server.stderr.readline()
+            ready = re.search(r"http://127.0.0.1:\d+/", said)
+            assert ready, said
+            directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            with directly.open(f"{ready[0]}healthz", timeout=60) as answer:
+                assert answer.status == 200
+            server.terminate()
+            assert server.wait(timeout=60) == 0
+        finally:
+            server.kill()
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +132,9 @@ def test_every_command_of_a_page_runs(
             continue
         name, *words = shlex.split(command)
         assert name == "sprat", f"{page.name} tells to type {command!r}, which nothing runs"
+        if words[0] == "serve":
+            serve_and_stop(words)
+            continue
         done = here(*shortened(words))
         if command.removeprefix("sprat ").startswith(NEEDS_NETWORK):
             assert done.returncode in (0, 2), command
