@@ -95,7 +95,10 @@ class Group:
 
 
 # accurate as it stood before the first two groups were measured
-BEFORE = {"optim.muon_lr": 0.04, "mixing.mixup": 0.0, "augment.brightness_contrast": 0.0}
+BEFORE = {
+    "optim.muon_lr": 0.04, "mixing.mixup": 0.0, "mixing.mixup_alpha": 1.0,
+    "augment.brightness_contrast": 0.0,
+}  # fmt: skip
 MIXUP = {"mixing.mixup": 1.0, "mixing.mixup_alpha": 0.2}
 GROUPS = {
     "optimisation": Group("accurate", BEFORE, 20, 1, {

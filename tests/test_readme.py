@@ -301,7 +301,12 @@ def test_the_hostile_inputs_are_as_many_as_told(hostile: Hostile) -> None:
     assert f"{hostile.tried:,} hostile inputs" in " ".join(page.split())
 
 
-COMPARED = ["results/quick", "results/sprint", "results/reference/seed-0/test.json"]
+COMPARED = [
+    "results/accurate",
+    "results/quick",
+    "results/sprint",
+    "results/reference/seed-0/test.json",
+]
 
 
 def test_the_comparison_shown_is_what_the_command_prints(
