@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
+    from sprat.checkpoint import Model
+    from sprat.data.imageset import ImageSet
+
 
 DEFAULT_RECIPE = "quick"
 # what a command that takes a recipe's settings begins from
@@ -215,11 +218,10 @@ def evaluate(
 
     from sprat.augment.views import find_views
     from sprat.checkpoint import load_model
-    from sprat.display import judging_bar, load_shown
+    from sprat.display import judging_bar
     from sprat.evaluate import judge
     from sprat.results import read_config
     from sprat.runtime import choose_device, keep_freed_memory, set_threads
-    from sprat.training import split_off_val
     from sprat.zoo import locate
 
     keep_freed_memory()
@@ -239,8 +241,52 @@ def evaluate(
             "use --split test"
         )
     console = Console(stderr=json_output)
+    name, judged = _load_judged(console, model, loaded, config, split, dataset, data_dir)
+    with judging_bar(console, f"judging {split}", tta * len(judged)) as progress:
+        network = loaded.network.to(choose_device(device))
+        judgement = judge(network, judged, loaded.normalization, tta, progress)
+    named = {
+        "model": loaded.name,
+        "recipe": loaded.about.get("recipe"),
+        "side": loaded.side,
+        "dataset": name,
+        "split": split,
+    } | judgement
+    if json_output:
+        print(json.dumps(named))
+    else:
+        console.print(f"{loaded.name} on {name} ({split})", highlight=False, soft_wrap=True)
+        _print_judgement(console, judgement)
+    return 0
+
+
+def _load_judged(
+    console: "Console",
+    model: str,
+    loaded: "Model",
+    config: Config | None,
+    split: str,
+    dataset: str | None,
+    data_dir: Path | None,
+    *,
+    exactly: bool = False,
+) -> "tuple[str, ImageSet]":
+    """The name of the dataset, and the images of its test or val, to judge a model on.
+
+    Args:
+        model: what the user called it.
+        config: of its run, which decides val; None where there is no run.
+        dataset: by default the one it was trained on.
+        exactly: whether test too must be of the very data it was trained on, as val must.
+
+    Raises:
+        SpratError: the dataset cannot be had, has other classes, or is not the one it must be.
+    """
+    from sprat.display import load_shown
+    from sprat.training import split_off_val
+
     if config is None:  # how own pictures were split is in the model too
-        config = Config.from_dict({"pictures": loaded.about.get("pictures", {})}, str(place))
+        config = Config.from_dict({"pictures": loaded.about.get("pictures", {})}, model)
     pictures = dataclasses.replace(config.pictures, side=loaded.side)
     name = dataset or loaded.about.get("dataset", "auto")
     source = load_shown(console, name, data_dir, pictures)
@@ -250,37 +296,86 @@ def evaluate(
             f"{', '.join(source.train.classes)}; choose another --dataset"
         )
     changed = loaded.about.get("dataset_md5") != source.md5
+    if changed and (exactly or split == "val"):
+        remedy = "" if exactly else ", or use --split test"
+        raise SpratError(
+            f"{model} was trained on other images than this {source.name}, so its {split} is not "
+            f"in there; give the data it was trained on{remedy}"
+        )
     if source.own and changed and loaded.about.get("dataset") == source.name:
         print(
             f"sprat: the pictures in {source.name} have changed since {model} was trained; a test "
             "part that was split off by a seed may now hold some that it was trained on",
             file=sys.stderr,
         )
-    judged = source.test
-    if split == "val":
-        if changed:
-            raise SpratError(
-                f"{model} was trained on other images than this {source.name}, so its val is not "
-                "in there; give the data it was trained on, or use --split test"
-            )
-        _, held_out = split_off_val(source, config)
-        judged = source.train.subset(held_out)
-    with judging_bar(console, f"judging {split}", tta * len(judged)) as progress:
-        network = loaded.network.to(choose_device(device))
-        judgement = judge(network, judged, loaded.normalization, tta, progress)
-    named = {
-        "model": loaded.name,
-        "recipe": loaded.about.get("recipe"),
-        "side": loaded.side,
-        "dataset": source.name,
-        "split": split,
-    } | judgement
-    if json_output:
-        print(json.dumps(named))
+    if split == "test":
+        return source.name, source.test
+    _, held_out = split_off_val(source, config)
+    return source.name, source.train.subset(held_out)
+
+
+@app.command
+def report(
+    run: Path,
+    /,
+    *,
+    output: Path | None = None,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    dataset: str | None = None,
+    data_dir: DataDir = None,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    threads: int = 0,
+) -> None:
+    """Write one HTML page about a finished run, which needs no network and no other file: figures,
+    curves, confusion, calibration, worst mistakes, settings, how to reproduce it.
+
+    Parameters
+    ----------
+    run
+        Folder of a finished run; of several seeds, that of one of them.
+    output
+        HTML file to write; by default RUN/report.html, which is written anew each time.
+    overwrite
+        Replace another file that exists.
+    dataset
+        Where it is now, if the run's own pictures have been moved.
+    device
+        Where to predict; auto takes the first there is of cuda, mps, cpu.
+    threads
+        CPU threads; 0: one per core.
+    """
+    from rich.console import Console
+
+    from sprat.checkpoint import load_model
+    from sprat.display import judging_bar
+    from sprat.evaluate import predict_probabilities
+    from sprat.report import Answers, check_output, read_run, write_report
+    from sprat.runtime import choose_device, keep_freed_memory, set_threads
+
+    finished = read_run(run)
+    path = check_output(finished, output, overwrite)
+    to = choose_device(device)
+    keep_freed_memory()
+    set_threads(threads)
+    console = Console(stderr=True)
+    answers: Answers | str
+    try:
+        loaded = load_model(run)
+        config, split = finished.config, finished.split
+        _, judged = _load_judged(
+            console, str(run), loaded, config, split, dataset, data_dir, exactly=True
+        )
+    except SpratError as error:  # all else there is to say stands in the run's folder
+        print(f"sprat: the page has neither diagram nor mistakes: {error}", file=sys.stderr)
+        answers = str(error)
     else:
-        console.print(f"{loaded.name} on {source.name} ({split})", highlight=False, soft_wrap=True)
-        _print_judgement(console, judgement)
-    return 0
+        with judging_bar(console, f"predicting {split}", len(judged)) as progress:
+            probabilities = predict_probabilities(
+                loaded.network.to(to), judged.images, loaded.normalization, progress=progress
+            )
+        answers = Answers(judged, probabilities)
+    write_report(finished, path, answers)
+    print(path)
 
 
 @app.command

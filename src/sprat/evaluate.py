@@ -131,9 +131,24 @@ def expected_calibration_error(probabilities: Tensor, targets: Tensor, bins: int
     Args:
         probabilities: N x K. targets: int64, N.
     """
+    _, confidence, hits = calibration_bins(probabilities, targets, bins)
+    return ((confidence - hits).abs().sum() / len(targets)).item()
+
+
+def calibration_bins(
+    probabilities: Tensor, targets: Tensor, bins: int = 15
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of equal bins of confidence, from 0 to 1: how many images are in each, the sum of their
+    confidence, and how many of them are named rightly; float64, each of `bins` values.
+
+    Args:
+        probabilities: N x K. targets: int64, N.
+    """
     confidence, predictions = probabilities.double().max(1)
     hits = (predictions == targets).double()
     index = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    gaps = torch.zeros(bins, dtype=torch.double, device=index.device)
-    gaps.index_add_(0, index, confidence - hits)
-    return (gaps.abs().sum() / len(targets)).item()
+    counts, sums, hit_counts = (
+        torch.zeros(bins, dtype=torch.double, device=index.device).index_add_(0, index, values)
+        for values in (torch.ones_like(hits), confidence, hits)
+    )
+    return counts, sums, hit_counts
