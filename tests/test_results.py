@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from sprat.errors import SpratError
-from sprat.results import read_config, read_json, read_metrics, write_json, write_summary
+from sprat.results import (
+    new_run,
+    read_config,
+    read_json,
+    read_metrics,
+    write_json,
+    write_summary,
+)
 
 
 def _result(seed: int, top1: float, **changes: object) -> dict:
@@ -71,3 +78,17 @@ def test_not_a_number_never_reaches_a_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "x.json", {"top1": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_begun_in_the_same_second_have_folders_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda form: "20260102-030405")
+    names = []
+    for _ in range(3):
+        folder = new_run("mine.toml", 7)
+        folder.mkdir(parents=True)
+        names.append(folder.as_posix())
+    first = "runs/mine-seed7-20260102-030405"
+    assert names == [first, f"{first}-2", f"{first}-3"]

@@ -4,6 +4,7 @@ A shape that scripts can rely on: shares are fractions from 0 to 1, never percen
 measured is null.
 """
 
+import itertools
 import json
 import statistics
 import time
@@ -19,11 +20,16 @@ CURVES_FILE, SUMMARY_FILE = "curves.png", "summary.json"
 
 
 def new_run(recipe: str, seed: int | None = None) -> Path:
-    """Where a run goes that was given no folder: runs/RECIPE, with seed and time if of one seed."""
+    """Where a run goes that was given no folder: runs/RECIPE, with seed and time if of one seed.
+
+    Of two that begin in the same second the later has a number more.
+    """
     name = Path(recipe).stem
-    if seed is not None:
-        name += f"-seed{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return Path("runs") / name
+    if seed is None:
+        return Path("runs") / name
+    name += f"-seed{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(folder for name in names if not (folder := Path("runs") / name).exists())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -20,7 +20,7 @@ FIELD = "images"
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no reader of Pillow's others is reached
 JPEG_START, SCAN_START = b"\xff\xd8", b"\xff\xda"
 MOST_SCANS = 64  # each goes over the whole picture; a few bytes of it could cost seconds
-MAX_TEXT_FIELDS = 8  # none is used; some forms send a few
+MAX_TEXT_FIELDS = 100  # none is used; a form may send some beside its files
 
 
 @asynccontextmanager
