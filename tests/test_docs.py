@@ -91,6 +91,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("daisy", "rose"):
         for number in range(40):
             picture(folder / "flowers" / name / f"{number}.png")
+    shutil.copytree(folder / "flowers", folder / "moved" / "flowers")
     (folder / "my-recipe.toml").write_text("epochs = 3\n[optim]\nwarmup_epochs = 1\n")
     (folder / "results").symlink_to(ROOT / "results")
     return folder
