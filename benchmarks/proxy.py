@@ -25,7 +25,7 @@ from sprat.config import Config, load_recipe
 from sprat.data import Dataset, load_dataset
 from sprat.evaluate import predict_probabilities
 from sprat.models import MODELS
-from sprat.models.sprat import Gated, SpratBlock, SpratS, Windows
+from sprat.models.sprat import SpratBlock, SpratS, Windows
 from sprat.models.tiniest import ChannelNorm
 from sprat.results import read_config, read_json
 from sprat.runtime import keep_freed_memory
@@ -38,8 +38,30 @@ BUDGET = {
 }  # fmt: skip
 
 
-class SpratSLayerNorm(SpratS):
-    """LayerNorm over channels in the place of BatchNorm."""
+class Gated(nn.Module):
+    """Two 1x1 convolutions, one of which gates the other by SiLU, then a third (SwiGLU, Shazeer
+    2020, arXiv 2002.05202). Keeps the shape."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.expand = nn.Conv2d(channels, 2 * channels, 1)
+        self.act = nn.SiLU()
+        self.project = nn.Conv2d(channels, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, values = self.expand(x).chunk(2, dim=1)
+        return self.project(self.act(gate) * values)
+
+
+class SpratSGated(SpratS):
+    """As first drawn: a gate."""
+
+    def block(self, channels: int) -> nn.Module:
+        return SpratBlock(Windows(channels), Gated(channels), channels)
+
+
+class SpratSLayerNorm(SpratSGated):
+    """A gate, LayerNorm over channels."""
 
     def block(self, channels: int) -> nn.Module:
         block = SpratBlock(Windows(channels), Gated(channels), channels)
@@ -47,39 +69,28 @@ class SpratSLayerNorm(SpratS):
         return block
 
 
-class SpratSOneWindow(SpratS):
-    """3x3 windows alone."""
+class SpratSOneWindow(SpratSGated):
+    """A gate, 3x3 windows alone."""
 
     def block(self, channels: int) -> nn.Module:
         return SpratBlock(Windows(channels, (3,)), Gated(channels), channels)
 
 
-class SpratSNoGate(SpratS):
-    """ReLU between two 1x1 convolutions, as many parameters as with the gate."""
-
-    def block(self, channels: int) -> nn.Module:
-        wide = 3 * channels // 2
-        mix = nn.Sequential(
-            nn.Conv2d(channels, wide, 1), nn.ReLU(), nn.Conv2d(wide, channels, 1, bias=False)
-        )
-        return SpratBlock(Windows(channels), mix, channels)
-
-
-class SpratSThreeStages(SpratS):
-    """Two halvings, the narrower for it."""
+class SpratSThreeStages(SpratSGated):
+    """A gate, two halvings, the narrower for it."""
 
     widths = (24, 36, 56)
     depth = 2
 
 
-class SpratSDeeper(SpratS):
-    """Five blocks a stage, the narrower for it."""
+class SpratSDeeper(SpratSGated):
+    """A gate, five blocks a stage, the narrower for it."""
 
     widths = (24, 40)
     depth = 5
 
 
-TRIED = (SpratSLayerNorm, SpratSOneWindow, SpratSNoGate, SpratSThreeStages, SpratSDeeper)
+TRIED = (SpratSGated, SpratSLayerNorm, SpratSOneWindow, SpratSThreeStages, SpratSDeeper)
 MODELS.update({cls.__name__: cls for cls in TRIED})
 
 
@@ -122,11 +133,11 @@ GROUPS = {
         "MixUp, brightness, contrast": {**MIXUP, "augment.brightness_contrast": 0.5},
     }),
     "design": Group("accurate", BEFORE, 8, 1, {
+        **{(cls.__doc__ or "").rstrip("."): {"model": cls.__name__} for cls in TRIED},
         "SpratS": {"model": "SpratS"},
-        **{(cls.__doc__ or "").split(",")[0].rstrip("."): {"model": cls.__name__} for cls in TRIED},
     }),
     "family": Group("accurate", BEFORE, 6, 1, {
-        name: {"model": name} for name in ("ResNet20", "SpratM", "Tiniest", "SpratL")
+        name: {"model": name} for name in ("ResNet20", "Tiniest", "SpratS", "SpratM", "SpratL")
     }),
     "brief": Group("reference", {}, 15, 1, {
         "no flip": {"augment.flip": 0.0},

@@ -1,9 +1,9 @@
 """sprat's own networks: all that a small budget of parameters can buy, at the price of arithmetic.
 
 Most pixels are kept (one halving, so that few parameters see few of them), depthwise windows of
-several sizes look near and far, and gated 1x1 convolutions mix channels. BatchNorm alone
-normalises, so that at inference it folds into the convolution before it. Designed after what others
-measured; its own trials are in benchmarks/proxy.py.
+several sizes look near and far, and wide 1x1 convolutions mix channels. BatchNorm alone normalises,
+so that at inference it folds into the convolution before it. Begun from what others measured; what
+our own trials made of it is told in docs/explanation/what-helps.md.
 
     SpratS   widths 28, 52      SpratM   widths 48, 84      SpratL   widths 64, 120
 """
@@ -38,24 +38,18 @@ class Windows(nn.Module):
         return torch.cat([part(share) for part, share in zip(self.parts, shares, strict=True)], 1)
 
 
-class Gated(nn.Module):
-    """Two 1x1 convolutions, one of which gates the other by SiLU, then a third (SwiGLU, Shazeer
-    2020, arXiv 2002.05202). Keeps the shape."""
+class Pointwise(nn.Sequential):
+    """Two 1x1 convolutions, ReLU between them, half as wide again inside. Keeps the shape."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.expand = nn.Conv2d(channels, 2 * channels, 1)
-        self.act = nn.SiLU()
-        self.project = nn.Conv2d(channels, channels, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, values = self.expand(x).chunk(2, dim=1)
-        return self.project(self.act(gate) * values)
+        wide = 3 * channels // 2
+        super().__init__(
+            nn.Conv2d(channels, wide, 1), nn.ReLU(), nn.Conv2d(wide, channels, 1, bias=False)
+        )
 
 
 class SpratBlock(nn.Module):
-    """Windows, BatchNorm, gated 1x1 convolutions, BatchNorm, beside the identity. Keeps the
-    shape."""
+    """Windows, BatchNorm, 1x1 convolutions, BatchNorm, beside the identity. Keeps the shape."""
 
     def __init__(self, windows: nn.Module, mix: nn.Module, channels: int) -> None:
         super().__init__()
@@ -101,7 +95,7 @@ class SpratNet(PooledClassifier):
 
     def block(self, channels: int) -> nn.Module:
         """One block."""
-        return SpratBlock(Windows(channels), Gated(channels), channels)
+        return SpratBlock(Windows(channels), Pointwise(channels), channels)
 
     def features(self, images: Tensor) -> Tensor:
         return self.stages(self.stem(images))
