@@ -36,7 +36,18 @@ def save_model(path: Path, model: Model, dtype: torch.dtype = torch.float32) -> 
 
     dtype: of what is stored of floats; computed is in float32 whatever it is.
     """
-    meta = {
+    tensors = {
+        key: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype)
+        for key, value in model.network.state_dict().items()
+    }
+    tensors = {key: value.contiguous() for key, value in tensors.items()}
+    with replacing(path) as beside:
+        save_file(tensors, beside, {"sprat": json.dumps(metadata(model))})
+
+
+def metadata(model: Model) -> dict[str, Any]:
+    """Everything of a model but its weights; plain values for JSON."""
+    return {
         "format": FORMAT,
         "model": model.name,
         "classes": model.classes,
@@ -45,13 +56,6 @@ def save_model(path: Path, model: Model, dtype: torch.dtype = torch.float32) -> 
         "side": model.side,
         "about": model.about,
     }
-    tensors = {
-        key: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype)
-        for key, value in model.network.state_dict().items()
-    }
-    tensors = {key: value.contiguous() for key, value in tensors.items()}
-    with replacing(path) as beside:
-        save_file(tensors, beside, {"sprat": json.dumps(meta)})
 
 
 def load_model(path: Path) -> Model:

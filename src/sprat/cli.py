@@ -241,7 +241,7 @@ def evaluate(
             "use --split test"
         )
     console = Console(stderr=json_output)
-    name, judged = _load_judged(console, model, loaded, config, split, dataset, data_dir)
+    name, _, judged = _load_judged(console, model, loaded, config, split, dataset, data_dir)
     with judging_bar(console, f"judging {split}", tta * len(judged)) as progress:
         network = loaded.network.to(choose_device(device))
         judgement = judge(network, judged, loaded.normalization, tta, progress)
@@ -270,8 +270,9 @@ def _load_judged(
     data_dir: Path | None,
     *,
     exactly: bool = False,
-) -> "tuple[str, ImageSet]":
-    """The name of the dataset, and the images of its test or val, to judge a model on.
+) -> "tuple[str, ImageSet, ImageSet]":
+    """The name of the dataset, its training images, and those of its test or val, to judge a model
+    on.
 
     Args:
         model: what the user called it.
@@ -309,9 +310,101 @@ def _load_judged(
             file=sys.stderr,
         )
     if split == "test":
-        return source.name, source.test
-    _, held_out = split_off_val(source, config)
-    return source.name, source.train.subset(held_out)
+        return source.name, source.train, source.test
+    kept, held_out = split_off_val(source, config)
+    return source.name, source.train.subset(kept), source.train.subset(held_out)
+
+
+@app.command
+def export(
+    model: ModelName,
+    /,
+    *,
+    format: Literal["onnx", "onnx-int8", "pt2", "pth"] = "onnx",
+    output: Path | None = None,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    raw: Annotated[bool, Parameter(negative=())] = False,
+    max_drop: float = 2.0,
+    dataset: str | None = None,
+    data_dir: DataDir = None,
+    json_output: JsonOutput = False,
+) -> None:
+    """Write a model in a format that runs without sprat, once it is seen to agree with torch on
+    1,000 images.
+
+    Parameters
+    ----------
+    format
+        onnx; onnx-int8, quantised; pt2, a program of torch.export; pth, a state_dict.
+    output
+        File to write; by default NAME.onnx, NAME-int8.onnx, NAME.pt2 or NAME.pth in this folder.
+    overwrite
+        Replace a file that exists.
+    raw
+        Take images that are normalised already, float32, and give logits; by default images are
+        uint8, 0 to 255, and probabilities come out.
+    max_drop
+        Percentage points of accuracy that onnx-int8 may lose on the compared images.
+    dataset
+        Of the images that are compared, and that onnx-int8 is calibrated on; by default the one
+        the model was trained on.
+    """
+    from rich.console import Console
+
+    from sprat.checkpoint import load_model
+    from sprat.display import doing, print_contenders
+    from sprat.export import ENDINGS, check
+    from sprat.export import export as write
+    from sprat.results import read_config
+    from sprat.runtime import keep_freed_memory, set_threads
+    from sprat.zoo import locate
+
+    keep_freed_memory()
+    set_threads()
+    place = locate(model)
+    loaded = load_model(place)
+    path = output or Path(f"{loaded.name}{ENDINGS[format]}")
+    check(path, format, raw, max_drop, overwrite)  # rather than after a download
+    config = read_config(place)[0] if place.is_dir() else None
+    split = "val" if config is not None and not config.final else "test"
+    console = Console(stderr=json_output)
+    name, training, compared = "shapes10", None, None
+    try:
+        name, training, compared = _load_judged(
+            console, model, loaded, config, split, dataset, data_dir
+        )
+    except SpratError as error:
+        if format == "onnx-int8":
+            raise SpratError(
+                f"onnx-int8 is calibrated on images that the model was trained on: {error}"
+            ) from error
+        print(f"sprat: compared on drawings of shapes10 instead: {error}", file=sys.stderr)
+    with doing(console, "exporting") as tell:
+        exported = write(
+            loaded,
+            path,
+            format,
+            raw=raw,
+            compared=compared,
+            training=training,
+            max_drop=max_drop,
+            overwrite=overwrite,
+            tell=tell,
+        )
+    split = split if compared else "drawings"
+    if json_output:
+        named = {"model": loaded.name, "dataset": name, "split": split}
+        print(json.dumps(named | dataclasses.asdict(exported) | {"path": str(path)}))
+        return
+    print_contenders(console, exported.contenders)
+    console.print(
+        f"\n{exported.n:,} images of {name} ({split}): {100 * exported.same_top1:.2f} % are named "
+        "as torch names them, probabilities differ by up to "
+        f"{exported.largest_difference:.2g}; one image is timed on one thread\n{path}",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 @app.command
@@ -362,7 +455,7 @@ def report(
     try:
         loaded = load_model(run)
         config, split = finished.config, finished.split
-        _, judged = _load_judged(
+        _, _, judged = _load_judged(
             console, str(run), loaded, config, split, dataset, data_dir, exactly=True
         )
     except SpratError as error:  # all else there is to say stands in the run's folder

@@ -24,6 +24,7 @@ from sprat.budget import Summary, Verdict
 from sprat.config import PicturesConfig
 from sprat.data import DATASETS, Dataset, load_dataset
 from sprat.data.imageset import class_counts
+from sprat.export import Contender
 from sprat.training import Observer, Training, why_torch
 
 HEADER = "epoch     loss   accuracy   EMA accuracy   learning rate   seconds   images/s"
@@ -188,6 +189,21 @@ def print_verdicts(console: Console, model: str, verdicts: Sequence[Verdict]) ->
     print_table(console, rows, left=1)
 
 
+def print_contenders(console: Console, contenders: Sequence[Contender]) -> None:
+    """A model in several forms: what each takes and how right it is."""
+    rows = [("", "bytes", "one image, ms", "accuracy")]
+    rows += [
+        (
+            "torch fp32" if contender.name == "torch" else contender.name,
+            f"{contender.bytes:,}",
+            f"{contender.ms_for_one_image:.2f}",
+            "—" if contender.top1 is None else f"{100 * contender.top1:.2f} %",
+        )
+        for contender in contenders
+    ]
+    print_table(console, rows, left=1)
+
+
 def print_table(
     console: Console, rows: Sequence[Sequence[str]], left: int, left_again: int = 1000
 ) -> None:
@@ -290,6 +306,22 @@ def loading(
         finally:
             if bar.live.is_started:
                 bar.stop()
+
+
+@contextmanager
+def doing(console: Console, what: str) -> Iterator[Callable[[str], None]]:
+    """A spinner for work of several parts; gives the function to tell which is under way."""
+    spinner = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    task = spinner.add_task(what, total=None)
+    with _shown(spinner):
+        yield lambda what: spinner.update(task, description=what)
 
 
 @contextmanager

@@ -1,0 +1,399 @@
+"""Exported models: what runs without sprat says what torch says, or is not written."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Here
+from PIL import Image
+from torch import Tensor, nn
+
+import sprat.export
+from sprat import __version__
+from sprat.augment.transforms import normalize
+from sprat.checkpoint import Model, load_model, metadata
+from sprat.data import Dataset, load_dataset
+from sprat.data.imageset import ImageSet, Normalization
+from sprat.errors import SpratError
+from sprat.evaluate import predict_probabilities, top1
+from sprat.export import ENDINGS, Exported, Format, export
+from sprat.models import MODELS, build_model
+from sprat.zoo import best
+
+ROOT = Path(__file__).parents[1]
+FORMATS: tuple[Format, ...] = ("onnx", "onnx-int8", "pt2", "pth")
+GRAPHS: tuple[Format, ...] = ("onnx", "onnx-int8", "pt2")
+SMALLEST = sorted(MODELS, key=lambda name: sum(p.numel() for p in MODELS[name]().parameters()))[:4]
+Files = dict[Format, Exported]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def briefly() -> Iterator[None]:
+    """Fewer images than a user's; each contender timed once, since no test looks at times."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(sprat.export, "COMPARED", 200)
+        monkeypatch.setattr(sprat.export, "CALIBRATION", 100)
+        monkeypatch.setattr(sprat.export, "TIMED_SECONDS", 0.0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(small_run: Path) -> Model:
+    pytest.importorskip("onnxruntime", reason="needs sprat[export]")
+    return load_model(small_run)
+
+
+@pytest.fixture(scope="module")
+def files(model: Model, small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """The small run's model in every format."""
+    folder = tmp_path_factory.mktemp("files")
+    return {
+        format: export(
+            model,
+            folder / f"small{ENDINGS[format]}",
+            format,
+            compared=small.test,
+            training=small.train,
+            max_drop=20,
+        )
+        for format in FORMATS
+    }
+
+
+def opened(path: Path) -> Any:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+
+
+def answers(file: Exported, images: Tensor) -> Tensor:
+    """What a graph says, run without anything of sprat."""
+    if file.format == "pt2":
+        with torch.inference_mode():
+            said: Tensor = torch.export.load(file.path).module()(images)
+            return said
+    return torch.from_numpy(opened(file.path).run(None, {"images": images.numpy()})[0])
+
+
+def about(path: Path) -> dict[str, Any]:
+    if path.suffix == ".onnx":
+        text = opened(path).get_modelmeta().custom_metadata_map["sprat"]
+    else:
+        extra = {"sprat": ""}
+        torch.export.load(path, extra_files=extra)
+        text = extra["sprat"]
+    described: dict[str, Any] = json.loads(text)
+    return described
+
+
+def noise(count: int, classes: int = 10, side: int = 32) -> ImageSet:
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, 3, side, side)
+    images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    return ImageSet(images, torch.arange(count) % classes, tuple(map(str, range(classes))))
+
+
+def model_of(network: nn.Module, side: int = 32, classes: int = 10) -> Model:
+    names = tuple(map(str, range(classes)))
+    normalization = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+    return Model(network.eval(), type(network).__name__, names, normalization, side, {})
+
+
+@pytest.fixture
+def untrained() -> Model:
+    torch.manual_seed(0)
+    return model_of(build_model("ResNet8"))
+
+
+class TestEveryFormat:
+    @pytest.mark.parametrize("format", GRAPHS)
+    @pytest.mark.parametrize("batch", [1, 3])
+    def test_answers_batches_of_any_size(
+        self, format: Format, batch: int, files: Files, model: Model, small: Dataset
+    ) -> None:
+        images = small.test.images[:batch]
+        expected = predict_probabilities(model.network, images, model.normalization)
+        close = 0.3 if format == "onnx-int8" else 1e-4
+        assert torch.allclose(answers(files[format], images), expected, rtol=0, atol=close)
+
+    @pytest.mark.parametrize("format", GRAPHS)
+    def test_says_what_it_is(self, format: Format, files: Files, model: Model) -> None:
+        described = about(files[format].path)
+        assert described.items() >= json.loads(json.dumps(metadata(model))).items()
+        assert described["sprat"] == __version__
+        assert described["input"].startswith("images: uint8")
+        assert described["output"].startswith("probabilities: float32")
+
+    @pytest.mark.parametrize("format", GRAPHS)
+    def test_tells_nothing_of_the_machine(self, format: Format, files: Files) -> None:
+        content = files[format].path.read_bytes()
+        for place in (ROOT, Path(torch.__file__).parent, files[format].path.parent):
+            assert str(place).encode() not in content
+
+    def test_weights_alone_load_into_the_network(
+        self, files: Files, model: Model, small: Dataset
+    ) -> None:
+        network = build_model(model.name)
+        network.load_state_dict(torch.load(files["pth"].path, weights_only=True))
+        images = small.test.images[:]
+        said, expected = (
+            predict_probabilities(n, images, model.normalization) for n in (network, model.network)
+        )
+        assert torch.equal(said, expected)
+
+    def test_is_measured_beside_torch(self, files: Files, model: Model, small: Dataset) -> None:
+        expected = predict_probabilities(model.network, small.test.images, model.normalization)
+        for format, file in files.items():
+            names = [contender.name for contender in file.contenders]
+            assert names == ["torch", *(["onnx"] if format == "onnx-int8" else []), format]
+            assert file.n == len(small.test)
+            first, last = file.contenders[0], file.contenders[-1]
+            assert first.top1 == top1(expected, small.test.targets)
+            assert last.bytes == file.path.stat().st_size
+            assert all(contender.ms_for_one_image > 0 for contender in file.contenders)
+            if format in GRAPHS:
+                said = answers(file, small.test.images[:])
+                assert last.top1 == top1(said, small.test.targets)
+                assert file.same_top1 == top1(said, expected.argmax(1))
+
+    def test_int8_is_less_than_half_as_large(self, files: Files) -> None:
+        _, fp32, int8 = files["onnx-int8"].contenders
+        assert int8.bytes < fp32.bytes / 2
+        import onnx
+
+        graph = onnx.load(files["onnx-int8"].path).graph
+        weights = [value for value in graph.initializer if value.name.endswith("weight_quantized")]
+        assert len(weights) == 37  # 36 convolutions, 1 linear layer
+        assert {value.data_type for value in weights} == {onnx.TensorProto.INT8}
+
+    @pytest.mark.parametrize("format", ["onnx", "onnx-int8"])
+    def test_is_valid_onnx(self, format: Format, files: Files) -> None:
+        import onnx
+
+        onnx.checker.check_model(onnx.load(files[format].path), full_check=True)
+
+    def test_batchnorm_is_folded(self, files: Files) -> None:
+        import onnx
+
+        proto = onnx.load(files["onnx"].path)
+        assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
+
+    def test_the_model_stays_as_it_was(self, model: Model, tmp_path: Path) -> None:
+        model.network.train()
+        export(model, tmp_path / "weights.pth", "pth", compared=noise(4))
+        assert model.network.training
+        model.network.eval()
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_raw_takes_normalised_images_and_gives_logits(
+    format: Format, untrained: Model, tmp_path: Path
+) -> None:
+    seen = noise(20)
+    path = tmp_path / f"raw{ENDINGS[format]}"
+    file = export(untrained, path, format, raw=True, compared=seen)
+    assert about(path)["input"].startswith("images: float32")
+    assert about(path)["output"].startswith("logits: float32")
+    statistics = (untrained.normalization.mean, untrained.normalization.std)
+    images = normalize(seen.images[:5], *map(torch.tensor, statistics)).contiguous()
+    with torch.inference_mode():
+        expected = untrained.network(images)
+    assert torch.allclose(answers(file, images), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_networks_of_many_kinds_go_through(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs sprat[export]")
+    torch.manual_seed(0)
+    model = model_of(build_model(name, num_classes=7), side=24, classes=7)
+    file = export(model, tmp_path / "net.onnx", compared=noise(8, 7, side=24))
+    said = answers(file, noise(3, 7, side=24).images[:])
+    assert said.shape == (3, 7)
+    assert torch.allclose(said.sum(1), torch.ones(3))
+
+
+def test_without_a_dataset_drawings_are_compared(untrained: Model, tmp_path: Path) -> None:
+    other = model_of(untrained.network, side=40)
+    file = export(other, tmp_path / "weights.pth", "pth")
+    assert file.n == 200
+    assert {contender.top1 for contender in file.contenders} == {None}
+    with pytest.raises(SpratError, match="calibrated on training images"):
+        export(other, tmp_path / "int8.onnx", "onnx-int8")
+
+
+class TwoFaced(nn.Module):
+    """Fakes a fault of an exporter: what is exported says something else."""
+
+    def __init__(self, bias: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 10)
+        self.bias = bias
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.linear(images.mean(dim=(2, 3)))
+        if torch.compiler.is_exporting():
+            return logits + self.bias * torch.arange(10)
+        return logits
+
+
+class Forgetful(nn.Linear):
+    """Fakes weights that are lost on the way into a file."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.mean(dim=(2, 3)))
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return {key: 0 * value for key, value in super().state_dict(*args, **kwargs).items()}
+
+
+class TestWhatDoesNotAgree:
+    @pytest.mark.parametrize("format", ["onnx", "pt2"])
+    @pytest.mark.parametrize("bias", [1.0, 1e-3, float("nan")])
+    def test_is_not_written(self, format: Format, bias: float, tmp_path: Path) -> None:
+        pytest.importorskip("onnxruntime", reason="needs sprat[export]")
+        path = tmp_path / f"model{ENDINGS[format]}"
+        path.write_text("the file before")
+        with pytest.raises(SpratError, match="does not agree with torch"):
+            export(model_of(TwoFaced(bias)), path, format, compared=noise(20), overwrite=True)
+        assert path.read_text() == "the file before"
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_lost_weights_are_not_written(self, tmp_path: Path) -> None:
+        with pytest.raises(SpratError, match="does not agree with torch"):
+            export(model_of(Forgetful(3, 10)), tmp_path / "a.pth", "pth", compared=noise(20))
+        assert list(tmp_path.iterdir()) == []
+
+    def test_int8_that_loses_too_much_is_not_written(
+        self, untrained: Model, tmp_path: Path
+    ) -> None:
+        pytest.importorskip("onnxruntime", reason="needs sprat[export]")
+        seen = noise(200)  # of which the network is seldom sure
+        said = predict_probabilities(untrained.network, seen.images, untrained.normalization)
+        named_rightly = ImageSet(seen.images, said.argmax(1), seen.classes)
+        parts = {"compared": named_rightly, "training": noise(50)}
+        with pytest.raises(SpratError, match=r"100.00 %: .* at most 0 \(--max-drop\)"):
+            export(untrained, tmp_path / "a.onnx", "onnx-int8", **parts, max_drop=0)
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestCommand:
+    @pytest.fixture
+    def file(self, small_run: Path) -> Path:
+        """A model without its run: its dataset is what sprat has by that name."""
+        return small_run / "model.safetensors"
+
+    def test_prints_a_table_and_writes_into_this_folder(
+        self, file: Path, model: Model, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        done = here("export", file, "--format", "onnx-int8", "--max-drop", "50")
+        assert (done.returncode, done.stderr) == (0, "")
+        path = tmp_path / "OptimizedCIFAR10Net200K-int8.onnx"
+        assert list(tmp_path.iterdir()) == [path]
+        assert re.search(rf"^onnx-int8 +{path.stat().st_size:,} ", done.stdout, re.MULTILINE)
+        assert re.search(r"^torch fp32 .* %$", done.stdout, re.MULTILINE)
+        assert "200 images of shapes10 (test): " in done.stdout
+        again = here("export", file, "--format", "onnx-int8")
+        assert again.returncode == 2
+        assert "exists already and is not overwritten" in again.stderr
+
+    def test_prints_one_line_of_json_and_says_when_it_compares_drawings(
+        self, file: Path, here: Here, tmp_path: Path
+    ) -> None:
+        path, elsewhere = tmp_path / "new" / "weights.pth", ("--dataset", tmp_path / "moved")
+        done = here("export", file, "--format", "pth", "--output", path, "--json", *elsewhere)
+        assert done.returncode == 0
+        assert "compared on drawings of shapes10 instead: there is no dataset" in done.stderr
+        said = json.loads(done.stdout)
+        assert said["path"] == str(path)
+        assert (said["dataset"], said["split"], said["n"]) == ("shapes10", "drawings", 200)
+        assert [contender["name"] for contender in said["contenders"]] == ["torch", "pth"]
+
+    def test_refuses_int8_without_the_dataset(
+        self, file: Path, model: Model, here: Here, tmp_path: Path
+    ) -> None:
+        int8 = ("--format", "onnx-int8", "--output", tmp_path / "a.onnx")
+        done = here("export", file, *int8, "--dataset", tmp_path / "moved")
+        assert done.returncode == 2
+        assert "onnx-int8 is calibrated on images that the model was trained on" in done.stderr
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            (("--output", "model.bin"), "expected a name that ends in .onnx"),
+            (("--format", "pt2", "--output", "model.pth"), "expected a name that ends in .pt2"),
+            (("--format", "pth", "--raw"), "leave it out"),
+            (("--format", "pth", "--max-drop", "-1"), "--max-drop is -1.0"),
+            (("--format", "pth", "--max-drop", "nan"), "--max-drop is nan"),
+        ],
+    )
+    def test_refuses_before_any_work(
+        self, options: tuple[str, ...], said: str, file: Path, here: Here
+    ) -> None:
+        done = here("export", file, *options)
+        assert done.returncode == 2
+        assert said in done.stderr
+
+    def test_names_what_to_install(
+        self, file: Path, here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        for format in ("onnx", "onnx-int8"):
+            done = here("export", file, "--format", format)
+            assert done.returncode == 2
+            assert "pip install 'sprat[export]'" in done.stderr
+
+    @pytest.mark.parametrize("format", ["pt2", "pth"])
+    def test_needs_nothing_for_torchs_own_formats(
+        self,
+        format: Format,
+        untrained: Model,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            monkeypatch.setitem(sys.modules, name, None)  # whoever imports it fails
+        path = tmp_path / f"net{ENDINGS[format]}"
+        export(untrained, path, format, compared=noise(4))
+        assert path.exists()
+
+
+def test_the_pages_program_names_a_picture(
+    files: Files, model: Model, tmp_path: Path, small: Dataset
+) -> None:
+    page = (ROOT / "docs" / "how-to" / "export.md").read_text()
+    (program,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(program.splitlines()) <= 10
+    (tmp_path / "cats.onnx").write_bytes(files["onnx"].path.read_bytes())
+    image = small.test.images[:1]
+    content = io.BytesIO()
+    Image.fromarray(image[0].permute(1, 2, 0).numpy()).save(content, "PNG")
+    (tmp_path / "cat.jpg").write_bytes(content.getvalue())  # no pixel is lost
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    expected = predict_probabilities(model.network, image, model.normalization)
+    assert done.stdout.strip() == model.classes[int(expected.argmax())]
+
+
+def test_the_shipped_model_keeps_its_accuracy_in_int8(cifar10_place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs sprat[export]")
+    dataset, model = load_dataset("cifar10", cifar10_place.parent), load_model(best())
+    path = tmp_path / "int8.onnx"
+    test = dataset.test.subset(torch.arange(2_000))
+    file = export(model, path, "onnx-int8", compared=test, training=dataset.train)
+    assert file.contenders[-1].bytes < 250_000
+    images = test.images[:]
+    said = np.concatenate(
+        [answers(file, images[i : i + 500]).numpy() for i in range(0, 2_000, 500)]
+    )
+    before = predict_probabilities(model.network, images, model.normalization)
+    assert top1(torch.from_numpy(said), test.targets) > top1(before, test.targets) - 0.01
