@@ -2,31 +2,39 @@
 
     python benchmarks/inference.py --json
 
-Measures the brief's network three ways, on one core and on two: eager fp32, eager bf16
-(channels-last autocast), and the program of `torch.export`. Each way is a process of its own, in
-turns; a figure is the median turn, a turn's latency the median of its calls. A minute on two
-cores.
+Measures networks five ways, on one core and on two: eager fp32, eager bf16 (channels-last
+autocast), the program of `torch.export`, and onnxruntime on what `sprat export` writes, in fp32
+and in int8. From normalised images to logits; weights are untrained, and int8 is calibrated on
+noise, which changes no time. Each way is a process of its own, in turns; a figure is the median
+turn, a turn's latency the median of its calls. A quarter of an hour on two cores.
 """
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 
 import torch
-from side_by_side import Figures, parser_for, report, take_turns
+from side_by_side import Figures, noise, parser_for, report, take_turns
 from torch import Tensor
 
-from sprat.models import OptimizedCIFAR10Net200K
+from sprat.checkpoint import Model
+from sprat.export import export
+from sprat.models import MODELS, build_model
 from sprat.runtime import describe_machine, keep_freed_memory, set_threads, versions
 
-WAYS = ("eager", "bf16", "export")
+WAYS = ("eager", "bf16", "export", "onnx", "onnx-int8")
+NETWORKS = ("OptimizedCIFAR10Net200K", "ResNet8", "ResNet20")
 
 
-def answerer(way: str, images: Tensor) -> Callable[[Tensor], Tensor]:
+def answerer(way: str, name: str, images: Tensor) -> Callable[[Tensor], Tensor]:
     """From images to logits; a pair of images or more for a batch that may differ in size."""
-    network = OptimizedCIFAR10Net200K().eval()
+    if way in ("onnx", "onnx-int8"):
+        return through_onnxruntime(way, name)
+    network = build_model(name).eval()
     if way == "export":
         # one image is a program of its own: torch.export takes a size of 1 to be fixed
         batch = {0: torch.export.Dim("batch", min=2)} if len(images) > 1 else None
@@ -43,18 +51,37 @@ def answerer(way: str, images: Tensor) -> Callable[[Tensor], Tensor]:
     return network
 
 
-def measure(way: str, threads: int, arguments: argparse.Namespace) -> Figures:
+@cache
+def through_onnxruntime(way: str, name: str) -> Callable[[Tensor], Tensor]:
+    """What `sprat export` writes, on as many threads as torch has."""
+    import onnxruntime
+
+    shown = noise(64)
+    torch.manual_seed(0)
+    model = Model(build_model(name), name, shown.train.classes, shown.normalization, 32, {})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        seen, training = shown.test, shown.train
+        export(model, path, way, raw=True, compared=seen, training=training, max_drop=100)
+        content = path.read_bytes()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def measure(way: str, name: str, threads: int, arguments: argparse.Namespace) -> Figures:
     keep_freed_memory()
     set_threads(threads)
     figures = {}
     with torch.inference_mode():
-        for name, images, calls in (
+        for figure, images, calls in (
             ("ms_for_one_image", torch.randn(1, 3, 32, 32), arguments.calls),
             ("images_per_s", torch.randn(arguments.batch_size, 3, 32, 32), arguments.calls // 10),
         ):
             if way == "bf16":
                 images = images.contiguous(memory_format=torch.channels_last)
-            answer = answerer(way, images)
+            answer = answerer(way, name, images)
             for _ in range(max(3, calls // 10)):
                 answer(images)
             seconds = []
@@ -63,7 +90,7 @@ def measure(way: str, threads: int, arguments: argparse.Namespace) -> Figures:
                 answer(images)
                 seconds.append(time.perf_counter() - began)
             median = statistics.median(seconds)
-            figures[name] = 1e3 * median if len(images) == 1 else len(images) / median
+            figures[figure] = 1e3 * median if len(images) == 1 else len(images) / median
     return figures
 
 
@@ -72,23 +99,38 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--calls", type=int, default=200, help="of one image, a tenth of a batch")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=NETWORKS)
     arguments = parser.parse_args()
     contenders = {
-        f"{way}-{threads}": partial(measure, way, threads)
+        f"{name}-{way}-{threads}": partial(measure, way, name, threads)
+        for name in arguments.models
         for threads in (1, 2)
         for way in arguments.ways
     }
-    measured = take_turns(contenders, arguments)
+    turns = take_turns(contenders, arguments)
+    measured = {
+        name: {
+            f"{way}-{threads}": turns[f"{name}-{way}-{threads}"]
+            for threads in (1, 2)
+            for way in arguments.ways
+        }
+        for name in arguments.models
+    }
     print(f"\n{'':10} {'one image, ms':>28} {f'batch of {arguments.batch_size}, images/s':>30}")
     print(f"{'':10} {'one core':>14} {'two cores':>13} {'one core':>16} {'two cores':>13}")
-    for way in arguments.ways:
-        one, two = measured[f"{way}-1"], measured[f"{way}-2"]
-        print(
-            f"{way:10} {one['ms_for_one_image']:14.2f} {two['ms_for_one_image']:13.2f} "
-            f"{one['images_per_s']:16,.0f} {two['images_per_s']:13,.0f}"
-        )
+    for name, of_network in measured.items():
+        print(name)
+        for way in arguments.ways:
+            one, two = of_network[f"{way}-1"], of_network[f"{way}-2"]
+            print(
+                f"{way:10} {one['ms_for_one_image']:14.2f} {two['ms_for_one_image']:13.2f} "
+                f"{one['images_per_s']:16,.0f} {two['images_per_s']:13,.0f}"
+            )
+    first, *others = measured
     figures = {
-        "measured": measured,
+        "model": first,
+        "measured": measured[first],
+        "others": {name: measured[name] for name in others},
         "batch_size": arguments.batch_size,
         "machine": describe_machine(torch.device("cpu"), "fp32", 2),
         "versions": versions(),

@@ -52,12 +52,15 @@ def test_the_briefs_loop_trains_or_says_what_it_needs() -> None:
 
 
 def test_inference() -> None:
-    options = ("--rounds", "1", "--calls", "20", "--batch-size", "4", "--ways", "export")
-    figures = _last_line("inference.py", *options)
+    pytest.importorskip("onnxruntime", reason="needs sprat[export]")
+    options = ("--rounds", "1", "--calls", "20", "--batch-size", "4")
+    some = ("--models", "ResNet8", "--ways", "onnx-int8")
+    figures = _last_line("inference.py", *options, *some)
     measured = figures["measured"]
     assert isinstance(measured, dict)
-    assert measured.keys() == {"export-1", "export-2"}
+    assert measured.keys() == {"onnx-int8-1", "onnx-int8-2"}
     assert all(ways["ms_for_one_image"] > 0 for ways in measured.values())
+    assert (figures["model"], figures["others"]) == ("ResNet8", {})
 
 
 def test_cost(tmp_path: Path) -> None:
