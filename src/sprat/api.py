@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from sprat import training
 from sprat.checkpoint import load_model
 from sprat.config import Config, load_recipe, overrides
 from sprat.data import Dataset
-from sprat.display import TrainingDisplay, load_shown
+from sprat.display import TrainingDisplay, load_shown, make_console
 from sprat.plots import draw_curves
 from sprat.predict import Classifier
 from sprat.results import new_run, read_config
@@ -74,7 +72,7 @@ def train(
     if dataset is not None and not isinstance(dataset, Dataset):
         settings = settings.changed({"dataset": str(dataset)})
     training.check(settings)  # rather than after a download
-    console = Console(quiet=quiet)
+    console = make_console(quiet)
     if not isinstance(dataset, Dataset):
         place = None if data_dir is None else Path(data_dir)
         dataset = load_shown(console, settings.dataset, place, settings.pictures)
@@ -108,7 +106,7 @@ def resume(
     Raises:
         SpratError: it is no run's folder, or the data is not what it began with.
     """
-    folder, console = Path(folder), Console(quiet=quiet)
+    folder, console = Path(folder), make_console(quiet)
     config, _, _ = read_config(folder)
     if dataset is None:
         place = None if data_dir is None else Path(data_dir)

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import io
-import itertools
 import json
 import math
 import shlex
@@ -218,7 +217,7 @@ def evaluate(
 
     from sprat.augment.views import find_views
     from sprat.checkpoint import load_model
-    from sprat.display import judging_bar
+    from sprat.display import judging_bar, print_judgement
     from sprat.evaluate import judge
     from sprat.results import read_config
     from sprat.runtime import choose_device, keep_freed_memory, set_threads
@@ -256,7 +255,7 @@ def evaluate(
         print(json.dumps(named))
     else:
         console.print(f"{loaded.name} on {name} ({split})", highlight=False, soft_wrap=True)
-        _print_judgement(console, judgement)
+        print_judgement(console, judgement)
     return 0
 
 
@@ -914,36 +913,14 @@ def preview(
     """
     _check_picture(output, columns)
 
-    import torch
     from rich.console import Console
 
-    import sprat.augment.preview
     from sprat.display import load_shown
     from sprat.plots import draw_preview
-    from sprat.training import make_pipeline
+    from sprat.training import preview_augmentation
 
     loaded = load_shown(Console(), config.dataset, data_dir, config.pictures)
-    classes = loaded.train.classes
-    generator = torch.Generator().manual_seed(config.seed)
-    # the nth image of the nth class, over and over
-    members = [(loaded.train.targets == label).nonzero() for label in range(len(classes))]
-    chosen = [
-        of_class[column % len(of_class)].item()
-        for column, of_class in zip(range(columns), itertools.cycle(members), strict=False)
-    ]
-    shown = loaded.train.subset(torch.tensor(chosen))
-    rows = sprat.augment.preview.preview(
-        shown.images[:],
-        shown.targets.tolist(),
-        classes,
-        pipeline=make_pipeline(config.augment),
-        mixers={
-            name: config.mixing.strengths[name]
-            for name, probability in config.mixing.probabilities.items()
-            if probability
-        },
-        generator=generator,
-    )
+    rows = preview_augmentation(config, loaded.train, columns)
     name = Path(recipe).stem
     path = output or Path(f"augment-{name}.png")
     draw_preview(rows, f"{name} on {loaded.name}", path)
@@ -988,6 +965,8 @@ def _stop_on_signal() -> Iterator[_Stop]:
 
 
 def _print_outcome(console: "Console", results: dict[str, Any], run: Path) -> None:
+    from sprat.display import print_judgement
+
     which = "the test set, read once" if results["final"] else "val"
     minutes = results["seconds"] / 60
     console.print(
@@ -996,7 +975,7 @@ def _print_outcome(console: "Console", results: dict[str, Any], run: Path) -> No
         highlight=False,
         soft_wrap=True,
     )
-    _print_judgement(console, results["test"] or results["val"])
+    print_judgement(console, results["test"] or results["val"])
     if results["dataset"] == "shapes10":
         console.print("This is shapes10, drawn shapes; it says nothing about CIFAR-10.")
     console.print(
@@ -1018,22 +997,3 @@ def _print_seeds(console: "Console", summary: dict[str, Any], folder: Path) -> N
             highlight=False,
         )
     console.print(f"{folder}/summary.json holds them.", highlight=False, soft_wrap=True)
-
-
-def _print_judgement(console: "Console", judgement: dict[str, Any]) -> None:
-    tta = judgement["tta_views"]
-    views = "with the mirrored view" if tta == 2 else f"mean of {tta} views"
-    low, high = (100 * share for share in judgement["top1_ci95"])
-    console.print(
-        f"  accuracy                  {100 * judgement['top1']:.2f} %  (95 % interval {low:.2f} to "
-        f"{high:.2f}, {judgement['n']:,} images)\n"
-        f"  {views:24}  {100 * judgement['tta_top1']:.2f} %  (McNemar's test: p = "
-        f"{judgement['tta_p']:.2g})\n"
-        f"  calibration error (ECE)   {100 * judgement['ece']:.2f} %",
-        highlight=False,
-        soft_wrap=True,
-    )
-    width = max(map(len, judgement["per_class"]))
-    for name, share in judgement["per_class"].items():
-        shown = "no image" if share is None else f"{100 * share:6.2f} %  {'█' * round(30 * share)}"
-        console.print(f"    {name:{width}}  {shown}", highlight=False, markup=False)

@@ -1,6 +1,8 @@
-"""A run on the terminal: a bar by epoch and a table of epochs; plain lines without a terminal."""
+"""A run on a terminal or in a notebook: a bar by epoch and a table of epochs; else plain lines."""
 
+import io
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TaskID,
     TextColumn,
@@ -30,6 +33,72 @@ from sprat.training import Observer, Training, why_torch
 HEADER = "epoch     loss   accuracy   EMA accuracy   learning rate   seconds   images/s"
 UNEVEN = 1.5  # times as many images of one class as of another that are worth a line
 PLAIN_EVERY = 30  # seconds between the lines that stand in for the bar
+NOTEBOOK_EVERY = 1  # seconds between two states of a bar in a notebook
+NOTEBOOK_WIDTH = 80  # characters of it
+
+
+def make_console(quiet: bool = False) -> Console:
+    """Where a run from Python is told of. In a notebook too it takes plain text: rich would make
+    of every line an output of its own."""
+    return Console(quiet=quiet, force_jupyter=False)
+
+
+class NotebookProgress(Progress):
+    """A bar in the output of a notebook's cell: text that is replaced in place, and stays as it
+    was last. rich's own needs ipywidgets, and is not in the notebook that is saved."""
+
+    def __init__(self, *columns: ProgressColumn, console: Console) -> None:
+        still = (column for column in columns if not isinstance(column, SpinnerColumn))
+        super().__init__(*still, console=console)
+        self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
+
+    def start(self) -> None:
+        """Shows it, once."""
+        if self._thread is None and not self.console.quiet:
+            from IPython.display import display
+
+            self._shown = display(self._contents(), raw=True, display_id=True)
+            self._thread = threading.Thread(target=self._follow, daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Leaves it as it is now."""
+        if self._thread is not None and not self._stopped.is_set():
+            self._stopped.set()
+            self._thread.join()
+            self._shown.update(self._contents(), raw=True)
+
+    def _follow(self) -> None:
+        while not self._stopped.wait(NOTEBOOK_EVERY):
+            self._shown.update(self._contents(), raw=True)
+
+    def _contents(self) -> dict[str, str]:
+        text = io.StringIO()
+        plain = Console(file=text, width=NOTEBOOK_WIDTH, force_jupyter=False, color_system=None)
+        plain.print(self.get_renderable())
+        return {"text/plain": text.getvalue().rstrip()}
+
+
+def _make_bar(console: Console, *columns: ProgressColumn, redirect: bool = False) -> Progress:
+    """A bar that is taken down at its end, where it is no notebook's.
+
+    redirect: whether what is printed meanwhile goes above it, rather than where it was sent.
+    """
+    if Console().is_jupyter:
+        return NotebookProgress(*columns, console=console)
+    return Progress(
+        *columns,
+        console=console,
+        transient=True,
+        redirect_stdout=redirect,
+        redirect_stderr=redirect,
+    )
+
+
+def _can_move(bar: Progress) -> bool:
+    """Whether a bar can be shown: elsewhere rich would print an empty line at its end."""
+    return bar.console.is_terminal or isinstance(bar, NotebookProgress)
 
 
 class TrainingDisplay(Observer):
@@ -37,24 +106,24 @@ class TrainingDisplay(Observer):
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.progress = Progress(
+        self.progress = _make_bar(
+            console,
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f} %  {task.fields[rate]:>6,.0f} images/s"),
             TextColumn("{task.fields[left]}"),
-            console=console,
-            transient=True,
+            redirect=True,
         )
         self.task: TaskID | None = None
         self.judging_task: TaskID | None = None
 
     def __enter__(self) -> "TrainingDisplay":
-        if self.console.is_terminal:  # elsewhere rich would print an empty line at its end
+        if _can_move(self.progress):
             self.progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.console.is_terminal:
+        if _can_move(self.progress):
             self.progress.stop()
 
     def preparing(self, what: str) -> None:
@@ -90,7 +159,7 @@ class TrainingDisplay(Observer):
         left = f"{_duration((training.total_steps - training.step) * seconds_a_step)} left"
         # the step that ends an epoch is told before the epoch is counted
         epoch, done = training.epoch + 1, training.batch
-        if self.console.is_terminal:
+        if _can_move(self.progress):
             assert self.task is not None
             description = f"epoch {epoch}/{training.config.epochs}"
             self.progress.update(
@@ -204,6 +273,26 @@ def print_contenders(console: Console, contenders: Sequence[Contender]) -> None:
     print_table(console, rows, left=1)
 
 
+def print_judgement(console: Console, judgement: dict[str, Any]) -> None:
+    """What `evaluate.judge` found: accuracy with its interval, calibration, each class."""
+    tta = judgement["tta_views"]
+    views = "with the mirrored view" if tta == 2 else f"mean of {tta} views"
+    low, high = (100 * share for share in judgement["top1_ci95"])
+    console.print(
+        f"  accuracy                  {100 * judgement['top1']:.2f} %  (95 % interval {low:.2f} to "
+        f"{high:.2f}, {judgement['n']:,} images)\n"
+        f"  {views:24}  {100 * judgement['tta_top1']:.2f} %  (McNemar's test: p = "
+        f"{judgement['tta_p']:.2g})\n"
+        f"  calibration error (ECE)   {100 * judgement['ece']:.2f} %",
+        highlight=False,
+        soft_wrap=True,
+    )
+    width = max(map(len, judgement["per_class"]))
+    for name, share in judgement["per_class"].items():
+        shown = "no image" if share is None else f"{100 * share:6.2f} %  {'█' * round(30 * share)}"
+        console.print(f"    {name:{width}}  {shown}", highlight=False, markup=False)
+
+
 def print_table(
     console: Console, rows: Sequence[Sequence[str]], left: int, left_again: int = 1000
 ) -> None:
@@ -221,15 +310,12 @@ def print_table(
 @contextmanager
 def judging_bar(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar for an evaluation; gives the function to tell how many more images are done."""
-    bar = Progress(
+    bar = _make_bar(
+        console,
         TextColumn(what),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        redirect_stdout=False,  # what is printed meanwhile goes where it was sent
-        redirect_stderr=False,
     )
     task = bar.add_task(what, total=total)
     with _shown(bar):
@@ -265,34 +351,19 @@ def loading(
     columns = (
         (DownloadColumn(), TransferSpeedColumn()) if counted == "bytes" else (MofNCompleteColumn(),)
     )
-    spinner = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        console=console,
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    )
+    spinner = _make_bar(console, SpinnerColumn(), TextColumn("{task.description}"))
     spinner.add_task(what, total=None)
-    bar = Progress(
-        TextColumn(doing),
-        BarColumn(),
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        redirect_stdout=False,  # what is printed meanwhile goes where it was sent
-        redirect_stderr=False,
-    )
+    bar = _make_bar(console, TextColumn(doing), BarColumn(), *columns, TimeRemainingColumn())
     task = bar.add_task(doing, total=None)
-    last_line = time.perf_counter()
+    last_line, started = time.perf_counter(), False
 
     def told(done: int, total: int) -> None:
-        nonlocal last_line
+        nonlocal last_line, started
         bar.update(task, completed=done, total=total or None)
-        if console.is_terminal:
+        if _can_move(bar):
             spinner.stop()
             bar.start()
+            started = True
         elif time.perf_counter() - last_line > PLAIN_EVERY:
             last_line = time.perf_counter()
             speed, left = bar.tasks[task].speed, bar.tasks[task].time_remaining
@@ -304,21 +375,14 @@ def loading(
         try:
             yield told
         finally:
-            if bar.live.is_started:
+            if started:
                 bar.stop()
 
 
 @contextmanager
 def doing(console: Console, what: str) -> Iterator[Callable[[str], None]]:
     """A spinner for work of several parts; gives the function to tell which is under way."""
-    spinner = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        console=console,
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    )
+    spinner = _make_bar(console, SpinnerColumn(), TextColumn("{task.description}"))
     task = spinner.add_task(what, total=None)
     with _shown(spinner):
         yield lambda what: spinner.update(task, description=what)
@@ -326,8 +390,8 @@ def doing(console: Console, what: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def _shown(bar: Progress) -> Iterator[None]:
-    """Starts and stops a bar, on a terminal only: elsewhere rich would print an empty line."""
-    if not bar.console.is_terminal:
+    """Starts and stops a bar that can be shown."""
+    if not _can_move(bar):
         yield
         return
     with bar:

@@ -101,6 +101,18 @@ def judge(
     }
 
 
+def worst_mistakes(probabilities: Tensor, targets: Tensor, most: int) -> Tensor:
+    """Indices (int64) of the wrong answers given with the most confidence, the most first; at
+    most so many.
+
+    Args:
+        probabilities: N x K. targets: int64, N.
+    """
+    confidence, predictions = probabilities.max(1)
+    wrong = (predictions != targets).nonzero().flatten()
+    return wrong[confidence[wrong].argsort(descending=True, stable=True)[:most]]
+
+
 def wilson_interval(hits: int, n: int) -> tuple[float, float]:
     """95 % score interval of a share (Wilson 1927): sampling of the test images alone, not
     the spread over seeds."""

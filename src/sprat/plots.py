@@ -17,10 +17,12 @@ from sprat.augment.preview import Row
 from sprat.budget import effective_side
 from sprat.compare import Entry, pareto_front
 from sprat.data.imageset import ImageSet
+from sprat.evaluate import calibration_bins, expected_calibration_error, worst_mistakes
 from sprat.results import CURVES_FILE, RESULTS_FILE, read_json, read_metrics
 from sprat.runtime import replacing
 
 RAW, AVERAGED, TEST = "#1f77b4", "#d95f02", "#222222"
+NUMBERED_CLASSES = 20  # beyond which a matrix of numbers cannot be read
 
 
 def draw_curves(run: Path) -> Path:
@@ -118,7 +120,7 @@ def draw_preview(rows: Sequence[Row], title: str, path: Path) -> Path:
             sheet[top : top + height, left : left + width] = image
         for left, caption in zip(lefts, row.captions, strict=False):
             axes.text(
-                left + width / 2, top + height + 0.5, caption, fontsize=7, ha="center", va="top"
+                left + width / 2, top + height + 0.5, caption, fontsize=6.5, ha="center", va="top"
             )
     axes.imshow(sheet.numpy(), interpolation="nearest")
     axes.set_title(title)
@@ -129,6 +131,110 @@ def draw_preview(rows: Sequence[Row], title: str, path: Path) -> Path:
     with replacing(path) as beside:
         figure.savefig(beside, dpi=130, bbox_inches="tight")
     return path
+
+
+def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], path: Path) -> Path:
+    """Draws how many images of each class (row) were named what (column), as PNG; mistakes are
+    darker the larger their share of the class."""
+    counts = torch.tensor(confusion)
+    shares = 100 * counts / counts.sum(1, keepdim=True).clamp_min(1)
+    darkest = shares.fill_diagonal_(0).max().item() or 1.0
+    inches = 2 + 0.5 * len(classes)
+    figure = Figure(figsize=(inches + 0.8, inches), layout="constrained", dpi=90)
+    axes = figure.subplots()
+    heat = axes.imshow(shares.numpy(), cmap="Oranges", vmin=0, vmax=darkest)
+    figure.colorbar(heat, ax=axes, shrink=0.8, label="named wrongly, % of the class")
+    axes.set_xticks(range(len(classes)), labels=classes, rotation=45, ha="right")
+    axes.set_yticks(range(len(classes)), labels=classes)
+    axes.set_xlabel("named")
+    axes.set_ylabel("is")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if len(classes) <= NUMBERED_CLASSES:
+        for row, column in itertools.product(range(len(classes)), repeat=2):
+            hit, dark = row == column, shares[row, column].item() > 0.6 * darkest
+            axes.text(
+                column,
+                row,
+                f"{counts[row, column]:,}" if hit or counts[row, column] else "",
+                ha="center",
+                va="center",
+                fontweight="bold" if hit else "normal",
+                color="white" if dark else TEST,
+            )
+    with replacing(path) as beside:
+        figure.savefig(beside)
+    return path
+
+
+def draw_calibration(probabilities: Tensor, targets: Tensor, path: Path) -> Path:
+    """Draws accuracy by confidence, and how many images have which confidence, as PNG.
+
+    Args:
+        probabilities: N x K. targets: int64, N.
+    """
+    counts, confidences, hits = calibration_bins(probabilities, targets)
+    edges = torch.linspace(0, 100, len(counts) + 1)[:-1]
+    some = counts > 0
+    width = 100 / len(counts)
+    left = edges[some].numpy()
+    figure = Figure(figsize=(6, 6.4), layout="constrained", dpi=90)
+    accuracy, number = figure.subplots(2, sharex=True, height_ratios=[3, 1])
+    right = (100 * hits / counts)[some].numpy()
+    accuracy.bar(left, right, width, align="edge", color=RAW, ec="white", label="named rightly")
+    accuracy.plot([0, 100], [0, 100], ":", color=TEST, label="as often as it is sure")
+    accuracy.plot(
+        (100 * confidences / counts)[some].numpy(),
+        right,
+        "o",
+        color=AVERAGED,
+        label="at its mean confidence",
+    )
+    error = 100 * expected_calibration_error(probabilities, targets)
+    accuracy.set_title(f"calibration error (ECE) {error:.2f} %", fontsize="medium")
+    accuracy.set_ylabel("accuracy, %")
+    accuracy.legend(loc="upper left")
+    number.bar(left, counts[some].numpy(), width, align="edge", color="#999999", ec="white")
+    number.set_ylabel("images")
+    number.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    number.set_xlabel("confidence, %")
+    number.set_xlim(0, 100)
+    for axes in (accuracy, number):
+        _lighten(axes)
+    with replacing(path) as beside:
+        figure.savefig(beside)
+    return path
+
+
+def draw_mistakes(
+    dataset: ImageSet,
+    probabilities: Tensor,
+    title: str,
+    path: Path,
+    columns: int = 8,
+    lines: int = 3,
+) -> Path:
+    """Draws the wrong answers given with the most confidence, the most first, each with what it
+    is, what was said and how sure that was, as PNG.
+
+    Args:
+        probabilities: N x K, of the images of `dataset`.
+    """
+    confidence, predictions = probabilities.max(1)
+    chosen = worst_mistakes(probabilities, dataset.targets, columns * lines)
+    captions = [
+        f"is {dataset.classes[int(dataset.targets[number])]}\n"
+        f"said {dataset.classes[int(predictions[number])]}\n"
+        f"{100 * confidence[number]:.1f} % sure"
+        for number in chosen.tolist()
+    ]
+    images = torch.full((columns * lines, *dataset.images.shape[1:]), 255, dtype=torch.uint8)
+    images[: len(chosen)] = dataset.images[chosen]
+    rows = [
+        Row("", images[first : first + columns], captions[first : first + columns])
+        for first in range(0, len(images), columns)
+    ]
+    return draw_preview(rows, title, path)
 
 
 def draw_effective_field(

@@ -12,6 +12,7 @@ images as they are.
 
 import dataclasses
 import functools
+import itertools
 import math
 import random
 import time
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from sprat.augment.mixing import MIXERS, choose
 from sprat.augment.pipeline import Pipeline
+from sprat.augment.preview import Row, preview
 from sprat.augment.reference import AlbumentationsPipeline, require_albumentations
 from sprat.augment.transforms import normalize, resize
 from sprat.augment.views import find_views
@@ -261,6 +263,30 @@ def make_pipeline(augment: AugmentConfig) -> Pipeline:
     if augment.flip_mode == "alternating":  # the batches do it
         named["flip"] = 0.0
     return Pipeline(**named)
+
+
+def preview_augmentation(config: Config, train_set: ImageSet, columns: int) -> list[Row]:
+    """What augmentation and mixing of `config` do to training images, `columns` of as many
+    classes, row by row (see augment/preview.py)."""
+    # the nth image of the nth class, over and over
+    members = [(train_set.targets == label).nonzero() for label in range(len(train_set.classes))]
+    chosen = [
+        of_class[column % len(of_class)].item()
+        for column, of_class in zip(range(columns), itertools.cycle(members), strict=False)
+    ]
+    shown = train_set.subset(torch.tensor(chosen))
+    return preview(
+        shown.images[:],
+        shown.targets.tolist(),
+        train_set.classes,
+        pipeline=make_pipeline(config.augment),
+        mixers={
+            name: config.mixing.strengths[name]
+            for name, probability in config.mixing.probabilities.items()
+            if probability
+        },
+        generator=torch.Generator().manual_seed(config.seed),
+    )
 
 
 class Training:

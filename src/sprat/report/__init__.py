@@ -24,6 +24,7 @@ from sprat.evaluate import (
     expected_calibration_error,
     top1,
     wilson_interval,
+    worst_mistakes,
 )
 from sprat.models import build_model
 from sprat.report.charts import Box, Frame, Line, box, frame, line
@@ -345,11 +346,9 @@ def _mistakes(answers: Answers) -> list[Mistake]:
     """The wrong answers given with the most confidence, the most first."""
     images = answers.images
     confidence, predictions = answers.probabilities.max(1)
-    wrong = (predictions != images.targets).nonzero().flatten()
     pixels = images.images.shape[1:].numel()
     most = min(MISTAKES, MISTAKES_BYTES // pixels)
-    order = confidence[wrong].argsort(descending=True, stable=True)[:most]
-    chosen = wrong[order]
+    chosen = worst_mistakes(answers.probabilities, images.targets, most)
     return [
         Mistake(
             number=number,
