@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ SMALL = Config(
     epochs=3,
     batch_size=32,
     dropout=0.2,
-    threads=2,
+    threads=1,
     precision="fp32",
     label_smoothing=0.05,
     optim=OptimConfig(lr=0.1, warmup_epochs=1),
@@ -115,6 +115,14 @@ class Hostile:
         assert not left, "a bad input left something behind"
         return said
 
+    def add(self, **counted: int) -> None:
+        for name, number in counted.items():
+            setattr(self, name, getattr(self, name) + number)
+
+    def as_told(self) -> bool:
+        """Whether the docs tell of as many."""
+        return f"{self.tried:,} hostile inputs" in " ".join(HOSTILE_PAGE.read_text().split())
+
     def __str__(self) -> str:
         return (
             f"hostile inputs: {self.tried:,} tried, {self.read_wrongly} read wrongly, "
@@ -128,6 +136,7 @@ def _contents(folder: Path) -> dict[Path, tuple[int, int]]:
 
 
 HOSTILE = pytest.StashKey[Hostile]()
+HOSTILE_PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "datasets.md"
 
 
 @pytest.fixture
@@ -137,13 +146,35 @@ def hostile(request: pytest.FixtureRequest) -> Hostile:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[HOSTILE] = Hostile(partial=config.args != config.getini("testpaths"))
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker and hasattr(os, "sched_setaffinity"):
+        # a core for each worker and what it starts: threads that spin for one another's core
+        # take longer than one alone
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+        torch.set_num_threads(1)
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
     items[0].config.stash[HOSTILE].partial = True
 
 
+def pytest_testnodedown(node: Any) -> None:
+    """A worker has ended: what it counted is added to the others'."""
+    node.config.stash[HOSTILE].add(**getattr(node, "workeroutput", {}).get("hostile", {}))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    hostile = session.config.stash[HOSTILE]
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["hostile"] = dataclasses.asdict(hostile)
+    elif not hostile.partial and not hostile.as_told():
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     hostile = terminalreporter.config.stash[HOSTILE]
     if hostile.tried:
         terminalreporter.write_line(str(hostile))
+    if not hostile.partial and not hostile.as_told():
+        terminalreporter.write_line(f"FAILED {HOSTILE_PAGE} tells of another number", red=True)

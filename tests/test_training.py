@@ -602,6 +602,7 @@ class TestMixing:
 
 
 class TestAlbumentationsEngine:
+    @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on one core
     def test_trains_and_resumes_bit_for_bit(self, small: Dataset, tmp_path: Path) -> None:
         pytest.importorskip("albumentations", reason="needs sprat[albumentations]")
         augment = dataclasses.replace(BRIEF, engine="albumentations", workers=2)
