@@ -12,9 +12,10 @@ ROOT = SOURCE.parents[1]
 
 FLOORS = {
     "cli": 3, "api": 3, "display": 3, "serve": 3,
-    "training": 2, "predict": 2, "plots": 2, "compare": 2, "seeds": 2, "zoo": 2,
+    "training": 2, "predict": 2, "plots": 2, "compare": 2, "seeds": 2, "ship": 2,
     "report": 2, "export": 2,
     "data": 1, "optim": 1, "evaluate": 1, "checkpoint": 1, "results": 1,
+    "zoo": 1, "distill": 1,
     "config": 0, "runtime": 0, "models": 0, "augment": 0, "schedules": 0, "ema": 0, "budget": 0,
     "kernels": 0, "graph": 0,
     "errors": -1,
@@ -25,9 +26,13 @@ SIDEWAYS = {
     ("cli", "serve"),
     ("plots", "compare"),
     ("seeds", "training"),
-    ("zoo", "training"),
+    ("ship", "training"),
     ("evaluate", "data"),
     ("checkpoint", "data"),
+    ("zoo", "checkpoint"),
+    ("distill", "checkpoint"),
+    ("distill", "data"),
+    ("distill", "zoo"),
     ("kernels", "models"),
     ("kernels", "runtime"),
 }

@@ -15,8 +15,8 @@ from sprat.cli import app
 from sprat.data import Dataset, load_dataset
 from sprat.evaluate import judge
 from sprat.results import read_json
+from sprat.ship import ship
 from sprat.zoo import ZOO, best, card_text, cards, find_card, is_model, listed, locate
-from sprat.zoo.ship import ship
 
 SHIPPED = sorted(path.parent.name for path in ZOO.glob("*/card.json"))
 

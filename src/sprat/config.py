@@ -226,6 +226,23 @@ class EMAConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """A trained network whose answers are learnt beside the labels."""
+
+    teacher: str = ""
+    """A model's file, a finished run's folder or a shipped model's name; empty: no teacher."""
+    weight: float = 0.5
+    """Share of the loss that the distance to the teacher's answers is; the labels have the rest."""
+    temperature: float = 2.0
+    """What both networks' logits are divided by for that distance; above 1 it softens them."""
+
+    def __post_init__(self) -> None:
+        _check("distill.weight", self.weight, 0 < self.weight <= 1, "a share in (0, 1]")
+        ok = 0.1 <= self.temperature <= 100
+        _check("distill.temperature", self.temperature, ok, "a number from 0.1 to 100")
+
+
+@dataclass(frozen=True, kw_only=True)
 class BudgetConfig:
     """Limits of the network; a run that would break one does not begin."""
 
@@ -327,6 +344,7 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     mixing: MixingConfig = field(default_factory=MixingConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
 
     def __post_init__(self) -> None:

@@ -45,11 +45,12 @@ from sprat.data import Dataset
 from sprat.data.batches import Batches
 from sprat.data.imageset import ImageSet, class_counts, stratified_split
 from sprat.data.workers import WorkerBatches
+from sprat.distill import Renormalize, Teacher, distance, load_teacher
 from sprat.ema import EMA, reestimate_batchnorm
 from sprat.errors import SpratError
 from sprat.evaluate import judge, predict_probabilities, top1
 from sprat.graph import CapturedStep
-from sprat.kernels import CompiledNetwork, why_not
+from sprat.kernels import LANES, CompiledNetwork, why_not
 from sprat.models import build_model, find_model
 from sprat.optim import build_optimizer
 from sprat.results import (
@@ -150,9 +151,12 @@ def check(config: Config) -> None:
     """What can be known to be wrong before any data is there.
 
     Raises:
-        SpratError: the machine lacks what it asks for, or there is no such model or set of views.
+        SpratError: the machine lacks what it asks for, or there is no such model, teacher or set of
+            views.
     """
     find_model(config.model)
+    if config.distill.teacher:
+        load_teacher(config.distill.teacher)
     find_views(config.tta)
     choose_precision(config.precision, choose_device(config.device))
     if config.augment.engine == "albumentations":
@@ -335,6 +339,11 @@ class Training:
         self.ema = EMA(self.network, config.ema.decay) if config.ema.decay else None
         self.generator = torch.Generator(self.device)
         self.forward = self._fast_forward()
+        self.teacher: Teacher | None = None
+        if config.distill.teacher:
+            self.teacher = load_teacher(config.distill.teacher)
+            self.teacher.check(dataset, config.final)
+            self.teach = self._teaching(self.teacher)
         self.update = self._recorded_update() if config.kernels == "graph" else self._update
 
         self.epoch = 0  # finished
@@ -462,6 +471,10 @@ class Training:
             weight=self.class_weights,
             label_smoothing=config.label_smoothing,
         )
+        if self.teacher:
+            share = config.distill.weight
+            to_teacher = distance(logits, self.teach(inputs), config.distill.temperature)
+            loss = (1 - share) * loss + share * to_teacher
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         if config.optim.max_norm:
@@ -483,6 +496,21 @@ class Training:
                 return self.network(images)
 
         return through_torch
+
+    def _teaching(self, teacher: Teacher) -> Callable[[Tensor], Tensor]:
+        """From the student's normalised images to the teacher's logits."""
+        config, network = self.config, teacher.model.network.requires_grad_(False)
+        if config.kernels == "compiled" and not why_not(type(network), self.device, LANES, False):
+            network = CompiledNetwork(network, bf16=False, threads=config.threads).eval()
+        renormalize = Renormalize(self.dataset.normalization, teacher.model.normalization)
+        both = torch.nn.Sequential(renormalize, network)
+        both.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+        def teach(images: Tensor) -> Tensor:
+            with torch.no_grad(), autocast(self.device, config.precision):
+                return both(images)
+
+        return teach
 
     def _recorded_update(self) -> Callable[..., Tensor]:
         """`_update` by CUDA graphs, one for each side of the images and each mixer."""
@@ -604,6 +632,7 @@ class Training:
                 "best": self.best,
                 "config": self.config.to_dict(),
                 "dataset_md5": self.dataset.md5,
+                "teacher": self.teacher and self.teacher.sha256,
                 "git": self.git,
                 "network": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -631,6 +660,11 @@ class Training:
                 raise SpratError(
                     f"{self.run} was trained on other images than this {self.dataset.name}; "
                     "resume it with the data it began with"
+                )
+            if self.teacher and state["teacher"] != self.teacher.sha256:
+                raise SpratError(
+                    f"{self.run} was taught by another model than {self.config.distill.teacher} "
+                    "is now; put that back, or start a new run"
                 )
             self.network.load_state_dict(state["network"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -818,6 +852,7 @@ def finish(training: Training, observer: Observer) -> dict[str, Any]:
         "machine": machine,
         "versions": versions(),
         "git": training.git,
+        "teacher": training.teacher and training.teacher.about,
         "brief": brief_fields(
             parameters,
             _receptive_field(config.model, side),

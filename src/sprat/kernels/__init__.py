@@ -14,7 +14,7 @@ from sprat.kernels.build import NoKernels, is_built, load
 from sprat.kernels.trunk import LANES, Trunk
 from sprat.models import OptimizedCIFAR10Net200K
 
-__all__ = ["CompiledNetwork", "NoKernels", "why_not"]
+__all__ = ["LANES", "CompiledNetwork", "NoKernels", "why_not"]
 
 
 def why_not(

@@ -1,6 +1,6 @@
 """Puts a finished run's model into the package, with a card measured on what is shipped.
 
-    python -m sprat.zoo.ship RUN [--data-dir DIR]
+    python -m sprat.ship RUN [--data-dir DIR]
 
 RUN is a run's folder; where it lies beside other seeds with a summary.json, the card gives their
 spread. Seed 0 is shipped, not the best of them.

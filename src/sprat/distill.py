@@ -1,0 +1,96 @@
+"""A trained network as a teacher, whose answers are learnt beside the labels (Hinton, Vinyals and
+Dean 2015, arXiv 1503.02531)."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sprat.budget import count_parameters
+from sprat.checkpoint import MODEL_FILE, Model, load_model
+from sprat.data import Dataset
+from sprat.data.imageset import Normalization
+from sprat.errors import SpratError
+from sprat.zoo import locate
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained model, and its file's sha256."""
+
+    model: Model
+    sha256: str
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a student's results tell of it."""
+        kept = {
+            key: self.model.about.get(key) for key in ("recipe", "seed", "val_top1", "test_top1")
+        }
+        parameters = count_parameters(self.model.network)
+        return {"model": self.model.name, "parameters": parameters, "sha256": self.sha256} | kept
+
+    def check(self, dataset: Dataset, final: bool) -> None:
+        """
+        Raises:
+            SpratError: it was trained on other images than the student will be, or on all training
+                images while the student is to be judged on some of them.
+        """
+        if self.model.about.get("dataset_md5") != dataset.md5:
+            raise SpratError(
+                f"the teacher, {self.model.name}, was trained on other images than this "
+                f"{dataset.name}, maybe on those of its test set; train one on the same"
+            )
+        if self.model.about.get("test_top1") is not None and not final:
+            raise SpratError(
+                f"the teacher, {self.model.name}, was trained on all training images, those of val "
+                "among them, so a student's accuracy on val would flatter it; add --final, or "
+                "train a teacher without it"
+            )
+
+
+class Renormalize(nn.Module):
+    """Images B x 3 x H x W as normalised by `given` to what `wanted` would have made of them."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, given: Normalization, wanted: Normalization) -> None:
+        super().__init__()
+        std, mean = torch.tensor(wanted.std), torch.tensor(wanted.mean)
+        self.register_buffer("scale", (torch.tensor(given.std) / std)[:, None, None])
+        self.register_buffer("shift", ((torch.tensor(given.mean) - mean) / std)[:, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images * self.scale + self.shift
+
+
+def load_teacher(name: str) -> Teacher:
+    """
+    Args:
+        name: a model's file, a finished run's folder or a shipped model's name.
+
+    Raises:
+        SpratError: there is no such model, or it is damaged.
+    """
+    path = locate(name)
+    file = path / MODEL_FILE if path.is_dir() else path
+    model = load_model(file)
+    return Teacher(model, hashlib.sha256(file.read_bytes()).hexdigest())
+
+
+def distance(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """How far a student's answers are from the teacher's, both softened: the mean over images of
+    the Kullback-Leibler divergence, times temperature², so that gradients keep their size.
+
+    Args:
+        logits, taught: the student's and the teacher's, B x K.
+        temperature: what both are divided by before their softmax.
+    """
+    student = F.log_softmax(logits.float() / temperature, 1)
+    teacher = F.log_softmax(taught.float() / temperature, 1)
+    kl = F.kl_div(student, teacher, log_target=True, reduction="batchmean")
+    return kl * temperature**2

@@ -1,0 +1,143 @@
+"""A teacher: what is learnt of it, and which teachers are refused."""
+
+import dataclasses
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL, Here
+from torch import Tensor, nn
+
+from sprat.augment.transforms import normalize
+from sprat.checkpoint import load_model
+from sprat.config import Config, DistillConfig
+from sprat.data import Dataset
+from sprat.data.imageset import Normalization
+from sprat.distill import Renormalize, distance, load_teacher
+from sprat.errors import SpratError
+from sprat.results import read_json
+from sprat.training import Interrupted, Training, resume, settle, train
+
+
+def taught(by: Path | str, **changes: object) -> Config:
+    distill = DistillConfig(teacher=str(by), weight=0.5, temperature=2.0)
+    return dataclasses.replace(SMALL, distill=distill, **changes)  # type: ignore[arg-type]
+
+
+def weights(run: Path) -> list[bytes]:
+    return [value.numpy().tobytes() for value in load_model(run).network.state_dict().values()]
+
+
+def slow_distance(logits: Tensor, taught: Tensor, temperature: float) -> float:
+    """The divergence, image by image and class by class."""
+    total = 0.0
+    for given, wanted in zip(logits.tolist(), taught.tolist(), strict=True):
+        q = [math.exp(z / temperature) for z in given]
+        p = [math.exp(z / temperature) for z in wanted]
+        for one, other in zip(p, q, strict=True):
+            share = one / sum(p)
+            total += share * math.log(share / (other / sum(q)))
+    return temperature**2 * total / len(logits)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 8.0])
+def test_the_distance_is_the_divergence_of_softened_answers(temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, teachers = 3 * torch.randn(2, 16, 10, generator=generator)
+    found = distance(logits, teachers, temperature)
+    assert found.item() == pytest.approx(slow_distance(logits, teachers, temperature), rel=1e-5)
+    assert distance(teachers, teachers, temperature).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_images_are_normalised_again_as_the_teacher_knows_them() -> None:
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    given = Normalization((0.1, 0.5, 0.9), (0.2, 0.3, 0.4))
+    wanted = Normalization((0.6, 0.4, 0.2), (0.5, 0.1, 0.3))
+    once, again = (
+        normalize(images, torch.tensor(n.mean), torch.tensor(n.std)) for n in (given, wanted)
+    )
+    torch.testing.assert_close(Renormalize(given, wanted)(once), again, rtol=1e-4, atol=1e-5)
+
+
+def test_taught_alone_a_student_never_sees_the_labels(
+    small: Dataset, small_run: Path, tmp_path: Path
+) -> None:
+    config = taught(small_run, epochs=2, weights="last")
+    alone = dataclasses.replace(
+        config, final=True, distill=dataclasses.replace(config.distill, weight=1.0)
+    )
+    wrong = dataclasses.replace(small.train, targets=(small.train.targets + 1) % 10)
+    train(alone, small, tmp_path / "right", recipe="small")
+    train(alone, dataclasses.replace(small, train=wrong), tmp_path / "wrong", recipe="small")
+    assert weights(tmp_path / "right") == weights(tmp_path / "wrong")
+
+
+def test_the_teacher_changes_what_is_learnt_and_is_told(
+    small: Dataset, small_run: Path, tmp_path: Path
+) -> None:
+    train(taught(small_run), small, tmp_path / "run", recipe="small")
+    assert weights(tmp_path / "run") != weights(small_run)
+    told = read_json(tmp_path / "run" / "results.json")["teacher"]
+    assert told["model"] == "OptimizedCIFAR10Net200K"
+    assert told["parameters"] == 150_690
+    assert told["sha256"] == load_teacher(str(small_run)).sha256
+    assert told["val_top1"] == read_json(small_run / "results.json")["val"]["top1"]
+    assert read_json(small_run / "results.json")["teacher"] is None
+
+
+def test_resumes_bit_for_bit_but_not_with_another_teacher(
+    small: Dataset, small_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(small_run, tmp_path / "teacher")
+    config = taught(tmp_path / "teacher")
+    train(config, small, tmp_path / "whole", recipe="small")
+    steps = iter(range(100))
+    with pytest.raises(Interrupted):
+        train(
+            config, small, tmp_path / "run", recipe="small", should_stop=lambda: next(steps) == 15
+        )
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    resume(tmp_path / "run", small)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    shutil.copy(tmp_path / "whole" / "model.safetensors", tmp_path / "teacher")
+    with pytest.raises(SpratError, match="was taught by another model than"):
+        resume(tmp_path / "other", small)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "torch"])
+def test_the_teacher_answers_as_it_does_alone(
+    small: Dataset, small_run: Path, tmp_path: Path, kernels: str
+) -> None:
+    config = settle(taught(small_run, kernels=kernels), small)
+    training = Training(config, small, tmp_path / "run")
+    network: nn.Module = load_model(small_run).network
+    images = torch.randn(32, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(training.teach(images), network(images), rtol=1e-3, atol=1e-3)
+
+
+class TestRefused:
+    def test_one_that_has_seen_val(self, small: Dataset, small_run: Path, tmp_path: Path) -> None:
+        final = dataclasses.replace(SMALL, final=True, epochs=2)
+        train(final, small, tmp_path / "final", recipe="small")
+        with pytest.raises(SpratError, match=r"val.*add --final"):
+            train(taught(tmp_path / "final"), small, tmp_path / "run", recipe="small")
+        assert not (tmp_path / "run").exists()
+        train(taught(tmp_path / "final", final=True), small, tmp_path / "run", recipe="small")
+
+    def test_one_of_other_images(self, small: Dataset, small_run: Path, tmp_path: Path) -> None:
+        other = dataclasses.replace(small, md5="0" * 32)
+        with pytest.raises(SpratError, match="was trained on other images"):
+            train(taught(small_run), other, tmp_path / "run", recipe="small")
+        assert not (tmp_path / "run").exists()
+
+    def test_one_that_is_not_there(self, here: Here, tmp_path: Path) -> None:
+        done = here(
+            "train", "--distill.teacher", tmp_path / "none", "--output", tmp_path / "run",
+            "--dataset", "shapes10",
+        )  # fmt: skip
+        assert done.returncode == 2
+        assert "there is no model at" in done.stderr
+        assert not (tmp_path / "run").exists()
