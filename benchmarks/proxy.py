@@ -139,6 +139,13 @@ GROUPS = {
     "family": Group("accurate", BEFORE, 6, 1, {
         name: {"model": name} for name in ("ResNet20", "Tiniest", "SpratS", "SpratM", "SpratL")
     }),
+    # by the same network after 60 passes over the same images
+    "distillation": Group("accurate", {}, 20, 1, {
+        f"a teacher, weight {weight}, temperature {temperature}": {
+            "distill.teacher": "augmentation/MixUp, brightness, contrast",
+            "distill.weight": weight, "distill.temperature": temperature,
+        } for weight, temperature in ((0.5, 1.0), (0.5, 2.0), (0.9, 2.0), (0.5, 4.0))
+    }),
     "brief": Group("reference", {}, 15, 1, {
         "no flip": {"augment.flip": 0.0},
         "no shift, scale, rotation": {"augment.affine": 0.0},
@@ -157,6 +164,11 @@ GROUPS = {
         "no warm-up": {"optim.warmup_epochs": 0.0},
     }),
 }  # fmt: skip
+
+
+def folder_of(work: Path, group: str, trial: str) -> Path:
+    """Where a trial's seeds are trained."""
+    return work / group / re.sub(r"[^\w.-]+", "-", trial)
 
 
 def hits(run: Path, dataset: Dataset) -> Tensor:
@@ -198,8 +210,11 @@ def main() -> None:
         settings = GROUPS[group]
         base, rows = None, {}
         for name, changes in {"base": {}, **settings.trials}.items():
-            folder = arguments.work / group / re.sub(r"[^\w.-]+", "-", name)
+            folder = folder_of(arguments.work, group, name)
             changed = {"epochs": settings.epochs} | settings.base | changes
+            if teacher := changed.get("distill.teacher"):
+                trained = folder_of(arguments.work, *teacher.split("/"))
+                changed["distill.teacher"] = str(trained / "seed-0")
             config = load_recipe(settings.recipe).changed(BUDGET | changed)
             measured = measure(folder, config, settings.seeds, dataset)
             right = measured.pop("hits").double()
