@@ -112,6 +112,7 @@ BEFORE = {
 }  # fmt: skip
 MIXUP = {"mixing.mixup": 1.0, "mixing.mixup_alpha": 0.2}
 GROUPS = {
+    "chance": Group("accurate", BEFORE, 8, 5, {}),  # how far seeds are apart
     "optimisation": Group("accurate", BEFORE, 20, 1, {
         "SGD for all weights": {"optim.name": "sgd"},
         "batches of 128": {"batch_size": 128},

@@ -99,7 +99,7 @@ def _training(run: Path, dataset: Dataset) -> dict[str, Any]:
     seeds = None
     if (run.parent / SUMMARY_FILE).exists():
         seeds = read_json(run.parent / SUMMARY_FILE)["top1"]
-    keys = ("recipe", "seed", "epochs", "seconds", "machine", "versions", "git")
+    keys = ("recipe", "overrides", "seed", "epochs", "seconds", "machine", "versions", "git")
     return {key: results[key] for key in keys} | {
         "images": images,
         "chosen": chosen,

@@ -81,6 +81,8 @@ def card_text(card: dict[str, Any]) -> str:
     test, robustness, training = card["test"], card["robustness"], card["training"]
     low, high = (100 * share for share in test["top1_ci95"])
     seeds = training["seeds"]
+    changed = ", ".join(f"`{key}` {value}" for key, value in training["overrides"].items())
+    recipe = f"`{training['recipe']}`" + (f" but for {changed}" if changed else "")
     spread = (
         f"over {seeds['n']} seeds {100 * seeds['mean']:.2f} ± {100 * seeds['std']:.2f} %"
         if seeds
@@ -133,7 +135,7 @@ def card_text(card: dict[str, Any]) -> str:
         "",
         "## How it was trained",
         "",
-        f"Recipe `{training['recipe']}`, seed {training['seed']}, {training['epochs']} epochs on "
+        f"Recipe {recipe}, seed {training['seed']}, {training['epochs']} epochs on "
         f"{training['images']:,} images in {training['seconds'] / 60:.0f} minutes on "
         f"{training['machine']['gpu'] or training['machine']['cpu']}. {training['chosen']}",
         "",
