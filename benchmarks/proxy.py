@@ -25,7 +25,7 @@ from sprat.config import Config, load_recipe
 from sprat.data import Dataset, load_dataset
 from sprat.evaluate import predict_probabilities
 from sprat.models import MODELS
-from sprat.models.sprat import SpratBlock, SpratS, Windows
+from sprat.models.sprat import Pointwise, SpratBlock, SpratS, Windows
 from sprat.models.tiniest import ChannelNorm
 from sprat.results import read_config, read_json
 from sprat.runtime import keep_freed_memory
@@ -54,37 +54,37 @@ class Gated(nn.Module):
 
 
 class SpratSGated(SpratS):
-    """As first drawn: a gate."""
+    """A gate instead of ReLU."""
 
     def block(self, channels: int) -> nn.Module:
         return SpratBlock(Windows(channels), Gated(channels), channels)
 
 
-class SpratSLayerNorm(SpratSGated):
-    """A gate, LayerNorm over channels."""
+class SpratSLayerNorm(SpratS):
+    """LayerNorm over channels instead of BatchNorm in the blocks."""
 
     def block(self, channels: int) -> nn.Module:
-        block = SpratBlock(Windows(channels), Gated(channels), channels)
+        block = SpratBlock(Windows(channels), Pointwise(channels), channels)
         block.bn1, block.bn2 = ChannelNorm(channels), ChannelNorm(channels)  # type: ignore[assignment]
         return block
 
 
-class SpratSOneWindow(SpratSGated):
-    """A gate, 3x3 windows alone."""
+class SpratSOneWindow(SpratS):
+    """3x3 windows alone."""
 
     def block(self, channels: int) -> nn.Module:
-        return SpratBlock(Windows(channels, (3,)), Gated(channels), channels)
+        return SpratBlock(Windows(channels, (3,)), Pointwise(channels), channels)
 
 
-class SpratSThreeStages(SpratSGated):
-    """A gate, two halvings, the narrower for it."""
+class SpratSThreeStages(SpratS):
+    """Two halvings, the narrower for it."""
 
     widths = (24, 36, 56)
     depth = 2
 
 
-class SpratSDeeper(SpratSGated):
-    """A gate, five blocks a stage, the narrower for it."""
+class SpratSDeeper(SpratS):
+    """Five blocks a stage, the narrower for it."""
 
     widths = (24, 40)
     depth = 5
@@ -133,9 +133,8 @@ GROUPS = {
         "MixUp, Muon's rate 0.08": {**MIXUP, "optim.muon_lr": 0.08},
         "MixUp, brightness, contrast": {**MIXUP, "augment.brightness_contrast": 0.5},
     }),
-    "design": Group("accurate", BEFORE, 8, 1, {
-        **{(cls.__doc__ or "").rstrip("."): {"model": cls.__name__} for cls in TRIED},
-        "SpratS": {"model": "SpratS"},
+    "design": Group("accurate", {**BEFORE, "model": "SpratS"}, 8, 1, {
+        (cls.__doc__ or "").rstrip("."): {"model": cls.__name__} for cls in TRIED
     }),
     "family": Group("accurate", BEFORE, 6, 1, {
         name: {"model": name} for name in ("ResNet20", "Tiniest", "SpratS", "SpratM", "SpratL")
