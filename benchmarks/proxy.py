@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from side_by_side import report
 from torch import Tensor, nn
 
@@ -25,7 +26,7 @@ from sprat.config import Config, load_recipe
 from sprat.data import Dataset, load_dataset
 from sprat.evaluate import predict_probabilities
 from sprat.models import MODELS
-from sprat.models.sprat import Pointwise, SpratBlock, SpratS, Windows
+from sprat.models.sprat import SpratBlock, SpratS
 from sprat.models.tiniest import ChannelNorm
 from sprat.results import read_config, read_json
 from sprat.runtime import keep_freed_memory
@@ -38,42 +39,59 @@ BUDGET = {
 }  # fmt: skip
 
 
-class Gated(nn.Module):
-    """Two 1x1 convolutions, one of which gates the other by SiLU, then a third (SwiGLU, Shazeer
-    2020, arXiv 2002.05202). Keeps the shape."""
+class GatedBlock(SpratBlock):
+    """Two wide 1x1 convolutions, one of which gates the other by SiLU, as in SwiGLU (Shazeer 2020,
+    arXiv 2002.05202), in place of one and ReLU."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.expand = nn.Conv2d(channels, 2 * channels, 1)
-        self.act = nn.SiLU()
-        self.project = nn.Conv2d(channels, channels, 1, bias=False)
+        super().__init__(channels, 2 * channels)
+        self.narrow = nn.Conv2d(channels, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, values = self.expand(x).chunk(2, dim=1)
-        return self.project(self.act(gate) * values)
+        gate, values = self.bn1(self.widen(self.windows(x))).chunk(2, dim=1)
+        return F.relu(x + self.bn2(self.narrow(F.silu(gate) * values)))
+
+
+class UnbentBlock(SpratBlock):
+    """Without the ReLU after the sum."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bn2(self.narrow(F.relu(self.bn1(self.widen(self.windows(x))))))
 
 
 class SpratSGated(SpratS):
     """A gate instead of ReLU."""
 
     def block(self, channels: int) -> nn.Module:
-        return SpratBlock(Windows(channels), Gated(channels), channels)
+        return GatedBlock(channels)
+
+
+class SpratSUnbent(SpratS):
+    """No ReLU after the sums."""
+
+    def block(self, channels: int) -> nn.Module:
+        return UnbentBlock(channels, 3 * channels // 2)
 
 
 class SpratSLayerNorm(SpratS):
     """LayerNorm over channels instead of BatchNorm in the blocks."""
 
     def block(self, channels: int) -> nn.Module:
-        block = SpratBlock(Windows(channels), Pointwise(channels), channels)
-        block.bn1, block.bn2 = ChannelNorm(channels), ChannelNorm(channels)  # type: ignore[assignment]
+        block = SpratBlock(channels, 3 * channels // 2)
+        block.bn1, block.bn2 = ChannelNorm(3 * channels // 2), ChannelNorm(channels)  # type: ignore[assignment]
         return block
 
 
-class SpratSOneWindow(SpratS):
+class SpratS3(SpratS):
     """3x3 windows alone."""
 
-    def block(self, channels: int) -> nn.Module:
-        return SpratBlock(Windows(channels, (3,)), Pointwise(channels), channels)
+    kernels = (3,)
+
+
+class SpratS5(SpratS):
+    """5x5 windows alone."""
+
+    kernels = (5,)
 
 
 class SpratSThreeStages(SpratS):
@@ -90,7 +108,24 @@ class SpratSDeeper(SpratS):
     depth = 5
 
 
-TRIED = (SpratSGated, SpratSLayerNorm, SpratSOneWindow, SpratSThreeStages, SpratSDeeper)
+class SpratSWider(SpratS):
+    """Blocks 3 times as wide inside, the narrower for it outside."""
+
+    widths = (20, 36)
+    widening = 3.0
+
+
+class SpratSNotWider(SpratS):
+    """Blocks no wider inside, the wider for it outside."""
+
+    widths = (36, 64)
+    widening = 1.0
+
+
+TRIED = (
+    SpratS3, SpratS5, SpratSThreeStages, SpratSDeeper, SpratSWider, SpratSNotWider, SpratSGated,
+    SpratSUnbent, SpratSLayerNorm,
+)  # fmt: skip
 MODELS.update({cls.__name__: cls for cls in TRIED})
 
 

@@ -6,7 +6,7 @@
  *     [tile of 16 images][row y][channel pair][column x][16 lanes][2 channels]
  *
  * With STORE_BF16 a pair of channels is one 64-byte vector of bf16; otherwise it is two vectors of
- * fp32. Arithmetic is fp32 either way, except that a CPU with AMX takes bf16 into its matrix
+ * fp32. Arithmetic is fp32 either way, except that a CPU that can takes bf16 into its matrix
  * products. Channel counts are even (the caller pads).
  *
  * What is kept. Only the outputs of the convolutions (z, before BatchNorm) and of the blocks are
@@ -45,6 +45,12 @@ typedef uint32_t vu __attribute__((vector_size(64)));
 #else
 #define USE_AMX 0
 #endif
+/* matrix products of bf16, two channels to a word */
+#if STORE_BF16 && defined(__AVX512BF16__)
+#define USE_PAIRS 1
+#else
+#define USE_PAIRS 0
+#endif
 
 /* BatchNorm over the channels of one convolution's output; arrays of `channels` floats. */
 typedef struct {
@@ -58,20 +64,31 @@ typedef struct {
     float *dz_g, *dz_z, *dz_1;          /* backward: dz = dz_g g + dz_z z + dz_1 */
 } BatchNorm;
 
+/* One channel's kernel x kernel weights in a depthwise convolution; without weights the channel is
+ * left as it is. */
+typedef struct {
+    int64_t kernel;
+    const float *weight;
+    float *d_weight;
+} Window;
+
 enum { UNFOLD, DEPTHWISE, SUBSAMPLE };
 
 /* spatial step (all k x k neighbours side by side, a depthwise convolution, or every stride-th
  * pixel), then a pointwise product, then the sums that BatchNorm needs */
 typedef struct {
-    int64_t kind, in_channels, out_channels, kernel, stride, in_h, in_w, out_h, out_w;
+    int64_t kind, in_channels, out_channels;
+    int64_t kernel;                     /* the largest of the windows */
+    int64_t stride, in_h, in_w, out_h, out_w;
     const void *in;                     /* an activation, or z of in_bn if that is given */
     const BatchNorm *in_bn;
-    const float *depthwise, *pointwise; /* in x k x k; out x (in, or k x k x in to unfold) */
+    const Window *windows;              /* of each input channel, to DEPTHWISE */
+    const float *pointwise;             /* out x (in, or k x k x in to unfold) */
     void *z;
     BatchNorm *bn;
     /* backward */
     const void *g;                      /* gradient at bn's output */
-    float *d_depthwise, *d_pointwise;
+    float *d_pointwise;
     void *g_in;                         /* gradient at the input, before its ReLU */
     const void *add;                    /* a further gradient at the input, or NULL ... */
     int64_t add_stride;                 /* ... given at every add_stride-th pixel */
@@ -213,23 +230,31 @@ static void *take(int slot, size_t bytes) {
 }
 
 /* ---- matrix products ---------------------------------------------------------------------
- * An operand is a row of W columns of C channels, ready for the product below it: with AMX pairs
- * of channels in bf16, [C / 2][W]; without it fp32, [C][W].
+ * An operand is a row of W columns of C channels, ready for the product below it: pairs of
+ * channels in bf16, [C / 2][W], where the processor multiplies those; else fp32, [C][W].
  */
-#if USE_AMX
+#if USE_PAIRS
 typedef vu operand;
-#define OPERAND_VECTORS(channels, w) ((channels) / 2 * (w))
+typedef uint32_t factor;                /* weights of two channels */
+#define CHANNELS 2                      /* to an operand and a factor */
 INLINE void put2(operand *p, int64_t w, int64_t pair, int64_t x, vf even, vf odd) {
     p[pair * w + x] = pack(even, odd);
 }
+
+INLINE uint16_t to_bf16(float x) {
+    union { float f; uint32_t bits; } value = {x};
+    return (value.bits + 0x7fffu + ((value.bits >> 16) & 1u)) >> 16;
+}
 #else
 typedef vf operand;
-#define OPERAND_VECTORS(channels, w) ((channels) * (w))
+typedef float factor;
+#define CHANNELS 1
 INLINE void put2(operand *p, int64_t w, int64_t pair, int64_t x, vf even, vf odd) {
     p[2 * pair * w + x] = even;
     p[(2 * pair + 1) * w + x] = odd;
 }
 #endif
+#define OPERAND_VECTORS(channels, w) ((channels) / CHANNELS * (w))
 
 typedef struct {
     int64_t out_channels, in_channels;
@@ -266,10 +291,8 @@ static Weights pack_weights(const float *w, int64_t out, int64_t in, int64_t row
     for (int64_t i = 0; i < out; i += packed.block_m)
         for (int64_t j = 0; j < in; j += 2 * packed.block_k)
             for (int64_t k = i; k < i + packed.block_m; k++)
-                for (int64_t l = j; l < j + 2 * packed.block_k; l++) {
-                    union { float f; uint32_t bits; } value = {w[k * row + l * column]};
-                    *to++ = (value.bits + 0x7fffu + ((value.bits >> 16) & 1u)) >> 16;
-                }
+                for (int64_t l = j; l < j + 2 * packed.block_k; l++)
+                    *to++ = to_bf16(w[k * row + l * column]);
     return packed;
 }
 
@@ -376,22 +399,36 @@ static void outer(const operand *d, const operand *in, int64_t rows, int64_t w,
 }
 #else
 
+#if USE_PAIRS
+#define PACKED uint16_t
+#define PACK(x) to_bf16(x)
+INLINE vf add_product(vf sum, vu a, vu b) {
+    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+}
+#else
+#define PACKED float
+#define PACK(x) (x)
+INLINE vf add_product(vf sum, vf a, vf b) { return sum + a * b; }
+#endif
+
+/* [out][in] */
 static Weights pack_weights(const float *w, int64_t out, int64_t in, int64_t row, int64_t column) {
-    Weights packed = {out, in, 0, 0, allocate(out * in * sizeof(float))};
+    Weights packed = {out, in, 0, 0, allocate(out * in * sizeof(PACKED))};
     for (int64_t i = 0; i < out; i++)
         for (int64_t j = 0; j < in; j++)
-            ((float *)packed.values)[i * in + j] = w[i * row + j * column];
+            ((PACKED *)packed.values)[i * in + j] = PACK(w[i * row + j * column]);
     return packed;
 }
 
 #define PRODUCT_BLOCK(CO, X)                                                                      \
     {                                                                                             \
         vf sum[CO][X] = {};                                                                       \
-        for (int64_t ci = 0; ci < in_channels; ci++)                                              \
+        for (int64_t step = 0; step < steps; step++)                                              \
             for (int i = 0; i < X; i++) {                                                         \
-                vf value = in[ci * w + x + i];                                                    \
+                operand value = in[step * w + x + i];                                             \
                 for (int j = 0; j < CO; j++)                                                      \
-                    sum[j][i] += value * weight[(co + j) * in_channels + ci];                     \
+                    sum[j][i] = add_product(sum[j][i], value,                                     \
+                                            (operand){} + weight[(co + j) * steps + step]);       \
             }                                                                                     \
         for (int j = 0; j < CO; j++)                                                              \
             for (int i = 0; i < X; i++) out[(co + j) * pitch + x + i] = sum[j][i];                \
@@ -399,8 +436,8 @@ static Weights pack_weights(const float *w, int64_t out, int64_t in, int64_t row
 
 /* out[co][x] = sum over ci of weight[co][ci] in[ci][x]; rows of out lie `pitch` vectors apart */
 static void product(const operand *in, int64_t w, const Weights *weights, vf *out, int64_t pitch) {
-    int64_t out_channels = weights->out_channels, in_channels = weights->in_channels;
-    const float *weight = weights->values;
+    int64_t out_channels = weights->out_channels, steps = weights->in_channels / CHANNELS;
+    const factor *weight = weights->values;
     for (int64_t co = 0; co < out_channels; co += 2) {
         int64_t x = 0;
         if (out_channels - co >= 4) {
@@ -417,20 +454,42 @@ static void product(const operand *in, int64_t w, const Weights *weights, vf *ou
     {                                                                                             \
         vf acc[CO][CI] = {};                                                                      \
         for (int64_t y = 0; y < rows; y++) {                                                      \
-            const vf *a = d + y * out_channels * w + co * w;                                      \
-            const vf *b = in + y * in_channels * w + ci * w;                                      \
+            const operand *a = d + y * out_channels * w + co * w;                                 \
+            const operand *b = in + y * in_channels * w + ci * w;                                 \
             for (int64_t x = 0; x < w; x++)                                                       \
                 for (int j = 0; j < CO; j++)                                                      \
-                    for (int i = 0; i < CI; i++) acc[j][i] += a[j * w + x] * b[i * w + x];        \
+                    for (int i = 0; i < CI; i++)                                                  \
+                        acc[j][i] = add_product(acc[j][i], a[j * w + x], b[i * w + x]);           \
         }                                                                                         \
         for (int j = 0; j < CO; j++)                                                              \
             for (int i = 0; i < CI; i++)                                                          \
                 sum[(co + j) * in_channels + ci + i] += reduce(acc[j][i]);                        \
     }
 
+#if USE_PAIRS
+/* The sum below runs over columns, so those go in pairs: [rows][C][W / 2], from [rows][C / 2][W]. */
+static operand *pair_columns(const operand *rows_in, int64_t rows, int64_t w, int64_t channels,
+                             int slot) {
+    int64_t half = (w + 1) / 2;
+    operand *paired = take(slot, rows * channels * half * sizeof(operand)), *to = paired;
+    for (int64_t pair = 0; pair < rows * channels / 2; pair++, rows_in += w, to += 2 * half)
+        for (int64_t x = 0; x < w; x += 2) {
+            vu here = rows_in[x], there = x + 1 < w ? rows_in[x + 1] : (vu){};
+            to[x / 2] = (here & 0xffffu) | (there << 16);
+            to[half + x / 2] = (here >> 16) | (there & 0xffff0000u);
+        }
+    return paired;
+}
+#endif
+
 /* sum[co][ci] += sum over rows, columns and images of d[co][x] in[ci][x] */
 static void outer(const operand *d, const operand *in, int64_t rows, int64_t w,
                   int64_t out_channels, int64_t in_channels, float *sum) {
+#if USE_PAIRS
+    d = pair_columns(d, rows, w, out_channels, 6);
+    in = pair_columns(in, rows, w, in_channels, 7);
+    w = (w + 1) / 2;
+#endif
     int64_t co = 0;
     for (; co + 4 <= out_channels; co += 4) {
         int64_t ci = 0;
@@ -489,40 +548,66 @@ static void activate(const Conv *c, int64_t tile, int64_t y, vf *row, int64_t pi
     }
 }
 
-/* sum over the k x k neighbours of column x, for one channel */
-INLINE vf stencil(const vf *const *rows, const vf *w, int64_t k, int64_t first) {
-    vf sum = {};
+/* The rows that a window over row y of one channel sees, from the column that it sees first. */
+INLINE void window_rows(const Ring *ring, int64_t y, int64_t ch, int64_t k, const vf **rows) {
     for (int64_t ky = 0; ky < k; ky++)
-        for (int64_t kx = 0; kx < k; kx++) sum += rows[ky][first + kx] * w[ky * k + kx];
-    return sum;
+        rows[ky] = ring_row(ring, y + ky - k / 2) - k / 2 + ch * ring->pitch;
 }
 
-INLINE void depthwise_pairs(const Conv *c, const Ring *u, int64_t y, operand *out, int64_t k,
-                            int64_t stride) {
-    const vf *even[MAX_KERNEL], *odd[MAX_KERNEL];
-    vf w0[MAX_KERNEL * MAX_KERNEL], w1[MAX_KERNEL * MAX_KERNEL];
-    for (int64_t ch = 0; ch < c->in_channels; ch += 2) {
-        for (int64_t ky = 0; ky < k; ky++) {
-            even[ky] = ring_row(u, y * stride + ky - u->pad) - u->pad + ch * u->pitch;
-            odd[ky] = even[ky] + u->pitch;
-        }
-        for (int64_t i = 0; i < k * k; i++) {
-            w0[i] = splat(c->depthwise[ch * k * k + i]);
-            w1[i] = splat(c->depthwise[(ch + 1) * k * k + i]);
-        }
-        for (int64_t x = 0; x < c->out_w; x++)
-            put2(out, c->out_w, ch / 2, x, stencil(even, w0, k, x * stride),
-                 stencil(odd, w1, k, x * stride));
+#define WINDOW_BLOCK(X)                                                                           \
+    {                                                                                             \
+        vf sum[X] = {};                                                                           \
+        for (int64_t ky = 0; ky < k; ky++)                                                        \
+            for (int64_t kx = 0; kx < k; kx++)                                                    \
+                for (int i = 0; i < X; i++)                                                       \
+                    sum[i] += rows[ky][(x + i) * stride + kx] * w[ky * k + kx];                   \
+        for (int i = 0; i < X; i++) out[x + i] = sum[i];                                          \
     }
+
+/* out[x] = sum over the k x k neighbours of column x stride */
+INLINE void correlate(const vf *const *rows, const float *w, int64_t k, int64_t stride,
+                      int64_t columns, vf *out) {
+    int64_t x = 0;
+    for (; x + 4 <= columns; x += 4) WINDOW_BLOCK(4)
+    for (; x < columns; x++) WINDOW_BLOCK(1)
+}
+
+/* DO with the kernel and the stride known at compile time, where they are usual. */
+#define FOR_WINDOW(k, s, DO)                                                                      \
+    if (k == 3 && s == 1) DO(3, 1);                                                               \
+    else if (k == 3 && s == 2) DO(3, 2);                                                          \
+    else if (k == 5 && s == 1) DO(5, 1);                                                          \
+    else if (k == 7 && s == 1) DO(7, 1);                                                          \
+    else DO(k, s);
+
+/* Row y of a depthwise convolution, one channel. */
+static void depthwise_row(const Conv *c, const Ring *u, int64_t y, int64_t ch, vf *out) {
+    const Window *window = &c->windows[ch];
+    const vf *rows[MAX_KERNEL];
+    int64_t k = window->kernel, s = c->stride;
+    window_rows(u, y * s, ch, k, rows);
+    if (!window->weight) {
+        for (int64_t x = 0; x < c->out_w; x++) out[x] = rows[0][x * s];
+        return;
+    }
+#define FORWARD(K, S) correlate(rows, window->weight, K, S, c->out_w, out)
+    FOR_WINDOW(k, s, FORWARD)
 }
 
 /* Row y of the spatial step, from the activations in the ring. */
 static void spatial(const Conv *c, const Ring *u, int64_t y, operand *out) {
     int64_t k = c->kernel, w = c->out_w, s = c->stride;
     if (c->kind == DEPTHWISE) {
-        if (k == 3 && s == 1) depthwise_pairs(c, u, y, out, 3, 1);
-        else if (k == 3 && s == 2) depthwise_pairs(c, u, y, out, 3, 2);
-        else depthwise_pairs(c, u, y, out, k, s);
+#if USE_PAIRS
+        vf *even = take(10, 2 * w * sizeof(vf)), *odd = even + w;
+        for (int64_t ch = 0; ch < c->in_channels; ch += 2) {
+            depthwise_row(c, u, y, ch, even);
+            depthwise_row(c, u, y, ch + 1, odd);
+            for (int64_t x = 0; x < w; x++) put2(out, w, ch / 2, x, even[x], odd[x]);
+        }
+#else
+        for (int64_t ch = 0; ch < c->in_channels; ch++) depthwise_row(c, u, y, ch, out + ch * w);
+#endif
         return;
     }
     const vf *row;
@@ -537,49 +622,70 @@ static void spatial(const Conv *c, const Ring *u, int64_t y, operand *out) {
         }
 }
 
-/* sums[channel][k][k] += sum over rows y0 to y1, columns and images of d and its neighbours in u */
-INLINE void depthwise_weight_gradient(const Ring *d, const Ring *u, int64_t y0, int64_t y1,
-                                      int64_t w, int64_t k, int64_t s, vf *sums) {
-    for (int64_t ch = 0; ch < d->channels; ch++, sums += k * k) {
-        vf sum[MAX_KERNEL * MAX_KERNEL];
-        for (int64_t i = 0; i < k * k; i++) sum[i] = sums[i];
-        for (int64_t y = y0; y < y1; y++) {
-            const vf *grad = ring_row(d, y) + ch * d->pitch, *rows[MAX_KERNEL];
-            for (int64_t ky = 0; ky < k; ky++)
-                rows[ky] = ring_row(u, y * s + ky - u->pad) - u->pad + ch * u->pitch;
-            for (int64_t x = 0; x < w; x++)
-                for (int64_t ky = 0; ky < k; ky++)
-                    for (int64_t kx = 0; kx < k; kx++)
-                        sum[ky * k + kx] += grad[x] * rows[ky][x * s + kx];
+/* sums[k][k], in its rows ky0 to ky1, += sum over rows y0 to y1, columns and images of d and its
+ * neighbours in u, one channel */
+INLINE void correlate_gradient(const Ring *d, const Ring *u, int64_t ch, int64_t y0, int64_t y1,
+                               int64_t columns, int64_t k, int64_t s, int64_t ky0, int64_t ky1,
+                               vf *sums) {
+    vf sum[MAX_KERNEL * MAX_KERNEL];
+    for (int64_t i = ky0 * k; i < ky1 * k; i++) sum[i] = sums[i];
+    for (int64_t y = y0; y < y1; y++) {
+        const vf *grad = ring_row(d, y) + ch * d->pitch, *rows[MAX_KERNEL];
+        window_rows(u, y * s, ch, k, rows);
+        for (int64_t x = 0; x < columns; x++)
+            for (int64_t ky = ky0; ky < ky1; ky++)
+                for (int64_t kx = 0; kx < k; kx++)
+                    sum[ky * k + kx] += grad[x] * rows[ky][x * s + kx];
+    }
+    for (int64_t i = ky0 * k; i < ky1 * k; i++) sums[i] = sum[i];
+}
+
+/* The gradient of one channel's window; as many sums at a time as registers hold. */
+static void depthwise_weight_gradient(const Conv *c, const Ring *d, const Ring *u, int64_t ch,
+                                      int64_t y0, int64_t y1, vf *sums) {
+    int64_t k = c->windows[ch].kernel, s = c->stride, w = c->out_w;
+    if (!c->windows[ch].weight) return;
+    if (k == 3 && s == 1) correlate_gradient(d, u, ch, y0, y1, w, 3, 1, 0, 3, sums);
+    else if (k == 3 && s == 2) correlate_gradient(d, u, ch, y0, y1, w, 3, 2, 0, 3, sums);
+    else
+        for (int64_t ky = 0; ky < k; ky++) {
+#define ROW_GRADIENT(K, S) correlate_gradient(d, u, ch, y0, y1, w, K, S, ky, ky + 1, sums)
+            FOR_WINDOW(k, s, ROW_GRADIENT)
         }
-        for (int64_t i = 0; i < k * k; i++) sums[i] = sum[i];
+}
+
+/* Each value of d goes back to where a convolution of stride s took it from. */
+INLINE void spread(const Ring *d, int64_t ch, int64_t y, const float *w, int64_t k, int64_t s,
+                   int64_t d_columns, int64_t columns, vf *out) {
+    int64_t pad = k / 2;
+    for (int64_t x = 0; x < columns; x++) out[x] = (vf){};
+    for (int64_t ky = (y + pad) % s; ky < k && ky <= y + pad; ky += s) {
+        const vf *row = ring_row(d, (y + pad - ky) / s) + ch * d->pitch;
+        for (int64_t kx = 0; kx < k; kx++)
+            for (int64_t x = 0; x < d_columns; x++) {
+                int64_t to = x * s + kx - pad;
+                if (to >= 0 && to < columns) out[to] += row[x] * w[ky * k + kx];
+            }
     }
 }
 
 /* Row y of the gradient at the input of a depthwise convolution, one channel. */
-INLINE void depthwise_input_gradient(const Conv *c, const Ring *d, int64_t y, int64_t ch,
-                                     int64_t k, int64_t s, vf *out) {
-    int64_t pad = k / 2;
-    vf w[MAX_KERNEL * MAX_KERNEL];
-    if (s == 1) { /* the same stencil, turned by half a turn */
-        const vf *rows[MAX_KERNEL];
-        for (int64_t ky = 0; ky < k; ky++)
-            rows[ky] = ring_row(d, y + ky - pad) - pad + ch * d->pitch;
-        for (int64_t i = 0; i < k * k; i++) w[i] = splat(c->depthwise[(ch + 1) * k * k - 1 - i]);
-        for (int64_t x = 0; x < c->in_w; x++) out[x] = stencil(rows, w, k, x);
+static void depthwise_input_gradient(const Conv *c, const Ring *d, int64_t y, int64_t ch,
+                                     vf *out) {
+    const Window *window = &c->windows[ch];
+    const float one = 1, *w = window->weight ? window->weight : &one;
+    int64_t k = window->kernel, s = c->stride;
+    if (s > 1) {
+#define SPREAD(K, S) spread(d, ch, y, w, K, S, c->out_w, c->in_w, out)
+        FOR_WINDOW(k, s, SPREAD)
         return;
     }
-    for (int64_t i = 0; i < k * k; i++) w[i] = splat(c->depthwise[ch * k * k + i]);
-    for (int64_t x = 0; x < c->in_w; x++) out[x] = (vf){};
-    for (int64_t ky = (y + pad) % s; ky < k; ky += s) {
-        if (y + pad < ky) break;
-        const vf *row = ring_row(d, (y + pad - ky) / s) + ch * d->pitch;
-        for (int64_t kx = 0; kx < k; kx++)
-            for (int64_t x = 0; x < c->out_w; x++) {
-                int64_t to = x * s + kx - pad;
-                if (to >= 0 && to < c->in_w) out[to] += row[x] * w[ky * k + kx];
-            }
-    }
+    const vf *rows[MAX_KERNEL];
+    float turned[MAX_KERNEL * MAX_KERNEL]; /* the same window, turned by half a turn */
+    window_rows(d, y, ch, k, rows);
+    for (int64_t i = 0; i < k * k; i++) turned[i] = w[k * k - 1 - i];
+#define TURNED(K, S) correlate(rows, turned, K, S, c->in_w, out)
+    FOR_WINDOW(k, s, TURNED)
 }
 
 /* ---- BatchNorm ----------------------------------------------------------------------------
@@ -700,7 +806,7 @@ void conv_forward(const Conv *c, int64_t tiles, int threads) {
 /* One finished row of g_in: adds what else arrives, passes ReLU, sums for the BatchNorms. */
 static void finish_row(const Conv *c, int64_t tile, int64_t y, const Ring *u, const Ring *d,
                        vf *even, vf *odd, vf *sums) {
-    int64_t ci = c->in_channels, w = c->in_w, k = c->kernel;
+    int64_t ci = c->in_channels, w = c->in_w;
     char *g_in = row_of(c->g_in, tile, y, c->in_h, ci, w);
     const char *z0 = row_of(c->sum_z[0], tile, y, c->in_h, ci, w), *z1 = NULL, *add = NULL;
     int64_t step = c->add_stride;
@@ -710,12 +816,8 @@ static void finish_row(const Conv *c, int64_t tile, int64_t y, const Ring *u, co
     }
     if (c->sum_bn[1]) z1 = row_of(c->sum_z[1], tile, y, c->in_h, ci, w);
     for (int64_t ch = 0; ch < ci; ch += 2) {
-        for (int i = 0; i < 2; i++) {
-            vf *out = i ? odd : even;
-            if (k == 3 && c->stride == 1) depthwise_input_gradient(c, d, y, ch + i, 3, 1, out);
-            else if (k == 3 && c->stride == 2) depthwise_input_gradient(c, d, y, ch + i, 3, 2, out);
-            else depthwise_input_gradient(c, d, y, ch + i, k, c->stride, out);
-        }
+        depthwise_input_gradient(c, d, y, ch, even);
+        depthwise_input_gradient(c, d, y, ch + 1, odd);
         if (add)
             for (int64_t x = 0; x < w; x += step, add += PAIR) {
                 vf a0, a1;
@@ -776,7 +878,7 @@ static void dz_row(const Conv *c, int64_t tile, int64_t y, operand *out) {
 }
 
 static void backward_tile(const Conv *c, int64_t tile, const Weights *transposed,
-                          float *d_pointwise, float *d_depthwise, double *sums) {
+                          float *d_pointwise, float *d_windows, double *sums) {
     int64_t ci = c->in_channels, cv = spatial_channels(c), co = c->out_channels;
     int64_t w = c->out_w, k = c->kernel, s = c->stride, pad = k / 2;
     int64_t rows = chunk_rows(c), kk = k * k;
@@ -803,9 +905,8 @@ static void backward_tile(const Conv *c, int64_t tile, const Weights *transposed
         }
         outer(dz, v, y1 - y0, w, co, cv, d_pointwise);
         if (c->kind == DEPTHWISE) {
-            if (k == 3 && s == 1) depthwise_weight_gradient(&d, &u, y0, y1, w, 3, 1, dw);
-            else if (k == 3 && s == 2) depthwise_weight_gradient(&d, &u, y0, y1, w, 3, 2, dw);
-            else depthwise_weight_gradient(&d, &u, y0, y1, w, k, s, dw);
+            for (int64_t ch = 0; ch < ci; ch++)
+                depthwise_weight_gradient(c, &d, &u, ch, y0, y1, dw + ch * kk);
             int64_t end = y1 == c->out_h ? c->in_h : s * y1 - pad;
             for (; done < end; done++) finish_row(c, tile, done, &u, &d, even, odd, sum);
         } else if (c->kind == SUBSAMPLE) {
@@ -819,7 +920,7 @@ static void backward_tile(const Conv *c, int64_t tile, const Weights *transposed
             }
         }
     }
-    for (int64_t i = 0; i < ci * kk; i++) d_depthwise[i] = reduce(dw[i]);
+    for (int64_t i = 0; i < ci * kk; i++) d_windows[i] = reduce(dw[i]);
     for (int64_t i = 0; i < 3 * ci; i++) sums[i] = total(sum[i]);
 }
 
@@ -843,7 +944,12 @@ void conv_backward(const Conv *c, int64_t tiles, int threads) {
         END_TILES
     }
     add_up(c->d_pointwise, parts, tiles, weights, co * cv);
-    if (c->kind == DEPTHWISE) add_up(c->d_depthwise, parts + co * cv, tiles, weights, ci * kk);
+    for (int64_t ch = 0; ch < ci && c->kind == DEPTHWISE; ch++) {
+        const Window *window = &c->windows[ch];
+        const float *part = parts + co * cv + ch * kk;
+        if (window->weight)
+            add_up(window->d_weight, part, tiles, weights, window->kernel * window->kernel);
+    }
     for (int i = 0; i < 2; i++)
         if (c->sum_bn[i])
             bn_backward(c->sum_bn[i], sums, sums + (i + 1) * ci, tiles, 3 * ci,

@@ -6,8 +6,8 @@ gradients are the network's own; the network itself is its plain twin.
 """
 
 import ctypes
-import itertools
 import mmap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sprat.kernels.build import NoKernels, load
 from sprat.models.optimized200k import EfficientBlock, OptimizedCIFAR10Net200K
+from sprat.models.sprat import Halving, SpratBlock, SpratNet
 
 LANES = 16  # images to a vector
 UNFOLD, DEPTHWISE, SUBSAMPLE = range(3)
@@ -41,17 +42,21 @@ class _BatchNorm(ctypes.Structure):
     )
 
 
+class _Window(ctypes.Structure):
+    _fields_ = (("kernel", _Int), ("weight", _Pointer), ("d_weight", _Pointer))
+
+
 class _Conv(ctypes.Structure):
     _fields_ = (
         *((name, _Int) for name in ("kind", "in_channels", "out_channels", "kernel", "stride")),
         *((name, _Int) for name in ("in_h", "in_w", "out_h", "out_w")),
         ("in_", _Pointer),
         ("in_bn", ctypes.POINTER(_BatchNorm)),
-        ("depthwise", _Pointer),
+        ("windows", ctypes.POINTER(_Window)),
         ("pointwise", _Pointer),
         ("z", _Pointer),
         ("bn", ctypes.POINTER(_BatchNorm)),
-        *((name, _Pointer) for name in ("g", "d_depthwise", "d_pointwise", "g_in", "add")),
+        *((name, _Pointer) for name in ("g", "d_pointwise", "g_in", "add")),
         ("add_stride", _Int),
         ("sum_bn", ctypes.POINTER(_BatchNorm) * 2),
         ("sum_z", _Pointer * 2),
@@ -79,6 +84,70 @@ class _Map:
     pointer: int
 
 
+@dataclass(frozen=True)
+class _Separable:
+    """A depthwise convolution, a pointwise one, BatchNorm."""
+
+    depthwise: list[Any]
+    """Modules, each for its equal share of the channels; one that is no convolution leaves them."""
+    pointwise: Any
+    bn: Any
+
+    @property
+    def stride(self) -> int:
+        return next((p.stride[0] for p in self.depthwise if isinstance(p, nn.Conv2d)), 1)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One or two of them, ReLU after each and after the sum with the shortcut, if there is one."""
+
+    convs: list[_Separable]
+    shortcut: Any = None
+    """nn.Identity, or a strided 1x1 convolution and BatchNorm."""
+
+
+def blocks_of(network: nn.Module) -> list[_Block]:
+    """What comes after the stem.
+
+    Raises:
+        NoKernels: the kernels do not know the network, or something in it.
+    """
+    if isinstance(network, OptimizedCIFAR10Net200K):
+        layers = [network.layer1, network.layer2, network.layer3, network.layer4]
+    elif isinstance(network, SpratNet):
+        layers = [network.stages]
+    else:
+        raise NoKernels(f"they do not know {type(network).__name__}")
+    found = [_block(part) for layer in layers for part in _flat(layer)]
+    norms = [conv.bn for block in found for conv in block.convs]
+    if other := next((norm for norm in norms if not isinstance(norm, nn.BatchNorm2d)), None):
+        raise NoKernels(f"they do not know {type(other).__name__}")
+    if any(norm.num_features % 2 for norm in norms):
+        raise NoKernels("they take channels in pairs, and some width of the network is odd")
+    return found
+
+
+def _flat(part: nn.Module) -> Iterator[nn.Module]:
+    if not isinstance(part, nn.Sequential):
+        yield part
+        return
+    for inner in part:
+        yield from _flat(inner)
+
+
+def _block(part: Any) -> _Block:
+    if type(part) is EfficientBlock:
+        convs = [_Separable([c.depthwise], c.pointwise, c.bn) for c in (part.conv1, part.conv2)]
+        return _Block(convs, part.shortcut)
+    if type(part) is SpratBlock:
+        widen = _Separable([*part.windows.parts], part.widen, part.bn1)
+        return _Block([widen, _Separable([nn.Identity()], part.narrow, part.bn2)], nn.Identity())
+    if type(part) is Halving:
+        return _Block([_Separable([part.depthwise], part.pointwise, part.bn)])
+    raise NoKernels(f"they do not know {type(part).__name__}")
+
+
 class Trunk:
     """`network.features(images).mean(dim=(2, 3))` in training mode, forward and backward.
 
@@ -96,19 +165,14 @@ class Trunk:
     """
 
     def __init__(self, network: nn.Module, *, bf16: bool, threads: int) -> None:
-        if not isinstance(network, OptimizedCIFAR10Net200K):
-            raise NoKernels(f"they do not know {type(network).__name__}")
+        self.blocks = blocks_of(network)
         self.library = load(bf16)
-        self.stem: Any = network.stem[0]
-        self.stem_norm: Any = network.stem[1]
+        parts: Any = network
+        self.stem, self.stem_norm = parts.stem[0], parts.stem[1]
         self.network, self.bf16, self.threads = network, bf16, threads
-        layers = [network.layer1, network.layer2, network.layer3, network.layer4]
-        self.blocks: list[EfficientBlock] = list(itertools.chain(*layers))  # type: ignore[arg-type]
-        trunk = (network.stem, *layers)
-        self.parameters = [p for part in trunk for p in part.parameters()]
-        norms = [m for part in trunk for m in part.modules() if isinstance(m, nn.BatchNorm2d)]
-        if any(norm.num_features % 2 for norm in norms):
-            raise NoKernels("they take channels in pairs, and some width of the network is odd")
+        head = set(parts.classifier.parameters())
+        self.parameters = [p for p in network.parameters() if p not in head]
+        norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
         self.batches_tracked: list[Any] = [norm.num_batches_tracked for norm in norms]
         self.plan: _Plan | None = None
 
@@ -193,8 +257,8 @@ class _Plan:
         self.stem_weight = torch.zeros(width, 3, 3, 4)  # its fourth input channel is padding
         self.d_stem_weight = torch.zeros_like(self.stem_weight)
         self.images = self._map(4, h, w)
-        z = self._map(width, h, w)
-        norm = self._norm(trunk.stem_norm)
+        z: _Map = self._map(width, h, w)
+        norm: Any = self._norm(trunk.stem_norm)
         self.stem = self._conv(UNFOLD, self.images, None, z, norm, kernel=3)
         self.stem.pointwise = self.stem_weight.data_ptr()
         self.stem.d_pointwise = self.d_stem_weight.data_ptr()
@@ -203,45 +267,55 @@ class _Plan:
         blocks = []
         for block in trunk.blocks:
             before, u = join, self._of(join)
-            stride = block.conv1.depthwise.stride[0]
-            first, z1, norm1 = self._separable(block.conv1, u, None)
-            second, z2, norm2 = self._separable(block.conv2, z1, norm1)
-            calls: list[tuple[str, Any]] = [("conv_forward", first), ("conv_forward", second)]
+            convs: list[_Conv] = []
+            z, norm = u, None
+            for separable in block.convs:
+                conv, z, norm = self._separable(separable, z, norm)
+                convs.append(conv)
+            calls: list[tuple[str, Any]] = [("conv_forward", conv) for conv in convs]
             shortcut = None
-            if isinstance(block.shortcut, nn.Identity):
-                join = self._join(z2, norm2, u)
+            if block.shortcut is None:
+                join = self._join(z, norm)
+            elif isinstance(block.shortcut, nn.Identity):
+                join = self._join(z, norm, u)
             else:
-                shortcut_parts: Any = block.shortcut
-                conv, bn = shortcut_parts
-                rest, rest_norm = self._map(conv.out_channels, z2.h, z2.w), self._norm(bn)
+                pointwise, bn = block.shortcut
+                rest, rest_norm = self._map(pointwise.out_channels, z.h, z.w), self._norm(bn)
+                stride = block.convs[0].stride
                 shortcut = self._conv(SUBSAMPLE, u, None, rest, rest_norm, stride=stride)
-                self._weights(shortcut, None, conv)
+                self._weights(shortcut, pointwise)
                 calls.append(("conv_forward", shortcut))
-                join = self._join(z2, norm2, rest, rest_norm)
+                join = self._join(z, norm, rest, rest_norm)
             self.forward_calls += [*calls, ("join_forward", join)]
-            blocks.append((before, first, second, shortcut))
+            blocks.append((before, convs, shortcut, block.shortcut is not None))
         self.pooled = torch.zeros(batch, int(join.channels))
         self.d_pooled = torch.zeros_like(self.pooled)
         join.pooled, join.d_pooled = self.pooled.data_ptr(), self.d_pooled.data_ptr()
 
         # backward: the gradient before a block's last ReLU goes to and fro between two maps
-        largest = (width, h, w)
-        there, back, inner, side = (self._map(*largest).pointer for _ in range(4))
+        everyone = [conv for _, convs, _, _ in blocks for conv in convs]
+        largest = max(conv.in_channels * conv.in_h * conv.in_w for conv in everyone)
+        size = self.batch * self.bytes * max(largest, width * h * w)
+        there, back, inner, side = (self.memory.take(size) for _ in range(4))
         join.g = there
         self.backward_calls: list[tuple[str, Any]] = [("join_backward", join)]
-        for before, first, second, shortcut in reversed(blocks):
-            first.add, first.add_stride = there, 1
+        for before, convs, shortcut, joined in reversed(blocks):
+            first, last = convs[0], convs[-1]
             if shortcut is not None:
                 shortcut.g, shortcut.g_in = there, side
                 first.add, first.add_stride = side, first.stride
                 self.backward_calls.append(("conv_backward", shortcut))
-            second.g, second.g_in = there, inner
-            second.sum_bn[0], second.sum_z[0] = first.bn, first.z
-            first.g, first.g_in = inner, back
+            elif joined:
+                first.add, first.add_stride = there, 1
+            last.g = there
+            if first is not last:
+                last.g_in, first.g = inner, inner
+                last.sum_bn[0], last.sum_z[0] = first.bn, first.z
+            first.g_in = back
             first.sum_bn[0], first.sum_z[0] = before.bn, before.z
             if before.rest_bn:
                 first.sum_bn[1], first.sum_z[1] = before.rest_bn, before.rest
-            self.backward_calls += [("conv_backward", second), ("conv_backward", first)]
+            self.backward_calls += [("conv_backward", conv) for conv in reversed(convs)]
             there, back = back, there
         self.stem.g = there
         self.backward_calls.append(("conv_backward", self.stem))
@@ -332,20 +406,36 @@ class _Plan:
             unit.in_bn = ctypes.pointer(u_norm)
         return unit
 
-    def _weights(self, unit: _Conv, depthwise: Any, pointwise: Any) -> None:
+    def _weights(self, unit: _Conv, pointwise: Any) -> None:
         unit.pointwise = pointwise.weight.data_ptr()
         unit.d_pointwise = self.gradient_of[pointwise.weight].data_ptr()
-        if depthwise is not None:
-            unit.depthwise = depthwise.weight.data_ptr()
-            unit.d_depthwise = self.gradient_of[depthwise.weight].data_ptr()
 
-    def _separable(self, conv: Any, u: _Map, u_norm: Any) -> tuple[_Conv, _Map, _BatchNorm]:
-        kernel, stride = conv.depthwise.kernel_size[0], conv.depthwise.stride[0]
+    def _separable(self, conv: _Separable, u: _Map, u_norm: Any) -> tuple[_Conv, _Map, _BatchNorm]:
+        stride, windows = conv.stride, self._windows(conv.depthwise, u.channels)
         h, w = ((side - 1) // stride + 1 for side in (u.h, u.w))
         z, norm = self._map(conv.pointwise.out_channels, h, w), self._norm(conv.bn)
+        kernel = max(window.kernel for window in windows)
         unit = self._conv(DEPTHWISE, u, u_norm, z, norm, kernel, stride)
-        self._weights(unit, conv.depthwise, conv.pointwise)
+        unit.windows = windows
+        self._weights(unit, conv.pointwise)
         return unit, z, norm
+
+    def _windows(self, parts: list[Any], channels: int) -> Any:
+        """An array of each channel's."""
+        windows = []
+        for part in parts:
+            for channel in range(channels // len(parts)):
+                window = _Window(1)
+                if isinstance(part, nn.Conv2d):
+                    window.kernel = part.kernel_size[0]
+                    window.weight = part.weight[channel].data_ptr()
+                    window.d_weight = self._gradient(part.weight, channel)
+                windows.append(window)
+        return (_Window * len(windows))(*windows)
+
+    def _gradient(self, parameter: Tensor, row: int) -> int:
+        """Where the gradient of a parameter's row goes."""
+        return self.gradient_of[parameter].view(parameter.shape)[row].data_ptr()
 
     def _join(
         self, z: _Map, norm: _BatchNorm, rest: _Map | None = None, rest_norm: Any = None

@@ -1,9 +1,9 @@
 """sprat's own networks: all that a small budget of parameters can buy, at the price of arithmetic.
 
 Most pixels are kept (one halving, so that few parameters see few of them), depthwise windows of
-several sizes look near and far, and wide 1x1 convolutions mix channels. BatchNorm alone normalises,
-so that at inference it folds into the convolution before it. Begun from what others measured; what
-our own trials made of it is told in docs/explanation/what-helps.md.
+several sizes look near and far, and wide 1x1 convolutions mix channels. BatchNorm and ReLU stand
+where the compiled kernels have them, so that these too train fast on a CPU. Begun from what others
+measured; what our own trials made of it is told in docs/explanation/what-helps.md.
 
     SpratS   widths 28, 52      SpratM   widths 48, 84      SpratL   widths 64, 120
 """
@@ -11,9 +11,10 @@ our own trials made of it is told in docs/explanation/what-helps.md.
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sprat.models.classifier import PooledClassifier
+from sprat.models.classifier import PooledClassifier, conv_bn
 
 # kernel of each equal share of the channels; 1 leaves them as they are
 KERNELS = (1, 3, 5, 7)
@@ -38,54 +39,59 @@ class Windows(nn.Module):
         return torch.cat([part(share) for part, share in zip(self.parts, shares, strict=True)], 1)
 
 
-class Pointwise(nn.Sequential):
-    """Two 1x1 convolutions, ReLU between them, half as wide again inside. Keeps the shape."""
-
-    def __init__(self, channels: int) -> None:
-        wide = 3 * channels // 2
-        super().__init__(
-            nn.Conv2d(channels, wide, 1), nn.ReLU(), nn.Conv2d(wide, channels, 1, bias=False)
-        )
-
-
 class SpratBlock(nn.Module):
-    """Windows, BatchNorm, 1x1 convolutions, BatchNorm, beside the identity. Keeps the shape."""
+    """Windows and a wide 1x1 convolution, ReLU, a narrow 1x1 convolution, beside the identity; ReLU
+    after the sum. Keeps the shape."""
 
-    def __init__(self, windows: nn.Module, mix: nn.Module, channels: int) -> None:
+    def __init__(self, channels: int, wide: int, kernels: tuple[int, ...] = KERNELS) -> None:
         super().__init__()
-        self.windows = windows
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.mix = mix
+        self.windows = Windows(channels, kernels)
+        self.widen = nn.Conv2d(channels, wide, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(wide)
+        self.narrow = nn.Conv2d(wide, channels, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.bn2(self.mix(self.bn1(self.windows(x))))
+        wide = F.relu(self.bn1(self.widen(self.windows(x))))
+        return F.relu(x + self.bn2(self.narrow(wide)))
+
+
+class Halving(nn.Module):
+    """A strided depthwise separable convolution: B x in_channels x H x W to B x out_channels x
+    ceil(H/2) x ceil(W/2)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(
+            in_channels, in_channels, 3, 2, padding=1, groups=in_channels, bias=False
+        )
+        self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.pointwise(self.depthwise(x))))
 
 
 class SpratNet(PooledClassifier):
     """The family; a subclass names its widths.
 
     widths: channels of each stage, halving the side from one to the next, each divisible by the
-        number of kernels. depth: blocks of a stage.
+        number of kernels. depth: blocks of a stage. widening: how many times as wide a block is
+        inside. kernels: of its windows.
     """
 
     widths: ClassVar[tuple[int, ...]]
     depth: ClassVar[int] = 3
+    widening: ClassVar[float] = 1.5
+    kernels: ClassVar[tuple[int, ...]] = KERNELS
 
     def __init__(self, num_classes: int = 10, dropout: float = 0.0) -> None:
         super().__init__()
         first, *rest = self.widths
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, first, 3, padding=1, bias=False), nn.BatchNorm2d(first)
-        )
+        self.stem = nn.Sequential(*conv_bn(3, first), nn.ReLU())
         stages = [self.stage(first)]
         for narrow, wide in zip(self.widths, rest, strict=False):
-            down = [
-                nn.Conv2d(narrow, narrow, 4, 2, padding=1, groups=narrow, bias=False),
-                nn.Conv2d(narrow, wide, 1, bias=False),
-                nn.BatchNorm2d(wide),
-            ]
-            stages.append(nn.Sequential(*down, self.stage(wide)))
+            stages.append(nn.Sequential(Halving(narrow, wide), self.stage(wide)))
         self.stages = nn.Sequential(*stages)
         self.add_head(self.widths[-1], num_classes, dropout, he_init=False)
 
@@ -95,7 +101,7 @@ class SpratNet(PooledClassifier):
 
     def block(self, channels: int) -> nn.Module:
         """One block."""
-        return SpratBlock(Windows(channels), Pointwise(channels), channels)
+        return SpratBlock(channels, round(self.widening * channels), self.kernels)
 
     def features(self, images: Tensor) -> Tensor:
         return self.stages(self.stem(images))
