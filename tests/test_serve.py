@@ -592,6 +592,15 @@ class TestSamples:
         assert draw_samples(["rose", "daisy"]) == {}
 
 
+def test_no_part_of_an_answer_waits_for_the_client_to_acknowledge_another() -> None:
+    from sprat.serve.server import listen
+
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 class TestBadBeginnings:
     def test_a_port_in_use(self, here: Here) -> None:
         with socket.create_server(("127.0.0.1", 0)) as other:

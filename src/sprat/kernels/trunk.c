@@ -468,13 +468,13 @@ static void product(const operand *in, int64_t w, const Weights *weights, vf *ou
 
 #if USE_PAIRS
 /* The sum below runs over columns, so those go in pairs: [rows][C][W / 2], from [rows][C / 2][W]. */
-static operand *pair_columns(const operand *rows_in, int64_t rows, int64_t w, int64_t channels,
-                             int slot) {
+static operand *columns_in_pairs(const operand *in, int64_t rows, int64_t w, int64_t channels,
+                                 int slot) {
     int64_t half = (w + 1) / 2;
     operand *paired = take(slot, rows * channels * half * sizeof(operand)), *to = paired;
-    for (int64_t pair = 0; pair < rows * channels / 2; pair++, rows_in += w, to += 2 * half)
+    for (int64_t pair = 0; pair < rows * channels / 2; pair++, in += w, to += 2 * half)
         for (int64_t x = 0; x < w; x += 2) {
-            vu here = rows_in[x], there = x + 1 < w ? rows_in[x + 1] : (vu){};
+            vu here = in[x], there = x + 1 < w ? in[x + 1] : (vu){};
             to[x / 2] = (here & 0xffffu) | (there << 16);
             to[half + x / 2] = (here >> 16) | (there & 0xffff0000u);
         }
@@ -486,8 +486,8 @@ static operand *pair_columns(const operand *rows_in, int64_t rows, int64_t w, in
 static void outer(const operand *d, const operand *in, int64_t rows, int64_t w,
                   int64_t out_channels, int64_t in_channels, float *sum) {
 #if USE_PAIRS
-    d = pair_columns(d, rows, w, out_channels, 6);
-    in = pair_columns(in, rows, w, in_channels, 7);
+    d = columns_in_pairs(d, rows, w, out_channels, 6);
+    in = columns_in_pairs(in, rows, w, in_channels, 7);
     w = (w + 1) / 2;
 #endif
     int64_t co = 0;

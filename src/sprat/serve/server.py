@@ -41,7 +41,7 @@ def run(
     Raises:
         SpratError: there is no such model, device or address, or the port is taken.
     """
-    with _listen(host, port) as listener:
+    with listen(host, port) as listener:
         place = best() if model is None else locate(model)
         app = make_app(load_model(place), place, limits, device)
         ACCESS_LOG.addHandler(logging.StreamHandler(sys.stdout))
@@ -72,13 +72,17 @@ def run(
         server.run([listener])
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """A socket whose connections wait until the model is there."""
     if not 0 <= port <= 65535:
         raise SpratError(f"--port is {port}, expected 1 to 65535, or 0 for a free one")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address, family=family)
+        listener = socket.create_server(address, family=family)
+        # an answer is several small writes, and connections inherit this: without it each waits
+        # for the client to acknowledge the one before, 40 ms
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as error:
         why = str(error.strerror).partition(" (")[0]  # what follows is the address again
         raise SpratError(
