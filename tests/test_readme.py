@@ -323,6 +323,7 @@ def test_the_limits_shown_are_judged_as_shown(capsys: pytest.CaptureFixture[str]
 
 
 COMPARED = [
+    "results/sprat-cpu",
     "results/accurate",
     "results/quick",
     "results/sprint",

@@ -987,7 +987,9 @@ def _print_outcome(console: "Console", results: dict[str, Any], run: Path) -> No
 
 
 def _print_seeds(console: "Console", summary: dict[str, Any], folder: Path) -> None:
-    console.print(f"\n{len(summary['seeds'])} seeds, on {summary['split']}:", highlight=False)
+    count = len(summary["seeds"])
+    seeds = "1 seed" if count == 1 else f"{count} seeds"
+    console.print(f"\n{seeds}, on {summary['split']}:", highlight=False)
     for key, label in (("top1", "accuracy"), ("tta_top1", "with test-time views")):
         figure = summary[key]
         spread = f" ± {100 * figure['std']:.2f}" if figure["n"] > 1 else ""

@@ -167,6 +167,7 @@ def _measured(values: dict[str, Any], file: Path) -> Entry:
     if "seeds" in values:
         top1 = values["top1"]
         costs = _costs(values["model"], 10, 32)
+        runs = "one run" if top1["n"] == 1 else f"{top1['n']} seeds"
         return Entry(
             **named,
             **costs,
@@ -174,7 +175,7 @@ def _measured(values: dict[str, Any], file: Path) -> Entry:
             std=top1["std"],
             n=top1["n"],
             split=values["split"],
-            protocol=f"{values['split']}, {top1['n']} seeds",
+            protocol=f"{values['split']}, {runs}",
         )
     split = values.get("split") or ("test" if values["test"] else "val")
     judgement = values if "split" in values else values[split]

@@ -98,7 +98,8 @@ def _training(run: Path, dataset: Dataset) -> dict[str, Any]:
         )
     seeds = None
     if (run.parent / SUMMARY_FILE).exists():
-        seeds = read_json(run.parent / SUMMARY_FILE)["top1"]
+        found = read_json(run.parent / SUMMARY_FILE)["top1"]
+        seeds = found if found["n"] > 1 else None
     keys = ("recipe", "overrides", "seed", "epochs", "seconds", "machine", "versions", "git")
     return {key: results[key] for key in keys} | {
         "images": images,
