@@ -136,9 +136,7 @@ def test_samples_are_named_one_after_another(page: Page) -> None:
 
 
 def test_the_keyboard_is_enough(page: Page) -> None:
-    with (
-        page.expect_file_chooser() as chosen
-    ):  # the browser is told of it late
+    with page.expect_file_chooser() as chosen:  # the browser is told of it late
         page.keyboard.press("Tab")
         expect(page.get_by_label("Choose a picture")).to_be_focused()
         outline = page.locator("label[for=file]").evaluate(
