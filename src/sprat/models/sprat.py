@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sprat.models.classifier import PooledClassifier, conv_bn
+from sprat.models.optimized200k import DepthwiseSeparableConv2d
 
 # kernel of each equal share of the channels; 1 leaves them as they are
 KERNELS = (1, 3, 5, 7)
@@ -56,20 +57,15 @@ class SpratBlock(nn.Module):
         return F.relu(x + self.bn2(self.narrow(wide)))
 
 
-class Halving(nn.Module):
-    """A strided depthwise separable convolution: B x in_channels x H x W to B x out_channels x
-    ceil(H/2) x ceil(W/2)."""
+class Halving(DepthwiseSeparableConv2d):
+    """A strided depthwise separable convolution, then ReLU: B x in_channels x H x W to
+    B x out_channels x ceil(H/2) x ceil(W/2)."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.depthwise = nn.Conv2d(
-            in_channels, in_channels, 3, 2, padding=1, groups=in_channels, bias=False
-        )
-        self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels)
+        super().__init__(in_channels, out_channels, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn(self.pointwise(self.depthwise(x))))
+        return F.relu(super().forward(x))
 
 
 class SpratNet(PooledClassifier):
