@@ -120,7 +120,9 @@ class Hostile:
             setattr(self, name, getattr(self, name) + number)
 
     def as_told(self) -> bool:
-        """Whether the docs tell of as many."""
+        """Whether sprat failed none of them, and the docs tell of as many."""
+        if self.read_wrongly or self.left_behind:
+            return False
         return f"{self.tried:,} hostile inputs" in " ".join(HOSTILE_PAGE.read_text().split())
 
     def __str__(self) -> str:
@@ -177,4 +179,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if hostile.tried:
         terminalreporter.write_line(str(hostile))
     if not hostile.partial and not hostile.as_told():
-        terminalreporter.write_line(f"FAILED {HOSTILE_PAGE} tells of another number", red=True)
+        terminalreporter.write_line(f"FAILED {HOSTILE_PAGE} tells of other figures", red=True)

@@ -79,7 +79,7 @@ class TestAgainstPlainTwin:
             worst.append(max(found.values()))
         # of millions of values one within rounding of 0 may fall on the other side of ReLU, and
         # every gradient before it changes a little at once: not every draw has such a value
-        assert min(worst) < 1e-4, worst
+        assert sorted(worst)[1] < 1e-4, worst
         assert max(worst) < 0.05, worst
 
     def test_bf16_is_as_near_to_fp32_as_autocast_is(self, network: nn.Module) -> None:
