@@ -9,7 +9,13 @@ from torch import nn
 
 from sprat.config import OptimConfig
 from sprat.models import MODELS, build_model
-from sprat.optim import Muon, build_optimizer, orthogonalized
+from sprat.optim import (
+    Muon,
+    build_optimizer,
+    orthogonalized,
+    orthogonalized_by_shape,
+    orthogonalized_together,
+)
 
 
 def _with_gradients(network: nn.Module) -> nn.Module:
@@ -95,3 +101,12 @@ class TestMuon:
         assert len(its) == 1
         assert all(p.ndim == 4 and p.shape[2:] == (1, 1) for p in its[0]["params"])
         assert len(its[0]["params"]) == 19
+
+
+def test_orthogonal_together_as_each_shape_alone() -> None:
+    shapes = [(20, 20), (40, 20), (20, 40), (96, 24), (20, 20)]
+    matrices = [torch.randn(shape) for shape in shapes]
+    together = orthogonalized_together(matrices)
+    for ours, theirs in zip(together, orthogonalized_by_shape(matrices), strict=True):
+        assert ours.shape == theirs.shape
+        assert (ours - theirs).norm() < 0.03 * theirs.norm()  # bf16 where the largest is large

@@ -336,7 +336,7 @@ class Config:
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic of a step; auto: bf16 where the hardware has it, else fp16 on GPUs, else fp32."""
     kernels: Literal["auto", "compiled", "graph", "torch"] = "auto"
-    """What computes a training step; auto: compiled kernels or a CUDA graph where there are."""
+    """What computes a training step; auto: compiled kernels, else a CUDA graph, where there are."""
     threads: int = 0
     """CPU threads; 0: one per core. Part of what makes a run repeatable bit for bit."""
     pictures: PicturesConfig = field(default_factory=PicturesConfig)

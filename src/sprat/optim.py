@@ -1,5 +1,6 @@
 """The optimizers: SGD over decayed and other parameters, and Muon for the 1x1 convolutions."""
 
+import functools
 from collections import defaultdict
 from typing import Any
 
@@ -72,26 +73,67 @@ class Muon(SGD):
 
     def _orthogonalize(self, parameters: list[Tensor], momentum: float) -> None:
         """Puts each parameter's direction in the place of its gradient."""
-        alike: dict[torch.Size, list[Tensor]] = defaultdict(list)
-        for parameter in parameters:
-            if parameter.grad is not None:
-                alike[parameter.shape].append(parameter)
-        for shape, matrices in alike.items():  # one batch of products for all of a shape
-            averages = [self._average(p) for p in matrices]
-            gradients = [p.grad for p in matrices]
-            torch._foreach_mul_(averages, momentum)
-            torch._foreach_add_(averages, gradients)  # type: ignore[arg-type]
-            ahead = torch._foreach_add(gradients, averages, alpha=momentum)  # type: ignore[arg-type]
-            directions = orthogonalized(torch.stack(ahead).flatten(2))
-            # as large a change of the output whatever the widths
-            directions *= max(1.0, shape[0] / shape[1]) ** 0.5
-            torch._foreach_copy_(gradients, directions.view(len(matrices), *shape).unbind())  # type: ignore[arg-type]
+        matrices = [p for p in parameters if p.grad is not None]
+        if not matrices:
+            return
+        averages = [self._average(p) for p in matrices]
+        gradients: list[Tensor] = [p.grad for p in matrices]  # type: ignore[misc]
+        torch._foreach_mul_(averages, momentum)
+        torch._foreach_add_(averages, gradients)
+        ahead = torch._foreach_add(gradients, averages, alpha=momentum)
+        if matrices[0].device.type == "cuda":  # few launches, where those are dear
+            directions = orthogonalized_together([step.flatten(1) for step in ahead])
+        else:
+            directions = orthogonalized_by_shape([step.flatten(1) for step in ahead])
+        # as large a change of the output whatever the widths
+        wider = [max(1.0, p.shape[0] / p.shape[1]) ** 0.5 for p in matrices]
+        torch._foreach_mul_(directions, wider)
+        shaped = [d.view(g.shape) for d, g in zip(directions, gradients, strict=True)]
+        torch._foreach_copy_(gradients, shaped)
 
     def _average(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if "muon_average" not in state:
             state["muon_average"] = torch.zeros_like(parameter)
         return state["muon_average"]
+
+
+def orthogonalized_by_shape(matrices: list[Tensor]) -> list[Tensor]:
+    """`orthogonalized`, in one batch of products for all of a shape."""
+    alike: dict[torch.Size, list[int]] = defaultdict(list)
+    for i, matrix in enumerate(matrices):
+        alike[matrix.shape].append(i)
+    found = list(matrices)
+    for places in alike.values():
+        together = orthogonalized(torch.stack([matrices[i] for i in places]))
+        for i, direction in zip(places, together.unbind(), strict=True):
+            found[i] = direction
+    return found
+
+
+def orthogonalized_together(matrices: list[Tensor]) -> list[Tensor]:
+    """`orthogonalized`, in one batch of products for all, each in the corner of a matrix as large
+    as the largest: rows and columns of 0 stay 0 and change nothing."""
+    rows, columns = (max(matrix.shape[i] for matrix in matrices) for i in (0, 1))
+    shapes = tuple(tuple(matrix.shape) for matrix in matrices)
+    places = _corners(shapes, rows, columns, matrices[0].device)
+    flat = torch.cat([matrix.flatten() for matrix in matrices])
+    padded = flat.new_zeros(len(matrices) * rows * columns).index_copy_(0, places, flat)
+    together = orthogonalized(padded.view(len(matrices), rows, columns))
+    pieces = together.flatten().index_select(0, places).split([m.numel() for m in matrices])
+    return [piece.view(m.shape) for piece, m in zip(pieces, matrices, strict=True)]
+
+
+@functools.cache  # a graph cannot be recorded over its making
+def _corners(
+    shapes: tuple[tuple[int, ...], ...], rows: int, columns: int, device: torch.device
+) -> Tensor:
+    """Where each value of matrices of these shapes lies in the corners of rows x columns ones."""
+    found = []
+    for i, (height, width) in enumerate(shapes):
+        row = torch.arange(height)[:, None] * columns
+        found.append((i * rows * columns + row + torch.arange(width)).flatten())
+    return torch.cat(found).to(device)
 
 
 def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:

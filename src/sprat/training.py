@@ -196,9 +196,9 @@ def settle(config: Config, dataset: Dataset, observer: Observer = Observer()) ->
         threads=set_threads(config.threads),
     )
     if config.kernels == "auto":
-        fast: Literal["graph", "compiled"] = "graph" if device.type == "cuda" else "compiled"
-        kernels = "torch" if why_not_kernels(config, fast, observer) else fast
-        return dataclasses.replace(config, kernels=kernels)
+        ways: tuple[Literal["compiled", "graph", "torch"], ...] = ("compiled", "graph", "torch")
+        possible = (way for way in ways if not why_not_kernels(config, way, observer))
+        return dataclasses.replace(config, kernels=next(possible))
     _check_kernels(config, observer)
     return config
 
@@ -243,6 +243,8 @@ def why_not_kernels(
     """Why a settled config's steps cannot go that way; None where they can."""
     device = torch.device(config.device)
     if kernels == "compiled":
+        if config.precision == "fp16":
+            return "they keep maps in bf16 or fp32, not in fp16"
         bf16 = config.precision == "bf16"
         model = find_model(config.model)
         return why_not(model, device, config.batch_size, bf16, observer.preparing)
@@ -257,8 +259,7 @@ def why_torch(config: Config) -> str | None:
     """Why a settled config's steps go through plain torch; None where they do not."""
     if config.kernels != "torch":
         return None
-    fast = "graph" if config.device == "cuda" else "compiled"
-    return why_not_kernels(config, fast) or "it was asked for"
+    return why_not_kernels(config, "compiled") or "it was asked for"
 
 
 def make_pipeline(augment: AugmentConfig) -> Pipeline:
@@ -344,7 +345,8 @@ class Training:
             self.teacher = load_teacher(config.distill.teacher)
             self.teacher.check(dataset, config.final)
             self.teach = self._teaching(self.teacher)
-        self.update = self._recorded_update() if config.kernels == "graph" else self._update
+        recorded = self.device.type == "cuda" and config.kernels != "torch"
+        self.update = self._recorded_update() if recorded else self._update
 
         self.epoch = 0  # finished
         self.batch = 0  # finished in the epoch under way
@@ -500,8 +502,12 @@ class Training:
     def _teaching(self, teacher: Teacher) -> Callable[[Tensor], Tensor]:
         """From the student's normalised images to the teacher's logits."""
         config, network = self.config, teacher.model.network.requires_grad_(False)
+        network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.kernels == "compiled" and not why_not(type(network), self.device, LANES, False):
-            network = CompiledNetwork(network, bf16=False, threads=config.threads).eval()
+            bf16 = self.device.type == "cuda" and config.precision == "bf16"
+            network = CompiledNetwork(
+                network, bf16=bf16, threads=config.threads, frozen=True
+            ).eval()
         renormalize = Renormalize(self.dataset.normalization, teacher.model.normalization)
         both = torch.nn.Sequential(renormalize, network)
         both.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -610,7 +616,7 @@ class Training:
 
     def _judged(self, network: torch.nn.Module) -> torch.nn.Module:
         """The network in fp32, through the kernels where the config has them."""
-        if self.config.kernels != "compiled":
+        if self.config.kernels != "compiled" or self.device.type == "cuda":
             return network
         return CompiledNetwork(network, bf16=False, threads=self.config.threads)
 

@@ -85,7 +85,7 @@ class _Map:
 
 
 @dataclass(frozen=True)
-class _Separable:
+class Separable:
     """A depthwise convolution, a pointwise one, BatchNorm."""
 
     depthwise: list[Any]
@@ -102,7 +102,7 @@ class _Separable:
 class _Block:
     """One or two of them, ReLU after each and after the sum with the shortcut, if there is one."""
 
-    convs: list[_Separable]
+    convs: list[Separable]
     shortcut: Any = None
     """nn.Identity, or a strided 1x1 convolution and BatchNorm."""
 
@@ -138,13 +138,13 @@ def _flat(part: nn.Module) -> Iterator[nn.Module]:
 
 def _block(part: Any) -> _Block:
     if type(part) is EfficientBlock:
-        convs = [_Separable([c.depthwise], c.pointwise, c.bn) for c in (part.conv1, part.conv2)]
+        convs = [Separable([c.depthwise], c.pointwise, c.bn) for c in (part.conv1, part.conv2)]
         return _Block(convs, part.shortcut)
     if type(part) is SpratBlock:
-        widen = _Separable([*part.windows.parts], part.widen, part.bn1)
-        return _Block([widen, _Separable([nn.Identity()], part.narrow, part.bn2)], nn.Identity())
+        widen = Separable([*part.windows.parts], part.widen, part.bn1)
+        return _Block([widen, Separable([nn.Identity()], part.narrow, part.bn2)], nn.Identity())
     if type(part) is Halving:
-        return _Block([_Separable([part.depthwise], part.pointwise, part.bn)])
+        return _Block([Separable([part.depthwise], part.pointwise, part.bn)])
     raise NoKernels(f"they do not know {type(part).__name__}")
 
 
@@ -410,7 +410,7 @@ class _Plan:
         unit.pointwise = pointwise.weight.data_ptr()
         unit.d_pointwise = self.gradient_of[pointwise.weight].data_ptr()
 
-    def _separable(self, conv: _Separable, u: _Map, u_norm: Any) -> tuple[_Conv, _Map, _BatchNorm]:
+    def _separable(self, conv: Separable, u: _Map, u_norm: Any) -> tuple[_Conv, _Map, _BatchNorm]:
         stride, windows = conv.stride, self._windows(conv.depthwise, u.channels)
         h, w = ((side - 1) // stride + 1 for side in (u.h, u.w))
         z, norm = self._map(conv.pointwise.out_channels, h, w), self._norm(conv.bn)

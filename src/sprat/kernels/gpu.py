@@ -1,0 +1,514 @@
+"""The convolutional part of a network as one step of autograd, on an NVIDIA GPU.
+
+`GPUTrunk(network)` computes what `network.features(images).mean(dim=(2, 3))` computes in training;
+`triton_kernels.py` says how. Parameters, running statistics and gradients are the network's own;
+the network itself is its plain twin. Nothing waits for the device, so a step can be recorded as a
+CUDA graph.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sprat.kernels import triton_kernels as k
+from sprat.kernels.trunk import Separable, blocks_of
+
+LANES = 16  # images: batches are multiples of it
+ROW_BLOCK = 1024  # values of a row or a channel to one program
+PIXEL_BLOCK = 64  # columns of a matrix product to one program
+PROGRAMS = 1024  # of a matrix product at most; some for each multiprocessor
+WEIGHT_SPLITS = 512  # of a pointwise gradient's sum, over all its blocks
+WINDOW_SPLITS = 16  # of a window's gradient's sum
+MAX_BLOCK = 128  # channels to a program of a product, or half of it where there are more
+
+
+def _up(n: int, least: int = 16) -> int:
+    """The next power of two."""
+    return max(least, 1 << (n - 1).bit_length())
+
+
+def _channels(n: int) -> int:
+    """Channels that one program of a matrix product computes."""
+    return _up(n) if n <= MAX_BLOCK else MAX_BLOCK // 2
+
+
+def _depth(name: str, channels: int) -> dict[str, int | bool]:
+    """How many channels a product sums over at once: all, or some of many."""
+    whole = channels <= MAX_BLOCK
+    return {name: _up(channels) if whole else MAX_BLOCK // 4, "whole": whole}
+
+
+@dataclass
+class _Norm:
+    """BatchNorm of one convolution's output."""
+
+    bn: Any
+    statistics: Tensor
+    """4 x channels: scale, shift, mean, 1 / deviation, of this batch."""
+    dz: Tensor
+    """3 x channels: dz = dz[0] g + dz[1] z + dz[2]."""
+    d_weight: Tensor
+    d_bias: Tensor
+    frozen: bool = False
+    """By the running statistics as they were."""
+
+    def __post_init__(self) -> None:
+        if self.frozen:
+            scale = self.bn.weight * (self.bn.running_var + self.bn.eps).rsqrt()
+            self.statistics[0] = scale
+            self.statistics[1] = self.bn.bias - self.bn.running_mean * scale
+
+    @property
+    def channels(self) -> int:
+        return len(self.d_bias)
+
+    def forward(self, sums: Tensor, count: int) -> None:
+        if self.frozen:
+            return
+        bn, programs = self.bn, sums.shape[-1]
+        k.batchnorm_forward[(self.channels,)](
+            sums, bn.weight, bn.bias, bn.running_mean, bn.running_var, self.statistics,
+            self.channels, programs, float(count), bn.momentum, bn.eps, block=_up(programs),
+        )  # fmt: skip
+
+    def backward(self, sums: Tensor, row: int, count: int) -> None:
+        programs = sums.shape[-1]
+        k.batchnorm_backward[(self.channels,)](
+            sums, row, self.bn.weight, self.statistics, self.dz, self.d_weight, self.d_bias,
+            self.channels, programs, float(count), block=_up(programs),
+        )  # fmt: skip
+
+
+@dataclass
+class _Map:
+    """The output of a convolution (then with its norm) or of a join."""
+
+    values: Tensor
+    """channels x height x width x images."""
+    norm: _Norm | None = None
+    g: Tensor | None = None
+    """The gradient at the norm's output."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        channels, height, width, images = self.values.shape
+        return channels, height, width, images
+
+    @property
+    def pixels(self) -> int:
+        """Of all images."""
+        return self.values[0].numel()
+
+    @property
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Of the norm; something to point at where there is none."""
+        if self.norm is None:
+            return self.values, self.values
+        return self.norm.statistics[0], self.norm.statistics[1]
+
+
+@dataclass
+class _Join:
+    """out = relu(bn(z) + rest)."""
+
+    z: _Map
+    rest: _Map | None
+    out: _Map
+
+    def forward(self) -> None:
+        assert self.z.norm is not None
+        rest, norm = self.rest or self.z, (self.rest or self.z).norm
+        block = min(ROW_BLOCK, _up(self.z.pixels))
+        grid = self.z.shape[0], -(-self.z.pixels // block)
+        k.join_forward[grid](
+            self.z.values, self.z.norm.statistics, rest.values,
+            norm.statistics if norm else self.z.norm.statistics, self.out.values, self.z.shape[0],
+            self.z.pixels, joined=self.rest is not None, normed=norm is not None, block=block,
+        )  # fmt: skip
+
+    def backward(self, d_pooled: Tensor) -> None:
+        """d_pooled: the gradient at the mean over the pixels, channels x images."""
+        channels, height, width, images = self.z.shape
+        rest = self.rest if self.rest and self.rest.norm else None
+        block = min(ROW_BLOCK, _up(self.z.pixels))
+        programs = -(-self.z.pixels // block)
+        sums = d_pooled.new_empty(3, channels, programs)
+        k.join_backward[(channels, programs)](
+            d_pooled, self.out.values, self.z.values, (rest or self.z).values, self.z.g, sums,
+            channels, self.z.pixels, height * width, images=images, normed=rest is not None,
+            block=block,
+        )  # fmt: skip
+        self.add_up(sums)
+
+    def add_up(self, sums: Tensor) -> None:
+        """Of g, g z and, if rest has a norm, g rest."""
+        assert self.z.norm is not None
+        self.z.norm.backward(sums, 1, self.z.pixels)
+        if self.rest is not None and self.rest.norm is not None:
+            self.rest.norm.backward(sums, 2, self.z.pixels)
+
+
+@dataclass
+class _Parts:
+    """Where the gradients of weights are summed up."""
+
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    """Of each weight: parts, and values of one."""
+    values: Tensor | None = None
+
+    def add(self, parts: int, size: int) -> int:
+        self.sizes.append((parts, size))
+        return len(self.sizes) - 1
+
+    def allocate(self, device: torch.device) -> None:
+        """Once every weight is known."""
+        places = [parts * size for parts, size in self.sizes]
+        self.values = torch.zeros(sum(places), device=device)
+        self.of = self.values.split(places)
+        offsets, strides, counts, first = [], [], [], 0
+        for parts, size in self.sizes:
+            offsets.append(first + torch.arange(size))
+            strides.append(torch.full((size,), size))
+            counts.append(torch.full((size,), parts))
+            first += parts * size
+        self.table = [torch.cat(rows).int().to(device) for rows in (offsets, strides, counts)]
+
+    def add_up(self, out: Tensor) -> None:
+        length = sum(size for _, size in self.sizes)
+        k.add_parts[(-(-length // 32),)](
+            self.values, *self.table, out, length, block_parts=32, block=32
+        )
+
+
+class _Conv:
+    """Windows, then a 1x1 convolution, from one map to another.
+
+    Args:
+        windows: kernel and weight of each equal share of the channels; kernel 1 leaves it as it is.
+        pointwise: its weight.
+        needs_input_gradient: false for the first convolution.
+    """
+
+    def __init__(
+        self, u: _Map, z: _Map, windows: list[tuple[int, Tensor | None]], stride: int,
+        pointwise: Tensor, parts: _Parts, *, needs_input_gradient: bool = True,
+    ) -> None:  # fmt: skip
+        self.u, self.z, self.windows, self.stride, self.pointwise = u, z, windows, stride, pointwise
+        self.parts, self.needs_input_gradient = parts, needs_input_gradient
+        images = z.shape[3]
+        self.spatial = stride > 1 or any(kernel > 1 for kernel, _ in windows)
+        self.v = u.values
+        if self.spatial:
+            self.v = u.values.new_empty(u.shape[0], z.shape[1], z.shape[2], images)
+        self.d = torch.empty_like(self.v) if self.spatial else None
+        dtype = u.values.dtype
+        self.precision = "ieee" if dtype == torch.float32 else "tf32"
+        self.out, self.in_ = z.shape[0], pointwise.numel() // z.shape[0]
+        self.blocks = min(MAX_BLOCK // 2, _up(self.out)), min(MAX_BLOCK // 2, _up(self.in_))
+        blocks = -(-self.out // self.blocks[0]) * -(-self.in_ // self.blocks[1])
+        self.splits = min(-(-z.pixels // PIXEL_BLOCK), max(32, WEIGHT_SPLITS // blocks))
+        self.pointwise_part = parts.add(self.splits, pointwise.numel())
+        self.window_parts = [
+            None if weight is None else parts.add(WINDOW_SPLITS, weight.numel())
+            for _, weight in windows
+        ]
+
+    def _products(self, channels: int) -> tuple[int, int]:
+        """The grid of a product whose programs add up as they go."""
+        programs = min(-(-self.z.pixels // PIXEL_BLOCK), PROGRAMS)
+        return programs, -(-channels // _channels(channels))
+
+    def _kernels(self) -> dict[str, int]:
+        sizes = [kernel for kernel, _ in self.windows]
+        sizes += sizes[-1:] * (4 - len(sizes))
+        return {f"k{i}": size for i, size in enumerate(sizes)}
+
+    def _window_weights(self) -> list[Tensor]:
+        """Something to point at for shares without any."""
+        weights = [self.v if weight is None else weight for _, weight in self.windows]
+        return weights + weights[-1:] * (4 - len(weights))
+
+    def forward(self) -> None:
+        channels, height, width, images = self.u.shape
+        scale, shift = self.u.scale_and_shift
+        normed = self.u.norm is not None
+        if self.spatial:
+            out_height, out_width = self.v.shape[1:3]
+            block = min(ROW_BLOCK, _up(out_width * images))
+            grid = channels, out_height, -(-out_width * images // block)
+            k.depthwise_forward[grid](
+                self.u.values, scale, shift, *self._window_weights(), self.v, height, width,
+                out_height, out_width, channels // len(self.windows), images=images,
+                **self._kernels(), stride=self.stride, normed=normed, block=block,
+            )  # fmt: skip
+        programs = self._products(self.out)
+        sums = scale.new_empty(2, self.out, programs[0], dtype=torch.float32)
+        block_out = _channels(self.out)
+        k.pointwise_forward[programs](
+            self.v, scale, shift, self.pointwise, self.z.values, sums, self.z.pixels, self.in_,
+            self.out, normed=normed and not self.spatial, precision=self.precision,
+            **_depth("block_in", self.in_), block_out=block_out, block=PIXEL_BLOCK,
+            num_warps=4 if block_out <= 64 else 8,
+        )  # fmt: skip
+        assert self.z.norm is not None
+        self.z.norm.forward(sums, self.z.pixels)
+
+    def backward(
+        self, before: _Join | None = None, add: Tensor | None = None, add_stride: int = 1
+    ) -> None:
+        """From the gradient at the norm of z to the weights', and to that at the norm of u, which
+        `before` has made if u has none.
+
+        Args:
+            add: another gradient at every add_stride-th pixel of u.
+        """
+        z, u, norm = self.z, self.u, self.z.norm
+        assert norm is not None
+        scale, shift = u.scale_and_shift
+        normed = u.norm is not None and not self.spatial
+        block_out, block_in = self.blocks
+        k.pointwise_backward_weight[
+            (self.splits, -(-self.out // block_out), -(-self.in_ // block_in))
+        ](
+            z.g, z.values, norm.dz, self.v, scale, shift, self.parts.of[self.pointwise_part],
+            z.pixels, self.in_, self.out, normed=normed, precision=self.precision,
+            block_out=block_out, block_in=block_in, block=PIXEL_BLOCK,
+        )  # fmt: skip
+        if not self.needs_input_gradient:
+            return
+        grid, block_in = self._products(self.in_), _channels(self.in_)
+        sums = scale.new_empty(2, self.in_, grid[0], dtype=torch.float32)
+        d = u.g if normed else self.d
+        k.pointwise_backward_input[grid](
+            z.g, z.values, norm.dz, self.pointwise, d, u.values, scale, shift, sums, z.pixels,
+            self.in_, self.out, normed=normed, precision=self.precision,
+            **_depth("block_out", self.out), block_in=block_in, block=PIXEL_BLOCK,
+            num_warps=4 if block_in <= 64 else 8,
+        )  # fmt: skip
+        if normed:
+            assert u.norm is not None
+            u.norm.backward(sums, 1, u.pixels)
+        elif self.spatial:
+            self._backward_windows(before, add, add_stride)
+
+    def _backward_windows(self, before: _Join | None, add: Tensor | None, add_stride: int) -> None:
+        channels, height, width, images = self.u.shape
+        assert self.d is not None
+        out_height, out_width = self.d.shape[1:3]
+        scale, shift = self.u.scale_and_shift
+        normed = self.u.norm is not None
+        share = channels // len(self.windows)
+        for i, (kernel, weight) in enumerate(self.windows):
+            part = self.window_parts[i]
+            if weight is None or part is None:
+                continue
+            columns = _up(kernel, 4)
+            mine = slice(i * share, (i + 1) * share)
+            k.depthwise_backward_weight[(share, kernel, WINDOW_SPLITS)](
+                self.d[mine], self.u.values[mine], scale[mine], shift[mine], self.parts.of[part],
+                height, width, out_height, out_width, share, images=images, kernel=kernel,
+                columns=columns, stride=self.stride, normed=normed, splits=WINDOW_SPLITS,
+                block=min(2048 // columns, _up(out_width * images)),
+            )  # fmt: skip
+        if self.u.norm is None and before is None:  # a shortcut: the block's first adds it
+            return
+        z0 = self.u if before is None else before.z
+        z1 = before.rest if before and before.rest and before.rest.norm else None
+        block = min(ROW_BLOCK, _up(width * images))
+        grid = channels, height, -(-width * images // block)
+        sums = scale.new_empty(3, channels, grid[1] * grid[2], dtype=torch.float32)
+        k.depthwise_backward_input[grid](
+            self.d, *self._window_weights(), self.u.values, scale, shift,
+            self.d if add is None else add, z0.values, (z1 or z0).values, z0.g, sums,
+            height, width, out_height, out_width, share, channels, images=images,
+            **self._kernels(), stride=self.stride, normed=normed, added=add is not None,
+            add_stride=add_stride, second=z1 is not None, block=block,
+        )  # fmt: skip
+        if before is None:
+            assert self.u.norm is not None
+            self.u.norm.backward(sums, 1, self.u.pixels)
+        else:
+            before.add_up(sums)
+
+
+class GPUTrunk:
+    """`network.features(images).mean(dim=(2, 3))` in training mode, forward and backward.
+
+    Args:
+        network: its convolutions' weights and BatchNorms are used and updated in place.
+        dtype: of the maps, bfloat16 or float32; weights, sums and gradients of weights are fp32
+            either way, products of bf16 maps take weights rounded to bf16.
+        frozen: evaluation: BatchNorm by the running statistics as they are now, no gradient.
+
+    Calling it takes images B x 3 x H x W, B a multiple of 16, and returns B x channels, fp32.
+    Memory for the maps is kept from call to call, so `backward` must come before the next call.
+
+    Raises:
+        NoKernels: the kernels do not know the network.
+    """
+
+    def __init__(
+        self, network: nn.Module, dtype: torch.dtype = torch.bfloat16, *, frozen: bool = False
+    ) -> None:
+        self.frozen = frozen
+        self.blocks = blocks_of(network)
+        parts: Any = network
+        self.stem, self.stem_norm = parts.stem[0], parts.stem[1]
+        self.dtype = dtype
+        head = set(parts.classifier.parameters())
+        self.parameters = [p for p in network.parameters() if p not in head]
+        norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+        self.batches_tracked: list[Any] = [norm.num_batches_tracked for norm in norms]
+        self.plans: dict[torch.Size, _Plan] = {}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if self.frozen:
+            with torch.no_grad():
+                return self.planned(images.shape).forward(images)
+        return _Features.apply(images, self, *self.parameters)  # type: ignore[no-untyped-call]
+
+    def planned(self, shape: torch.Size) -> "_Plan":
+        """The plan for images of a shape."""
+        if shape not in self.plans:
+            self.plans[shape] = _Plan(self, shape)
+        return self.plans[shape]
+
+
+class _Features(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, trunk: GPUTrunk, *parameters: Tensor) -> Tensor:
+        ctx.plan = trunk.planned(images.shape)
+        return ctx.plan.forward(images)
+
+    @staticmethod
+    def backward(ctx: Any, d_pooled: Tensor) -> Any:
+        return None, None, *ctx.plan.backward(d_pooled)
+
+
+class _Plan:
+    """Every step for images of one shape, with the memory it works in."""
+
+    def __init__(self, trunk: GPUTrunk, shape: torch.Size) -> None:
+        images, channels, height, width = shape
+        if images % LANES or channels != 3:
+            raise ValueError(
+                f"images have shape {tuple(shape)}; expected a multiple of {LANES} images of "
+                "3 channels"
+            )
+        self.trunk, self.device = trunk, trunk.stem.weight.device
+        self.parts, self.weights = _Parts(), []
+        self.images, self.dtype = images, trunk.dtype
+        self.gradient_of = {
+            p: torch.zeros_like(p) for p in trunk.parameters if p.ndim == 1
+        }  # BatchNorm's; those of weights are added up at the end
+
+        # the stem: all 3 x 3 x 3 neighbours side by side, then a product
+        unfolded = _Map(self._empty(27, height, width))
+        z = self._output(trunk.stem_norm, height, width)
+        self.stem_weight = torch.zeros(trunk.stem.out_channels, 3, 3, 3, device=self.device)
+        self.stem = _Conv(
+            unfolded, z, [(1, None)], 1, self.stem_weight, self.parts, needs_input_gradient=False
+        )
+        self.weights.append(trunk.stem.weight)
+        self.join = self._join(z, None)
+        self.unfolded = unfolded.values.view(3, 3, 3, height, width, images)  # ky, kx, channel
+        self.forward_steps: list[_Conv | _Join] = [self.stem, self.join]
+        self.blocks: list[tuple[_Join, list[_Conv], _Conv | None, _Join]] = []
+        for block in trunk.blocks:
+            before = self.join
+            u = before.out
+            convs = []
+            for separable in block.convs:
+                conv = self._separable(separable, u)
+                convs.append(conv)
+                u = conv.z
+            shortcut, rest = None, None
+            if isinstance(block.shortcut, nn.Identity):
+                rest = before.out
+            elif block.shortcut is not None:
+                pointwise, bn = block.shortcut
+                rest = self._output(bn, *u.shape[1:3])
+                windows: list[tuple[int, Tensor | None]] = [(1, None)]
+                shortcut = _Conv(
+                    before.out, rest, windows, block.convs[0].stride, pointwise.weight, self.parts
+                )
+                self.weights.append(pointwise.weight)
+            self.join = self._join(u, rest)
+            self.forward_steps += [*convs, *([shortcut] if shortcut else []), self.join]
+            self.blocks.append((before, convs, shortcut, self.join))
+        self.parts.allocate(self.device)
+        self.gradient = torch.zeros(sum(w.numel() for w in self.weights), device=self.device)
+
+    def _empty(self, channels: int, height: int, width: int) -> Tensor:
+        return torch.zeros(
+            channels, height, width, self.images, dtype=self.dtype, device=self.device
+        )
+
+    def _output(self, bn: Any, height: int, width: int) -> _Map:
+        """The map that a convolution writes and `bn` reads."""
+        channels = bn.num_features
+        statistics = torch.zeros(7, channels, device=self.device)
+        gradients = self.gradient_of[bn.weight], self.gradient_of[bn.bias]
+        norm = _Norm(bn, statistics[:4], statistics[4:], *gradients, self.trunk.frozen)
+        z = self._empty(channels, height, width)
+        return _Map(z, norm, torch.zeros_like(z))
+
+    def _join(self, z: _Map, rest: _Map | None) -> _Join:
+        if rest is not None and rest.norm is not None:
+            rest.g = z.g  # the gradient of a sum is that of either
+        return _Join(z, rest, _Map(torch.zeros_like(z.values)))
+
+    def _separable(self, separable: Separable, u: _Map) -> _Conv:
+        stride = separable.stride
+        height, width = ((side - 1) // stride + 1 for side in u.shape[1:3])
+        z = self._output(separable.bn, height, width)
+        windows: list[tuple[int, Tensor | None]] = [
+            (part.kernel_size[0], part.weight) if isinstance(part, nn.Conv2d) else (1, None)
+            for part in separable.depthwise
+        ]
+        conv = _Conv(u, z, windows, stride, separable.pointwise.weight, self.parts)
+        self.weights.append(separable.pointwise.weight)
+        self.weights += [weight for _, weight in windows if weight is not None]
+        return conv
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.stem_weight.copy_(self.trunk.stem.weight.permute(0, 2, 3, 1))
+        padded = F.pad(images.permute(1, 2, 3, 0), (0, 0, 1, 1, 1, 1))  # 3, H + 2, W + 2, B
+        height, width = images.shape[2:]
+        for ky in range(3):
+            for kx in range(3):
+                self.unfolded[ky, kx].copy_(padded[:, ky : ky + height, kx : kx + width])
+        for step in self.forward_steps:
+            step.forward()
+        if not self.trunk.frozen:
+            torch._foreach_add_(self.trunk.batches_tracked, 1)
+        return self.join.out.values.mean(dim=(1, 2), dtype=torch.float32).T
+
+    def backward(self, d_pooled: Tensor) -> list[Tensor]:
+        self.join.backward(d_pooled.float().T.contiguous())
+        for before, convs, shortcut, join in reversed(self.blocks):
+            add, stride = None, 1
+            if shortcut is not None:
+                shortcut.backward()
+                add, stride = shortcut.d, shortcut.stride
+            elif join.rest is not None:
+                add = join.z.g
+            for conv in reversed(convs[1:]):
+                conv.backward()
+            convs[0].backward(before, add, stride)
+        self.stem.backward()
+        self.parts.add_up(self.gradient)
+        pieces = self.gradient.clone().split([w.numel() for w in self.weights])
+        found = dict(zip(self.weights, pieces, strict=True))
+        stem = self.trunk.stem.weight
+        found[stem] = found[stem].view(len(stem), 3, 3, 3).permute(0, 3, 1, 2)  # as it lies
+        norms = list(self.gradient_of)
+        found |= dict(
+            zip(norms, torch._foreach_mul(list(self.gradient_of.values()), 1), strict=True)
+        )
+        return [
+            found[p].view(p.shape) if p is not stem else found[p] for p in self.trunk.parameters
+        ]
