@@ -201,7 +201,7 @@ class TestChoice:
     def test_why_not_names_the_reason(self) -> None:
         model = OptimizedCIFAR10Net200K
         assert "multiple of 16" in str(why_not(model, CPU, 100, bf16=False))
-        assert "for CPUs" in str(why_not(model, torch.device("cuda"), 128, bf16=False))
+        assert "for CPUs" in str(why_not(model, torch.device("mps"), 128, bf16=False))
         assert "do not know ResNet8" in str(why_not(MODELS["ResNet8"], CPU, 128, bf16=False))
 
     def test_without_a_compiler_torch_trains_and_the_results_say_so(
@@ -302,3 +302,21 @@ class TestChoice:
             spoil(network.stages[0])  # type: ignore[index]
             with pytest.raises(NoKernels, match=r"do not know (Other|GroupNorm)"):
                 trunk.Trunk(network, bf16=False, threads=1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
+def test_on_a_gpu_output_gradients_and_statistics_in_fp32(network: nn.Module) -> None:
+    from sprat.kernels.gpu import GPUTrunk
+
+    network = network.to("cuda", memory_format=torch.channels_last)  # type: ignore[call-overload]
+    twin, images = copy.deepcopy(network), torch.randn(64, 3, 32, 32, device="cuda")
+    ours, theirs = GPUTrunk(network, torch.float32)(images), features(twin, images)
+    assert distance(ours, theirs) < 1e-5
+    direction = torch.randn_like(theirs)
+    for pooled in (ours, theirs):
+        (pooled * direction).sum().backward()
+    for (name, parameter), plain in zip(network.named_parameters(), twin.parameters(), strict=True):
+        if parameter.grad is not None:  # TF32 may be on in the twin
+            assert distance(parameter.grad, plain.grad) < 0.05, name  # type: ignore[arg-type]
+    for ours, theirs in zip(network.buffers(), twin.buffers(), strict=True):
+        assert distance(ours.float(), theirs.float()) < 1e-3
