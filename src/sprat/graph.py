@@ -1,4 +1,5 @@
-"""A training step as one CUDA graph, so that a small network does not wait for its launches."""
+"""A training step as one CUDA graph, so that a small network does not wait for its launches, and
+one network beside another, where neither fills the device."""
 
 from collections.abc import Callable
 
@@ -6,6 +7,26 @@ import torch
 from torch import Tensor
 
 WARM_UP_CALLS = 3  # eager ones: lazy initialisation must not end up in the graph
+
+
+class Beside:
+    """Work on a CUDA stream of its own, while the current stream goes on; elsewhere in its turn."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def begin(self, work: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """What `work(*inputs)` gives; on CUDA it may be read only after `join`."""
+        if self.stream is None:
+            return work(*inputs)
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            return work(*inputs)
+
+    def join(self) -> None:
+        """The current stream waits for all that was begun."""
+        if self.stream is not None:
+            torch.cuda.current_stream().wait_stream(self.stream)
 
 
 class CapturedStep:

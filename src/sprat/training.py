@@ -49,7 +49,7 @@ from sprat.distill import Renormalize, Teacher, distance, load_teacher
 from sprat.ema import EMA, reestimate_batchnorm
 from sprat.errors import SpratError
 from sprat.evaluate import judge, predict_probabilities, top1
-from sprat.graph import CapturedStep
+from sprat.graph import Beside, CapturedStep
 from sprat.kernels import LANES, CompiledNetwork, why_not
 from sprat.models import build_model, find_model
 from sprat.optim import build_optimizer
@@ -345,6 +345,7 @@ class Training:
             self.teacher = load_teacher(config.distill.teacher)
             self.teacher.check(dataset, config.final)
             self.teach = self._teaching(self.teacher)
+            self.beside = Beside(self.device)
         recorded = self.device.type == "cuda" and config.kernels != "torch"
         self.update = self._recorded_update() if recorded else self._update
 
@@ -466,6 +467,7 @@ class Training:
             )
         inputs = normalize(images, self.mean, self.std)
 
+        taught = self.beside.begin(self.teach, inputs) if self.teacher else None  # B, K
         logits = self.forward(inputs)  # B, K
         loss = F.cross_entropy(
             logits.float(),
@@ -473,9 +475,10 @@ class Training:
             weight=self.class_weights,
             label_smoothing=config.label_smoothing,
         )
-        if self.teacher:
+        if taught is not None:
+            self.beside.join()
             share = config.distill.weight
-            to_teacher = distance(logits, self.teach(inputs), config.distill.temperature)
+            to_teacher = distance(logits, taught, config.distill.temperature)
             loss = (1 - share) * loss + share * to_teacher
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
