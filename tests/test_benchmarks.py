@@ -84,12 +84,14 @@ def test_mapped() -> None:
 
 
 def test_gpu_tried_out_on_the_cpu_agrees_with_it() -> None:
-    options = ("--device", "cpu", "--batch-sizes", "32", "--steps", "1", "--ways", "recorded")
+    options = ("--device", "cpu", "--batch-sizes", "32", "--steps", "1", "--rounds", "1")
     figures = _last_line("gpu.py", *options)
     agreement = figures["agreement_with_cpu"]
     assert isinstance(agreement, dict)
-    assert agreement["plain"]["loss"] == 0
-    assert agreement["recorded"]["loss"] < 1e-2
+    assert agreement["torch"]["loss"] == 0
+    assert agreement["kernels"]["loss"] < 1e-2
+    assert isinstance(figures["speed"], dict)
+    assert figures["speed"].keys() == {"torch-32", "kernels-32"}
 
 
 def test_time_to_accuracy_reads_finished_runs(cifar10_place: Path) -> None:
