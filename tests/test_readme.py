@@ -5,12 +5,14 @@ import json
 import re
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pytest
 
 from sprat.augment.views import VIEWS
 from sprat.config import Config, load_recipe, overrides, recipe_path
 from sprat.results import read_config, read_json, read_metrics
+from sprat.zoo import find_card, listed
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -35,6 +37,16 @@ def _told(figure: dict[str, float]) -> str:
     return f"{100 * figure['mean']:.2f}{spread} % (n = {figure['n']})"
 
 
+def _named(summary: dict[str, Any]) -> str:
+    """The recipe and what was changed of it, as typed."""
+    changes = summary["overrides"].items()
+    return summary["recipe"] + "".join(f" --{name} {value}" for name, value in changes)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
+
+
 def test_there_are_committed_results() -> None:
     assert [path.parent.name for path in SUMMARIES] != []
 
@@ -49,13 +61,14 @@ class TestEverySummary:
         shutil.copytree(path.parent, tmp_path / "copy")
         assert write_summary(tmp_path / "copy") == read_json(path)
 
-    def test_comes_from_recipes_without_overrides_on_all_training_images(self, path: Path) -> None:
+    def test_comes_from_committed_recipes_on_all_training_images(self, path: Path) -> None:
+        told = read_json(path)["overrides"]
         for file in path.parent.glob("seed-*/results.json"):
             results = read_json(file)
-            assert results["overrides"] == {}
+            assert results["overrides"] == told
             assert results["git"]["dirty"] is False
             config, recipe, _ = read_config(file.parent)
-            assert overrides(config, load_recipe(recipe)).keys() <= {"precision"}
+            assert overrides(config, load_recipe(recipe)).keys() <= {"precision", *told}
             if load_recipe(recipe).precision != "auto":
                 assert config.precision == load_recipe(recipe).precision
             assert results["final"] is True
@@ -66,12 +79,12 @@ class TestEverySummary:
 
     def test_is_what_the_readmes_table_says(self, path: Path) -> None:
         summary = read_json(path)
-        cells = _row_of(summary["recipe"])
+        cells = _row_of(_named(summary))
         assert cells[1] == f"{summary['parameters']:,}"
         assert cells[2] == str(summary["epochs"])
         for cell, figure in ((cells[3], summary["top1"]), (cells[4], summary["tta_top1"])):
             assert cell == _told(figure)
-        assert cells[5] == f"{summary['seconds']['median'] / 60:.0f} minutes"
+        assert cells[5] == _time(summary["seconds"]["median"])
 
     def test_is_what_its_recipe_promises(self, path: Path) -> None:
         summary = read_json(path)
@@ -323,7 +336,9 @@ def test_the_limits_shown_are_judged_as_shown(capsys: pytest.CaptureFixture[str]
 
 
 COMPARED = [
+    "results/sprat-m",
     "results/sprat-cpu",
+    "results/taught",
     "results/accurate",
     "results/quick",
     "results/sprint",
@@ -342,6 +357,12 @@ def test_the_comparison_shown_is_what_the_command_prints(
     page = (DOCS / "explanation" / "other-networks.md").read_text()
     assert table in page
     assert "compare " + " ".join(COMPARED) in page
+
+
+def test_the_teacher_is_the_model_that_ships() -> None:
+    for file in RESULTS.glob("taught/seed-*/results.json"):
+        teacher = read_json(file)["teacher"]
+        assert teacher["sha256"] == listed(find_card(teacher["model"]))["sha256"]
 
 
 def test_the_reference_run_is_as_told() -> None:

@@ -100,8 +100,10 @@ def _training(run: Path, dataset: Dataset) -> dict[str, Any]:
     if (run.parent / SUMMARY_FILE).exists():
         found = read_json(run.parent / SUMMARY_FILE)["top1"]
         seeds = found if found["n"] > 1 else None
-    keys = ("recipe", "overrides", "seed", "epochs", "seconds", "machine", "versions", "git")
-    return {key: results[key] for key in keys} | {
+    keys = (
+        "recipe", "overrides", "teacher", "seed", "epochs", "seconds", "machine", "versions", "git",
+    )  # fmt: skip
+    return {key: results.get(key) for key in keys} | {
         "images": images,
         "chosen": chosen,
         "seeds": seeds,

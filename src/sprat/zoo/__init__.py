@@ -88,6 +88,9 @@ def card_text(card: dict[str, Any]) -> str:
         if seeds
         else "one run, so nothing is known of the spread over seeds"
     )
+    teacher, seconds = training["teacher"], training["seconds"]
+    taught = f", taught by {teacher['model']} (`{teacher['recipe']}`)" if teacher else ""
+    time = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
     lines = [
         f"# {card['name']}",
         "",
@@ -136,7 +139,7 @@ def card_text(card: dict[str, Any]) -> str:
         "## How it was trained",
         "",
         f"Recipe {recipe}, seed {training['seed']}, {training['epochs']} epochs on "
-        f"{training['images']:,} images in {training['seconds'] / 60:.0f} minutes on "
+        f"{training['images']:,} images{taught}, in {time} on "
         f"{training['machine']['gpu'] or training['machine']['cpu']}. {training['chosen']}",
         "",
         "![Loss, accuracy and learning rate by epoch](curves.png)",
