@@ -98,6 +98,7 @@ class TestAgainstPlainTwin:
     @pytest.mark.parametrize(
         ("bf16", "flag", "limit"),
         [(False, "-march=x86-64-v3", 0.05), (True, "-march=x86-64-v3", 0.6),
+         (False, "-march=x86-64-v2", 0.05), (True, "-march=x86-64-v2", 0.6),
          (True, "-mno-amx-bf16", 0.6), (True, "-mno-avx512bf16", 0.6)],
     )  # fmt: skip
     def test_other_processors_code(

@@ -1,12 +1,12 @@
 /* A network's convolutions, BatchNorms, ReLUs and sums for training, forward and backward.
  *
- * Layout. Sixteen images stand side by side in the lanes of one vector, so every loop below runs
- * over whole vectors whatever the image side, the stride or the kernel:
+ * Layout. As many images as a vector has lanes (16, 8 or 4, by the processor) stand side by side in
+ * them, so every loop below runs over whole vectors whatever the image side, the stride or the
+ * kernel:
  *
- *     [tile of 16 images][row y][channel pair][column x][16 lanes][2 channels]
+ *     [tile of LANES images][row y][channel pair][column x][LANES][2 channels]
  *
- * With STORE_BF16 a pair of channels is one 64-byte vector of bf16; otherwise it is two vectors of
- * fp32. Arithmetic is fp32 either way, except that a CPU that can takes bf16 into its matrix
+ * With STORE_BF16 a pair of channels is one vector of bf16; otherwise it is two vectors of fp32. Arithmetic is fp32 either way, except that a CPU that can takes bf16 into its matrix
  * products. Channel counts are even (the caller pads).
  *
  * What is kept. Only the outputs of the convolutions (z, before BatchNorm) and of the blocks are
@@ -24,7 +24,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __AVX512F__
+#ifdef __SSE2__
 #include <immintrin.h>
 #endif
 #ifdef __linux__
@@ -32,13 +32,21 @@
 #include <unistd.h>
 #endif
 
+/* Wider vectors than the processor's are slow: the compiler splits each operation of its own. */
+#if defined(__AVX512F__)
 #define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#define VECTOR (4 * LANES)              /* bytes */
 #define MAX_KERNEL 7
 #define INLINE static inline __attribute__((always_inline))
 
-typedef float vf __attribute__((vector_size(64)));
-typedef int32_t vi __attribute__((vector_size(64)));
-typedef uint32_t vu __attribute__((vector_size(64)));
+typedef float vf __attribute__((vector_size(VECTOR)));
+typedef int32_t vi __attribute__((vector_size(VECTOR)));
+typedef uint32_t vu __attribute__((vector_size(VECTOR)));
 
 #if STORE_BF16 && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
 #define USE_AMX 1
@@ -130,16 +138,24 @@ int ready(void) {
 #endif
 }
 
+/* Images to a tile. */
+int lanes(void) { return LANES; }
+
 /* ---- vectors ---------------------------------------------------------------------------- */
 
-#define PAIR (STORE_BF16 ? 64 : 128)    /* bytes of one pair of channels of 16 images */
+#define PAIR (STORE_BF16 ? VECTOR : 2 * VECTOR) /* bytes of one pair of channels of a tile */
 
-INLINE vf splat(float x) { return (vf){} + x; }
+/* x - 0 is x; x + 0 is not for x = -0, and costs an addition */
+INLINE vf splat(float x) { return x - (vf){}; }
 
 /* Lets through what is not a number, as torch does. */
 INLINE vf relu(vf x) {
 #ifdef __AVX512F__
     return (vf)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x);
+#elif defined(__AVX__)
+    return (vf)_mm256_max_ps(_mm256_setzero_ps(), (__m256)x);
+#elif defined(__SSE2__)
+    return (vf)_mm_max_ps(_mm_setzero_ps(), (__m128)x);
 #else
     return (vf)((vi)x & ~(x <= 0));
 #endif
@@ -156,6 +172,10 @@ INLINE double total(vf x) {
 INLINE float reduce(vf x) {
 #ifdef __AVX512F__
     return _mm512_reduce_add_ps((__m512)x);
+#elif defined(__AVX__)
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 #else
     float sum = 0;
     for (int lane = 0; lane < LANES; lane++) sum += x[lane];
@@ -405,11 +425,29 @@ static void outer(const operand *d, const operand *in, int64_t rows, int64_t w,
 INLINE vf add_product(vf sum, vu a, vu b) {
     return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 }
+INLINE vu spread_factor(uint32_t x) { return x - (vu){}; }
 #else
 #define PACKED float
 #define PACK(x) (x)
 INLINE vf add_product(vf sum, vf a, vf b) { return sum + a * b; }
+INLINE vf spread_factor(float x) { return splat(x); }
 #endif
+
+/* Sums that are kept at once, rows x columns, by the number of registers. */
+#if defined(__AVX512F__) || defined(__aarch64__)
+#define BLOCK_ROWS 4
+#define BLOCK_COLUMNS 4
+#else
+#define BLOCK_ROWS 6
+#define BLOCK_COLUMNS 2
+#endif
+
+/* How many of the channels that are left (an even number) the next block takes: no two of them at
+ * the end if four and four do. */
+INLINE int64_t block_rows(int64_t left) {
+    if (BLOCK_ROWS == 6 && left >= 6 && left != 8) return 6;
+    return left >= 4 ? 4 : 2;
+}
 
 /* [out][in] */
 static Weights pack_weights(const float *w, int64_t out, int64_t in, int64_t row, int64_t column) {
@@ -428,7 +466,7 @@ static Weights pack_weights(const float *w, int64_t out, int64_t in, int64_t row
                 operand value = in[step * w + x + i];                                             \
                 for (int j = 0; j < CO; j++)                                                      \
                     sum[j][i] = add_product(sum[j][i], value,                                     \
-                                            (operand){} + weight[(co + j) * steps + step]);       \
+                                            spread_factor(weight[(co + j) * steps + step]));      \
             }                                                                                     \
         for (int j = 0; j < CO; j++)                                                              \
             for (int i = 0; i < X; i++) out[(co + j) * pitch + x + i] = sum[j][i];                \
@@ -438,15 +476,17 @@ static Weights pack_weights(const float *w, int64_t out, int64_t in, int64_t row
 static void product(const operand *in, int64_t w, const Weights *weights, vf *out, int64_t pitch) {
     int64_t out_channels = weights->out_channels, steps = weights->in_channels / CHANNELS;
     const factor *weight = weights->values;
-    for (int64_t co = 0; co < out_channels; co += 2) {
+    for (int64_t co = 0, rows; co < out_channels; co += rows) {
         int64_t x = 0;
-        if (out_channels - co >= 4) {
-            for (; x + 4 <= w; x += 4) PRODUCT_BLOCK(4, 4)
-            for (; x < w; x++) PRODUCT_BLOCK(4, 1)
-            co += 2;
-        } else {
-            for (; x < w; x++) PRODUCT_BLOCK(2, 1)
-        }
+        rows = block_rows(out_channels - co);
+#define PRODUCT_ROWS(CO)                                                                          \
+    {                                                                                             \
+        for (; x + BLOCK_COLUMNS <= w; x += BLOCK_COLUMNS) PRODUCT_BLOCK(CO, BLOCK_COLUMNS)       \
+        for (; x < w; x++) PRODUCT_BLOCK(CO, 1)                                                   \
+    }
+        if (rows == 6) PRODUCT_ROWS(6)
+        else if (rows == 4) PRODUCT_ROWS(4)
+        else PRODUCT_ROWS(2)
     }
 }
 
@@ -490,14 +530,19 @@ static void outer(const operand *d, const operand *in, int64_t rows, int64_t w,
     in = columns_in_pairs(in, rows, w, in_channels, 7);
     w = (w + 1) / 2;
 #endif
-    int64_t co = 0;
-    for (; co + 4 <= out_channels; co += 4) {
+    for (int64_t co = 0, count; co < out_channels; co += count) {
         int64_t ci = 0;
-        for (; ci + 4 <= in_channels; ci += 4) OUTER_BLOCK(4, 4)
-        for (; ci < in_channels; ci += 2) OUTER_BLOCK(4, 2)
+        count = block_rows(out_channels - co);
+#define OUTER_ROWS(CO)                                                                            \
+    {                                                                                             \
+        for (; ci + BLOCK_COLUMNS <= in_channels; ci += BLOCK_COLUMNS)                            \
+            OUTER_BLOCK(CO, BLOCK_COLUMNS)                                                        \
+        for (; ci < in_channels; ci += 2) OUTER_BLOCK(CO, 2)                                      \
     }
-    for (; co < out_channels; co += 2)
-        for (int64_t ci = 0; ci < in_channels; ci += 2) OUTER_BLOCK(2, 2)
+        if (count == 6) OUTER_ROWS(6)
+        else if (count == 4) OUTER_ROWS(4)
+        else OUTER_ROWS(2)
+    }
 }
 #endif
 

@@ -19,7 +19,7 @@ from sprat.kernels.build import NoKernels, load
 from sprat.models.optimized200k import EfficientBlock, OptimizedCIFAR10Net200K
 from sprat.models.sprat import Halving, SpratBlock, SpratNet
 
-LANES = 16  # images to a vector
+LANES = 16  # images to the widest vector; batches are multiples of it
 UNFOLD, DEPTHWISE, SUBSAMPLE = range(3)
 ALIGNMENT = 4096  # bytes
 EVALUATED = 64  # images at once where no gradient is asked for
@@ -244,6 +244,7 @@ class _Plan:
             )
         self.trunk, self.key = trunk, key
         self.batch, self.calls = batch, 0
+        self.tiles = _Int(batch // trunk.library.lanes())
         self.memory = _Memory()
         self.bytes = 2 if trunk.bf16 else 4
         self.norms: list[tuple[Any, _BatchNorm, Tensor]] = []
@@ -342,7 +343,7 @@ class _Plan:
         self.stem_weight[..., :3].copy_(stem.permute(0, 2, 3, 1))
         images = images.contiguous()
         assert images.dtype == torch.float32
-        tiles, threads = _Int(self.batch // LANES), self.trunk.threads
+        tiles, threads = self.tiles, self.trunk.threads
         library = self.trunk.library
         channels, h, w = (_Int(n) for n in images.shape[1:])
         library.pack_images(
@@ -357,7 +358,7 @@ class _Plan:
         if call != self.calls:
             raise RuntimeError("the maps of this forward pass were overwritten by a later one")
         self.d_pooled.copy_(d_pooled)
-        tiles, threads = _Int(self.batch // LANES), self.trunk.threads
+        tiles, threads = self.tiles, self.trunk.threads
         for name, unit in self.backward_calls:
             getattr(self.trunk.library, name)(ctypes.byref(unit), tiles, threads)
         stem = self.trunk.stem.weight
