@@ -225,6 +225,15 @@ def test_speeds_are_as_measured() -> None:
     assert (RESULTS / "cost.png").exists()
 
 
+def test_a_gpu_trains_as_fast_as_measured() -> None:
+    page = " ".join((DOCS / "explanation" / "speed.md").read_text().split())
+    for recipe, words in (("sprat-m", "SpratM at {}"), ("taught", "answers included, at {}")):
+        runs = [read_json(file) for file in RESULTS.glob(f"{recipe}/seed-*/results.json")]
+        assert {run["machine"]["gpu"] for run in runs} == {"NVIDIA H200"}
+        rate = round(median(run["images_per_s"] for run in runs), -3)
+        assert words.format(f"{rate:,.0f}") in page
+
+
 def test_answers_come_as_fast_as_measured() -> None:
     measured = read_json(RESULTS / "inference.json")
     networks = {measured["model"]: measured["measured"], **measured["others"]}
