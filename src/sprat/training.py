@@ -506,8 +506,8 @@ class Training:
         """From the student's normalised images to the teacher's logits."""
         config, network = self.config, teacher.model.network.requires_grad_(False)
         network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if config.kernels == "compiled" and not why_not(type(network), self.device, LANES, False):
-            bf16 = self.device.type == "cuda" and config.precision == "bf16"
+        bf16 = config.precision == "bf16"
+        if config.kernels == "compiled" and not why_not(type(network), self.device, LANES, bf16):
             network = CompiledNetwork(
                 network, bf16=bf16, threads=config.threads, frozen=True
             ).eval()
