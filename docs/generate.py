@@ -85,7 +85,7 @@ def _described(thing: Any, name: str) -> str:
         return "\n\n".join([doc, "\n".join(fields)])
     if isinstance(thing, type) and issubclass(thing, Exception):
         return doc
-    signature = re.sub(r"\b(?:[a-z]+\.)+(?=[A-Za-z])", "", str(inspect.signature(thing)))
+    signature = re.sub(r"\b(?:[a-z]\w*\.)+(?=[A-Za-z])", "", str(inspect.signature(thing)))
     return f"```python\n{name}{signature}\n```\n\n{doc}"
 
 

@@ -167,13 +167,18 @@ class TestEveryFormat:
     def test_int8_is_less_than_half_as_large(self, files: Files) -> None:
         _, fp32, int8 = files["onnx-int8"].contenders
         assert int8.bytes < fp32.bytes / 2
+
+    def test_no_processor_cuts_off_the_sums_of_int8(self, files: Files) -> None:
+        """Without VNNI, onnxruntime adds products of uint8 and int8 in pairs, in 16 bits."""
         import onnx
 
         graph = onnx.load(files["onnx-int8"].path).graph
         weights = [value for value in graph.initializer if value.name.endswith("weight_quantized")]
         assert len(weights) == 37  # 36 convolutions, 1 linear layer
-        # not int8, whose products no processor without VNNI adds up exactly
-        assert {value.data_type for value in weights} == {onnx.TensorProto.UINT8}
+        for value in weights:
+            weight = onnx.numpy_helper.to_array(value)
+            if weight.dtype != np.uint8:  # whose products are added in 32 bits everywhere
+                assert 2 * 255 * np.abs(weight.astype(int)).max() < 2**15, value.name
 
     @pytest.mark.parametrize("format", ["onnx", "onnx-int8"])
     def test_is_valid_onnx(self, format: Format, files: Files) -> None:
