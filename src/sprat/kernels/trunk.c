@@ -6,8 +6,9 @@
  *
  *     [tile of LANES images][row y][channel pair][column x][LANES][2 channels]
  *
- * With STORE_BF16 a pair of channels is one vector of bf16; otherwise it is two vectors of fp32. Arithmetic is fp32 either way, except that a CPU that can takes bf16 into its matrix
- * products. Channel counts are even (the caller pads).
+ * With STORE_BF16 a pair of channels is one vector of bf16; otherwise it is two vectors of fp32.
+ * Arithmetic is fp32 either way, except that a CPU that can takes bf16 into its matrix products.
+ * Channel counts are even (the caller pads).
  *
  * What is kept. Only the outputs of the convolutions (z, before BatchNorm) and of the blocks are
  * written to memory; BatchNorm and ReLU are applied as z is read, a row at a time, and again in the
