@@ -4,7 +4,7 @@ import importlib.util
 import json
 import re
 from pathlib import Path
-from statistics import median
+from statistics import median, stdev
 from typing import Any
 
 import pytest
@@ -223,6 +223,22 @@ def test_speeds_are_as_measured() -> None:
     assert [run["test"]["top1"] for run in runs] == sprint["top1_of_seeds"]
     assert [run["seconds"] for run in runs] == sprint["seconds_of_seeds"]
     assert (RESULTS / "cost.png").exists()
+
+
+def test_what_helps_is_as_measured() -> None:
+    """Every trial's accuracy, and its difference to its group's base ± the error over images."""
+    measured = read_json(RESULTS / "proxy.json")
+    chance = measured["groups"].pop("chance")["trials"]["base"]["top1_of_seeds"]
+    expected = []
+    for group in measured["groups"].values():
+        for name, row in group["trials"].items():
+            difference = f"{100 * row['difference']:+.2f} ± {100 * row['standard_error']:.2f}"
+            told = " " if name == "base" else f" {difference} "
+            expected.append(f"| {name} | {100 * row['top1']:.2f} % |{told}|")
+    page = (DOCS / "explanation" / "what-helps.md").read_text()
+    rows = [line for line in page.splitlines() if re.match(r"\| .* % \|", line)]
+    assert f"{100 * sum(chance) / len(chance):.2f} ± {100 * stdev(chance):.2f} %" in page
+    assert sorted(rows) == sorted(expected)
 
 
 def test_a_gpu_trains_as_fast_as_measured() -> None:
