@@ -12,7 +12,7 @@ import pytest
 from sprat.augment.views import VIEWS
 from sprat.config import Config, load_recipe, overrides, recipe_path
 from sprat.results import read_config, read_json, read_metrics
-from sprat.zoo import find_card, listed
+from sprat.zoo import cards, find_card, listed
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -382,6 +382,17 @@ def test_the_comparison_shown_is_what_the_command_prints(
     page = (DOCS / "explanation" / "other-networks.md").read_text()
     assert table in page
     assert "compare " + " ".join(COMPARED) in page
+
+
+def test_the_models_that_ship_are_listed_best_first() -> None:
+    rows = _rows(README.split("| model that ships |")[1].split("\n\n")[0])[1:]
+    assert rows == [
+        [
+            f"`{card['name']}`", f"{card['parameters']:,}", f"{100 * card['test']['top1']:.2f} %",
+            f"{100 * card['test']['tta_top1']:.2f} %", f"{listed(card)['bytes']:,}",
+        ]
+        for card in cards()
+    ]  # fmt: skip
 
 
 def test_the_teacher_is_the_model_that_ships() -> None:
