@@ -398,6 +398,17 @@ def test_the_models_that_ship_are_listed_best_first() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("card", cards(), ids=lambda card: card["name"])
+def test_a_model_that_ships_is_of_a_committed_run(card: dict[str, Any]) -> None:
+    """But for the rounding of its weights to fp16."""
+    training = card["training"]
+    runs = [read_json(file) for file in RESULTS.glob("*/seed-*/results.json")]
+    same = ("recipe", "overrides", "seed", "seconds", "git")
+    (run,) = [run for run in runs if all(run[key] == training[key] for key in same)]
+    assert (run["model"], run["test"]["n"]) == (card["name"], card["test"]["n"])
+    assert card["test"]["top1"] == pytest.approx(run["test"]["top1"], abs=5e-4)
+
+
 def test_the_teacher_is_the_model_that_ships() -> None:
     for file in RESULTS.glob("taught/seed-*/results.json"):
         teacher = read_json(file)["teacher"]

@@ -100,10 +100,9 @@ def _training(run: Path, dataset: Dataset) -> dict[str, Any]:
     if (run.parent / SUMMARY_FILE).exists():
         found = read_json(run.parent / SUMMARY_FILE)["top1"]
         seeds = found if found["n"] > 1 else None
-    keys = (
-        "recipe", "overrides", "teacher", "seed", "epochs", "seconds", "machine", "versions", "git",
-    )  # fmt: skip
-    return {key: results.get(key) for key in keys} | {
+    keys = ("recipe", "overrides", "seed", "epochs", "seconds", "machine", "versions", "git")
+    return {key: results[key] for key in keys} | {
+        "teacher": results.get("teacher"),  # older runs do not tell
         "images": images,
         "chosen": chosen,
         "seeds": seeds,
