@@ -1,9 +1,11 @@
 """Summaries beside brute force: gradients for the receptive field, every order for the memory."""
 
+import dataclasses
 import itertools
 import json
 import math
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ from sprat.budget import (
     receptive_field,
     summarize,
 )
-from sprat.budget.graph import Map, Op, trace
+from sprat.budget.graph import LARGEST_RUN, Map, Op, export, list_ops, trace
 from sprat.budget.memory import peak_activations
 from sprat.errors import SpratError
 from sprat.models import MODELS, build_model
@@ -96,6 +98,15 @@ class TestEveryModel:
         with FlopCounterMode(display=False) as counter:
             network(torch.zeros(1, 3, 32, 32))
         assert counter.get_total_flops() == 2 * summarize(network).macs
+
+    def test_is_recorded_as_torch_export_traces_it(self, name: str) -> None:
+        """But for a flag of the backend that is written, or that is left out."""
+        network = build_model(name)
+        pairs = zip(trace(network), list_ops(export(network, 32)), strict=True)
+        for ours, theirs in pairs:
+            flagged = len(ours.args) - 1 if ours.kind == "batch_norm" else len(ours.args)
+            assert ours.args[:flagged] == theirs.args[:flagged]
+            assert dataclasses.replace(ours, args=()) == dataclasses.replace(theirs, args=())
 
     @pytest.mark.parametrize("depth", [0, 1, 2])
     def test_rows_add_up_to_the_totals(self, name: str, depth: int) -> None:
@@ -185,13 +196,43 @@ class TestTracing:
         with pytest.raises(SpratError, match=r"does not know conv_transpose2d \(in grow\)"):
             receptive_field(Odd())
 
-    def test_a_graph_that_depends_on_the_data_is_refused(self) -> None:
+    @pytest.mark.parametrize("side", [32, LARGEST_RUN + 1])
+    @pytest.mark.parametrize(
+        "forward",
+        [
+            lambda x: x if x.sum() > 0 else -x,
+            lambda x: x * x.mean().item(),
+            lambda x: x[x > 0],
+            lambda x: x[:, x[0, :, 0, 0].nonzero()[0]],
+        ],
+    )
+    def test_a_graph_that_depends_on_the_pixels_is_refused(
+        self, side: int, forward: Callable[[Tensor], Tensor]
+    ) -> None:
         class Dynamic(nn.Module):
             def forward(self, x: Tensor) -> Tensor:
-                return x if x.sum() > 0 else -x
+                return forward(x)
 
-        with pytest.raises(SpratError, match="Dynamic cannot be traced on images of 3 x 32 x 32"):
-            summarize(Dynamic())
+        with pytest.raises(SpratError, match=f"Dynamic cannot be traced on .* 3 x {side} x {side}"):
+            summarize(Dynamic(), side)
+
+    def test_what_a_network_makes_on_its_way_is_no_image(self) -> None:
+        class Reordered(nn.Module):
+            """Keeps a tensor that is no buffer, makes another, writes in place, picks channels."""
+
+            kept = torch.ones(1, 3, 1, 1)
+
+            def forward(self, x: Tensor) -> Tensor:
+                ramp = torch.arange(x.shape[3]).float()
+                x = (x * self.kept + ramp)[:, torch.tensor([2, 1, 0])]
+                first, _, last = x.relu_().split(1, 1)
+                return torch.cat([last, first], 1).mean((2, 3))
+
+        for side in (32, LARGEST_RUN + 1):  # run, and with shapes alone
+            ops = trace(Reordered(), side)
+            *_, cat, mean = ops
+            assert (mean.kind, mean.shape, mean.inputs) == ("mean", (1, 2), (len(ops) - 2,))
+            assert [ops[place].args[1] for place in cat.inputs] == [2, 0]
 
     def test_images_that_it_cannot_take_are_told(self) -> None:
         with pytest.raises(SpratError, match=r"images of 3 x 8 x 8: .*expected B x 3 x H x W"):

@@ -1,14 +1,24 @@
-"""A network as the list of its operations, traced once on an image of a given side."""
+"""A network as the list of its operations, recorded as it runs once on an image of a given side.
+
+`torch.export` records the same, but loading it takes longer than loading torch. It is left to what
+runs the recorded operations again.
+"""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from sprat.errors import SpratError
+
+LARGEST_RUN = 256  # pixels of a side; larger images have shapes and no pixels: slower to start
 
 
 @dataclass(frozen=True)
@@ -48,30 +58,107 @@ def count_parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def export(network: nn.Module, side: int) -> ExportedProgram:
-    """A float32 copy on the CPU, in eval mode, as torch.export traces it on 1 x 3 x side x side.
+def trace(network: nn.Module, side: int = 32) -> list[Op]:
+    """Return the operations of a network in eval mode on images 1 x 3 x side x side, in order.
 
     Raises:
-        SpratError: it cannot take such images, or what it does depends on what they show.
+        SpratError: the network cannot take such images, or its operations depend on their pixels.
     """
-    name = type(network).__name__
-    still = copy.deepcopy(network).cpu().float().eval()
+    device = "cpu" if side <= LARGEST_RUN else "meta"
+    with _tracing(network, side, device) as (still, image), torch.inference_mode():
+        with _Recorder(still, image) as recorder:
+            still(image)
+        return recorder.ops
+
+
+def export(network: nn.Module, side: int) -> ExportedProgram:
+    """Return a float32 copy on the CPU, in eval mode, as torch.export traces it on
+    1 x 3 x side x side.
+
+    Raises:
+        SpratError: as `trace`.
+    """
+    with _tracing(network, side, "cpu") as (still, image):
+        return torch.export.export(still, (image,), strict=False)
+
+
+@contextmanager
+def _tracing(
+    network: nn.Module, side: int, device: str
+) -> Iterator[tuple[nn.Module, Tensor]]:
+    """Give a float32 copy in eval mode and a black image; whatever goes wrong is a SpratError."""
     try:
-        return torch.export.export(still, (torch.zeros(1, 3, side, side),), strict=False)
-    except Exception as error:  # torch names a dozen kinds
+        still = copy.deepcopy(network).to(device).float().eval()
+        yield still, torch.zeros(1, 3, side, side, device=device)
+    except Exception as error:  # the network's own code, and torch names a dozen kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SpratError(
-            f"{name} cannot be traced on images of 3 x {side} x {side}: {reason}"
+            f"{type(network).__name__} cannot be traced on images of 3 x {side} x {side}: {reason}"
         ) from error
 
 
-def trace(network: nn.Module, side: int = 32) -> list[Op]:
-    """The operations that a network in eval mode does on images 1 x 3 x side x side, in order.
+class _Recorder(TorchDispatchMode):
+    """Records every operation of a network.
 
-    Raises:
-        SpratError: it cannot take such images, or what it does depends on what they show.
+    In inference mode, operations arrive as they were called: a conv2d, not its parts.
     """
-    return list_ops(export(network, side))
+
+    def __init__(self, network: nn.Module, image: Tensor) -> None:
+        super().__init__()
+        self.modules: list[str] = [""]
+        self.ops: list[Op] = []
+        self.device = image.device
+        for name, module in network.named_modules():
+            module.register_forward_pre_hook(lambda *_, name=name: self.modules.append(name))
+            module.register_forward_hook(lambda *_: self.modules.pop() and None)
+        self._record("input", (), image)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch loads its whole compiler to keep it away from here
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if _depends_on_values(func, args):
+            raise ValueError(f"it calls {func}, whose result depends on the pixels")
+        taken = _told((*args, *kwargs.values()))
+        # what the network makes on its way, or keeps outside its buffers, is elsewhere
+        args, kwargs = tree_map_only(Tensor, lambda t: t.to(self.device), (args, kwargs))
+        result = func(*args, **kwargs)
+        kind = str(func.overloadpacket).split(".")[-1]
+        if isinstance(result, Tensor):
+            self._record(kind, taken, result)
+        elif isinstance(result, list | tuple):
+            place = len(self.ops)
+            self.ops.append(Op(kind, self.modules[-1], taken, ()))
+            for number, part in enumerate(result):
+                self._record("getitem", (Map(place), number), part)
+        return result
+
+    def _record(self, kind: str, taken: tuple[Any, ...], result: Tensor) -> None:
+        result._sprat_op = len(self.ops)  # type: ignore[attr-defined]
+        self.ops.append(Op(kind, self.modules[-1], taken, tuple(result.shape)))
+
+
+def _depends_on_values(func: Any, args: tuple[Any, ...]) -> bool:
+    if torch.Tag.data_dependent_output in func.tags or func is torch.ops.aten.is_nonzero.default:
+        return True
+    if torch.Tag.dynamic_output_shape not in func.tags:
+        return False
+    is_index = func is torch.ops.aten.index.Tensor  # by places, unless they are chosen by values
+    return not is_index or any(t is not None and t.dtype == torch.bool for t in args[1])
+
+
+def _told(value: Any) -> Any:
+    """An argument as an Op has it."""
+    if isinstance(value, Tensor):
+        place = getattr(value, "_sprat_op", None)
+        return tuple(value.shape) if place is None else Map(place)
+    if isinstance(value, list | tuple):
+        return tuple(map(_told, value))
+    return value
 
 
 def list_ops(program: ExportedProgram) -> list[Op]:
