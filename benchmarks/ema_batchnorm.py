@@ -24,9 +24,10 @@ from sprat.config import Config, EMAConfig, OptimConfig
 from sprat.data import load_dataset
 from sprat.ema import EMA, reestimate_batchnorm
 from sprat.evaluate import predict_probabilities
+from sprat.observer import Observer
 from sprat.results import write_json
 from sprat.runtime import describe_machine, versions
-from sprat.training import BATCHNORM_BATCH, Observer, Training, train
+from sprat.training import BATCHNORM_BATCH, Training, train
 
 CONFIG = Config(
     dataset="cifar10",

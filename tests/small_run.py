@@ -8,7 +8,8 @@ from conftest import SMALL
 
 from sprat.data import Dataset, shapes10
 from sprat.data.imageset import Normalization
-from sprat.training import Observer, Training, resume, train
+from sprat.observer import Observer
+from sprat.training import Training, resume, train
 
 
 class Tell(Observer):

@@ -24,7 +24,8 @@ from sprat.data import Dataset, load_dataset
 from sprat.data.imageset import ImageSet, Normalization
 from sprat.errors import SpratError
 from sprat.evaluate import predict_probabilities, top1
-from sprat.export import ENDINGS, Exported, Format, export
+from sprat.export import Exported, export
+from sprat.formats import ENDINGS, Format
 from sprat.models import MODELS, build_model
 from sprat.zoo import best
 

@@ -16,8 +16,9 @@ from sprat.kernels import CompiledNetwork, NoKernels, build, trunk, why_not
 from sprat.kernels.trunk import Trunk
 from sprat.models import MODELS, OptimizedCIFAR10Net200K, build_model
 from sprat.models.sprat import SpratBlock
+from sprat.observer import Observer
 from sprat.results import read_json
-from sprat.training import Interrupted, Observer, resume, settle, train
+from sprat.training import Interrupted, resume, settle, train
 
 CPU = torch.device("cpu")
 REASON = why_not(OptimizedCIFAR10Net200K, CPU, 32, bf16=False)

@@ -13,9 +13,10 @@ from sprat.cli import app
 from sprat.config import load_recipe, recipe_names
 from sprat.data import Dataset
 from sprat.errors import SpratError
+from sprat.observer import Observer
 from sprat.results import read_json
 from sprat.seeds import train_seeds
-from sprat.training import Interrupted, Observer, Training
+from sprat.training import Interrupted, Training
 
 CONFIG = dataclasses.replace(SMALL, epochs=2, train_images=96, seed=4)
 

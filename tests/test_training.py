@@ -20,9 +20,10 @@ from sprat.data import Dataset
 from sprat.data.imageset import stratified_split
 from sprat.errors import SpratError
 from sprat.evaluate import predict_probabilities, top1
+from sprat.observer import Observer
 from sprat.results import read_config, read_metrics
 from sprat.runtime import derive_seed
-from sprat.training import PROBE_IMAGES, Interrupted, Observer, Training, resume, settle, train
+from sprat.training import PROBE_IMAGES, Interrupted, Training, resume, settle, train
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU of CUDA")
 

@@ -11,6 +11,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+from sprat.threads import bound_spinning
+
 if TYPE_CHECKING:
     from sprat.api import Run, load, resume, train
     from sprat.config import Config, load_recipe
@@ -33,6 +35,8 @@ try:
     __version__ = version("sprat")
 except PackageNotFoundError:  # run from a checkout
     __version__ = "0+unknown"
+
+bound_spinning()  # now: torch reads it when it is imported
 
 _HOMES = {
     "api": ("Run", "load", "resume", "train"),

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Dict
 
-from sprat import __version__
+from sprat import __version__, names
 from sprat.config import BudgetConfig, Config, PicturesConfig, load_recipe, overrides, recipe_path
-from sprat.errors import SpratError
-from sprat.serve.limits import Limits
+from sprat.errors import SpratError, did_you_mean
+from sprat.serve.limits import Limits, check_port
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -140,6 +140,8 @@ def train(
         from sprat.results import read_config
 
         config, _, _ = read_config(resume)
+    else:
+        _check_names(config)
 
     from rich.console import Console
 
@@ -213,24 +215,29 @@ def evaluate(
     threads
         CPU threads; 0: one per core.
     """
+    from sprat.results import read_config
+    from sprat.runtime import check_threads, choose_device, keep_freed_memory, set_threads
+    from sprat.zoo import locate
+
+    place = locate(model)
+    check_threads(threads)
+    if tta is not None:
+        names.check_views(tta)
+    if dataset is not None:
+        names.check_dataset(dataset)
+
     from rich.console import Console
 
-    from sprat.augment.views import find_views
     from sprat.checkpoint import load_model
     from sprat.display import judging_bar, print_judgement
     from sprat.evaluate import judge
-    from sprat.results import read_config
-    from sprat.runtime import choose_device, keep_freed_memory, set_threads
-    from sprat.zoo import locate
 
     keep_freed_memory()
     set_threads(threads)
-    place = locate(model)
     loaded = load_model(place)
     config = read_config(place)[0] if place.is_dir() else None
     if tta is None:
         tta = config.tta if config else 2
-    find_views(tta)
     held_out_exists = config is not None and not config.final
     if split == "auto":
         split = "val" if held_out_exists else "test"
@@ -348,22 +355,29 @@ def export(
         Of the images that are compared, and that onnx-int8 is calibrated on; by default the one
         the model was trained on.
     """
+    from sprat.formats import ENDINGS, check_options, check_output
+    from sprat.zoo import locate
+
+    place = locate(model)
+    check_options(format, raw, max_drop)
+    if output is not None:
+        check_output(output, format, overwrite)
+    if dataset is not None:
+        names.check_dataset(dataset)
+
     from rich.console import Console
 
     from sprat.checkpoint import load_model
     from sprat.display import doing, print_contenders
-    from sprat.export import ENDINGS, check
     from sprat.export import export as write
     from sprat.results import read_config
     from sprat.runtime import keep_freed_memory, set_threads
-    from sprat.zoo import locate
 
     keep_freed_memory()
     set_threads()
-    place = locate(model)
     loaded = load_model(place)
     path = output or Path(f"{loaded.name}{ENDINGS[format]}")
-    check(path, format, raw, max_drop, overwrite)  # rather than after a download
+    check_output(path, format, overwrite)  # rather than after a download
     config = read_config(place)[0] if place.is_dir() else None
     split = "val" if config is not None and not config.final else "test"
     console = Console(stderr=json_output)
@@ -436,6 +450,12 @@ def report(
     threads
         CPU threads; 0: one per core.
     """
+    from sprat.runtime import check_threads
+
+    check_threads(threads)
+    if dataset is not None:
+        names.check_dataset(dataset)
+
     from rich.console import Console
 
     from sprat.checkpoint import load_model
@@ -502,10 +522,12 @@ def summary(
 
     from rich.console import Console
 
-    from sprat.budget import summarize
     from sprat.display import print_summary
 
     network, side = _find_network(model, side, classes)
+
+    from sprat.budget import summarize
+
     summarized = summarize(network, side, depth)
     values = summarized.to_dict()
     if effective is not None:
@@ -550,7 +572,6 @@ def check(
 
     from rich.console import Console
 
-    from sprat.budget import judge_limits, summarize
     from sprat.display import print_verdicts
     from sprat.results import RESULTS_FILE, read_json
 
@@ -559,6 +580,9 @@ def check(
         results = read_json(Path(model) / RESULTS_FILE)
         accuracy = (results["test"] or results["val"])["top1"]
     network, side = _find_network(model, side, classes)
+
+    from sprat.budget import judge_limits, summarize
+
     summarized = summarize(network, side)
     verdicts = judge_limits(limits, summarized, budget.stored_as, accuracy)
     if json_output:
@@ -574,13 +598,16 @@ def _find_network(model: str, side: int | None, classes: int) -> "tuple[nn.Modul
         raise SpratError(f"--side is {side}, expected at least 1 pixel")
     if classes < 1:
         raise SpratError(f"--classes is {classes}, expected at least 1")
+    is_file = Path(model).exists() or model.endswith(".safetensors")
+    if not is_file and ":" not in model:
+        names.find_network(model)
 
     import torch
 
     from sprat.checkpoint import load_model
     from sprat.models import build_model, check_outputs, import_model
 
-    if Path(model).exists() or model.endswith(".safetensors"):
+    if is_file:
         loaded = load_model(Path(model))
         return loaded.network, side or loaded.side
     torch.manual_seed(0)  # initial weights are drawn
@@ -638,10 +665,11 @@ def compare(
 
     from sprat.compare import comparison_table, pareto_front, read_entries, to_markdown
     from sprat.display import print_table
-    from sprat.plots import draw_comparison
 
     entries = read_entries(results, published)
     if output is not None:
+        from sprat.plots import draw_comparison
+
         draw_comparison(entries, output)
     if json_output:
         front = pareto_front(entries)
@@ -671,17 +699,26 @@ def predict(
     if top < 1:
         raise SpratError(f"--top is {top}, expected at least 1")
 
+    from sprat.zoo import best, cards, is_model, locate
+
+    named = bool(pictures) and is_model(pictures[0])
+    if len(pictures) == named:
+        raise SpratError("no picture is named; give files or a folder: sprat predict cat.jpg")
+    place = locate(pictures[0]) if named else best()
+    if missing := next((word for word in pictures[named:] if not Path(word).exists()), None):
+        shipped = [card["name"] for card in cards()]
+        hint = did_you_mean(missing, shipped) if missing == pictures[0] else ""
+        raise SpratError(f"there is no file or folder {missing}{hint}")
+
     from rich.console import Console
 
     from sprat.checkpoint import load_model
     from sprat.display import judging_bar
     from sprat.predict import find_pictures, predict_pictures
-    from sprat.zoo import best, is_model, locate
+    from sprat.runtime import set_threads
 
-    named = bool(pictures) and is_model(pictures[0])
-    if len(pictures) == named:
-        raise SpratError("no picture is named; give files or a folder: sprat predict cat.jpg")
-    loaded = load_model(locate(pictures[0]) if named else best())
+    set_threads()
+    loaded = load_model(place)
     files = find_pictures([Path(picture) for picture in pictures[named:]])
     answers, unreadable = [], 0
     # lines of text on a terminal are progress enough, and a bar would tear them
@@ -721,7 +758,6 @@ def models(
         A shipped model's.
     """
     from rich.console import Console
-    from rich.markdown import Markdown
 
     from sprat.display import print_table
     from sprat.zoo import card_text, cards, find_card, listed
@@ -731,6 +767,8 @@ def models(
         if json_output:
             print(json.dumps(card))
         elif sys.stdout.isatty():
+            from rich.markdown import Markdown
+
             Console().print(Markdown(card_text(card)))
         else:
             print(card_text(card))
@@ -787,7 +825,14 @@ def serve(
 
     require_packages()
 
-    from sprat.runtime import keep_freed_memory, set_threads
+    from sprat.runtime import check_threads, keep_freed_memory, set_threads
+    from sprat.zoo import locate
+
+    check_threads(threads)
+    check_port(port)
+    if model is not None:
+        locate(model)
+
     from sprat.serve.server import run
 
     keep_freed_memory()
@@ -817,6 +862,7 @@ def show(
         Images in a row.
     """
     _check_picture(output, columns)
+    names.check_dataset(dataset)
 
     from rich.console import Console
 
@@ -848,6 +894,8 @@ def fetch(
     dataset
         cifar10, cifar100 or svhn.
     """
+    names.check_published(dataset)
+
     from rich.console import Console
 
     from sprat.data import fetch_dataset
@@ -877,6 +925,8 @@ def verify(
     dataset
         cifar10, cifar100 or svhn.
     """
+    names.check_published(dataset)
+
     from sprat.data import verify_dataset
 
     folder, states = verify_dataset(dataset, data_dir)
@@ -912,6 +962,7 @@ def preview(
         Pictures in a row, of as many classes.
     """
     _check_picture(output, columns)
+    _check_names(config)
 
     from rich.console import Console
 
@@ -925,6 +976,17 @@ def preview(
     path = output or Path(f"augment-{name}.png")
     draw_preview(rows, f"{name} on {loaded.name}", path)
     print(path)
+
+
+def _check_names(config: Config) -> None:
+    """Check whatever names something in a config, before torch is loaded."""
+    from sprat.zoo import locate
+
+    names.check_dataset(config.dataset)
+    names.find_network(config.model)
+    names.check_views(config.tta)
+    if config.distill.teacher:
+        locate(config.distill.teacher)
 
 
 def _check_png(path: Path | None, option: str) -> None:

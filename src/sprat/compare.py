@@ -5,14 +5,13 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
-from sprat.budget import Summary, summarize
 from sprat.errors import SpratError
-from sprat.models import build_model
 from sprat.results import RESULTS_FILE, SUMMARY_FILE, read_json
+
+if TYPE_CHECKING:
+    from sprat.budget import Summary
 
 PUBLISHED_FILE = Path(__file__).parent / "published.toml"
 PUBLISHED_DATASET = "cifar10"
@@ -199,6 +198,11 @@ def _costs(model: str, classes: int, side: int) -> dict[str, Any]:
 
 
 @functools.cache
-def _summary(model: str, classes: int, side: int) -> Summary:
+def _summary(model: str, classes: int, side: int) -> "Summary":
+    import torch
+
+    from sprat.budget import summarize
+    from sprat.models import build_model
+
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn
         return summarize(build_model(model, classes), side)

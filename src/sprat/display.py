@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -23,12 +23,16 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from sprat.budget import Summary, Verdict
 from sprat.config import PicturesConfig
-from sprat.data import DATASETS, Dataset, load_dataset
-from sprat.data.imageset import class_counts
-from sprat.export import Contender
-from sprat.training import Observer, Training, why_torch
+from sprat.names import DATASETS
+from sprat.observer import Observer
+from sprat.threads import spinning_advice
+
+if TYPE_CHECKING:  # what only prints a table loads no torch
+    from sprat.budget import Summary, Verdict
+    from sprat.data import Dataset
+    from sprat.export import Contender
+    from sprat.training import Training
 
 HEADER = "epoch     loss   accuracy   EMA accuracy   learning rate   seconds   images/s"
 UNEVEN = 1.5  # times as many images of one class as of another that are worth a line
@@ -129,7 +133,9 @@ class TrainingDisplay(Observer):
     def preparing(self, what: str) -> None:
         self._print(f"{what} …")
 
-    def started(self, training: Training) -> None:
+    def started(self, training: "Training") -> None:
+        from sprat.training import why_torch
+
         config = training.config
         images = len(training.batches.dataset)
         self._print(
@@ -140,6 +146,8 @@ class TrainingDisplay(Observer):
         self._print_imbalance(training)
         if reason := why_torch(config):
             self._print(f"each step goes through plain torch: {reason}")
+        if training.device.type == "cpu" and (advice := spinning_advice(config.threads)):
+            self._print(advice)
         if training.step:
             self._print(f"resumed after step {training.step:,} of {training.total_steps:,}")
         judged = "the probe of training images" if config.final else "val"
@@ -152,7 +160,7 @@ class TrainingDisplay(Observer):
         self.last_line = self.began
         self.task = self.progress.add_task("", total=len(training.batches), rate=0, left="")
 
-    def stepped(self, training: Training) -> None:
+    def stepped(self, training: "Training") -> None:
         now = time.perf_counter()
         seconds_a_step = (now - self.began) / (training.step - self.began_step)
         rate = training.config.batch_size / seconds_a_step
@@ -170,7 +178,7 @@ class TrainingDisplay(Observer):
             share = 100 * done / len(training.batches)
             self._print(f"  epoch {epoch}: {share:.0f} %, {rate:,.0f} images/s, {left}")
 
-    def epoch_ended(self, training: Training, row: dict[str, Any]) -> None:
+    def epoch_ended(self, training: "Training", row: dict[str, Any]) -> None:
         self._print_row(row)
         if training.finished:
             judged = training.dataset.test if training.val_set is None else training.val_set
@@ -188,7 +196,9 @@ class TrainingDisplay(Observer):
             rate = self.judged / (time.perf_counter() - self.judging_began)
             self.progress.update(self.judging_task, advance=images, rate=rate)
 
-    def _print_imbalance(self, training: Training) -> None:
+    def _print_imbalance(self, training: "Training") -> None:
+        from sprat.data.imageset import class_counts
+
         counts = class_counts(training.batches.dataset)
         least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
         if counts[most] < UNEVEN * counts[least]:
@@ -214,7 +224,7 @@ class TrainingDisplay(Observer):
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
-def print_summary(console: Console, summary: Summary) -> None:
+def print_summary(console: Console, summary: "Summary") -> None:
     """A network's layers as a table, and its totals."""
     rows = [("layer", "type", "output", "parameters", "MACs", "field", "jump")]
     rows += [
@@ -248,7 +258,7 @@ def print_summary(console: Console, summary: Summary) -> None:
     )
 
 
-def print_verdicts(console: Console, model: str, verdicts: Sequence[Verdict]) -> None:
+def print_verdicts(console: Console, model: str, verdicts: "Sequence[Verdict]") -> None:
     """Limits beside what was achieved."""
     rows = [(model, "target", "achieved", "margin", "status")]
     rows += [
@@ -258,7 +268,7 @@ def print_verdicts(console: Console, model: str, verdicts: Sequence[Verdict]) ->
     print_table(console, rows, left=1)
 
 
-def print_contenders(console: Console, contenders: Sequence[Contender]) -> None:
+def print_contenders(console: Console, contenders: "Sequence[Contender]") -> None:
     """A model in several forms: what each takes and how right it is."""
     rows = [("", "bytes", "one image, ms", "accuracy")]
     rows += [
@@ -324,8 +334,10 @@ def judging_bar(console: Console, what: str, total: int) -> Iterator[Callable[[i
 
 def load_shown(
     console: Console, name: str, data_dir: Path | None, pictures: PicturesConfig
-) -> Dataset:
+) -> "Dataset":
     """`load_dataset`, with a bar for what takes long and warnings on stderr."""
+    from sprat.data import load_dataset
+
     said: list[str] = []  # told when the spinner is gone, which would tear it
     try:
         counted = "bytes" if name in DATASETS else "pictures"

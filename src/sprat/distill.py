@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sprat.budget import count_parameters
-from sprat.checkpoint import MODEL_FILE, Model, load_model
+from sprat.checkpoint import Model, load_model
 from sprat.data import Dataset
 from sprat.data.imageset import Normalization
 from sprat.errors import SpratError
+from sprat.names import MODEL_FILE
 from sprat.zoo import locate
 
 

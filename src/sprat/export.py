@@ -6,11 +6,9 @@ images; only what agrees is put in place.
 
 import contextlib
 import copy
-import importlib.util
 import io
 import json
 import logging
-import math
 import statistics
 import tempfile
 import time
@@ -18,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -31,18 +29,14 @@ from sprat.data import shapes10
 from sprat.data.imageset import Images, ImageSet, Normalization, stratified_split
 from sprat.errors import SpratError
 from sprat.evaluate import BATCH, predict_probabilities, top1
+from sprat.formats import Format, check_options, check_output
 from sprat.runtime import replacing
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-Format = Literal["onnx", "onnx-int8", "pt2", "pth"]
 Run = Callable[[Tensor], Tensor]  # from a graph's input to its output
 
-ENDINGS: dict[Format, str] = {
-    "onnx": ".onnx", "onnx-int8": "-int8.onnx", "pt2": ".pt2", "pth": ".pth",
-}  # fmt: skip
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 METADATA = "sprat"  # the key of the JSON that describes a model, as in model.safetensors
 OPSET, IR_VERSION = 18, 8  # of ONNX 1.13, 2022, so that older runtimes read it; no node needs more
 COMPARED = 1_000  # images
@@ -107,37 +101,6 @@ class Graph(nn.Module):
         return self.network((images.float() - self.shift) * self.scale).softmax(1)
 
 
-def check(path: Path, format: Format, raw: bool, max_drop: float, overwrite: bool) -> None:
-    """Says before any work what `export` would refuse.
-
-    Raises:
-        SpratError: the format or the file's ending is none of sprat's, the file exists already,
-            a package is missing, or an option has no meaning there.
-    """
-    if format not in get_args(Format):
-        raise SpratError(f"there is no format {format!r}; there are {', '.join(get_args(Format))}")
-    suffix = "." + ENDINGS[format].rpartition(".")[2]
-    if path.suffix != suffix:
-        raise SpratError(f"--output is {path}, expected a name that ends in {suffix}")
-    if path.is_dir():
-        raise SpratError(f"{path} is a folder; give another --output")
-    if path.exists() and not overwrite:
-        raise SpratError(
-            f"{path} exists already and is not overwritten; give another --output, or --overwrite"
-        )
-    if raw and format == "pth":
-        raise SpratError("pth holds weights alone, which know no --raw; leave it out")
-    if not (math.isfinite(max_drop) and max_drop >= 0):
-        raise SpratError(f"--max-drop is {max_drop}, expected percentage points, 0 or more")
-    if format.startswith("onnx"):
-        missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-        if missing:
-            raise SpratError(
-                f"the format {format} needs {', '.join(missing)}, not installed here; install all "
-                "it needs with pip install 'sprat[export]'"
-            )
-
-
 def export(
     model: Model,
     path: Path,
@@ -167,7 +130,8 @@ def export(
         SpratError: as `check`; int8 has no images; or the file does not agree with torch: in fp32,
             on each image's class and by 1e-4 on every probability. Nothing is put in place then.
     """
-    check(path, format, raw, max_drop, overwrite)
+    check_options(format, raw, max_drop)
+    check_output(path, format, overwrite)
     if format == "onnx-int8" and (training is None or compared is None):
         raise SpratError(
             "onnx-int8 is calibrated on training images of the model's dataset, and judged on "

@@ -12,19 +12,23 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from sprat.errors import SpratError
+from sprat.threads import MOST_THREADS, usable_cores
+
+if TYPE_CHECKING:
+    import torch
 
 
-def choose_device(device: str = "auto") -> torch.device:
+def choose_device(device: str = "auto") -> "torch.device":
     """The device a name stands for; "auto" takes the first there is of cuda, mps, cpu.
 
     Raises:
         SpratError: this machine or this build of torch does not have it.
     """
+    import torch
+
     there = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -41,7 +45,7 @@ def choose_device(device: str = "auto") -> torch.device:
     return torch.device(device)
 
 
-def choose_precision(precision: str, device: torch.device) -> str:
+def choose_precision(precision: str, device: "torch.device") -> str:
     """ "bf16", "fp16" or "fp32"; "auto" is bf16 only where the hardware computes in it.
 
     A CPU without bf16 instructions emulates them and is slower than in fp32; a GPU before
@@ -50,6 +54,8 @@ def choose_precision(precision: str, device: torch.device) -> str:
     Raises:
         SpratError: fp16 on a CPU, where sprat does not train in it.
     """
+    import torch
+
     if precision == "fp16" and device.type == "cpu":
         raise SpratError("precision 'fp16' needs a GPU; use bf16, fp32 or auto on a CPU")
     if precision != "auto":
@@ -62,24 +68,45 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
 
 def _cpu_has_bf16() -> bool:
+    import torch
+
     # an older torch cannot say; fp32 is then the safe answer
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+def autocast(device: "torch.device", precision: str) -> AbstractContextManager[None]:
     """Mixed precision for the forward pass: half-width products, fp32 parameters."""
+    import torch
+
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     if dtype is None:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype)
 
 
+def check_threads(threads: int) -> None:
+    """Check a number of CPU threads; 0 is one per usable core.
+
+    Raises:
+        SpratError: the number is below 0 or above 1,024.
+    """
+    if not 0 <= threads <= MOST_THREADS:
+        raise SpratError(
+            f"--threads is {threads}, expected 1 to {MOST_THREADS:,}, or 0 for one per core"
+        )
+
+
 def set_threads(threads: int = 0) -> int:
-    """Sets torch's CPU threads, 0 for one per usable core; returns the number."""
-    if not threads and sys.platform == "linux":
-        threads = len(os.sched_getaffinity(0))  # what a container or taskset leaves us
-    threads = threads or os.cpu_count() or 1
+    """Set torch's CPU threads and return their number; 0 means one per usable core.
+
+    Raises:
+        SpratError: the number is below 0 or above 1,024.
+    """
+    check_threads(threads)
+    import torch
+
+    threads = threads or usable_cores()
     torch.set_num_threads(threads)
     return threads
 
@@ -156,8 +183,10 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sprat"
 
 
-def describe_machine(device: torch.device, precision: str, threads: int) -> dict[str, Any]:
+def describe_machine(device: "torch.device", precision: str, threads: int) -> dict[str, Any]:
     """What a figure must say of the machine it was made on; plain values for JSON."""
+    import torch
+
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "device": device.type,

@@ -8,8 +8,9 @@ from typing import Any
 from sprat.config import Config
 from sprat.data import Dataset
 from sprat.errors import SpratError
+from sprat.observer import Observer
 from sprat.results import CONFIG_FILE, read_config, write_summary
-from sprat.training import Observer, resume, settle, train
+from sprat.training import resume, settle, train
 
 
 def train_seeds(

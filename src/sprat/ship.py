@@ -16,10 +16,11 @@ import torch
 
 from sprat.augment.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from sprat.budget import summarize
-from sprat.checkpoint import MODEL_FILE, Model, load_model, save_model
+from sprat.checkpoint import Model, load_model, save_model
 from sprat.data import Dataset, load_dataset
 from sprat.data.imageset import ImageSet
 from sprat.evaluate import judge, predict_probabilities, top1
+from sprat.names import MODEL_FILE
 from sprat.results import (
     CURVES_FILE,
     RESULTS_FILE,

@@ -33,7 +33,6 @@ from sprat.augment.transforms import normalize, resize
 from sprat.augment.views import find_views
 from sprat.budget import count_parameters, judge_limits, receptive_field, summarize
 from sprat.checkpoint import (
-    MODEL_FILE,
     RESUME_FILE,
     Model,
     load_resume,
@@ -52,6 +51,8 @@ from sprat.evaluate import judge, predict_probabilities, top1
 from sprat.graph import Beside, CapturedStep
 from sprat.kernels import LANES, CompiledNetwork, why_not
 from sprat.models import build_model, find_model
+from sprat.names import MODEL_FILE
+from sprat.observer import Observer
 from sprat.optim import build_optimizer
 from sprat.results import (
     CONFIG_FILE,
@@ -82,25 +83,6 @@ from sprat.schedules import RAMPS, warmup_then
 PROBE_IMAGES = 2_000  # training images, without augmentation, that a final run is watched on
 BATCHNORM_IMAGES = 5_120  # training images that an average's statistics are estimated from
 BATCHNORM_BATCH = 64  # of them at once; only full batches count
-
-
-class Observer:
-    """Is told how a run goes; does nothing. A display or a test overrides what it needs."""
-
-    def preparing(self, what: str) -> None:
-        """Before something that takes seconds and happens once on a machine."""
-
-    def started(self, training: "Training") -> None:
-        """Before the first step, of a fresh or a resumed run."""
-
-    def stepped(self, training: "Training") -> None:
-        """After every step."""
-
-    def epoch_ended(self, training: "Training", row: dict[str, Any]) -> None:
-        """After an epoch was judged and saved; `row` is its line of metrics.jsonl."""
-
-    def judging(self, images: int) -> None:
-        """While the final judgement runs: `images` more are done."""
 
 
 class Interrupted(Exception):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sprat.augment.transforms import affine, pad
-from sprat.errors import SpratError
+from sprat.names import check_views
 
 View = Callable[[Tensor], Tensor]
 Views = Sequence[tuple[View, float]]
@@ -94,7 +94,5 @@ def find_views(views: int) -> Views:
     Raises:
         SpratError: there is none.
     """
-    if views not in VIEWS:
-        offered = ", ".join(map(str, VIEWS))
-        raise SpratError(f"tta is {views}, expected a number of views among {offered}")
+    check_views(views)
     return VIEWS[views]

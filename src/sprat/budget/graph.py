@@ -83,9 +83,7 @@ def export(network: nn.Module, side: int) -> ExportedProgram:
 
 
 @contextmanager
-def _tracing(
-    network: nn.Module, side: int, device: str
-) -> Iterator[tuple[nn.Module, Tensor]]:
+def _tracing(network: nn.Module, side: int, device: str) -> Iterator[tuple[nn.Module, Tensor]]:
     """Give a float32 copy in eval mode and a black image; whatever goes wrong is a SpratError."""
     try:
         still = copy.deepcopy(network).to(device).float().eval()
@@ -104,7 +102,7 @@ class _Recorder(TorchDispatchMode):
     """
 
     def __init__(self, network: nn.Module, image: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.modules: list[str] = [""]
         self.ops: list[Op] = []
         self.device = image.device

@@ -15,6 +15,7 @@ from sprat.data import cifar10, cifar100, pictures, shapes10, svhn
 from sprat.data.fetch import Progress, Say
 from sprat.data.imageset import PIECE, ImageSet, Normalization
 from sprat.errors import SpratError
+from sprat.names import DATASETS, check_dataset, check_published
 from sprat.runtime import cache_dir
 
 
@@ -47,7 +48,6 @@ class Source(Protocol):
 
 
 SOURCES: dict[str, Source] = {"cifar10": cifar10, "cifar100": cifar100, "svhn": svhn}
-DATASETS = ("auto", *SOURCES, "shapes10")
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,8 @@ def load_dataset(
         SpratError: there is no such dataset, or it cannot be had, or is not what was published, or
             the folder does not hold what own pictures are.
     """
+    check_dataset(name)
     if name not in DATASETS:
-        if not Path(name).is_dir():
-            raise SpratError(
-                f"there is no dataset {name!r}; there are {', '.join(DATASETS)}, or give the path "
-                "of a folder that holds a folder of pictures for each class"
-            )
         folder = Path(name).resolve()
         train, test, val = pictures.load(folder, own, say, progress)
         return assemble(str(folder), train, test, val, own)
@@ -164,8 +160,7 @@ def verify_dataset(name: str, data_dir: Path | None = None) -> tuple[Path, dict[
 
 
 def _source(name: str) -> Source:
-    if name not in SOURCES:
-        raise SpratError(f"{name!r} is not a published dataset; there are {', '.join(SOURCES)}")
+    check_published(name)
     return SOURCES[name]
 
 

@@ -28,6 +28,7 @@ from sprat.data.lock import lock
 from sprat.data.picture import read_picture
 from sprat.errors import SpratError, did_you_mean
 from sprat.runtime import cache_dir, replacing, sweep
+from sprat.threads import usable_cores
 
 PARTS = ("train", "val", "test")
 LISTED = 20  # unreadable files named in a message
@@ -275,7 +276,11 @@ def _read_into(path: Path, listing: Listing, side: int, progress: Progress) -> N
     counts: list[tuple[str, int, int]] = []
     unreadable: list[str] = []
     done = 0
-    with replacing(path) as beside, beside.open("wb") as file, ThreadPoolExecutor() as pool:
+    with (
+        replacing(path) as beside,
+        beside.open("wb") as file,
+        ThreadPoolExecutor(usable_cores()) as pool,
+    ):
         writer = cache.Writer(file, side)
         for folder in listing.folders:
             kept, names = 0, iter(folder.names)

@@ -10,7 +10,7 @@ from typing import TypeGuard
 import torch
 from torch import nn
 
-from sprat.errors import SpratError, did_you_mean, plain
+from sprat.errors import SpratError, did_you_mean
 from sprat.models.densenet import DenseNetBC40
 from sprat.models.mobilenetv2 import MobileNetV2
 from sprat.models.optimized200k import (
@@ -24,6 +24,7 @@ from sprat.models.shufflenetv2 import ShuffleNetV2x05
 from sprat.models.sprat import SpratL, SpratM, SpratS
 from sprat.models.tiniest import Tiniest
 from sprat.models.wideresnet import WRN16x1
+from sprat.names import find_network
 
 __all__ = [
     "MODELS",
@@ -62,12 +63,7 @@ def find_model(name: str) -> type[nn.Module]:
     Raises:
         SpratError: there is none; says which there are and which is nearest.
     """
-
-    by_plain_name = {plain(known): cls for known, cls in MODELS.items()}
-    if plain(name) in by_plain_name:
-        return by_plain_name[plain(name)]
-    hint = did_you_mean(name, MODELS)
-    raise SpratError(f"there is no model {name!r}{hint} Known: {', '.join(MODELS)}")
+    return MODELS[find_network(name, MODELS)]
 
 
 def build_model(name: str, num_classes: int = 10, dropout: float = 0.2) -> nn.Module:

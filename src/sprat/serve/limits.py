@@ -40,3 +40,13 @@ class Limits:
                 f"max_pixels is {self.max_pixels:,}, expected at most {PILLOWS_MAX_PIXELS:,}, "
                 "beyond which pictures are not safe to open"
             )
+
+
+def check_port(port: int) -> None:
+    """Check the number of a TCP port; 0 is any free one.
+
+    Raises:
+        SpratError: there is no such port.
+    """
+    if not 0 <= port <= 65535:
+        raise SpratError(f"--port is {port}, expected 1 to 65535, or 0 for a free one")

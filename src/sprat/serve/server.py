@@ -15,7 +15,7 @@ from sprat.checkpoint import load_model
 from sprat.errors import SpratError
 from sprat.serve.app import make_app
 from sprat.serve.guard import ACCESS_LOG, LINGER
-from sprat.serve.limits import Limits
+from sprat.serve.limits import Limits, check_port
 from sprat.zoo import best, locate
 
 ANSWER_SECONDS = 30  # for the pictures of the last requests, once their bodies have come
@@ -74,8 +74,7 @@ def run(
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket whose connections wait until the model is there."""
-    if not 0 <= port <= 65535:
-        raise SpratError(f"--port is {port}, expected 1 to 65535, or 0 for a free one")
+    check_port(port)
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server(address, family=family)

@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sprat.checkpoint import MODEL_FILE
 from sprat.errors import SpratError, did_you_mean, plain
+from sprat.names import MODEL_FILE
 
 CARD_FILE, CARD_TEXT_FILE = "card.json", "CARD.md"
 ZOO = Path(__file__).parent

@@ -1,0 +1,25 @@
+"""What a run reports to while it trains. Apart from the training, which loads torch."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sprat.training import Training
+
+
+class Observer:
+    """Is told how a run goes; does nothing. A display or a test overrides what it needs."""
+
+    def preparing(self, what: str) -> None:
+        """Before something that takes seconds and happens once on a machine."""
+
+    def started(self, training: "Training") -> None:
+        """Before the first step, of a fresh or a resumed run."""
+
+    def stepped(self, training: "Training") -> None:
+        """After every step."""
+
+    def epoch_ended(self, training: "Training", row: dict[str, Any]) -> None:
+        """After an epoch was judged and saved; `row` is its line of metrics.jsonl."""
+
+    def judging(self, images: int) -> None:
+        """While the final judgement runs: `images` more are done."""

@@ -1,0 +1,96 @@
+"""How many CPU threads there are to use, and how they wait for each other. Loads nothing else.
+
+torch's threads, and those of the compiled kernels, are libgomp's on Linux. After each parallel loop
+a thread waits for the others in a busy loop, by default for milliseconds. Next to other work that
+is the time in which those others could have run. `GOMP_SPINCOUNT` bounds the busy loop, after which
+a thread sleeps; libgomp reads it once, when torch loads it.
+"""
+
+import math
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+SPIN_COUNT = 1000  # rounds of the busy loop, some 20 µs; benchmarks/under_load.py compares others
+MOST_THREADS = 1024  # far more than help, and fewer than a system refuses to start
+SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # either one of them decides
+
+_too_late = False
+
+
+def bound_spinning() -> None:
+    """Set GOMP_SPINCOUNT for torch, and for processes started from here, unless the user has
+    decided how threads wait. Called when `sprat` is imported."""
+    global _too_late
+    if sys.platform != "linux" or any(os.environ.get(name) for name in SETTINGS):
+        return
+    _too_late = "torch" in sys.modules
+    os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
+
+
+def spinning_advice(threads: int) -> str | None:
+    """Return what to do where torch was imported before sprat, so that the setting was too late
+    for `threads` threads; None where it was not."""
+    if not _too_late or threads < 2:
+        return None
+    return (
+        "torch was imported before sprat, so training is slow next to other work: import sprat "
+        f"first, or start Python with GOMP_SPINCOUNT={SPIN_COUNT} in the environment"
+    )
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Return how many CPU threads can run at once: the cores this process may use (affinity), or
+    what its container's CPU quota comes to, rounded up, where that is less.
+
+    Args:
+        root: where /proc and /sys are.
+    """
+    if sys.platform == "linux":
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return min([cores, *(max(1, math.ceil(quota)) for quota in _quotas(root))])
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Cores' worth of time that each control group of this process, or one around it, may use."""
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    mounts = root / "sys/fs/cgroup"
+    for line in groups:
+        _, controllers, group = line.split(":", 2)
+        if not controllers:  # version 2
+            for folder in _folders_around(group, mounts, mounts / "unified"):
+                yield from _share(_words(folder / "cpu.max"))
+        elif "cpu" in controllers.split(","):
+            for folder in _folders_around(group, mounts / controllers, mounts / "cpu"):
+                files = (folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us")
+                yield from _share([word for file in files for word in _words(file)])
+
+
+def _folders_around(group: str, *mounts: Path) -> Iterator[Path]:
+    """A group's folder and those around it, under every place they may be mounted at. In a
+    container the outermost may be the group itself, whatever path it has outside."""
+    for mount in mounts:
+        folder = mount / group.strip("/")
+        if ".." not in folder.parts:
+            yield from (each for each in (folder, *folder.parents) if each.is_relative_to(mount))
+        else:
+            yield mount
+
+
+def _words(file: Path) -> list[str]:
+    try:
+        return file.read_text().split()
+    except OSError:
+        return []
+
+
+def _share(words: list[str]) -> Iterator[float]:
+    """Quota over period, both in µs; nothing for "max" or -1, which is no limit."""
+    if len(words) == 2 and all(word.isdecimal() for word in words) and int(words[1]):
+        yield int(words[0]) / int(words[1])
