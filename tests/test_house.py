@@ -18,9 +18,11 @@ FLOORS = {
     "zoo": 1, "distill": 1,
     "config": 0, "runtime": 0, "models": 0, "augment": 0, "schedules": 0, "ema": 0, "budget": 0,
     "kernels": 0, "graph": 0,
-    "errors": -1,
+    "errors": -1, "files": -1, "shapes": -1,
 }  # fmt: skip
 SIDEWAYS = {
+    ("files", "errors"),
+    ("shapes", "errors"),
     ("cli", "display"),
     ("api", "display"),
     ("cli", "serve"),
@@ -29,6 +31,7 @@ SIDEWAYS = {
     ("ship", "training"),
     ("evaluate", "data"),
     ("checkpoint", "data"),
+    ("checkpoint", "results"),
     ("zoo", "checkpoint"),
     ("distill", "checkpoint"),
     ("distill", "data"),

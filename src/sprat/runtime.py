@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from sprat.errors import SpratError
+from sprat.shapes import MOST_THREADS
 
 
 def choose_device(device: str = "auto") -> torch.device:
@@ -76,7 +77,16 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
 
 
 def set_threads(threads: int = 0) -> int:
-    """Sets torch's CPU threads, 0 for one per usable core; returns the number."""
+    """Sets torch's CPU threads, 0 for one per usable core; returns the number.
+
+    Raises:
+        SpratError: no machine has so many.
+    """
+    if not 0 <= threads <= MOST_THREADS:
+        raise SpratError(
+            f"threads is {threads}, expected 0 (one per core) to {MOST_THREADS:,}. Leave it out, "
+            "or give the number of cores."
+        )
     if not threads and sys.platform == "linux":
         threads = len(os.sched_getaffinity(0))  # what a container or taskset leaves us
     threads = threads or os.cpu_count() or 1

@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sprat.checkpoint import MODEL_FILE
+from sprat.checkpoint import CARD_FILE, MODEL_FILE
 from sprat.errors import SpratError, did_you_mean, plain
 
-CARD_FILE, CARD_TEXT_FILE = "card.json", "CARD.md"
+CARD_TEXT_FILE = "CARD.md"
 ZOO = Path(__file__).parent
 
 
