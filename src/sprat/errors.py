@@ -27,8 +27,8 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 100, 100
 
 
 def shown(value: object) -> str:
-    """A value as an error shows it: its repr, cut short however large or deep it is."""
+    """A value as an error shows it: its repr on one line, cut short however large or deep it is."""
     try:
-        return _SHORT.repr(value)
+        return " ".join(_SHORT.repr(value).split())
     except ValueError:  # an int of more digits than Python prints
         return f"{type(value).__name__} of too many digits"

@@ -15,7 +15,7 @@ from sprat.errors import SpratError
 
 MODEL_BYTES = 1 << 30  # most that a file of weights may have
 JSON_BYTES = 64 << 20
-RECIPE_BYTES, RECIPE_LINE = 64 << 10, 2_000  # tomllib's time grows with the square of a key's parts
+RECIPE_BYTES, RECIPE_LINE = 32 << 10, 1_000  # tomllib's time grows with the square of a key's parts
 DEEPEST = 32  # tables and lists within one another
 
 

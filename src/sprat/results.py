@@ -19,6 +19,7 @@ from sprat.shapes import (
     ANYTHING,
     FLAG,
     MOST_CLASSES,
+    NOTHING,
     POSITIVE,
     SETTING,
     SHARE,
@@ -141,8 +142,9 @@ def read_results(path: Path) -> dict[str, Any]:
     results: dict[str, Any] = read_json(path)
     wrong = mismatch(results, RESULTS)
     if not wrong:
-        split = "test" if results["final"] else "val"
+        split, other = ("test", "val") if results["final"] else ("val", "test")
         wrong = mismatch(results[split], JUDGEMENT, split) or _uneven(results[split], split)
+        wrong = wrong or mismatch(results[other], NOTHING, other)
     if wrong:
         raise SpratError(
             f"{path} is not what a run of sprat writes: {wrong}. Name the folder of a finished run."

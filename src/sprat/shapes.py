@@ -105,6 +105,7 @@ def one_of(*values: str) -> Kind:
 
 
 ANYTHING = Kind("anything", lambda v: True)
+NOTHING = Kind("null", lambda v: v is None)
 SHARE = number(0, 1)
 POSITIVE = number(0)
 FLAG = Kind("true or false", lambda v: type(v) is bool)
