@@ -73,6 +73,40 @@ class TestEntries:
         with pytest.raises(SpratError, match=r"x\.json is no result of sprat's"):
             read_entries([tmp_path / "x.json"])
 
+    @pytest.mark.parametrize("kind", ["final", "choosing", "seeds", "evaluated"])
+    def test_a_wrong_or_missing_value_is_told(
+        self, results: dict[str, Path], tmp_path: Path, kind: str
+    ) -> None:
+        place = results[kind]
+        file = next(place.glob("*.json")) if place.is_dir() else place
+        values, refused = json.loads(file.read_text()), 0
+        for key in values:
+            for wrong in (
+                [],
+                -1,
+                True,
+                "x",
+                {},
+                1e30,
+                None,
+                [None],
+                {"top1": None},
+                10**30,
+                "../x",
+            ):
+                file.write_text(json.dumps(values | {key: wrong}))
+                try:
+                    assert len(read_entries([file], published=False)) == 1
+                except SpratError as error:
+                    refused += 1
+                    message = str(error)
+                    assert "\n" not in message
+            file.write_text(json.dumps({k: v for k, v in values.items() if k != key}))
+            if key not in ("recipe", "side"):
+                with pytest.raises(SpratError, match="is no result of sprat's"):
+                    read_entries([file], published=False)
+        assert refused > 7 * len(values)
+
     def test_a_folder_without_results_is_told(self, tmp_path: Path) -> None:
         with pytest.raises(SpratError, match=r"neither results\.json nor summary\.json"):
             read_entries([tmp_path])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from sprat.errors import SpratError
 from sprat.models import find_model
 
 BAD = [
-    ({"epochs": 0}, "epochs is 0, expected at least 1"),
+    ({"epochs": 0}, "epochs is 0, expected 1 to 100,000"),
     ({"batch_size": 1}, "batch_size is 1"),
     ({"dropout": 1.0}, "dropout is 1.0"),
     ({"label_smoothing": -0.1}, "label_smoothing is -0.1"),
@@ -63,8 +64,30 @@ BAD = [
     ({"pictures": {"unreadable": "guess"}}, "pictures.unreadable is 'guess', expected 'refuse'"),
     ({"pictures": {"test_fraction": 0}}, "pictures.test_fraction is 0.0, expected a share"),
     ({"pictures": {"test_seed": -1}}, "pictures.test_seed is -1"),
-    ({"judge_every": 0}, "judge_every is 0, expected at least 1"),
+    ({"judge_every": 0}, "judge_every is 0, expected 1 to"),
     ({"ema": {"decay": 1.0}}, "ema.decay is 1.0"),
+    ({"epochs": 10**20}, "epochs is 100000000000000000000, expected 1 to 100,000"),
+    ({"epochs": 10**5000}, "epochs is int of too many digits, expected 1 to 100,000"),
+    ({"batch_size": 10**9}, "batch_size is 1000000000, expected 2 to"),
+    ({"threads": 99999999999999}, r"threads is 99999999999999, expected 0 \(one per core\) to"),
+    ({"tta": 10**20}, "tta is 1"),
+    ({"patience": 10**20}, "patience is 1"),
+    ({"judge_every": 10**20}, "judge_every is 1"),
+    ({"train_images": 10**20}, "train_images is 1"),
+    ({"seed": 2**63}, "seed is 9223372036854775808, expected 0 to"),
+    ({"split_seed": 2**63}, "split_seed is 9"),
+    ({"pictures": {"test_seed": 2**63}}, "pictures.test_seed is 9"),
+    ({"augment": {"workers": 10**9}}, "augment.workers is 1"),
+    ({"augment": {"hole_largest": 10**20}}, "augment.hole_largest is 1"),
+    ({"budget": {"max_flash": 10**30}}, "budget.max_flash is 1"),
+    ({"optim": {"lr": 10**400}}, "optim.lr is 1"),
+    ({"optim": {"lr": "1"}}, "optim.lr is '1', expected a number"),
+    ({"dataset": "a\0b"}, "dataset is 'a.x00b', expected a string"),
+    ({"dataset": "\ud800"}, "dataset is '.ud800', expected a string"),
+    ({"model": "x" * 100_000}, "model is 'xxx"),
+    ({"epochs": [[[[[[[[1]]]]]]]]}, "epochs is "),
+    ({"x" * 100_000: 1}, "there is no setting 'xxx"),
+    ([1], "the configuration is .1., expected a table"),
     ({"epochs": 2.5}, "epochs is 2.5, expected a whole number"),
     ({"epochs": True}, "epochs is True, expected a whole number"),
     ({"final": "yes"}, "final is 'yes', expected true or false"),
@@ -79,6 +102,7 @@ def test_a_value_that_cannot_be_is_refused_naming_the_source(values: dict, messa
     with pytest.raises(SpratError, match=message) as caught:
         Config.from_dict(values, source="my.toml")
     assert str(caught.value).startswith("my.toml: ")
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize("recipe", recipe_names())
@@ -133,6 +157,67 @@ def test_a_recipe_of_ones_own_by_path(tmp_path: Path) -> None:
         load_recipe(str(path))
     with pytest.raises(SpratError, match="there is no recipe file"):
         load_recipe(str(tmp_path / "other.toml"))
+
+
+class TestHostileRecipes:
+    """One sentence that names the file, whatever it holds, and no waiting."""
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "epochs = " + "[" * 100_000,
+            "epochs = " + "[\n" * 20_000,
+            "epochs = " + "{a=" * 600,
+            "epochs = " + "9" * 5_000,
+            "epochs = 99999999999999999999",
+            "threads = 99999999999999",
+            ".".join(["a"] * 20_000) + " = 1",
+            "\n".join(f"k{n}" + ".a" * 480 + " = 1" for n in range(30)),
+            f"[{'.'.join(['a'] * 20_000)}]",
+            "[optim]\nlr = nan",
+            "[optim]\nlr = inf",
+            "epochs = 1979-05-27",
+            "epochs = 9999-99-99",
+            'dataset = "a\\u0000b"',
+            "epochs = 3\nepochs = 4",
+            "epochs\0 = 3",
+            "\0" * 1_000,
+            "#" * 70_000,
+            "\ufeffepochs = 3",
+        ],
+    )
+    def test_text(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
+        self._refused(tmp_path / "mine.toml")
+
+    def test_what_is_no_text_or_no_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.toml"
+        path.write_bytes(b"dataset = '\xff\xfe'")
+        self._refused(path)
+        os.truncate(path, 100 << 20)
+        self._refused(path)
+        path.unlink()
+        os.mkfifo(path)
+        self._refused(path)
+        path.unlink()
+        path.mkdir()
+        self._refused(path)
+        self._refused(tmp_path / ("x" * 5_000 + ".toml"))
+
+    def _refused(self, path: Path) -> None:
+        with pytest.raises(SpratError) as caught:
+            load_recipe(str(path))
+        assert "mine.toml" in str(caught.value) or "x" * 50 in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{"threads": 99999999999999}, {"epochs": 1e3}, {"epochs": "3"}, {"seed": -1}, {5: 1},
+         {"optim.lr": float("nan")}, {"epochs": object()}, {"optim": 3}, {"epochs": 10**5000}],
+    )  # fmt: skip
+    def test_changes_from_python(self, changes: dict) -> None:
+        with pytest.raises(SpratError):
+            Config().changed(changes)
 
 
 def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:

@@ -415,7 +415,7 @@ class TestCommand:
             (["config.json"], "the run is not finished; go on with sprat train --resume"),
             (["seed-0/results.json", "seed-1/results.json"], "several seeds; name one of them"),
             (["unrelated.txt"], "is {run} the folder of a run?"),
-            (["results.json"], "{run}/results.json is no run's of sprat"),
+            (["results.json"], "{run}/results.json is not what a run of sprat writes"),
         ],
     )
     def test_what_is_no_finished_run_is_refused(
@@ -440,7 +440,8 @@ class TestCommand:
 @pytest.mark.parametrize("damage", [{"val": None}, {"model": 3}, {"machine": {}}, {"final": True}])
 def test_damaged_results_are_told(run: Path, tmp_path: Path, damage: dict) -> None:
     write_json(run / "results.json", read_json(run / "results.json") | damage)
-    with pytest.raises(SpratError, match=f"{re.escape(str(run))} is no run"):
+    message = f"{re.escape(str(run))}/results.json is not what a run of sprat writes"
+    with pytest.raises(SpratError, match=message):
         write_report(read_run(run), tmp_path / "page.html", "no answers")
     assert not (tmp_path / "page.html").exists()
 

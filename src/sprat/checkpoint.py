@@ -1,23 +1,50 @@
-"""Weights that carry their meaning, and the file a run resumes from. Neither can execute."""
+"""Weights that carry their meaning, and the file a run resumes from. Neither can execute, and
+each holds a digest of its content: a bit that flipped on a disk is refused, not used."""
 
+import functools
+import hashlib
+import io
 import json
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import nn
+from safetensors.torch import load as deserialize
+from safetensors.torch import save as serialize
+from torch import Tensor, nn
 
 from sprat.data.imageset import Normalization
-from sprat.errors import SpratError
+from sprat.errors import SpratError, shown
+from sprat.files import MODEL_BYTES, note, parse_json, read_bytes, read_text
 from sprat.models import build_model, find_model
-from sprat.names import MODEL_FILE
+from sprat.names import CARD_FILE, MODEL_FILE
+from sprat.results import wrong_history
 from sprat.runtime import replacing
+from sprat.shapes import (
+    ANYTHING,
+    MOST_CLASSES,
+    POSITIVE,
+    SCALAR,
+    SHARE,
+    SIDE,
+    TEXT,
+    Kind,
+    ListOf,
+    Maybe,
+    Shape,
+    TableOf,
+    mismatch,
+    number,
+    whole,
+)
 
 FORMAT = 1  # of the metadata under the key "sprat"
 RESUME_FILE = "last.pt"
+RESUME_MAGIC = b"sprat resume 1\n"  # then the content's sha256, 32 bytes, then the content
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # that weights may be stored in
 
 
 @dataclass(frozen=True)
@@ -32,6 +59,29 @@ class Model:
     about: dict[str, Any]  # recipe, dataset, seed, …: what a person wants to know
 
 
+CLASS = Kind("a name of 1 to 255 characters", lambda v: TEXT.fits(v) and 1 <= len(v) <= 255)
+DATA: dict[str, Shape] = {  # what the images decide of the metadata
+    "classes": ListOf(CLASS, 2, MOST_CLASSES),
+    "mean": ListOf(number(-1e3, 1e3), 3, 3),
+    "std": ListOf(number(1e-6, 1e3), 3, 3),
+    "side": SIDE,
+}
+METADATA: Shape = DATA | {
+    "format": whole(FORMAT, FORMAT),
+    "model": TEXT,
+    # what of it is read again; all else is any plain value
+    "about": {
+        "recipe?": Maybe(TEXT),
+        "dataset?": TEXT,
+        "dataset_md5?": Maybe(TEXT),
+        "seed?": Maybe(whole()),
+        "val_top1?": Maybe(SHARE),
+        "test_top1?": Maybe(SHARE),
+        "pictures?": TableOf(SCALAR),
+    },
+}
+
+
 def save_model(path: Path, model: Model, dtype: torch.dtype = torch.float32) -> None:
     """Writes weights and buffers as safetensors, everything else into the file's metadata.
 
@@ -42,8 +92,10 @@ def save_model(path: Path, model: Model, dtype: torch.dtype = torch.float32) -> 
         for key, value in model.network.state_dict().items()
     }
     tensors = {key: value.contiguous() for key, value in tensors.items()}
+    text = json.dumps(metadata(model))
+    content = serialize(tensors, {"sprat": text, "sha256": _digest(tensors, text)})
     with replacing(path) as beside:
-        save_file(tensors, beside, {"sprat": json.dumps(metadata(model))})
+        beside.write_bytes(content)
 
 
 def metadata(model: Model) -> dict[str, Any]:
@@ -59,68 +111,261 @@ def metadata(model: Model) -> dict[str, Any]:
     }
 
 
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    """sha256 over the metadata's text and each tensor's name, type, shape and bytes."""
+    names = sorted(tensors)
+    layout = [[name, str(tensors[name].dtype), list(tensors[name].shape)] for name in names]
+    digest = hashlib.sha256(json.dumps([text, layout]).encode())
+    for name in names:
+        digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def load_model(path: Path) -> Model:
     """Reads a file that `save_model` wrote, or a run folder's; on the CPU, in eval mode.
 
     Raises:
-        SpratError: no such file, damaged, not sprat's, or its weights do not fit its network.
+        SpratError: no such file, damaged, not sprat's, its weights do not fit its network, or the
+            network does not answer with numbers.
     """
     if path.is_dir():
         path = path / MODEL_FILE
-    if not path.is_file():
+    try:
+        content = read_bytes(path, MODEL_BYTES)
+    except FileNotFoundError as error:
         raise SpratError(
             f"there is no model at {path}; name a {MODEL_FILE} or the folder of a finished run"
+        ) from error
+    of_card = _check_card(path, content)
+    tensors, text, digest = _parse(path, content)
+    if digest and digest != _digest(tensors, text):
+        raise SpratError(
+            f"{path} is damaged: its content differs from its sha256. Copy it again, or train it "
+            "again."
         )
+    if not digest and not of_card:
+        _note_no_digest(path)
+    meta = _parse_metadata(path, text)
+    network = build_model(meta["model"], num_classes=len(meta["classes"]))
+    wrong = _wrong_weights(network, tensors)
+    if not wrong:
+        network.load_state_dict(tensors)
+        wrong = _wrong_side(network, meta["side"])
+    model = Model(
+        network=network.eval(),
+        name=find_model(meta["model"]).__name__,
+        classes=tuple(meta["classes"]),
+        normalization=Normalization(
+            tuple(map(float, meta["mean"])), tuple(map(float, meta["std"]))
+        ),
+        side=meta["side"],
+        about=meta["about"],
+    )
+    if wrong := wrong or _wrong_answers(model):
+        raise SpratError(f"{path} cannot be used: {wrong}. Train the model again.")
+    return model
+
+
+def _check_card(path: Path, content: bytes) -> bool:
+    """Whether a shipped model's card is next to the file and holds its sha256.
+
+    Raises:
+        SpratError: it holds another.
+    """
     try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get("sprat")
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise SpratError(f"{path} is not a safetensors file, or damaged: {error}") from error
-    if text is None:
-        raise SpratError(f"{path} was not written by sprat: it lacks the metadata 'sprat'")
+        card = parse_json(read_text(path.with_name(CARD_FILE)))
+    except (FileNotFoundError, ValueError):  # no card, or one that is not sprat's
+        return False
+    expected = card.get("sha256") if isinstance(card, dict) else None
+    if expected and hashlib.sha256(content).hexdigest() != expected:
+        raise SpratError(
+            f"{path} is damaged: its sha256 is not the one in its {CARD_FILE}. Install sprat "
+            "again, or copy the model again."
+        )
+    return bool(expected)
+
+
+@functools.cache  # once for each file
+def _note_no_digest(path: Path) -> None:
+    note(f"{path} was written by an older sprat and holds no digest, so damage may go unnoticed")
+
+
+def _parse(path: Path, content: bytes) -> tuple[dict[str, Tensor], str, str | None]:
+    """The tensors of a safetensors file, sprat's metadata, and the digest if it has one."""
     try:
-        meta = json.loads(text)
-        if meta["format"] != FORMAT:
-            raise SpratError(
-                f"{path} has format {meta['format']}, this sprat reads {FORMAT}; upgrade sprat"
+        tensors = deserialize(content)
+        length = int.from_bytes(content[:8], "little")
+        named = parse_json(content[8 : 8 + length].decode()).get("__metadata__") or {}
+    except Exception as error:  # a damaged file raises anything
+        raise SpratError(
+            f"{path} is not a safetensors file, or damaged: {_first_line(error)}. Copy it again, "
+            "or name another file."
+        ) from error
+    if "sprat" not in named:
+        raise SpratError(
+            f"{path} was not written by sprat: it lacks the metadata 'sprat'. Name a {MODEL_FILE} "
+            "that sprat wrote."
+        )
+    return tensors, named["sprat"], named.get("sha256")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200].rstrip(". ")
+
+
+def _parse_metadata(path: Path, text: str) -> dict[str, Any]:
+    try:
+        meta = parse_json(text)
+    except ValueError as error:
+        raise SpratError(
+            f"{path} is damaged: its metadata is not JSON ({error}). Copy it again, or train it "
+            "again."
+        ) from error
+    found = meta.get("format") if isinstance(meta, dict) else None
+    if type(found) is int and found > FORMAT:
+        raise SpratError(f"{path} has format {found}, this sprat reads {FORMAT}; upgrade sprat")
+    if wrong := wrong_metadata(meta, METADATA):
+        raise SpratError(f"{path} is damaged: in its metadata {wrong}. Train the model again.")
+    return dict(meta)
+
+
+def wrong_metadata(meta: Any, shape: Shape = DATA) -> str | None:
+    """What is wrong with a model's metadata, or with what of it the images decide, in words; None
+    if a file that says so can be loaded."""
+    if wrong := mismatch(meta, shape):
+        return wrong
+    seen: set[str] = set()
+    for name in meta["classes"]:
+        if name in seen:
+            return f"classes names {shown(name)} twice"
+        seen.add(name)
+    return None
+
+
+def _wrong_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with tensors as the state of a network, in words."""
+    expected, name = network.state_dict(), type(network).__name__
+    if missing := sorted(expected.keys() - tensors.keys()):
+        return f"it lacks {missing[0]} of {name}"
+    if added := sorted(tensors.keys() - expected.keys()):
+        return f"it holds {shown(added[0])}, which {name} does not have"
+    for key, wanted in expected.items():
+        found = tensors[key]
+        types = FLOATS if wanted.is_floating_point() else (wanted.dtype,)
+        if found.shape != wanted.shape or found.dtype not in types:
+            return (
+                f"{key} is {found.dtype} of shape {tuple(found.shape)}, expected {wanted.dtype} of "
+                f"{tuple(wanted.shape)}"
             )
-        network = build_model(meta["model"], num_classes=len(meta["classes"]))
-        network.load_state_dict(state)
-        return Model(
-            network=network.eval(),
-            name=find_model(meta["model"]).__name__,
-            classes=tuple(meta["classes"]),
-            normalization=Normalization(tuple(meta["mean"]), tuple(meta["std"])),
-            side=meta["side"],
-            about=meta["about"],
-        )
-    except SpratError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise SpratError(f"{path} is damaged: its weights and metadata do not fit: {error}") from (
-            error
-        )
+        if not found.isfinite().all():
+            return f"{key} holds an infinite value or one that is not a number"
+        if key.endswith("running_var") and (found < 0).any():
+            return f"{key}, a variance, holds {found.min().item():.4g}, expected at least 0"
+    return None
+
+
+def _wrong_side(network: nn.Module, side: int) -> str | None:
+    least = getattr(network, "min_side", 1)
+    if side < least:
+        return f"side is {side}, but {type(network).__name__} takes images of at least {least} px"
+    return None
+
+
+@torch.inference_mode()
+def _wrong_answers(model: Model) -> str | None:
+    """What is wrong if finite weights give logits that are not: seen on a black, a white and a
+    grey image, which are small since a network takes any size."""
+    side = min(model.side, 32)
+    mean, std = (
+        torch.tensor(values)[:, None, None]
+        for values in (model.normalization.mean, model.normalization.std)
+    )
+    images = torch.linspace(0, 1, 3)[:, None, None, None].expand(3, 3, side, side)
+    if model.network((images - mean) / std).isfinite().all():
+        return None
+    return "its network answers a plain image with infinite values or none that are numbers"
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether it is a tensor in memory, no larger than its memory, of finite values."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
+        return False
+    if value.device.type != "cpu" or value.nbytes > value.untyped_storage().nbytes():
+        return False
+    return bool(value.isfinite().all())
+
+
+def _are_slots(value: Any) -> bool:
+    """Whether it is what an optimizer keeps of each parameter: {0: {"momentum_buffer": …}, …}."""
+    if not isinstance(value, dict) or not all(type(number) is int for number in value):
+        return False
+    return all(mismatch(slots, TableOf(Maybe(FINITE))) is None for slots in value.values())
+
+
+FINITE = Kind("a tensor of finite values", _is_finite)
+STATE = TableOf(FINITE, low=1)
+RESUME: Shape = {
+    "epoch": whole(),
+    "batch": whole(),
+    "losses": FINITE,
+    "epoch_seconds": POSITIVE,
+    "seconds": POSITIVE,
+    "history": ListOf(ANYTHING),
+    "best": Maybe({"epoch": whole(1), "top1": SHARE, "weights": STATE}),
+    "config": TableOf(ANYTHING),
+    "dataset_md5": TEXT,
+    "teacher": Maybe(TEXT),
+    "git": Maybe({"commit": TEXT}),
+    "network": STATE,
+    "optimizer": {"state": Kind("tensors for each parameter", _are_slots)},
+    "scaler": TableOf(SCALAR),
+    "ema": Maybe(STATE),
+}
 
 
 def save_resume(path: Path, state: dict[str, Any]) -> None:
     """Writes tensors and plain values for `load_resume`."""
-    with replacing(path) as beside:
-        torch.save(state, beside)
+    file = io.BytesIO()
+    torch.save(state, file)
+    content = file.getbuffer()
+    with replacing(path) as beside, beside.open("wb") as to:
+        to.write(RESUME_MAGIC + hashlib.sha256(content).digest())
+        to.write(content)
 
 
 def load_resume(path: Path) -> dict[str, Any]:
-    """Reads what `save_resume` wrote, onto the CPU; refuses anything that could execute.
+    """Reads what a run saved by `save_resume`, onto the CPU; refuses anything that could execute.
 
     Raises:
         SpratError: there is none, or it is damaged.
     """
-    if not path.is_file():
-        raise SpratError(f"there is no {path}; is {path.parent} the folder of a run?")
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_bytes(path, MODEL_BYTES)
+    except FileNotFoundError as error:
+        raise SpratError(f"there is no {path}; is {path.parent} the folder of a run?") from error
+    begin = len(RESUME_MAGIC) + 32
+    if content.startswith(RESUME_MAGIC):
+        digest, content = content[len(RESUME_MAGIC) : begin], content[begin:]
+        if hashlib.sha256(content).digest() != digest:
+            raise _damaged(path, "its content differs from its sha256")
+    elif content.startswith(b"PK"):  # what sprat wrote before there was a digest
+        _note_no_digest(path)
+    else:
+        raise _damaged(path, "it does not begin as such a file does")
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > len(content):  # torch compresses nothing
+            raise _damaged(path, f"it would unpack to {unpacked:,} bytes")
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except SpratError:
+        raise
     except Exception as error:  # a damaged file raises anything
-        raise SpratError(f"{path} is damaged or not sprat's ({error}); start the run anew") from (
-            error
-        )
-    return state
+        raise _damaged(path, _first_line(error)) from error
+    if wrong := mismatch(state, RESUME) or wrong_history(state["history"]):
+        raise _damaged(path, wrong)
+    return dict(state)
+
+
+def _damaged(path: Path, why: str) -> SpratError:
+    return SpratError(f"{path} is damaged or not sprat's ({why}); start the run anew")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 DEFAULT_RECIPE = "quick"
+MOST_SEEDS = 10_000
 # what a command that takes a recipe's settings begins from
 DEFAULT_RECIPES = {("train",): DEFAULT_RECIPE, ("augment", "preview"): "reference"}
 
@@ -132,8 +133,8 @@ def train(
     """
     began_as = load_recipe(recipe)
     changed = overrides(config, began_as)
-    if seeds < 0:
-        raise SpratError(f"--seeds is {seeds}, expected 0 (one run) or a number of seeds")
+    if not 0 <= seeds <= MOST_SEEDS:
+        raise SpratError(f"--seeds is {seeds}, expected 0 (one run) to {MOST_SEEDS:,}")
     if resume is not None:
         if recipe != DEFAULT_RECIPE or output or seeds or config != began_as:
             raise SpratError("--resume goes on exactly as the run began; leave other settings out")
@@ -573,11 +574,11 @@ def check(
     from rich.console import Console
 
     from sprat.display import print_verdicts
-    from sprat.results import RESULTS_FILE, read_json
+    from sprat.results import RESULTS_FILE, read_results
 
     accuracy = None
     if min_accuracy:
-        results = read_json(Path(model) / RESULTS_FILE)
+        results = read_results(Path(model) / RESULTS_FILE)
         accuracy = (results["test"] or results["val"])["top1"]
     network, side = _find_network(model, side, classes)
 

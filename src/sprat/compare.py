@@ -9,12 +9,41 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sprat.errors import SpratError
 from sprat.results import RESULTS_FILE, SUMMARY_FILE, read_json
+from sprat.shapes import (
+    MOST_CLASSES,
+    SHARE,
+    SIDE,
+    TEXT,
+    ListOf,
+    Maybe,
+    Shape,
+    TableOf,
+    mismatch,
+    one_of,
+    whole,
+)
 
 if TYPE_CHECKING:
     from sprat.budget import Summary
 
 PUBLISHED_FILE = Path(__file__).parent / "published.toml"
 PUBLISHED_DATASET = "cifar10"
+
+# What is read of each kind of result.
+JUDGED: dict[str, Shape] = {
+    "top1": SHARE,
+    "top1_ci95": ListOf(SHARE, 2, 2),
+    "per_class": TableOf(Maybe(SHARE), low=1),
+}
+NAMED: dict[str, Shape] = {"model": TEXT, "dataset": TEXT, "recipe?": Maybe(TEXT), "side?": SIDE}
+SPLIT = one_of("test", "val")
+EVALUATED: Shape = NAMED | JUDGED | {"split": SPLIT}
+RUN: Shape = NAMED | {"test": Maybe(JUDGED), "val": Maybe(JUDGED)}
+SEEDS: Shape = NAMED | {
+    "split": SPLIT,
+    "seeds": ListOf(whole(), 1),
+    "top1": {"n": whole(1), "mean": SHARE, "std": Maybe(SHARE)},
+}
 
 Standing = Literal["measured", "published", "claimed"]
 
@@ -73,14 +102,13 @@ def read_entries(paths: Sequence[Path], published: bool = True) -> list[Entry]:
     for path in paths:
         file = _file_of(path)
         values = read_json(file)
-        try:
-            datasets.setdefault(values["dataset"], file)
-            entries.append(_measured(values, file))
-        except (KeyError, TypeError) as error:
+        if wrong := _mismatch(values):
             raise SpratError(
-                f"{file} is no result of sprat's; give the folder of a run or of a recipe's seeds, "
-                "or what sprat evaluate --json printed"
-            ) from error
+                f"{file} is no result of sprat's: {wrong}; give the folder of a run or of a "
+                "recipe's seeds, or what sprat evaluate --json printed"
+            )
+        datasets.setdefault(values["dataset"], file)
+        entries.append(_measured(values, file))
     if published:
         datasets.setdefault(PUBLISHED_DATASET, PUBLISHED_FILE)
         entries += read_published()
@@ -156,6 +184,21 @@ def _file_of(path: Path) -> Path:
     raise SpratError(
         f"{path} holds neither {RESULTS_FILE} nor {SUMMARY_FILE}; is the run finished?"
     )
+
+
+def _mismatch(values: Any) -> str | None:
+    if isinstance(values, dict) and "seeds" in values:
+        return mismatch(values, SEEDS)
+    if isinstance(values, dict) and "split" in values:
+        wrong, judgement = mismatch(values, EVALUATED), values
+    else:
+        wrong = mismatch(values, RUN)
+        judgement = {} if wrong else values["test"] or values["val"]
+    if not wrong and not judgement:
+        return "test and val are both null"
+    if not wrong and len(judgement["per_class"]) > MOST_CLASSES:
+        return f"per_class names more than {MOST_CLASSES:,} classes"
+    return wrong
 
 
 def _measured(values: dict[str, Any], file: Path) -> Entry:

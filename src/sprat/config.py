@@ -8,7 +8,7 @@ off is 0, since TOML has no null.
 import dataclasses
 import json
 import math
-import tomllib
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,12 +16,25 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from sprat.errors import SpratError, did_you_mean
+from sprat.errors import SpratError, did_you_mean, shown
+from sprat.files import read_toml
+from sprat.threads import MOST_THREADS
+
+MOST_EPOCHS, MOST_BATCH, MOST_IMAGES, MOST_VIEWS = 100_000, 65_536, 10**9, 1_000
+MOST_SEED = 2**63 - 1
+MOST_BUDGET = 2**53  # parameters, MACs or bytes; a float holds it exactly
+LONGEST_TEXT = 4_096  # characters; no path is longer
 
 
 def _check(name: str, value: Any, ok: bool, expected: str) -> None:
     if not ok:
-        raise SpratError(f"{name} is {value!r}, expected {expected}")
+        raise SpratError(f"{name} is {shown(value)}, expected {expected}")
+
+
+def _check_whole(name: str, value: int, low: int, high: int, meaning: str = "") -> None:
+    """`meaning`: of the least value, if it is a special one."""
+    least = f"{low} ({meaning})" if meaning else f"{low}"
+    _check(name, value, low <= value <= high, f"{least} to {high:,}")
 
 
 def _check_probability(name: str, value: float) -> None:
@@ -123,8 +136,7 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         ok = self.engine in ("batched", "albumentations")
         _check("augment.engine", self.engine, ok, "'batched' or 'albumentations'")
-        ok = self.workers >= 0
-        _check("augment.workers", self.workers, ok, "0 (one per CPU thread) or a number")
+        _check_whole("augment.workers", self.workers, 0, MOST_THREADS, "one per CPU thread")
         for name in ("flip", "affine", "brightness_contrast", "hue_saturation_value"):
             _check_probability(f"augment.{name}", getattr(self, name))
         _check_probability("augment.coarse_dropout", self.coarse_dropout)
@@ -143,10 +155,9 @@ class AugmentConfig:
         for name in ("saturation", "value"):
             value = getattr(self, name)
             _check(f"augment.{name}", value, 0 <= value <= 255, "0 to 255")
-        ok = self.hole_smallest >= 1
-        _check("augment.hole_smallest", self.hole_smallest, ok, "at least 1 pixel")
-        ok = self.hole_largest >= self.hole_smallest
-        expected = f"at least augment.hole_smallest (= {self.hole_smallest})"
+        _check_whole("augment.hole_smallest", self.hole_smallest, 1, 512)
+        ok = self.hole_smallest <= self.hole_largest <= 512
+        expected = f"at least augment.hole_smallest (= {self.hole_smallest}) and at most 512 pixels"
         _check("augment.hole_largest", self.hole_largest, ok, expected)
         _check("augment.cutout", self.cutout, 0 <= self.cutout <= 512, "0 to 512 pixels")
         ok = all(8 <= side <= 512 for side in self.sides)
@@ -261,7 +272,7 @@ class BudgetConfig:
 
     def __post_init__(self) -> None:
         for name, value in self.limits.items():
-            _check(f"budget.{name}", value, value >= 0, "0 (no limit) or a positive number")
+            _check_whole(f"budget.{name}", value, 0, MOST_BUDGET, "no limit")
         ok = self.stored_as in ("fp32", "fp16", "int8")
         _check("budget.stored_as", self.stored_as, ok, "'fp32', 'fp16' or 'int8'")
 
@@ -290,8 +301,7 @@ class PicturesConfig:
         _check("pictures.unreadable", self.unreadable, ok, "'refuse' or 'skip'")
         ok = 0 < self.test_fraction <= 0.5
         _check("pictures.test_fraction", self.test_fraction, ok, "a share above 0 and at most 0.5")
-        ok = 0 <= self.test_seed < 2**63
-        _check("pictures.test_seed", self.test_seed, ok, "0 or a positive number")
+        _check_whole("pictures.test_seed", self.test_seed, 0, MOST_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,9 +359,9 @@ class Config:
 
     def __post_init__(self) -> None:
         _check("dropout", self.dropout, 0 <= self.dropout < 1, "a probability in [0, 1)")
-        _check("epochs", self.epochs, self.epochs >= 1, "at least 1")
-        _check("batch_size", self.batch_size, self.batch_size >= 2, "at least 2 images")
-        _check("train_images", self.train_images, self.train_images >= 0, "0 (all) or a number")
+        _check_whole("epochs", self.epochs, 1, MOST_EPOCHS)
+        _check_whole("batch_size", self.batch_size, 2, MOST_BATCH)
+        _check_whole("train_images", self.train_images, 0, MOST_IMAGES, "all")
         ok = 0 <= self.label_smoothing < 1
         _check("label_smoothing", self.label_smoothing, ok, "a number in [0, 1)")
         ok = self.class_weights in ("none", "balanced")
@@ -359,10 +369,11 @@ class Config:
         _check("weights", self.weights, self.weights in ("ema", "last"), "'ema' or 'last'")
         ok = self.weights != "ema" or self.ema.decay > 0
         _check("weights", self.weights, ok, "'last', since ema.decay is 0")
-        _check("patience", self.patience, self.patience >= 0, "0 (never) or a number of epochs")
-        _check("judge_every", self.judge_every, self.judge_every >= 1, "at least 1 epoch")
-        _check("seed", self.seed, 0 <= self.seed < 2**63, "0 or a positive number")
-        _check("split_seed", self.split_seed, 0 <= self.split_seed < 2**63, "0 or above")
+        _check_whole("patience", self.patience, 0, MOST_EPOCHS, "never")
+        _check_whole("judge_every", self.judge_every, 1, MOST_EPOCHS)
+        _check_whole("tta", self.tta, 1, MOST_VIEWS)
+        _check_whole("seed", self.seed, 0, MOST_SEED)
+        _check_whole("split_seed", self.split_seed, 0, MOST_SEED)
         ok = 0 < self.val_fraction <= 0.5
         _check("val_fraction", self.val_fraction, ok, "a share above 0 and at most 0.5")
         ok = self.device in ("auto", "cpu", "cuda", "mps")
@@ -371,7 +382,7 @@ class Config:
         _check("precision", self.precision, ok, "'auto', 'bf16', 'fp16' or 'fp32'")
         ok = self.kernels in ("auto", "compiled", "graph", "torch")
         _check("kernels", self.kernels, ok, "'auto', 'compiled', 'graph' or 'torch'")
-        _check("threads", self.threads, self.threads >= 0, "0 (one per core) or a number")
+        _check_whole("threads", self.threads, 0, MOST_THREADS, "one per core")
         ok = self.optim.warmup_epochs < self.epochs
         expected = f"fewer than epochs (= {self.epochs}): lower it or train longer"
         _check("optim.warmup_epochs", self.optim.warmup_epochs, ok, expected)
@@ -398,7 +409,8 @@ class Config:
         known = _flatten(self.to_dict())
         for name in settings:
             if name not in known:
-                raise SpratError(f"there is no setting {name!r}{did_you_mean(name, known)}")
+                hint = did_you_mean(str(name), known)
+                raise SpratError(f"there is no setting {shown(name)}{hint}")
         return self.from_dict(_nest(known | dict(settings)))
 
     def to_dict(self) -> dict[str, Any]:
@@ -426,18 +438,16 @@ def recipe_path(recipe: str) -> Path:
     """The file of a shipped recipe's name, or of a path that ends in .toml.
 
     Raises:
-        SpratError: there is no such recipe or file.
+        SpratError: no recipe of that name ships.
     """
     if recipe.endswith(".toml"):
-        path = Path(recipe)
-        if not path.is_file():
-            raise SpratError(f"there is no recipe file {path}; write one or name a shipped recipe")
-        return path
+        return Path(recipe)
     if recipe not in recipe_names():
         hint = did_you_mean(recipe, recipe_names())
         names = ", ".join(recipe_names())
         raise SpratError(
-            f"there is no recipe {recipe!r}{hint}; there are {names}, or give the path of a .toml"
+            f"there is no recipe {shown(recipe)}{hint}; there are {names}, or give the path of a "
+            ".toml"
         )
     return Path(str(resources.files("sprat") / "recipes" / f"{recipe}.toml"))
 
@@ -450,21 +460,24 @@ def load_recipe(recipe: str) -> Config:
     """
     path = recipe_path(recipe)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SpratError(f"{path} is not valid TOML: {error}") from error
+        values = read_toml(path)
+    except FileNotFoundError as error:
+        raise SpratError(
+            f"there is no recipe file {path}; write one or name a shipped recipe"
+        ) from error
     return Config.from_dict(values, source=str(path))
 
 
 def _build(cls: Any, values: Any, source: str, prefix: str) -> Any:
     if not isinstance(values, dict):
-        raise SpratError(f"{source}: {prefix[:-1]} is {values!r}, expected a table of settings")
+        name = prefix[:-1] or "the configuration"
+        raise SpratError(f"{source}: {name} is {shown(values)}, expected a table of settings")
     hints = typing.get_type_hints(cls)
     kwargs = {}
     for key, value in values.items():
         if key not in hints:
-            hint = did_you_mean(key, list(hints))
-            raise SpratError(f"{source}: there is no setting {prefix + key!r}{hint}")
+            hint = did_you_mean(str(key), list(hints))
+            raise SpratError(f"{source}: there is no setting {shown(f'{prefix}{key}')}{hint}")
         hint = hints[key]
         if dataclasses.is_dataclass(hint):
             kwargs[key] = _build(hint, value, source, prefix=f"{prefix}{key}.")
@@ -484,12 +497,24 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
     if typing.get_origin(hint) is tuple:
         _check(name, value, isinstance(value, list | tuple), "a list")
         return tuple(_typed(typing.get_args(hint)[0], item, name) for item in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and type(value) is int and abs(value) <= MOST_BUDGET:
         return float(value)
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+    words = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: f"a string of at most {LONGEST_TEXT:,} characters that can name a file",
+    }
     ok = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-    _check(name, value, ok, words[hint])
+    _check(name, value, ok and (hint is not str or _can_name_a_file(value)), words[hint])
     return value
+
+
+def _can_name_a_file(text: str) -> bool:
+    try:
+        return len(text) <= LONGEST_TEXT and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

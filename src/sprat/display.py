@@ -285,14 +285,15 @@ def print_contenders(console: Console, contenders: "Sequence[Contender]") -> Non
 
 def print_judgement(console: Console, judgement: dict[str, Any]) -> None:
     """What `evaluate.judge` found: accuracy with its interval, calibration, each class."""
-    tta = judgement["tta_views"]
+    tta = judgement.get("tta_views", 2)  # older runs do not say, nor have they a p-value
+    p = judgement.get("tta_p")
+    by_chance = "" if p is None else f"  (McNemar's test: p = {p:.2g})"
     views = "with the mirrored view" if tta == 2 else f"mean of {tta} views"
     low, high = (100 * share for share in judgement["top1_ci95"])
     console.print(
         f"  accuracy                  {100 * judgement['top1']:.2f} %  (95 % interval {low:.2f} to "
         f"{high:.2f}, {judgement['n']:,} images)\n"
-        f"  {views:24}  {100 * judgement['tta_top1']:.2f} %  (McNemar's test: p = "
-        f"{judgement['tta_p']:.2g})\n"
+        f"  {views:24}  {100 * judgement['tta_top1']:.2f} %{by_chance}\n"
         f"  calibration error (ECE)   {100 * judgement['ece']:.2f} %",
         highlight=False,
         soft_wrap=True,

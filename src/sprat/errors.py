@@ -2,6 +2,7 @@
 name that was perhaps meant."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 
@@ -19,3 +20,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     by_plain_name = {plain(each): each for each in known}
     near = difflib.get_close_matches(plain(name), list(by_plain_name), n=1)
     return f"; did you mean {by_plain_name[near[0]]!r}?" if near else ""
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 100, 100
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it: its repr on one line, cut short however large or deep it is."""
+    try:
+        return " ".join(_SHORT.repr(value).split())
+    except ValueError:  # an int of more digits than Python prints
+        return f"{type(value).__name__} of too many digits"

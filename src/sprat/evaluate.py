@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sprat.augment.transforms import normalize
 from sprat.augment.views import SINGLE, Views, find_views
 from sprat.data.imageset import Images, ImageSet, Normalization
+from sprat.errors import SpratError
 
 Progress = Callable[[int], None]
 
@@ -45,11 +46,24 @@ def predict_probabilities(
             mean_probabilities = torch.zeros((), device=device)
             for view, weight in views:
                 logits = network(normalize(view(batch), mean, std))
+                check_finite(logits)
                 mean_probabilities = mean_probabilities + weight * logits.float().softmax(1)
                 progress(len(batch))
             parts.append(mean_probabilities)
     network.train(was_training)
     return torch.cat(parts).cpu()
+
+
+def check_finite(logits: Tensor) -> None:
+    """
+    Raises:
+        SpratError: finite weights overflowed on an image, so there is no answer.
+    """
+    if not logits.isfinite().all():
+        raise SpratError(
+            "the network's answer is infinite or not a number: its weights are damaged or its "
+            "training diverged. Use another model, or train it again."
+        )
 
 
 def top1(probabilities: Tensor, targets: Tensor) -> float:

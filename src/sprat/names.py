@@ -25,7 +25,7 @@ NETWORKS = (
     "ResNet18",
 )
 VIEWS = (1, 2, 6, 8, 10, 26)  # views of an image that test-time augmentation can average
-MODEL_FILE = "model.safetensors"
+MODEL_FILE, CARD_FILE = "model.safetensors", "card.json"
 
 
 def find_network(name: str, known: Iterable[str] = NETWORKS) -> str:

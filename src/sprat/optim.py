@@ -98,6 +98,27 @@ class Muon(SGD):
         return state["muon_average"]
 
 
+def restore_state(optimizer: SGD, saved: dict[Any, Any]) -> None:
+    """Puts back what `optimizer.state_dict()["state"]` held of each parameter; the settings stay
+    those the optimizer was built with.
+
+    Raises:
+        ValueError: it does not fit the parameters.
+    """
+    current = optimizer.state_dict()["param_groups"]
+    for group, numbers in zip(optimizer.param_groups, current, strict=True):
+        needed = {"momentum_buffer"} if group["momentum"] else set()
+        needed |= {"muon_average"} if "muon_momentum" in group else set()
+        for parameter, number in zip(group["params"], numbers["params"], strict=True):
+            found = saved.get(number, {}) if saved else dict.fromkeys(needed, parameter)
+            kept = {name: value for name, value in found.items() if value is not None}
+            if kept.keys() != needed or any(v.shape != parameter.shape for v in kept.values()):
+                raise ValueError(f"the optimizer's state of parameter {number} is another's")
+    if len(saved) > sum(len(group["params"]) for group in current):
+        raise ValueError("the optimizer's state is of more parameters")
+    optimizer.load_state_dict({"state": saved, "param_groups": current})
+
+
 def orthogonalized_by_shape(matrices: list[Tensor]) -> list[Tensor]:
     """`orthogonalized`, in one batch of products for all of a shape."""
     alike: dict[torch.Size, list[int]] = defaultdict(list)

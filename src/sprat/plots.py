@@ -18,7 +18,7 @@ from sprat.budget import effective_side
 from sprat.compare import Entry, pareto_front
 from sprat.data.imageset import ImageSet
 from sprat.evaluate import calibration_bins, expected_calibration_error, worst_mistakes
-from sprat.results import CURVES_FILE, RESULTS_FILE, read_json, read_metrics
+from sprat.results import CURVES_FILE, RESULTS_FILE, read_metrics, read_results
 from sprat.runtime import replacing
 
 RAW, AVERAGED, TEST = "#1f77b4", "#d95f02", "#222222"
@@ -31,7 +31,7 @@ def draw_curves(run: Path) -> Path:
     Raises:
         SpratError: the folder lacks metrics.jsonl or results.json.
     """
-    rows, results = read_metrics(run), read_json(run / RESULTS_FILE)
+    rows, results = read_metrics(run), read_results(run / RESULTS_FILE)
     epochs = [row["epoch"] for row in rows]
     figure = Figure(figsize=(8, 8), layout="constrained", dpi=110)
     loss, accuracy, lr = figure.subplots(3, sharex=True, height_ratios=[2, 3, 1.3])

@@ -11,12 +11,91 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sprat.config import Config
+from sprat.config import MOST_EPOCHS, Config
 from sprat.errors import SpratError
+from sprat.files import parse_json, read_text
 from sprat.runtime import replacing
+from sprat.shapes import (
+    ANYTHING,
+    FLAG,
+    MOST_CLASSES,
+    NOTHING,
+    POSITIVE,
+    SETTING,
+    SHARE,
+    SIDE,
+    TEXT,
+    ListOf,
+    Maybe,
+    Shape,
+    TableOf,
+    mismatch,
+    number,
+    one_of,
+    whole,
+)
 
 CONFIG_FILE, METRICS_FILE, RESULTS_FILE = "config.json", "metrics.jsonl", "results.json"
 CURVES_FILE, SUMMARY_FILE = "curves.png", "summary.json"
+
+# What those who read these files rely on. Keys that older runs lack may be missing.
+JUDGEMENT: Shape = {
+    "top1": SHARE,
+    "top1_ci95": ListOf(SHARE, 2, 2),
+    "tta_top1": SHARE,
+    "tta_views?": whole(1),
+    "tta_p?": SHARE,
+    "n": whole(1),
+    "per_class": TableOf(Maybe(SHARE), low=1),
+    "confusion": ListOf(ListOf(whole()), 1, MOST_CLASSES),
+    "ece": SHARE,
+}
+RESULTS: dict[str, Shape] = {
+    "recipe": TEXT,
+    "overrides": TableOf(SETTING),
+    "dataset": TEXT,
+    "dataset_md5": TEXT,
+    "model": TEXT,
+    "side?": SIDE,
+    "parameters": whole(),
+    "seed": whole(),
+    "final": FLAG,
+    "epochs": whole(1, MOST_EPOCHS),
+    "stopped_early": FLAG,
+    "weights": TEXT,
+    "best_epoch": Maybe(whole(1, MOST_EPOCHS)),
+    "seconds": POSITIVE,
+    "images_per_s": POSITIVE,
+    "peak_memory_bytes?": Maybe(whole()),
+    "test": Maybe(ANYTHING),
+    "val": Maybe(ANYTHING),
+    "machine": {
+        "device": TEXT,
+        "gpu": Maybe(TEXT),
+        "cpu": TEXT,
+        "cores": Maybe(whole()),
+        "threads": whole(),
+        "precision": TEXT,
+        "system": TEXT,
+        "kernels?": TEXT,
+    },
+    "versions": TableOf(TEXT),
+    "git": Maybe({"commit": TEXT, "dirty": FLAG}),
+    "teacher?": Maybe({"model": TEXT, "recipe": Maybe(TEXT)}),
+}
+EPOCH: Shape = {
+    "epoch": whole(1, MOST_EPOCHS),
+    "step": whole(1),
+    "loss": number(),
+    "judged_on": one_of("val", "probe"),
+    "top1": Maybe(SHARE),
+    "ema_top1": Maybe(SHARE),
+    "probe_top1?": Maybe(SHARE),
+    "lr": POSITIVE,
+    "seconds": POSITIVE,
+    "images_per_s": POSITIVE,
+}
+BEGINNING: Shape = {"recipe": TEXT, "overrides": TableOf(SETTING), "config": TableOf(ANYTHING)}
 
 
 def new_run(recipe: str, seed: int | None = None) -> Path:
@@ -39,17 +118,46 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file.
+    """Reads a JSON file: plain values, its numbers finite and within 64 bits.
 
     Raises:
         SpratError: there is none, or it is damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(read_text(path))
     except FileNotFoundError as error:
         raise SpratError(f"there is no {path}; is {path.parent} the folder of a run?") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except SpratError:
+        raise
+    except ValueError as error:
         raise SpratError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Reads a run's results.json, which then has the shape that it was written with.
+
+    Raises:
+        SpratError: there is none, it is damaged, or it is no run's.
+    """
+    results: dict[str, Any] = read_json(path)
+    wrong = mismatch(results, RESULTS)
+    if not wrong:
+        split, other = ("test", "val") if results["final"] else ("val", "test")
+        wrong = mismatch(results[split], JUDGEMENT, split) or _uneven(results[split], split)
+        wrong = wrong or mismatch(results[other], NOTHING, other)
+    if wrong:
+        raise SpratError(
+            f"{path} is not what a run of sprat writes: {wrong}. Name the folder of a finished run."
+        )
+    return results
+
+
+def _uneven(judgement: dict[str, Any], split: str) -> str | None:
+    """What is wrong if the confusion matrix does not have a row and a column for each class."""
+    rows, classes = judgement["confusion"], len(judgement["per_class"])
+    if len(rows) == classes and all(len(row) == classes for row in rows):
+        return None
+    return f"{split}.confusion has {len(rows)} rows, expected {classes} of {classes} counts each"
 
 
 def write_config(run: Path, config: Config, recipe: str, changed: dict[str, Any]) -> None:
@@ -66,8 +174,10 @@ def read_config(run: Path) -> tuple[Config, str, dict[str, Any]]:
     """
     path = run / CONFIG_FILE
     values = read_json(path)
-    if not isinstance(values, dict) or not {"recipe", "overrides", "config"} <= set(values):
-        raise SpratError(f"{path} lacks recipe, overrides or config; it is not sprat's")
+    if wrong := mismatch(values, BEGINNING):
+        raise SpratError(
+            f"{path} is not what a run of sprat writes: {wrong}. Name the folder of a run."
+        )
     config = Config.from_dict(values["config"], source=str(path))
     return config, values["recipe"], values["overrides"]
 
@@ -89,11 +199,28 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     """
     path = run / METRICS_FILE
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [parse_json(line) for line in read_text(path).removesuffix("\n").split("\n")]
     except FileNotFoundError as error:
         raise SpratError(f"there is no {path}; is {run} the folder of a run?") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except SpratError:
+        raise
+    except ValueError as error:
         raise SpratError(f"{path} cannot be read: {error}") from error
+    if wrong := wrong_history(rows):
+        raise SpratError(
+            f"{path} is not what a run of sprat writes: {wrong}. Name the folder of a run."
+        )
+    return rows
+
+
+def wrong_history(rows: Any) -> str | None:
+    """What is wrong with the lines of metrics.jsonl; None if there is one for each epoch."""
+    if wrong := mismatch(rows, ListOf(EPOCH, high=MOST_EPOCHS), "epoch"):
+        return wrong
+    for epoch, row in enumerate(rows, 1):
+        if row["epoch"] != epoch or row["judged_on"] != rows[0]["judged_on"]:
+            return f"line {epoch} is of epoch {row['epoch']} (judged on {row['judged_on']})"
+    return None
 
 
 def write_summary(folder: Path) -> dict[str, Any]:
@@ -107,7 +234,7 @@ def write_summary(folder: Path) -> dict[str, Any]:
     Raises:
         SpratError: there are none, or they are not seeds of one recipe.
     """
-    runs = [read_json(path) for path in folder.glob(f"seed-*/{RESULTS_FILE}")]
+    runs = [read_results(path) for path in folder.glob(f"seed-*/{RESULTS_FILE}")]
     runs.sort(key=lambda run: run["seed"])
     if not runs:
         raise SpratError(f"{folder} holds no seed-*/{RESULTS_FILE}; train some first")

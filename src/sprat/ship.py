@@ -8,6 +8,7 @@ spread. Seed 0 is shipped, not the best of them.
 
 import argparse
 import dataclasses
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,19 @@ from sprat.checkpoint import Model, load_model, save_model
 from sprat.data import Dataset, load_dataset
 from sprat.data.imageset import ImageSet
 from sprat.evaluate import judge, predict_probabilities, top1
-from sprat.names import MODEL_FILE
+from sprat.names import CARD_FILE, MODEL_FILE
 from sprat.results import (
     CURVES_FILE,
     RESULTS_FILE,
     SUMMARY_FILE,
     read_config,
     read_json,
+    read_results,
     write_json,
 )
 from sprat.runtime import keep_freed_memory, replacing
 from sprat.training import split_off_val
-from sprat.zoo import CARD_FILE, CARD_TEXT_FILE, ZOO, card_text
+from sprat.zoo import CARD_TEXT_FILE, ZOO, card_text
 
 CORRUPTED_IMAGES = 2_000
 
@@ -41,13 +43,16 @@ def ship(run: Path, dataset: Dataset, zoo: Path = ZOO) -> dict[str, Any]:
 
     The weights are rounded to fp16; every figure is of the file as it then is.
     """
-    folder = zoo / load_model(run).name
-    save_model(folder / MODEL_FILE, load_model(run), torch.float16)
+    trained = load_model(run)
+    folder = zoo / trained.name
+    (folder / CARD_FILE).unlink(missing_ok=True)  # of the file before
+    save_model(folder / MODEL_FILE, trained, torch.float16)
     model = load_model(folder / MODEL_FILE)
     shutil.copy(run / CURVES_FILE, folder / CURVES_FILE)
     summary = summarize(model.network, model.side)
     card = {
         "name": model.name,
+        "sha256": hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest(),
         "side": model.side,
         "parameters": summary.parameters,
         "macs": summary.macs,
@@ -88,7 +93,7 @@ def robustness(model: Model, test: ImageSet, count: int = CORRUPTED_IMAGES) -> d
 
 
 def _training(run: Path, dataset: Dataset) -> dict[str, Any]:
-    results, (config, _, _) = read_json(run / RESULTS_FILE), read_config(run)
+    results, (config, _, _) = read_results(run / RESULTS_FILE), read_config(run)
     images, chosen = len(dataset.train), "These are the weights after the last step."
     if not config.final:
         kept, held_out = split_off_val(dataset, config)

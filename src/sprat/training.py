@@ -38,6 +38,7 @@ from sprat.checkpoint import (
     load_resume,
     save_model,
     save_resume,
+    wrong_metadata,
 )
 from sprat.config import AugmentConfig, Config
 from sprat.data import Dataset
@@ -53,14 +54,14 @@ from sprat.kernels import LANES, CompiledNetwork, why_not
 from sprat.models import build_model, find_model
 from sprat.names import MODEL_FILE
 from sprat.observer import Observer
-from sprat.optim import build_optimizer
+from sprat.optim import build_optimizer, restore_state
 from sprat.results import (
     CONFIG_FILE,
     METRICS_FILE,
     RESULTS_FILE,
     brief_fields,
     read_config,
-    read_json,
+    read_results,
     write_config,
     write_json,
     write_metrics,
@@ -155,12 +156,7 @@ def settle(config: Config, dataset: Dataset, observer: Observer = Observer()) ->
     """
     check(config)
     device = choose_device(config.device)
-    _check_budget(config, dataset.train)
-    side = dataset.train.images.shape[-1]
-    if config.augment.crop >= side:
-        raise SpratError(
-            f"augment.crop is {config.augment.crop}, but the images are {side} px wide; give less"
-        )
+    _check_data(config, dataset)
     precision = choose_precision(config.precision, device)
     if device.type == "cpu" and precision == "bf16" and _has_gapped_windows(config.model):
         if config.precision == "bf16":
@@ -183,6 +179,23 @@ def settle(config: Config, dataset: Dataset, observer: Observer = Observer()) ->
         return dataclasses.replace(config, kernels=next(possible))
     _check_kernels(config, observer)
     return config
+
+
+def _check_data(config: Config, dataset: Dataset) -> None:
+    """
+    Raises:
+        SpratError: the config does not fit the data, or no model's file could say what it is of.
+    """
+    side, classes = dataset.train.images.shape[-1], dataset.train.classes
+    normalization = {"mean": dataset.normalization.mean, "std": dataset.normalization.std}
+    wrong = wrong_metadata({"classes": classes, "side": side} | normalization)
+    if wrong:
+        raise SpratError(f"{dataset.name} cannot be trained on: {wrong}. Change the dataset.")
+    _check_budget(config, dataset.train)
+    if config.augment.crop >= side:
+        raise SpratError(
+            f"augment.crop is {config.augment.crop}, but the images are {side} px wide; give less"
+        )
 
 
 def _has_gapped_windows(model: str) -> bool:
@@ -657,8 +670,11 @@ class Training:
                     f"{self.run} was taught by another model than {self.config.distill.teacher} "
                     "is now; put that back, or start a new run"
                 )
+            self._check_place(state)
+            if state["best"]:  # a fit that is seen now, rather than at the end; replaced below
+                self.kept_network().load_state_dict(state["best"]["weights"])
             self.network.load_state_dict(state["network"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            restore_state(self.optimizer, state["optimizer"]["state"])
             self.scaler.load_state_dict(state["scaler"])
             if self.ema:
                 self.ema.network.load_state_dict(state["ema"])
@@ -673,6 +689,20 @@ class Training:
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise SpratError(f"{path} does not fit its config.json: {error}") from error
         write_metrics(self.run, self.history)
+
+    def _check_place(self, state: dict[str, Any]) -> None:
+        """
+        Raises:
+            ValueError: no run of this config and data can have come to where `state` is.
+        """
+        place = f"epoch {state['epoch']}, batch {state['batch']}"
+        if state["epoch"] > self.config.epochs or state["batch"] >= len(self.batches):
+            raise ValueError(f"it stands at {place}")
+        if len(state["history"]) != state["epoch"] or state["losses"].shape != self.losses.shape:
+            raise ValueError(f"it stands at {place}, but its history is of another length")
+        best = state["best"]
+        if best and (self.val_set is None or best["epoch"] > state["epoch"]):
+            raise ValueError(f"it stands at {place}, but was best at epoch {best['epoch']}")
 
     def _seed_step(self) -> None:
         """Makes the step's randomness (augmentation, dropout) a function of (seed, step)."""
@@ -768,9 +798,15 @@ def resume(
     config, _, _ = read_config(run)
     _sweep(run)
     if (run / RESULTS_FILE).exists():
-        finished: dict[str, Any] = read_json(run / RESULTS_FILE)
-        return finished
+        return read_results(run / RESULTS_FILE)
     observer = observer or Observer()
+    if "auto" in (config.device, config.precision, config.kernels) or not config.threads:
+        raise SpratError(
+            f"{run / CONFIG_FILE} is not what a run of sprat writes: it does not say which device, "
+            "precision, kernels and threads it began with. Start a new run with its settings."
+        )
+    check(config)
+    _check_data(config, dataset)
     _check_kernels(config, observer)
     training = Training(config, dataset, run)
     if (run / RESUME_FILE).exists():

@@ -28,7 +28,7 @@ from sprat.evaluate import (
 )
 from sprat.models import build_model
 from sprat.report.charts import Box, Frame, Line, box, frame, line
-from sprat.results import CONFIG_FILE, RESULTS_FILE, read_config, read_json, read_metrics
+from sprat.results import CONFIG_FILE, RESULTS_FILE, read_config, read_metrics, read_results
 from sprat.runtime import replacing
 
 REPORT_FILE = "report.html"
@@ -123,11 +123,7 @@ def read_run(folder: Path) -> Run:
                 f"{folder} has no {RESULTS_FILE}, so the run is not finished; go on with sprat "
                 f"train --resume {shlex.quote(str(folder))}"
             )
-    results = read_json(folder / RESULTS_FILE)
-    if not isinstance(results, dict) or "final" not in results:
-        raise SpratError(
-            f"{folder / RESULTS_FILE} is no run's of sprat; name the folder of a finished run"
-        )
+    results = read_results(folder / RESULTS_FILE)
     config, recipe, overrides = read_config(folder)
     return Run(folder, config, recipe, overrides, read_metrics(folder), results)
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sprat import __version__
 from sprat.checkpoint import Model
+from sprat.errors import SpratError
 from sprat.predict import Classifier
 from sprat.serve.batching import Batcher
 from sprat.serve.guard import CLIENT_LEFT, Guard
@@ -113,7 +114,12 @@ def make_app(model: Model, place: Path, limits: Limits, device: str = "auto") ->
         except Refused as refused:
             metrics.refused(refused.reason)
             return refused.status, Picture(name=name, error=refused.message)
-        probabilities, labels = (await ask(pixels)).clamp(0, 1).topk(min(top, len(model.classes)))
+        try:
+            answer = await ask(pixels)
+        except SpratError as error:  # weights that overflow on this picture
+            metrics.refused("overflow")
+            return 422, Picture(name=name, error=str(error))
+        probabilities, labels = answer.clamp(0, 1).topk(min(top, len(model.classes)))
         predictions = [
             Prediction(name=model.classes[label], probability=probability)
             for probability, label in zip(probabilities.tolist(), labels.tolist(), strict=True)

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader
 
 from sprat.checkpoint import Model
-from sprat.results import RESULTS_FILE, read_json
+from sprat.errors import SpratError
+from sprat.names import CARD_FILE
+from sprat.results import JUDGEMENT, RESULTS_FILE, read_json, read_results
 from sprat.serve.samples import draw_samples
 from sprat.serve.uploads import png
-from sprat.zoo import CARD_FILE
+from sprat.shapes import mismatch
 
 PAGE = Path(__file__).parent / "page"
 SHOWN = 10  # classes on the page, the most probable
@@ -56,10 +58,13 @@ def facts(model: Model, place: Path) -> dict[str, str]:
     folder = place if place.is_dir() else place.parent
     split, judged = "test", None
     if (folder / CARD_FILE).exists():
-        judged = read_json(folder / CARD_FILE)["test"]
+        card = read_json(folder / CARD_FILE)
+        if wrong := mismatch(card, {"test": JUDGEMENT}):
+            raise SpratError(f"{folder / CARD_FILE} is no card of sprat's: {wrong}. Remove it.")
+        judged = card["test"]
     elif place.is_dir():
-        results = read_json(folder / RESULTS_FILE)
-        split = "test" if results["test"] else "val"
+        results = read_results(folder / RESULTS_FILE)
+        split = "test" if results["final"] else "val"
         judged = results[split]
     if judged:
         low, high = (100 * share for share in judged["top1_ci95"])

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from sprat.errors import SpratError, did_you_mean, plain
-from sprat.names import MODEL_FILE
+from sprat.names import CARD_FILE, MODEL_FILE
 
-CARD_FILE, CARD_TEXT_FILE = "card.json", "CARD.md"
+CARD_TEXT_FILE = "CARD.md"
 ZOO = Path(__file__).parent
 
 
