@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from sprat.checkpoint import Model, load_model, load_resume, save_model, save_resume
 from sprat.data.imageset import Normalization
 from sprat.errors import SpratError
+from sprat.files import replacing
 from sprat.models import build_model
-from sprat.runtime import replacing
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from torch import nn
 
 from sprat.data.imageset import Normalization
 from sprat.errors import SpratError
+from sprat.files import replacing
 from sprat.models import build_model, find_model
-from sprat.runtime import replacing
 
 FORMAT = 1  # of the metadata under the key "sprat"
 MODEL_FILE, RESUME_FILE = "model.safetensors", "last.pt"

@@ -1,6 +1,7 @@
 """A run on a terminal or in a notebook: a bar by epoch and a table of epochs; else plain lines."""
 
 import io
+import shlex
 import sys
 import threading
 import time
@@ -24,9 +25,10 @@ from rich.progress import (
 )
 
 from sprat.budget import Summary, Verdict
-from sprat.config import PicturesConfig
+from sprat.config import Config, PicturesConfig
 from sprat.data import DATASETS, Dataset, load_dataset
 from sprat.data.imageset import class_counts
+from sprat.errors import SpratError
 from sprat.export import Contender
 from sprat.training import Observer, Training, why_torch
 
@@ -334,6 +336,25 @@ def load_shown(
     finally:
         for text in said:
             print(f"sprat: {text}", file=sys.stderr)
+
+
+def load_again(
+    console: Console, run: Path, config: Config, moved: str | None, data_dir: Path | None
+) -> Dataset:
+    """`load_shown` the data of a run to resume.
+
+    moved: the place where it is now, if that is another than when the run began.
+
+    Raises:
+        SpratError: it is not there.
+    """
+    name = moved or config.dataset
+    if not moved and name not in DATASETS and not Path(name).is_dir():
+        raise SpratError(
+            f"{run} was trained on {name}, which is no longer there. If that has moved, name its "
+            f"new place: sprat train --resume {shlex.quote(str(run))} --dataset NEW_PLACE"
+        )
+    return load_shown(console, name, data_dir, config.pictures)
 
 
 def noting(console: Console) -> Callable[[str], None]:

@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import statistics
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,7 +30,7 @@ from sprat.data import shapes10
 from sprat.data.imageset import Images, ImageSet, Normalization, stratified_split
 from sprat.errors import SpratError
 from sprat.evaluate import BATCH, predict_probabilities, top1
-from sprat.runtime import replacing
+from sprat.files import replacing, temporary_folder
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -179,7 +178,7 @@ def export(
 
     tell(f"writing {format}")
     contents = _contents(model, graph, format, training, tell)
-    with replacing(path) as beside:
+    with replacing(path, size=len(contents[format])) as beside:
         beside.write_bytes(contents[format])
         contents[format] = beside.read_bytes()
         runs: dict[str, Run] = {"torch": graph}
@@ -363,8 +362,8 @@ def _quantized(
 
     unchanged = onnx.ModelProto()
     unchanged.CopyFrom(proto)  # it is changed by what quantises
-    with tempfile.TemporaryDirectory() as folder, _silenced():
-        written = Path(folder) / "int8.onnx"
+    with temporary_folder() as folder, _silenced():
+        written = folder / "int8.onnx"
         quantize_static(
             unchanged,
             written,

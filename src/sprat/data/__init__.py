@@ -15,7 +15,7 @@ from sprat.data import cifar10, cifar100, pictures, shapes10, svhn
 from sprat.data.fetch import Progress, Say
 from sprat.data.imageset import PIECE, ImageSet, Normalization
 from sprat.errors import SpratError
-from sprat.runtime import cache_dir
+from sprat.files import cache_dir
 
 
 class Source(Protocol):
