@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 from side_by_side import Figures, noise, parser_for, report, take_turns
 
 from sprat.config import Config
+from sprat.files import replacing
 from sprat.models import MODELS, OptimizedCIFAR10Net200K
-from sprat.runtime import describe_machine, replacing, set_threads, versions
+from sprat.runtime import describe_machine, set_threads, versions
 from sprat.training import Training, settle
 
 EPOCH = 50_000

@@ -26,8 +26,8 @@ from sprat.checkpoint import (
 )
 from sprat.data.imageset import Normalization
 from sprat.errors import SpratError
+from sprat.files import replacing
 from sprat.models import build_model
-from sprat.runtime import replacing
 
 
 @pytest.fixture

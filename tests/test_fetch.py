@@ -25,9 +25,9 @@ from rich.console import Console
 
 from sprat.data import cifar10, cifar100, svhn
 from sprat.data.fetch import Patience, fetch
-from sprat.data.lock import lock
 from sprat.display import loading
 from sprat.errors import SpratError
+from sprat.files import lock
 
 CONTENT = random.Random(0).randbytes(300_000)
 WRONG = random.Random(1).randbytes(300_000)
@@ -460,7 +460,7 @@ class TestProcesses:
 
         def work() -> None:
             nonlocal inside, most
-            with lock(tmp_path / "lock", lambda: waited.append(1)):
+            with lock(tmp_path / "lock", lambda holder: waited.append(1)):
                 inside += 1
                 most = max(most, inside)
                 time.sleep(0.02)

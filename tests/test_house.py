@@ -18,7 +18,7 @@ FLOORS = {
     "zoo": 1, "distill": 1,
     "config": 0, "runtime": 0, "models": 0, "augment": 0, "schedules": 0, "ema": 0, "budget": 0,
     "kernels": 0, "graph": 0, "observer": 2,
-    "names": -1, "threads": -1, "files": -1, "shapes": -1,
+    "names": -1, "threads": -1, "files": -1, "readers": -1, "shapes": -1,
     "errors": -2,
 }  # fmt: skip
 SIDEWAYS = {

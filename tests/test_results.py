@@ -201,10 +201,15 @@ def test_runs_begun_in_the_same_second_have_folders_of_their_own(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("time.strftime", lambda form: "20260102-030405")
-    names = []
-    for _ in range(3):
-        folder = new_run("mine.toml", 7)
-        folder.mkdir(parents=True)
-        names.append(folder.as_posix())
     first = "runs/mine-seed7-20260102-030405"
-    assert names == [first, f"{first}-2", f"{first}-3"]
+    with new_run("mine.toml", 7) as one, new_run("mine.toml", 7) as two:
+        assert [one.as_posix(), two.as_posix()] == [first, f"{first}-2"]
+        (one / "config.json").write_text("{}")
+    assert [path.name for path in Path("runs").iterdir()] == [one.name], "an empty one is removed"
+    (one / "config.json").unlink()
+    with new_run("mine.toml", 7) as three:
+        assert three.as_posix() == f"{first}-2"
+    one.rmdir()
+    with new_run("mine.toml", 7):
+        pass
+    assert list(tmp_path.iterdir()) == [], "and nothing but that is left behind"

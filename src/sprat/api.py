@@ -1,6 +1,7 @@
 """sprat from Python: load a model, train one, go on with a run."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from sprat import training
 from sprat.checkpoint import load_model
 from sprat.config import Config, load_recipe, overrides
 from sprat.data import Dataset
-from sprat.display import TrainingDisplay, load_shown, make_console
+from sprat.display import TrainingDisplay, load_again, load_shown, make_console
+from sprat.files import WriteError
 from sprat.plots import draw_curves
 from sprat.predict import Classifier
-from sprat.results import new_run, read_config
+from sprat.results import CONFIG_FILE, CURVES_FILE, new_run, read_config, read_finished
 from sprat.zoo import best, locate
 
 
@@ -61,7 +63,8 @@ def train(
 
     Raises:
         SpratError: there is no such recipe or setting, the data cannot be had or does not fit, the
-            folder holds something already, or the loss is no longer finite.
+            folder holds something already or another process trains there, the loss is no longer
+            finite, or a file cannot be written.
         KeyboardInterrupt: it was interrupted; `resume` goes on after the last finished epoch.
     """
     recipe, settings = "custom", config
@@ -76,42 +79,71 @@ def train(
     if not isinstance(dataset, Dataset):
         place = None if data_dir is None else Path(data_dir)
         dataset = load_shown(console, settings.dataset, place, settings.pictures)
-    folder = new_run(recipe, settings.seed) if output is None else Path(output)
-    with TrainingDisplay(console) as display:
-        results = training.train(
-            settings,
-            dataset,
-            folder,
-            recipe=recipe,
-            overrides=overrides(settings, began_as),
-            observer=display,
-        )
-    draw_curves(folder)
-    return Run(folder, results)
+    with contextlib.ExitStack() as stack:
+        if output is None:
+            folder = stack.enter_context(new_run(recipe, settings.seed))
+        else:
+            folder = Path(output)
+        with _resumable(folder), TrainingDisplay(console) as display:
+            results = training.train(
+                settings,
+                dataset,
+                folder,
+                recipe=recipe,
+                overrides=overrides(settings, began_as),
+                observer=display,
+            )
+        return _with_curves(folder, results)
 
 
 def resume(
     folder: str | Path,
     *,
-    dataset: Dataset | None = None,
+    dataset: Dataset | str | Path | None = None,
     data_dir: str | Path | None = None,
     quiet: bool = False,
 ) -> Run:
-    """Goes on with an interrupted run exactly as it began; of a finished one, gives the results.
+    """Resumes an interrupted run with the settings it began with; of a finished one, gives the
+    results.
 
     Args:
         folder: the run's.
-        Others as of `train`; a dataset in memory must be the one it began with.
+        dataset: the place of its data, if that has moved, or the dataset itself; the images,
+            labels and classes must be those it began with.
+        data_dir: as of `train`.
+        quiet: whether to print nothing.
 
     Raises:
-        SpratError: it is no run's folder, or the data is not what it began with.
+        SpratError: it is no run's folder, another process trains there, or the data is not what
+            it began with.
     """
     folder, console = Path(folder), make_console(quiet)
     config, _, _ = read_config(folder)
-    if dataset is None:
+    if finished := read_finished(folder):
+        return _with_curves(folder, finished)
+    if not isinstance(dataset, Dataset):
+        moved = None if dataset is None else str(dataset)
         place = None if data_dir is None else Path(data_dir)
-        dataset = load_shown(console, config.dataset, place, config.pictures)
-    with TrainingDisplay(console) as display:
+        dataset = load_again(console, folder, config, moved, place)
+    with _resumable(folder), TrainingDisplay(console) as display:
         results = training.resume(folder, dataset, observer=display)
-    draw_curves(folder)
+    return _with_curves(folder, results)
+
+
+@contextlib.contextmanager
+def _resumable(folder: Path) -> Iterator[None]:
+    """Says how to go on where a file cannot be written."""
+    try:
+        yield
+    except WriteError as error:
+        if not (folder / CONFIG_FILE).exists():
+            raise
+        text = f"{error} Then go on with sprat.resume({str(folder)!r})."
+        raise WriteError(text, error) from error
+
+
+def _with_curves(folder: Path, results: dict[str, Any]) -> Run:
+    if not (folder / CURVES_FILE).exists():
+        with _resumable(folder):
+            draw_curves(folder)
     return Run(folder, results)

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from sprat.data.imageset import Normalization
 from sprat.errors import SpratError, shown
-from sprat.files import MODEL_BYTES, note, parse_json, read_bytes, read_text
+from sprat.files import replacing
 from sprat.models import build_model, find_model
 from sprat.names import CARD_FILE, MODEL_FILE
+from sprat.readers import MODEL_BYTES, note, parse_json, read_bytes, read_text
 from sprat.results import wrong_history
-from sprat.runtime import replacing
 from sprat.shapes import (
     ANYTHING,
     MOST_CLASSES,

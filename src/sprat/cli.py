@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import math
+import os
 import shlex
 import signal
 import sys
@@ -12,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Dict
@@ -34,6 +36,8 @@ DEFAULT_RECIPE = "quick"
 MOST_SEEDS = 10_000
 # what a command that takes a recipe's settings begins from
 DEFAULT_RECIPES = {("train",): DEFAULT_RECIPE, ("augment", "preview"): "reference"}
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 DataDir = Annotated[
     Path | None,
@@ -66,25 +70,66 @@ app.command(augment)
 
 def main() -> None:
     """Runs a command; a user's mistake ends it with one line on stderr and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a bar of blocks must not fail in cp1252
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started sprat
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123
+        elif isinstance(stream, io.TextIOWrapper):  # a bar of blocks must not fail in cp1252
             stream.reconfigure(errors="replace")
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # sprat refuses it in words
+    code = _run(sys.argv[1:])
+    if (error := _flush(sys.stdout)) and code != 141:
+        code = _ended_by(error)
+    _flush(sys.stderr)
+    sys.exit(code)
+
+
+def _run(words: list[str]) -> int:
+    """Runs a command; returns its exit code."""
     try:
-        sys.exit(app(sys.argv[1:], result_action="return_int_as_exit_code_else_zero"))
-    except SpratError as error:
-        print(f"sprat: {error}", file=sys.stderr)
-        sys.exit(2)
+        code: int = app(words, result_action="return_int_as_exit_code_else_zero")
+        return code
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else bool(ended.code)
     except KeyboardInterrupt:
-        print("sprat: interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:  # the reader has seen enough: sprat predict … | head
-        sys.stderr.close()
-        sys.exit(141)
-    except OSError as error:  # a full disk, a folder without rights
-        where = f" ({error.filename})" if error.filename else ""
-        print(f"sprat: {error.strerror or error}{where}", file=sys.stderr)
-        sys.exit(2)
+        _complain("interrupted")
+        return 130
+    except (SpratError, OSError) as error:
+        return _ended_by(error)
+
+
+def _ended_by(error: SpratError | OSError) -> int:
+    """Says what ended a command; returns its exit code."""
+    if isinstance(error, BrokenPipeError):  # the reader has seen enough: sprat predict … | head
+        return 141
+    _complain(_in_words(error))
+    return 2
+
+
+def _in_words(error: SpratError | OSError) -> str:
+    if isinstance(error, SpratError):
+        return str(error)
+    if error.filename is None and error.errno in _NO_ROOM:  # files are written under their names
+        return f"standard output cannot be written: {error.strerror}. Send it elsewhere."
+    where = f" ({error.filename})" if error.filename else ""
+    return f"{error.strerror or error}{where}"
+
+
+def _complain(text: str) -> None:
+    with contextlib.suppress(OSError):
+        print(f"sprat: {text}", file=sys.stderr)
+
+
+def _flush(stream: IO[str]) -> OSError | None:
+    """Writes what is buffered; returns the error if that fails, and lets go of the rest, which
+    would fail again as the interpreter ends."""
+    try:
+        stream.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return error
+    return None
 
 
 def _recipe_under_options(
@@ -124,7 +169,8 @@ def train(
     output
         New folder for the run; by default runs/RECIPE-DATE-TIME, and with --seeds runs/RECIPE.
     resume
-        Folder of an interrupted run to go on with, exactly as it began; takes no settings.
+        Folder of an interrupted run to resume with the settings it began with; takes no others
+        but --dataset and --data-dir, for data that has moved.
     seeds
         Train under so many seeds one after another, from --seed on, each into OUTPUT/seed-N;
         finished ones are skipped, an interrupted one goes on; 0: one run, into OUTPUT itself.
@@ -135,9 +181,14 @@ def train(
     changed = overrides(config, began_as)
     if not 0 <= seeds <= MOST_SEEDS:
         raise SpratError(f"--seeds is {seeds}, expected 0 (one run) to {MOST_SEEDS:,}")
+    moved: str | None = None  # the place of a resumed run's data, if it has changed
     if resume is not None:
-        if recipe != DEFAULT_RECIPE or output or seeds or config != began_as:
-            raise SpratError("--resume goes on exactly as the run began; leave other settings out")
+        moved = changed.pop("dataset", None)
+        if recipe != DEFAULT_RECIPE or output or seeds or changed:
+            raise SpratError(
+                "--resume goes on exactly as the run began; leave other settings out (--dataset "
+                "and --data-dir may name the place where its data is now)."
+            )
         from sprat.results import read_config
 
         config, _, _ = read_config(resume)
@@ -147,43 +198,61 @@ def train(
     from rich.console import Console
 
     import sprat.training
-    from sprat.display import TrainingDisplay, load_shown
+    from sprat.display import TrainingDisplay, load_again, load_shown
     from sprat.plots import draw_curves
-    from sprat.results import new_run
+    from sprat.results import CONFIG_FILE, CURVES_FILE, new_run, read_finished
     from sprat.seeds import train_seeds
+
+    console = Console(quiet=quiet)
+
+    def ended(run: Path, results: dict[str, Any]) -> None:
+        if not (run / CURVES_FILE).exists():  # as where a finished run is named again
+            draw_curves(run)
+        _print_outcome(console, results, run)
 
     if resume is None:
         sprat.training.check(config)  # rather than after a download
-    console = Console(quiet=quiet)
-    run = resume or output or new_run(recipe, None if seeds else config.seed)
-    dataset = load_shown(console, config.dataset, data_dir, config.pictures)
-
-    def ended(run: Path, results: dict[str, Any]) -> None:
-        draw_curves(run)
-        _print_outcome(console, results, run)
-
-    try:
-        with _stop_on_signal() as stop, TrainingDisplay(console) as display:
-            going: dict[str, Any] = {"observer": display, "should_stop": stop.was_asked}
-            going |= {} if resume else {"recipe": recipe, "overrides": changed}
-            if seeds:
-                summary = train_seeds(config, dataset, run, seeds, ended=ended, **going)
-            elif resume:
-                results = sprat.training.resume(run, dataset, **going)
-            else:
-                results = sprat.training.train(config, dataset, run, **going)
-    except sprat.training.Interrupted:
-        assert stop.signal is not None
-        command = ["sprat", "train", "--resume", str(run)]
-        command += ["--data-dir", str(data_dir)] if data_dir else []
-        if seeds:
-            command = ["sprat", *sys.argv[1:]]
-        print(f"sprat: stopped and saved; go on with\n  {shlex.join(command)}", file=sys.stderr)
-        return 128 + stop.signal
-    if seeds:
-        _print_seeds(console, summary, run)
+        dataset = load_shown(console, config.dataset, data_dir, config.pictures)
+    elif finished := read_finished(resume):
+        ended(resume, finished)
+        return 0
     else:
-        ended(run, results)
+        dataset = load_again(console, resume, config, moved, data_dir)
+    with contextlib.ExitStack() as stack:
+        run = resume or output
+        if run is None and seeds:
+            run = Path("runs") / Path(recipe).stem
+        elif run is None:
+            run = stack.enter_context(new_run(recipe, config.seed))
+        again = ["sprat", *sys.argv[1:]]
+        resumed = ["sprat", "train", "--resume", str(run)]
+        resumed += ["--dataset", moved] if moved else []
+        resumed += ["--data-dir", str(data_dir)] if data_dir else []
+        try:
+            with _stop_on_signal() as stop, TrainingDisplay(console) as display:
+                going: dict[str, Any] = {"observer": display, "should_stop": stop.was_asked}
+                going |= {} if resume else {"recipe": recipe, "overrides": changed}
+                if seeds:
+                    summary = train_seeds(config, dataset, run, seeds, ended=ended, **going)
+                elif resume:
+                    results = sprat.training.resume(run, dataset, **going)
+                else:
+                    results = sprat.training.train(config, dataset, run, **going)
+            if seeds:
+                _print_seeds(console, summary, run)
+            else:
+                ended(run, results)
+        except sprat.training.Interrupted:
+            assert stop.signal is not None
+            command = shlex.join(again if seeds else resumed)
+            _complain(f"stopped and saved; go on with\n  {command}")
+            return 128 + stop.signal
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # a full disk, say: what was saved before is whole
+            begun = not seeds and (run / CONFIG_FILE).exists()
+            command = shlex.join(resumed if begun else again)
+            raise SpratError(f"{_in_words(error)} Then go on with\n  {command}") from error
     return 0
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from sprat.errors import SpratError, did_you_mean, shown
-from sprat.files import read_toml
+from sprat.readers import read_toml
 from sprat.threads import MOST_THREADS
 
 MOST_EPOCHS, MOST_BATCH, MOST_IMAGES, MOST_VIEWS = 100_000, 65_536, 10**9, 1_000

@@ -1,6 +1,7 @@
 """A run on a terminal or in a notebook: a bar by epoch and a table of epochs; else plain lines."""
 
 import io
+import shlex
 import sys
 import threading
 import time
@@ -23,7 +24,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from sprat.config import PicturesConfig
+from sprat.config import Config, PicturesConfig
+from sprat.errors import SpratError
 from sprat.names import DATASETS
 from sprat.observer import Observer
 from sprat.threads import spinning_advice
@@ -347,6 +349,25 @@ def load_shown(
     finally:
         for text in said:
             print(f"sprat: {text}", file=sys.stderr)
+
+
+def load_again(
+    console: Console, run: Path, config: Config, moved: str | None, data_dir: Path | None
+) -> Dataset:
+    """`load_shown` the data of a run to resume.
+
+    moved: the place where it is now, if that is another than when the run began.
+
+    Raises:
+        SpratError: it is not there.
+    """
+    name = moved or config.dataset
+    if not moved and name not in DATASETS and not Path(name).is_dir():
+        raise SpratError(
+            f"{run} was trained on {name}, which is no longer there. If that has moved, name its "
+            f"new place: sprat train --resume {shlex.quote(str(run))} --dataset NEW_PLACE"
+        )
+    return load_shown(console, name, data_dir, config.pictures)
 
 
 def noting(console: Console) -> Callable[[str], None]:

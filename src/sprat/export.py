@@ -10,7 +10,6 @@ import io
 import json
 import logging
 import statistics
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,8 +28,8 @@ from sprat.data import shapes10
 from sprat.data.imageset import Images, ImageSet, Normalization, stratified_split
 from sprat.errors import SpratError
 from sprat.evaluate import BATCH, predict_probabilities, top1
+from sprat.files import replacing, temporary_folder
 from sprat.formats import Format, check_options, check_output
-from sprat.runtime import replacing
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -143,7 +142,7 @@ def export(
 
     tell(f"writing {format}")
     contents = _contents(model, graph, format, training, tell)
-    with replacing(path) as beside:
+    with replacing(path, size=len(contents[format])) as beside:
         beside.write_bytes(contents[format])
         contents[format] = beside.read_bytes()
         runs: dict[str, Run] = {"torch": graph}
@@ -327,8 +326,8 @@ def _quantized(
 
     unchanged = onnx.ModelProto()
     unchanged.CopyFrom(proto)  # it is changed by what quantises
-    with tempfile.TemporaryDirectory() as folder, _silenced():
-        written = Path(folder) / "int8.onnx"
+    with temporary_folder() as folder, _silenced():
+        written = folder / "int8.onnx"
         quantize_static(
             unchanged,
             written,

@@ -1,120 +1,363 @@
-"""Read files that anybody may have written: regular, of bounded size, their content plain values.
+"""Files: whole or not at all, errors in words, locks between processes, the user's cache."""
 
-Whatever is wrong with a file comes out as a `SpratError` of one sentence, within a second.
-"""
-
-import json
-import math
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import socket
 import stat
 import sys
-import tomllib
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from sprat.errors import SpratError
 
-MODEL_BYTES = 1 << 30  # most that a file of weights may have
-JSON_BYTES = 64 << 20
-RECIPE_BYTES, RECIPE_LINE = 32 << 10, 1_000  # tomllib's time grows with the square of a key's parts
-DEEPEST = 32  # tables and lists within one another
+# What is written beside a file until it is whole: .last-0a1b2c3d.sprat.pt
+_TEMPORARY = ".*-????????.sprat*"
+_TEMPORARY_FOLDER = ".sprat-????????.tmp"
+_ABANDONED = 24 * 3600  # seconds after which a temporary is swept where there are no locks
 
 
-def read_bytes(path: Path, most: int) -> bytes:
-    """Return a file's content.
+class WriteError(SpratError, OSError):
+    """A file cannot be written, in words.
+
+    It is an OSError too: whoever can do without the file, as a cache can, catches that.
+    """
+
+    def __init__(self, text: str, error: OSError) -> None:
+        super().__init__(text)
+        self.errno, self.strerror = error.errno, error.strerror
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@contextlib.contextmanager
+def writing(path: Path, size: int | None = None) -> Iterator[None]:
+    """Turns the system's refusal to write `path` into words.
+
+    Args:
+        size: bytes of the whole file, if they are known.
 
     Raises:
-        FileNotFoundError: there is none; what that means is the caller's to say.
-        SpratError: it is no regular file (a FIFO would block), is larger than `most` bytes, or
-            cannot be read.
+        WriteError: for any OSError that is about `path` or a folder it is in.
     """
     try:
-        state = path.stat()
-        if stat.S_ISREG(state.st_mode) and state.st_size <= most:
-            return path.read_bytes()
-    except FileNotFoundError:
+        yield
+    except WriteError:
         raise
-    except (OSError, ValueError) as error:  # no rights, a loop of links, a name with NUL in it
-        reason = getattr(error, "strerror", None) or error
-        raise SpratError(f"{path} cannot be read: {reason}. Check its name and rights.") from error
-    if not stat.S_ISREG(state.st_mode):
-        kind = "a folder" if stat.S_ISDIR(state.st_mode) else "a device, pipe or socket"
-        raise SpratError(f"{path} is {kind}, expected a file. Give the path of a file.")
-    raise SpratError(
-        f"{path} has {state.st_size:,} bytes, expected at most {most:,}. Check that it is the "
-        "right file."
-    )
+    except OSError as error:
+        if error.errno is None or not _is_about(error, path.absolute()):
+            raise
+        raise WriteError(f"{path} cannot be written: {_reason(error, path, size)}", error) from (
+            error
+        )
 
 
-def read_text(path: Path, most: int = JSON_BYTES) -> str:
-    """Return a UTF-8 file's content; raises as `read_bytes`, or if it is not UTF-8."""
-    try:
-        return read_bytes(path, most).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise SpratError(
-            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}. Check that it is the "
-            "right file."
-        ) from error
+def _is_about(error: OSError, path: Path) -> bool:
+    """Whether an error is about a path, a folder it is in, or a file in it or beside it."""
+    if not isinstance(error.filename, str | bytes | os.PathLike):
+        return True  # a write names no file
+    about = Path(os.fsdecode(error.filename)).absolute()
+    return about in (path, *path.parents) or about.parent in (path, path.parent)
 
 
-def parse_json(text: str) -> Any:
-    """Return the value of a JSON text: all its numbers finite and within 64 bits.
+def _reason(error: OSError, path: Path, size: int | None) -> str:
+    """Why the system refuses to write `path`, and what to do."""
+    if error.errno == errno.ENOSPC:
+        return f"the disk is full{_room(path, size)}. Free some space on it."
+    if error.errno == errno.EDQUOT:
+        return f"the disk quota is used up{_room(path, size)}. Free some space."
+    if error.errno == errno.EFBIG:
+        needed = f" ({size:,} bytes)" if size else ""
+        return f"the file is larger than the system allows{needed}. Raise the limit (ulimit -f)."
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "permission denied. Give yourself the right to write there, or choose another place."
+    if error.errno == errno.EROFS:
+        return "the file system is read-only. Choose another place."
+    if error.errno == errno.ENAMETOOLONG:
+        return "the name is too long. Choose a shorter one."
+    if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
+        return f"{_in_the_way(path)}. Move that away, or choose another name."
+    return f"{error.strerror}. Choose another place, or see to that one."
+
+
+def _room(path: Path, size: int | None) -> str:
+    known = [f"{size:,} bytes are needed"] if size else []
+    with contextlib.suppress(OSError):
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        known.append(f"{shutil.disk_usage(folder).free:,} bytes are free")
+    return f" ({', '.join(known)})" if known else ""
+
+
+def _in_the_way(path: Path) -> str:
+    if path.is_dir():
+        return "a folder has that name"
+    if path.is_file():
+        return "it exists already"
+    if path.exists():
+        return "it is a device or a pipe"
+    parents = (parent for parent in path.parents if parent.exists() and not parent.is_dir())
+    return f"{next(parents, path.parent)} is not a folder"
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, size: int | None = None, new: bool = False) -> Iterator[Path]:
+    """Gives a file beside `path` to write into; puts it in place only if the block ends well.
+
+    It is flushed to disk before it is renamed, so that a kill or a power cut at any moment leaves
+    the old file or the new one, whole. What killed processes left there is swept before.
+
+    Args:
+        size: bytes of the whole file, for the message if the disk is full.
+        new: whether to refuse a file that exists, even one that has just come.
 
     Raises:
-        ValueError: it is not JSON, nested too deeply, or holds a number beyond that.
+        WriteError: the system refuses to write it.
     """
+    with writing(path, size):
+        if path.exists() and (new or not path.is_file()):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent)
+        with _beside(path) as beside:
+            yield beside
+            with beside.open("rb+") as file:
+                os.fsync(file.fileno())
+            if new:
+                _link(beside, path)
+            else:
+                beside.replace(path)
+
+
+def write_whole(path: Path, content: bytes | str, *, new: bool = False) -> None:
+    """Writes a file, whole or not at all; text as UTF-8.
+
+    Raises:
+        WriteError: as `replacing`.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with replacing(path, size=len(data), new=new) as beside:
+        beside.write_bytes(data)
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A new file in the folder of `path`, under a lock that tells `sweep` to leave it."""
+    while True:
+        name = f".{path.stem[:30]}-{secrets.token_hex(4)}.sprat{path.suffix[:20]}"
+        beside = path.with_name(name)
+        with beside.open("xb") as file:
+            if sys.platform == "win32":  # a file that is open cannot be renamed there
+                file.close()
+            try:
+                # a sweep may have come between the file and its lock
+                if sys.platform == "win32" or (
+                    (_try_lock(file.fileno()) is not False) and _names(beside, file.fileno())
+                ):
+                    yield beside
+                    return
+            finally:
+                beside.unlink(missing_ok=True)
+
+
+def _link(beside: Path, path: Path) -> None:
+    """Puts a file in place only if there is none, which a rename cannot promise."""
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
+        os.link(beside, path)
+    except FileExistsError:
         raise
-    except RecursionError:
-        raise ValueError(f"it is nested more than {DEEPEST} levels deep") from None
-    except ValueError:  # Python refuses more than 4,300 digits
-        raise ValueError("it holds a number beyond 64 bits") from None
-    _check_plain(value)
-    return value
+    except OSError:  # a file system without hard links
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        beside.replace(path)
 
 
-def _check_plain(value: Any) -> None:
-    level = [value]
-    for _ in range(DEEPEST):
-        within: list[Any] = []
-        for each in level:
-            if isinstance(each, dict):
-                within += each.values()
-            elif isinstance(each, list):
-                within += each
-            elif isinstance(each, float) and not math.isfinite(each):
-                raise ValueError(f"it holds {each}, which is no finite number")
-            elif isinstance(each, int) and not -(2**63) <= each < 2**63:
-                raise ValueError("it holds a number beyond 64 bits")
-        if not within:
-            return
-        level = within
-    raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+def sweep(folder: Path, pattern: str = _TEMPORARY) -> None:
+    """Removes what processes that were killed inside `replacing` left in a folder, and nothing
+    that a living process is writing."""
+    for path in folder.glob(pattern):
+        with contextlib.suppress(OSError):
+            if sys.platform == "win32":
+                if _is_old(path):
+                    path.unlink()
+                continue
+            with path.open("r+b") as file:
+                if _is_abandoned(path, file.fileno()):
+                    path.unlink()
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Return what a TOML file of settings holds.
+def _is_abandoned(path: Path, handle: int) -> bool:
+    """Whether the writer of a temporary is gone: nobody holds its lock, which is taken."""
+    locked = _try_lock(handle)
+    return _is_old(path) if locked is None else locked
+
+
+def _is_old(path: Path) -> bool:
+    return time.time() - path.stat().st_mtime > _ABANDONED
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for temporary files, removed at the end of the block; after a kill, by the next
+    process that makes one.
 
     Raises:
-        FileNotFoundError: there is none.
-        SpratError: it cannot be read, is no TOML, or is larger than any settings are.
+        WriteError: there is no room for it.
     """
-    text = read_text(path, RECIPE_BYTES)
-    for number, line in enumerate(text.splitlines(), 1):
-        if len(line) > RECIPE_LINE:
-            raise SpratError(
-                f"{path} has {len(line):,} characters in line {number}, expected at most "
-                f"{RECIPE_LINE:,}. Break the line up."
-            )
+    root = Path(tempfile.gettempdir())
+    with contextlib.ExitStack() as stack:
+        with writing(root):
+            if sys.platform == "win32":
+                folder = Path(tempfile.mkdtemp(prefix="sprat-"))
+            else:
+                folder = stack.enter_context(_locked_folder(root))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        with writing(folder):
+            yield folder
+
+
+@contextlib.contextmanager
+def _locked_folder(root: Path) -> Iterator[Path]:
+    """A new folder in `root`, where those of killed processes are removed."""
+    for old in root.glob(_TEMPORARY_FOLDER):
+        with contextlib.suppress(OSError), _opened_folder(old) as handle:
+            if os.fstat(handle).st_uid == os.getuid() and _is_abandoned(old, handle):
+                shutil.rmtree(old, ignore_errors=True)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=".sprat-", suffix=".tmp", dir=root))
+        with _opened_folder(folder) as handle:
+            if _try_lock(handle) is not False and _names(folder, handle):
+                yield folder
+                return
+
+
+@contextlib.contextmanager
+def _opened_folder(folder: Path) -> Iterator[int]:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        return tomllib.loads(text)
-    except RecursionError as error:
-        raise SpratError(f"{path} is not valid TOML: it is nested too deeply.") from error
-    except ValueError as error:  # TOMLDecodeError, and what Python's int and date refuse
-        raise SpratError(f"{path} is not valid TOML: {error}") from error
+        yield handle
+    finally:
+        os.close(handle)
 
 
-def note(line: str) -> None:
-    """Print a line about a file to stderr."""
-    print(f"sprat: {line}", file=sys.stderr)
+@contextlib.contextmanager
+def lock(path: Path, waiting: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """Holds the lock that the file `path` stands for; gives a function that says whether the file
+    is still the one that was locked.
+
+    The system frees it with the process, however that ends; at the end of the block the file is
+    removed. On a file system without locks everybody gets it.
+
+    Args:
+        waiting: is told once who has it, in words, if somebody has; raises not to wait.
+    """
+    tries = 0
+    while True:
+        with path.open("a+b", buffering=0) as file:
+            if _try_lock(file.fileno()) is False:
+                tries += 1
+                if tries == 3:  # a sweep, or somebody who only looks, has it for a moment
+                    waiting(_read_holder(file.fileno()))
+                time.sleep(0.1)
+            elif _names(path, file.fileno()):  # or else its last holder has removed it
+                with contextlib.suppress(OSError):  # a courtesy
+                    file.truncate(0)
+                    file.write(_this_process().encode())
+                try:
+                    yield lambda: _names(path, file.fileno())
+                finally:
+                    if _names(path, file.fileno()):
+                        with contextlib.suppress(OSError):  # Windows removes nothing that is open
+                            path.unlink()
+                return
+
+
+def holder(path: Path) -> str | None:
+    """Who has the lock that `path` stands for, in words; None if nobody has."""
+    with contextlib.suppress(OSError), path.open("r+b") as file:
+        if _try_lock(file.fileno()) is False:
+            return _read_holder(file.fileno())
+    return None
+
+
+def _this_process() -> str:
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    return f"process {os.getpid()} on {socket.gethostname()} since {since}"
+
+
+def _read_holder(handle: int) -> str:
+    os.lseek(handle, 0, os.SEEK_SET)
+    text = os.read(handle, 300).decode(errors="replace")
+    return "".join(filter(str.isprintable, text)) or "another process"
+
+
+def _names(path: Path, handle: int) -> bool:
+    """Whether a path leads to an open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except OSError:
+        return False
+
+
+def _try_lock(handle: int) -> bool | None:
+    """Whether an open file could be locked; None where there are no locks."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        os.lseek(handle, 1 << 30, os.SEEK_SET)  # what is locked there cannot be read by others
+        with contextlib.suppress(OSError):
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+            return True
+        return False
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system that knows no locks: better without than not at all
+        return None
+    return True
+
+
+def cache_dir() -> Path:
+    """The user's cache of sprat: $XDG_CACHE_HOME/sprat or ~/.cache/sprat; without a home folder,
+    `own_temporary`.
+
+    Raises:
+        WriteError: as `own_temporary`.
+    """
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "sprat"
+    try:
+        return Path.home() / ".cache" / "sprat"
+    except RuntimeError:  # neither HOME nor a user of this number
+        return own_temporary()
+
+
+def own_temporary() -> Path:
+    """A folder among the temporary ones that outlasts the process and is the user's alone.
+
+    Raises:
+        WriteError: it cannot be made, or another user can write there: what is kept there is
+            trusted, and might be code.
+    """
+    if sys.platform == "win32":  # the folder of temporary files is the user's alone
+        return Path(tempfile.gettempdir()) / "sprat_cache"
+    folder = Path(tempfile.gettempdir()) / f"sprat_cache_{os.getuid()}"
+    with writing(folder):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    private = stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o077
+    if not private or found.st_uid != os.getuid():
+        error = PermissionError(errno.EACCES, "other users can write there", str(folder))
+        raise WriteError(
+            f"{folder} cannot be used as a cache: other users can write there. Name another folder "
+            "with XDG_CACHE_HOME.",
+            error,
+        )
+    return folder

@@ -1,5 +1,6 @@
 """Pictures of runs and data."""
 
+import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +19,8 @@ from sprat.budget import effective_side
 from sprat.compare import Entry, pareto_front
 from sprat.data.imageset import ImageSet
 from sprat.evaluate import calibration_bins, expected_calibration_error, worst_mistakes
+from sprat.files import write_whole
 from sprat.results import CURVES_FILE, RESULTS_FILE, read_metrics, read_results
-from sprat.runtime import replacing
 
 RAW, AVERAGED, TEST = "#1f77b4", "#d95f02", "#222222"
 NUMBERED_CLASSES = 20  # beyond which a matrix of numbers cannot be read
@@ -71,9 +72,7 @@ def draw_curves(run: Path) -> Path:
     lr.xaxis.get_major_locator().set_params(integer=True)
     for axes in (loss, accuracy, lr):
         _lighten(axes)
-    with replacing(run / CURVES_FILE) as beside:
-        figure.savefig(beside)
-    return run / CURVES_FILE
+    return _save(figure, run / CURVES_FILE)
 
 
 def draw_contact_sheet(dataset: ImageSet, title: str, path: Path, columns: int = 12) -> Path:
@@ -96,9 +95,7 @@ def draw_contact_sheet(dataset: ImageSet, title: str, path: Path, columns: int =
     axes.set_yticks(centres, labels=list(dataset.classes))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    with replacing(path) as beside:
-        figure.savefig(beside, dpi=130, bbox_inches="tight")
-    return path
+    return _save(figure, path, dpi=130, bbox_inches="tight")
 
 
 def draw_preview(rows: Sequence[Row], title: str, path: Path) -> Path:
@@ -128,9 +125,7 @@ def draw_preview(rows: Sequence[Row], title: str, path: Path) -> Path:
     axes.set_yticks([top + height / 2 for top in tops], labels=[row.label for row in rows])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    with replacing(path) as beside:
-        figure.savefig(beside, dpi=130, bbox_inches="tight")
-    return path
+    return _save(figure, path, dpi=130, bbox_inches="tight")
 
 
 def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], path: Path) -> Path:
@@ -162,9 +157,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], p
                 fontweight="bold" if hit else "normal",
                 color="white" if dark else TEST,
             )
-    with replacing(path) as beside:
-        figure.savefig(beside)
-    return path
+    return _save(figure, path)
 
 
 def draw_calibration(probabilities: Tensor, targets: Tensor, path: Path) -> Path:
@@ -201,9 +194,7 @@ def draw_calibration(probabilities: Tensor, targets: Tensor, path: Path) -> Path
     number.set_xlim(0, 100)
     for axes in (accuracy, number):
         _lighten(axes)
-    with replacing(path) as beside:
-        figure.savefig(beside)
-    return path
+    return _save(figure, path)
 
 
 def draw_mistakes(
@@ -264,9 +255,7 @@ def draw_effective_field(
     figure.legend(loc="outside lower center", ncols=3, facecolor="#333333", labelcolor="white")
     axes.set_title(title)
     axes.set_xlabel("pixels")
-    with replacing(path) as beside:
-        figure.savefig(beside)
-    return path
+    return _save(figure, path)
 
 
 def draw_comparison(entries: Sequence[Entry], path: Path) -> Path:
@@ -316,9 +305,7 @@ def draw_comparison(entries: Sequence[Entry], path: Path) -> Path:
     _lighten(axes)
     figure.tight_layout()
     _label_apart(axes, [(entry.parameters, 100 * entry.top1, entry.name) for entry in entries])
-    with replacing(path) as beside:
-        figure.savefig(beside)
-    return path
+    return _save(figure, path)
 
 
 def _look_of(entry: Entry) -> str:
@@ -367,3 +354,11 @@ def _label_apart(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None
 def _lighten(axes: Axes) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure: Figure, path: Path, **how: Any) -> Path:
+    """Writes a figure as PNG, whole or not at all."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", **how)
+    write_whole(path, png.getvalue())
+    return path

@@ -1,20 +1,24 @@
-"""The run folder's readable files: config.json, metrics.jsonl, results.json.
+"""The run's folder: who may write there, and its readable files config.json, metrics.jsonl and
+results.json.
 
 A shape that scripts can rely on: shares are fractions from 0 to 1, never percent; what was not
 measured is null.
 """
 
+import contextlib
 import itertools
 import json
+import shlex
 import statistics
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from sprat.config import MOST_EPOCHS, Config
 from sprat.errors import SpratError
-from sprat.files import parse_json, read_text
-from sprat.runtime import replacing
+from sprat.files import holder, lock, sweep, write_whole, writing
+from sprat.readers import parse_json, read_text
 from sprat.shapes import (
     ANYTHING,
     FLAG,
@@ -37,6 +41,12 @@ from sprat.shapes import (
 
 CONFIG_FILE, METRICS_FILE, RESULTS_FILE = "config.json", "metrics.jsonl", "results.json"
 CURVES_FILE, SUMMARY_FILE = "curves.png", "summary.json"
+LOCK_FILE = ".lock"  # there while a process trains; says which
+# what killed processes of an older sprat left; newer ones' leftovers are swept by what writes
+_OLDER = (
+    *(".config-*.json", ".metrics-*.jsonl", ".results-*.json", ".curves-*.png"),
+    *(".model-*.safetensors", ".last-*.pt"),
+)
 
 # What those who read these files rely on. Keys that older runs lack may be missing.
 JUDGEMENT: Shape = {
@@ -95,26 +105,104 @@ EPOCH: Shape = {
     "seconds": POSITIVE,
     "images_per_s": POSITIVE,
 }
-BEGINNING: Shape = {"recipe": TEXT, "overrides": TableOf(SETTING), "config": TableOf(ANYTHING)}
+BEGINNING: Shape = {
+    "recipe": TEXT,
+    "overrides": TableOf(SETTING),
+    "config": TableOf(ANYTHING),
+    "data?": Maybe({"md5": TEXT, "classes": ListOf(TEXT)}),
+}
 
 
-def new_run(recipe: str, seed: int | None = None) -> Path:
-    """Where a run goes that was given no folder: runs/RECIPE, with seed and time if of one seed.
+@contextlib.contextmanager
+def new_run(recipe: str, seed: int) -> Iterator[Path]:
+    """Makes runs/RECIPE-seedN-DATE-TIME for a run that was given no folder; removes it again at
+    the end of the block if nothing is in it.
 
-    Of two that begin in the same second the later has a number more.
+    Of several that begin in the same second, each gets a folder of its own, with a number.
     """
-    name = Path(recipe).stem
-    if seed is None:
-        return Path("runs") / name
-    name += f"-seed{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{Path(recipe).stem}-seed{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    return next(folder for name in names if not (folder := Path("runs") / name).exists())
+    folder = next(folder for name in names if _make_new(folder := Path("runs") / name))
+    try:
+        yield folder
+    finally:
+        for empty in (folder, folder.parent):
+            with contextlib.suppress(OSError):
+                empty.rmdir()
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON, whole or not at all."""
-    with replacing(path) as beside:
-        beside.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+def _make_new(folder: Path) -> bool:
+    """Makes a folder; False if there is one."""
+    with writing(folder):
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if not folder.exists():  # a file is where a folder above should be
+                raise
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def locked(run: Path) -> Iterator[Callable[[], bool]]:
+    """Keeps a run's folder, which is made if need be, to this process; gives a function that says
+    whether it still does.
+
+    Raises:
+        SpratError: another process has it.
+    """
+
+    def refuse(holder: str) -> None:
+        raise _in_use(run, holder)
+
+    with contextlib.ExitStack() as stack:
+        with writing(run / LOCK_FILE):
+            run.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(lock(run / LOCK_FILE, refuse))
+        yield held
+
+
+def check_free(run: Path) -> None:
+    """Checks that no other process trains in a folder.
+
+    Raises:
+        SpratError: one does.
+    """
+    if found := holder(run / LOCK_FILE):
+        raise _in_use(run, found)
+
+
+def _in_use(run: Path, holder: str) -> SpratError:
+    return SpratError(
+        f"{run} is in use: {holder} is training there. Wait until it ends, or stop it first."
+    )
+
+
+def check_empty(run: Path) -> None:
+    """Checks that a run can begin in a folder: there is none, or nothing is in it.
+
+    Raises:
+        SpratError: it holds something.
+    """
+    sweep_run(run)
+    if run.exists() and (not run.is_dir() or {path.name for path in run.iterdir()} - {LOCK_FILE}):
+        begun = (run / CONFIG_FILE).exists()
+        hint = f", or resume it: sprat train --resume {shlex.quote(str(run))}" if begun else ""
+        raise SpratError(
+            f"{run} exists already and is not overwritten; give another --output{hint}"
+        )
+
+
+def sweep_run(run: Path) -> None:
+    """Removes what killed processes left in a run's folder."""
+    sweep(run)
+    for pattern in _OLDER:
+        sweep(run, pattern)
+
+
+def write_json(path: Path, value: Any, *, new: bool = False) -> None:
+    """Writes indented JSON, whole or not at all; `new` refuses a file that exists."""
+    write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n", new=new)
 
 
 def read_json(path: Path) -> Any:
@@ -160,10 +248,18 @@ def _uneven(judgement: dict[str, Any], split: str) -> str | None:
     return f"{split}.confusion has {len(rows)} rows, expected {classes} of {classes} counts each"
 
 
-def write_config(run: Path, config: Config, recipe: str, changed: dict[str, Any]) -> None:
-    """Writes what was decided: the recipe's name, what departs from it, the whole config."""
-    values = {"recipe": recipe, "overrides": changed, "config": config.to_dict()}
-    write_json(run / CONFIG_FILE, values)
+def write_config(
+    run: Path, config: Config, recipe: str, changed: dict[str, Any], data: dict[str, Any]
+) -> None:
+    """Writes what was decided: the recipe's name, what departs from it, the whole config.
+
+    data: what identifies the images, wherever they are: their "md5" and "classes".
+
+    Raises:
+        SpratError: the folder has such a file, or it cannot be written.
+    """
+    values = {"recipe": recipe, "overrides": changed, "config": config.to_dict(), "data": data}
+    write_json(run / CONFIG_FILE, values, new=True)
 
 
 def read_config(run: Path) -> tuple[Config, str, dict[str, Any]]:
@@ -173,6 +269,11 @@ def read_config(run: Path) -> tuple[Config, str, dict[str, Any]]:
         SpratError: there is no such file, or it is damaged.
     """
     path = run / CONFIG_FILE
+    if run.is_dir() and all(found.name.startswith(".") for found in run.iterdir()):
+        raise SpratError(
+            f"{run} holds no run yet: it was ended before it began. Start it again into the same "
+            f"folder: sprat train --output {shlex.quote(str(run))}, with its recipe and settings."
+        )
     values = read_json(path)
     if wrong := mismatch(values, BEGINNING):
         raise SpratError(
@@ -182,13 +283,29 @@ def read_config(run: Path) -> tuple[Config, str, dict[str, Any]]:
     return config, values["recipe"], values["overrides"]
 
 
+def read_data(run: Path) -> dict[str, Any] | None:
+    """What identifies the images that a run began with; None for a run of an older sprat."""
+    found: dict[str, Any] | None = read_json(run / CONFIG_FILE).get("data")
+    return found
+
+
+def read_finished(run: Path) -> dict[str, Any] | None:
+    """What results.json of a finished run holds; None if the run is not finished.
+
+    Raises:
+        SpratError: the file is damaged.
+    """
+    if not (run / RESULTS_FILE).exists():
+        return None
+    return read_results(run / RESULTS_FILE)
+
+
 def write_metrics(run: Path, history: list[dict[str, Any]]) -> None:
     """Writes one line of JSON for each epoch so far.
 
     The whole file each time: after a kill it must hold what the checkpoint holds, no more.
     """
-    with replacing(run / METRICS_FILE) as beside:
-        beside.write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
+    write_whole(run / METRICS_FILE, "".join(json.dumps(row) + "\n" for row in history))
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -226,6 +343,8 @@ def wrong_history(rows: Any) -> str | None:
 def write_summary(folder: Path) -> dict[str, Any]:
     """Writes folder/summary.json over the finished runs in folder/seed-*/results.json.
 
+    Of several processes that train seeds into one folder, the last to end writes it over all.
+
     Returns:
         The recipe, dataset, model, seeds, and "split" (what was judged on, "test" or "val"); n,
         mean, standard deviation (of a sample, null for one seed), median, least and greatest of
@@ -234,14 +353,20 @@ def write_summary(folder: Path) -> dict[str, Any]:
     Raises:
         SpratError: there are none, or they are not seeds of one recipe.
     """
+    with writing(folder / SUMMARY_FILE), lock(folder / ".summary.lock", lambda holder: None):
+        return _write_summary(folder)
+
+
+def _write_summary(folder: Path) -> dict[str, Any]:
     runs = [read_results(path) for path in folder.glob(f"seed-*/{RESULTS_FILE}")]
     runs.sort(key=lambda run: run["seed"])
     if not runs:
         raise SpratError(f"{folder} holds no seed-*/{RESULTS_FILE}; train some first")
-    same = ["recipe", "overrides", "dataset", "dataset_md5", "model", "parameters", "final"]
+    same = ["recipe", "overrides", "dataset_md5", "model", "parameters", "final"]
     same += ["epochs"] if runs[0]["final"] else []  # else early stopping has a say
-    for run in runs:
-        if differs := [key for key in same if run[key] != runs[0][key]]:
+    first = _without_place(runs[0])
+    for run in map(_without_place, runs):
+        if differs := [key for key in same if run[key] != first[key]]:
             raise SpratError(
                 f"{folder}: seed {run['seed']} differs in {', '.join(differs)}; a summary is over "
                 "seeds alone"
@@ -249,11 +374,16 @@ def write_summary(folder: Path) -> dict[str, Any]:
     split = "test" if runs[0]["final"] else "val"
     figures = {key: [run[split][key] for run in runs] for key in ("top1", "tta_top1", "ece")}
     figures["seconds"] = [run["seconds"] for run in runs]
-    summary = {key: runs[0][key] for key in same}
+    summary = {key: runs[-1][key] for key in (*same, "dataset")}
     summary |= {"split": split, "seeds": [run["seed"] for run in runs]}
     summary |= {name: _spread(values) for name, values in figures.items()}
     write_json(folder / SUMMARY_FILE, summary)
     return summary
+
+
+def _without_place(run: dict[str, Any]) -> dict[str, Any]:
+    """Results without the place of the dataset, which may move; its md5 tells it apart."""
+    return run | {"overrides": {k: v for k, v in run["overrides"].items() if k != "dataset"}}
 
 
 def _spread(values: list[float]) -> dict[str, Any]:

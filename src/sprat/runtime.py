@@ -1,4 +1,4 @@
-"""The machine: device, precision, threads, memory, randomness, whole files or none."""
+"""The machine: device, precision, threads, memory, randomness."""
 
 import contextlib
 import ctypes
@@ -7,8 +7,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
@@ -147,40 +145,6 @@ def derive_seed(*parts: int | str) -> int:
     """
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Gives a path beside `path` to write to; puts it in place only if the block ends well.
-
-    The file is flushed to disk before it is renamed, so that a kill or a power cut at any
-    moment leaves the old file or the new one, whole.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    beside = Path(name)
-    os.close(handle)
-    try:
-        yield beside
-        with beside.open("rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        beside.chmod(0o666 & ~umask)  # mkstemp's own is 0o600
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def sweep(path: Path) -> None:
-    """Removes what processes that were killed inside `replacing(path)` left beside it."""
-    for leftover in path.parent.glob(f".{path.stem}-*{path.suffix}"):
-        leftover.unlink()
-
-
-def cache_dir() -> Path:
-    """The user's cache of sprat: $XDG_CACHE_HOME/sprat or ~/.cache/sprat."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sprat"
 
 
 def describe_machine(device: "torch.device", precision: str, threads: int) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from sprat.config import Config
 from sprat.data import Dataset
 from sprat.errors import SpratError
 from sprat.observer import Observer
-from sprat.results import CONFIG_FILE, read_config, write_summary
-from sprat.training import resume, settle, train
+from sprat.results import CONFIG_FILE, read_config, read_data, write_summary
+from sprat.training import check_data, resume, settle, train
 
 
 def train_seeds(
@@ -35,13 +35,13 @@ def train_seeds(
         Others as of `train`.
 
     Raises:
-        SpratError: as `train`, or a seed's folder holds a run of other settings.
+        SpratError: as `train`, or a seed's folder holds a run of other settings or data.
         Interrupted: `should_stop` said so; the same call goes on.
     """
     for seed in range(config.seed, config.seed + count):
         run, seeded = folder / f"seed-{seed}", dataclasses.replace(config, seed=seed)
         if (run / CONFIG_FILE).exists():
-            _check_same(run, settle(seeded, dataset, observer or Observer()))
+            _check_same(run, settle(seeded, dataset, observer or Observer()), dataset)
             results = resume(run, dataset, observer=observer, should_stop=should_stop)
         else:
             results = train(
@@ -57,9 +57,12 @@ def train_seeds(
     return write_summary(folder)
 
 
-def _check_same(run: Path, wanted: Config) -> None:
-    began_as = read_config(run)[0].to_dict()
-    differs = [key for key, value in wanted.to_dict().items() if began_as[key] != value]
+def _check_same(run: Path, wanted: Config, dataset: Dataset) -> None:
+    began_as, settings = read_config(run)[0].to_dict(), wanted.to_dict()
+    if began_on := read_data(run):
+        check_data(run, dataset, began_on)
+        del settings["dataset"]  # it is the same wherever it is
+    differs = [key for key, value in settings.items() if began_as[key] != value]
     if differs:
         raise SpratError(
             f"{run} is a run of other settings (it differs in {', '.join(differs)}); give another "

@@ -9,7 +9,6 @@ spread. Seed 0 is shipped, not the best of them.
 import argparse
 import dataclasses
 import hashlib
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from sprat.checkpoint import Model, load_model, save_model
 from sprat.data import Dataset, load_dataset
 from sprat.data.imageset import ImageSet
 from sprat.evaluate import judge, predict_probabilities, top1
+from sprat.files import write_whole
 from sprat.names import CARD_FILE, MODEL_FILE
 from sprat.results import (
     CURVES_FILE,
@@ -31,7 +31,7 @@ from sprat.results import (
     read_results,
     write_json,
 )
-from sprat.runtime import keep_freed_memory, replacing
+from sprat.runtime import keep_freed_memory
 from sprat.training import split_off_val
 from sprat.zoo import CARD_TEXT_FILE, ZOO, card_text
 
@@ -48,7 +48,7 @@ def ship(run: Path, dataset: Dataset, zoo: Path = ZOO) -> dict[str, Any]:
     (folder / CARD_FILE).unlink(missing_ok=True)  # of the file before
     save_model(folder / MODEL_FILE, trained, torch.float16)
     model = load_model(folder / MODEL_FILE)
-    shutil.copy(run / CURVES_FILE, folder / CURVES_FILE)
+    write_whole(folder / CURVES_FILE, (run / CURVES_FILE).read_bytes())
     summary = summarize(model.network, model.side)
     card = {
         "name": model.name,
@@ -62,8 +62,7 @@ def ship(run: Path, dataset: Dataset, zoo: Path = ZOO) -> dict[str, Any]:
         "training": _training(run, dataset),
     }
     write_json(folder / CARD_FILE, card)
-    with replacing(folder / CARD_TEXT_FILE) as beside:
-        beside.write_text(card_text(card), encoding="utf-8")
+    write_whole(folder / CARD_TEXT_FILE, card_text(card))
     return card
 
 

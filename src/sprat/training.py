@@ -10,6 +10,7 @@ once, after the last step; what it shows on the way is accuracy on a probe of 2,
 images as they are.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -57,11 +58,15 @@ from sprat.observer import Observer
 from sprat.optim import build_optimizer, restore_state
 from sprat.results import (
     CONFIG_FILE,
-    METRICS_FILE,
     RESULTS_FILE,
     brief_fields,
+    check_empty,
+    check_free,
+    locked,
     read_config,
-    read_results,
+    read_data,
+    read_finished,
+    sweep_run,
     write_config,
     write_json,
     write_metrics,
@@ -76,7 +81,6 @@ from sprat.runtime import (
     keep_freed_memory,
     peak_memory,
     set_threads,
-    sweep,
     versions,
 )
 from sprat.schedules import RAMPS, warmup_then
@@ -296,10 +300,21 @@ class Training:
         config: what to do, settled for this machine.
         dataset: what to learn.
         run: the folder to save into.
+        recipe: name of the recipe that `config` is or began as.
+        overrides: where `config` departs from it.
     """
 
-    def __init__(self, config: Config, dataset: Dataset, run: Path) -> None:
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        run: Path,
+        recipe: str = "custom",
+        overrides: dict[str, Any] | None = None,
+    ) -> None:
         self.config, self.dataset, self.run = config, dataset, run
+        self.recipe, self.overrides = recipe, overrides or {}
+        self.run_is_ours: Callable[[], bool] = lambda: True
         self.device = choose_device(config.device)
         set_threads(config.threads)
         keep_freed_memory()
@@ -577,6 +592,18 @@ class Training:
         write_metrics(self.run, self.history)
         return row
 
+    def check_run(self) -> None:
+        """Checks that the run's folder is still there and this process's, before each write.
+
+        Raises:
+            SpratError: it was removed or moved, and may be another run's by now.
+        """
+        if not self.run_is_ours():
+            raise SpratError(
+                f"{self.run} was removed or moved while this run trained; nothing more is written "
+                "there. Resume the run where it is now, or start it again."
+            )
+
     @property
     def _kept_score(self) -> str:
         """Which score is that of the weights that the recipe keeps."""
@@ -623,7 +650,8 @@ class Training:
         return self.ema.network if self.ema and self._kept_score == "ema_top1" else self.network
 
     def save(self) -> None:
-        """Writes what it takes to go on from this step."""
+        """Writes the state needed to resume from this step."""
+        self.check_run()
         save_resume(
             self.run / RESUME_FILE,
             {
@@ -635,7 +663,10 @@ class Training:
                 "history": self.history,
                 "best": self.best,
                 "config": self.config.to_dict(),
+                "recipe": self.recipe,
+                "overrides": self.overrides,
                 "dataset_md5": self.dataset.md5,
+                "classes": list(self.dataset.train.classes),
                 "teacher": self.teacher and self.teacher.sha256,
                 "git": self.git,
                 "network": self.network.state_dict(),
@@ -660,11 +691,9 @@ class Training:
                     f"{self.run}/config.json was changed after the run began; put it back, or "
                     "start a new run with the new settings"
                 )
-            if state["dataset_md5"] != self.dataset.md5:
-                raise SpratError(
-                    f"{self.run} was trained on other images than this {self.dataset.name}; "
-                    "resume it with the data it began with"
-                )
+            # an older sprat wrote no classes
+            began_on = {"md5": state["dataset_md5"], "classes": state.get("classes")}
+            check_data(self.run, self.dataset, began_on)
             if self.teacher and state["teacher"] != self.teacher.sha256:
                 raise SpratError(
                     f"{self.run} was taught by another model than {self.config.distill.teacher} "
@@ -682,6 +711,9 @@ class Training:
             self.epoch, self.batch = state["epoch"], state["batch"]
             self.epoch_seconds, self.seconds = state["epoch_seconds"], state["seconds"]
             self.history, self.best = state["history"], state["best"]
+            self.recipe = state.get("recipe", self.recipe)
+            if "overrides" in state:
+                self.overrides = _moved(state["overrides"], self.config, self.dataset)
             if self.git != state["git"]:  # trained by more than one state of the code
                 self.git = state["git"] and state["git"] | {"dirty": True}
         except SpratError:
@@ -764,21 +796,23 @@ def train(
         should_stop: asked after every step; true saves and raises Interrupted.
 
     Raises:
-        SpratError: `run` holds something already, the config does not fit the data or the
-            machine, or the loss is no longer finite.
+        SpratError: `run` holds something already or another process trains there, the config
+            does not fit the data or the machine, the loss is no longer finite, or a file cannot
+            be written (a WriteError; `resume` goes on once there is room).
         Interrupted: `should_stop` said so; `resume` goes on.
     """
-    _sweep(run)
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        hint = f", or go on with sprat train --resume {run}" if (run / CONFIG_FILE).exists() else ""
-        raise SpratError(
-            f"{run} exists already and is not overwritten; give another --output{hint}"
-        )
+    check_free(run)
+    check_empty(run)
     observer = observer or Observer()
-    training = Training(settle(config, dataset, observer), dataset, run)
-    run.mkdir(parents=True, exist_ok=True)
-    write_config(run, training.config, recipe, overrides or {})
-    return _go_on(training, observer, should_stop)
+    training = Training(settle(config, dataset, observer), dataset, run, recipe, overrides)
+    try:
+        with locked(run) as training.run_is_ours:
+            check_empty(run)
+            write_config(run, training.config, recipe, training.overrides, identity(dataset))
+            return _go_on(training, observer, should_stop)
+    finally:
+        with contextlib.suppress(OSError):
+            run.rmdir()  # if nothing came of it
 
 
 def resume(
@@ -788,35 +822,62 @@ def resume(
     observer: Observer | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Goes on with the run in the folder `run` from its last checkpoint, if it has one.
+    """Resumes the run in the folder `run` from its last checkpoint, if it has one.
 
-    Of a finished run it gives the results and does nothing.
+    Of a finished run it gives the results and does nothing. `dataset` may have moved since the
+    run began, but must have the same images, labels and classes.
 
     Same arguments, result and errors as `train`. On the CPU with the same threads, the weights
     are bit for bit those of a run that was never interrupted.
     """
-    config, _, _ = read_config(run)
-    _sweep(run)
-    if (run / RESULTS_FILE).exists():
-        return read_results(run / RESULTS_FILE)
-    observer = observer or Observer()
-    if "auto" in (config.device, config.precision, config.kernels) or not config.threads:
+    config, recipe, overrides = read_config(run)
+    if finished := read_finished(run):
+        return finished
+    with locked(run) as run_is_ours:
+        if finished := read_finished(run):  # by the process that had the lock
+            return finished
+        sweep_run(run)
+        observer = observer or Observer()
+        if "auto" in (config.device, config.precision, config.kernels) or not config.threads:
+            raise SpratError(
+                f"{run / CONFIG_FILE} is not what a run of sprat writes: it does not say which "
+                "device, precision, kernels and threads it began with. Start a new run with its "
+                "settings."
+            )
+        check(config)
+        _check_data(config, dataset)
+        if began_on := read_data(run):
+            check_data(run, dataset, began_on)
+        _check_kernels(config, observer)
+        training = Training(config, dataset, run, recipe, _moved(overrides, config, dataset))
+        training.run_is_ours = run_is_ours
+        if (run / RESUME_FILE).exists():
+            training.restore()
+        return _go_on(training, observer, should_stop)
+
+
+def identity(dataset: Dataset) -> dict[str, Any]:
+    """What identifies a dataset wherever it is: images and labels by their md5, and classes."""
+    return {"md5": dataset.md5, "classes": list(dataset.train.classes)}
+
+
+def check_data(run: Path, dataset: Dataset, began_on: dict[str, Any]) -> None:
+    """Checks that a dataset is, wherever it is now, the one that a run began with.
+
+    Raises:
+        SpratError: its images, labels or classes are others.
+    """
+    known = {key: value for key, value in began_on.items() if value is not None}
+    if not known.items() <= identity(dataset).items():
         raise SpratError(
-            f"{run / CONFIG_FILE} is not what a run of sprat writes: it does not say which device, "
-            "precision, kernels and threads it began with. Start a new run with its settings."
+            f"{run} was trained on other images than this {dataset.name}; resume it with the data "
+            "it began with"
         )
-    check(config)
-    _check_data(config, dataset)
-    _check_kernels(config, observer)
-    training = Training(config, dataset, run)
-    if (run / RESUME_FILE).exists():
-        training.restore()
-    return _go_on(training, observer, should_stop)
 
 
-def _sweep(run: Path) -> None:
-    for name in (CONFIG_FILE, METRICS_FILE, RESULTS_FILE, MODEL_FILE, RESUME_FILE):
-        sweep(run / name)
+def _moved(overrides: dict[str, Any], config: Config, dataset: Dataset) -> dict[str, Any]:
+    """The overrides of a run whose dataset may have moved since it began."""
+    return overrides | ({} if dataset.name == config.dataset else {"dataset": dataset.name})
 
 
 def _go_on(
@@ -845,7 +906,6 @@ def finish(training: Training, observer: Observer) -> dict[str, Any]:
     network = training.kept_network()
     if training.best is not None:
         network.load_state_dict(training.best["weights"])
-    _, recipe, changed = read_config(training.run)
     judged = dataset.test if training.val_set is None else training.val_set
     judgement = judge(network, judged, dataset.normalization, config.tta, observer.judging)
     test, val = (judgement, None) if config.final else (None, judgement)
@@ -857,8 +917,8 @@ def finish(training: Training, observer: Observer) -> dict[str, Any]:
     images = training.epoch * len(training.batches) * config.batch_size
     training_seconds = math.fsum(row["seconds"] for row in training.history)
     results = {
-        "recipe": recipe,
-        "overrides": changed,
+        "recipe": training.recipe,
+        "overrides": training.overrides,
         "dataset": dataset.name,
         "dataset_md5": dataset.md5,
         "train_per_class": class_counts(training.batches.dataset),
@@ -901,6 +961,7 @@ def finish(training: Training, observer: Observer) -> dict[str, Any]:
         side=side,
         about=about,
     )
+    training.check_run()
     save_model(training.run / MODEL_FILE, model)
     write_json(training.run / RESULTS_FILE, results)
     return results

@@ -15,8 +15,8 @@ from sprat.data import cifar10, cifar100, pictures, shapes10, svhn
 from sprat.data.fetch import Progress, Say
 from sprat.data.imageset import PIECE, ImageSet, Normalization
 from sprat.errors import SpratError
+from sprat.files import cache_dir
 from sprat.names import DATASETS, check_dataset, check_published
-from sprat.runtime import cache_dir
 
 
 class Source(Protocol):

@@ -18,8 +18,8 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from sprat.data.lock import lock
 from sprat.errors import SpratError
+from sprat.files import lock
 
 Progress = Callable[[int, int], None]  # bytes so far, bytes in all
 Say = Callable[[str], None]
@@ -61,7 +61,7 @@ def fetch(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         waiting = f"another process is fetching {target}; waiting for it"
-        with lock(target.with_name(f".{target.name}.lock"), lambda: say(waiting)):
+        with lock(target.with_name(f".{target.name}.lock"), lambda holder: say(waiting)):
             if target.is_file() and md5_of(target) == md5:  # another process has fetched it
                 return target
             _Fetch(part, md5, size, progress, say, patience).fill([_Source(url) for url in urls])

@@ -24,10 +24,9 @@ from sprat.config import PicturesConfig
 from sprat.data import cache
 from sprat.data.fetch import Progress, Say
 from sprat.data.imageset import ImageSet, Rows, stratified_split
-from sprat.data.lock import lock
 from sprat.data.picture import read_picture
 from sprat.errors import SpratError, did_you_mean
-from sprat.runtime import cache_dir, replacing, sweep
+from sprat.files import cache_dir, lock, replacing
 from sprat.threads import usable_cores
 
 PARTS = ("train", "val", "test")
@@ -251,10 +250,9 @@ def _cached(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         waiting = f"another process is reading {folder}; waiting for it"
-        with lock(path.with_name(f".{path.name}.lock"), lambda: say(waiting)):
+        with lock(path.with_name(f".{path.name}.lock"), lambda holder: say(waiting)):
             if found := cache.read(path, unchanged):  # another process has made it
                 return found
-            sweep(path)
             free = shutil.disk_usage(path.parent).free
             if free < size:
                 raise OSError(f"{free:,} bytes are free")

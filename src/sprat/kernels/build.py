@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from sprat.runtime import cache_dir, cpu_flags, replacing
+from sprat.files import cache_dir, own_temporary, sweep, temporary_folder, write_whole
+from sprat.runtime import cpu_flags
 
 SOURCE = Path(__file__).with_name("trunk.c")
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
@@ -37,29 +38,32 @@ def load(bf16: bool) -> ctypes.CDLL:
 
 
 def compiled(bf16: bool, *flags: str) -> ctypes.CDLL:
-    """The library, built if it is not in the user's cache.
+    """The library, built if it is not cached.
 
     Raises:
-        NoKernels: no compiler, or it failed.
+        NoKernels: no compiler, or it failed, or there is no place for the library.
     """
     command = _command(bf16, *flags)
-    library = _place(command)
     try:
+        library = _place(command)
         if not library.exists():
-            with replacing(library) as beside:
-                _compile([*command, str(SOURCE), "-o", str(beside), *_openmp(), "-lm"])
+            write_whole(library, _compile(command))
+            sweep(library.parent, ".trunk-*.so")  # left by killed processes of an older sprat
         return ctypes.CDLL(str(library))
     except OSError as error:
-        raise NoKernels(f"{library} cannot be written or loaded: {error}") from error
+        raise NoKernels(f"the compiled library cannot be written or loaded: {error}") from error
 
 
 def is_built(bf16: bool) -> bool:
-    """Whether the library lies in the user's cache.
+    """Whether the library is cached.
 
     Raises:
-        NoKernels: it does not and cannot.
+        NoKernels: it is not and cannot be.
     """
-    return _place(_command(bf16)).exists()
+    try:
+        return _place(_command(bf16)).exists()
+    except OSError as error:
+        raise NoKernels(f"the compiled library cannot be kept: {error}") from error
 
 
 def _command(bf16: bool, *flags: str) -> list[str]:
@@ -79,15 +83,33 @@ def _openmp() -> list[str]:
 
 
 def _place(command: list[str]) -> Path:
-    """Where the library lies; another source, compiler, processor or torch has its own."""
+    """Where the library is; another source, compiler, processor or torch has its own.
+
+    In the user's cache or, where that can only be read and does not hold it, among the user's
+    temporary files.
+    """
     what = [SOURCE.read_text(), *command, *_openmp(), cpu_flags(), platform.machine()]
     name = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
-    return cache_dir() / "kernels" / f"trunk-{name}.so"
+    library = cache_dir() / "kernels" / f"trunk-{name}.so"
+    there = next(folder for folder in library.parents if os.path.exists(folder))  # noqa: PTH110
+    if os.path.exists(library) or os.access(there, os.W_OK | os.X_OK):  # noqa: PTH110
+        return library
+    return own_temporary() / "kernels" / library.name
 
 
-def _compile(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        first = next((line for line in lines if "error" in line), (lines or ["no message"])[0])
-        raise NoKernels(f"{command[0]} failed: {first}")
+def _compile(command: list[str]) -> bytes:
+    """What the compiler makes of the source, written where a kill leaves nothing for good."""
+    with temporary_folder() as folder:
+        library = folder / "trunk.so"
+        done = subprocess.run(
+            [*command, str(SOURCE), "-o", str(library), *_openmp(), "-lm"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"TMPDIR": str(folder)},
+        )
+        if done.returncode:
+            lines = done.stderr.strip().splitlines()
+            first = next((line for line in lines if "error" in line), (lines or ["no message"])[0])
+            raise NoKernels(f"{command[0]} failed: {first}")
+        return library.read_bytes()

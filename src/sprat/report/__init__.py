@@ -26,10 +26,10 @@ from sprat.evaluate import (
     wilson_interval,
     worst_mistakes,
 )
+from sprat.files import write_whole
 from sprat.models import build_model
 from sprat.report.charts import Box, Frame, Line, box, frame, line
 from sprat.results import CONFIG_FILE, RESULTS_FILE, read_config, read_metrics, read_results
-from sprat.runtime import replacing
 
 REPORT_FILE = "report.html"
 MISTAKES = 24  # pictures at most
@@ -177,8 +177,7 @@ def write_report(run: Run, path: Path, answers: Answers | str) -> None:
         raise SpratError(
             f"{run.folder} is no run of sprat's, or a file in it is damaged: {error}"
         ) from error
-    with replacing(path) as beside:
-        beside.write_text(page, encoding="utf-8")
+    write_whole(path, page)
 
 
 def _contents(run: Run, answers: Answers | str) -> dict[str, Any]:

@@ -1,0 +1,120 @@
+"""Read files that anybody may have written: regular, of bounded size, their content plain values.
+
+Whatever is wrong with a file comes out as a `SpratError` of one sentence, within a second.
+"""
+
+import json
+import math
+import stat
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from sprat.errors import SpratError
+
+MODEL_BYTES = 1 << 30  # most that a file of weights may have
+JSON_BYTES = 64 << 20
+RECIPE_BYTES, RECIPE_LINE = 32 << 10, 1_000  # tomllib's time grows with the square of a key's parts
+DEEPEST = 32  # tables and lists within one another
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """Return a file's content.
+
+    Raises:
+        FileNotFoundError: there is none; what that means is the caller's to say.
+        SpratError: it is no regular file (a FIFO would block), is larger than `most` bytes, or
+            cannot be read.
+    """
+    try:
+        state = path.stat()
+        if stat.S_ISREG(state.st_mode) and state.st_size <= most:
+            return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:  # no rights, a loop of links, a name with NUL in it
+        reason = getattr(error, "strerror", None) or error
+        raise SpratError(f"{path} cannot be read: {reason}. Check its name and rights.") from error
+    if not stat.S_ISREG(state.st_mode):
+        kind = "a folder" if stat.S_ISDIR(state.st_mode) else "a device, pipe or socket"
+        raise SpratError(f"{path} is {kind}, expected a file. Give the path of a file.")
+    raise SpratError(
+        f"{path} has {state.st_size:,} bytes, expected at most {most:,}. Check that it is the "
+        "right file."
+    )
+
+
+def read_text(path: Path, most: int = JSON_BYTES) -> str:
+    """Return a UTF-8 file's content; raises as `read_bytes`, or if it is not UTF-8."""
+    try:
+        return read_bytes(path, most).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SpratError(
+            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}. Check that it is the "
+            "right file."
+        ) from error
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text: all its numbers finite and within 64 bits.
+
+    Raises:
+        ValueError: it is not JSON, nested too deeply, or holds a number beyond that.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        raise ValueError(f"it is nested more than {DEEPEST} levels deep") from None
+    except ValueError:  # Python refuses more than 4,300 digits
+        raise ValueError("it holds a number beyond 64 bits") from None
+    _check_plain(value)
+    return value
+
+
+def _check_plain(value: Any) -> None:
+    level = [value]
+    for _ in range(DEEPEST):
+        within: list[Any] = []
+        for each in level:
+            if isinstance(each, dict):
+                within += each.values()
+            elif isinstance(each, list):
+                within += each
+            elif isinstance(each, float) and not math.isfinite(each):
+                raise ValueError(f"it holds {each}, which is no finite number")
+            elif isinstance(each, int) and not -(2**63) <= each < 2**63:
+                raise ValueError("it holds a number beyond 64 bits")
+        if not within:
+            return
+        level = within
+    raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return what a TOML file of settings holds.
+
+    Raises:
+        FileNotFoundError: there is none.
+        SpratError: it cannot be read, is no TOML, or is larger than any settings are.
+    """
+    text = read_text(path, RECIPE_BYTES)
+    for number, line in enumerate(text.splitlines(), 1):
+        if len(line) > RECIPE_LINE:
+            raise SpratError(
+                f"{path} has {len(line):,} characters in line {number}, expected at most "
+                f"{RECIPE_LINE:,}. Break the line up."
+            )
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise SpratError(f"{path} is not valid TOML: it is nested too deeply.") from error
+    except ValueError as error:  # TOMLDecodeError, and what Python's int and date refuse
+        raise SpratError(f"{path} is not valid TOML: {error}") from error
+
+
+def note(line: str) -> None:
+    """Print a line about a file to stderr."""
+    print(f"sprat: {line}", file=sys.stderr)

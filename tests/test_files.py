@@ -1,0 +1,287 @@
+"""Files: whole or not at all, errors in words, locks between processes, the user's cache."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from sprat.errors import SpratError
+from sprat.files import (
+    WriteError,
+    cache_dir,
+    holder,
+    lock,
+    own_temporary,
+    replacing,
+    sweep,
+    temporary_folder,
+    write_whole,
+)
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX")
+root = pytest.mark.skipif(
+    sys.platform == "win32" or os.geteuid() != 0, reason="needs the rights of root"
+)
+
+
+def _waits(code: str, **how: object) -> subprocess.Popen[str]:
+    """A process that runs `code`, has said "ready", and waits within it for its end."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import sys\nfrom pathlib import Path\n{code}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        **how,  # type: ignore[call-overload]
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def _end(process: subprocess.Popen[str], *, kill: bool) -> None:
+    if kill:
+        process.kill()
+    process.communicate()
+    assert process.returncode == (-signal.SIGKILL if kill else 0)
+
+
+def _writer(path: Path) -> str:
+    return (
+        "from sprat.files import replacing\n"
+        f"with replacing(Path({str(path)!r})) as beside:\n"
+        "    beside.write_text('half')\n"
+        "    print('ready', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+
+
+def _holder(path: Path) -> str:
+    return (
+        "from sprat.files import lock\n"
+        f"with lock(Path({str(path)!r}), print):\n"
+        "    print('ready', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+
+
+@contextmanager
+def _small_disk(folder: Path) -> Iterator[Path]:
+    """A disk of 64 KiB; skips the test where none can be mounted."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@root
+def test_a_full_disk_is_told_with_the_bytes_and_leaves_the_old_file(tmp_path: Path) -> None:
+    with _small_disk(tmp_path / "disk") as disk:
+        write_whole(disk / "old.bin", b"old")
+        with pytest.raises(WriteError) as told:
+            write_whole(disk / "old.bin", bytes(100_000))
+        assert f"{disk}/old.bin cannot be written: the disk is full" in str(told.value)
+        assert "100,000 bytes are needed, 61,440 bytes are free" in str(told.value)
+        with pytest.raises(WriteError, match=r"old\.bin cannot be written: the disk is full"):
+            _write_in_pieces(disk / "old.bin")
+        assert [path.name for path in disk.iterdir()] == ["old.bin"]
+        assert (disk / "old.bin").read_bytes() == b"old"
+
+
+def _write_in_pieces(path: Path) -> None:
+    with replacing(path) as beside, beside.open("wb") as file:
+        for _ in range(100):
+            file.write(bytes(1000))
+
+
+@posix
+def test_a_limit_on_files_is_told_too(tmp_path: Path) -> None:
+    code = (
+        "import resource\n"
+        "from pathlib import Path\n"
+        "from sprat.files import write_whole\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "write_whole(Path('big.bin'), bytes(2000))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "big.bin cannot be written: the file is larger than the system allows" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("folder", "folder cannot be written: a folder has that name. Move that away"),
+        ("file/within/x.json", "file is not a folder. Move that away"),
+        ("file/x.json", "file is not a folder. Move that away"),
+        ("n" * 300, "the name is too long. Choose a shorter one"),
+        pytest.param("pipe", "it is a device or a pipe", marks=posix),
+        pytest.param("to-null", "it is a device or a pipe", marks=posix),
+    ],
+)
+def test_what_is_in_the_way_is_told(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("kept")
+    if sys.platform != "win32":
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "to-null").symlink_to("/dev/null")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(WriteError, match=message):
+        write_whole(tmp_path / name, "new")
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@root
+def test_a_folder_without_rights_is_told(tmp_path: Path) -> None:
+    (tmp_path / "shut").mkdir(mode=0o755)
+    code = "from pathlib import Path\nfrom sprat.files import write_whole\n"
+    code += "write_whole(Path('shut/x.json'), 'new')"
+    done = _as_nobody(code, cwd=_open_to_all(tmp_path))
+    assert "shut/x.json cannot be written: permission denied. Give yourself" in done.stderr
+
+
+def _open_to_all(folder: Path) -> Path:
+    for one in (folder, folder.parent, folder.parent.parent):
+        one.chmod(one.stat().st_mode | 0o055)
+    return folder
+
+
+def _as_nobody(code: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs code as a user without a home folder, an entry in passwd, or a name."""
+    become = "import os, pwd, sprat.files\n"  # while the files of Python can be read
+    become += "os.setgroups([]); os.setgid(54_321); os.setuid(54_321); os.environ.pop('HOME', '')\n"
+    return subprocess.run(
+        [sys.executable, "-c", become + code],
+        cwd=cwd,
+        env={key: value for key, value in os.environ.items() if key != "XDG_CACHE_HOME"}
+        | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_an_error_about_another_file_is_left_as_it_is(tmp_path: Path) -> None:
+    def read_another() -> None:
+        with replacing(tmp_path / "x.json"):
+            Path("/nowhere/at/all").read_bytes()
+
+    with pytest.raises(FileNotFoundError, match="/nowhere/at/all"):
+        read_another()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_file_never_takes_the_place_of_one_that_has_just_come(tmp_path: Path) -> None:
+    def come_late() -> None:
+        with replacing(tmp_path / "x", new=True) as beside:
+            beside.write_text("second")
+            (tmp_path / "x").write_text("first")
+
+    with pytest.raises(WriteError, match="it exists already"):
+        come_late()
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["first"]
+
+
+@posix
+def test_a_write_sweeps_what_the_killed_left_and_nothing_of_the_living(tmp_path: Path) -> None:
+    _end(_waits(_writer(tmp_path / "killed.png")), kill=True)
+    (left,) = tmp_path.iterdir()
+    living = _waits(_writer(tmp_path / "living.so"))
+    assert not left.exists(), "another file's writer sweeps as well"
+    (tmp_path / ".mine-settings.json").write_text("the user's own")
+    write_whole(tmp_path / "other.json", "{}")
+    sweep(tmp_path)
+    _end(living, kill=False)
+    assert (tmp_path / "living.so").read_text() == "half"
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"living.so", "other.json", ".mine-settings.json"}
+
+
+@posix
+def test_temporary_folders_of_the_killed_are_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code = "from sprat.files import temporary_folder\nwith temporary_folder() as folder:\n"
+    code += "    print('ready', flush=True)\n    sys.stdin.read()\n"
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    _end(_waits(code, env=environment), kill=True)
+    (left,) = tmp_path.iterdir()
+    living = _waits(code, env=environment)
+    with temporary_folder() as folder:
+        assert not left.exists()
+        assert len(list(tmp_path.iterdir())) == 2, "the living one's is there"
+        (folder / "x").write_text("x")
+    _end(living, kill=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@posix
+@pytest.mark.parametrize("kill", [True, False])
+def test_a_lock_says_who_has_it_and_is_free_however_that_ends(tmp_path: Path, kill: bool) -> None:
+    path = tmp_path / ".lock"
+    process = _waits(_holder(path))
+    said = []
+
+    def refuse(who: str) -> None:
+        said.append(who)
+        raise SpratError(who)
+
+    with pytest.raises(SpratError), lock(path, refuse):
+        pass
+    assert said[0].startswith(f"process {process.pid} on {os.uname().nodename} since ")
+    assert holder(path) == said[0]
+    _end(process, kill=kill)
+    assert holder(path) is None
+    with lock(path, refuse) as held:
+        assert held()
+        path.unlink()
+        assert not held()
+        path.write_text("another's")
+        assert not held()
+    assert path.read_text() == "another's", "only its own file is removed"
+
+
+@root
+def test_without_a_home_folder_the_cache_is_the_users_alone(tmp_path: Path) -> None:
+    code = "from sprat.files import cache_dir; print(cache_dir())"
+    folder = tmp_path / "sprat_cache_54321"
+    _open_to_all(tmp_path).chmod(0o1777)
+    for _ in range(2):
+        done = _as_nobody(code, tmp_path, TMPDIR=str(tmp_path))
+        assert done.stdout == f"{folder}\n", done.stderr
+    assert (folder.stat().st_uid, folder.stat().st_mode & 0o777) == (54_321, 0o700)
+    folder.chmod(0o777)
+    done = _as_nobody(code, tmp_path, TMPDIR=str(tmp_path))
+    assert "other users can write there. Name another folder with XDG_CACHE_HOME" in done.stderr
+
+
+@posix
+def test_a_cache_that_another_user_planted_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "theirs").mkdir(mode=0o700)
+    (tmp_path / f"sprat_cache_{os.getuid()}").symlink_to(tmp_path / "theirs")
+    with pytest.raises(WriteError, match="other users can write there"):
+        own_temporary()
+
+
+def test_the_cache_is_where_it_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache_dir() == Path("/somewhere/sprat")
+    assert WriteError("in words", OSError(errno.EIO, "x")).errno == errno.EIO
