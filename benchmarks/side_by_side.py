@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,13 @@ from sprat.data import Dataset
 from sprat.data.imageset import ImageSet, Normalization
 from sprat.results import write_json
 from sprat.runtime import peak_memory
+from sprat.threads import SPIN_COUNT
 
 Figures = dict[str, float]
 Contender = Callable[[argparse.Namespace], Figures]
 ALLOCATOR = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "OMP_", "KMP_", "GOMP_")
+# what a process has that imports sprat before torch, as the command does and these scripts do not
+AS_SPRAT = {"GOMP_SPINCOUNT": str(SPIN_COUNT)}
 
 
 def parser_for(doc: str | None, rounds: int) -> argparse.ArgumentParser:
@@ -51,9 +54,14 @@ def noise(count: int, side: int = 32) -> Dataset:
 
 
 def take_turns(
-    contenders: dict[str, Contender], arguments: argparse.Namespace
+    contenders: dict[str, Contender],
+    arguments: argparse.Namespace,
+    environments: Mapping[str, Mapping[str, str]] = {},
 ) -> dict[str, dict[str, Any]]:
-    """Median of every figure of every contender, and all its turns; in a child, one turn."""
+    """Median of every figure of every contender, and all its turns; in a child, one turn.
+
+    environments: variables that a contender's process has besides.
+    """
     if arguments.contender:
         figures = contenders[arguments.contender](arguments)
         print(json.dumps(figures | {"peak_rss_bytes": peak_memory()}))
@@ -62,7 +70,7 @@ def take_turns(
     for turn in range(arguments.rounds):
         for name in contenders:
             began = time.perf_counter()
-            figures = _one_turn(name)
+            figures = _one_turn(name, environments.get(name, {}))
             turns[name].append(figures)
             shown = "  ".join(f"{key} {value:,.4g}" for key, value in figures.items())
             seconds = time.perf_counter() - began
@@ -73,8 +81,9 @@ def take_turns(
     }
 
 
-def _one_turn(name: str) -> Figures:
+def _one_turn(name: str, variables: Mapping[str, str]) -> Figures:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(ALLOCATOR)}
+    environment.update(variables)
     command = [sys.executable, *sys.argv, "--contender", name]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:

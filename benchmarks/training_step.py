@@ -20,7 +20,7 @@ from pathlib import Path
 
 import conventional
 import torch
-from side_by_side import Contender, Figures, noise, parser_for, report, take_turns
+from side_by_side import AS_SPRAT, Contender, Figures, noise, parser_for, report, take_turns
 from torch.utils.flop_counter import FlopCounterMode
 
 from sprat.config import Config
@@ -43,6 +43,11 @@ def rate(steps: Iterator[float], arguments: argparse.Namespace) -> Figures:
 
 
 def sprat_step(arguments: argparse.Namespace) -> Figures:
+    return rate(sprat_steps(arguments), arguments)
+
+
+def sprat_steps(arguments: argparse.Namespace) -> Iterator[float]:
+    """The losses of sprat's steps, each of which it takes as it is asked for."""
     dataset = noise(IMAGES)
     config = Config(
         batch_size=arguments.batch_size,
@@ -55,12 +60,9 @@ def sprat_step(arguments: argparse.Namespace) -> Figures:
     training = Training(settle(config, dataset), dataset, Path())
     training.network.train()
 
-    def steps() -> Iterator[float]:
-        while True:
-            for batch in training.batches.epoch(0):
-                yield training.training_step(*batch).item()
-
-    return rate(steps(), arguments)
+    while True:
+        for batch in training.batches.epoch(0):
+            yield training.training_step(*batch).item()
 
 
 def eager_bf16_step(arguments: argparse.Namespace) -> Figures:
@@ -108,7 +110,7 @@ def main() -> None:
     contenders: dict[str, Contender] = {"sprat": sprat_step, "eager-bf16": eager_bf16_step}
     if not arguments.without_brief:
         contenders["brief"] = brief_step
-    measured = take_turns(contenders | {"ceiling": ceiling}, arguments)
+    measured = take_turns(contenders | {"ceiling": ceiling}, arguments, {"sprat": AS_SPRAT})
 
     rates = {name: measured[name]["images_per_s"] for name in contenders}
     gflops = flops_per_image() * rates["sprat"] / 1e9

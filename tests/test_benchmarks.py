@@ -39,6 +39,29 @@ def test_training_step(tmp_path: Path) -> None:
     assert json.loads(output.read_text()) == figures
 
 
+def test_under_load() -> None:
+    options = ("--rounds", "1", "--seconds", "0", "--warmup", "0", "--batch-size", "16")
+    figures = _last_line("under_load.py", *options, "--spin-counts", "0", "--kernels", "torch")
+    measured, ratios = figures["measured"], figures["ratios_to_alone"]
+    assert isinstance(measured, dict)
+    assert isinstance(ratios, dict)
+    assert measured.keys() == {"sprat", "sprat-default", "eager", "sprat-0"}
+    for name, of in measured.items():
+        assert ratios[name]["beside_two"] == pytest.approx(of["beside_two"] / of["alone"])
+    alone = measured["sprat"]["alone"] / measured["sprat-default"]["alone"]
+    assert figures["alone_to_default"] == pytest.approx(alone)
+
+
+def test_commands() -> None:
+    figures = _last_line("commands.py", "--rounds", "1", "--warmup", "0")
+    seconds, ratios = figures["seconds"], figures["ratios_to_torch"]
+    assert isinstance(seconds, dict)
+    assert isinstance(ratios, dict)
+    assert ratios["import torch"] == 1
+    ratio = seconds["summary SpratM"] / seconds["import torch"]
+    assert ratios["summary SpratM"] == pytest.approx(ratio)
+
+
 def test_the_briefs_loop_trains_or_says_what_it_needs() -> None:
     command = [
         sys.executable, str(ROOT / "benchmarks" / "training_step.py"), "--contender", "brief",

@@ -45,17 +45,105 @@ def no_network(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 NO_GPU = "cuda" if sys.platform == "darwin" else "mps"
 
 
-class TestHelp:
-    def test_needs_no_torch(self) -> None:
-        for words in (["--help"], ["train", "--help"], ["predict", "--help"]):
-            code = (
-                "import sys; from sprat.cli import app\n"
-                f"app({words!r}, result_action='return_value')\n"
-                "heavy = {'torch', 'numpy', 'matplotlib', 'PIL'} & set(sys.modules)\n"
-                "assert not heavy, heavy"
-            )
-            subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+# commands, and mistakes in them, that are answered before torch is loaded; with the exit code
+WITHOUT_TORCH = {
+    "--help": 0,
+    "--version": 0,
+    "train --help": 0,
+    "predict --help": 0,
+    "data verify --help": 0,
+    "models": 0,
+    "models --json": 0,
+    "models spratm": 0,
+    "models nosuch": 2,
+    "nosuch": 2,
+    "train --nosuch 1": 2,
+    "train --epochs many": 2,
+    "train --epochs 0": 2,
+    "train --optim.lr -1": 2,
+    "train --tta 3": 2,
+    "train --recipe nosuch": 2,
+    "train --recipe nosuch.toml": 2,
+    "train --dataset nosuch": 2,
+    "train --model nosuch": 2,
+    "train --distill.teacher nosuch": 2,
+    "train --resume nosuch": 2,
+    "train --seeds -1": 2,
+    "evaluate nosuch": 2,
+    "evaluate SpratM --tta 3": 2,
+    "evaluate SpratM --threads -1": 2,
+    "evaluate SpratM --dataset nosuch": 2,
+    "predict": 2,
+    "predict nosuch": 2,
+    "predict SpratM": 2,
+    "predict SpratM nosuch.png": 2,
+    "predict nosuch.png --top 0": 2,
+    "export nosuch": 2,
+    "export SpratM --format nosuch": 2,
+    "export SpratM --format pth --raw": 2,
+    "export SpratM --format pth --output model.onnx": 2,
+    "export SpratM --format pth --dataset nosuch": 2,
+    "report nosuch --threads -1": 2,
+    "summary nosuch": 2,
+    "summary SpratM --side 0": 2,
+    "check nosuch --max-parameters 1": 2,
+    "check SpratM": 2,
+    "check SpratM --max-macs -1": 2,
+    "compare nosuch": 2,
+    "serve --max-files 0": 2,
+    "data show --dataset nosuch": 2,
+    "data show --columns 0": 2,
+    "data fetch --dataset nosuch": 2,
+    "data verify --dataset nosuch": 2,
+    "augment preview --recipe nosuch": 2,
+    "augment preview --dataset nosuch": 2,
+    "augment preview --model nosuch": 2,
+}
 
+
+def test_what_needs_no_torch_loads_none(tmp_path: Path) -> None:
+    """All in one process, where importing torch fails."""
+    code = """
+import json, sys
+from sprat.cli import main
+codes = {}
+for line in json.loads(sys.argv[1]):
+    sys.argv = ["sprat", *line.split()]
+    try:
+        main()
+    except SystemExit as ended:
+        codes[line] = ended.code
+    except ImportError as error:
+        codes[line] = str(error)
+heavy = {"torch", "numpy", "matplotlib", "PIL"} & set(sys.modules)
+with open("codes.json", "w") as file:
+    json.dump([codes, sorted(heavy)], file)
+"""
+    (tmp_path / "torch.py").write_text("raise ImportError('torch is imported')")
+    (tmp_path / "run").mkdir()
+    subprocess.run(
+        [sys.executable, "-c", code, json.dumps(list(WITHOUT_TORCH))],
+        cwd=tmp_path / "run",
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True,
+        check=True,
+    )
+    codes, heavy = json.loads((tmp_path / "run" / "codes.json").read_text())
+    assert codes == WITHOUT_TORCH
+    assert heavy == []
+
+
+def test_a_summary_loads_no_compiler() -> None:
+    code = (
+        "import sys; from sprat.cli import app\n"
+        "app(['summary', 'SpratM'], result_action='return_value')\n"
+        "heavy = {'torch._dynamo', 'torch._inductor', 'sympy', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+class TestHelp:
     def test_names_every_command_and_setting_with_its_unit(self) -> None:
         assert all(word in sprat("--help").stdout for word in ("train", "evaluate", "predict"))
         text = sprat("train", "--help").stdout

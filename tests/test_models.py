@@ -3,7 +3,10 @@
 import pytest
 import torch
 
+from sprat import names
+from sprat.augment.views import VIEWS
 from sprat.budget import count_parameters
+from sprat.data import SOURCES
 from sprat.errors import SpratError
 from sprat.models import (
     MODELS,
@@ -50,6 +53,12 @@ def test_resnet8_has_as_many_numbers_as_keras_counts() -> None:
     network = build_model("ResNet8")
     statistics = [b for name, b in network.named_buffers() if "running" in name]
     assert count_parameters(network) + sum(b.numel() for b in statistics) == 78_666
+
+
+def test_names_that_are_there_without_torch_are_those_of_what_there_is() -> None:
+    assert list(names.NETWORKS) == list(MODELS)
+    assert list(names.VIEWS) == list(VIEWS)
+    assert list(names.PUBLISHED) == list(SOURCES)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,7 +1,9 @@
 """The machine."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from sprat.runtime import (
     set_threads,
     versions,
 )
+from sprat.threads import SETTINGS, SPIN_COUNT, usable_cores
 
 CPU = torch.device("cpu")
 
@@ -83,6 +86,125 @@ def test_threads_are_set_and_told() -> None:
         assert set_threads(0) == torch.get_num_threads() >= 1
     finally:
         set_threads(before)
+
+
+@pytest.mark.parametrize("threads", [-1, 1_025, 10**20])
+def test_threads_that_no_machine_has_are_refused(threads: int) -> None:
+    with pytest.raises(SpratError, match=f"--threads is {threads}, expected 1 to 1,024, or 0"):
+        set_threads(threads)
+
+
+def _tree(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+V1 = "4:memory:/docker/a\n1:cpu,cpuacct:/docker/a\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 8),
+        ({"proc/self/cgroup": "0::/\n"}, 8),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 8),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "5000 100000\n"}, 1),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "6400000 100000\n"}, 8),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "nonsense\n"}, 8),
+        (
+            {  # the tightest of a group and those around it
+                "proc/self/cgroup": "0::/a/b/c\n",
+                "sys/fs/cgroup/a/cpu.max": "300000 100000\n",
+                "sys/fs/cgroup/a/b/cpu.max": "max 100000\n",
+                "sys/fs/cgroup/a/b/c/cpu.max": "500000 100000\n",
+                "sys/fs/cgroup/other/cpu.max": "100000 100000\n",
+            },
+            3,
+        ),
+        (  # a group outside the container's namespace
+            {"proc/self/cgroup": "0::/../x\n", "sys/fs/cgroup/cpu.max": "200000 100000\n"},
+            2,
+        ),
+        (
+            {
+                "proc/self/cgroup": f"{V1}0::/\n",
+                "sys/fs/cgroup/cpu,cpuacct/docker/a/cpu.cfs_quota_us": "250000\n",
+                "sys/fs/cgroup/cpu,cpuacct/docker/a/cpu.cfs_period_us": "100000\n",
+            },
+            3,
+        ),
+        (
+            {  # the container's own group, mounted as the outermost
+                "proc/self/cgroup": V1,
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "400000\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            4,
+        ),
+        (
+            {
+                "proc/self/cgroup": V1,
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            8,
+        ),
+    ],
+)
+def test_cores_are_those_of_the_affinity_within_the_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int
+) -> None:
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert usable_cores(_tree(tmp_path, files)) == cores
+
+
+WAITING = """
+import os, subprocess, sys
+{imports}
+from sprat.threads import spinning_advice
+inherited = subprocess.run(
+    [sys.executable, "-c", "import os; print(os.environ.get('GOMP_SPINCOUNT'))"],
+    capture_output=True, text=True, check=True,
+).stdout.strip()
+print(inherited, os.environ.get("OMP_WAIT_POLICY"), spinning_advice(2), spinning_advice(1))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="libgomp is Linux's")
+@pytest.mark.parametrize(
+    ("imports", "settings", "expected"),
+    [
+        ("import sprat", {}, f"{SPIN_COUNT} None None None"),
+        ("import sprat", {"GOMP_SPINCOUNT": "7"}, "7 None None None"),
+        ("import sprat", {"OMP_WAIT_POLICY": "active"}, "None active None None"),
+        ("import {stub}, sprat", {"GOMP_SPINCOUNT": "7"}, "7 None None None"),
+        (
+            "import {stub}, sprat",
+            {},
+            f"{SPIN_COUNT} None torch was imported before sprat, so training is slow next to other "
+            f"work: import sprat first, or start Python with GOMP_SPINCOUNT={SPIN_COUNT} in the "
+            "environment None",
+        ),
+    ],
+)
+def test_threads_spin_briefly_unless_the_user_says_otherwise(
+    tmp_path: Path, imports: str, settings: dict[str, str], expected: str
+) -> None:
+    (tmp_path / "torch.py").touch()  # its import is what counts, and is quick
+    environment = {k: v for k, v in os.environ.items() if k not in SETTINGS}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *sys.path])
+    code = WAITING.format(imports=imports.format(stub="torch"))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | settings, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == expected
+    assert done.stderr == ""
 
 
 def test_a_figures_surroundings_are_plain_values() -> None:
