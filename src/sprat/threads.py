@@ -1,7 +1,7 @@
 """How many CPU threads there are to use, and how they wait for each other. Loads nothing else.
 
 torch's threads, and those of the compiled kernels, are libgomp's on Linux. After each parallel loop
-a thread waits for the others in a busy loop, by default for milliseconds. Next to other work that
+a thread waits for the others in a busy loop, by default for long. Next to other work, that
 is the time in which those others could have run. `GOMP_SPINCOUNT` bounds the busy loop, after which
 a thread sleeps; libgomp reads it once, when torch loads it.
 """
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-SPIN_COUNT = 1000  # rounds of the busy loop, some 20 µs; benchmarks/under_load.py compares others
+SPIN_COUNT = 1000  # rounds of the busy loop; benchmarks/under_load.py compares others
 MOST_THREADS = 1024  # far more than help, and fewer than a system refuses to start
 SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # either one of them decides
 
