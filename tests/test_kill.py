@@ -39,6 +39,16 @@ def _finish(run: Path) -> None:
     assert process.exitcode == 0
 
 
+def test_of_two_that_begin_at_once_one_trains_and_one_is_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with _started(run) as (one, told), _started(run) as (two, told_too):
+        for each in (told, told_too):
+            while _steps(each):
+                pass
+    assert sorted([one.exitcode, two.exitcode]) == [0, 1]
+    assert len(read_metrics(run)) == 3
+
+
 def _steps(told: Connection) -> bool:
     """Waits for a step; False if the run has ended instead."""
     try:

@@ -4,7 +4,9 @@ import copy
 import dataclasses
 import json
 import multiprocessing
+import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +22,11 @@ from sprat.data import Dataset
 from sprat.data.imageset import stratified_split
 from sprat.errors import SpratError
 from sprat.evaluate import predict_probabilities, top1
+from sprat.files import WriteError
 from sprat.observer import Observer
 from sprat.results import read_config, read_metrics
 from sprat.runtime import derive_seed
+from sprat.seeds import train_seeds
 from sprat.training import PROBE_IMAGES, Interrupted, Training, resume, settle, train
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU of CUDA")
@@ -404,12 +408,140 @@ def test_an_existing_run_is_never_overwritten(small: Dataset, small_run: Path) -
     assert {p.name: p.read_bytes() for p in small_run.iterdir()} == before
 
 
-def test_resuming_with_other_images_is_refused(small: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(Interrupted):
-        train(SMALL, small, tmp_path / "run", recipe="small", should_stop=StopAfter(1))
-    other = dataclasses.replace(small, md5="0" * 32)
-    with pytest.raises(SpratError, match="trained on other images"):
-        resume(tmp_path / "run", other)
+class TestTheRunsFolder:
+    """Who may write there, and what is written."""
+
+    @pytest.mark.parametrize("checkpoint", [True, False])
+    def test_resuming_with_other_images_or_classes_is_refused(
+        self, small: Dataset, tmp_path: Path, checkpoint: bool
+    ) -> None:
+        run = tmp_path / "run"
+        with pytest.raises(Interrupted):
+            train(SMALL, small, run, recipe="small", should_stop=StopAfter(1))
+        if not checkpoint:  # killed before the first
+            (run / "last.pt").unlink()
+        renamed = dataclasses.replace(small.train, classes=small.train.classes[::-1])
+        for changes in ({"md5": "0" * 32}, {"train": renamed}):
+            with pytest.raises(SpratError, match="trained on other images"):
+                resume(run, dataclasses.replace(small, **changes))  # type: ignore[arg-type]
+
+    def test_the_second_comer_is_told_who_is_there(self, small: Dataset, tmp_path: Path) -> None:
+        run, told = tmp_path / "seed-0", []
+
+        class Crowd(Observer):
+            def started(self, training: Training) -> None:
+                for begin in (
+                    lambda: train(SMALL, small, run, recipe="small"),
+                    lambda: resume(run, small),
+                    lambda: train_seeds(SMALL, small, tmp_path, 1, recipe="small"),
+                ):
+                    with pytest.raises(SpratError) as error:
+                        begin()
+                    told.append(str(error.value))
+
+        with pytest.raises(Interrupted):
+            train(SMALL, small, run, recipe="small", observer=Crowd(), should_stop=StopAfter(1))
+        assert len(told) == 3
+        for text in told:
+            assert f"{run} is in use: process {os.getpid()} on " in text
+        assert not list(run.glob(".*")), "the lock goes with its holder"
+
+    def test_results_tell_of_what_was_trained_not_of_a_file_read_again(
+        self, small: Dataset, tmp_path: Path
+    ) -> None:
+        config = dataclasses.replace(SMALL, epochs=2, train_images=96)
+
+        class Change(Observer):
+            def epoch_ended(self, training: Training, row: dict[str, Any]) -> None:
+                values = json.loads((training.run / "config.json").read_text())
+                values |= {"recipe": "another", "overrides": {"seed": 99}}
+                (training.run / "config.json").write_text(json.dumps(values))
+
+        run, given = tmp_path / "run", {"train_images": 96}
+        how: dict[str, Any] = {"recipe": "small", "overrides": given, "observer": Change()}
+        with pytest.raises(Interrupted):
+            train(config, small, run, should_stop=StopAfter(4), **how)
+        results = resume(run, small)
+        assert (results["recipe"], results["overrides"]) == ("small", given)
+        assert load_model(run).about["recipe"] == "small"
+
+    def test_data_that_has_moved_is_named_where_it_is_now(
+        self, small: Dataset, final_run: Path, tmp_path: Path
+    ) -> None:
+        run = tmp_path / "run"
+        config = dataclasses.replace(SMALL, final=True)
+        with pytest.raises(Interrupted):
+            train(config, small, run, recipe="small", should_stop=StopAfter(15))
+        results = resume(run, dataclasses.replace(small, name="/moved"))
+        assert results["dataset"] == "/moved"
+        assert results["overrides"] == {"dataset": "/moved"}
+        assert load_model(run).about["dataset"] == "/moved"
+        assert _weights(run) == _weights(final_run)
+
+    @pytest.mark.parametrize(
+        "lost",
+        [
+            ("results.json",),
+            ("results.json", "model.safetensors"),
+            ("results.json", "model.safetensors", "metrics.jsonl"),
+        ],
+    )
+    def test_a_run_killed_as_it_ended_is_finished(
+        self, small: Dataset, final_run: Path, tmp_path: Path, lost: tuple[str, ...]
+    ) -> None:
+        run = tmp_path / "run"
+        shutil.copytree(final_run, run)
+        for name in lost:
+            (run / name).unlink()
+        again, before = resume(run, small), json.loads((final_run / "results.json").read_text())
+        assert again["test"] == before["test"]
+        assert _weights(run) == _weights(final_run)
+        assert (run / "metrics.jsonl").read_bytes() == (final_run / "metrics.jsonl").read_bytes()
+
+    def test_a_folder_whose_run_was_killed_before_it_began_can_be_used(
+        self, small: Dataset, tmp_path: Path
+    ) -> None:
+        run = tmp_path / "run"
+        run.mkdir()
+        (run / ".lock").write_text("process 1 on nowhere since the beginning")
+        (run / ".config-0123abcd.sprat.json").write_text("half")
+        with pytest.raises(SpratError, match=r"holds no run yet.*sprat train --output"):
+            resume(run, small)
+        with pytest.raises(Interrupted):
+            train(SMALL, small, run, recipe="small", should_stop=StopAfter(1))
+        assert {path.name for path in run.iterdir()} == {"config.json", "last.pt"}
+
+    def test_a_run_whose_folder_was_removed_writes_no_more(
+        self, small: Dataset, tmp_path: Path
+    ) -> None:
+        run = tmp_path / "run"
+
+        class Remove(Observer):
+            def stepped(self, training: Training) -> None:
+                if training.batch == 1:
+                    shutil.rmtree(run)
+                    run.mkdir()
+                    (run / ".lock").write_text("another run's")
+
+        with pytest.raises(SpratError, match="was removed or moved while this run trained"):
+            train(SMALL, small, run, recipe="small", observer=Remove())
+        assert [path.name for path in run.iterdir()] == [".lock"]
+
+    def test_a_file_that_cannot_be_written_leaves_what_can_be_resumed(
+        self, small: Dataset, final_run: Path, tmp_path: Path
+    ) -> None:
+        run = tmp_path / "run"
+        config = dataclasses.replace(SMALL, final=True)
+
+        class Bar(Observer):
+            def judging(self, images: int) -> None:
+                (run / "model.safetensors").mkdir(exist_ok=True)
+
+        with pytest.raises(WriteError, match=r"model\.safetensors cannot be written: a folder"):
+            train(config, small, run, recipe="small", observer=Bar())
+        (run / "model.safetensors").rmdir()
+        resume(run, small)
+        assert _weights(run) == _weights(final_run)
 
 
 def test_resuming_a_finished_run_gives_its_results_and_changes_nothing(
