@@ -6,6 +6,7 @@ from torch import nn
 
 from sprat.augment.views import VIEWS, flipped, identity
 from sprat.data.imageset import ImageSet, Normalization
+from sprat.errors import SpratError
 from sprat.evaluate import (
     expected_calibration_error,
     judge,
@@ -37,6 +38,14 @@ def _halves(n: int = 600) -> ImageSet:
     images[1::3, ..., 2:] = 200
     images[2::3, ..., 2:] = 200
     return ImageSet(images, torch.arange(n) % 3 // 2, ("left", "right"))
+
+
+def test_an_answer_that_is_no_number_is_an_error_in_words() -> None:
+    for value in (float("nan"), float("inf"), 1e38):
+        network = LeftRight()
+        network.scale.data.fill_(value)
+        with pytest.raises(SpratError, match="infinite or not a number"):
+            predict_probabilities(network, _halves(4).images, Normalization((0,) * 3, (0.01,) * 3))
 
 
 def test_wilson_interval_agrees_with_published_values() -> None:

@@ -1,9 +1,14 @@
 """The house: imports go down its floors, and sideways only where the table says so."""
 
 import ast
+import itertools
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import sprat
 
@@ -72,6 +77,29 @@ def test_networks_schedules_and_averages_take_numbers_not_the_config() -> None:
     for path in MODULES:
         if _room(path) in ("models", "augment", "schedules", "ema", "budget"):
             assert "config" not in _imports(path), path
+
+
+def test_pins_meet_the_floors_and_each_is_in_the_list_of_what_was_checked() -> None:
+    pins = dict(
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if not line.startswith("#")
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *itertools.chain(*project["optional-dependencies"].values()),
+    ]
+    by_name = {canonicalize_name(name): version for name, version in pins.items()}
+    for requirement in map(Requirement, wanted):
+        if requirement.name != "sprat":
+            assert by_name[canonicalize_name(requirement.name)] in requirement.specifier, (
+                requirement
+            )
+    rows = re.findall(
+        r"^\| ([\w.-]+) \| (\d[\w.]*) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M
+    )
+    assert dict(rows) == pins
 
 
 def test_nothing_imports_what_sprat_does_without() -> None:

@@ -16,7 +16,7 @@ from conftest import SMALL, shrink
 
 from sprat.augment.mixing import MIXERS
 from sprat.augment.transforms import normalize
-from sprat.checkpoint import load_model, load_resume
+from sprat.checkpoint import load_model, load_resume, save_resume
 from sprat.config import AugmentConfig, Config, EMAConfig, MixingConfig, OptimConfig
 from sprat.data import Dataset
 from sprat.data.imageset import stratified_split
@@ -388,7 +388,67 @@ def test_a_damaged_resume_file_is_refused_wherever_the_damage(
             load_resume(run / "last.pt")
         except SpratError:
             refused += 1
-    assert refused > 5, "and nothing but SpratError was raised"
+    assert refused == 40, "and nothing but SpratError was raised"
+
+
+def test_a_hostile_resume_file_or_config_is_refused_before_a_step(
+    small: Dataset, tmp_path: Path
+) -> None:
+    """Values of the right kind that no run of this config can have saved."""
+    run = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(SMALL, small, run, recipe="small", should_stop=StopAfter(13))
+    state = load_resume(run / "last.pt")
+    assert state["epoch"] == 1
+    slots = state["optimizer"]["state"]
+    other = {"weight": torch.ones(3)}
+    best = {"epoch": 1, "top1": 0.5, "weights": state["network"]}
+    for changes in (
+        {"epoch": 4},
+        {"batch": 11},
+        {"losses": torch.ones(1)},
+        {"epoch": 2},
+        {"history": []},
+        {"network": other},
+        {"ema": None},
+        {"ema": other},
+        {"best": best | {"weights": other}},
+        {"best": best | {"epoch": 2}},
+        {"optimizer": {"state": {k: v for k, v in slots.items() if k}}},
+        {"optimizer": {"state": slots | {0: {"momentum_buffer": torch.ones(1)}}}},
+        {"optimizer": {"state": slots | {0: {}}}},
+        {"optimizer": {"state": slots | {0: slots[0] | {"more": slots[0]["momentum_buffer"]}}}},
+        {"optimizer": {"state": slots | {10_000: slots[0]}}},
+        {"config": state["config"] | {"epochs": "3"}},
+        {"config": state["config"] | {"epochs": [[[[[[[3]]]]]]]}},
+    ):
+        save_resume(run / "last.pt", state | changes)
+        with pytest.raises(SpratError) as caught:
+            resume(run, small)
+        assert str(run) in str(caught.value), changes
+    save_resume(run / "last.pt", state)
+    written = json.loads((run / "config.json").read_text())
+    for setting, value in (
+        ("device", "auto"), ("precision", "auto"), ("kernels", "auto"), ("threads", 0), ("tta", 7),
+        ("model", "Nothing"), ("pictures", 3), ("augment", {"crop": "4"}),
+    ):  # fmt: skip
+        config = written["config"] | {setting: value}
+        (run / "config.json").write_text(json.dumps(written | {"config": config}))
+        with pytest.raises(SpratError):
+            resume(run, small)
+    (run / "config.json").write_text(json.dumps(written))
+    assert resume(run, small, should_stop=lambda: False)["epochs"] == 3
+
+
+def test_a_dataset_that_no_model_file_could_describe_is_refused_before_it_is_learnt(
+    small: Dataset, tmp_path: Path
+) -> None:
+    for classes in (("one",), ("a",) * 10, ("", *small.train.classes[1:])):
+        named = dataclasses.replace(small.train, classes=classes)
+        dataset = dataclasses.replace(small, train=named)
+        with pytest.raises(SpratError, match="cannot be trained on: classes"):
+            train(SMALL, dataset, tmp_path / "run", recipe="small")
+    assert not (tmp_path / "run").exists()
 
 
 @needs_cuda

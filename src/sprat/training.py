@@ -686,7 +686,7 @@ class Training:
         state = load_resume(path)
         try:
             # by way of Config: a sprat that knows more settings has the old behaviour by default
-            if Config.from_dict(state["config"]) != self.config:
+            if Config.from_dict(state["config"], source=str(path)) != self.config:
                 raise SpratError(
                     f"{self.run}/config.json was changed after the run began; put it back, or "
                     "start a new run with the new settings"
