@@ -8,6 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+if WORKER and hasattr(os, "sched_setaffinity"):
+    # a core for each worker and what it starts, before OpenMP counts them: threads that spin for
+    # one another's core take longer than one alone
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(WORKER.removeprefix("gw")) % len(cores)]})
+
 import pytest
 import torch
 
@@ -148,12 +155,7 @@ def hostile(request: pytest.FixtureRequest) -> Hostile:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[HOSTILE] = Hostile(partial=config.args != config.getini("testpaths"))
-    worker = os.environ.get("PYTEST_XDIST_WORKER")
-    if worker and hasattr(os, "sched_setaffinity"):
-        # a core for each worker and what it starts: threads that spin for one another's core
-        # take longer than one alone
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+    if WORKER:
         torch.set_num_threads(1)
 
 

@@ -69,7 +69,7 @@ class TestHelp:
     [
         (["train", "--epochs", "0"], "epochs is 0, expected at least 1"),
         (["train", "--epochs", "many"], '"many"'),
-        (["train", "--optim.lrr", "1"], "--optim.lr"),
+        (["train", "--optim.lrr", "1"], "Did you mean --optim.lr?"),
         (["train", "--recipe", "quik"], "did you mean 'quick'"),
         (["train", "--dataset", "cifar"], "there are auto, cifar10, cifar100, svhn"),
         (["train", "--dataset", "shapes10", "--model", "resnet"], "there is no model 'resnet'"),
@@ -125,7 +125,7 @@ class TestHelp:
         (["augment", "preview", "--augment.hue", "999"], "augment.hue is 999.0"),
         (["train", "--dataset", "shapes10", "--tta", "3"], "tta is 3, expected a number of views"),
         (["train", "--mixing.mixup", "0.9", "--mixing.ricap", "0.9"], "at most 1 in all"),
-        (["trian"], "train"),
+        (["trian"], 'Did you mean "train"?'),
     ],
 )
 def test_a_mistake_is_told_in_one_message_with_exit_code_2(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -119,9 +120,10 @@ class TestNames:
 def test_what_is_shipped_is_what_was_measured(
     small_run: Path, small: Dataset, tmp_path: Path
 ) -> None:
-    (small_run / "curves.png").write_bytes(b"")  # which the command line draws
-    card = ship(small_run, small, tmp_path)
-    folder = tmp_path / card["name"]
+    run = shutil.copytree(small_run, tmp_path / "run")
+    (run / "curves.png").write_bytes(b"")  # which the command line draws
+    card = ship(run, small, tmp_path / "zoo")
+    folder = tmp_path / "zoo" / card["name"]
     assert read_json(folder / "card.json") == card
     model = load_model(folder)
     assert card["test"] == judge(model.network, small.test, model.normalization, 2)
