@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +33,11 @@ def sprat(*words: object, cwd: Path | None = None, **env: str) -> subprocess.Com
 
 
 @pytest.fixture(scope="module")
-def no_network(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def no_network(new_cache: Callable[[], Path]) -> dict[str, str]:
     """An environment where CIFAR-10 cannot be had."""
     return {
         "SPRAT_DATA": "",
-        "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
+        "XDG_CACHE_HOME": str(new_cache()),
         "https_proxy": "http://127.0.0.1:9",
     }
 
