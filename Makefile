@@ -1,20 +1,24 @@
-# Both targets do everything from a bare clone: environment, pinned install, then the job.
+# Every target does everything from a bare clone: environment, pinned install, then the job.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check clean
+.PHONY: train test check system clean
 
 train: .venv/train
 	$(BIN)/sprat train --recipe quick --final --dataset auto
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(if $(CI),--durations=15)
 
 check: .venv/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# what needs a wheel, other compilers or many minutes
+system: .venv/dev
+	$(BIN)/python -m pytest tests/system $(if $(CI),--durations=15)
 
 .venv/train: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

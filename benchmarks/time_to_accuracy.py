@@ -32,14 +32,14 @@ CONVENTIONAL_EPOCHS, CONVENTIONAL_BATCH = 16, 256
 def conventional_epoch(arguments: argparse.Namespace) -> Figures:
     set_threads(arguments.threads)
     images = load_dataset("cifar10", arguments.data_dir).train
-    steps = conventional.eager_bf16(images, CONVENTIONAL_BATCH)
+    steps = conventional.eager_bf16(images, arguments.batch_size)
     for _ in range(2):  # warm
         next(steps)
     began = time.perf_counter()
     for _ in range(arguments.steps):
         next(steps)
     seconds = (time.perf_counter() - began) / arguments.steps
-    return {"epoch_seconds": seconds * (len(images) // CONVENTIONAL_BATCH)}
+    return {"epoch_seconds": seconds * (len(images) // arguments.batch_size)}
 
 
 def sprint(seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -63,6 +63,9 @@ def main() -> None:
     parser = parser_for(__doc__, rounds=5)
     parser.add_argument("--runs", type=Path, required=True, help="folder for sprint's runs")
     parser.add_argument("--data-dir", type=Path, help="where CIFAR-10 lies")
+    parser.add_argument(
+        "--batch-size", type=int, default=CONVENTIONAL_BATCH, help="of a conventional epoch"
+    )
     parser.add_argument(
         "--steps", type=int, default=195, help="timed steps of a conventional epoch: all 195"
     )

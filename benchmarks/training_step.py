@@ -78,7 +78,7 @@ def brief_step(arguments: argparse.Namespace) -> Figures:
 def ceiling(arguments: argparse.Namespace) -> Figures:
     """GFLOP/s of a large product, the best of many."""
     set_threads(arguments.threads)
-    n, figures = 2048, {}
+    n, figures = arguments.ceiling_side, {}
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         a, b = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)
         best = float("inf")
@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--kernels", default="auto", help="of sprat's step")
     parser.add_argument("--warmup", type=int, default=5, help="steps before the clock starts")
     parser.add_argument("--steps", type=int, default=20, help="timed steps of a turn")
+    parser.add_argument("--ceiling-side", type=int, default=2048, help="of the ceiling's matrices")
     parser.add_argument("--without-brief", action="store_true")
     arguments = parser.parse_args()
     contenders: dict[str, Contender] = {"sprat": sprat_step, "eager-bf16": eager_bf16_step}

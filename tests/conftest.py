@@ -1,12 +1,24 @@
 """What tests share: small real datasets, a small trained run, CIFAR-10 where there is one."""
 
+import contextlib
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
+
+import sprat  # noqa: F401 - which tells OpenMP how to wait, before torch loads it
+
+WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+if WORKER and hasattr(os, "sched_setaffinity"):
+    # a core for each worker and what it starts, before OpenMP counts them: threads that spin for
+    # one another's core take longer than one alone
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(WORKER.removeprefix("gw")) % len(cores)]})
 
 import pytest
 import torch
@@ -15,6 +27,10 @@ from sprat.cli import main
 from sprat.config import AugmentConfig, Config, EMAConfig, OptimConfig
 from sprat.data import Dataset, cifar10, load_dataset
 from sprat.errors import SpratError
+from sprat.kernels import NoKernels, build
+from sprat.runtime import cache_dir
+
+KERNELS = cache_dir() / "kernels"
 
 SMALL = Config(
     dataset="shapes10",
@@ -49,6 +65,20 @@ def shapes10() -> Dataset:
 def small(shapes10: Dataset) -> Dataset:
     """400 training and 100 test images of shapes10."""
     return shrink(shapes10, 400, 100)
+
+
+@pytest.fixture(scope="session")
+def new_cache(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Makes folders for XDG_CACHE_HOME that hold the compiled kernels and nothing else."""
+
+    def make() -> Path:
+        home = tmp_path_factory.mktemp("cache")
+        if KERNELS.exists():
+            unfinished = shutil.ignore_patterns(".*")
+            shutil.copytree(KERNELS, home / "sprat" / "kernels", ignore=unfinished)
+        return home
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -148,13 +178,16 @@ def hostile(request: pytest.FixtureRequest) -> Hostile:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[HOSTILE] = Hostile(partial=config.args != config.getini("testpaths"))
-    worker = os.environ.get("PYTEST_XDIST_WORKER")
-    if worker and hasattr(os, "sched_setaffinity"):
-        # a core for each worker and what it starts: threads that spin for one another's core
-        # take longer than one alone
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+    if WORKER:
         torch.set_num_threads(1)
+    else:
+        _build_kernels()
+
+
+def _build_kernels() -> None:
+    """Builds both kernels side by side before any worker needs them."""
+    with contextlib.suppress(NoKernels), ThreadPoolExecutor(2) as pool:
+        list(pool.map(build.load, (False, True)))
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:

@@ -369,10 +369,13 @@ class TestMemory:
     ) -> None:
         from sprat.budget import memory
 
-        ops = trace(build_model("DenseNetBC40"))
-        best = peak_activations(ops).values
-        monkeypatch.setattr(memory, "MOST_STATES", 1)
-        assert peak_activations(ops).values >= best
+        sources = ((0,), (0,), (1,), (2,), (3, 4))  # two wide maps, then what is made of each
+        ops = [Op("input", "", (), (1, 1))]
+        for reads, size in zip(sources, (9, 9, 1, 1, 2), strict=True):
+            ops.append(Op("conv2d", "", tuple(map(Map, reads)), (1, size)))
+        assert peak_activations(ops).values == 1 + 9 + 1  # one branch after the other
+        monkeypatch.setattr(memory, "MOST_STATES", 0)
+        assert peak_activations(ops).values == 1 + 9 + 9  # side by side, as traced
 
 
 @pytest.fixture(scope="module")

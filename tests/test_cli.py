@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +33,11 @@ def sprat(*words: object, cwd: Path | None = None, **env: str) -> subprocess.Com
 
 
 @pytest.fixture(scope="module")
-def no_network(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def no_network(new_cache: Callable[[], Path]) -> dict[str, str]:
     """An environment where CIFAR-10 cannot be had."""
     return {
         "SPRAT_DATA": "",
-        "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
+        "XDG_CACHE_HOME": str(new_cache()),
         "https_proxy": "http://127.0.0.1:9",
     }
 
@@ -157,7 +158,7 @@ class TestHelp:
     [
         (["train", "--epochs", "0"], "epochs is 0, expected at least 1"),
         (["train", "--epochs", "many"], '"many"'),
-        (["train", "--optim.lrr", "1"], "--optim.lr"),
+        (["train", "--optim.lrr", "1"], "Did you mean --optim.lr?"),
         (["train", "--recipe", "quik"], "did you mean 'quick'"),
         (["train", "--dataset", "cifar"], "there are auto, cifar10, cifar100, svhn"),
         (["train", "--dataset", "shapes10", "--model", "resnet"], "there is no model 'resnet'"),
@@ -213,7 +214,7 @@ class TestHelp:
         (["augment", "preview", "--augment.hue", "999"], "augment.hue is 999.0"),
         (["train", "--dataset", "shapes10", "--tta", "3"], "tta is 3, expected a number of views"),
         (["train", "--mixing.mixup", "0.9", "--mixing.ricap", "0.9"], "at most 1 in all"),
-        (["trian"], "train"),
+        (["trian"], 'Did you mean "train"?'),
     ],
 )
 def test_a_mistake_is_told_in_one_message_with_exit_code_2(

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -100,14 +101,19 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def my_run(workshop: Path) -> Path:
+def cache_home(new_cache: Callable[[], Path]) -> Path:
+    return new_cache()
+
+
+@pytest.fixture(scope="module")
+def my_run(workshop: Path, cache_home: Path) -> Path:
     import sprat
 
     folder = workshop / "runs" / "my-run"
     changes = {"epochs": 1, "batch_size": 32, "optim.warmup_epochs": 0.0}
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(workshop)
-        monkeypatch.setenv("XDG_CACHE_HOME", str(workshop / "cache"))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
         sprat.train("quick", changes, dataset=FEW, output=folder, quiet=True)
     return folder
 
@@ -116,18 +122,19 @@ def my_run(workshop: Path) -> Path:
 def test_every_command_of_a_page_runs(
     page: Path,
     workshop: Path,
+    cache_home: Path,
     my_run: Path,
     tmp_path: Path,
     here: Here,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     place = tmp_path / "place"
-    shutil.copytree(workshop, place, symlinks=True, ignore=shutil.ignore_patterns("cache"))
+    shutil.copytree(workshop, place, symlinks=True)
     for block in re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```", page.read_text(), re.M | re.S):
         (place / block[0]).write_text(block[1])
     monkeypatch.chdir(place)
     monkeypatch.syspath_prepend(place)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(workshop / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
     for scheme in ("http_proxy", "https_proxy"):  # whoever fetches is told that nobody answers
         monkeypatch.setenv(scheme, "http://127.0.0.1:9")
     for command in commands(page):
@@ -146,6 +153,12 @@ def test_every_command_of_a_page_runs(
         else:
             may_fail = words[0] == "check"  # of so short a run, as its exit code tells
             assert done.returncode in ((0, 1) if may_fail else (0,)), f"{command}: {done.stderr}"
+
+
+def test_the_readme_and_every_how_to_tell_what_to_type() -> None:
+    for page in PAGES:
+        if page.parent.name != "explanation":
+            assert any(command.startswith("sprat ") for command in commands(page)), page
 
 
 def test_pages_point_to_what_is_there() -> None:

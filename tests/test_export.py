@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conftest import Here
@@ -20,14 +19,13 @@ import sprat.export
 from sprat import __version__
 from sprat.augment.transforms import normalize
 from sprat.checkpoint import Model, load_model, metadata
-from sprat.data import Dataset, load_dataset
+from sprat.data import Dataset
 from sprat.data.imageset import ImageSet, Normalization
 from sprat.errors import SpratError
 from sprat.evaluate import predict_probabilities, top1
 from sprat.export import Exported, export
 from sprat.formats import ENDINGS, Format
 from sprat.models import MODELS, build_model
-from sprat.zoo import best
 
 ROOT = Path(__file__).parents[1]
 FORMATS: tuple[Format, ...] = ("onnx", "onnx-int8", "pt2", "pth")
@@ -387,18 +385,3 @@ def test_the_pages_program_names_a_picture(
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     expected = predict_probabilities(model.network, image, model.normalization)
     assert done.stdout.strip() == model.classes[int(expected.argmax())]
-
-
-def test_the_shipped_model_keeps_its_accuracy_in_int8(cifar10_place: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime", reason="needs sprat[export]")
-    dataset, model = load_dataset("cifar10", cifar10_place.parent), load_model(best())
-    path = tmp_path / "int8.onnx"
-    test = dataset.test.subset(torch.arange(2_000))
-    file = export(model, path, "onnx-int8", compared=test, training=dataset.train)
-    assert file.contenders[-1].bytes < 250_000
-    images = test.images[:]
-    said = np.concatenate(
-        [answers(file, images[i : i + 500]).numpy() for i in range(0, 2_000, 500)]
-    )
-    before = predict_probabilities(model.network, images, model.normalization)
-    assert top1(torch.from_numpy(said), test.targets) > top1(before, test.targets) - 0.01

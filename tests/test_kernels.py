@@ -96,23 +96,6 @@ class TestAgainstPlainTwin:
         for name in exact:
             assert found[name] < 1.5 * distance(cast[name], exact[name]) + 0.02, name
 
-    @pytest.mark.parametrize(
-        ("bf16", "flag", "limit"),
-        [(False, "-march=x86-64-v3", 0.05), (True, "-march=x86-64-v3", 0.6),
-         (False, "-march=x86-64-v2", 0.05), (True, "-march=x86-64-v2", 0.6),
-         (True, "-mno-amx-bf16", 0.6), (True, "-mno-avx512bf16", 0.6)],
-    )  # fmt: skip
-    def test_other_processors_code(
-        self, network: nn.Module, bf16: bool, flag: str, limit: float
-    ) -> None:
-        if build.platform.machine() != "x86_64":
-            pytest.skip("the flags are of x86-64")
-        fast = Trunk(network, bf16=bf16, threads=2)
-        fast.library = build.compiled(bf16, flag)
-        found = far_from_twin(network, fast, torch.randn(32, 3, 32, 32))
-        assert max(found.values()) < limit, found
-        assert found["pooled"] < (0.03 if bf16 else 1e-4)
-
     def test_three_steps_of_sgd_end_at_the_same_weights(self, network: nn.Module) -> None:
         twin = copy.deepcopy(network)
         forwards = CompiledNetwork(network, bf16=False, threads=2), twin

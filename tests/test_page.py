@@ -172,7 +172,9 @@ def test_everything_has_a_name_that_can_be_read_out(page: Page) -> None:
     for role in ("button", "table", "main", "heading"):
         assert page.get_by_role(role).count() > 0
     assert page.locator("img:not([alt])").count() == 0
-    for control in page.locator("input").all():
+    controls = page.locator("input").all()
+    assert controls
+    for control in controls:
         assert control.evaluate("each => each.labels.length") == 1
     assert page.get_by_role("columnheader").all_inner_texts() == ["class", "probability"]
     assert page.locator("html").get_attribute("lang") == "en"

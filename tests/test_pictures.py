@@ -39,13 +39,13 @@ FORMS = [
 
 
 @pytest.fixture(scope="module")
-def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+def cache_home(new_cache: Callable[[], Path]) -> Path:
+    return new_cache()
 
 
 @pytest.fixture(autouse=True)
 def _cached_there(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not in the user's own cache; kernels are compiled once for all tests here."""
+    """Not in the user's own cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
 
 

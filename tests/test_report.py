@@ -154,14 +154,15 @@ class TestEveryPage:
         pictures = [values for values, _ in page.all("img")]
         assert len(pictures) == MISTAKES
         assert all(len(values["alt"]) > 10 for values in pictures)
-        assert all(
-            values.get("aria-label") or values.get("aria-hidden") for values, _ in page.all("svg")
-        )
+        charts = [values for values, _ in page.all("svg")]
+        assert charts
+        assert all(values.get("aria-label") or values.get("aria-hidden") for values in charts)
         assert next(page.all("html"))[0]["lang"] == "en"
         ids = [values["id"] for _, values, _ in page.elements if "id" in values]
         named = [values["aria-labelledby"] for _, values, _ in page.elements if
                  "aria-labelledby" in values]  # fmt: skip
         assert len(ids) == len(set(ids))
+        assert named
         assert set(named) <= set(ids)
 
     def test_is_for_light_and_dark_narrow_screens_and_paper(self, page: Page) -> None:

@@ -665,5 +665,7 @@ def test_sigterm_lets_requests_under_way_be_answered(server: Server) -> None:
         assert answer_on(connection)[0] == 200
     assert server.process.wait() == 0
     keys = {"time", "method", "path", "status", "ms", "bytes_in", "bytes_out", "client"}
-    assert all(line.keys() == keys | {"request_id"} for line in server.log())
+    lines = server.log()
+    assert lines
+    assert all(line.keys() == keys | {"request_id"} for line in lines)
     assert "Traceback" not in (server.folder / "err").read_text()

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from conftest import SMALL, shrink
+from torch import Tensor
 
 from sprat.augment.mixing import MIXERS
 from sprat.augment.transforms import normalize
@@ -209,24 +210,29 @@ class TestEarlyStopping:
         assert results["best_epoch"] == best
         assert results["epochs"] == len(rows) == best + 2
 
-    def test_a_run_that_goes_on_improving_is_not_stopped(self, small_run: Path) -> None:
-        results = json.loads((small_run / "results.json").read_text())
+    def test_a_run_that_goes_on_improving_is_not_stopped(
+        self, small: Dataset, tmp_path: Path
+    ) -> None:
+        config = dataclasses.replace(SMALL, patience=1, val_fraction=0.25)
+        results = train(config, small, tmp_path / "run", recipe="small")
+        scores = [row["ema_top1"] for row in read_metrics(tmp_path / "run")]
+        assert scores == sorted(set(scores)), "each epoch must be better for this to say anything"
         assert results["stopped_early"] is False
-        assert results["epochs"] == SMALL.epochs
+        assert results["epochs"] == len(scores) == SMALL.epochs
 
 
 class TestTrainingStep:
-    def _one(self, small: Dataset, run: Path, config: Config) -> Training:
+    def _one(self, small: Dataset, run: Path, config: Config) -> tuple[Training, Tensor]:
+        """A run after its first step, and that step's loss."""
         training = Training(config, small, run)
         training.network.train()
         images, targets = next(training.batches.epoch(0))
-        training.training_step(images, targets)
-        return training
+        return training, training.training_step(images, targets)
 
     def test_gradients_are_clipped_to_max_norm(self, small: Dataset, tmp_path: Path) -> None:
         optim = dataclasses.replace(SMALL.optim, max_norm=0.01)
-        clipped = self._one(small, tmp_path, dataclasses.replace(SMALL, optim=optim))
-        free = self._one(small, tmp_path, SMALL)
+        clipped, _ = self._one(small, tmp_path, dataclasses.replace(SMALL, optim=optim))
+        free, _ = self._one(small, tmp_path, SMALL)
 
         def norm(training: Training) -> float:
             grads = [p.grad for p in training.network.parameters() if p.grad is not None]
@@ -268,9 +274,13 @@ class TestTrainingStep:
             torch.testing.assert_close(parameter, before[name] - step, rtol=1e-3, atol=1e-5)
 
     def test_bf16_trains_and_keeps_fp32_weights(self, small: Dataset, tmp_path: Path) -> None:
-        training = self._one(small, tmp_path, dataclasses.replace(SMALL, precision="bf16"))
-        assert {p.dtype for p in training.network.parameters()} == {torch.float32}
-        assert training.losses.isfinite().all()
+        training, loss = self._one(small, tmp_path, dataclasses.replace(SMALL, precision="bf16"))
+        _, exact = self._one(small, tmp_path, SMALL)
+        assert loss.item() == pytest.approx(exact.item(), rel=0.05)
+        assert loss.item() != exact.item(), "bf16 rounds otherwise"
+        for parameter in training.network.parameters():
+            assert parameter.dtype == torch.float32
+            assert parameter.isfinite().all()
 
 
 def test_bf16_is_not_used_where_torch_computes_it_wrongly(small: Dataset) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,8 @@ from safetensors import safe_open
 from sprat.augment.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from sprat.checkpoint import load_model
 from sprat.cli import app
-from sprat.data import Dataset, load_dataset
+from sprat.data import Dataset
 from sprat.evaluate import judge
-from sprat.kernels import CompiledNetwork, why_not
 from sprat.results import read_json
 from sprat.ship import ship
 from sprat.zoo import ZOO, best, card_text, cards, find_card, is_model, listed, locate
@@ -43,18 +43,6 @@ class TestEveryShippedModel:
         assert sum(p.numel() for p in model.network.parameters()) == card["parameters"] < 200_000
         assert model.about["recipe"] == card["training"]["recipe"]
         assert card["training"]["git"]["dirty"] is False
-
-    def test_reaches_what_its_card_says(self, name: str, cifar10_place: Path) -> None:
-        """Another processor's rounding may tip a picture or two."""
-        test = load_dataset("cifar10", cifar10_place).test
-        model, card = load_model(locate(name)), find_card(name)
-        network = model.network
-        if not why_not(type(network), torch.device("cpu"), 16, bf16=False):  # several times as fast
-            network = CompiledNetwork(network, bf16=False, threads=1).eval()
-        judged = judge(network, test, model.normalization, card["test"]["tta_views"])
-        assert judged["n"] == card["test"]["n"] == 10_000
-        for key in ("top1", "tta_top1"):
-            assert judged[key] == pytest.approx(card["test"][key], abs=5e-4)
 
 
 class TestList:
@@ -119,9 +107,10 @@ class TestNames:
 def test_what_is_shipped_is_what_was_measured(
     small_run: Path, small: Dataset, tmp_path: Path
 ) -> None:
-    (small_run / "curves.png").write_bytes(b"")  # which the command line draws
-    card = ship(small_run, small, tmp_path)
-    folder = tmp_path / card["name"]
+    run = shutil.copytree(small_run, tmp_path / "run")
+    (run / "curves.png").write_bytes(b"")  # which the command line draws
+    card = ship(run, small, tmp_path / "zoo")
+    folder = tmp_path / "zoo" / card["name"]
     assert read_json(folder / "card.json") == card
     model = load_model(folder)
     assert card["test"] == judge(model.network, small.test, model.normalization, 2)

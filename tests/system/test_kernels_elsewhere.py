@@ -1,0 +1,27 @@
+"""The kernels as the C compiler makes them for processors that this one is not."""
+
+import pytest
+import torch
+from test_kernels import far_from_twin, needs_kernels, network
+from torch import nn
+
+from sprat.kernels import build
+from sprat.kernels.trunk import Trunk
+
+__all__ = ["network"]  # a fixture
+
+
+@needs_kernels
+@pytest.mark.skipif(build.platform.machine() != "x86_64", reason="the flags are of x86-64")
+@pytest.mark.parametrize(
+    ("bf16", "flag", "limit"),
+    [(False, "-march=x86-64-v3", 0.05), (True, "-march=x86-64-v3", 0.6),
+     (False, "-march=x86-64-v2", 0.05), (True, "-march=x86-64-v2", 0.6),
+     (True, "-mno-amx-bf16", 0.6), (True, "-mno-avx512bf16", 0.6)],
+)  # fmt: skip
+def test_agree_with_the_network(network: nn.Module, bf16: bool, flag: str, limit: float) -> None:
+    fast = Trunk(network, bf16=bf16, threads=2)
+    fast.library = build.compiled(bf16, flag)
+    found = far_from_twin(network, fast, torch.randn(32, 3, 32, 32))
+    assert max(found.values()) < limit, found
+    assert found["pooled"] < (0.03 if bf16 else 1e-4)
