@@ -87,7 +87,7 @@ def test_training_step(tmp_path: Path) -> None:
 
 def test_under_load() -> None:
     options = ("--rounds", "1", "--seconds", "0", "--warmup", "0", "--batch-size", "16")
-    figures = _last_line("under_load.py", *options, "--spin-counts", "0", "--kernels", "torch")
+    figures = _process("under_load.py", *options, "--spin-counts", "0", "--kernels", "torch")
     measured, ratios = figures["measured"], figures["ratios_to_alone"]
     assert isinstance(measured, dict)
     assert isinstance(ratios, dict)
@@ -99,7 +99,7 @@ def test_under_load() -> None:
 
 
 def test_commands() -> None:
-    figures = _last_line("commands.py", "--rounds", "1", "--warmup", "0")
+    figures = _process("commands.py", "--rounds", "1", "--warmup", "0")
     seconds, ratios = figures["seconds"], figures["ratios_to_torch"]
     assert isinstance(seconds, dict)
     assert isinstance(ratios, dict)
