@@ -353,7 +353,7 @@ def load_shown(
 
 def load_again(
     console: Console, run: Path, config: Config, moved: str | None, data_dir: Path | None
-) -> Dataset:
+) -> "Dataset":
     """`load_shown` the data of a run to resume.
 
     moved: the place where it is now, if that is another than when the run began.
