@@ -23,7 +23,15 @@ from PIL import Image
 from pyarrow import parquet
 
 from sprat.cli import main
-from sprat.data import Dataset, cifar10, cifar100, load_dataset, svhn, verify_dataset
+from sprat.data import (
+    Dataset,
+    cifar10,
+    cifar100,
+    fetch_dataset,
+    load_dataset,
+    svhn,
+    verify_dataset,
+)
 from sprat.errors import SpratError
 
 IMAGES = 2  # in each of CIFAR-10's files made here
@@ -342,6 +350,34 @@ class TestVerify:
     def test_only_what_is_published_can_be_verified(self) -> None:
         with pytest.raises(SpratError, match="'shapes10' is not a published dataset; there are"):
             verify_dataset("shapes10")
+
+
+@pytest.mark.parametrize("kind", ["file", "pipe", "/dev/zero"])
+@pytest.mark.parametrize("given_by", ["--data-dir", "SPRAT_DATA"])
+def test_a_place_that_is_no_folder_is_refused(
+    kind: str, given_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Path("/dev/zero") if kind == "/dev/zero" else tmp_path / kind
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "file":
+        place.touch()
+    monkeypatch.setenv("SPRAT_DATA", str(place))
+    data_dir = place if given_by == "--data-dir" else None
+    for use in (verify_dataset, fetch_dataset, load_dataset):
+        with pytest.raises(SpratError, match=rf"\({given_by}\) is not a folder; name the folder"):
+            use("cifar10", data_dir)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    for name in (*cifar10.PLACES, "train-0.parquet", "test-0.parquet", svhn.TRAIN, svhn.TEST):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(SpratError, match="there is nothing to verify"):
+        verify_dataset("cifar10", tmp_path)
+    assert set(verify_dataset("svhn", tmp_path)[1].values()) == {"missing"}
+    for name in ("cifar10", "svhn"):
+        with pytest.raises(SpratError, match=r"\(--data-dir\) does not hold"):
+            load_dataset(name, tmp_path)
 
 
 @pytest.mark.parametrize("form", FORMS)

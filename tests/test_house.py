@@ -24,7 +24,7 @@ FLOORS = {
     "config": 0, "runtime": 0, "models": 0, "augment": 0, "schedules": 0, "ema": 0, "budget": 0,
     "kernels": 0, "graph": 0, "observer": 2,
     "names": -1, "threads": -1, "files": -1, "readers": -1, "shapes": -1,
-    "errors": -2,
+    "errors": -2, "text": -3,
 }  # fmt: skip
 SIDEWAYS = {
     ("cli", "display"),

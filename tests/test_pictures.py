@@ -1,5 +1,6 @@
 """Own pictures: folders drawn here, good and bad, are read, split, cached and trained on."""
 
+import io
 import itertools
 import os
 import random
@@ -26,9 +27,10 @@ from sprat.data import Dataset, assemble, load_dataset, pictures
 from sprat.data.batches import Batches
 from sprat.data.cache import Mapped, Writer, read
 from sprat.data.imageset import PIECE, ImageSet, Normalization, Rows, stratified_split
-from sprat.data.picture import read_picture
-from sprat.data.pictures import cache_file
+from sprat.data.picture import SUFFIXES, read_picture
+from sprat.data.pictures import cache_file, list_folder
 from sprat.errors import SpratError
+from sprat.predict import find_pictures
 from sprat.results import read_config, read_json
 from sprat.training import Training, balanced_weights, settle, split_off_val, train
 
@@ -312,21 +314,22 @@ class TestCache:
 class TestUnreadable:
     @pytest.fixture
     def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """Ten pictures, and five files that are none."""
+        """Ten pictures, and six files that are none."""
         folder = _draw(tmp_path / "set", blue=5, red=5)
         (folder / "blue" / "notes.txt").write_text("not a picture")
         (folder / "blue" / "empty.png").write_bytes(b"")
         whole = (folder / "red" / "4.bmp").read_bytes()
         (folder / "red" / "cut.bmp").write_bytes(whole[: len(whole) // 2])
         (folder / "red" / "link.png").symlink_to(tmp_path / "nowhere")
+        os.mkfifo(folder / "red" / "pipe")
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3_000_000)
         Image.new("1", (2_000, 2_000)).save(folder / "blue" / "bomb.png")
         return folder
 
     def test_are_listed_and_refused(self, folder: Path, hostile: Hostile) -> None:
         text = hostile.offer(folder, lambda: _load(folder))
-        assert text.startswith(f"5 of the files in {folder} cannot be read as pictures:")
-        for name in ("notes.txt", "empty.png", "cut.bmp", "link.png"):
+        assert text.startswith(f"6 of the files in {folder} cannot be read as pictures:")
+        for name in ("notes.txt", "empty.png", "cut.bmp", "link.png", "pipe"):
             assert f"{name} cannot be read as a picture" in text
         assert "bomb.png has too many pixels to be safe" in text
         assert "leave them out by --pictures.unreadable skip" in text
@@ -346,7 +349,7 @@ class TestUnreadable:
         )
         assert told == []
         assert len(loaded.train) + len(loaded.test) == 10
-        assert "left out: 5 of the files" in said[0]
+        assert "left out: 6 of the files" in said[0]
         assert "notes.txt" in said[0]
 
     def test_only_the_first_are_named_one_by_one(self, tmp_path: Path) -> None:
@@ -377,14 +380,38 @@ BAD: list[tuple[Callable[[Path], object], str]] = [
         lambda f: _draw(f, train__blue=2, train__red=2),
         "holds train/ but no test/; add it, or move",
     ),
-    (lambda f: _draw(f, test__blue=2, test__red=2), "holds test/ but no train/"),
+    (lambda f: _draw(f, test__blue=2, test__red=2), "holds test/ but no train/; add it$"),
     (
         lambda f: _draw(f, train__blue=2, train__red=2, test__Red=1, test__blue=1),
         r"test/Red is a class that .*/train lacks; did you mean 'red'\?; add its training",
     ),
     (
+        lambda f: _draw(f, train__blue=2, train__red=2, test__red=1, more__red=1),
+        "holds train, test and beside them more; expected",
+    ),
+    (
         lambda f: _draw(f, train__blue=2, train__red=2, test__red=1, valid__red=1),
-        "holds train, test and beside them valid; expected",
+        "holds test/, train/, valid/, but the parts .* val/; rename valid/ to val/$",
+    ),
+    (
+        lambda f: _draw(f, Train__blue=2, Train__red=2, Test__blue=2, Test__red=2),
+        "holds Test/, Train/, but .*; rename Test/ to test/, rename Train/ to train/$",
+    ),
+    (lambda f: _draw(f, Train=2, Test=2), "rename Test/ to test/, rename Train/ to train/$"),
+    (lambda f: _draw(f, training__blue=2, testing__blue=2, rest__x=1), "rename testing/ to test/,"),
+    (lambda f: _draw(f, TRAIN__blue=2, TRAIN__red=2), "rename TRAIN/ to train/$"),
+    (
+        lambda f: _draw(f, train__blue=2, Training__red=2, test__red=2),
+        "several of them are the same part, so merge or rename them$",
+    ),
+    (
+        lambda f: _draw(f, train__blue=2, train__red=2, val__red=2),
+        "holds train/, val/ but no test/; add it, or rename val/ to test/",
+    ),
+    (lambda f: _draw(f, val__blue=2, test__red=2), "holds val/, test/ but no train/; add it$"),
+    (
+        lambda f: _draw(f, all__train__blue=2, all__test__blue=2, red=2),
+        r"/all holds folders \(test, train\) that are parts of a set; give that folder itself",
     ),
     (lambda f: _draw(f, blue=1, red=1), "none of the 2 pictures in .* is there to test on"),
 ]
@@ -397,6 +424,38 @@ def test_what_is_no_set_of_pictures_is_refused_with_the_remedy(
     folder = tmp_path / "set"
     make(folder)
     assert re.search(message, hostile.offer(folder, lambda: _load(folder)))
+
+
+def test_one_class_among_others_may_be_called_like_a_part(tmp_path: Path) -> None:
+    folder = _draw(tmp_path / "set", Train=3, bus=3)
+    assert _load(folder).train.classes == ("Train", "bus")
+
+
+def test_all_agree_on_what_a_picture_is(tmp_path: Path) -> None:
+    """What trains is what `sprat predict FOLDER` finds, whatever it is called."""
+    folder = _draw(tmp_path / "set", blue=5, red=5)
+    blue = folder / "blue"
+    for suffix, format in SUFFIXES.items():
+        Image.new("RGB" if suffix != ".pbm" else "1", (20, 20)).save(saved := io.BytesIO(), format)
+        (blue / f"x{suffix}").write_bytes(saved.getvalue())
+        (blue / f"y{suffix.upper()}").write_bytes(saved.getvalue())
+    for name in ("IMG_1", "x.dat"):  # a picture by its content
+        (blue / name).write_bytes(saved.getvalue())
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "._x.png"):
+        (blue / name).write_text("no picture")
+        (folder / name).write_text("no picture")
+    for place in (folder, blue):
+        (place / "__MACOSX").mkdir()
+        (place / "__MACOSX" / "x.png").write_text("no picture")
+    said: list[str] = []
+    loaded = load_dataset(str(folder), say=said.append, own=PicturesConfig(side=16))
+    assert said == []
+    assert loaded.train.classes == ("blue", "red")
+    (listed,) = [each for each in list_folder(folder).folders if each.path == blue]
+    found = find_pictures([blue])
+    assert [path.name for path in found] == listed.names
+    assert len(found) == 5 + 2 * len(SUFFIXES) + 2
+    assert len(loaded.train) + len(loaded.test) == len(found) + 5
 
 
 def test_a_class_whose_pictures_cannot_be_read_is_refused(tmp_path: Path, hostile: Hostile) -> None:

@@ -1,5 +1,9 @@
 """Pictures on their way to the network, and what it says of them."""
 
+import io
+import os
+import socket
+import struct
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import sprat
 from sprat import Classifier, SpratError
 from sprat.data.picture import read_picture
-from sprat.predict import to_pixels
+from sprat.predict import find_pictures, to_pixels
+from sprat.serve.uploads import decode
 
 
 def test_a_picture_of_the_right_size_stays_as_it_is(tmp_path: Path) -> None:
@@ -57,6 +63,89 @@ def test_a_turned_photograph_is_turned_upright(tmp_path: Path) -> None:
     seen = read_picture(tmp_path / "x.png", 32)
     assert seen[:, :16].float().mean() < 5
     assert seen[:, 16:].float().mean() > 250
+
+
+def _tiff(*entries: bytes, count: int | None = None) -> bytes:
+    """EXIF of one folder with these entries."""
+    count = len(entries) if count is None else count
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", count) + b"".join(entries) + bytes(4)
+
+
+UPSIDE_DOWN = struct.pack("<HHIHH", 0x0112, 3, 1, 3, 0)
+DAMAGED = {
+    "no TIFF": b"Exif\0\0no TIFF at all",
+    "nothing": b"",
+    "cut in the header": b"Exif\0\0II*",
+    "cut in an entry": _tiff(UPSIDE_DOWN)[:-12],
+    "beyond the end": b"Exif\0\0II*\0\xff\xff\xff\x7f",
+    "more entries than there are": _tiff(count=60_000),
+    "a folder that is its own part": _tiff(struct.pack("<HHII", 0x8769, 4, 1, 8)),
+    "an orientation of text": _tiff(struct.pack("<HHI4s", 0x0112, 2, 4, b"abc")),
+    "of two numbers": _tiff(struct.pack("<HHIHH", 0x0112, 3, 2, 3, 3)),
+    "of 99": _tiff(struct.pack("<HHIHH", 0x0112, 3, 1, 99, 0)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*EXIF:UserWarning")  # Pillow's; the command line is silent
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("exif", DAMAGED.values(), ids=list(DAMAGED))
+def test_damaged_exif_costs_no_picture(tmp_path: Path, suffix: str, exif: bytes) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image.save(tmp_path / f"plain.{suffix}", lossless=True)
+    image.save(tmp_path / f"x.{suffix}", exif=exif, lossless=True)
+    plain = read_picture(tmp_path / f"plain.{suffix}", 16)
+    assert torch.equal(read_picture(tmp_path / f"x.{suffix}", 16), plain)
+    content = io.BytesIO((tmp_path / f"x.{suffix}").read_bytes())
+    assert torch.equal(decode(content, 16, 1_000), plain)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_orientation_that_can_be_read_holds_whatever_else_is_damaged(tmp_path: Path) -> None:
+    image = Image.new("RGB", (16, 16))
+    image.putpixel((0, 0), (255, 255, 255))
+    beyond = struct.pack("<HHII", 0x010F, 2, 4_000, 4_000_000)
+    image.save(tmp_path / "x.png", exif=_tiff(UPSIDE_DOWN, beyond))
+    assert read_picture(tmp_path / "x.png", 16)[:, 15, 15].tolist() == [255] * 3
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "link.png").symlink_to(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    kinds = {"pipe": "named pipe", "link": "named pipe", "zero": "device", "folder": "folder"}
+    for name, kind in kinds.items():
+        with pytest.raises(SpratError, match=f"{name}.png cannot be .*: it is a {kind}; give"):
+            read_picture(tmp_path / f"{name}.png", 16)
+    with pytest.raises(SpratError, match=r"socket cannot be .*: it is a socket; give"):
+        read_picture(tmp_path / "socket", 16)
+    found = [path.name for path in find_pictures([tmp_path])]
+    assert found == ["link.png", "pipe.png", "socket", "zero.png"], "refused, not passed over"
+
+
+def test_a_line_of_millions_of_pixels_is_refused(tmp_path: Path) -> None:
+    Image.new("1", (1, 100_000)).save(tmp_path / "x.png")
+    with pytest.raises(SpratError, match=r"too many pixels .*: 1 x 100,000, at most 65,535 on a"):
+        read_picture(tmp_path / "x.png", 16)
+
+
+def test_text_that_would_unpack_to_gigabytes_is_refused(tmp_path: Path) -> None:
+    text = PngInfo()
+    text.add_text("x", "0" * 5_000_000, zip=True)
+    Image.new("1", (9, 9)).save(tmp_path / "x.png", pnginfo=text)
+    with pytest.raises(SpratError, match="cannot be read as a picture: "):
+        read_picture(tmp_path / "x.png", 16)
+
+
+def test_rare_decoders_are_not_reached(tmp_path: Path) -> None:
+    for name in ("x.tga", "x.ico", "x.jp2", "x.eps", "x.pcx"):
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+        (tmp_path / name).rename(tmp_path / "x.png")
+        with pytest.raises(SpratError, match="it is none of PNG, JPEG, "):
+            read_picture(tmp_path / "x.png", 16)
 
 
 def test_the_middle_square_of_an_oblong_picture_is_seen(tmp_path: Path) -> None:

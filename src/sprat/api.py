@@ -75,7 +75,7 @@ def train(
     if dataset is not None and not isinstance(dataset, Dataset):
         settings = settings.changed({"dataset": str(dataset)})
     training.check(settings)  # rather than after a download
-    console = make_console(quiet)
+    console = make_console(quiet=quiet)
     if not isinstance(dataset, Dataset):
         place = None if data_dir is None else Path(data_dir)
         dataset = load_shown(console, settings.dataset, place, settings.pictures)
@@ -117,7 +117,7 @@ def resume(
         SpratError: it is no run's folder, another process trains there, or the data is not what
             it began with.
     """
-    folder, console = Path(folder), make_console(quiet)
+    folder, console = Path(folder), make_console(quiet=quiet)
     config, _, _ = read_config(folder)
     if finished := read_finished(folder):
         return _with_curves(folder, finished)

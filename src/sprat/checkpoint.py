@@ -21,7 +21,7 @@ from sprat.errors import SpratError, shown
 from sprat.files import replacing
 from sprat.models import build_model, find_model
 from sprat.names import CARD_FILE, MODEL_FILE
-from sprat.readers import MODEL_BYTES, note, parse_json, read_bytes, read_text
+from sprat.readers import MODEL_BYTES, parse_json, read_bytes, read_text
 from sprat.results import wrong_history
 from sprat.shapes import (
     ANYTHING,
@@ -40,6 +40,7 @@ from sprat.shapes import (
     number,
     whole,
 )
+from sprat.text import visible, warn
 
 FORMAT = 1  # of the metadata under the key "sprat"
 RESUME_FILE = "last.pt"
@@ -187,7 +188,10 @@ def _check_card(path: Path, content: bytes) -> bool:
 
 @functools.cache  # once for each file
 def _note_no_digest(path: Path) -> None:
-    note(f"{path} was written by an older sprat and holds no digest, so damage may go unnoticed")
+    warn(
+        f"{visible(path)} was written by an older sprat and holds no digest, so damage may go "
+        "unnoticed"
+    )
 
 
 def _parse(path: Path, content: bytes) -> tuple[dict[str, Tensor], str, str | None]:

@@ -7,7 +7,6 @@ import io
 import json
 import math
 import os
-import shlex
 import signal
 import sys
 import warnings
@@ -16,13 +15,15 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import App, ArgumentCollection, Parameter
+from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
 from cyclopts.config import Dict
 
 from sprat import __version__, names
 from sprat.config import BudgetConfig, Config, PicturesConfig, load_recipe, overrides, recipe_path
 from sprat.errors import SpratError, did_you_mean
 from sprat.serve.limits import Limits, check_port
+from sprat.text import command as to_paste
+from sprat.text import visible, warn
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,7 +77,7 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123
         elif isinstance(stream, io.TextIOWrapper):  # a bar of blocks must not fail in cp1252
             stream.reconfigure(errors="replace")
-    warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # sprat refuses it in words
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of damage that sprat refuses or reads past
     code = _run(sys.argv[1:])
     if (error := _flush(sys.stdout)) and code != 141:
         code = _ended_by(error)
@@ -87,13 +88,21 @@ def main() -> None:
 def _run(words: list[str]) -> int:
     """Runs a command; returns its exit code."""
     try:
-        code: int = app(words, result_action="return_int_as_exit_code_else_zero")
+        code: int = app(
+            words,
+            result_action="return_int_as_exit_code_else_zero",
+            exit_on_error=False,
+            print_error=False,
+        )
         return code
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else bool(ended.code)
     except KeyboardInterrupt:
         _complain("interrupted")
         return 130
+    except CycloptsError as error:
+        _complain(str(error))
+        return 2
     except (SpratError, OSError) as error:
         return _ended_by(error)
 
@@ -111,13 +120,13 @@ def _in_words(error: SpratError | OSError) -> str:
         return str(error)
     if error.filename is None and error.errno in _NO_ROOM:  # files are written under their names
         return f"standard output cannot be written: {error.strerror}. Send it elsewhere."
-    where = f" ({error.filename})" if error.filename else ""
+    where = f" ({visible(error.filename)})" if error.filename else ""
     return f"{error.strerror or error}{where}"
 
 
 def _complain(text: str) -> None:
     with contextlib.suppress(OSError):
-        print(f"sprat: {text}", file=sys.stderr)
+        warn(text)
 
 
 def _flush(stream: IO[str]) -> OSError | None:
@@ -195,15 +204,13 @@ def train(
     else:
         _check_names(config)
 
-    from rich.console import Console
-
     import sprat.training
-    from sprat.display import TrainingDisplay, load_again, load_shown
+    from sprat.display import TrainingDisplay, load_again, load_shown, make_console
     from sprat.plots import draw_curves
     from sprat.results import CONFIG_FILE, CURVES_FILE, new_run, read_finished
     from sprat.seeds import train_seeds
 
-    console = Console(quiet=quiet)
+    console = make_console(quiet=quiet)
 
     def ended(run: Path, results: dict[str, Any]) -> None:
         if not (run / CURVES_FILE).exists():  # as where a finished run is named again
@@ -224,10 +231,10 @@ def train(
             run = Path("runs") / Path(recipe).stem
         elif run is None:
             run = stack.enter_context(new_run(recipe, config.seed))
-        again = ["sprat", *sys.argv[1:]]
-        resumed = ["sprat", "train", "--resume", str(run)]
+        again: list[str | Path] = ["sprat", *sys.argv[1:]]
+        resumed: list[str | Path] = ["sprat", "train", "--resume", run]
         resumed += ["--dataset", moved] if moved else []
-        resumed += ["--data-dir", str(data_dir)] if data_dir else []
+        resumed += ["--data-dir", data_dir] if data_dir else []
         try:
             with _stop_on_signal() as stop, TrainingDisplay(console) as display:
                 going: dict[str, Any] = {"observer": display, "should_stop": stop.was_asked}
@@ -244,15 +251,15 @@ def train(
                 ended(run, results)
         except sprat.training.Interrupted:
             assert stop.signal is not None
-            command = shlex.join(again if seeds else resumed)
+            command = to_paste(*(again if seeds else resumed))
             _complain(f"stopped and saved; go on with\n  {command}")
             return 128 + stop.signal
         except BrokenPipeError:
             raise
         except OSError as error:  # a full disk, say: what was saved before is whole
             begun = not seeds and (run / CONFIG_FILE).exists()
-            command = shlex.join(resumed if begun else again)
-            raise SpratError(f"{_in_words(error)} Then go on with\n  {command}") from error
+            command = to_paste(*(resumed if begun else again))
+            raise SpratError(f"{_in_words(error)} Then go on with", f"  {command}") from error
     return 0
 
 
@@ -296,10 +303,8 @@ def evaluate(
     if dataset is not None:
         names.check_dataset(dataset)
 
-    from rich.console import Console
-
     from sprat.checkpoint import load_model
-    from sprat.display import judging_bar, print_judgement
+    from sprat.display import judging_bar, make_console, print_judgement
     from sprat.evaluate import judge
 
     keep_freed_memory()
@@ -316,7 +321,7 @@ def evaluate(
             f"{model} has no val: it is no run's folder, or trained on all training images; "
             "use --split test"
         )
-    console = Console(stderr=json_output)
+    console = make_console(stderr=json_output)
     name, _, judged = _load_judged(console, model, loaded, config, split, dataset, data_dir)
     with judging_bar(console, f"judging {split}", tta * len(judged)) as progress:
         network = loaded.network.to(choose_device(device))
@@ -331,7 +336,7 @@ def evaluate(
     if json_output:
         print(json.dumps(named))
     else:
-        console.print(f"{loaded.name} on {name} ({split})", highlight=False, soft_wrap=True)
+        console.print(f"{visible(loaded.name)} on {visible(name)} ({split})")
         print_judgement(console, judgement)
     return 0
 
@@ -380,10 +385,10 @@ def _load_judged(
             f"in there; give the data it was trained on{remedy}"
         )
     if source.own and changed and loaded.about.get("dataset") == source.name:
-        print(
-            f"sprat: the pictures in {source.name} have changed since {model} was trained; a test "
-            "part that was split off by a seed may now hold some that it was trained on",
-            file=sys.stderr,
+        warn(
+            f"the pictures in {visible(source.name)} have changed since {visible(model)} was "
+            "trained; a test part that was split off by a seed may now hold some that it was "
+            "trained on"
         )
     if split == "test":
         return source.name, source.train, source.test
@@ -435,10 +440,8 @@ def export(
     if dataset is not None:
         names.check_dataset(dataset)
 
-    from rich.console import Console
-
     from sprat.checkpoint import load_model
-    from sprat.display import doing, print_contenders
+    from sprat.display import doing, make_console, print_contenders
     from sprat.export import export as write
     from sprat.results import read_config
     from sprat.runtime import keep_freed_memory, set_threads
@@ -450,7 +453,7 @@ def export(
     check_output(path, format, overwrite)  # rather than after a download
     config = read_config(place)[0] if place.is_dir() else None
     split = "val" if config is not None and not config.final else "test"
-    console = Console(stderr=json_output)
+    console = make_console(stderr=json_output)
     name, training, compared = "shapes10", None, None
     try:
         name, training, compared = _load_judged(
@@ -458,10 +461,11 @@ def export(
         )
     except SpratError as error:
         if format == "onnx-int8":
-            raise SpratError(
-                f"onnx-int8 is calibrated on images that the model was trained on: {error}"
-            ) from error
-        print(f"sprat: compared on drawings of shapes10 instead: {error}", file=sys.stderr)
+            why = (
+                f"onnx-int8 is calibrated on images that the model was trained on: {error.args[0]}"
+            )
+            raise SpratError(why, *error.args[1:]) from error
+        warn(f"compared on drawings of shapes10 instead: {error}")
     with doing(console, "exporting") as tell:
         exported = write(
             loaded,
@@ -481,12 +485,9 @@ def export(
         return
     print_contenders(console, exported.contenders)
     console.print(
-        f"\n{exported.n:,} images of {name} ({split}): {100 * exported.same_top1:.2f} % are named "
-        "as torch names them, probabilities differ by up to "
-        f"{exported.largest_difference:.2g}; one image is timed on one thread\n{path}",
-        highlight=False,
-        soft_wrap=True,
-        markup=False,
+        f"\n{exported.n:,} images of {visible(name)} ({split}): {100 * exported.same_top1:.2f} % "
+        "are named as torch names them, probabilities differ by up to "
+        f"{exported.largest_difference:.2g}; one image is timed on one thread\n{visible(path)}"
     )
 
 
@@ -526,10 +527,8 @@ def report(
     if dataset is not None:
         names.check_dataset(dataset)
 
-    from rich.console import Console
-
     from sprat.checkpoint import load_model
-    from sprat.display import judging_bar
+    from sprat.display import judging_bar, make_console
     from sprat.evaluate import predict_probabilities
     from sprat.report import Answers, check_output, read_run, write_report
     from sprat.runtime import choose_device, keep_freed_memory, set_threads
@@ -539,7 +538,7 @@ def report(
     to = choose_device(device)
     keep_freed_memory()
     set_threads(threads)
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     answers: Answers | str
     try:
         loaded = load_model(run)
@@ -548,7 +547,7 @@ def report(
             console, str(run), loaded, config, split, dataset, data_dir, exactly=True
         )
     except SpratError as error:  # all else there is to say stands in the run's folder
-        print(f"sprat: the page has neither diagram nor mistakes: {error}", file=sys.stderr)
+        warn(f"the page has neither diagram nor mistakes: {error}")
         answers = str(error)
     else:
         with judging_bar(console, f"predicting {split}", len(judged)) as progress:
@@ -557,7 +556,7 @@ def report(
             )
         answers = Answers(judged, probabilities)
     write_report(finished, path, answers)
-    print(path)
+    print(visible(path))
 
 
 @app.command
@@ -590,9 +589,7 @@ def summary(
         raise SpratError(f"--depth is {depth}, expected 0 (every layer) or above")
     _check_png(effective, "--effective")
 
-    from rich.console import Console
-
-    from sprat.display import print_summary
+    from sprat.display import make_console, print_summary
 
     network, side = _find_network(model, side, classes)
 
@@ -601,13 +598,16 @@ def summary(
     summarized = summarize(network, side, depth)
     values = summarized.to_dict()
     if effective is not None:
-        values["effective_side"] = _draw_effective(Console(stderr=True), network, side, effective)
+        values["effective_side"] = _draw_effective(
+            make_console(stderr=True), network, side, effective
+        )
     if json_output:
         print(json.dumps(values))
     else:
-        print_summary(Console(), summarized)
+        print_summary(make_console(), summarized)
         if effective is not None:
-            print(f"  effective field    {values['effective_side']:.1f} px, drawn in {effective}")
+            place = visible(effective)
+            print(f"  effective field    {values['effective_side']:.1f} px, drawn in {place}")
 
 
 @app.command
@@ -640,9 +640,7 @@ def check(
     if not any(limits.values()):
         raise SpratError("no limit is given; --max-parameters 200000, say (see sprat check --help)")
 
-    from rich.console import Console
-
-    from sprat.display import print_verdicts
+    from sprat.display import make_console, print_verdicts
     from sprat.results import RESULTS_FILE, read_results
 
     accuracy = None
@@ -658,7 +656,7 @@ def check(
     if json_output:
         print(json.dumps([dataclasses.asdict(verdict) for verdict in verdicts]))
     else:
-        print_verdicts(Console(), summarized.model, verdicts)
+        print_verdicts(make_console(), summarized.model, verdicts)
     return 0 if all(verdict.kept for verdict in verdicts) else 1
 
 
@@ -731,10 +729,8 @@ def compare(
     if not results and not published:
         raise SpratError("there is nothing to compare; name a run's folder")
 
-    from rich.console import Console
-
     from sprat.compare import comparison_table, pareto_front, read_entries, to_markdown
-    from sprat.display import print_table
+    from sprat.display import make_console, print_table
 
     entries = read_entries(results, published)
     if output is not None:
@@ -747,7 +743,7 @@ def compare(
     elif markdown:
         print(to_markdown(comparison_table(entries)))
     else:
-        print_table(Console(), comparison_table(entries), left=1, left_again=5)
+        print_table(make_console(), comparison_table(entries), left=1, left_again=5)
 
 
 @app.command
@@ -780,10 +776,8 @@ def predict(
         hint = did_you_mean(missing, shipped) if missing == pictures[0] else ""
         raise SpratError(f"there is no file or folder {missing}{hint}")
 
-    from rich.console import Console
-
     from sprat.checkpoint import load_model
-    from sprat.display import judging_bar
+    from sprat.display import judging_bar, make_console
     from sprat.predict import find_pictures, predict_pictures
     from sprat.runtime import set_threads
 
@@ -793,21 +787,21 @@ def predict(
     answers, unreadable = [], 0
     # lines of text on a terminal are progress enough, and a bar would tear them
     tearing = sys.stdout.isatty() and not json_output
-    bar_console = Console(stderr=True, quiet=tearing)
+    bar_console = make_console(stderr=True, quiet=tearing)
     with judging_bar(bar_console, "looking at pictures", len(files)) as progress:
         for outcome in predict_pictures(loaded, files, top):
             progress(1)
             if isinstance(outcome, SpratError):
                 unreadable += 1
-                print(f"sprat: {outcome}", file=sys.stderr)
+                warn(outcome)
             elif json_output:
                 answers.append(outcome)
             else:
                 guesses = "   ".join(
-                    f"{guess['class']} {100 * guess['probability']:.1f} %"
+                    f"{visible(guess['class'])} {100 * guess['probability']:.1f} %"
                     for guess in outcome["predictions"]
                 )
-                print(f"{outcome['file']}   {guesses}")
+                print(f"{visible(outcome['file'])}   {guesses}")
     if json_output:
         print(json.dumps(answers))
     return 2 if unreadable else 0
@@ -827,9 +821,7 @@ def models(
     name
         A shipped model's.
     """
-    from rich.console import Console
-
-    from sprat.display import print_table
+    from sprat.display import make_console, print_table
     from sprat.zoo import card_text, cards, find_card, listed
 
     if name is not None:
@@ -839,7 +831,7 @@ def models(
         elif sys.stdout.isatty():
             from rich.markdown import Markdown
 
-            Console().print(Markdown(card_text(card)))
+            make_console().print(Markdown(card_text(card)))
         else:
             print(card_text(card))
         return
@@ -858,7 +850,7 @@ def models(
         )
         for model in known
     ]
-    print_table(Console(), rows, left=1, left_again=4)
+    print_table(make_console(), rows, left=1, left_again=4)
 
 
 @app.command
@@ -934,17 +926,15 @@ def show(
     _check_picture(output, columns)
     names.check_dataset(dataset)
 
-    from rich.console import Console
-
-    from sprat.display import load_shown
+    from sprat.display import load_shown, make_console
     from sprat.plots import draw_contact_sheet
 
-    console = Console()
+    console = make_console()
     loaded = load_shown(console, dataset, data_dir, pictures)
     title = f"{loaded.name}: {len(loaded.train):,} training, {len(loaded.test):,} test images"
     path = output or Path(f"{Path(loaded.name).name}.png")
     draw_contact_sheet(loaded.train, title, path, columns)
-    print(path)
+    print(visible(path))
 
 
 @data.command
@@ -966,15 +956,13 @@ def fetch(
     """
     names.check_published(dataset)
 
-    from rich.console import Console
-
     from sprat.data import fetch_dataset
-    from sprat.display import loading, noting
+    from sprat.display import loading, make_console, noting
 
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     with loading(console, f"looking for {dataset}") as progress:
         place = fetch_dataset(dataset, data_dir, progress, noting(console))
-    print(place)
+    print(visible(place))
 
 
 @data.command
@@ -1006,7 +994,7 @@ def verify(
         print(json.dumps({"folder": str(folder), "ok": ok, "files": named}))
     else:
         for path, state in states.items():
-            print(f"{path}   {'DAMAGED' if state == 'damaged' else state}")
+            print(f"{visible(path)}   {'DAMAGED' if state == 'damaged' else state}")
     return 0 if ok else 1
 
 
@@ -1034,18 +1022,16 @@ def preview(
     _check_picture(output, columns)
     _check_names(config)
 
-    from rich.console import Console
-
-    from sprat.display import load_shown
+    from sprat.display import load_shown, make_console
     from sprat.plots import draw_preview
     from sprat.training import preview_augmentation
 
-    loaded = load_shown(Console(), config.dataset, data_dir, config.pictures)
+    loaded = load_shown(make_console(), config.dataset, data_dir, config.pictures)
     rows = preview_augmentation(config, loaded.train, columns)
     name = Path(recipe).stem
     path = output or Path(f"augment-{name}.png")
     draw_preview(rows, f"{name} on {loaded.name}", path)
-    print(path)
+    print(visible(path))
 
 
 def _check_names(config: Config) -> None:
@@ -1102,32 +1088,29 @@ def _print_outcome(console: "Console", results: dict[str, Any], run: Path) -> No
     which = "the test set, read once" if results["final"] else "val"
     minutes = results["seconds"] / 60
     console.print(
-        f"\n{results['model']}, {results['parameters']:,} parameters, {results['epochs']} epochs "
-        f"in {minutes:.1f} minutes; on {results['dataset']} ({which}):",
-        highlight=False,
-        soft_wrap=True,
+        f"\n{visible(results['model'])}, {results['parameters']:,} parameters, "
+        f"{results['epochs']} epochs in {minutes:.1f} minutes; on {visible(results['dataset'])} "
+        f"({which}):"
     )
     print_judgement(console, results["test"] or results["val"])
     if results["dataset"] == "shapes10":
         console.print("This is shapes10, drawn shapes; it says nothing about CIFAR-10.")
     console.print(
-        f"\n{run}/ holds model.safetensors, results.json, curves.png. Use the model:\n"
-        f"  sprat predict {run} picture.jpg\n  sprat evaluate {run}",
-        highlight=False,
-        soft_wrap=True,
+        f"\n{visible(run)}/ holds model.safetensors, results.json, curves.png. Use the model:\n"
+        f"  {to_paste('sprat', 'predict', run, 'picture.jpg')}\n"
+        f"  {to_paste('sprat', 'evaluate', run)}"
     )
 
 
 def _print_seeds(console: "Console", summary: dict[str, Any], folder: Path) -> None:
     count = len(summary["seeds"])
     seeds = "1 seed" if count == 1 else f"{count} seeds"
-    console.print(f"\n{seeds}, on {summary['split']}:", highlight=False)
+    console.print(f"\n{seeds}, on {summary['split']}:")
     for key, label in (("top1", "accuracy"), ("tta_top1", "with test-time views")):
         figure = summary[key]
         spread = f" ± {100 * figure['std']:.2f}" if figure["n"] > 1 else ""
         console.print(
             f"  {label:24}  {100 * figure['mean']:.2f}{spread} %  (n = {figure['n']}, "
-            f"{100 * figure['min']:.2f} to {100 * figure['max']:.2f})",
-            highlight=False,
+            f"{100 * figure['min']:.2f} to {100 * figure['max']:.2f})"
         )
-    console.print(f"{folder}/summary.json holds them.", highlight=False, soft_wrap=True)
+    console.print(f"{visible(folder)}/summary.json holds them.")

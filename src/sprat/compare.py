@@ -22,6 +22,7 @@ from sprat.shapes import (
     one_of,
     whole,
 )
+from sprat.text import markdown
 
 if TYPE_CHECKING:
     from sprat.budget import Summary
@@ -151,7 +152,7 @@ def comparison_table(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
 
 def to_markdown(table: Sequence[Sequence[str]]) -> str:
     """A table as Markdown, its first row the head."""
-    head, *rows = ("| " + " | ".join(row) + " |" for row in table)
+    head, *rows = ("| " + " | ".join(map(markdown, row)) + " |" for row in table)
     return "\n".join([head, "| " + " | ".join("---" for _ in table[0]) + " |", *rows])
 
 

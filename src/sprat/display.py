@@ -1,8 +1,6 @@
 """A run on a terminal or in a notebook: a bar by epoch and a table of epochs; else plain lines."""
 
 import io
-import shlex
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +21,13 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
 
 from sprat.config import Config, PicturesConfig
 from sprat.errors import SpratError
 from sprat.names import DATASETS
 from sprat.observer import Observer
+from sprat.text import command, visible, visible_lines, warn
 from sprat.threads import spinning_advice
 
 if TYPE_CHECKING:  # what only prints a table loads no torch
@@ -43,10 +43,27 @@ NOTEBOOK_EVERY = 1  # seconds between two states of a bar in a notebook
 NOTEBOOK_WIDTH = 80  # characters of it
 
 
-def make_console(quiet: bool = False) -> Console:
-    """Where a run from Python is told of. In a notebook too it takes plain text: rich would make
-    of every line an output of its own."""
-    return Console(quiet=quiet, force_jupyter=False)
+class PlainConsole(Console):
+    """Prints text as it is: no markup, emoji codes or highlighting, and nothing that a terminal
+    would obey. Names within it go through `visible`, which keeps them in their line."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich's, but text is not broken into lines of the terminal's width."""
+        if objects and all(isinstance(each, str) for each in objects):
+            options.setdefault("soft_wrap", True)
+        super().print(*objects, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible_lines(text), **options)
+
+
+def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """Where a command or a run from Python is told of. In a notebook too it takes plain text: rich
+    would make of every line an output of its own."""
+    return PlainConsole(stderr=stderr, quiet=quiet, force_jupyter=False)
 
 
 class NotebookProgress(Progress):
@@ -81,7 +98,9 @@ class NotebookProgress(Progress):
 
     def _contents(self) -> dict[str, str]:
         text = io.StringIO()
-        plain = Console(file=text, width=NOTEBOOK_WIDTH, force_jupyter=False, color_system=None)
+        plain = PlainConsole(
+            file=text, width=NOTEBOOK_WIDTH, force_jupyter=False, color_system=None
+        )
         plain.print(self.get_renderable())
         return {"text/plain": text.getvalue().rstrip()}
 
@@ -102,6 +121,10 @@ def _make_bar(console: Console, *columns: ProgressColumn, redirect: bool = False
     )
 
 
+def _description() -> TextColumn:
+    return TextColumn("{task.description}", markup=False)
+
+
 def _can_move(bar: Progress) -> bool:
     """Whether a bar can be shown: elsewhere rich would print an empty line at its end."""
     return bar.console.is_terminal or isinstance(bar, NotebookProgress)
@@ -114,7 +137,7 @@ class TrainingDisplay(Observer):
         self.console = console
         self.progress = _make_bar(
             console,
-            TextColumn("{task.description}"),
+            _description(),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f} %  {task.fields[rate]:>6,.0f} images/s"),
             TextColumn("{task.fields[left]}"),
@@ -141,9 +164,10 @@ class TrainingDisplay(Observer):
         config = training.config
         images = len(training.batches.dataset)
         self._print(
-            f"{config.model} on {training.dataset.name}: {images:,} training images, "
-            f"{config.epochs} epochs of {len(training.batches)} steps, on {training.device.type} "
-            f"in {config.precision} with {config.threads} threads, into {training.run}"
+            f"{visible(config.model)} on {visible(training.dataset.name)}: {images:,} training "
+            f"images, {config.epochs} epochs of {len(training.batches)} steps, on "
+            f"{training.device.type} in {config.precision} with {config.threads} threads, into "
+            f"{visible(training.run)}"
         )
         self._print_imbalance(training)
         if reason := why_torch(config):
@@ -209,8 +233,8 @@ class TrainingDisplay(Observer):
         if training.config.class_weights == "balanced":
             remedy = "they weigh the same in the loss"
         self._print(
-            f"classes are uneven, from {counts[least]:,} training images ({least}) to "
-            f"{counts[most]:,} ({most}); {remedy}"
+            f"classes are uneven, from {counts[least]:,} training images ({visible(least)}) to "
+            f"{counts[most]:,} ({visible(most)}); {remedy}"
         )
 
     def _print_row(self, row: dict[str, Any]) -> None:
@@ -223,7 +247,7 @@ class TrainingDisplay(Observer):
         )
 
     def _print(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self.console.print(text)
 
 
 def print_summary(console: Console, summary: "Summary") -> None:
@@ -249,14 +273,12 @@ def print_summary(console: Console, summary: "Summary") -> None:
         for sizes in (summary.flash_bytes, summary.peak_bytes)
     )
     console.print(
-        f"\n{summary.model} on 3 x {summary.side} x {summary.side}\n"
+        f"\n{visible(summary.model)} on 3 x {summary.side} x {summary.side}\n"
         f"  parameters         {summary.parameters:,}\n"
         f"  MACs               {summary.macs:,}  (of convolutions and linear layers)\n"
         f"  receptive field    {seen}, before global pooling\n"
         f"  weights            {flash}\n"
-        f"  peak activations   {peak}, in {summary.peak_layer}",
-        highlight=False,
-        soft_wrap=True,
+        f"  peak activations   {peak}, in {visible(summary.peak_layer)}"
     )
 
 
@@ -296,14 +318,13 @@ def print_judgement(console: Console, judgement: dict[str, Any]) -> None:
         f"  accuracy                  {100 * judgement['top1']:.2f} %  (95 % interval {low:.2f} to "
         f"{high:.2f}, {judgement['n']:,} images)\n"
         f"  {views:24}  {100 * judgement['tta_top1']:.2f} %{by_chance}\n"
-        f"  calibration error (ECE)   {100 * judgement['ece']:.2f} %",
-        highlight=False,
-        soft_wrap=True,
+        f"  calibration error (ECE)   {100 * judgement['ece']:.2f} %"
     )
-    width = max(map(len, judgement["per_class"]))
-    for name, share in judgement["per_class"].items():
+    shares = [(visible(name), share) for name, share in judgement["per_class"].items()]
+    width = max(len(name) for name, _ in shares)
+    for name, share in shares:
         shown = "no image" if share is None else f"{100 * share:6.2f} %  {'█' * round(30 * share)}"
-        console.print(f"    {name:{width}}  {shown}", highlight=False, markup=False)
+        console.print(f"    {name:{width}}  {shown}")
 
 
 def print_table(
@@ -311,13 +332,14 @@ def print_table(
 ) -> None:
     """Columns as wide as they must be; the first `left` of them, and all from `left_again` on,
     flush left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
+    shown = [[visible(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
         cells = [
             f"{cell:{'>' if left <= column < left_again else '<'}{width}}"
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        console.print("   ".join(cells).rstrip(), highlight=False, soft_wrap=True)
+        console.print("   ".join(cells).rstrip())
 
 
 @contextmanager
@@ -325,7 +347,7 @@ def judging_bar(console: Console, what: str, total: int) -> Iterator[Callable[[i
     """A bar for an evaluation; gives the function to tell how many more images are done."""
     bar = _make_bar(
         console,
-        TextColumn(what),
+        _description(),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeRemainingColumn(),
@@ -344,11 +366,11 @@ def load_shown(
     said: list[str] = []  # told when the spinner is gone, which would tear it
     try:
         counted = "bytes" if name in DATASETS else "pictures"
-        with loading(console, f"loading the dataset ({name})", counted) as progress:
+        with loading(console, f"loading the dataset ({visible(name)})", counted) as progress:
             return load_dataset(name, data_dir, said.append, progress, noting(console), pictures)
     finally:
         for text in said:
-            print(f"sprat: {text}", file=sys.stderr)
+            warn(text)
 
 
 def load_again(
@@ -365,14 +387,14 @@ def load_again(
     if not moved and name not in DATASETS and not Path(name).is_dir():
         raise SpratError(
             f"{run} was trained on {name}, which is no longer there. If that has moved, name its "
-            f"new place: sprat train --resume {shlex.quote(str(run))} --dataset NEW_PLACE"
+            f"new place: {command('sprat', 'train', '--resume', run)} --dataset NEW_PLACE"
         )
     return load_shown(console, name, data_dir, config.pictures)
 
 
 def noting(console: Console) -> Callable[[str], None]:
     """Prints above a bar that is shown."""
-    return lambda text: console.print(text, highlight=False, soft_wrap=True, markup=False)
+    return lambda text: console.print(text)
 
 
 @contextmanager
@@ -385,9 +407,9 @@ def loading(
     columns = (
         (DownloadColumn(), TransferSpeedColumn()) if counted == "bytes" else (MofNCompleteColumn(),)
     )
-    spinner = _make_bar(console, SpinnerColumn(), TextColumn("{task.description}"))
+    spinner = _make_bar(console, SpinnerColumn(), _description())
     spinner.add_task(what, total=None)
-    bar = _make_bar(console, TextColumn(doing), BarColumn(), *columns, TimeRemainingColumn())
+    bar = _make_bar(console, _description(), BarColumn(), *columns, TimeRemainingColumn())
     task = bar.add_task(doing, total=None)
     last_line, started = time.perf_counter(), False
 
@@ -403,7 +425,7 @@ def loading(
             speed, left = bar.tasks[task].speed, bar.tasks[task].time_remaining
             rate = f", {speed:,.0f} {counted}/s" if speed else ""
             rate += f", {_duration(left)} left" if left is not None else ""
-            console.print(f"  {done_so_far} {done:,} of {total:,} {counted}{rate}", highlight=False)
+            console.print(f"  {done_so_far} {done:,} of {total:,} {counted}{rate}")
 
     with _shown(spinner):
         try:
@@ -416,7 +438,7 @@ def loading(
 @contextmanager
 def doing(console: Console, what: str) -> Iterator[Callable[[str], None]]:
     """A spinner for work of several parts; gives the function to tell which is under way."""
-    spinner = _make_bar(console, SpinnerColumn(), TextColumn("{task.description}"))
+    spinner = _make_bar(console, SpinnerColumn(), _description())
     task = spinner.add_task(what, total=None)
     with _shown(spinner):
         yield lambda what: spinner.update(task, description=what)

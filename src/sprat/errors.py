@@ -5,9 +5,22 @@ import difflib
 import reprlib
 from collections.abc import Iterable
 
+from sprat.text import visible
+
 
 class SpratError(ValueError):
-    """What was given, what was expected and the remedy, in the user's words."""
+    """What was given, what was expected and the remedy, in the user's words.
+
+    Args:
+        lines: of the message, mostly one. Line breaks and other controls within a line came with
+            a name or a value, and are shown as escapes.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*lines)
+
+    def __str__(self) -> str:
+        return "\n".join(map(visible, self.args))
 
 
 def plain(name: str) -> str:

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib import rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogFormatter
 from matplotlib.transforms import Bbox
 from torch import Tensor
 
@@ -21,11 +24,16 @@ from sprat.data.imageset import ImageSet
 from sprat.evaluate import calibration_bins, expected_calibration_error, worst_mistakes
 from sprat.files import write_whole
 from sprat.results import CURVES_FILE, RESULTS_FILE, read_metrics, read_results
+from sprat.text import escape, visible
 
 RAW, AVERAGED, TEST = "#1f77b4", "#d95f02", "#222222"
 NUMBERED_CLASSES = 20  # beyond which a matrix of numbers cannot be read
+LONGEST_NAME = 48  # characters; of a longer one both ends are shown
+# A drawing's text is no formula, whatever the user's matplotlibrc says.
+_plain_text = rc_context({"text.parse_math": False, "text.usetex": False})
 
 
+@_plain_text
 def draw_curves(run: Path) -> Path:
     """Draws a run's loss, accuracy and learning rate by epoch into its curves.png.
 
@@ -37,7 +45,8 @@ def draw_curves(run: Path) -> Path:
     figure = Figure(figsize=(8, 8), layout="constrained", dpi=110)
     loss, accuracy, lr = figure.subplots(3, sharex=True, height_ratios=[2, 3, 1.3])
     figure.suptitle(
-        f"{results['model']} on {results['dataset']}: {results['recipe']}, seed {results['seed']}"
+        f"{_name(results['model'])} on {_name(Path(results['dataset']).name)}: "
+        f"{_name(results['recipe'])}, seed {results['seed']}"
     )
 
     loss.plot(epochs, [row["loss"] for row in rows], ".-", color=RAW)
@@ -75,6 +84,7 @@ def draw_curves(run: Path) -> Path:
     return _save(figure, run / CURVES_FILE)
 
 
+@_plain_text
 def draw_contact_sheet(dataset: ImageSet, title: str, path: Path, columns: int = 12) -> Path:
     """Draws the first `columns` images of each class as one labelled row a class, as PNG."""
     rows = []
@@ -89,15 +99,16 @@ def draw_contact_sheet(dataset: ImageSet, title: str, path: Path, columns: int =
     figure = Figure(figsize=(columns * 0.62 + 1.2, len(rows) * 0.62 + 0.5))
     axes = figure.subplots()
     axes.imshow(sheet, interpolation="nearest")
-    axes.set_title(title)
+    axes.set_title(_text(title))
     axes.set_xticks([])
     centres = [(side + 2) * (row + 0.5) for row in range(len(rows))]
-    axes.set_yticks(centres, labels=list(dataset.classes))
+    axes.set_yticks(centres, labels=[_name(each) for each in dataset.classes])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return _save(figure, path, dpi=130, bbox_inches="tight")
 
 
+@_plain_text
 def draw_preview(rows: Sequence[Row], title: str, path: Path) -> Path:
     """Draws rows of pictures, each with its label, and their captions below them, as PNG."""
     count, _, height, width = rows[0].images.shape
@@ -116,11 +127,12 @@ def draw_preview(rows: Sequence[Row], title: str, path: Path) -> Path:
         for left, image in zip(lefts, row.images.permute(0, 2, 3, 1), strict=True):
             sheet[top : top + height, left : left + width] = image
         for left, caption in zip(lefts, row.captions, strict=False):
+            text = "\n".join(map(_name, caption.split("\n")))
             axes.text(
-                left + width / 2, top + height + 0.5, caption, fontsize=6.5, ha="center", va="top"
+                left + width / 2, top + height + 0.5, text, fontsize=6.5, ha="center", va="top"
             )
     axes.imshow(sheet.numpy(), interpolation="nearest")
-    axes.set_title(title)
+    axes.set_title(_text(title))
     axes.set_xticks([])
     axes.set_yticks([top + height / 2 for top in tops], labels=[row.label for row in rows])
     axes.tick_params(length=0)
@@ -128,6 +140,7 @@ def draw_preview(rows: Sequence[Row], title: str, path: Path) -> Path:
     return _save(figure, path, dpi=130, bbox_inches="tight")
 
 
+@_plain_text
 def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], path: Path) -> Path:
     """Draws how many images of each class (row) were named what (column), as PNG; mistakes are
     darker the larger their share of the class."""
@@ -137,10 +150,11 @@ def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], p
     inches = 2 + 0.5 * len(classes)
     figure = Figure(figsize=(inches + 0.8, inches), layout="constrained", dpi=90)
     axes = figure.subplots()
+    names = [_name(each) for each in classes]
     heat = axes.imshow(shares.numpy(), cmap="Oranges", vmin=0, vmax=darkest)
     figure.colorbar(heat, ax=axes, shrink=0.8, label="named wrongly, % of the class")
-    axes.set_xticks(range(len(classes)), labels=classes, rotation=45, ha="right")
-    axes.set_yticks(range(len(classes)), labels=classes)
+    axes.set_xticks(range(len(classes)), labels=names, rotation=45, ha="right")
+    axes.set_yticks(range(len(classes)), labels=names)
     axes.set_xlabel("named")
     axes.set_ylabel("is")
     axes.tick_params(length=0)
@@ -160,6 +174,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], p
     return _save(figure, path)
 
 
+@_plain_text
 def draw_calibration(probabilities: Tensor, targets: Tensor, path: Path) -> Path:
     """Draws accuracy by confidence, and how many images have which confidence, as PNG.
 
@@ -214,8 +229,8 @@ def draw_mistakes(
     confidence, predictions = probabilities.max(1)
     chosen = worst_mistakes(probabilities, dataset.targets, columns * lines)
     captions = [
-        f"is {dataset.classes[int(dataset.targets[number])]}\n"
-        f"said {dataset.classes[int(predictions[number])]}\n"
+        f"is {visible(dataset.classes[int(dataset.targets[number])])}\n"
+        f"said {visible(dataset.classes[int(predictions[number])])}\n"
         f"{100 * confidence[number]:.1f} % sure"
         for number in chosen.tolist()
     ]
@@ -228,6 +243,7 @@ def draw_mistakes(
     return draw_preview(rows, title, path)
 
 
+@_plain_text
 def draw_effective_field(
     field: Tensor, receptive_field: int, image_side: int, title: str, path: Path
 ) -> Path:
@@ -253,16 +269,19 @@ def draw_effective_field(
             Rectangle((corner, corner), size, size, fill=False, ec=color, ls=style, label=label)
         )
     figure.legend(loc="outside lower center", ncols=3, facecolor="#333333", labelcolor="white")
-    axes.set_title(title)
+    axes.set_title(_text(title))
     axes.set_xlabel("pixels")
     return _save(figure, path)
 
 
+@_plain_text
 def draw_comparison(entries: Sequence[Entry], path: Path) -> Path:
     """Draws accuracy against parameters (log scale) with the Pareto front, as PNG."""
     figure = Figure(figsize=(10, 6.5), dpi=110)
     axes = figure.subplots()
     axes.set_xscale("log")
+    if len(costs := {entry.parameters for entry in entries}) == 1:  # no span to take a margin of
+        axes.set_xlim(0.5 * min(costs), 2 * min(costs))
     looks: dict[str, dict[str, Any]] = {
         "measured by sprat, on the test set": {"color": RAW, "marker": "o"},
         "measured by sprat, on val": {"color": RAW, "marker": "o", "markerfacecolor": "white"},
@@ -295,7 +314,8 @@ def draw_comparison(entries: Sequence[Entry], path: Path) -> Path:
     axes.margins(x=0.12, y=0.08)
     axes.set_xlabel("parameters")
     axes.set_ylabel("accuracy, %")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.xaxis.set_major_formatter(_Thousands())
+    axes.xaxis.set_minor_formatter(_Thousands())
     axes.set_title(
         "Accuracy for parameters. Bars: standard deviation over seeds, or the 95 % interval of one "
         "run",
@@ -304,8 +324,16 @@ def draw_comparison(entries: Sequence[Entry], path: Path) -> Path:
     axes.legend(loc="lower right")
     _lighten(axes)
     figure.tight_layout()
-    _label_apart(axes, [(entry.parameters, 100 * entry.top1, entry.name) for entry in entries])
+    names = [(entry.parameters, 100 * entry.top1, _name(entry.name)) for entry in entries]
+    _label_apart(axes, names)
     return _save(figure, path)
+
+
+class _Thousands(LogFormatter):
+    """Labels what matplotlib would label on a log scale, as 200,000 rather than a formula."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:,.0f}" if super().__call__(x, pos) else ""
 
 
 def _look_of(entry: Entry) -> str:
@@ -318,7 +346,8 @@ def _spread_of(entry: Entry) -> tuple[float, float]:
     if entry.std is not None:
         return entry.std, entry.std
     if entry.ci95 is not None:
-        return entry.top1 - entry.ci95[0], entry.ci95[1] - entry.top1
+        below, above = entry.top1 - entry.ci95[0], entry.ci95[1] - entry.top1
+        return max(below, 0), max(above, 0)  # rounding may put 0 % below its interval
     return 0, 0
 
 
@@ -349,6 +378,23 @@ def _label_apart(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None
                 break
         label.set_position((side, rise))
         taken.append(box)
+
+
+def _name(text: object) -> str:
+    """A name or a path in one line that leaves place for the drawing."""
+    line = _text(text)
+    half = LONGEST_NAME // 2
+    return line if len(line) <= LONGEST_NAME else f"{line[: half - 1]}…{line[-half:]}"
+
+
+def _text(text: object) -> str:
+    """Text in one line, with escapes for what the user's fonts lack too: boxes say nothing."""
+    families = rcParams["font.family"]
+    fonts = [get_font(findfont(FontProperties(family=[family]))) for family in families]
+    return "".join(
+        each if any(font.get_char_index(ord(each)) for font in fonts) else escape(each)
+        for each in visible(text)
+    )
 
 
 def _lighten(axes: Axes) -> None:

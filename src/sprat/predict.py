@@ -13,13 +13,13 @@ from torch import Tensor
 
 from sprat.augment.views import find_views
 from sprat.checkpoint import Model
-from sprat.data.picture import fit, read_picture
+from sprat.data.picture import SUFFIXES, fit, is_picture, is_skipped, read_picture
 from sprat.errors import SpratError
 from sprat.evaluate import BATCH, predict_probabilities
 from sprat.runtime import choose_device
+from sprat.text import command
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"})
 
 
 class Predictions(NamedTuple):
@@ -124,15 +124,15 @@ def _fit_all(images: Tensor, side: int) -> Tensor:
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
-    """The files among `paths`, and the pictures (by suffix) directly in each folder, sorted.
+    """The files among `paths`, and the pictures directly in each folder, sorted.
 
     Raises:
-        SpratError: a path does not exist, or a folder holds no picture.
+        SpratError: a path does not exist, or a folder cannot be read or holds no picture.
     """
     found = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            inside = [p for p in _listed(path) if not p.is_dir() and is_picture(p)]
             if not inside:
                 raise SpratError(
                     f"the folder {path} holds no picture ({', '.join(sorted(SUFFIXES))})"
@@ -143,6 +143,16 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
         else:
             raise SpratError(f"there is no file or folder {path}")
     return found
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not is_skipped(path.name))
+    except OSError as error:
+        raise SpratError(
+            f"{folder} cannot be read: {error.strerror}; give yourself the right to: "
+            f"{command('chmod', 'u+rx', folder)}"
+        ) from error
 
 
 def predict_pictures(

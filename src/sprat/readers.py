@@ -6,7 +6,6 @@ Whatever is wrong with a file comes out as a `SpratError` of one sentence, withi
 import json
 import math
 import stat
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -113,8 +112,3 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise SpratError(f"{path} is not valid TOML: it is nested too deeply.") from error
     except ValueError as error:  # TOMLDecodeError, and what Python's int and date refuse
         raise SpratError(f"{path} is not valid TOML: {error}") from error
-
-
-def note(line: str) -> None:
-    """Print a line about a file to stderr."""
-    print(f"sprat: {line}", file=sys.stderr)

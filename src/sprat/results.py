@@ -8,7 +8,6 @@ measured is null.
 import contextlib
 import itertools
 import json
-import shlex
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +37,7 @@ from sprat.shapes import (
     one_of,
     whole,
 )
+from sprat.text import command
 
 CONFIG_FILE, METRICS_FILE, RESULTS_FILE = "config.json", "metrics.jsonl", "results.json"
 CURVES_FILE, SUMMARY_FILE = "curves.png", "summary.json"
@@ -187,7 +187,7 @@ def check_empty(run: Path) -> None:
     sweep_run(run)
     if run.exists() and (not run.is_dir() or {path.name for path in run.iterdir()} - {LOCK_FILE}):
         begun = (run / CONFIG_FILE).exists()
-        hint = f", or resume it: sprat train --resume {shlex.quote(str(run))}" if begun else ""
+        hint = f", or resume it: {command('sprat', 'train', '--resume', run)}" if begun else ""
         raise SpratError(
             f"{run} exists already and is not overwritten; give another --output{hint}"
         )
@@ -272,7 +272,7 @@ def read_config(run: Path) -> tuple[Config, str, dict[str, Any]]:
     if run.is_dir() and all(found.name.startswith(".") for found in run.iterdir()):
         raise SpratError(
             f"{run} holds no run yet: it was ended before it began. Start it again into the same "
-            f"folder: sprat train --output {shlex.quote(str(run))}, with its recipe and settings."
+            f"folder: {command('sprat', 'train', '--output', run)}, with its recipe and settings."
         )
     values = read_json(path)
     if wrong := mismatch(values, BEGINNING):

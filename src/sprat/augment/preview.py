@@ -9,6 +9,7 @@ from torch import Tensor
 from sprat.augment import transforms as t
 from sprat.augment.mixing import MIXERS
 from sprat.augment.pipeline import Pipeline
+from sprat.text import visible
 
 TITLES = {"mixup": "MixUp", "cutmix": "CutMix", "ricap": "RICAP"}
 
@@ -105,4 +106,4 @@ def _shares(row: Tensor, classes: Sequence[str]) -> str:
     """ "0.62 cat, 0.38 frog", a line each, the largest first; rounded away below 0.005."""
     order = row.argsort(descending=True).tolist()
     shown = [(row[label].item(), classes[label]) for label in order if row[label] >= 0.005]
-    return "\n".join(f"{share:.2f} {name}" for share, name in shown)
+    return "\n".join(f"{share:.2f} {visible(name)}" for share, name in shown)

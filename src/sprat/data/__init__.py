@@ -17,6 +17,7 @@ from sprat.data.imageset import PIECE, ImageSet, Normalization
 from sprat.errors import SpratError
 from sprat.files import cache_dir
 from sprat.names import DATASETS, check_dataset, check_published
+from sprat.text import command
 
 
 class Source(Protocol):
@@ -153,9 +154,11 @@ def verify_dataset(name: str, data_dir: Path | None = None) -> tuple[Path, dict[
         with _reading(folder):
             if states := source.verify(folder):
                 return folder, states
+    where = [] if data_dir is None else ["--data-dir", data_dir]
+    fetching = command("sprat", "data", "fetch", "--dataset", name, *where)
     raise SpratError(
         f"there is nothing to verify: no {' and no '.join(source.PLACES)} in "
-        f"{' or '.join(map(str, folders))}; sprat data fetch --dataset {name} fetches it"
+        f"{' or '.join(map(str, folders))}; {fetching} fetches it"
     )
 
 
@@ -165,11 +168,23 @@ def _source(name: str) -> Source:
 
 
 def _folders(data_dir: Path | None) -> list[Path]:
-    """Where a dataset is looked for, in this order."""
-    if data_dir is not None:
-        return [data_dir]
+    """Where a dataset is looked for, in this order.
+
+    Raises:
+        SpratError: what the user gave is no folder.
+    """
     from_env = os.environ.get("SPRAT_DATA")
-    return [*([Path(from_env)] if from_env else []), cache_dir()]
+    if data_dir is not None:
+        places, given_by = [data_dir], "--data-dir"
+    else:
+        places, given_by = [Path(from_env)] if from_env else [], "SPRAT_DATA"
+    for place in places:
+        with _reading(place):
+            if place.exists() and not place.is_dir():
+                raise SpratError(
+                    f"{place} ({given_by}) is not a folder; name the folder that holds the dataset"
+                )
+    return places if data_dir is not None else [*places, cache_dir()]
 
 
 def _find(name: str, data_dir: Path | None, progress: Progress, note: Say) -> Path:
@@ -179,10 +194,11 @@ def _find(name: str, data_dir: Path | None, progress: Progress, note: Say) -> Pa
             if place := source.find(folder):
                 return place
     if data_dir is not None:
+        fetching = command("sprat", "data", "fetch", "--dataset", name, "--data-dir", data_dir)
         raise SpratError(
             f"{data_dir} (--data-dir) does not hold {source.TITLE}, expected "
             f"{' or '.join(source.PLACES)}; name the folder that does, leave the option out to "
-            f"look elsewhere, or fetch it there with sprat data fetch --dataset {name}"
+            f"look elsewhere, or fetch it there with {fetching}"
         )
     return _download(source, cache_dir(), progress, note)
 
@@ -192,8 +208,10 @@ def _download(source: Source, to: Path, progress: Progress, note: Say) -> Path:
         return source.download(to, progress, note)
     except SpratError as error:
         raise SpratError(
-            f"{source.TITLE} could not be fetched: {error}\nCheck the network, or give a folder "
-            f"that holds {' or '.join(source.PLACES)} with --data-dir or SPRAT_DATA"
+            f"{source.TITLE} could not be fetched: {error.args[0]}",
+            *error.args[1:],
+            f"Check the network, or give a folder that holds {' or '.join(source.PLACES)} with "
+            "--data-dir or SPRAT_DATA",
         ) from error
 
 

@@ -136,12 +136,12 @@ class _Fetch:
         left = [source for source in sources if not source.failure]
         if left:
             return max(left, key=lambda source: source.rate)  # the first of equals
-        failures = "\n".join(f"  {source.url}: {source.failure}" for source in sources)
+        failures = [f"  {source.url}: {source.failure}" for source in sources]
         if have := self._have():
-            failures += f"\n{have:,} bytes are kept in {self.part}, to go on with"
+            failures.append(f"{have:,} bytes are kept in {self.part}, to go on with")
         else:
             self.part.unlink(missing_ok=True)
-        raise SpratError(f"no source gave {self.size:,} bytes of md5 {self.md5}:\n{failures}")
+        raise SpratError(f"no source gave {self.size:,} bytes of md5 {self.md5}:", *failures)
 
     def _take(self, source: _Source, meter: "_Meter") -> None:
         """Adds what one source gives, until all is there, or it is slow or fails."""

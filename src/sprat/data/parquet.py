@@ -26,7 +26,7 @@ def find(folder: Path) -> Path | None:
 
 def files_of(place: Path, split: str) -> list[Path]:
     """One split's files in a folder, in order."""
-    return sorted(place.glob(f"{split}-*.parquet"))
+    return sorted(path for path in place.glob(f"{split}-*.parquet") if path.is_file())
 
 
 def read(place: Path, split: str, count: int, classes: int) -> tuple[Tensor, Tensor]:

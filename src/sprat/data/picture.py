@@ -1,34 +1,118 @@
-"""One picture file as a network is to see it: any size and mode."""
+"""Picture files: which files are pictures, and one as a network is to see it."""
 
+import stat
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from sprat.errors import SpratError
+
+# Of each suffix the format; no reader of Pillow's others is reached, whatever a file holds.
+SUFFIXES = {
+    ".png": "PNG", ".apng": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG",
+    ".jfif": "JPEG", ".mpo": "JPEG", ".webp": "WEBP", ".avif": "AVIF", ".gif": "GIF",
+    ".bmp": "BMP", ".tif": "TIFF", ".tiff": "TIFF", ".ppm": "PPM", ".pgm": "PPM", ".pbm": "PPM",
+    ".pnm": "PPM",
+}  # fmt: skip
+FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))
+MAX_SIDE = 65_535  # pixels, as in JPEG; a line of millions would cost gigabytes
+# What systems leave in folders of pictures, in lower case.
+_LEFT_BY_SYSTEMS = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir"})
+_UPRIGHT = {  # by EXIF's orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def is_skipped(name: str) -> bool:
+    """Whether a file or folder of this name is never looked at: hidden, or left by a system."""
+    return name.startswith(".") or name.lower() in _LEFT_BY_SYSTEMS
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file among others is meant as a picture: by its suffix, or else by its content.
+
+    True too for a pipe or a device, so that `read_picture` refuses it.
+    """
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    try:
+        _require_file(path)
+        with Image.open(path, formats=FORMATS):
+            return True
+    except (SpratError, Image.DecompressionBombError):
+        return True
+    except Exception:  # no picture, or so damaged that nothing says that it is one
+        return False
 
 
 def read_picture(path: Path, side: int) -> Tensor:
     """A picture file as the network is to see it: uint8, 3 x side x side.
 
     Raises:
-        SpratError: the file is no picture, damaged, or larger than Pillow deems safe.
+        SpratError: the file is no picture, no file, damaged, or larger than is safe.
     """
     try:
-        with Image.open(path) as image:
+        _require_file(path)
+        with Image.open(path, formats=FORMATS) as image:
             pixels = image.width * image.height
             if Image.MAX_IMAGE_PIXELS and pixels > Image.MAX_IMAGE_PIXELS:  # Pillow only warns
                 raise Image.DecompressionBombError(
                     f"{image.width:,} x {image.height:,}, at most {Image.MAX_IMAGE_PIXELS:,} in all"
                 )
+            if max(image.size) > MAX_SIDE:
+                raise Image.DecompressionBombError(
+                    f"{image.width:,} x {image.height:,}, at most {MAX_SIDE:,} on a side"
+                )
             image.load()
-            return fit(ImageOps.exif_transpose(image), side)
+            return fit(upright(image), side)
+    except SpratError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise SpratError(f"{path} has too many pixels to be safe: {error}") from error
+    except UnidentifiedImageError as error:  # whose own words name the path once more
+        formats = ", ".join(FORMATS)
+        raise SpratError(f"{path} cannot be read as a picture: it is none of {formats}") from error
     except Exception as error:  # a damaged file raises anything
         raise SpratError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return an image turned as its EXIF says, or as it is where EXIF is absent or damaged."""
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF raises anything; the pixels are sound
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _require_file(path: Path) -> None:
+    """Refuses what opening would wait for, or never come to the end of.
+
+    Raises:
+        SpratError: it is a pipe, a socket, a device or a folder.
+        OSError: it is not there, or may not be looked at.
+    """
+    kind = stat.S_IFMT(path.stat().st_mode)
+    if kind != stat.S_IFREG:
+        raise SpratError(
+            f"{path} cannot be read as a picture: it is {_KINDS.get(kind, 'no file')}; give a file"
+        )
 
 
 def fit(image: Image.Image, side: int) -> Tensor:

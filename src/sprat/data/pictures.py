@@ -24,13 +24,22 @@ from sprat.config import PicturesConfig
 from sprat.data import cache
 from sprat.data.fetch import Progress, Say
 from sprat.data.imageset import ImageSet, Rows, stratified_split
-from sprat.data.picture import read_picture
+from sprat.data.picture import is_skipped, read_picture
 from sprat.errors import SpratError, did_you_mean
 from sprat.files import cache_dir, lock, replacing
+from sprat.text import command, visible
 from sprat.threads import usable_cores
 
 PARTS = ("train", "val", "test")
+# Other names that folders of parts go by elsewhere, in lower case.
+_SAME_PART = {part: part for part in PARTS} | {
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "testing": "test",
+}
 LISTED = 20  # unreadable files named in a message
+_READER = 2  # raised whenever the same files give other pixels, or others can be read
 _AT_ONCE = 256  # pictures in memory while they are read
 
 
@@ -80,15 +89,15 @@ def load(
     """
     listing = list_folder(folder)
     if listing.beside:
-        say(f"left out, since they are in no class folder of {folder}: {_few(listing.beside)}")
+        place = visible(folder)
+        say(f"left out, since they are in no class folder of {place}: {_few(listing.beside)}")
     images, about = _cached(folder, listing, config.side, say, progress)
     if about["unreadable"]:
-        text = _unreadable(folder, about["unreadable"])
+        first, *more = _unreadable(folder, about["unreadable"])
         if config.unreadable == "refuse":
-            raise SpratError(
-                f"{text}\nMend or remove them, or leave them out by --pictures.unreadable skip"
-            )
-        say(f"left out: {text}")
+            remedy = "Mend or remove them, or leave them out by --pictures.unreadable skip"
+            raise SpratError(first, *more, remedy)
+        say("\n".join([f"left out: {first}", *more]))
     return split(folder, listing.classes, images, about, config)
 
 
@@ -133,7 +142,7 @@ def split(
 def list_folder(folder: Path) -> Listing:
     """Looks at a folder's class folders and their files, without reading a picture.
 
-    Hidden files and folders, whose names begin with a dot, are none of it.
+    What is hidden or was left by a system (see `is_skipped`) is none of it.
 
     Raises:
         SpratError: it does not hold a folder for each class, at least two, directly or in train/
@@ -148,7 +157,8 @@ def list_folder(folder: Path) -> Listing:
             f"{root} holds {names}; expected a folder of pictures for each class, at least two"
         )
     # another Pillow may read other pixels
-    digest = hashlib.md5(repr((PIL.__version__, folder)).encode(), usedforsecurity=False)
+    reader = (_READER, PIL.__version__, folder)
+    digest = hashlib.md5(repr(reader).encode(), usedforsecurity=False)
     folders = []
     for part, names_in_part in found.items():
         for name in names_in_part:
@@ -168,6 +178,7 @@ def list_folder(folder: Path) -> Listing:
 def _find_classes(folder: Path) -> tuple[dict[str, list[str]], list[str]]:
     """Names of the class folders by part, training first, and those of the files beside them."""
     inside, beside = _scan(folder)
+    _check_part_names(folder, inside)
     parts = [part for part in PARTS if part in inside]
     if not parts:
         return {"": inside}, beside
@@ -178,10 +189,13 @@ def _find_classes(folder: Path) -> tuple[dict[str, list[str]], list[str]]:
         )
     for part in ("train", "test"):
         if part not in parts:
-            raise SpratError(
-                f"{folder} holds {'/, '.join(parts)}/ but no {part}/; add it, or move the class "
-                f"folders up into {folder} to have the test part split off"
-            )
+            remedy = "add it"
+            if parts == ["train"]:
+                remedy += f", or move the class folders up into {folder} to have the test part "
+                remedy += "split off"
+            elif parts == ["train", "val"]:
+                remedy += ", or rename val/ to test/ to have val split off the training pictures"
+            raise SpratError(f"{folder} holds {'/, '.join(parts)}/ but no {part}/; {remedy}")
     found = {}
     for part in parts:
         found[part], more = _scan(folder / part)
@@ -189,8 +203,32 @@ def _find_classes(folder: Path) -> tuple[dict[str, list[str]], list[str]]:
     return found, beside
 
 
+def _check_part_names(folder: Path, names: list[str]) -> None:
+    """Refuses parts under other names, such as Train/ and Test/: they would be taken for classes.
+
+    Where only one of many folders is called like a part, it is a class: trains beside buses.
+    """
+    meant = {name: _SAME_PART[name.lower()] for name in names if name.lower() in _SAME_PART}
+    parts = set(meant.values())
+    other = {name: part for name, part in meant.items() if name != part}
+    if not other or (len(parts) == 1 and len(meant) < len(names)):
+        return
+    remedy = ", ".join(f"rename {name}/ to {part}/" for name, part in other.items())
+    if len(parts) < len(meant):
+        remedy = "several of them are the same part, so merge or rename them"
+    raise SpratError(
+        f"{folder} holds {', '.join(f'{name}/' for name in meant)}, but the parts of a set are "
+        f"called train/, test/ and val/; {remedy}"
+    )
+
+
 def _files_of_class(path: Path) -> list[str]:
     folders, files = _scan(path)
+    if any(name.lower() in _SAME_PART for name in folders):
+        raise SpratError(
+            f"the class folder {path} holds folders ({_few(folders)}) that are parts of a set; "
+            "give that folder itself as the dataset"
+        )
     if folders:
         raise SpratError(
             f"the class folder {path} holds folders ({_few(folders)}); expected pictures alone: "
@@ -204,19 +242,26 @@ def _files_of_class(path: Path) -> list[str]:
 
 
 def _scan(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of the folders and of the files in `folder`, sorted."""
+    """Names of the folders and of the files in `folder`, sorted.
+
+    Raises:
+        SpratError: it cannot be read, or a folder's name cannot be a class's.
+    """
     folders: list[str] = []
     files: list[str] = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.name.startswith("."):
+                if not is_skipped(entry.name):
                     (folders if entry.is_dir() else files).append(entry.name)
     except PermissionError as error:
         raise SpratError(
             f"{folder} cannot be read: {error.strerror}; give yourself the right to: "
-            f"chmod u+rx {folder}"
+            f"{command('chmod', 'u+rx', folder)}"
         ) from error
+    for name in folders:
+        if not _is_unicode(name):  # models, pages and other programs hold names in UTF-8
+            raise SpratError(f"{folder / name} has a name that is not UTF-8; rename that folder")
     return sorted(folders), sorted(files)
 
 
@@ -306,11 +351,18 @@ def _read_or_error(path: Path, side: int) -> Tensor | SpratError:
         return error
 
 
-def _unreadable(folder: Path, errors: list[str]) -> str:
-    listed = "".join(f"\n  {error}" for error in errors[:LISTED])
-    more = f"\n  and {len(errors) - LISTED:,} more" if len(errors) > LISTED else ""
-    return f"{len(errors):,} of the files in {folder} cannot be read as pictures:{listed}{more}"
+def _unreadable(folder: Path, errors: list[str]) -> list[str]:
+    """Lines of a message."""
+    lines = [f"{len(errors):,} of the files in {visible(folder)} cannot be read as pictures:"]
+    lines += [f"  {error}" for error in errors[:LISTED]]
+    if len(errors) > LISTED:
+        lines.append(f"  and {len(errors) - LISTED:,} more")
+    return lines
+
+
+def _is_unicode(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return ", ".join(map(visible, names[:3])) + (", …" if len(names) > 3 else "")

@@ -4,7 +4,6 @@ import base64
 import io
 import itertools
 import json
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from sprat.files import write_whole
 from sprat.models import build_model
 from sprat.report.charts import Box, Frame, Line, box, frame, line
 from sprat.results import CONFIG_FILE, RESULTS_FILE, read_config, read_metrics, read_results
+from sprat.text import command, visible
 
 REPORT_FILE = "report.html"
 MISTAKES = 24  # pictures at most
@@ -120,8 +120,8 @@ def read_run(folder: Path) -> Run:
             )
         if (folder / CONFIG_FILE).exists():
             raise SpratError(
-                f"{folder} has no {RESULTS_FILE}, so the run is not finished; go on with sprat "
-                f"train --resume {shlex.quote(str(folder))}"
+                f"{folder} has no {RESULTS_FILE}, so the run is not finished; go on with "
+                f"{command('sprat', 'train', '--resume', folder)}"
             )
     results = read_results(folder / RESULTS_FILE)
     config, recipe, overrides = read_config(folder)
@@ -159,6 +159,7 @@ def write_report(run: Run, path: Path, answers: Answers | str) -> None:
         loader=PackageLoader("sprat", "report"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -196,10 +197,10 @@ def _contents(run: Run, answers: Answers | str) -> dict[str, Any]:
         "confused": _confused(judged),
         "calibration": _calibration(seen) if seen else None,
         "mistakes": _mistakes(seen) if seen else None,
-        "missing": None if seen else answers,
+        "missing": None if seen else " ".join(str(answers).split("\n")),
         "settings": _settings(run.config.to_dict()),
         "command": _command(run),
-        "folder": repr(str(run.folder)),
+        "folder": ascii(str(run.folder)),
         "dataset": Path(run.results["dataset"]).name,  # own pictures are named by their path
         "version": __version__,
     }
@@ -385,7 +386,7 @@ def _command(run: Run) -> str | None:
     words = ["sprat", "train", "--recipe", run.recipe]
     for name, value in (settings | run.overrides).items():
         words += _option(name, value)
-    return shlex.join(words)
+    return command(*words)
 
 
 def _option(name: str, value: Any) -> list[str]:
@@ -397,6 +398,11 @@ def _option(name: str, value: Any) -> list[str]:
     if not isinstance(value, bool):
         words += map(str, value) if isinstance(value, list) else [str(value)]
     return words
+
+
+def _shown(value: Any) -> Any:
+    """What the page says for a value: text as it is, and what would not be seen as escapes."""
+    return visible(value) if type(value) is str else value
 
 
 def _duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ from sprat.results import JUDGEMENT, RESULTS_FILE, read_json, read_results
 from sprat.serve.samples import draw_samples
 from sprat.serve.uploads import png
 from sprat.shapes import mismatch
+from sprat.text import visible
 
 PAGE = Path(__file__).parent / "page"
 SHOWN = 10  # classes on the page, the most probable
@@ -34,8 +35,8 @@ def fixed_answers(model: Model, place: Path, openapi: dict[str, Any]) -> dict[st
     templates = Environment(loader=FileSystemLoader(PAGE), autoescape=True)
     samples = {name: png(pixels) for name, pixels in draw_samples(model.classes).items()}
     index = templates.get_template("index.html").render(
-        model=model.name,
-        classes=model.classes[:SHOWN],
+        model=visible(model.name),
+        classes=[visible(name) for name in model.classes[:SHOWN]],
         class_count=len(model.classes),
         side=model.side,
         facts=facts(model, place),
@@ -70,7 +71,6 @@ def facts(model: Model, place: Path) -> dict[str, str]:
         low, high = (100 * share for share in judged["top1_ci95"])
         known["accuracy"] = f"{100 * judged['top1']:.2f} %"
         known["95 % interval"] = f"{low:.2f} to {high:.2f} %"
-        known["measured on"] = (
-            f"{judged['n']:,} images of {model.about.get('dataset', 'its dataset')} ({split})"
-        )
+        dataset = visible(model.about.get("dataset", "its dataset"))
+        known["measured on"] = f"{judged['n']:,} images of {dataset} ({split})"
     return known

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import BinaryIO
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from torch import Tensor
 
-from sprat.data.picture import fit
+from sprat.data.picture import fit, upright
 from sprat.serve.limits import Limits
 from sprat.serve.refusals import Refused
 
@@ -67,7 +67,7 @@ def decode(file: BinaryIO, side: int, max_pixels: int) -> Tensor:
             if image.width * image.height > max_pixels:
                 raise Image.DecompressionBombError
             image.load()
-            return fit(ImageOps.exif_transpose(image), side)
+            return fit(upright(image), side)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         words = f"the picture has too many pixels; make it smaller, at most {max_pixels:,} in all"
         raise Refused(413, "pixels", words) from error

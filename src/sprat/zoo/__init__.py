@@ -7,6 +7,7 @@ from typing import Any
 
 from sprat.errors import SpratError, did_you_mean, plain
 from sprat.names import CARD_FILE, MODEL_FILE
+from sprat.text import code, markdown
 
 CARD_TEXT_FILE = "CARD.md"
 ZOO = Path(__file__).parent
@@ -80,22 +81,28 @@ def card_text(card: dict[str, Any]) -> str:
     """A card as Markdown."""
     test, robustness, training = card["test"], card["robustness"], card["training"]
     low, high = (100 * share for share in test["top1_ci95"])
+    classes = [markdown(name) for name in test["per_class"]]
+    processor = markdown(training["machine"]["gpu"] or training["machine"]["cpu"])
     seeds = training["seeds"]
-    changed = ", ".join(f"`{key}` {value}" for key, value in training["overrides"].items())
-    recipe = f"`{training['recipe']}`" + (f" but for {changed}" if changed else "")
+    changed = ", ".join(
+        f"{code(key)} {markdown(value)}" for key, value in training["overrides"].items()
+    )
+    recipe = code(training["recipe"]) + (f" but for {changed}" if changed else "")
     spread = (
         f"over {seeds['n']} seeds {100 * seeds['mean']:.2f} ± {100 * seeds['std']:.2f} %"
         if seeds
         else "one run, so nothing is known of the spread over seeds"
     )
     teacher, seconds = training["teacher"], training["seconds"]
-    taught = f", taught by {teacher['model']} (`{teacher['recipe']}`)" if teacher else ""
+    taught = ""
+    if teacher:
+        taught = f", taught by {markdown(teacher['model'])} ({code(teacher['recipe'])})"
     time = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
     lines = [
-        f"# {card['name']}",
+        f"# {markdown(card['name'])}",
         "",
         f"{card['parameters']:,} parameters, {card['macs']:,} multiply-accumulates an image, "
-        f"receptive field {card['receptive_field']} px. Tells apart {', '.join(test['per_class'])} "
+        f"receptive field {card['receptive_field']} px. Tells apart {', '.join(classes)} "
         f"in pictures of {card['side']} x {card['side']} pixels.",
         "",
         "## On the test set of CIFAR-10",
@@ -112,15 +119,18 @@ def card_text(card: dict[str, Any]) -> str:
         "",
         "| class | accuracy |",
         "| --- | --- |",
-        *(f"| {name} | {100 * share:.2f} % |" for name, share in test["per_class"].items()),
+        *(
+            f"| {name} | {100 * share:.2f} % |"
+            for name, share in zip(classes, test["per_class"].values(), strict=True)
+        ),
         "",
         "Confusion, rows the truth, columns the answer:",
         "",
-        "| | " + " | ".join(test["per_class"]) + " |",
-        "| --- " * (1 + len(test["per_class"])) + "|",
+        "| | " + " | ".join(classes) + " |",
+        "| --- " * (1 + len(classes)) + "|",
         *(
             f"| {name} | " + " | ".join(map(str, row)) + " |"
-            for name, row in zip(test["per_class"], test["confusion"], strict=True)
+            for name, row in zip(classes, test["confusion"], strict=True)
         ),
         "",
         "## Where pictures are worse",
@@ -140,7 +150,7 @@ def card_text(card: dict[str, Any]) -> str:
         "",
         f"Recipe {recipe}, seed {training['seed']}, {training['epochs']} epochs on "
         f"{training['images']:,} images{taught}, in {time} on "
-        f"{training['machine']['gpu'] or training['machine']['cpu']}. {training['chosen']}",
+        f"{processor}. {training['chosen']}",
         "",
         "![Loss, accuracy and learning rate by epoch](curves.png)",
         "",

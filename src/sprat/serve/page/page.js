@@ -2,6 +2,9 @@
 
 const byId = (id) => document.getElementById(id);
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const unseen = /(?![\u200c\u200d])[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu; // bidirectional overrides among them
+const visible = (name) =>
+  name.replace(unseen, (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
 let asking = new AbortController();
 
 async function ask(picture, name) {
@@ -44,7 +47,7 @@ function tell({ pictures: [{ predictions, seen }], milliseconds }) {
   byId("seen").src = seen;
   byId("seen").hidden = false;
   const best = document.createElement("strong");
-  best.textContent = predictions[0].class;
+  best.textContent = visible(predictions[0].class);
   say("");
   byId("status").append(
     best, ` ${percent(predictions[0].probability)}, in ${Math.max(1, Math.round(milliseconds))} ms`
@@ -58,7 +61,7 @@ function row(prediction, place) {
   const cell = document.createElement("td");
   const bar = document.createElement("span");
   name.scope = "row";
-  name.textContent = prediction.class;
+  name.textContent = visible(prediction.class);
   bar.className = "bar";
   bar.style.setProperty("--share", prediction.probability);
   cell.append(bar, percent(prediction.probability));
