@@ -1,7 +1,6 @@
 """`sprat serve` in a process of its own, for tests that ask it."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -35,15 +34,19 @@ class Server:
 
 
 @contextmanager
-def serving(*options: object) -> Iterator[Server]:
-    """Starts it on a free port, waits until it is ready, and ends it unless it has ended."""
+def serving(*options: object, **process_options: Any) -> Iterator[Server]:
+    """Starts it on a free port, waits until it is ready, and ends it unless it has ended.
+
+    Args:
+        process_options: as for `subprocess.Popen`.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         command = [sys.executable, *WARNINGS, "-m", "sprat", "serve"]
         command += ["--port", "0", "--threads", "1"]
         with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
             process = subprocess.Popen(
-                [*command, *map(str, options)], stdout=out, stderr=err, env=os.environ
+                [*command, *map(str, options)], stderr=err, **({"stdout": out} | process_options)
             )
         try:
             while not (ready := READY.search((folder / "err").read_text())):

@@ -52,7 +52,7 @@ def shortened(words: list[str]) -> list[str]:
 
 def serve_and_stop(words: list[str]) -> None:
     """Starts a server on a free port of this machine, asks it for its health, and ends it."""
-    pytest.importorskip("fastapi")
+    pytest.importorskip("httptools")
     for option, value in (("--port", "0"), ("--host", "127.0.0.1")):
         if option in words:
             words[words.index(option) + 1] = value

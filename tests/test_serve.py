@@ -1,9 +1,14 @@
 """The server as clients meet it, well-meaning and hostile: a real process, real sockets."""
 
+import asyncio
 import base64
+import contextlib
 import dataclasses
 import io
 import json
+import os
+import resource
+import shutil
 import signal
 import socket
 import struct
@@ -12,7 +17,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from http.client import HTTPResponse
 from pathlib import Path
 from threading import Event
@@ -33,12 +38,20 @@ from schemathesis import GenerationMode
 from serving import Server, serving
 
 import sprat
+from sprat.checkpoint import load_model
 from sprat.data import shapes10
 from sprat.predict import to_pixels
+from sprat.serve.app import make_app
 from sprat.serve.batching import Batcher
+from sprat.serve.decoding import Decoders, _Process
+from sprat.serve.guard import Guard
 from sprat.serve.limits import Limits
+from sprat.serve.log import MOST_WAITING, Log
+from sprat.serve.metrics import Metrics
+from sprat.serve.refusals import Refused
 from sprat.serve.samples import draw_samples
 from sprat.serve.uploads import png
+from sprat.zoo import best
 
 LIMITS = {
     "max-body": 400_000, "max-files": 4, "max-pixels": 1_000_000, "body-seconds": 5,
@@ -85,7 +98,7 @@ def answer_on(connection: socket.socket) -> tuple[int, dict[str, Any]]:
 
 
 def request(body: bytes, kind: str = "multipart/form-data; boundary=XX", extra: str = "") -> bytes:
-    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n{extra}"
+    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n{extra}"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
@@ -144,6 +157,26 @@ def animation(frames: int) -> bytes:
     return one[:start] + one[start:-1] * frames + b";"
 
 
+def chunks_of_nothing(count: int) -> bytes:
+    """A sound PNG with so many empty chunks of text."""
+    text = b"\0\0\0\0tEXt" + struct.pack(">I", zlib.crc32(b"tEXt"))
+    return PNG[:33] + text * count + PNG[33:]
+
+
+def tiff(**tags: int) -> bytes:
+    """A TIFF of 900 x 900 pixels in grey, and nothing behind its tags."""
+    known = {"width": 256, "height": 257, "bits": 258, "compression": 259, "photometric": 262,
+             "strips": 273, "rows": 278, "tile_width": 322, "tile_height": 323}  # fmt: skip
+    values = {"width": 900, "height": 900, "bits": 8, "photometric": 1, "rows": 900, **tags}
+    if "strips" in tags:
+        values["strips"] = 8
+    entries = sorted((known[name], tags[name] if name == "strips" else 1, value)
+                     for name, value in values.items())  # fmt: skip
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + b"".join(
+        struct.pack("<HHII", tag, 4, count, value) for tag, count, value in entries
+    ) + bytes(4) + bytes(100_000)  # fmt: skip
+
+
 def rotated() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: to be turned by 90 degrees
@@ -180,7 +213,7 @@ READABLE = {
     "a page behind a PNG": PNG + b"<script>alert(1)</script>",
     "one pixel": encoded(Image.new("RGB", (1, 1)), "PNG"),
 }
-UNREADABLE = {
+UNREADABLE: dict[str, tuple[bytes, int, str]] = {
     "empty": (b"", 422, "empty"),
     "text": (b"no picture", 415, "send JPEG"),
     "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', 415, "send JPEG"),
@@ -199,6 +232,29 @@ UNREADABLE = {
     "10,000 x 10,000": (png_header(10_000, 10_000), 413, "at most 1,000,000"),
     "1001 x 1000": (png_header(1001, 1000), 413, "at most 1,000,000"),
     "few promised pixels": (png_header(900, 900), 422, "damaged"),
+    "1 x 1,000,000": (png_header(1, 1_000_000), 413, "at most 20,000 on a side"),
+    "a million tiles": (tiff(tile_width=1, tile_height=1), 422, "too many parts"),
+    "strips of a row": (tiff(strips=60_000), 422, "too many parts"),
+    "strips beyond the file": (tiff(strips=10**9), 422, "too many parts"),
+    "a TIFF in LZMA": (tiff(compression=34925), 415, "method 34925"),
+    "thousands of chunks": (chunks_of_nothing(20_000), 422, "too many parts"),
+    "hundreds of texts": (chunks_of_nothing(200), 422, "too many parts"),
+    "thousands of comments in a JPEG": (
+        JPEG[:2] + b"\xff\xfe\0\2" * 20_000 + JPEG[2:],
+        422,
+        "too many parts",
+    ),
+    "a JPEG of filling": (JPEG[:2] + b"\xff" * 30_000 + JPEG[2:], 422, "too many parts"),
+    "thousands of comments in a GIF": (
+        animation(1)[:13] + b"!\xfe\1x\0" * 20_000 + animation(1)[13:],
+        422,
+        "too many parts",
+    ),
+    "thousands of frames in a WebP": (
+        b"RIFF\0\0\0\0WEBP" + b"ANMF\0\0\0\0" * 20_000,
+        422,
+        "too many parts",
+    ),
     "a GIF of 65,535 x 65,535": (b"GIF89a" + b"\xff" * 4 + animation(1)[10:], 413, "pixels"),
 }
 
@@ -280,14 +336,226 @@ def test_what_is_no_proper_form_is_refused_in_words(
     assert_well(server)
 
 
-@pytest.mark.parametrize(
-    "sent", [b"\x16\x03\x01\0\0", b"GET\r\n\r\n", b"GET / HTTP/1.1\r\n" * 9 + b"\r\n"]
-)
-def test_what_is_no_http_leaves_it_well(server: Server, sent: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
-        connection.sendall(sent)
-        assert b" 400 " in connection.recv(1000).splitlines()[0]
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
+NO_HTTP = {
+    "TLS": (b"\x16\x03\x01\0\0", 400),
+    "no target": (b"GET\r\n\r\n", 400),
+    "one line over and over": (b"GET / HTTP/1.1\r\n" * 9 + b"\r\n", 400),
+    "a tunnel": (b"CONNECT localhost:1 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+    "two lengths": (GET + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+    "an absurd length": (GET + b"Content-Length: " + b"9" * 50 + b"\r\n\r\n", 400),
+    "length and chunks": (GET + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+    "a header for ever": (GET + b"A: " + b"x" * 200_000, 431),
+    "thousands of headers": (GET + b"A: b\r\n" * 5_000 + b"\r\n", 400),
+    "no chunks": (
+        request(b"").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked") + b"nonsense\r\n",
+        400,
+    ),
+}
+
+
+@pytest.mark.parametrize(("sent", "status"), NO_HTTP.values(), ids=NO_HTTP)
+def test_what_is_no_http_is_answered_logged_and_counted(
+    server: Server, sent: bytes, status: int
+) -> None:
+    refused = "sprat_refusals_total", "http"
+    before = metrics(server).get(refused, 0)
+    answered, answer = raw(server, sent)
+    assert (answered, "error" in answer) == (status, True)
+    assert metrics(server)[refused] == before + 1
+    wait_until(
+        lambda: any((line["status"], line["method"]) == (status, "") for line in server.log())
+    )
     assert_well(server)
+
+
+def test_requests_before_one_that_is_no_http_are_answered(server: Server) -> None:
+    status, answer = raw(server, request(part(CAT) + END) + b"nonsense\r\n\r\n")
+    assert (status, len(answer["pictures"])) == (200, 1)
+
+
+def test_a_client_that_sends_no_more_may_still_read(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall(request(part(CAT) + END))
+        connection.shutdown(socket.SHUT_WR)
+        assert answer_on(connection)[0] == 200
+
+
+FOREIGN = "Host: evil.example"
+BROWSER = f"Host: localhost\r\nContent-Length: {len(part(CAT) + END)}\r\n"
+BROWSER += "Content-Type: multipart/form-data; boundary=XX"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("GET", "/", FOREIGN, 400),
+        ("GET", "/predict/", FOREIGN, 400),
+        ("GET", "/", "Host: localhost\r\nHost: evil.example", 400),
+        ("GET", "/", "Host: evil.example@localhost", 400),
+        ("GET", "/", "Host: localhost.evil.example", 400),
+        ("GET", "/", "A: b", 400),
+        ("GET", "http://evil.example/", FOREIGN, 400),
+        ("GET", "/healthz", FOREIGN, 200),
+        ("GET", "/openapi.json", "Host: [::1]:80", 200),
+        ("GET", "/openapi.json", "Host: LOCALHOST:1", 200),
+        ("GET", "/predict/", "Host: localhost", 404),
+        ("GET", "//evil.example/..", "Host: localhost", 404),
+        ("POST", "/predict", f"{BROWSER}\r\nOrigin: http://evil.example", 403),
+        ("POST", "/predict", f"{BROWSER}\r\nOrigin: null", 403),
+        ("POST", "/predict", f"{BROWSER}\r\nOrigin: http://localhost:1", 403),
+        ("POST", "/predict", f"{BROWSER}\r\nSec-Fetch-Site: cross-site", 403),
+        ("POST", "/predict", f"{BROWSER}\r\nSec-Fetch-Site: same-site", 403),
+        ("POST", "/predict", f"{BROWSER}\r\nOrigin: http://localhost", 200),
+        ("POST", "/predict", f"{BROWSER}\r\nSec-Fetch-Site: same-origin", 200),
+    ],
+)
+def test_strangers_names_and_pages_are_refused(
+    server: Server, method: str, path: str, headers: str, status: int
+) -> None:
+    body = part(CAT) + END if method == "POST" else b""
+    answered, answer = raw(server, f"{method} {path} HTTP/1.1\r\n{headers}\r\n\r\n".encode() + body)
+    assert (answered, "evil" in str(answer)) == (status, False)
+
+
+class TestGuard:
+    def test_a_place_is_free_once_the_answer_is_there(self) -> None:
+        """Though its client never reads it."""
+
+        async def answer(scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+        async def ask_both() -> list[int]:
+            guard = Guard(answer, Limits(max_requests=1), Metrics(), Quiet(), None)
+            scope = {"type": "http", "method": "POST", "path": "/predict", "headers": []}
+            statuses: list[int] = []
+            never = asyncio.Event()
+
+            async def send(message: Any) -> None:
+                statuses.append(message.get("status"))
+                await never.wait()
+
+            asks = [
+                asyncio.create_task(guard({**scope, "client": (name, 1)}, never.wait, send))
+                for name in ("10.0.0.1", "10.0.0.2")
+            ]
+            while len(statuses) < 2:
+                await asyncio.sleep(0)
+            for ask in asks:
+                ask.cancel()
+            await asyncio.gather(*asks)
+            return statuses
+
+        class Quiet(Log):
+            def __init__(self) -> None:
+                pass
+
+            def write(self, line: str) -> None:
+                pass
+
+        assert asyncio.run(ask_both()) == [200, 200]
+
+
+class TestLog:
+    def test_a_pipe_that_nobody_reads_drops_lines_and_says_so_later(self) -> None:
+        reading, writing = os.pipe()
+        dropped: list[int] = []
+        log = Log(writing, dropped.append)
+        for _ in range(MOST_WAITING + 2_000):
+            log.write("x" * 100)
+        wait_until(lambda: sum(dropped) > 0)
+        log.close(seconds=0.01)  # does not wait for the reader
+        log.write("last")
+        os.set_blocking(reading, False)
+        text = b""
+
+        def told() -> bool:
+            nonlocal text
+            with contextlib.suppress(BlockingIOError):
+                text += os.read(reading, 1 << 20)
+            return b'"dropped"' in text
+
+        wait_until(told)
+        *lines, _ = text.splitlines()
+        told_of = [json.loads(line)["dropped"] for line in lines if line.startswith(b"{")]
+        assert sum(told_of) <= sum(dropped)
+        assert set(lines) - {b"x" * 100} == {line for line in lines if line.startswith(b"{")}
+
+    def test_a_disk_without_room_loses_lines_and_nothing_else(self) -> None:
+        dropped: list[int] = []
+        with open("/dev/full", "wb") as full:  # noqa: PTH123
+            log = Log(full.fileno(), dropped.append)
+            for _ in range(5):
+                log.write("x")
+            log.close(seconds=60)
+        assert sum(dropped) == 5
+
+
+class TestDecoders:
+    def test_one_that_overruns_is_ended_and_the_next_is_decoded(self) -> None:
+        process = _Process(32, Limits(decode_seconds=60))
+        picture = encoded(NOISE, "WEBP")
+        seen = to_pixels(Image.open(io.BytesIO(picture)), 32)[0]
+        assert torch.equal(process.decode(picture), seen)
+        process._limits = Limits(decode_seconds=1e-6)
+        with pytest.raises(Refused, match="more than 1e-06 seconds"):
+            process.decode(encoded(NOISE.resize((2_000, 2_000)), "WEBP"))
+        process._limits = Limits(decode_seconds=60)
+        assert torch.equal(process.decode(picture), seen)
+        process.close()
+
+    def test_nobody_waits_for_all_that_another_sent(self) -> None:
+        served: list[str] = []
+
+        async def wait_in_turn() -> None:
+            decoders = Decoders(32, Limits(decoders=1))
+
+            async def take(client: str) -> None:
+                async with decoders._turn(client):
+                    served.append(client)
+                    await asyncio.sleep(0)
+
+            await asyncio.gather(*map(take, "aaaaabbc"))
+            decoders.close()
+
+        asyncio.run(wait_in_turn())
+        assert "".join(served) == "abcabaaa"
+
+
+def test_a_model_that_gives_no_numbers_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Nonsense:
+        def __init__(self, *options: Any) -> None:
+            pass
+
+        def submit(self, pixels: torch.Tensor) -> Future[torch.Tensor]:
+            answer: Future[torch.Tensor] = Future()
+            if pixels.max() == 255:
+                answer.set_exception(MemoryError())
+            else:
+                answer.set_result(torch.full((10,), torch.nan))
+            return answer
+
+        def waiting(self) -> int:
+            return 0
+
+    async def ask() -> list[httpx.Response]:
+        place = best()
+        monkeypatch.setattr("sprat.serve.app.Batcher", Nonsense)
+        app = make_app(load_model(place), place, Limits(), Metrics(), "cpu")
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            pictures = [
+                png(torch.full((3, 32, 32), value, dtype=torch.uint8)) for value in (9, 255)
+            ]
+            return [
+                *[await client.post("/predict", files={"images": each}) for each in pictures],
+                await client.get("/healthz"),
+            ]
+
+    answers = asyncio.run(ask())
+    assert [answer.status_code for answer in answers] == [422, 503, 503]
+    assert "no probabilities" in answers[0].json()["error"]
 
 
 def test_a_client_that_leaves_is_not_missed(server: Server) -> None:
@@ -409,7 +677,7 @@ def test_a_name_that_json_cannot_hold_is_told_as_far_as_it_can_be(server: Server
 def test_wrong_requests_are_refused_in_words(
     server: Server, method: str, path: str, status: int
 ) -> None:
-    answered, answer = raw(server, f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    answered, answer = raw(server, f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     assert answered == status
     assert answer["error"]
 
@@ -595,7 +863,10 @@ class TestSamples:
 def test_no_part_of_an_answer_waits_for_the_client_to_acknowledge_another() -> None:
     from sprat.serve.server import listen
 
-    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+    with (
+        listen("127.0.0.1", 0, backlog=1) as listener,
+        socket.create_connection(listener.getsockname()),
+    ):
         connection, _ = listener.accept()
         with connection:
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
@@ -617,6 +888,12 @@ class TestBadBeginnings:
             (["--host", "256.1.1.1"], "cannot listen on 256.1.1.1"),
             (["--max-body", "0"], "max_body is 0, expected a number above 0"),
             (["--max-pixels", "99999999"], "at most 89,478,485"),
+            (["--host", "0.0.0.0"], "Give its names, --allowed-hosts example.org"),
+            (["--allowed-hosts", "http://x"], "--allowed-hosts has 'http://x'"),
+            (["--allowed-hosts", "*.example.org"], "--allowed-hosts has '*.example.org'"),
+            (["--trusted-proxies", "*"], "--trusted-proxies has '*'"),
+            (["--trusted-proxies", "10.0.0.2,0.0.0.0/0"], "--trusted-proxies has '0.0.0.0/0'"),
+            (["--trusted-proxies", "proxy"], "--trusted-proxies has 'proxy'"),
         ],
     )
     def test_what_cannot_be_served(self, here: Here, words: list[str], message: str) -> None:
@@ -625,7 +902,7 @@ class TestBadBeginnings:
         assert message in done.stderr
 
     def test_a_missing_extra(self, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "fastapi", None)
+        monkeypatch.setitem(sys.modules, "httptools", None)
         done = here("serve")
         assert done.returncode == 2
         assert "pip install 'sprat[serve]'" in done.stderr
@@ -643,6 +920,63 @@ def test_the_documentation_names_each_limit_with_its_default() -> None:
     documentation = (Path(__file__).parents[1] / "docs" / "how-to" / "serve.md").read_text()
     for name, value in dataclasses.asdict(Limits()).items():
         assert f"| `--{name.replace('_', '-')}` | {value:,.0f} " in documentation
+
+
+def test_it_bears_a_full_log_a_lost_folder_few_files_and_clients_that_never_read(
+    tmp_path: Path,
+) -> None:
+    """And SIGTERM ends it meanwhile, with answers for those whose requests are whole."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(4096))
+    os.set_blocking(writing, True)
+    folder = tmp_path / "gone"
+    folder.mkdir()
+
+    def allow_few_files() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
+
+    process_options = {
+        "stdout": writing, "preexec_fn": allow_few_files,
+        "env": os.environ | {"TMPDIR": str(folder)},
+    }  # fmt: skip
+    options = ("--send-seconds", 1, "--body-seconds", 600, "--header-seconds", 600)
+    with serving(*options, **process_options) as server:
+        for _ in range(3):  # into the log
+            assert_well(server)
+
+        shutil.rmtree(folder)
+        answer = post(server, ("x", bytes(1_500_000)))
+        assert (answer.status_code, "temporary files" in answer.json()["error"]) == (507, True)
+
+        deaf = socket.socket()
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", server.port))
+        for _ in range(20):
+            deaf.sendall(b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n" * 10)
+            time.sleep(0.02)
+        wait_until(lambda: metrics(server).get(("sprat_refusals_total", "unread"), 0) == 1)
+
+        crowd = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(60)]
+        wait_until(lambda: server.client.get("/healthz").status_code == 200)
+        crowd += [socket.create_connection(("127.0.0.1", server.port)) for _ in range(100)]
+        for connection in [deaf, *crowd]:
+            connection.close()
+        wait_until(lambda: metrics(server)["sprat_connections",] < 5)
+        assert metrics(server)["sprat_refusals_total", "connections"] > 0
+        assert_well(server)
+
+        with socket.create_connection(("127.0.0.1", server.port)) as half:
+            half.sendall(request(part(CAT) + END)[:-30])
+            wait_until(lambda: under_way(server) == 1)
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(timeout=60) == 0
+        complaints = (server.folder / "err").read_text()
+        assert complaints.count("\n") == 1, complaints
+    os.close(reading)
+    os.close(writing)
 
 
 def listens(server: Server) -> bool:

@@ -4,7 +4,7 @@ import importlib.util
 
 from sprat.errors import SpratError
 
-PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "jinja2")
+PACKAGES = ("starlette", "uvicorn", "httptools", "python_multipart", "prometheus_client", "jinja2")
 
 
 def require_packages() -> None:

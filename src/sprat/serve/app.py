@@ -1,23 +1,22 @@
 """The interface: predictions, health, metrics, their description, and the page."""
 
 import asyncio
+import json
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from fastapi import FastAPI, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel, Field
+from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from torch import Tensor
 
 from sprat import __version__
@@ -25,217 +24,172 @@ from sprat.checkpoint import Model
 from sprat.errors import SpratError
 from sprat.predict import Classifier
 from sprat.serve.batching import Batcher
-from sprat.serve.guard import CLIENT_LEFT, Guard
+from sprat.serve.decoding import Decoders
+from sprat.serve.guard import CLIENT_LEFT, HEALTH_PATH, LIMITED_PATH
 from sprat.serve.limits import Limits
 from sprat.serve.metrics import Metrics
-from sprat.serve.pages import Fixed, fixed_answers
+from sprat.serve.pages import PAGE, Fixed, fixed_answers
 from sprat.serve.refusals import Refused
-from sprat.serve.uploads import FIELD, data_uri, decode, read_uploads
+from sprat.serve.uploads import FIELD, data_uri, read_uploads
 
 HEALTHY_WITHIN = 5.0  # seconds
-REFUSALS = {
-    400: "The body is no form that can be read, or its field holds no file.",
-    408: "The body came too slowly.",
-    413: "Too many bytes, files, or pixels of a picture.",
-    415: "No multipart form, or no JPEG, PNG, WebP, GIF, BMP or TIFF picture.",
-    422: "Empty or damaged files, no two alike unreadable, or an option that is wrong.",
-    429: "Too many requests of this client are under way.",
-    503: "Too many requests of all clients are under way.",
-}
+TOP = 3  # classes, unless a request says otherwise
+FLAGS = {"true": True, "false": False}
+LOGGER = logging.getLogger(__name__)
 
 
-class Prediction(BaseModel):
-    name: str = Field(serialization_alias="class")
-    probability: float = Field(ge=0, le=1)
-
-
-class Picture(BaseModel):
-    """One file: what it shows, or why it could not be read."""
-
-    name: str = Field(description="The file's, as it was sent.")
-    predictions: list[Prediction] | None = Field(
-        default=None, description="The most probable first."
-    )
-    seen: str | None = Field(
-        default=None, description="What the network sees: a PNG as a data URI."
-    )
-    error: str | None = None
-
-
-class Answer(BaseModel):
-    model: str
-    pictures: list[Picture] = Field(description="In the order of the files.")
-    milliseconds: float = Field(description="Decoding and the network, without the upload.")
-
-
-class Refusal(BaseModel):
-    """Why there is no answer, and the remedy."""
-
-    error: str
-    pictures: list[Picture] | None = Field(
-        default=None, description="Where each file has its reason."
-    )
-
-
-class Health(BaseModel):
-    status: str
-    model: str
-
-
-def make_app(model: Model, place: Path, limits: Limits, device: str = "auto") -> ASGIApp:
-    """The application around one model.
+def make_app(
+    model: Model, place: Path, limits: Limits, metrics: Metrics, device: str = "auto"
+) -> Starlette:
+    """The application around one model, to be wrapped in a `Guard`.
 
     Args:
         model: what `load_model` gives, read from `place`.
 
     Raises:
-        SpratError: the machine has no such device.
+        SpratError: the machine has no such device, or gives no process to decode pictures.
     """
-    metrics = Metrics()
     batcher = Batcher(Classifier(model, device), limits.max_batch, metrics.batches.observe)
     metrics.queue.set_function(batcher.waiting)
-    decoders = ThreadPoolExecutor(limits.decoders, "decoder")
+    decoders = Decoders(model.side, limits)
 
     async def ask(pixels: Tensor) -> Tensor:
-        return await asyncio.wrap_future(batcher.submit(pixels))
+        """Class probabilities, K.
 
-    async def ask_about_nothing() -> None:
-        await ask(torch.zeros(3, model.side, model.side, dtype=torch.uint8))
+        Raises:
+            Refused: the model does not answer, or not with numbers.
+        """
+        try:
+            probabilities = await asyncio.wrap_future(batcher.submit(pixels))
+        except SpratError as error:
+            raise Refused(422, "model", str(error)) from error
+        except Exception as error:  # out of memory, say
+            LOGGER.exception("the model failed")
+            raise Refused(503, "model", "the model failed; the server's log says why") from error
+        if not probabilities.isfinite().all():
+            words = "the model gives no probabilities for this picture; try another"
+            raise Refused(422, "model", words)
+        return probabilities
 
-    async def look_at(upload: UploadFile, top: int, seen: bool) -> tuple[int, Picture]:
+    async def look_at(upload: UploadFile, client: str, top: int, seen: bool) -> tuple[int, Any]:
         """The status that the file alone would have, and what it shows."""
-        loop = asyncio.get_running_loop()
         # some charsets decode to what JSON cannot hold
         name = (upload.filename or "").encode(errors="replace").decode()
+        picture: dict[str, Any] = {"name": name}
         try:
-            pixels = await loop.run_in_executor(
-                decoders, decode, upload.file, model.side, limits.max_pixels
-            )
+            pixels = await decoders.decode(upload.file, upload.size or 0, client)
+            shares = (await ask(pixels)).clamp(0, 1)
+            probabilities, labels = shares.topk(min(top, len(model.classes)))
         except Refused as refused:
             metrics.refused(refused.reason)
-            return refused.status, Picture(name=name, error=refused.message)
-        try:
-            answer = await ask(pixels)
-        except SpratError as error:  # weights that overflow on this picture
-            metrics.refused("overflow")
-            return 422, Picture(name=name, error=str(error))
-        probabilities, labels = answer.clamp(0, 1).topk(min(top, len(model.classes)))
-        predictions = [
-            Prediction(name=model.classes[label], probability=probability)
+            return refused.status, picture | {"error": refused.message}
+        picture["predictions"] = [
+            {"class": model.classes[label], "probability": probability}
             for probability, label in zip(probabilities.tolist(), labels.tolist(), strict=True)
         ]
-        uri = await loop.run_in_executor(decoders, data_uri, pixels) if seen else None
-        return 200, Picture(name=name, predictions=predictions, seen=uri)
+        if seen:
+            picture["seen"] = await asyncio.to_thread(data_uri, pixels)
+        return 200, picture
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await ask_about_nothing()  # the first answer is slow
-        yield
-        batcher.close()
-        decoders.shutdown()
-
-    app = FastAPI(
-        title="sprat",
-        version=__version__,
-        summary=f"{model.name} tells apart {', '.join(model.classes)}.",
-        docs_url=None,  # both would load their scripts from elsewhere
-        redoc_url=None,
-        lifespan=lifespan,
-        exception_handlers=HANDLERS,
-    )
-    app.state.metrics = metrics
-
-    @app.post(
-        "/predict",
-        response_model=Answer,
-        response_model_exclude_none=True,
-        response_description="What was read.",
-        responses={
-            status: {"model": Refusal, "description": REFUSALS[status]} for status in REFUSALS
-        },
-        openapi_extra={"requestBody": _form(limits)},
-    )
-    async def predict(
-        request: Request,
-        top: Annotated[int, Query(ge=1, description="Classes to give for each picture.")] = 3,
-        seen: Annotated[bool, Query(description="Also give what the network sees.")] = False,
-    ) -> Any:
-        """What each picture shows.
-
-        A file that cannot be read has an error in place of predictions; where none can be read,
-        the status says so too.
-        """
+    async def predict(request: Request) -> Response:
+        top, seen = _options(request)
+        client = request.client.host if request.client else ""
         async with read_uploads(request, limits) as uploads:
             began = time.perf_counter()
-            looked = await asyncio.gather(*(look_at(upload, top, seen) for upload in uploads))
+            looked = await asyncio.gather(*(look_at(each, client, top, seen) for each in uploads))
         milliseconds = round(1000 * (time.perf_counter() - began), 2)
         statuses, pictures = {status for status, _ in looked}, [picture for _, picture in looked]
         if 200 in statuses:
-            return Answer(model=model.name, pictures=pictures, milliseconds=milliseconds)
-        error = pictures[0].error if len(pictures) == 1 else "none of the files can be read"
-        refusal = Refusal(error=error or "", pictures=pictures).model_dump(exclude_none=True)
+            answer = {"model": model.name, "pictures": pictures, "milliseconds": milliseconds}
+            return JSONResponse(answer)
+        error = pictures[0]["error"] if len(pictures) == 1 else "none of the files can be read"
+        refusal = {"error": error, "pictures": pictures}
         return JSONResponse(refusal, statuses.pop() if len(statuses) == 1 else 422)
 
-    @app.get(
-        "/healthz",
-        response_description="It does.",
-        responses={503: {"model": Refusal, "description": "It does not."}},
-    )
-    async def healthz() -> Health:
-        """Whether the model answers."""
+    async def healthz(request: Request) -> Response:
         try:
             async with asyncio.timeout(HEALTHY_WITHIN):
-                await ask_about_nothing()
+                await ask(_nothing(model))
         except Exception as error:  # whatever it is, the answer is no
             raise Refused(503, "unhealthy", "the model does not answer") from error
-        return Health(status="ok", model=model.name)
+        return JSONResponse({"status": "ok", "model": model.name})
 
-    @app.get(
-        "/metrics",
-        response_class=Response,
-        responses={200: {"description": "Counters.", "content": {CONTENT_TYPE_LATEST: {}}}},
-    )
-    async def read_metrics() -> Response:
-        """What was counted, in Prometheus's format."""
+    async def read_metrics(request: Request) -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    for path, fixed in fixed_answers(model, place, app.openapi()).items():
-        app.add_api_route(path, _sender(fixed), methods=["GET", "HEAD"], include_in_schema=False)
-    return Guard(app, limits, metrics)
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Refused)
+        metrics.refused(error.reason)
+        return error.response()
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        decoders.close()
+        batcher.close()
+
+    batcher.submit(_nothing(model)).result()  # the first answer is slow
+    decoders.start()
+    openapi = describe(model, limits)
+    fixed = fixed_answers(model, place, openapi)
+    fixed["/openapi.json"] = Fixed(json.dumps(openapi).encode(), "application/json")
+    app = Starlette(
+        routes=[
+            Route(LIMITED_PATH, predict, methods=["POST"]),
+            Route(HEALTH_PATH, healthz),
+            Route("/metrics", read_metrics),
+            *(Route(path, _sender(answer)) for path, answer in fixed.items()),
+        ],
+        exception_handlers={**HANDLERS, Refused: refused},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False  # to an address made of the request's own Host
+    return app
 
 
-def _form(limits: Limits) -> dict[str, Any]:
-    """The body of a prediction's request, for its description."""
-    file = {"type": "string", "format": "binary"}
-    files = {"type": "array", "items": file, "minItems": 1, "maxItems": limits.max_files}
-    schema = {"type": "object", "properties": {FIELD: files}, "required": [FIELD]}
-    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+def _nothing(model: Model) -> Tensor:
+    """A picture to ask about, only to be answered."""
+    return torch.zeros(3, model.side, model.side, dtype=torch.uint8)
 
 
-def _sender(fixed: Fixed) -> Callable[[], Awaitable[Response]]:
-    async def send() -> Response:
+def describe(model: Model, limits: Limits) -> dict[str, Any]:
+    """The interface in OpenAPI's terms."""
+    openapi: dict[str, Any] = json.loads((PAGE / "openapi.json").read_text(encoding="utf-8"))
+    openapi["info"] |= {
+        "version": __version__,
+        "summary": f"{model.name} tells apart {', '.join(model.classes)}.",
+    }
+    body = openapi["paths"][LIMITED_PATH]["post"]["requestBody"]
+    schema = body["content"]["multipart/form-data"]["schema"]
+    schema["properties"][FIELD]["maxItems"] = limits.max_files
+    return openapi
+
+
+def _options(request: Request) -> tuple[int, bool]:
+    """How many classes a request asks for, and whether for what the network sees."""
+    top, seen = request.query_params.get("top", str(TOP)), request.query_params.get("seen", "false")
+    if not (top.isascii() and top.isdigit() and top.strip("0")):
+        raise Refused(422, "option", f"top is {top[:20]!r}, expected a whole number above 0")
+    if seen not in FLAGS:
+        raise Refused(422, "option", f"seen is {seen[:20]!r}, expected true or false")
+    return int(top.lstrip("0")[:9]), FLAGS[seen]  # more classes than any model has
+
+
+def _sender(fixed: Fixed) -> Callable[[Request], Awaitable[Response]]:
+    async def send(request: Request) -> Response:
         return Response(fixed.content, 200, {"Cache-Control": "no-cache"}, fixed.media_type)
 
     return send
 
 
-async def _refused(request: Request, error: Refused) -> Response:
-    request.app.state.metrics.refused(error.reason)
-    return error.response()
-
-
-async def _wrong_option(request: Request, error: RequestValidationError) -> Response:
-    words = "; ".join(f"{each['loc'][-1]}: {each['msg']}" for each in error.errors())
-    return await _refused(request, Refused(422, "option", words))
-
-
-async def _no_such_thing(request: Request, error: HTTPException) -> Response:
+async def _no_such_thing(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
     words = {404: "there is nothing here; see /docs", 405: "not by this method; see /docs"}
     message = words.get(error.status_code, error.detail)
     return JSONResponse({"error": message}, error.status_code, error.headers)
 
 
-async def _left(request: Request, error: ClientDisconnect) -> Response:
+async def _left(request: Request, error: Exception) -> Response:
     return Response(status_code=CLIENT_LEFT)
 
 
@@ -243,9 +197,7 @@ async def _broken(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": "sprat failed; its log says where"}, 500)
 
 
-HANDLERS: dict[Any, Any] = {
-    Refused: _refused,
-    RequestValidationError: _wrong_option,
+HANDLERS: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
     HTTPException: _no_such_thing,
     ClientDisconnect: _left,
     Exception: _broken,

@@ -2,41 +2,85 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import json
-import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Callable
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sprat.serve.limits import Limits
+from sprat.serve.log import Log, now
 from sprat.serve.metrics import Metrics
+from sprat.serve.origins import check_host, check_origin
 from sprat.serve.refusals import Refused
 
-ACCESS_LOG = logging.getLogger("sprat.serve.access")
 LIMITED_PATH = "/predict"  # all others cost next to nothing, and must answer when it is busy
+HEALTH_PATH = "/healthz"  # asked by whatever name, by what watches the server
 LINGER = 2.0  # seconds
 RETRY_AFTER = {"Retry-After": "1"}  # seconds
 CLIENT_LEFT = 499  # what web servers log for one that did not wait
-PROTECTION = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; "
-    "object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
+PROTECTION = [
+    (
+        b"content-security-policy",
+        b"default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; "
+        b"form-action 'none'; frame-ancestors 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+
+
+class Record:
+    """What the log and the counts are told of a request; nothing comes from a picture."""
+
+    def __init__(self, client: str, method: str = "", path: str = "") -> None:
+        self.client, self.method, self.path = client, method, path
+        self.status = CLIENT_LEFT  # until an answer begins
+        self.bytes_in = self.bytes_out = 0
+        self.id = secrets.token_hex(8)
+        self._began = time.perf_counter()
+
+    def write(self, log: Log, metrics: Metrics) -> None:
+        """Writes a line of JSON, and counts."""
+        seconds = time.perf_counter() - self._began
+        line = {
+            "time": now(),
+            "method": self.method[:20],
+            "path": self.path[:200],
+            "status": self.status,
+            "ms": round(1000 * seconds, 2),
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "client": self.client[:50],
+            "request_id": self.id,
+        }
+        log.write(json.dumps(line))
+        metrics.answered(self.method, self.path, self.status, seconds)
 
 
 class Guard:
-    """Wraps an ASGI application, whose bodies it bounds in bytes and time as they come."""
+    """Wraps an ASGI application, whose bodies it bounds in bytes and time as they come.
 
-    def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics) -> None:
-        self._app, self._limits, self._metrics = app, limits, metrics
-        self._under_way: Counter[str] = Counter()  # predictions, by the client's address
+    Args:
+        hosts: names by which it may be called; None: any.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: Limits,
+        metrics: Metrics,
+        log: Log,
+        hosts: frozenset[str] | None,
+    ) -> None:
+        self._app, self._limits, self._metrics, self._log = app, limits, metrics, log
+        self._hosts = hosts
+        self._under_way: Counter[str] = Counter()  # predictions, by client
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -44,68 +88,67 @@ class Guard:
             return
         exchange = _Exchange(scope, receive, send, self._limits)
         try:
+            if scope["path"] != HEALTH_PATH:
+                check_host(exchange.headers, self._hosts)
+            check_origin(scope["method"], exchange.headers)
             if scope["path"] == LIMITED_PATH:
-                with self._place_for(exchange.client):
-                    await self._app(scope, exchange.receive, exchange.send)
-            else:
-                await self._app(scope, exchange.receive, exchange.send)
+                exchange.leave = self._enter(exchange.record.client)
+            await self._app(scope, exchange.receive, exchange.send)
         except Refused as refused:  # no place; the application answers its own
             self._metrics.refused(refused.reason)
             await refused.response()(scope, exchange.receive, exchange.send)
+        except asyncio.CancelledError:  # the server ends, and has cut the connection
+            pass
         finally:
-            ACCESS_LOG.info(json.dumps(exchange.to_dict()))
-            self._metrics.answered(
-                scope["method"], scope["path"], exchange.status, exchange.seconds()
-            )
+            exchange.leave()
+            exchange.record.write(self._log, self._metrics)
 
-    @contextlib.contextmanager
-    def _place_for(self, client: str) -> Iterator[None]:
+    def _enter(self, client: str) -> Callable[[], None]:
+        """Takes a place among the predictions under way; gives what frees it."""
         if self._under_way.total() >= self._limits.max_requests:
             raise Refused(503, "busy", "the server is busy; ask again in a second", RETRY_AFTER)
+        client = household(client)
         if self._under_way[client] >= self._limits.max_requests_per_client:
             words = f"{self._under_way[client]} requests of yours are under way; wait for an answer"
             raise Refused(429, "client", words, RETRY_AFTER)
         self._under_way[client] += 1
-        try:
-            with self._metrics.in_flight.track_inprogress():
-                yield
-        finally:
+        self._metrics.in_flight.inc()
+
+        def leave() -> None:
+            self._metrics.in_flight.dec()
             self._under_way[client] -= 1
             if not self._under_way[client]:
                 del self._under_way[client]
+
+        return leave
+
+
+def household(client: str) -> str:
+    """Who counts as one client: an IPv4 address, or the 2^64 addresses that an IPv6 host has."""
+    if ":" not in client:
+        return client
+    try:
+        return str(ipaddress.ip_network(f"{client.partition('%')[0]}/64", strict=False))
+    except ValueError:
+        return client
+
+
+def _nothing() -> None:
+    pass
 
 
 class _Exchange:
     """A request and its answer, counted as they pass."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
-        self._scope, self._receive, self._send, self._limits = scope, receive, send, limits
-        self.client = scope["client"][0] if scope["client"] else ""
-        self.status = CLIENT_LEFT  # until an answer begins
-        self._id = secrets.token_hex(8)
-        self._began = time.perf_counter()
+        self._receive, self._send, self._limits = receive, send, limits
+        client = scope["client"][0] if scope["client"] else ""
+        self.record = Record(client, scope["method"], scope["path"])
+        self.headers = Headers(scope=scope)
+        self.leave: Callable[[], None] = _nothing  # frees the place, once the answer is there
         self._deadline = asyncio.get_running_loop().time() + limits.body_seconds
-        self._bytes_in = self._bytes_out = 0
-        headers = Headers(scope=scope)
-        self._declared = int(headers.get("content-length", 0))  # h11 let only digits pass
-        self._body_left = bool(self._declared) or "transfer-encoding" in headers
-
-    def seconds(self) -> float:
-        return time.perf_counter() - self._began
-
-    def to_dict(self) -> dict[str, object]:
-        """The line of the log; nothing in it comes from a picture or its name."""
-        return {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "method": self._scope["method"][:20],
-            "path": self._scope["path"][:200],
-            "status": self.status,
-            "ms": round(1000 * self.seconds(), 2),
-            "bytes_in": self._bytes_in,
-            "bytes_out": self._bytes_out,
-            "client": self.client,
-            "request_id": self._id,
-        }
+        self._declared = int(self.headers.get("content-length", 0))  # the parser lets digits pass
+        self._body_left = bool(self._declared) or "transfer-encoding" in self.headers
 
     async def receive(self) -> Message:
         """The next piece of the body.
@@ -124,8 +167,8 @@ class _Exchange:
             seconds = self._limits.body_seconds
             words = f"the body did not come within {seconds:g} seconds; send a smaller picture"
             raise Refused(408, "slow", words) from error
-        self._bytes_in += len(message.get("body", b""))
-        if self._bytes_in > self._limits.max_body:
+        self.record.bytes_in += len(message.get("body", b""))
+        if self.record.bytes_in > self._limits.max_body:
             raise self._too_large()
         self._body_left = message.get("more_body", False)
         return message
@@ -137,14 +180,17 @@ class _Exchange:
         at once; so the rest of a body is read for a while, and thrown away.
         """
         if message["type"] == "http.response.start":
-            self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers.update(PROTECTION | {"X-Request-ID": self._id})
+            self.leave()
+            self.leave = _nothing
+            self.record.status = message["status"]
+            headers = [
+                *message["headers"], *PROTECTION, (b"x-request-id", self.record.id.encode())
+            ]  # fmt: skip
             if self._body_left:
-                headers["Connection"] = "close"
-            await self._send(message)
+                headers.append((b"connection", b"close"))
+            await self._send({**message, "headers": headers})
             return
-        self._bytes_out += len(message.get("body", b""))
+        self.record.bytes_out += len(message.get("body", b""))
         if self._body_left and not message.get("more_body", False):
             await self._send({**message, "more_body": True})
             with contextlib.suppress(TimeoutError):

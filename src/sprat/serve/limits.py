@@ -2,10 +2,14 @@
 
 import dataclasses
 import math
+import sys
 
 from sprat.errors import SpratError
 
 PILLOWS_MAX_PIXELS = 89_478_485  # above them Pillow warns by itself, above twice as many it refuses
+BACKLOG = 128  # connections that the system holds until they are accepted
+SPARE = 64  # connections above the limit, which are told so before they are closed
+OWN_FILES = 40  # files that the server itself keeps open: sockets, pipes to its processes, its log
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,18 +22,30 @@ class Limits:
     """Pictures in a request (413)."""
     max_pixels: int = 25_000_000
     """Pixels of a picture, by its header, before it is decoded (413)."""
+    max_side: int = 20_000
+    """Width and height of a picture in pixels, by its header, before it is decoded (413)."""
+    decode_seconds: float = 5.0
+    """Seconds in which a picture must be decoded; the process is ended then (422)."""
+    decode_memory: int = 1_250_000_000
+    """Bytes of memory that decoding a picture may take, where the system can bound it (413)."""
     body_seconds: float = 30.0
     """Seconds in which a body must have come (408)."""
     header_seconds: float = 10.0
     """Seconds in which a request's headers must have come; else the connection is closed."""
+    send_seconds: float = 10.0
+    """Seconds in which a client must have read its answer; else the connection is cut."""
     max_requests: int = 64
     """Requests for predictions that are under way at once (503)."""
     max_requests_per_client: int = 16
     """The same, of one client's address (429)."""
+    max_connections: int = 1024
+    """Open connections; fewer where the system allows fewer open files (503)."""
+    max_connections_per_client: int = 128
+    """The same, of one address that is no trusted proxy's (503)."""
     max_batch: int = 64
     """Pictures that the network looks at together."""
     decoders: int = 2
-    """Threads that decode pictures, each one at a time."""
+    """Processes that decode pictures, each one at a time."""
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -50,3 +66,41 @@ def check_port(port: int) -> None:
     """
     if not 0 <= port <= 65535:
         raise SpratError(f"--port is {port}, expected 1 to 65535, or 0 for a free one")
+
+
+@dataclasses.dataclass(frozen=True)
+class Connections:
+    """How many connections this process can hold."""
+
+    most: int
+    spare: int
+    backlog: int
+
+
+def allow_connections(limits: Limits) -> Connections:
+    """Raise the limit of open files as far as is needed and allowed, and divide what there is.
+
+    Raises:
+        SpratError: the system allows so few open files that hardly a client could connect.
+    """
+    if sys.platform == "win32":
+        return Connections(limits.max_connections, SPARE, BACKLOG)
+    import resource
+
+    # a connection each, and the uploads that are on disk, each of 1 MiB or more
+    uploads = limits.max_requests * min(limits.max_files, limits.max_body >> 20)
+    wanted = limits.max_connections + SPARE + BACKLOG + OWN_FILES + uploads
+    files, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files != resource.RLIM_INFINITY and files < wanted:
+        files = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    if files == resource.RLIM_INFINITY:
+        files = wanted
+    spare, backlog = min(SPARE, files // 16), min(BACKLOG, files // 8)
+    most = files - OWN_FILES - spare - backlog
+    if most < 8:
+        raise SpratError(
+            f"The system allows {files} open files, too few for a server. Allow at least 256 with "
+            "ulimit -n 256."
+        )
+    return Connections(min(most, limits.max_connections), spare, backlog)

@@ -25,6 +25,10 @@ class Metrics:
         self._refusals = Counter("sprat_refusals", text, ("reason",), registry=own)
         text = "Pictures that the network looked at together"
         self.batches = Histogram("sprat_batch_pictures", text, buckets=SIZES, registry=own)
+        text = "Lines of the log that nobody read in time, or no disk had room for"
+        self.dropped = Counter("sprat_log_lines_dropped", text, registry=own)
+        text = "Connections open"
+        self.connections = Gauge("sprat_connections", text, registry=own)
         self.in_flight = Gauge("sprat_requests_in_flight", "Predictions under way", registry=own)
         self.queue = Gauge("sprat_queue_pictures", "Waiting for the network", registry=own)
 

@@ -1,24 +1,37 @@
-"""The process that serves: its socket, its signals, its log."""
+"""The process that serves: its socket, its connections, its signals, its log."""
 
 import asyncio
+import ipaddress
+import json
 import logging
 import math
 import signal
 import socket
 import sys
+import time
+from collections import Counter
 from types import FrameType
+from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from sprat.checkpoint import load_model
 from sprat.errors import SpratError
 from sprat.serve.app import make_app
-from sprat.serve.guard import ACCESS_LOG, LINGER
-from sprat.serve.limits import Limits, check_port
+from sprat.serve.decoding import prepare
+from sprat.serve.guard import LINGER, PROTECTION, Guard, Record, household
+from sprat.serve.limits import Connections, Limits, allow_connections, check_port
+from sprat.serve.log import Handler, Log
+from sprat.serve.metrics import Metrics
+from sprat.serve.origins import Network, is_loopback, parse_hosts, parse_proxies
 from sprat.zoo import best, locate
 
-ANSWER_SECONDS = 30  # for the pictures of the last requests, once their bodies have come
+GRACE_SECONDS = 7  # after SIGTERM, for requests under way; then connections are cut
+MOST_HEADERS = 100
+HEAD_BYTES = 1 << 16  # of a request's line and headers
+MOST_PIPELINED = 16  # requests that wait for the answers to those before, in one connection
+TELL_AGAIN = 60  # seconds
 
 
 def run(
@@ -28,6 +41,7 @@ def run(
     limits: Limits,
     device: str = "auto",
     trusted_proxies: str = "",
+    allowed_hosts: str = "",
 ) -> None:
     """Answers requests until SIGTERM or Ctrl-C, and then those that are under way.
 
@@ -37,29 +51,46 @@ def run(
         model: a file, a run's folder or a shipped model's name; None: the best that ships.
         port: 0 takes a free one.
         trusted_proxies: addresses, by commas, whose X-Forwarded-For is believed.
+        allowed_hosts: names, by commas, by which requests may call the server, besides this
+            machine's own; "*" for any.
 
     Raises:
-        SpratError: there is no such model, device or address, or the port is taken.
+        SpratError: there is no such model, device or address, the port is taken, or `host` can be
+            reached from other machines and no name is allowed.
     """
-    with listen(host, port) as listener:
+    hosts, proxies = parse_hosts(allowed_hosts), parse_proxies(trusted_proxies)
+    connections = allow_connections(limits)
+    with listen(host, port, connections.backlog) as listener:
+        address = listener.getsockname()[0]
+        if is_loopback(address):
+            hosts = hosts and hosts | {host.lower(), address}
+        elif not allowed_hosts.strip():
+            raise SpratError(
+                f"--host {host} lets other machines ask, and no name is allowed that they may call "
+                "this one by. Give its names, --allowed-hosts example.org,192.0.2.7, say, or "
+                "--allowed-hosts '*'."
+            )
+        prepare()
         place = best() if model is None else locate(model)
-        app = make_app(load_model(place), place, limits, device)
-        ACCESS_LOG.addHandler(logging.StreamHandler(sys.stdout))
-        ACCESS_LOG.setLevel(logging.INFO)
-        ACCESS_LOG.propagate = False
-        for of_clients_mistakes in ("uvicorn.error", "python_multipart"):
-            logging.getLogger(of_clients_mistakes).setLevel(logging.ERROR)
+        metrics = Metrics()
+        log = Log(sys.stdout.fileno(), metrics.dropped.inc)
+        errors = Log(sys.stderr.fileno(), metrics.dropped.inc)
+        app = make_app(load_model(place), place, limits, metrics, device)
+        logging.getLogger().addHandler(Handler(errors, logging.ERROR))
         server = _Server(
             uvicorn.Config(
-                app,
-                http=_protocol(limits.header_seconds),
+                Guard(app, limits, metrics, log, hosts),
+                loop="asyncio",
+                http=_protocol(limits, connections, proxies, metrics, log),
                 ws="none",
+                lifespan="on",
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                proxy_headers=bool(trusted_proxies),
+                proxy_headers=bool(proxies),
                 forwarded_allow_ips=trusted_proxies,
-                timeout_graceful_shutdown=math.ceil(limits.body_seconds + LINGER) + ANSWER_SECONDS,
+                backlog=connections.backlog,
+                timeout_graceful_shutdown=GRACE_SECONDS,
             )
         )
 
@@ -69,15 +100,19 @@ def run(
         # uvicorn has its own while it runs, and raises the signal again at the end
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
-        server.run([listener])
+        try:
+            server.run([listener])
+        finally:
+            log.close(seconds=1)
+            errors.close(seconds=1)
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, backlog: int) -> socket.socket:
     """A socket whose connections wait until the model is there."""
     check_port(port)
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.create_server(address, family=family)
+        listener = socket.create_server(address, family=family, backlog=backlog)
         # an answer is several small writes, and connections inherit this: without it each waits
         # for the client to acknowledge the one before, 40 ms
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -91,35 +126,172 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's, which says where it listens once it does."""
+    """uvicorn's, which says where it listens once it does, and ends whatever clients do."""
+
+    _told = -math.inf  # when a failure to accept was last told
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(self._failed)
         await super().startup(sockets)
         assert sockets is not None
         host, port = sockets[0].getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"sprat: ready at http://{shown}:{port}/ (Ctrl-C ends)", file=sys.stderr, flush=True)
+        if not is_loopback(host):
+            print(
+                "sprat: warning: any machine that reaches this one can ask; there is no password.",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().call_later(GRACE_SECONDS - 0.5, self._cut_connections)
+        await super().shutdown(sockets)
+
+    def _cut_connections(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
+    def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """At the limit of open files asyncio waits a second, and would print each connection."""
+        if "accept" not in context["message"]:
+            loop.default_exception_handler(context)
+        elif time.monotonic() >= self._told + TELL_AGAIN:
+            self._told = time.monotonic()
+            logging.getLogger(__name__).error(
+                "no connection can be accepted: %s", context.get("exception")
+            )
 
 
-def _protocol(header_seconds: float) -> type[H11Protocol]:
-    """uvicorn's protocol, for connections whose headers must come in time."""
+def _protocol(
+    limits: Limits,
+    connections: Connections,
+    proxies: list[Network],
+    metrics: Metrics,
+    log: Log,
+) -> type[HttpToolsProtocol]:
+    """uvicorn's protocol, for clients that are slow, that are many, or that speak no HTTP."""
+    by_client: Counter[str] = Counter()  # connections
+    per_client = limits.max_connections_per_client
 
-    class Protocol(H11Protocol):
-        timer: asyncio.TimerHandle | None = None
+    class Protocol(HttpToolsProtocol):
+        head_timer: asyncio.TimerHandle | None = None  # while headers are waited for
+        head_bytes = 0
+        send_timer: asyncio.TimerHandle | None = None  # while an answer waits to be read
+        refused = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            self.timer = self.loop.call_later(header_seconds, transport.close)
+            transport.set_write_buffer_limits(high=0)  # pause_writing whenever anything waits
+            self.peer = self.client[0] if self.client else ""
+            self.household = household(self.peer)
+            by_client[self.household] += 1
+            metrics.connections.set(len(self.connections))
+            if len(self.connections) > connections.most + connections.spare:
+                transport.abort()
+            elif len(self.connections) > connections.most:
+                self.refuse(503, "connections", "the server has too many connections; wait")
+            elif by_client[self.household] > per_client and not self.is_proxy():
+                self.refuse(503, "connections", "you have too many connections open; close some")
+            else:
+                self.await_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            for timer in (self.head_timer, self.send_timer):
+                if timer is not None:
+                    timer.cancel()
+            by_client[self.household] -= 1
+            if not by_client[self.household]:
+                del by_client[self.household]
+            metrics.connections.set(len(self.connections))
 
         def data_received(self, data: bytes) -> None:
-            if self.timer is None and self._idle():
-                self.timer = self.loop.call_later(header_seconds, self.transport.close)
+            if self.refused:
+                return
+            if self.head_timer is None and self.is_idle():
+                self.await_head()
             super().data_received(data)
-            if self.timer is not None and not self._idle():
-                self.timer.cancel()
-                self.timer = None
+            if self.head_timer is not None:
+                self.head_bytes += len(data)
+                if self.head_bytes > HEAD_BYTES and not self.refused:
+                    self.refuse(431, "http", f"the headers are more than {HEAD_BYTES:,} bytes")
 
-        def _idle(self) -> bool:
+        def on_headers_complete(self) -> None:
+            if self.head_timer is not None:
+                self.head_timer.cancel()
+                self.head_timer = None
+            if len(self.headers) > MOST_HEADERS or len(self.pipeline) >= MOST_PIPELINED:
+                raise ValueError  # the parser then gives up
+            super().on_headers_complete()
+
+        def eof_received(self) -> bool | None:  # type: ignore[override]
+            """Who sends no more may still read the answer to what came whole."""
+            if self.refused or self.is_idle() or self.cycle.more_body:
+                return None
+            self.cycle.keep_alive = False
+            return True
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self.send_timer = self.loop.call_later(limits.send_seconds, self.cut_unread)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self.send_timer is not None:
+                self.send_timer.cancel()
+                self.send_timer = None
+
+        def send_400_response(self, msg: str) -> None:
+            """What came is no HTTP."""
+            if self.is_idle():
+                self.refuse(400, "http", "this is no HTTP request that can be read")
+            elif self.cycle.more_body and not self.cycle.response_started:
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
+                self.refuse(400, "http", "the body's chunks cannot be read")
+            else:  # those before it are answered
+                self.refused = True
+                self.cycle.keep_alive = False
+
+        def is_idle(self) -> bool:
             return self.cycle is None or self.cycle.response_complete
+
+        def is_proxy(self) -> bool:
+            return bool(self.peer) and any(
+                ipaddress.ip_address(self.peer) in network for network in proxies
+            )
+
+        def await_head(self) -> None:
+            self.head_bytes = 0
+            self.head_timer = self.loop.call_later(limits.header_seconds, self.transport.close)
+
+        def cut_unread(self) -> None:
+            metrics.refused("unread")
+            self.transport.abort()
+
+        def refuse(self, status: int, reason: str, words: str) -> None:
+            """Answers what never becomes a request, and closes once the client has read that."""
+            self.refused = True
+            self._unset_keepalive_if_required()
+            record = Record(self.peer)
+            record.status = status
+            body = json.dumps({"error": words}).encode()
+            record.bytes_out = len(body)
+            headers = [
+                *self.server_state.default_headers,
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(body)).encode()),
+                (b"connection", b"close"),
+                *PROTECTION,
+                (b"x-request-id", record.id.encode()),
+            ]
+            lines = [STATUS_LINE[status], *(b"%b: %b\r\n" % header for header in headers), b"\r\n"]
+            self.transport.write(b"".join([*lines, body]))
+            if not self.transport.is_closing():
+                self.transport.write_eof()
+                self.loop.call_later(LINGER, self.transport.abort)
+            metrics.refused(reason)
+            record.write(log, metrics)
 
     return Protocol

@@ -1,0 +1,449 @@
+"""Decoding pictures that strangers sent.
+
+Small JPEG and PNG files take less than a millisecond and are decoded where they are. All else goes
+to processes that are bounded in time and memory, and ended where they overrun.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import io
+import itertools
+import json
+import multiprocessing
+import signal
+import struct
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from sprat.data.picture import fit, upright
+from sprat.errors import SpratError
+from sprat.serve.limits import Limits
+from sprat.serve.refusals import Refused
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no reader of Pillow's others is reached
+JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+SCAN_START = b"\xff\xda"
+MOST_SCANS = 64  # each goes over the whole picture; a few bytes of it could cost seconds
+MOST_PIECES = 10_000  # chunks, segments, blocks, frames, strips, tiles; Pillow loops over them
+MOST_TEXTS = 100  # of a PNG; each may be a megabyte when unpacked
+PNG_TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf"})
+TIFF_PREFIXES = (b"II\x2a\0", b"MM\0\x2a", b"II\x2b\0", b"MM\0\x2b", b"MM\x2a\0", b"II\0\x2a")
+# none, CCITT, LZW, JPEG, Deflate, PackBits
+TIFF_COMPRESSIONS = frozenset({1, 2, 3, 4, 5, 7, 8, 32773, 32946})
+
+QUICK_BYTES = 1 << 14
+QUICK_PIXELS = 1 << 14
+
+# forked off a process that has imported what they need; a process of threads cannot be forked
+PROCESSES: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+PRELOADED = ["sprat.cli", __name__]
+
+
+def prepare() -> None:
+    """Begins, in a process of its own, to import what the decoding processes need."""
+    if sys.platform != "win32":
+        PROCESSES.set_forkserver_preload(PRELOADED)
+        forkserver.ensure_running()
+
+
+def is_quick(content: bytes) -> bool:
+    """Whether a file can take no more than about a millisecond, if it has few pixels."""
+    if len(content) > QUICK_BYTES or content.count(SCAN_START) > 12:
+        return False
+    return content.startswith(JPEG) or (
+        content.startswith(PNG) and not any(kind in content for kind in PNG_TEXTS)
+    )
+
+
+def decode(content: bytes, side: int, limits: Limits) -> Tensor:
+    """A picture as the network is to see it: uint8, 3 x side x side; an animation's first frame.
+
+    Raises:
+        Refused: it is empty, of no format that is read, too large, made to be slow, or damaged.
+    """
+    if not content:
+        raise Refused(422, "empty", "the file is empty")
+    check_structure(content)
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            check_size(image, limits)
+            image.load()
+            return fit(upright(image), side)
+    except Refused:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise _too_many_pixels(limits) from error
+    except UnidentifiedImageError as error:
+        words = "this is no picture that can be read; send JPEG, PNG, WebP, GIF, BMP or TIFF"
+        raise Refused(415, "no picture", words) from error
+    except MemoryError as error:
+        words = "decoding the picture takes too much memory; make it smaller or save it as JPEG"
+        raise Refused(413, "memory", words) from error
+    except Exception as error:  # a damaged file raises anything
+        raise Refused(422, "damaged", "the picture is damaged or cut off") from error
+
+
+def check_size(image: Image.Image, limits: Limits) -> None:
+    """Refuse a picture by the size in its header."""
+    if image.width * image.height > limits.max_pixels:
+        raise _too_many_pixels(limits)
+    if max(image.size) > limits.max_side:
+        words = f"the picture is {image.width:,} x {image.height:,} pixels; send at most "
+        raise Refused(413, "pixels", f"{words}{limits.max_side:,} on a side")
+
+
+def _too_many_pixels(limits: Limits) -> Refused:
+    words = "the picture has too many pixels; make it smaller, at most"
+    return Refused(413, "pixels", f"{words} {limits.max_pixels:,} in all")
+
+
+def check_structure(content: bytes) -> None:
+    """Refuse a file of so many parts that reading them takes seconds, whatever its size.
+
+    What is no proper file passes: Pillow will say so.
+    """
+    if content.startswith(JPEG) and content.count(SCAN_START) > MOST_SCANS:
+        raise Refused(422, "scans", f"a JPEG of more than {MOST_SCANS} scans; save it anew")
+    for prefix, pieces in PIECES.items():
+        if content.startswith(prefix):
+            with contextlib.suppress(struct.error, IndexError):  # it is cut off
+                met = Counter(itertools.islice(pieces(content), MOST_PIECES + 1))
+                texts = sum(met[kind] for kind in PNG_TEXTS)
+                if met.total() > MOST_PIECES or texts > MOST_TEXTS:
+                    raise _too_many_parts()
+            return
+
+
+def _too_many_parts() -> Refused:
+    words = "the file is made of too many parts (chunks, strips, tiles or frames); save it anew"
+    return Refused(422, "parts", words)
+
+
+def _png_chunks(content: bytes) -> Iterator[bytes]:
+    at, kind = len(PNG), b""
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", content, at)
+        yield kind
+        at += 12 + length
+
+
+def _jpeg_segments(content: bytes) -> Iterator[int]:
+    """Those before the first scan; what is between them counts byte by byte, as Pillow reads it."""
+    at = 2
+    while content[at : at + 2] != SCAN_START:
+        first, marker = content[at], content[at + 1]
+        yield marker
+        if first != 0xFF:
+            at += 1
+        elif marker in (0, 0xFF):
+            at += 1 + (marker == 0)
+        elif 0xD0 <= marker <= 0xD9:  # without a length
+            at += 2
+        else:
+            at += 2 + max(2, struct.unpack_from(">H", content, at + 2)[0])
+
+
+def _gif_blocks(content: bytes) -> Iterator[int]:
+    """Those before the first frame; what comes after it is not read."""
+    at = 13 + (3 << ((content[10] & 7) + 1) if content[10] & 0x80 else 0)
+    while content[at] not in b",;":
+        yield content[at]
+        if content[at] != ord("!"):
+            at += 1
+            continue
+        at += 2
+        while length := content[at]:
+            yield length
+            at += 1 + length
+        at += 1
+
+
+def _riff_chunks(content: bytes) -> Iterator[bytes]:
+    at = 12
+    while at < len(content):
+        kind, length = struct.unpack_from("<4sI", content, at)
+        yield kind
+        at += 8 + length + length % 2
+
+
+def _tiff_parts(content: bytes) -> Iterator[int]:
+    """The tags of the first image, which alone is read, and its strips or tiles.
+
+    Raises:
+        Refused: it is compressed in a way that is not read, or its tags claim more than there is.
+    """
+    order = "<" if content.startswith(b"II") else ">"
+    wide = content[2] == 43  # BigTIFF
+    (at,) = struct.unpack_from(f"{order}{'Q' if wide else 'L'}", content, 8 if wide else 4)
+    (count,) = struct.unpack_from(f"{order}{'Q' if wide else 'H'}", content, at)
+    at += 8 if wide else 2
+    tags: dict[int, int] = {}  # the first or only value, or how many there are
+    claimed = 0
+    for _ in range(count):
+        tag, kind, values = struct.unpack_from(f"{order}HH{'Q' if wide else 'L'}", content, at)
+        yield tag
+        at += 12 if wide else 8
+        claimed += values
+        if tag in (273, 279, 324, 325):  # places and lengths of strips and tiles
+            tags[tag] = values
+        else:
+            tags[tag] = struct.unpack_from(f"{order}{'H' if kind == 3 else 'L'}", content, at)[0]
+        at += 8 if wide else 4
+    if tags.get(259, 1) not in TIFF_COMPRESSIONS:
+        words = f"a TIFF compressed by method {tags[259]} is not read; save it as PNG or JPEG"
+        raise Refused(415, "compression", words)
+    if claimed > len(content):
+        raise _too_many_parts()
+    width, height = tags.get(256, 0), tags.get(257, 0)
+    columns = -(-width // max(1, tags.get(322, width)))
+    rows = -(-height // max(1, tags.get(323, tags.get(278, height))))
+    planes = tags.get(277, 1) if tags.get(284) == 2 else 1
+    listed = max((tags.get(tag, 0) for tag in (273, 279, 324, 325)), default=0)
+    yield from range(max(columns * rows * planes, listed))
+
+
+PIECES: dict[bytes | tuple[bytes, ...], Callable[[bytes], Iterator[Any]]] = {
+    PNG: _png_chunks,
+    JPEG: _jpeg_segments,
+    b"GIF8": _gif_blocks,
+    b"RIFF": _riff_chunks,
+    TIFF_PREFIXES: _tiff_parts,
+}
+
+
+class Decoders:
+    """Decodes pictures for the server.
+
+    Of those that wait, the next is one of the client that has the fewest being decoded, and was
+    served least recently: nobody can make the others wait for all that he sent.
+
+    Args:
+        side: of the network's input, pixels.
+    """
+
+    def __init__(self, side: int, limits: Limits) -> None:
+        self._side = side
+        self._quick = dataclasses.replace(
+            limits, max_pixels=QUICK_PIXELS, max_side=min(QUICK_PIXELS, limits.max_side)
+        )
+        self._processes = [_Process(side, limits) for _ in range(limits.decoders)]
+        self._free: SimpleQueue[_Process] = SimpleQueue()
+        for process in self._processes:
+            self._free.put(process)
+        self._threads = ThreadPoolExecutor(limits.decoders, "decoder")
+        self._places = limits.decoders
+        self._waiting: list[tuple[str, asyncio.Future[None]]] = []
+        self._busy: Counter[str] = Counter()  # pictures being decoded, by client
+        self._served: dict[str, int] = {}  # when each client that is here was last served
+        self._turns = itertools.count(1)
+
+    def start(self) -> None:
+        """Starts the processes, and waits until they are there.
+
+        Raises:
+            SpratError: the system does not give them.
+        """
+        try:
+            list(self._threads.map(_Process.start, self._processes))
+        except Refused as refused:
+            self.close()
+            raise SpratError(
+                "The processes that decode pictures cannot be started; is there memory, and a "
+                "folder for temporary files with room?"
+            ) from refused
+
+    async def decode(self, file: BinaryIO, size: int, client: str) -> Tensor:
+        """A picture as the network is to see it: uint8, 3 x side x side.
+
+        Args:
+            file: of `size` bytes, at its beginning.
+            client: who waits for it.
+
+        Raises:
+            Refused: as `decode`; or the picture takes too long.
+        """
+        if size <= QUICK_BYTES:
+            content = file.read()
+            if is_quick(content):
+                try:
+                    return decode(content, self._side, self._quick)
+                except Refused as refused:
+                    if refused.reason != "pixels":
+                        raise
+            file.seek(0)
+        async with self._turn(client):
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, self._decode_apart, file)
+
+    def close(self) -> None:
+        """Ends the processes, whatever they are at."""
+        for process in self._processes:
+            process.close()
+        self._threads.shutdown()
+
+    def _decode_apart(self, file: BinaryIO) -> Tensor:
+        content = file.read()
+        if not content:
+            raise Refused(422, "empty", "the file is empty")
+        process = self._free.get()
+        try:
+            return process.decode(content)
+        finally:
+            self._free.put(process)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, client: str) -> AsyncIterator[None]:
+        if self._places:
+            self._places -= 1
+        else:
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append((client, turn))
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.cancelled():
+                    self._waiting.remove((client, turn))
+                else:  # it had come at the same moment
+                    self._hand_on()
+                raise
+        self._busy[client] += 1
+        self._served[client] = next(self._turns)
+        try:
+            yield
+        finally:
+            self._busy[client] -= 1
+            if not self._busy[client]:
+                del self._busy[client]
+                if all(other != client for other, _ in self._waiting):
+                    del self._served[client]
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        if not self._waiting:
+            self._places += 1
+            return
+        following = min(
+            self._waiting, key=lambda waits: (self._busy[waits[0]], self._served.get(waits[0], 0))
+        )
+        self._waiting.remove(following)
+        following[1].set_result(None)
+
+
+class _Process:
+    """A process that decodes one picture after another, and is replaced where one overruns.
+
+    One thread at a time may use it; `close` may come from another.
+    """
+
+    def __init__(self, side: int, limits: Limits) -> None:
+        self._side, self._limits = side, limits
+        self._lock = Lock()
+        self._running: tuple[BaseProcess, Connection] | None = None
+        self._closed = False
+
+    def start(self) -> Connection:
+        """Starts it, unless it runs; gives the way to talk to it, once it listens.
+
+        Raises:
+            Refused: the system gives no process, or the server is ending.
+        """
+        try:
+            with self._lock:
+                if self._closed:
+                    raise EOFError
+                if self._running is not None:
+                    return self._running[1]
+                ours, theirs = PROCESSES.Pipe()
+                process = PROCESSES.Process(
+                    target=_work, args=(theirs, self._side, self._limits), daemon=True
+                )
+                process.start()
+                theirs.close()
+                self._running = process, ours
+            ours.recv_bytes()
+            return ours
+        except (OSError, EOFError) as error:
+            self._end()
+            words = "the server can start no process to decode the picture; ask again in a minute"
+            raise Refused(503, "no decoder", words) from error
+
+    def decode(self, content: bytes) -> Tensor:
+        """As the function `decode`, there."""
+        pipe = self.start()
+        try:
+            pipe.send_bytes(content)
+            if not pipe.poll(self._limits.decode_seconds):
+                self._end()
+                seconds = self._limits.decode_seconds
+                words = f"the picture takes more than {seconds:g} seconds to decode; save it anew"
+                raise Refused(422, "slow picture", words)
+            answer = pipe.recv_bytes()
+        except (OSError, EOFError) as error:  # Pillow crashed, or the system ended it
+            self._end()
+            raise Refused(422, "damaged", "the picture cannot be decoded; save it anew") from error
+        if answer.startswith(b"{"):
+            raise Refused(**json.loads(answer))
+        pixels = np.frombuffer(answer[1:], np.uint8).reshape(3, self._side, self._side)
+        return torch.from_numpy(pixels.copy())
+
+    def close(self) -> None:
+        """Ends it for good; who waits for it finds the pipe's other end closed."""
+        with self._lock:
+            self._closed = True
+            if self._running is not None:
+                process, _ = self._running
+                process.kill()
+                process.join()
+
+    def _end(self) -> None:
+        with self._lock:
+            if self._running is not None:
+                process, pipe = self._running
+                self._running = None
+                process.kill()
+                process.join()
+                pipe.close()
+
+
+def _work(pipe: Connection, side: int, limits: Limits) -> None:
+    """What the process does, until the server closes the pipe or is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the server, and that this
+    _bound_memory(limits.decode_memory)
+    pipe.send_bytes(b"ready")
+    while True:
+        try:
+            content = pipe.recv_bytes()
+        except (EOFError, OSError):
+            return
+        try:
+            # a letter, so that no pixels look like a refusal
+            answer = b"+" + decode(content, side, limits).numpy().tobytes()
+        except Refused as refused:
+            why = {"status": refused.status, "reason": refused.reason, "message": refused.message}
+            answer = json.dumps(why).encode()
+        pipe.send_bytes(answer)
+
+
+def _bound_memory(more: int) -> None:
+    """Lets this process take so many bytes more than it has, where the system can tell."""
+    with contextlib.suppress(ImportError, OSError):
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + more
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
