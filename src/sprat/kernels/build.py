@@ -1,4 +1,4 @@
-"""Compiles `trunk.c` with the machine's own C compiler at first use, and loads it."""
+"""Compile the C kernels with the machine's own compiler at first use, and load them."""
 
 import ctypes
 import functools
@@ -15,7 +15,6 @@ import torch
 
 from sprat.runtime import cache_dir, cpu_flags, replacing
 
-SOURCE = Path(__file__).with_name("trunk.c")
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 
 
@@ -24,51 +23,62 @@ class NoKernels(Exception):
 
 
 @functools.cache
-def load(bf16: bool) -> ctypes.CDLL:
-    """The compiled library that keeps maps in bf16 or in fp32.
+def load(library: str, *flags: str) -> ctypes.CDLL:
+    """Return the compiled `library`.c of this folder, built if it is not in the user's cache.
 
     Raises:
-        NoKernels: no compiler, or it failed.
+        NoKernels: there is no compiler, or it failed.
     """
-    library = compiled(bf16)
-    if library.ready():
-        return library
-    return compiled(bf16, "-mno-amx-bf16")  # the processor has AMX and the system keeps it back
-
-
-def compiled(bf16: bool, *flags: str) -> ctypes.CDLL:
-    """The library, built if it is not in the user's cache.
-
-    Raises:
-        NoKernels: no compiler, or it failed.
-    """
-    command = _command(bf16, *flags)
-    library = _place(command)
+    place, command = _plan(library, flags)
     try:
-        if not library.exists():
-            with replacing(library) as beside:
-                _compile([*command, str(SOURCE), "-o", str(beside), *_openmp(), "-lm"])
-        return ctypes.CDLL(str(library))
+        if not place.exists():
+            with replacing(place) as beside:
+                _compile([*command, "-o", str(beside), *_openmp(), "-lm"])
+        return ctypes.CDLL(str(place))
     except OSError as error:
-        raise NoKernels(f"{library} cannot be written or loaded: {error}") from error
+        raise NoKernels(f"{place} cannot be written or loaded: {error}") from error
 
 
-def is_built(bf16: bool) -> bool:
-    """Whether the library lies in the user's cache.
+def load_trunk(bf16: bool) -> ctypes.CDLL:
+    """Return the kernels of training that keep maps in bf16 or in fp32.
 
     Raises:
-        NoKernels: it does not and cannot.
+        NoKernels: there is no compiler, or it failed.
     """
-    return _place(_command(bf16)).exists()
+    trunk = load("trunk", store(bf16))
+    if trunk.ready():
+        return trunk
+    # the processor has AMX and the system keeps it back
+    return load("trunk", store(bf16), "-mno-amx-bf16")
 
 
-def _command(bf16: bool, *flags: str) -> list[str]:
+def store(bf16: bool) -> str:
+    """The flag that decides how the kernels of training keep maps."""
+    return f"-DSTORE_BF16={int(bf16)}"
+
+
+def is_built(library: str, *flags: str) -> bool:
+    """Whether the library is in the user's cache.
+
+    Raises:
+        NoKernels: it is not and cannot be.
+    """
+    return _plan(library, flags)[0].exists()
+
+
+def _plan(library: str, flags: tuple[str, ...]) -> tuple[Path, list[str]]:
+    """Where the library belongs, another one for another source, compiler, processor or torch; and
+    the command that compiles it."""
     if sys.platform == "win32":
         raise NoKernels("they are not built on Windows")
     compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("gcc") or "cc"]
     if not shutil.which(compiler[0]):
         raise NoKernels(f"there is no C compiler ({compiler[0]}) on the path")
-    return [*compiler, *FLAGS, *flags, f"-DSTORE_BF16={int(bf16)}"]
+    source = Path(__file__).with_name(f"{library}.c")
+    command = [*compiler, *FLAGS, *flags]
+    what = [source.read_text(), *command, *_openmp(), cpu_flags(), platform.machine()]
+    name = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
+    return cache_dir() / "kernels" / f"{library}-{name}.so", [*command, str(source)]
 
 
 def _openmp() -> list[str]:
@@ -76,13 +86,6 @@ def _openmp() -> list[str]:
     folder = Path(torch.__file__).parent
     bundled = [*folder.glob("lib/libgomp*.so*"), *folder.parent.glob("torch.libs/libgomp*.so*")]
     return ["-Wl,--as-needed", str(bundled[0])] if bundled else []
-
-
-def _place(command: list[str]) -> Path:
-    """Where the library lies; another source, compiler, processor or torch has its own."""
-    what = [SOURCE.read_text(), *command, *_openmp(), cpu_flags(), platform.machine()]
-    name = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
-    return cache_dir() / "kernels" / f"trunk-{name}.so"
 
 
 def _compile(command: list[str]) -> None:

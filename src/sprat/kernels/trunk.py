@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sprat.kernels.build import NoKernels, load
+from sprat.kernels.build import NoKernels, load_trunk
 from sprat.models.optimized200k import EfficientBlock, OptimizedCIFAR10Net200K
 from sprat.models.sprat import Halving, SpratBlock, SpratNet
 
@@ -166,7 +166,7 @@ class Trunk:
 
     def __init__(self, network: nn.Module, *, bf16: bool, threads: int) -> None:
         self.blocks = blocks_of(network)
-        self.library = load(bf16)
+        self.library = load_trunk(bf16)
         parts: Any = network
         self.stem, self.stem_norm = parts.stem[0], parts.stem[1]
         self.network, self.bf16, self.threads = network, bf16, threads
