@@ -17,7 +17,7 @@ FLOORS = {
     "data": 1, "optim": 1, "evaluate": 1, "checkpoint": 1, "results": 1,
     "zoo": 1, "distill": 1,
     "config": 0, "runtime": 0, "models": 0, "augment": 0, "schedules": 0, "ema": 0, "budget": 0,
-    "kernels": 0, "graph": 0,
+    "kernels": 0, "graph": 0, "inference": 0,
     "errors": -1,
 }  # fmt: skip
 SIDEWAYS = {
@@ -33,6 +33,7 @@ SIDEWAYS = {
     ("distill", "checkpoint"),
     ("distill", "data"),
     ("distill", "zoo"),
+    ("inference", "kernels"),
     ("kernels", "models"),
     ("kernels", "runtime"),
 }

@@ -70,15 +70,19 @@ def _plan(library: str, flags: tuple[str, ...]) -> tuple[Path, list[str]]:
     """Where the library belongs, another one for another source, compiler, processor or torch; and
     the command that compiles it."""
     if sys.platform == "win32":
-        raise NoKernels("they are not built on Windows")
+        raise NoKernels("the compiled kernels are not built on Windows")
     compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("gcc") or "cc"]
     if not shutil.which(compiler[0]):
         raise NoKernels(f"there is no C compiler ({compiler[0]}) on the path")
+    try:
+        folder = cache_dir() / "kernels"
+    except RuntimeError as error:
+        raise NoKernels(f"there is no folder to keep compiled kernels in: {error}") from error
     source = Path(__file__).with_name(f"{library}.c")
     command = [*compiler, *FLAGS, *flags]
     what = [source.read_text(), *command, *_openmp(), cpu_flags(), platform.machine()]
     name = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
-    return cache_dir() / "kernels" / f"{library}-{name}.so", [*command, str(source)]
+    return folder / f"{library}-{name}.so", [*command, str(source)]
 
 
 def _openmp() -> list[str]:

@@ -176,21 +176,19 @@ class Inference:
         A vector gets the largest window of its channels, with zeros around smaller ones.
         """
         share = channels // len(parts)
+        kernels = [part.kernel_size[0] if isinstance(part, nn.Conv2d) else 1 for part in parts]
+        largest = max(kernels)
+        weights = torch.zeros(-(-channels // self._lanes) * self._lanes, largest, largest)
+        for i, (part, kernel) in enumerate(zip(parts, kernels, strict=True)):
+            own = part.weight[:, 0] if isinstance(part, nn.Conv2d) else torch.ones(share, 1, 1)
+            weights[i * share : (i + 1) * share] = F.pad(own, [(largest - kernel) // 2] * 4)
         windows = []
-        for first in range(0, channels, self._lanes):
-            own = [
-                parts[c // share].weight[c % share, 0]
-                if isinstance(parts[c // share], nn.Conv2d)
-                else torch.ones(1, 1)
-                for c in range(first, min(first + self._lanes, channels))
-            ]
-            kernel = max(len(weight) for weight in own)
-            weights = torch.zeros(kernel, kernel, self._lanes)
-            for lane, weight in enumerate(own):
-                edge = (kernel - len(weight)) // 2
-                weights[edge : kernel - edge, edge : kernel - edge, lane] = weight
-            vector = first // self._lanes
-            windows.append(_Window(read, vector, kernel, stride, self._place(weights)))
+        for vector, first in enumerate(range(0, channels, self._lanes)):
+            last = min(first + self._lanes, channels) - 1
+            kernel = max(kernels[first // share : last // share + 1])
+            edge = (largest - kernel) // 2
+            window = weights[first : first + self._lanes, edge : largest - edge, edge : largest - edge]
+            windows.append(_Window(read, vector, kernel, stride, self._place(window.permute(1, 2, 0))))
         return windows
 
     def _product(self, affine: _Affine | None) -> _Product:
