@@ -24,23 +24,28 @@
 #endif
 
 /* Wider vectors than the processor's are slow: the compiler splits each operation of its own. */
+#ifndef LANES
 #if defined(__AVX512F__)
 #define LANES 16
-#define PIXELS 8                        /* to a tile of a product, of up to 3 vectors of outputs */
-#elif defined(__AVX__) || defined(__aarch64__)
+#elif defined(__AVX__)
 #define LANES 8
-#define PIXELS 4
 #else
 #define LANES 4
+#endif
+#endif
+/* A tile of a product is PIXELS x up to GROUP vectors of sums: as many as registers allow. */
+#if LANES == 16
+#define PIXELS 8
+#else
 #define PIXELS 4
 #endif
-#define GROUP 3                         /* vectors of outputs to a tile of a product */
+#define GROUP 3
 #define STRIP 16                        /* pixels of a strip, or one row where that is longer */
 #define WIDE 8                          /* pixels of a row that a window computes at once */
 #define MAX_STEPS 64
 #define INLINE static inline __attribute__((always_inline))
 /* The compiler would load a weight again for every pixel: loads are then what the loop waits for. */
-#ifdef __SSE2__
+#if defined(__SSE2__) && (LANES == 4 || LANES == 8 && defined(__AVX__) || defined(__AVX512F__))
 #define IN_REGISTER(x) __asm__("" : "+v"(x))
 #else
 #define IN_REGISTER(x)
@@ -102,9 +107,9 @@ INLINE const vf *of(const float *memory) { return (const vf *)memory; }
 
 /* Lets through what is not a number, as torch does. */
 INLINE vf relu(vf x) {
-#ifdef __AVX512F__
+#if LANES == 16 && defined(__AVX512F__)
     return (vf)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x);
-#elif defined(__AVX__)
+#elif LANES == 8 && defined(__AVX__)
     return (vf)_mm256_max_ps(_mm256_setzero_ps(), (__m256)x);
 #else
     return (vf)((vi)x & ~(x <= 0));

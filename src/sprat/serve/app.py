@@ -91,9 +91,7 @@ def make_app(model: Model, place: Path, limits: Limits, device: str = "auto") ->
         SpratError: the machine has no such device.
     """
     metrics = Metrics()
-    classifier = Classifier(model, device)
-    classifier.prepare()
-    batcher = Batcher(classifier, limits.max_batch, metrics.batches.observe)
+    batcher = Batcher(Classifier(model, device), limits.max_batch, metrics.batches.observe)
     metrics.queue.set_function(batcher.waiting)
     decoders = ThreadPoolExecutor(limits.decoders, "decoder")
 
