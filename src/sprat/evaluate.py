@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sprat.augment.transforms import normalize
 from sprat.augment.views import SINGLE, Views, find_views
 from sprat.data.imageset import Images, ImageSet, Normalization
-from sprat.inference import FrozenNetwork
+from sprat.inference import FrozenNetwork, frozen
 
 Progress = Callable[[int], None]
 
@@ -28,31 +28,27 @@ def predict_probabilities(
     """Class probabilities N x K, float32, on the CPU: the weighted mean over `views`.
 
     Args:
-        network: put into eval mode for the time it takes, its mode then restored. Frozen once by
-            a caller that asks several times.
+        network: put into eval mode for the time it takes, its mode then restored; or frozen once
+            by a caller that asks several times.
         images: uint8, N x 3 x H x W, on any device.
         progress: is told the number of images done, batch by batch and view by view.
 
     Computed in float32 whatever the training was done in, so that a figure does not depend on
     the hardware's short formats.
     """
-    frozen = network if isinstance(network, FrozenNetwork) else FrozenNetwork(network)
-    frozen.expect(len(images) * len(views))
-    device = frozen.device
-    mean, std = (torch.tensor(v, device=device) for v in (normalization.mean, normalization.std))
-    was_training = frozen.network.training
-    frozen.network.eval()
     parts = []
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with frozen(network) as forward, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        forward.expect(len(images) * len(views))
+        device, values = forward.device, (normalization.mean, normalization.std)
+        mean, std = (torch.tensor(each, device=device) for each in values)
         for batch in images.split(BATCH):
             batch = batch.to(device, non_blocking=True)
             mean_probabilities = torch.zeros((), device=device)
             for view, weight in views:
-                logits = frozen(normalize(view(batch), mean, std))
+                logits = forward(normalize(view(batch), mean, std))
                 mean_probabilities = mean_probabilities + weight * logits.float().softmax(1)
                 progress(len(batch))
             parts.append(mean_probabilities)
-    frozen.network.train(was_training)
     return torch.cat(parts).cpu()
 
 
@@ -76,14 +72,14 @@ def judge(
     number of images done, each once for every view.
     """
 
-    frozen = FrozenNetwork(network)
-
-    def predict(views: Views) -> Tensor:
-        return predict_probabilities(frozen, dataset.images, normalization, views, progress)
-
-    single = predict(SINGLE)
     (_, own_weight), *others = find_views(tta)
-    averaged = own_weight * single + predict(others) if others else single
+    with frozen(network) as forward:
+
+        def predict(views: Views) -> Tensor:
+            return predict_probabilities(forward, dataset.images, normalization, views, progress)
+
+        single = predict(SINGLE)
+        averaged = own_weight * single + predict(others) if others else single
     targets, classes = dataset.targets.cpu(), len(dataset.classes)
     predictions = single.argmax(1)
     confusion = torch.bincount(targets * classes + predictions, minlength=classes**2)

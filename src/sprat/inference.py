@@ -1,5 +1,7 @@
 """The fastest way from normalised images to logits, chosen in one place."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,11 +13,11 @@ WORTH_COMPILING = 1_000  # images; fewer are done before the compiler is
 
 
 class FrozenNetwork:
-    """A network with its weights and statistics as they are now, to be asked for logits.
+    """A network with its weights and statistics as they are now, ready to classify images.
 
-    On a CPU they come from compiled kernels where these support the network and a compiler is
-    available, alike within 1e-5; everywhere else from the network itself. The kernels are used at
-    once if they have been compiled, and are compiled when there are many images.
+    On a CPU the compiled kernels compute the logits where they support the network and a compiler
+    is available, with probabilities alike within 1e-5; everywhere else the network itself does. The
+    kernels are used at once if they have been compiled before, and are compiled for many images.
 
     Args:
         network: in evaluation mode whenever this is called; its weights must not change.
@@ -32,7 +34,7 @@ class FrozenNetwork:
         self._prepare(compiling=False)
 
     def expect(self, images: int) -> None:
-        """Compile the kernels if that pays for so many more images. Optional."""
+        """Compile the kernels if that pays for this many more images. Calling it is optional."""
         before = self._expected
         self._expected += images
         if before < WORTH_COMPILING <= self._expected and self._compiled is None:
@@ -52,3 +54,18 @@ class FrozenNetwork:
                 self._compiled = Inference(self.network)
         except NoKernels:
             self._compiled = None
+
+
+@contextmanager
+def frozen(network: nn.Module | FrozenNetwork) -> Iterator[FrozenNetwork]:
+    """Freeze a network and put it into evaluation mode for the time of the block; its mode is then
+    restored. One that is frozen already is given as it is."""
+    if isinstance(network, FrozenNetwork):
+        yield network
+        return
+    training = network.training
+    network.eval()
+    try:
+        yield FrozenNetwork(network)
+    finally:
+        network.train(training)
