@@ -4,8 +4,8 @@
     python benchmarks/serve.py --against ../other-checkout
 
 Starts `sprat serve` with the best model that ships and asks it on loopback, from one process, with
-1, 8 and 64 clients at once, each of which sends one 32 px PNG and waits for the answer. Next to that
-stands the same network in this process, one image at a time and in batches of 64. Then come many
+1, 8 and 64 clients at once, each of which sends one 32 px PNG and waits for the answer. The same
+network is measured in this process too, one image at a time and in batches of 64. Then come many
 more requests, and the server's resident memory at intervals. Clients and server share the cores, so
 the clients do as little as HTTP allows. With --against, the server of another checkout is asked in
 turns with this one, and the ratio is given. Ten minutes on two cores.

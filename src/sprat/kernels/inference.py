@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sprat.kernels.build import load
-from sprat.kernels.trunk import Separable, blocks_of
+from sprat.kernels.trunk import blocks_of
 
 _Pointer = ctypes.c_void_p
 _Int = ctypes.c_int64
@@ -187,8 +187,9 @@ class Inference:
             last = min(first + self._lanes, channels) - 1
             kernel = max(kernels[first // share : last // share + 1])
             edge = (largest - kernel) // 2
-            window = weights[first : first + self._lanes, edge : largest - edge, edge : largest - edge]
-            windows.append(_Window(read, vector, kernel, stride, self._place(window.permute(1, 2, 0))))
+            inner = slice(edge, largest - edge)
+            place = self._place(weights[first : first + self._lanes, inner, inner].permute(1, 2, 0))
+            windows.append(_Window(read, vector, kernel, stride, place))
         return windows
 
     def _product(self, affine: _Affine | None) -> _Product:
