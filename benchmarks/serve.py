@@ -1,24 +1,29 @@
 """How many requests a second does the server answer, how soon, and does its memory hold still?
 
     python benchmarks/serve.py --json
+    python benchmarks/serve.py --against ../other-checkout
 
 Starts `sprat serve` with the best model that ships and asks it on loopback, from one process, with
-1, 8 and 64 clients at once, each of which sends one 32 px PNG and waits for the answer. Beside that
-stands the same network in this process, one image at a time and in batches of 64. Then come many
-more requests, and the server's resident memory at intervals. Client and server share the cores. Ten
-minutes on two cores.
+1, 8 and 64 clients at once, each of which sends one 32 px PNG and waits for the answer. The same
+network is measured in this process too, one image at a time and in batches of 64. Then come many
+more requests, and the server's resident memory at intervals. Clients and server share the cores, so
+the clients do as little as HTTP allows. With --against, the server of another checkout is asked in
+turns with this one, and the ratio is given. Ten minutes on two cores.
 """
 
 import argparse
 import asyncio
+import os
 import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -31,15 +36,21 @@ from sprat.serve.uploads import png
 
 CLIENTS = (1, 8, 64)
 ROUNDS = 3  # turns, the median of which counts
+SOURCE = Path(sprat.__file__).parents[1]
 
 
 @contextmanager
-def serving(threads: int, clients: int) -> Iterator[str]:
-    """The address of a server that lets so many clients of this machine in."""
+def serving(source: Path, threads: int, clients: int) -> Iterator[str]:
+    """The address of a server that lets so many clients of this machine in.
+
+    Args:
+        source: the folder that holds its sprat.
+    """
+    environment = os.environ | {"PYTHONPATH": str(source)}
     command = [sys.executable, "-m", "sprat", "serve", "--port", "0", "--threads", str(threads)]
     command += ["--max-requests", str(clients), "--max-requests-per-client", str(clients)]
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
     try:
@@ -58,14 +69,23 @@ def serving(threads: int, clients: int) -> Iterator[str]:
 async def ask(url: str, picture: bytes, clients: int, requests: int) -> dict[str, float]:
     """Sends so many requests, as many at once as there are clients."""
     milliseconds: list[float] = []
+    address = urlsplit(url)
+    request = httpx.Request("POST", f"{url}/predict", files={"images": picture})
+    lines = [b"POST /predict HTTP/1.1", *(b": ".join(header) for header in request.headers.raw)]
+    sent = b"\r\n".join([*lines, b"", request.read()])
 
     async def client(count: int) -> None:
-        async with httpx.AsyncClient(trust_env=False, verify=False, timeout=60) as connection:
-            for _ in range(count):
-                began = time.perf_counter()
-                answer = await connection.post(f"{url}/predict", files={"images": picture})
-                answer.raise_for_status()
-                milliseconds.append(1e3 * (time.perf_counter() - began))
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        for _ in range(count):
+            began = time.perf_counter()
+            writer.write(sent)
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+            if not head.startswith(b"HTTP/1.1 200 ") or length is None:
+                sys.exit(f"the server answered {head.decode()}")
+            await reader.readexactly(int(length[1]))
+            milliseconds.append(1e3 * (time.perf_counter() - began))
+        writer.close()
 
     began = time.perf_counter()
     await asyncio.gather(*(client(requests // clients) for _ in range(clients)))
@@ -114,6 +134,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
     parser.add_argument("--requests", type=int, default=3_000, help="in a turn")
     parser.add_argument("--memory-requests", type=int, default=20_000)
+    parser.add_argument("--against", type=Path, help="a checkout of sprat to compare with")
     parser.add_argument("--bare-seconds", type=float, default=10, help="of each batch size")
     arguments = parser.parse_args()
     keep_freed_memory()
@@ -124,16 +145,29 @@ def main() -> None:
         f"bare_{size}_images_per_s": bare(pixels[:size], arguments.bare_seconds)
         for size in (1, len(pixels))
     }
-    with serving(threads, max(arguments.clients)) as url:
-        asyncio.run(ask(url, picture, clients=1, requests=10))
-        turns: dict[str, list[dict[str, float]]] = {str(count): [] for count in arguments.clients}
+    sources = {"here": SOURCE}
+    if arguments.against:
+        sources["there"] = arguments.against / "src"
+    turns: dict[str, dict[str, list[dict[str, float]]]] = {
+        name: {str(count): [] for count in arguments.clients} for name in sources
+    }
+    with ExitStack() as servers:
+        urls = {
+            name: servers.enter_context(serving(source, threads, max(arguments.clients)))
+            for name, source in sources.items()
+        }
+        for url in urls.values():
+            asyncio.run(ask(url, picture, clients=1, requests=10))
         for _ in range(arguments.rounds):
             for count in arguments.clients:
-                turns[str(count)].append(
-                    asyncio.run(ask(url, picture, count, max(count, arguments.requests)))
-                )
-        measured = {count: median_of(done) for count, done in turns.items()}
-        memory = watch_memory(url, picture, arguments)
+                for name, url in urls.items():
+                    requests = max(count, arguments.requests)
+                    turns[name][str(count)].append(asyncio.run(ask(url, picture, count, requests)))
+        memory = watch_memory(urls["here"], picture, arguments)
+    measured, *others = (
+        {count: median_of(done) for count, done in of_server.items()}
+        for of_server in turns.values()
+    )
     print(f"\n{'clients':>8} {'requests/s':>11} {'p50, ms':>9} {'p99, ms':>9}")
     for count, figures in measured.items():
         print(
@@ -144,7 +178,7 @@ def main() -> None:
         f"the bare network: {rates['bare_1_images_per_s']:,.0f} images/s one at a time, "
         f"{rates['bare_64_images_per_s']:,.0f} in batches of 64"
     )
-    figures = {
+    figures: dict[str, Any] = {
         "measured": measured,
         "requests": arguments.requests,
         **rates,
@@ -152,6 +186,14 @@ def main() -> None:
         "machine": describe_machine(torch.device("cpu"), "fp32", threads),
         "versions": versions(),
     }
+    for other in others:
+        figures["against"] = other
+        figures["ratios"] = {
+            count: measured[count]["requests_per_s"] / of_other["requests_per_s"]
+            for count, of_other in other.items()
+        }
+        for count, ratio in figures["ratios"].items():
+            print(f"{count:>8} clients: {ratio:.2f} times the requests/s of {arguments.against}")
     report(figures, arguments)
 
 

@@ -19,7 +19,7 @@ from sprat.augment.views import VIEWS
 from sprat.checkpoint import load_model
 from sprat.data import load_dataset
 from sprat.evaluate import mcnemar, predict_probabilities
-from sprat.kernels import CompiledNetwork, NoKernels
+from sprat.inference import FrozenNetwork
 from sprat.results import read_config
 from sprat.runtime import describe_machine, keep_freed_memory, set_threads, versions
 from sprat.training import split_off_val
@@ -32,12 +32,8 @@ def judge_run(run: Path, data_dir: Path | None, threads: int) -> dict[str, Any]:
     judged = dataset.test
     if not config.final:
         judged = dataset.train.subset(split_off_val(dataset, config)[1])
-    network: torch.nn.Module = model.network
-    try:
-        network = CompiledNetwork(network, bf16=False, threads=threads)
-    except NoKernels as reason:
-        print(f"through plain torch: {reason}")
 
+    frozen = FrozenNetwork(model.network)
     # every distinct view once; a set is a weighted sum of them
     seen: dict[bytes, torch.Tensor] = {}
     single = torch.zeros(len(judged), dtype=torch.bool)
@@ -48,7 +44,7 @@ def judge_run(run: Path, data_dir: Path | None, threads: int) -> dict[str, Any]:
             key = view(judged.images[:8]).contiguous().numpy().tobytes()
             if key not in seen:
                 seen[key] = predict_probabilities(
-                    network, judged.images, model.normalization, ((view, 1.0),)
+                    frozen, judged.images, model.normalization, ((view, 1.0),)
                 )
             total = total + weight * seen[key]
         hits = total.argmax(1) == judged.targets

@@ -185,9 +185,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _build_kernels() -> None:
-    """Builds both kernels side by side before any worker needs them."""
+    """Builds the kernels side by side before any worker needs them."""
+    libraries = ("trunk", build.store(False)), ("trunk", build.store(True)), ("inference",)
     with contextlib.suppress(NoKernels), ThreadPoolExecutor(2) as pool:
-        list(pool.map(build.load, (False, True)))
+        list(pool.map(lambda library: build.load(*library), libraries))
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:

@@ -22,7 +22,7 @@ FLOORS = {
     "data": 1, "optim": 1, "evaluate": 1, "checkpoint": 1, "results": 1,
     "zoo": 1, "distill": 1,
     "config": 0, "runtime": 0, "models": 0, "augment": 0, "schedules": 0, "ema": 0, "budget": 0,
-    "kernels": 0, "graph": 0, "observer": 2,
+    "kernels": 0, "graph": 0, "inference": 0, "observer": 2,
     "names": -1, "threads": -1, "files": -1, "readers": -1, "shapes": -1,
     "errors": -2, "text": -3,
 }  # fmt: skip
@@ -42,6 +42,7 @@ SIDEWAYS = {
     ("distill", "checkpoint"),
     ("distill", "data"),
     ("distill", "zoo"),
+    ("inference", "kernels"),
     ("kernels", "models"),
     ("kernels", "runtime"),
 }

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -182,12 +183,19 @@ class TestTrunk:
             assert parameter.grad.abs().max() > 0, name
 
 
+@pytest.fixture
+def nothing_loaded() -> Iterator[None]:
+    build.load.cache_clear()
+    yield
+    build.load.cache_clear()
+
+
 class TestChoice:
     def test_why_not_names_the_reason(self) -> None:
         model = OptimizedCIFAR10Net200K
         assert "multiple of 16" in str(why_not(model, CPU, 100, bf16=False))
         assert "for CPUs" in str(why_not(model, torch.device("mps"), 128, bf16=False))
-        assert "do not know ResNet8" in str(why_not(MODELS["ResNet8"], CPU, 128, bf16=False))
+        assert "do not support ResNet8" in str(why_not(MODELS["ResNet8"], CPU, 128, bf16=False))
 
     def test_without_a_compiler_torch_trains_and_the_results_say_so(
         self, small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -207,6 +215,7 @@ class TestChoice:
         assert machine["kernels"] == "torch"
         assert "no-such-compiler" in machine["kernels_because"]
 
+    @pytest.mark.usefixtures("nothing_loaded")
     def test_a_compiler_that_fails_is_a_reason(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
@@ -215,8 +224,9 @@ class TestChoice:
         compiler.chmod(0o755)
         monkeypatch.setenv("CC", str(compiler))
         with pytest.raises(NoKernels, match="a strange land"):
-            build.compiled(False)
+            build.load_trunk(False)
 
+    @pytest.mark.usefixtures("nothing_loaded")
     def test_a_cache_that_cannot_be_written_is_a_reason(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
@@ -225,7 +235,7 @@ class TestChoice:
         if REASON is not None and "compiler" in REASON:
             pytest.skip(REASON)
         with pytest.raises(NoKernels, match="cannot be written or loaded"):
-            build.compiled(False)
+            build.load_trunk(False)
 
     @needs_kernels
     def test_a_run_is_not_resumed_by_other_means_than_it_began(
@@ -271,7 +281,7 @@ class TestChoice:
     def test_what_they_know_and_what_they_do_not(self) -> None:
         known = {name for name, cls in MODELS.items() if not why_not(cls, CPU, 16, bf16=False)}
         assert known == {"OptimizedCIFAR10Net200K", "SpratS", "SpratM", "SpratL"}
-        with pytest.raises(NoKernels, match="do not know Linear"):
+        with pytest.raises(NoKernels, match="do not support Linear"):
             trunk.Trunk(nn.Linear(2, 2), bf16=False, threads=1)
 
     def test_a_block_of_another_kind_is_not_taken_for_one_they_know(self) -> None:
@@ -285,7 +295,7 @@ class TestChoice:
         ):
             network = build_model("SpratS")
             spoil(network.stages[0])  # type: ignore[index]
-            with pytest.raises(NoKernels, match=r"do not know (Other|GroupNorm)"):
+            with pytest.raises(NoKernels, match=r"do not support (Other|GroupNorm)"):
                 trunk.Trunk(network, bf16=False, threads=1)
 
 

@@ -11,6 +11,7 @@ from sprat.augment.transforms import normalize
 from sprat.augment.views import SINGLE, Views, find_views
 from sprat.data.imageset import Images, ImageSet, Normalization
 from sprat.errors import SpratError
+from sprat.inference import FrozenNetwork, frozen
 
 Progress = Callable[[int], None]
 
@@ -19,7 +20,7 @@ BATCH = 250  # images; activations of the brief's network then take about 20 MB 
 
 @torch.inference_mode()
 def predict_probabilities(
-    network: nn.Module,
+    network: nn.Module | FrozenNetwork,
     images: Images,
     normalization: Normalization,
     views: Views = SINGLE,
@@ -28,29 +29,28 @@ def predict_probabilities(
     """Class probabilities N x K, float32, on the CPU: the weighted mean over `views`.
 
     Args:
-        network: put into eval mode for the time it takes, its mode then restored.
+        network: put into eval mode for the time it takes, its mode then restored; or frozen once
+            by a caller that asks several times.
         images: uint8, N x 3 x H x W, on any device.
         progress: is told the number of images done, batch by batch and view by view.
 
     Computed in float32 whatever the training was done in, so that a figure does not depend on
     the hardware's short formats.
     """
-    device = next(network.parameters()).device
-    mean, std = (torch.tensor(v, device=device) for v in (normalization.mean, normalization.std))
-    was_training = network.training
-    network.eval()
     parts = []
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with frozen(network) as forward, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        forward.expect(len(images) * len(views))
+        device, values = forward.device, (normalization.mean, normalization.std)
+        mean, std = (torch.tensor(each, device=device) for each in values)
         for batch in images.split(BATCH):
             batch = batch.to(device, non_blocking=True)
             mean_probabilities = torch.zeros((), device=device)
             for view, weight in views:
-                logits = network(normalize(view(batch), mean, std))
+                logits = forward(normalize(view(batch), mean, std))
                 check_finite(logits)
                 mean_probabilities = mean_probabilities + weight * logits.float().softmax(1)
                 progress(len(batch))
             parts.append(mean_probabilities)
-    network.train(was_training)
     return torch.cat(parts).cpu()
 
 
@@ -86,12 +86,14 @@ def judge(
     number of images done, each once for every view.
     """
 
-    def predict(views: Views) -> Tensor:
-        return predict_probabilities(network, dataset.images, normalization, views, progress)
-
-    single = predict(SINGLE)
     (_, own_weight), *others = find_views(tta)
-    averaged = own_weight * single + predict(others) if others else single
+    with frozen(network) as forward:
+
+        def predict(views: Views) -> Tensor:
+            return predict_probabilities(forward, dataset.images, normalization, views, progress)
+
+        single = predict(SINGLE)
+        averaged = own_weight * single + predict(others) if others else single
     targets, classes = dataset.targets.cpu(), len(dataset.classes)
     predictions = single.argmax(1)
     confusion = torch.bincount(targets * classes + predictions, minlength=classes**2)

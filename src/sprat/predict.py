@@ -16,6 +16,7 @@ from sprat.checkpoint import Model
 from sprat.data.picture import SUFFIXES, fit, is_picture, is_skipped, read_picture
 from sprat.errors import SpratError
 from sprat.evaluate import BATCH, predict_probabilities
+from sprat.inference import WORTH_COMPILING, FrozenNetwork
 from sprat.runtime import choose_device
 from sprat.text import command
 
@@ -32,7 +33,8 @@ class Predictions(NamedTuple):
 
 
 class Classifier:
-    """A trained model to ask. Threads may share one: they take turns at the network.
+    """A trained model to ask. Threads may share one: they take turns at the network. It can be
+    pickled, to be sent to another process.
 
         classifier = sprat.load()
         labels, probabilities = classifier(["cat.jpg", "dog.png"])
@@ -49,7 +51,7 @@ class Classifier:
         self.name, self.classes, self.side = model.name, model.classes, model.side
         self.about = model.about  # how it was trained
         self._normalization = model.normalization
-        self._network = model.network.to(choose_device(device)).eval()
+        self._frozen = FrozenNetwork(model.network.to(choose_device(device)).eval())
         self._turn = Lock()
 
     def __call__(self, images: Picture | Iterable[Picture], tta: int = 1) -> Predictions:
@@ -67,9 +69,20 @@ class Classifier:
         """
         views, pixels = find_views(tta), to_pixels(images, self.side)
         with self._turn:
-            probabilities = predict_probabilities(self._network, pixels, self._normalization, views)
+            probabilities = predict_probabilities(self._frozen, pixels, self._normalization, views)
         labels = [self.classes[label] for label in probabilities.argmax(1).tolist()]
         return Predictions(labels, probabilities)
+
+    def prepare(self) -> None:
+        """Compile the network's kernels now, if they can be and are not yet, for many pictures to
+        come; otherwise that happens after some."""
+        self._frozen.expect(WORTH_COMPILING)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_turn"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _turn=Lock())
 
     def __repr__(self) -> str:
         return f"Classifier({self.name}: {len(self.classes)} classes, {self.side} px)"
@@ -166,13 +179,15 @@ def predict_pictures(
     Yields:
         {"file": str, "predictions": [{"class": str, "probability": float}, …]}, or the error.
     """
+    frozen = FrozenNetwork(model.network)
+    frozen.expect(len(paths))
     remaining = iter(paths)
     while chunk := list(islice(remaining, BATCH)):
         outcomes = [_read_or_error(path, model.side) for path in chunk]
         pictures = [outcome for outcome in outcomes if isinstance(outcome, Tensor)]
         if pictures:
             stacked = torch.stack(pictures)
-            rows = iter(predict_probabilities(model.network, stacked, model.normalization))
+            rows = iter(predict_probabilities(frozen, stacked, model.normalization))
         for path, outcome in zip(chunk, outcomes, strict=True):
             if isinstance(outcome, SpratError):
                 yield outcome

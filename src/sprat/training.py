@@ -243,7 +243,7 @@ def why_not_kernels(
     device = torch.device(config.device)
     if kernels == "compiled":
         if config.precision == "fp16":
-            return "they keep maps in bf16 or fp32, not in fp16"
+            return "the compiled kernels keep maps in bf16 or fp32, not in fp16"
         bf16 = config.precision == "bf16"
         model = find_model(config.model)
         return why_not(model, device, config.batch_size, bf16, observer.preparing)
@@ -616,7 +616,7 @@ class Training:
         scores: dict[str, float | None] = dict.fromkeys(("top1", "ema_top1", "probe_top1"))
         if self.epoch % self.config.judge_every and not last:
             return scores
-        networks = {"top1": self._judged(self.network)}
+        networks = {"top1": self.network}
         if self.ema:
             networks["ema_top1"] = self.averaged_network()
         judged = self.probe_set if self.val_set is None else self.val_set
@@ -635,15 +635,13 @@ class Training:
             normalize(batch, self.mean, self.std)
             for batch in self.batchnorm_images.split(BATCHNORM_BATCH)
         )
-        network = self._judged(self.ema.network)
-        reestimate_batchnorm(network, batches)
-        return network
-
-    def _judged(self, network: torch.nn.Module) -> torch.nn.Module:
-        """The network in fp32, through the kernels where the config has them."""
+        network = self.ema.network
         if self.config.kernels != "compiled" or self.device.type == "cuda":
-            return network
-        return CompiledNetwork(network, bf16=False, threads=self.config.threads)
+            reestimate_batchnorm(network, batches)
+        else:
+            compiled = CompiledNetwork(network, bf16=False, threads=self.config.threads)
+            reestimate_batchnorm(compiled, batches)
+        return network
 
     def kept_network(self) -> torch.nn.Module:
         """The network whose weights the recipe keeps, as it stood when its epoch was judged."""

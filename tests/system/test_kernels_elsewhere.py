@@ -21,7 +21,7 @@ __all__ = ["network"]  # a fixture
 )  # fmt: skip
 def test_agree_with_the_network(network: nn.Module, bf16: bool, flag: str, limit: float) -> None:
     fast = Trunk(network, bf16=bf16, threads=2)
-    fast.library = build.compiled(bf16, flag)
+    fast.library = build.load("trunk", build.store(bf16), flag)
     found = far_from_twin(network, fast, torch.randn(32, 3, 32, 32))
     assert max(found.values()) < limit, found
     assert found["pooled"] < (0.03 if bf16 else 1e-4)

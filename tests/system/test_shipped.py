@@ -10,7 +10,6 @@ from sprat.checkpoint import load_model
 from sprat.data import load_dataset
 from sprat.evaluate import judge, predict_probabilities, top1
 from sprat.export import export
-from sprat.kernels import CompiledNetwork, why_not
 from sprat.zoo import best, cards, find_card, locate
 
 
@@ -19,10 +18,7 @@ def test_reaches_what_its_card_says(name: str, cifar10_place: Path) -> None:
     """Another processor's rounding may tip a picture or two."""
     test = load_dataset("cifar10", cifar10_place).test
     model, card = load_model(locate(name)), find_card(name)
-    network = model.network
-    if not why_not(type(network), torch.device("cpu"), 16, bf16=False):  # several times as fast
-        network = CompiledNetwork(network, bf16=False, threads=1).eval()
-    judged = judge(network, test, model.normalization, card["test"]["tta_views"])
+    judged = judge(model.network, test, model.normalization, card["test"]["tta_views"])
     assert judged["n"] == card["test"]["n"] == 10_000
     for key in ("top1", "tta_top1"):
         assert judged[key] == pytest.approx(card["test"][key], abs=5e-4)

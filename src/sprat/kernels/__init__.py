@@ -1,8 +1,11 @@
-"""Compiled kernels for the training step, on a CPU and on an NVIDIA GPU; optional, built at first
-use.
+"""Compiled kernels, optional and built at first use: for the training step, on a CPU and on an
+NVIDIA GPU, and for a trained network's answers, on a CPU.
 
 fast = CompiledNetwork(network, bf16=True, threads=2)
 logits = fast(images)  # as network(images) would, autograd included
+
+frozen = Inference(network)
+logits = frozen(images)  # as network.eval()(images) would, without autograd
 """
 
 import importlib.util
@@ -12,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sprat.kernels.build import NoKernels, is_built, load
+from sprat.kernels.build import NoKernels, is_built, load, load_trunk, store
+from sprat.kernels.inference import Inference
 from sprat.kernels.trunk import LANES, Trunk, blocks_of
 
-__all__ = ["LANES", "CompiledNetwork", "NoKernels", "why_not"]
+__all__ = ["LANES", "CompiledNetwork", "Inference", "NoKernels", "is_built", "why_not"]
 
 
 def why_not(
@@ -25,24 +29,26 @@ def why_not(
     bf16: bool,
     preparing: Callable[[str], None] = lambda what: None,
 ) -> str | None:
-    """Why the kernels cannot do a training step here, in words; None where they can.
+    """Return why the kernels cannot do a training step here, in words; None where they can.
 
-    Builds them if they are not yet; `preparing` is told before.
+    Builds them if they are not built yet, and announces that to `preparing`.
     """
     if device.type not in ("cpu", "cuda"):
-        return f"they are for CPUs and NVIDIA GPUs, not {device.type}"
+        return f"the compiled kernels are for CPUs and NVIDIA GPUs, not {device.type}"
     if batch_size % LANES:
         return f"batch_size is {batch_size}, not a multiple of {LANES}"
     if device.type == "cuda":
         return _why_not_gpu(model, device)
-    needed = {bf16, False}  # judgements are in fp32
+    # averaged weights get their BatchNorm statistics in fp32; evaluation has kernels of its own
+    needed = {("trunk", store(bf16)), ("trunk", store(False)), ("inference",)}
     try:
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn
             blocks_of(model())
-        if not all(map(is_built, needed)):
+        if not all(is_built(*library) for library in needed):
             preparing("compiling kernels for this processor, once")
-        for one in needed:
-            load(one)
+        load("inference")
+        for kept in {bf16, False}:
+            load_trunk(kept)
     except NoKernels as reason:
         return str(reason)
     return None
@@ -52,7 +58,7 @@ def _why_not_gpu(model: type[nn.Module], device: torch.device) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if torch.cuda.get_device_capability(device) < (8, 0):
-        return f"{torch.cuda.get_device_name(device)} is older than they know"
+        return f"{torch.cuda.get_device_name(device)} is older than the compiled kernels support"
     try:
         with torch.random.fork_rng(devices=[]):  # initial weights are drawn
             blocks_of(model())
@@ -76,7 +82,7 @@ class CompiledNetwork(nn.Module):
     evaluation goes through the network itself, unless it is frozen.
 
     Raises:
-        NoKernels: they cannot be built here, or do not know the network.
+        NoKernels: they cannot be built here, or do not support the network.
     """
 
     def __init__(

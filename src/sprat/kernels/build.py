@@ -1,4 +1,4 @@
-"""Compiles `trunk.c` with the machine's own C compiler at first use, and loads it."""
+"""Compile the C kernels with the machine's own compiler at first use, and load them."""
 
 import ctypes
 import functools
@@ -16,7 +16,6 @@ import torch
 from sprat.files import cache_dir, own_temporary, sweep, temporary_folder, write_whole
 from sprat.runtime import cpu_flags
 
-SOURCE = Path(__file__).with_name("trunk.c")
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 
 
@@ -25,54 +24,64 @@ class NoKernels(Exception):
 
 
 @functools.cache
-def load(bf16: bool) -> ctypes.CDLL:
-    """The compiled library that keeps maps in bf16 or in fp32.
+def load(library: str, *flags: str) -> ctypes.CDLL:
+    """Return the compiled `library`.c of this folder, built if it is not in the user's cache.
 
     Raises:
-        NoKernels: no compiler, or it failed.
+        NoKernels: there is no compiler, it failed, or there is no place for the library.
     """
-    library = compiled(bf16)
-    if library.ready():
-        return library
-    return compiled(bf16, "-mno-amx-bf16")  # the processor has AMX and the system keeps it back
-
-
-def compiled(bf16: bool, *flags: str) -> ctypes.CDLL:
-    """The library, built if it is not cached.
-
-    Raises:
-        NoKernels: no compiler, or it failed, or there is no place for the library.
-    """
-    command = _command(bf16, *flags)
+    source, command = _source(library), _command(*flags)
     try:
-        library = _place(command)
-        if not library.exists():
-            write_whole(library, _compile(command))
-            sweep(library.parent, ".trunk-*.so")  # left by killed processes of an older sprat
-        return ctypes.CDLL(str(library))
+        place = _place(source, command)
+        if not place.exists():
+            write_whole(place, _compile(source, command))
+            sweep(place.parent, ".trunk-*.so")  # left by killed processes of an older sprat
+        return ctypes.CDLL(str(place))
     except OSError as error:
         raise NoKernels(f"the compiled library cannot be written or loaded: {error}") from error
 
 
-def is_built(bf16: bool) -> bool:
-    """Whether the library is cached.
+def load_trunk(bf16: bool) -> ctypes.CDLL:
+    """Return the kernels of training that keep maps in bf16 or in fp32.
+
+    Raises:
+        NoKernels: as `load`.
+    """
+    trunk = load("trunk", store(bf16))
+    if trunk.ready():
+        return trunk
+    # the processor has AMX and the system keeps it back
+    return load("trunk", store(bf16), "-mno-amx-bf16")
+
+
+def store(bf16: bool) -> str:
+    """The flag that decides how the kernels of training keep maps."""
+    return f"-DSTORE_BF16={int(bf16)}"
+
+
+def is_built(library: str, *flags: str) -> bool:
+    """Whether the library is in the user's cache.
 
     Raises:
         NoKernels: it is not and cannot be.
     """
     try:
-        return _place(_command(bf16)).exists()
+        return _place(_source(library), _command(*flags)).exists()
     except OSError as error:
         raise NoKernels(f"the compiled library cannot be kept: {error}") from error
 
 
-def _command(bf16: bool, *flags: str) -> list[str]:
+def _source(library: str) -> Path:
+    return Path(__file__).with_name(f"{library}.c")
+
+
+def _command(*flags: str) -> list[str]:
     if sys.platform == "win32":
-        raise NoKernels("they are not built on Windows")
+        raise NoKernels("the compiled kernels are not built on Windows")
     compiler = shlex.split(os.environ.get("CC", "")) or [shutil.which("gcc") or "cc"]
     if not shutil.which(compiler[0]):
         raise NoKernels(f"there is no C compiler ({compiler[0]}) on the path")
-    return [*compiler, *FLAGS, *flags, f"-DSTORE_BF16={int(bf16)}"]
+    return [*compiler, *FLAGS, *flags]
 
 
 def _openmp() -> list[str]:
@@ -82,27 +91,27 @@ def _openmp() -> list[str]:
     return ["-Wl,--as-needed", str(bundled[0])] if bundled else []
 
 
-def _place(command: list[str]) -> Path:
+def _place(source: Path, command: list[str]) -> Path:
     """Where the library is; another source, compiler, processor or torch has its own.
 
     In the user's cache or, where that can only be read and does not hold it, among the user's
     temporary files.
     """
-    what = [SOURCE.read_text(), *command, *_openmp(), cpu_flags(), platform.machine()]
+    what = [source.read_text(), *command, *_openmp(), cpu_flags(), platform.machine()]
     name = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
-    library = cache_dir() / "kernels" / f"trunk-{name}.so"
+    library = cache_dir() / "kernels" / f"{source.stem}-{name}.so"
     there = next(folder for folder in library.parents if os.path.exists(folder))  # noqa: PTH110
     if os.path.exists(library) or os.access(there, os.W_OK | os.X_OK):  # noqa: PTH110
         return library
     return own_temporary() / "kernels" / library.name
 
 
-def _compile(command: list[str]) -> bytes:
+def _compile(source: Path, command: list[str]) -> bytes:
     """What the compiler makes of the source, written where a kill leaves nothing for good."""
     with temporary_folder() as folder:
-        library = folder / "trunk.so"
+        library = folder / "library.so"
         done = subprocess.run(
-            [*command, str(SOURCE), "-o", str(library), *_openmp(), "-lm"],
+            [*command, str(source), "-o", str(library), *_openmp(), "-lm"],
             capture_output=True,
             text=True,
             check=False,

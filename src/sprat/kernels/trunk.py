@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sprat.kernels.build import NoKernels, load
+from sprat.kernels.build import NoKernels, load_trunk
 from sprat.models.optimized200k import EfficientBlock, OptimizedCIFAR10Net200K
 from sprat.models.sprat import Halving, SpratBlock, SpratNet
 
@@ -111,21 +111,36 @@ def blocks_of(network: nn.Module) -> list[_Block]:
     """What comes after the stem.
 
     Raises:
-        NoKernels: the kernels do not know the network, or something in it.
+        NoKernels: the kernels do not support the network, or something in it.
     """
     if isinstance(network, OptimizedCIFAR10Net200K):
+        known: Any = OptimizedCIFAR10Net200K
         layers = [network.layer1, network.layer2, network.layer3, network.layer4]
     elif isinstance(network, SpratNet):
-        layers = [network.stages]
+        known, layers = SpratNet, [network.stages]
     else:
-        raise NoKernels(f"they do not know {type(network).__name__}")
+        raise _not_supported(network)
+    kind: Any = type(network)
+    for method in ("forward", "features", "classify"):
+        if getattr(kind, method) is not getattr(known, method):
+            raise NoKernels(f"the compiled kernels do not support {kind.__name__}.{method}")
+    if not _is_known_stem(network.stem):
+        raise NoKernels(f"the compiled kernels do not support the stem of {kind.__name__}")
     found = [_block(part) for layer in layers for part in _flat(layer)]
     norms = [conv.bn for block in found for conv in block.convs]
     if other := next((norm for norm in norms if not isinstance(norm, nn.BatchNorm2d)), None):
-        raise NoKernels(f"they do not know {type(other).__name__}")
+        raise _not_supported(other)
     if any(norm.num_features % 2 for norm in norms):
-        raise NoKernels("they take channels in pairs, and some width of the network is odd")
+        raise NoKernels("the compiled kernels need even widths, and one of the network is odd")
     return found
+
+
+def _is_known_stem(stem: nn.Module) -> bool:
+    if [type(part) for part in stem.children()] != [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]:
+        return False
+    conv: Any = next(stem.children())
+    expected = nn.Conv2d(3, conv.out_channels, 3, padding=1, bias=False, device="meta")
+    return repr(conv) == repr(expected)
 
 
 def _flat(part: nn.Module) -> Iterator[nn.Module]:
@@ -145,7 +160,11 @@ def _block(part: Any) -> _Block:
         return _Block([widen, Separable([nn.Identity()], part.narrow, part.bn2)], nn.Identity())
     if type(part) is Halving:
         return _Block([Separable([part.depthwise], part.pointwise, part.bn)])
-    raise NoKernels(f"they do not know {type(part).__name__}")
+    raise _not_supported(part)
+
+
+def _not_supported(module: nn.Module) -> NoKernels:
+    return NoKernels(f"the compiled kernels do not support {type(module).__name__}")
 
 
 class Trunk:
@@ -161,12 +180,12 @@ class Trunk:
     Memory for the maps is kept from call to call, so `backward` must come before the next call.
 
     Raises:
-        NoKernels: the kernels cannot be built here, or do not know the network.
+        NoKernels: the kernels cannot be built here, or do not support the network.
     """
 
     def __init__(self, network: nn.Module, *, bf16: bool, threads: int) -> None:
         self.blocks = blocks_of(network)
-        self.library = load(bf16)
+        self.library = load_trunk(bf16)
         parts: Any = network
         self.stem, self.stem_norm = parts.stem[0], parts.stem[1]
         self.network, self.bf16, self.threads = network, bf16, threads

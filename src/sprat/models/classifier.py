@@ -35,12 +35,16 @@ class PooledClassifier(nn.Module):
         """Logits of pooled features B x width."""
         return self.classifier(self.dropout(pooled))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def check_shape(self, images: Tensor) -> None:
+        """Raise ValueError unless `images` is B x 3 x H x W with sides of at least `min_side`."""
         if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < self.min_side:
             raise ValueError(
                 f"images have shape {tuple(images.shape)}; expected B x 3 x H x W with H and W "
                 f"at least {self.min_side}: resize them or add the missing dimension"
             )
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.check_shape(images)
         return self.classify(self.features(images).mean(dim=(2, 3)))
 
 

@@ -20,7 +20,8 @@ class _Job(NamedTuple):
 class Batcher:
     """Asks the network in a thread of its own, about all pictures that wait when it is free.
 
-    It never waits for more: while the network looks at one batch, the next gathers.
+    It never waits for more: while the network looks at one batch, the next gathers. Kernels that
+    have not been compiled are compiled before the first.
 
     Args:
         classifier: the model.
@@ -52,6 +53,7 @@ class Batcher:
         self._thread.join()
 
     def _work(self) -> None:
+        self._classifier.prepare()
         while job := self._jobs.get():
             batch = [job]
             while len(batch) < self._most:

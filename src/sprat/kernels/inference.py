@@ -1,0 +1,223 @@
+"""A trained network frozen for inference, in compiled kernels on a CPU.
+
+`Inference(network)` computes what `network(images)` computes in evaluation mode; `inference.c` says
+how. The network itself is its plain twin.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sprat.kernels.build import load
+from sprat.kernels.trunk import blocks_of
+
+_Pointer = ctypes.c_void_p
+_Int = ctypes.c_int64
+
+
+class _Window(ctypes.Structure):
+    _fields_ = (
+        *((name, _Int) for name in ("map", "vector", "kernel", "stride")),
+        ("weights", _Pointer),
+    )
+
+
+class _Product(ctypes.Structure):
+    _fields_ = (("inputs", _Int), ("outputs", _Int), ("weights", _Pointer), ("bias", _Pointer))
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (
+        ("windows_count", _Int),
+        ("windows", ctypes.POINTER(_Window)),
+        ("first", _Product),
+        ("second", _Product),
+        ("residual", _Int),
+        ("buffer", _Int),
+    )
+
+
+class _Network(ctypes.Structure):
+    _fields_ = (
+        *((name, _Int) for name in ("steps_count", "margin", "buffers")),
+        ("steps", ctypes.POINTER(_Step)),
+        ("head", _Product),
+    )
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = (
+        *((name, _Int) for name in ("images", "h", "w")),
+        ("pixels", _Pointer),
+        *((name, _Int) for name in ("image_stride", "channel_stride")),
+        *((name, _Int) for name in ("row_stride", "column_stride")),
+        ("logits", _Pointer),
+        ("memory", _Pointer),
+        ("threads", _Int),
+    )
+
+
+@dataclass
+class _Affine:
+    """A matrix product over channels, and what is added to it."""
+
+    weight: Tensor  # outputs x inputs
+    bias: Tensor
+
+    @classmethod
+    def folded(cls, conv: Any, bn: Any) -> "_Affine":
+        """A convolution (its window flattened) and the BatchNorm after it, in evaluation mode."""
+        scale = bn.weight.double() * (bn.running_var.double() + bn.eps).rsqrt()
+        shift = bn.bias.double() - bn.running_mean.double() * scale
+        return cls(scale[:, None] * conv.weight.double().flatten(1), shift)
+
+    def beside(self, other: "_Affine", lanes: int) -> "_Affine":
+        """The sum of both, the other's inputs in vectors of their own after this one's."""
+        first = F.pad(self.weight, (0, -self.weight.shape[1] % lanes))
+        return _Affine(torch.cat((first, other.weight), 1), self.bias + other.bias)
+
+
+@dataclass
+class _Map:
+    """What one step makes, and from what."""
+
+    windows: list[_Window]  # none: the stem, which takes the image
+    first: _Affine
+    second: _Affine | None = None
+    residual: int = -1
+
+    @property
+    def read(self) -> set[int]:
+        """Numbers of the maps it is made from."""
+        return {window.map for window in self.windows} | {self.residual}
+
+
+class Inference:
+    """A network with its weights and statistics as they are now, ready to classify images.
+
+    Calling it takes normalised float32 images B x 3 x H x W on the CPU, in any memory format, and
+    returns float32 logits B x num_classes; no gradient comes back. It uses as many threads as torch
+    does: neither their number nor B changes a bit of an image's logits. Threads that share one take
+    turns.
+
+    Raises:
+        NoKernels: the kernels cannot be built here, or do not support the network.
+        ValueError: images have another shape.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        parts: Any = network
+        blocks = blocks_of(network)
+        self._library = load("inference")
+        self._library.memory_size.restype = _Int
+        self._lanes: int = self._library.lanes()
+        self._check_shape = parts.check_shape
+        self._classes: int = parts.classifier.out_features
+        self._tensors: list[Tensor] = []  # the structures point into them
+        with torch.no_grad():
+            maps = [_Map([], _Affine.folded(*parts.stem[:2]))]
+            for block in blocks:
+                self._add(maps, block)
+            steps = (_Step * len(maps))(*map(self._step, maps))
+            head = self._product(_Affine(parts.classifier.weight, parts.classifier.bias))
+        for step, buffer in zip(steps, _buffers(maps), strict=True):
+            step.buffer = buffer
+        margin = max(window.kernel // 2 for made in maps for window in made.windows)
+        buffers = 1 + max(step.buffer for step in steps)
+        self._network = _Network(len(steps), margin, buffers, steps, head)
+        self._memory = torch.empty(0)
+        self._turn = Lock()
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        self._check_shape(images)
+        images = images.float()
+        batch, _, h, w = images.shape
+        threads = torch.get_num_threads()
+        logits = torch.empty(batch, self._network.head.outputs * self._lanes)
+        network = ctypes.byref(self._network)
+        with self._turn:
+            size = threads * self._library.memory_size(network, _Int(h), _Int(w))
+            if len(self._memory) < size:
+                self._memory = torch.empty(size)
+            places = logits.data_ptr(), self._memory.data_ptr()
+            made = _Batch(batch, h, w, images.data_ptr(), *images.stride(), *places, threads)
+            self._library.answer(network, ctypes.byref(made))
+        return logits[:, : self._classes]
+
+    def _add(self, maps: list[_Map], block: Any) -> None:
+        """Appends the maps of a block, whose input is the last one so far."""
+        before = len(maps) - 1
+        for conv in block.convs:
+            product = _Affine.folded(conv.pointwise, conv.bn)
+            has_windows = any(isinstance(part, nn.Conv2d) for part in conv.depthwise)
+            if len(maps) - 1 > before and not has_windows:
+                maps[-1].second = product  # what it reads is never written to memory
+            else:
+                inputs = conv.pointwise.in_channels
+                windows = self._windows(conv.depthwise, len(maps) - 1, inputs, conv.stride)
+                maps.append(_Map(windows, product))
+        if isinstance(block.shortcut, nn.Identity):
+            maps[-1].residual = before
+        elif block.shortcut is not None:
+            conv, bn = block.shortcut
+            windows = self._windows([nn.Identity()], before, conv.in_channels, conv.stride[0])
+            maps[-1].windows += windows
+            maps[-1].first = maps[-1].first.beside(_Affine.folded(conv, bn), self._lanes)
+
+    def _windows(self, parts: list[Any], read: int, channels: int, stride: int) -> list[_Window]:
+        """Depthwise convolutions, each of an equal share of the channels, vector by vector.
+
+        A vector gets the largest window of its channels, with zeros around smaller ones.
+        """
+        share = channels // len(parts)
+        kernels = [part.kernel_size[0] if isinstance(part, nn.Conv2d) else 1 for part in parts]
+        largest = max(kernels)
+        weights = torch.zeros(-(-channels // self._lanes) * self._lanes, largest, largest)
+        for i, (part, kernel) in enumerate(zip(parts, kernels, strict=True)):
+            own = part.weight[:, 0] if isinstance(part, nn.Conv2d) else torch.ones(share, 1, 1)
+            weights[i * share : (i + 1) * share] = F.pad(own, [(largest - kernel) // 2] * 4)
+        windows = []
+        for vector, first in enumerate(range(0, channels, self._lanes)):
+            last = min(first + self._lanes, channels) - 1
+            kernel = max(kernels[first // share : last // share + 1])
+            edge = (largest - kernel) // 2
+            inner = slice(edge, largest - edge)
+            place = self._place(weights[first : first + self._lanes, inner, inner].permute(1, 2, 0))
+            windows.append(_Window(read, vector, kernel, stride, place))
+        return windows
+
+    def _product(self, affine: _Affine | None) -> _Product:
+        if affine is None:
+            return _Product()
+        outputs, inputs = affine.weight.shape
+        missing = -outputs % self._lanes
+        weight = F.pad(affine.weight, (0, 0, 0, missing)).view(-1, self._lanes, inputs)
+        places = self._place(weight.transpose(1, 2)), self._place(F.pad(affine.bias, (0, missing)))
+        return _Product(inputs, len(weight), *places)
+
+    def _step(self, made: _Map) -> _Step:
+        windows = (_Window * len(made.windows))(*made.windows)
+        products = self._product(made.first), self._product(made.second)
+        return _Step(len(windows), windows, *products, made.residual)
+
+    def _place(self, tensor: Tensor) -> int:
+        """Address of the values in float32, kept as long as this object is."""
+        kept = tensor.float().contiguous()
+        self._tensors.append(kept)
+        return kept.data_ptr()
+
+
+def _buffers(maps: list[_Map]) -> list[int]:
+    """The memory each map is written to: the first that holds no map still to be read."""
+    last_read = {read: reader for reader, made in enumerate(maps) for read in made.read}
+    buffers: list[int] = []
+    for step in range(len(maps)):
+        taken = {buffer for i, buffer in enumerate(buffers) if last_read[i] >= step}
+        buffers.append(next(b for b in range(step + 1) if b not in taken))
+    return buffers
