@@ -192,8 +192,10 @@ def train(
         raise SpratError(f"--seeds is {seeds}, expected 0 (one run) to {MOST_SEEDS:,}")
     moved: str | None = None  # the place of a resumed run's data, if it has changed
     if resume is not None:
-        moved = changed.pop("dataset", None)
-        if recipe != DEFAULT_RECIPE or output or seeds or changed:
+        if config.dataset != began_as.dataset:
+            moved = config.dataset
+        same = config == dataclasses.replace(began_as, dataset=config.dataset)
+        if recipe != DEFAULT_RECIPE or output or seeds or not same:
             raise SpratError(
                 "--resume goes on exactly as the run began; leave other settings out (--dataset "
                 "and --data-dir may name the place where its data is now)."

@@ -364,9 +364,8 @@ def _write_summary(folder: Path) -> dict[str, Any]:
         raise SpratError(f"{folder} holds no seed-*/{RESULTS_FILE}; train some first")
     same = ["recipe", "overrides", "dataset_md5", "model", "parameters", "final"]
     same += ["epochs"] if runs[0]["final"] else []  # else early stopping has a say
-    first = _without_place(runs[0])
-    for run in map(_without_place, runs):
-        if differs := [key for key in same if run[key] != first[key]]:
+    for run in runs:
+        if differs := [key for key in same if run[key] != runs[0][key]]:
             raise SpratError(
                 f"{folder}: seed {run['seed']} differs in {', '.join(differs)}; a summary is over "
                 "seeds alone"
@@ -379,11 +378,6 @@ def _write_summary(folder: Path) -> dict[str, Any]:
     summary |= {name: _spread(values) for name, values in figures.items()}
     write_json(folder / SUMMARY_FILE, summary)
     return summary
-
-
-def _without_place(run: dict[str, Any]) -> dict[str, Any]:
-    """Results without the place of the dataset, which may move; its md5 tells it apart."""
-    return run | {"overrides": {k: v for k, v in run["overrides"].items() if k != "dataset"}}
 
 
 def _spread(values: list[float]) -> dict[str, Any]:

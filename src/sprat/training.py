@@ -710,8 +710,7 @@ class Training:
             self.epoch_seconds, self.seconds = state["epoch_seconds"], state["seconds"]
             self.history, self.best = state["history"], state["best"]
             self.recipe = state.get("recipe", self.recipe)
-            if "overrides" in state:
-                self.overrides = _moved(state["overrides"], self.config, self.dataset)
+            self.overrides = state.get("overrides", self.overrides)
             if self.git != state["git"]:  # trained by more than one state of the code
                 self.git = state["git"] and state["git"] | {"dirty": True}
         except SpratError:
@@ -847,7 +846,7 @@ def resume(
         if began_on := read_data(run):
             check_data(run, dataset, began_on)
         _check_kernels(config, observer)
-        training = Training(config, dataset, run, recipe, _moved(overrides, config, dataset))
+        training = Training(config, dataset, run, recipe, overrides)
         training.run_is_ours = run_is_ours
         if (run / RESUME_FILE).exists():
             training.restore()
@@ -871,11 +870,6 @@ def check_data(run: Path, dataset: Dataset, began_on: dict[str, Any]) -> None:
             f"{run} was trained on other images than this {dataset.name}; resume it with the data "
             "it began with"
         )
-
-
-def _moved(overrides: dict[str, Any], config: Config, dataset: Dataset) -> dict[str, Any]:
-    """The overrides of a run whose dataset may have moved since it began."""
-    return overrides | ({} if dataset.name == config.dataset else {"dataset": dataset.name})
 
 
 def _go_on(
