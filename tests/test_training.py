@@ -415,7 +415,7 @@ def test_a_hostile_resume_file_or_config_is_refused_before_a_step(
     best = {"epoch": 1, "top1": 0.5, "weights": state["network"]}
     for changes in (
         {"epoch": 4},
-        {"batch": 11},
+        {"batch": 12},
         {"losses": torch.ones(1)},
         {"epoch": 2},
         {"history": []},

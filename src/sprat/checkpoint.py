@@ -278,8 +278,8 @@ def _wrong_side(network: nn.Module, side: int) -> str | None:
 @torch.inference_mode()
 def _wrong_answers(model: Model) -> str | None:
     """What is wrong if finite weights give logits that are not: seen on a black, a white and a
-    grey image, which are small since a network takes any size."""
-    side = min(model.side, 32)
+    grey image, as small as the network takes them."""
+    side = getattr(model.network, "min_side", model.side)
     mean, std = (
         torch.tensor(values)[:, None, None]
         for values in (model.normalization.mean, model.normalization.std)

@@ -728,7 +728,7 @@ class Training:
             ValueError: no run of this config and data can have come to where `state` is.
         """
         place = f"epoch {state['epoch']}, batch {state['batch']}"
-        if state["epoch"] > self.config.epochs or state["batch"] >= len(self.batches):
+        if state["epoch"] > self.config.epochs or state["batch"] > len(self.batches):
             raise ValueError(f"it stands at {place}")
         if len(state["history"]) != state["epoch"] or state["losses"].shape != self.losses.shape:
             raise ValueError(f"it stands at {place}, but its history is of another length")
