@@ -190,6 +190,13 @@ def many_scans() -> bytes:
     return whole[:last] + 1_000 * whole[last:-2] + whole[-2:]
 
 
+def many_large_scans() -> bytes:
+    """Fewer, of 850 x 850 pixels; more than a picture of the most pixels may have."""
+    whole = encoded(Image.new("RGB", (850, 850), "red"), "JPEG", progressive=True)
+    last = whole.rindex(b"\xff\xda")
+    return whole[:last] + 20 * whole[last:-2] + whole[-2:]
+
+
 def archive() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as written:
@@ -237,6 +244,12 @@ UNREADABLE: dict[str, tuple[bytes, int, str]] = {
     "strips of a row": (tiff(strips=60_000), 422, "too many parts"),
     "strips beyond the file": (tiff(strips=10**9), 422, "too many parts"),
     "a TIFF in LZMA": (tiff(compression=34925), 415, "method 34925"),
+    "a BMP in run lengths": (
+        encoded(NOISE, "BMP")[:30] + b"\1" + encoded(NOISE, "BMP")[31:],
+        415,
+        "run lengths",
+    ),
+    "many scans of many pixels": (many_large_scans(), 422, "more than 22 scans"),
     "thousands of chunks": (chunks_of_nothing(20_000), 422, "too many parts"),
     "hundreds of texts": (chunks_of_nothing(200), 422, "too many parts"),
     "thousands of comments in a JPEG": (
@@ -511,16 +524,16 @@ class TestDecoders:
         async def wait_in_turn() -> None:
             decoders = Decoders(32, Limits(decoders=1))
 
-            async def take(client: str) -> None:
-                async with decoders._turn(client):
-                    served.append(client)
+            async def take(client: str, size: int) -> None:
+                async with decoders._turn(client, size):
+                    served.append(f"{client}{size}")
                     await asyncio.sleep(0)
 
-            await asyncio.gather(*map(take, "aaaaabbc"))
+            await asyncio.gather(*map(take, "aaaaabbc", (9, 8, 7, 6, 5, 1, 1, 1)))
             decoders.close()
 
         asyncio.run(wait_in_turn())
-        assert "".join(served) == "abcabaaa"
+        assert " ".join(served) == "a9 b1 c1 a5 b1 a6 a7 a8"
 
 
 def test_a_model_that_gives_no_numbers_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no reader of Pillow's
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 SCAN_START = b"\xff\xda"
 MOST_SCANS = 64  # each goes over the whole picture; a few bytes of it could cost seconds
+USUAL_SCANS = 16  # what a progressive JPEG of the most pixels may have
 MOST_PIECES = 10_000  # chunks, segments, blocks, frames, strips, tiles; Pillow loops over them
 MOST_TEXTS = 100  # of a PNG; each may be a megabyte when unpacked
 PNG_TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf"})
@@ -63,7 +64,7 @@ def prepare() -> None:
 
 def is_quick(content: bytes) -> bool:
     """Whether a file can take no more than about a millisecond, if it has few pixels."""
-    if len(content) > QUICK_BYTES or content.count(SCAN_START) > 12:
+    if len(content) > QUICK_BYTES or content.count(SCAN_START) > USUAL_SCANS:
         return False
     return content.startswith(JPEG) or (
         content.startswith(PNG) and not any(kind in content for kind in PNG_TEXTS)
@@ -82,6 +83,8 @@ def decode(content: bytes, side: int, limits: Limits) -> Tensor:
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             check_size(image, limits)
+            if content.startswith(JPEG):
+                check_scans(content.count(SCAN_START), image.width * image.height, limits)
             image.load()
             return fit(upright(image), side)
     except Refused:
@@ -107,6 +110,13 @@ def check_size(image: Image.Image, limits: Limits) -> None:
         raise Refused(413, "pixels", f"{words}{limits.max_side:,} on a side")
 
 
+def check_scans(scans: int, pixels: int, limits: Limits) -> None:
+    """Refuse a JPEG whose scans, each of which goes over the whole picture, are slow together."""
+    if scans > MOST_SCANS or scans * pixels > USUAL_SCANS * limits.max_pixels:
+        most = min(MOST_SCANS, USUAL_SCANS * limits.max_pixels // max(1, pixels))
+        raise Refused(422, "scans", f"a JPEG of more than {most} scans; save it anew")
+
+
 def _too_many_pixels(limits: Limits) -> Refused:
     words = "the picture has too many pixels; make it smaller, at most"
     return Refused(413, "pixels", f"{words} {limits.max_pixels:,} in all")
@@ -117,8 +127,8 @@ def check_structure(content: bytes) -> None:
 
     What is no proper file passes: Pillow will say so.
     """
-    if content.startswith(JPEG) and content.count(SCAN_START) > MOST_SCANS:
-        raise Refused(422, "scans", f"a JPEG of more than {MOST_SCANS} scans; save it anew")
+    if content.startswith(b"BM") and content[30:31] in (b"\1", b"\2"):  # Pillow does it in Python
+        raise Refused(415, "compression", "a BMP in run lengths is not read; save it as PNG")
     for prefix, pieces in PIECES.items():
         if content.startswith(prefix):
             with contextlib.suppress(struct.error, IndexError):  # it is cut off
@@ -229,8 +239,9 @@ PIECES: dict[bytes | tuple[bytes, ...], Callable[[bytes], Iterator[Any]]] = {
 class Decoders:
     """Decodes pictures for the server.
 
-    Of those that wait, the next is one of the client that has the fewest being decoded, and was
-    served least recently: nobody can make the others wait for all that he sent.
+    Of those that wait, the next is of the client that has the fewest being decoded, and was served
+    least recently; of its pictures, the smallest file. Nobody makes the others wait for all that
+    he sent.
 
     Args:
         side: of the network's input, pixels.
@@ -247,7 +258,7 @@ class Decoders:
             self._free.put(process)
         self._threads = ThreadPoolExecutor(limits.decoders, "decoder")
         self._places = limits.decoders
-        self._waiting: list[tuple[str, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[str, int, asyncio.Future[None]]] = []
         self._busy: Counter[str] = Counter()  # pictures being decoded, by client
         self._served: dict[str, int] = {}  # when each client that is here was last served
         self._turns = itertools.count(1)
@@ -286,7 +297,7 @@ class Decoders:
                     if refused.reason != "pixels":
                         raise
             file.seek(0)
-        async with self._turn(client):
+        async with self._turn(client, size):
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._threads, self._decode_apart, file)
 
@@ -307,17 +318,17 @@ class Decoders:
             self._free.put(process)
 
     @contextlib.asynccontextmanager
-    async def _turn(self, client: str) -> AsyncIterator[None]:
+    async def _turn(self, client: str, size: int) -> AsyncIterator[None]:
         if self._places:
             self._places -= 1
         else:
             turn = asyncio.get_running_loop().create_future()
-            self._waiting.append((client, turn))
+            self._waiting.append((client, size, turn))
             try:
                 await turn
             except asyncio.CancelledError:
                 if turn.cancelled():
-                    self._waiting.remove((client, turn))
+                    self._waiting.remove((client, size, turn))
                 else:  # it had come at the same moment
                     self._hand_on()
                 raise
@@ -329,7 +340,7 @@ class Decoders:
             self._busy[client] -= 1
             if not self._busy[client]:
                 del self._busy[client]
-                if all(other != client for other, _ in self._waiting):
+                if all(other != client for other, _, _ in self._waiting):
                     del self._served[client]
             self._hand_on()
 
@@ -337,11 +348,14 @@ class Decoders:
         if not self._waiting:
             self._places += 1
             return
-        following = min(
-            self._waiting, key=lambda waits: (self._busy[waits[0]], self._served.get(waits[0], 0))
-        )
+
+        def order(waiting: tuple[str, int, asyncio.Future[None]]) -> tuple[int, int, int]:
+            client, size, _ = waiting
+            return self._busy[client], self._served.get(client, 0), size
+
+        following = min(self._waiting, key=order)
         self._waiting.remove(following)
-        following[1].set_result(None)
+        following[2].set_result(None)
 
 
 class _Process:
