@@ -27,8 +27,8 @@ from sprat.cli import main
 from sprat.config import AugmentConfig, Config, EMAConfig, OptimConfig
 from sprat.data import Dataset, cifar10, load_dataset
 from sprat.errors import SpratError
+from sprat.files import cache_dir
 from sprat.kernels import NoKernels, build
-from sprat.runtime import cache_dir
 
 KERNELS = cache_dir() / "kernels"
 
