@@ -62,7 +62,7 @@ def models(world: World) -> Kind:
 def recipes(world: World) -> Kind:
     """Recipes: texts that are hard to parse, and settings with values that they cannot have, of
     those 2 * FAULTS at most. A run that would begin to train is ended there."""
-    texts = [Variant(name, text) for name, text in TEXTS.items()]
+    texts = [Variant(name, b'dataset = "shapes10"\n' + text) for name, text in TEXTS.items()]
     settings = list(_settings_spoilt(world.recipes["tiny"].read_text()))
     random.Random(0).shuffle(settings)
     variants = texts + settings

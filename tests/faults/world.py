@@ -94,7 +94,8 @@ class World:
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
         self.pictures = scratch / "pictures"
-        self.env = {"CC": str(scratch / "cc"), "SPRAT_DATA": ""}
+        no_network = "http://127.0.0.1:9"
+        self.env = {"CC": str(scratch / "cc"), "SPRAT_DATA": "", "https_proxy": no_network}
         self.caches = scratch / "caches"
         self._draw_pictures()
         self._write_compiler()
