@@ -26,7 +26,7 @@ _kinds: dict[str, Kind] = {}  # of this process and of those forked off it
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m faults", description=__doc__)
     parser.add_argument("kinds", nargs="*", default=[], metavar="KIND", help=", ".join(KINDS))
-    parser.add_argument("--only", type=int, help="the number of one case")
+    parser.add_argument("--only", type=int, nargs="+", help="numbers of cases")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     given = parser.parse_args()
     if unknown := set(given.kinds) - set(KINDS):
@@ -41,7 +41,7 @@ def main() -> int:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _try_all(scratch: Path, names: list[str], only: int | None, jobs: int) -> int:
+def _try_all(scratch: Path, names: list[str], only: list[int] | None, jobs: int) -> int:
     from faults import clients, damage, disk, hostile, kills
     from faults.world import World
 
@@ -64,7 +64,7 @@ def _try_all(scratch: Path, names: list[str], only: int | None, jobs: int) -> in
     cases = [
         (name, number)
         for name in names
-        for number in ([only] if only is not None else range(_kinds[name].count(FAULTS)))
+        for number in only or range(_kinds[name].count(FAULTS))
     ]
     counts = {name: Count() for name in names}
     told = time.monotonic()

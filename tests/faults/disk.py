@@ -1,6 +1,8 @@
 """A disk that is full from some write on: exit code 2 and a sentence, nothing half-written; with
 space again, the command that the docs name ends as if nothing had been."""
 
+import random
+
 from faults.cases import Case, FailedError, Kind
 from faults.kills import WRITERS
 from faults.victims import Fault
@@ -11,9 +13,7 @@ def full(world: World) -> Kind:
     """A full disk at every write of every command that writes; at FAULTS of them, if they are
     more."""
     moments = [(name, at) for name in WRITERS for at in range(1, world.unharmed[name].writes + 1)]
-
-    def count(faults: int) -> int:
-        return min(faults, len(moments))
+    random.Random(0).shuffle(moments)  # or FAULTS of them would be those of one command
 
     def attempt(case: Case) -> None:
         name, at = moments[case.number]
@@ -28,4 +28,4 @@ def full(world: World) -> Kind:
             ended = place.sprat(*world.again(name, place)).check(0)
             world.check_same(name, place, ended)
 
-    return Kind(count, attempt)
+    return Kind(lambda faults: min(faults, len(moments)), attempt)
