@@ -62,9 +62,7 @@ def _try_all(scratch: Path, names: list[str], only: list[int] | None, jobs: int)
     _kinds.update({name: made[name](world) for name in names})
     print(f"prepared in {time.monotonic() - began:.0f} seconds", flush=True)
     cases = [
-        (name, number)
-        for name in names
-        for number in only or range(_kinds[name].count(FAULTS))
+        (name, number) for name in names for number in only or range(_kinds[name].count(FAULTS))
     ]
     counts = {name: Count() for name in names}
     told = time.monotonic()
@@ -101,11 +99,11 @@ def _attempt(name: str, number: int) -> tuple[int, Failure | None, str]:
 
 
 def _print(counts: dict[str, Count], seconds: float) -> None:
-    columns = list(Count().to_dict())
-    print(f"\n{'':26}" + "".join(f"{column:>12}" for column in columns))
+    """Prints the README's table."""
+    print("| fault | " + " | ".join(Count().to_dict()) + " |")
     for name, count in counts.items():
-        print(f"{name:26}" + "".join(f"{value:>12,}" for value in count.to_dict().values()))
-    print(f"{seconds / 60:.0f} minutes", flush=True)
+        print(f"| {name} | " + " | ".join(f"{n:,}" for n in count.to_dict().values()) + " |")
+    print(f"in {seconds / 60:.0f} minutes", flush=True)
 
 
 def _write(path: Path, counts: dict[str, Count], seconds: float) -> None:

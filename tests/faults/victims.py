@@ -81,7 +81,7 @@ class Ended:
 
     def __str__(self) -> str:
         said = self.err.strip() or self.out.strip()
-        return f"exit code {self.code}: {said[-1500:]}"
+        return f"exit code {self.code}: {said[-600:]}"
 
 
 class Victim:
