@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -95,6 +96,8 @@ def _attempt(name: str, number: int) -> tuple[int, Failure | None, str]:
         _kinds[name].attempt(case)
     except FailedError as failed:
         return max(1, case.tried), failed.failure, str(failed)
+    except Exception:  # the case's own fault, or a server that did not start
+        return max(1, case.tried), "lost", traceback.format_exc()
     return case.tried, None, ""
 
 

@@ -1,7 +1,8 @@
 """Cases, how they fail, and how they are counted."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -12,8 +13,17 @@ class FailedError(Exception):
     """A case that sprat did not stand."""
 
     def __init__(self, failure: Failure, why: str) -> None:
-        super().__init__(f"{failure}: {why}")
+        super().__init__(why)
         self.failure = failure
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Puts before a failure what it happened to."""
+    try:
+        yield
+    except FailedError as failed:
+        raise FailedError(failed.failure, f"{what}: {failed}") from failed
 
 
 @dataclass

@@ -16,7 +16,7 @@ import httpx
 from serving import Server, serving
 
 from faults import pictures
-from faults.cases import Case, FailedError, Kind
+from faults.cases import Case, FailedError, Kind, naming
 from faults.world import World
 
 PATIENCE = 30.0  # seconds that a good client may wait for a place
@@ -78,7 +78,7 @@ def slow_pictures(world: World) -> Kind:
         name, path = made[case.number // 2]
         case.tried += 1
         if case.number % 2:
-            with world.place("predict") as place:
+            with naming(name), world.place("predict") as place:
                 place.sprat("predict", "run", path).check(0, 2)
             return
         with _server(name) as server, ExitStack() as stack:
@@ -89,7 +89,7 @@ def slow_pictures(world: World) -> Kind:
                 _answered(server, world)
             taken = _memory(server.process.pid)
             if taken > MEMORY:
-                raise FailedError("lost", f"{name}: the server took {taken:,} bytes")
+                raise FailedError("lost", f"the server took {taken:,} bytes")
             _ends(server)
 
     return Kind(lambda faults: 2 * len(made), attempt)
@@ -98,17 +98,15 @@ def slow_pictures(world: World) -> Kind:
 @contextmanager
 def _server(name: str) -> Iterator[Server]:
     """A server of the best shipped model; what it printed is looked at in the end."""
-    try:
-        with serving() as server:
-            yield server
-            said = (server.folder / "err").read_text(errors="replace")
-            said += (server.folder / "out").read_text(errors="replace")
-            if "Traceback" in said:
-                raise FailedError("tracebacks", said[-2000:])
-            if server.process.returncode != 0:
-                raise FailedError("lost", f"exit code {server.process.returncode}: {said[-2000:]}")
-    except FailedError as failed:
-        raise FailedError(failed.failure, f"{name}: {failed}") from failed
+    with naming(name), serving() as server:
+        yield server
+        said = "".join(
+            (server.folder / file).read_text(errors="replace") for file in ("out", "err")
+        )
+        if "Traceback" in said:
+            raise FailedError("tracebacks", said[-2000:])
+        if server.process.returncode != 0:
+            raise FailedError("lost", f"exit code {server.process.returncode}: {said[-2000:]}")
 
 
 def _request(server: Server, world: World) -> bytes:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from faults.cases import Case, FailedError, Kind
+from faults.cases import Case, FailedError, Kind, naming
 from faults.victims import Ended, Place
 from faults.world import World
 
@@ -78,17 +78,14 @@ def _attempt(
     def attempt(case: Case) -> None:
         read = READS[case.number % len(READS)]
         case.tried += 1
-        with world.place(read.command) as place:
+        with naming(f"{read.file}, {read.command}"), world.place(read.command) as place:
             file = case.random.choice(sorted(place.folder.glob(read.file)))
             whole = file.read_bytes()
             file.write_bytes(spoil(whole, case.random))
             damaged = file.read_bytes()
-            try:
-                ended = place.sprat(*world.commands[read.command].words).check(0, 2)
-                if ended.code == 0:
-                    _check(world, read, place, ended, whole, damaged)
-            except FailedError as failed:
-                raise FailedError(failed.failure, f"{read.file}: {failed}") from failed
+            ended = place.sprat(*world.commands[read.command].words).check(0, 2)
+            if ended.code == 0:
+                _check(world, read, place, ended, whole, damaged)
 
     return attempt
 
@@ -98,7 +95,7 @@ def _check(
 ) -> None:
     """Raises FailedError if the command used what it must not."""
     if read.claim == "file" and _model(whole) != _model(damaged):
-        raise FailedError("silent", f"{read.command} used another model: {ended}")
+        raise FailedError("silent", f"used another model: {ended}")
     if read.claim == "result":
         try:
             world.check_same(read.command, place, ended)
@@ -108,7 +105,7 @@ def _check(
         folders = (place.folder, world.unharmed[read.command].folder)
         ours, theirs = (_weights(folder / "work/run/model.safetensors") for folder in folders)
         if ours != theirs:
-            raise FailedError("silent", f"{read.command} trained other weights: {ended}")
+            raise FailedError("silent", f"trained other weights: {ended}")
 
 
 def _model(content: bytes) -> Any:

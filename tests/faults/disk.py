@@ -3,7 +3,7 @@ space again, the command that the docs name ends as if nothing had been."""
 
 import random
 
-from faults.cases import Case, FailedError, Kind
+from faults.cases import Case, FailedError, Kind, naming
 from faults.kills import WRITERS
 from faults.victims import Fault
 from faults.world import World, listing
@@ -18,7 +18,7 @@ def full(world: World) -> Kind:
     def attempt(case: Case) -> None:
         name, at = moments[case.number]
         case.tried += 1
-        with world.place(name) as place:
+        with naming(f"{name}, write {at}"), world.place(name) as place:
             ended = place.sprat(*world.commands[name].words, fault=Fault("full", at)).check(0, 2)
             if ended.code == 2 and "space" not in ended.err:
                 raise FailedError("lost", f"does not say that the disk is full: {ended}")

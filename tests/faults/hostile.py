@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from faults.cases import Case, FailedError, Kind
+from faults.cases import Case, FailedError, Kind, naming
 from faults.victims import Ended
 from faults.world import World
 
@@ -80,7 +80,7 @@ def recipes(world: World) -> Kind:
 
 def _check(name: str, ended: Ended, refused: bool) -> None:
     """Raises FailedError unless that is how a hostile input is met."""
-    try:
+    with naming(name):
         ended.check(*([2] if refused else [0, 2]))
         if ended.cpu > MOST_CPU:
             raise FailedError("lost", f"took {ended.cpu:.1f} seconds of CPU")
@@ -88,8 +88,6 @@ def _check(name: str, ended: Ended, refused: bool) -> None:
             raise FailedError("silent", f"printed {found[0]!r}: {ended}")
         if len(ended.err) > LONGEST:
             raise FailedError("lost", f"printed {len(ended.err):,} characters: {ended.err[:300]}")
-    except FailedError as failed:
-        raise FailedError(failed.failure, f"{name}: {failed}") from failed
 
 
 def _never_train() -> None:

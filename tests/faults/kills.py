@@ -1,7 +1,7 @@
 """Kills at every file event and at random moments; then the command that the docs name, until the
 result is, bit for bit, that of a command that was left alone."""
 
-from faults.cases import Case, Kind
+from faults.cases import Case, Kind, naming
 from faults.victims import Fault, Place
 from faults.world import World
 
@@ -17,7 +17,7 @@ def at_events(world: World) -> Kind:
 
     def attempt(case: Case) -> None:
         name, at = moments[case.number]
-        with world.place(name) as place:
+        with naming(f"{name}, event {at}"), world.place(name) as place:
             words = world.commands[name].words
             case.tried += place.sprat(*words, fault=Fault("kill", at)).killed
             if case.number % 2:
@@ -34,7 +34,7 @@ def at_random(world: World) -> Kind:
     def attempt(case: Case) -> None:
         name = OFTEN[case.number % len(OFTEN)]
         while case.tried < IN_A_ROW:
-            with world.place(name) as place:
+            with naming(name), world.place(name) as place:
                 words = world.commands[name].words
                 while case.tried < IN_A_ROW:
                     after = case.random.uniform(0, world.unharmed[name].seconds)
