@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check system clean
+.PHONY: train test check system faults clean
 
 train: .venv/train
 	$(BIN)/sprat train --recipe quick --final --dataset auto
@@ -19,6 +19,10 @@ check: .venv/dev
 # what needs a wheel, other compilers or many minutes
 system: .venv/dev
 	$(BIN)/python -m pytest tests/system $(if $(CI),--durations=15)
+
+# kills, full disks, damage, hostile input; FAULTS=300 kills at random moments unless told otherwise
+faults: .venv/dev
+	PYTHONPATH=tests $(BIN)/python -m faults
 
 .venv/train: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

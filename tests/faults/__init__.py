@@ -1,0 +1,31 @@
+"""Faults that sprat has to stand: killed processes, damaged files, full disks, hostile input.
+
+    make faults                                  all kinds; FAULTS=300 killed at random moments
+    FAULTS=1000 FAULTS_OUTPUT=results/faults.json make faults
+    PYTHONPATH=tests python -m faults "bit flipped" --only 17     one case again
+
+Every case is a function of its kind, its number and FAULTS_SEED. It can fail in three ways:
+
+    lost         what was begun cannot be ended, or ends otherwise than without the fault: weights
+                 and figures in other bits, stray files, a server that does not answer
+    silent       damaged or hostile data was used, and the exit code is 0
+    tracebacks   a command ended with a traceback, a signal or an exit code but 0, 1 and 2
+
+What is protected against damage is whatever decides weights and predictions: model.safetensors,
+last.pt, the cached pixels of own pictures and the compiled kernels; config.json is held to last.pt
+when a run is resumed. The other JSON files (results.json, metrics.jsonl, summary.json) are for
+people and have no digest: a changed digit in them is a valid figure. Damage there must only be met
+without a traceback.
+"""
+
+KINDS = {
+    "killed at a file event": "killed before a file is opened, written, renamed, flushed, removed",
+    "killed at a random moment": "killed after a random time, several times in a row",
+    "disk full": "no space left from some write on",
+    "bit flipped": "one bit changed in a file that a run wrote",
+    "truncated": "a file that a run wrote is cut off",
+    "hostile model": "a model file whose metadata or weights are impossible",
+    "hostile recipe": "a recipe that is no TOML, or whose values are impossible",
+    "client that never reads": "connections that are opened and then left, up to every place",
+    "picture made to be slow": "a small file that would take long, or much memory, to decode",
+}
