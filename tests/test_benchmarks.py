@@ -61,7 +61,8 @@ def here(monkeypatch: pytest.MonkeyPatch, threads: None) -> Here:
         shown = io.StringIO()
         with monkeypatch.context() as typed, contextlib.redirect_stdout(shown):
             typed.setattr(sys, "argv", [str(BENCHMARKS / words[0]), *words[1:]])
-            typed.setattr(side_by_side, "_one_turn", lambda name: run(*words, "--contender", name))
+            turn = lambda name, variables: run(*words, "--contender", name)  # noqa: E731
+            typed.setattr(side_by_side, "_one_turn", turn)
             try:
                 runpy.run_path(sys.argv[0], run_name="__main__")
             except SystemExit as ended:

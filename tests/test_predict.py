@@ -1,6 +1,5 @@
 """Pictures on their way to the network, and what it says of them."""
 
-import io
 import multiprocessing
 import os
 import socket
@@ -20,7 +19,8 @@ import sprat
 from sprat import Classifier, SpratError
 from sprat.data.picture import read_picture
 from sprat.predict import find_pictures, to_pixels
-from sprat.serve.uploads import decode
+from sprat.serve.decoding import decode
+from sprat.serve.limits import Limits
 
 
 def test_a_picture_of_the_right_size_stays_as_it_is(tmp_path: Path) -> None:
@@ -97,8 +97,8 @@ def test_damaged_exif_costs_no_picture(tmp_path: Path, suffix: str, exif: bytes)
     image.save(tmp_path / f"x.{suffix}", exif=exif, lossless=True)
     plain = read_picture(tmp_path / f"plain.{suffix}", 16)
     assert torch.equal(read_picture(tmp_path / f"x.{suffix}", 16), plain)
-    content = io.BytesIO((tmp_path / f"x.{suffix}").read_bytes())
-    assert torch.equal(decode(content, 16, 1_000), plain)
+    content = (tmp_path / f"x.{suffix}").read_bytes()
+    assert torch.equal(decode(content, 16, Limits()), plain)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
