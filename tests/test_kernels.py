@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -236,6 +237,35 @@ class TestChoice:
             pytest.skip(REASON)
         with pytest.raises(NoKernels, match="cannot be written or loaded"):
             build.load_trunk(False)
+
+    @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+    def test_a_damaged_library_is_built_anew(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        compiler = tmp_path / "compiler"
+        source = "echo 'int ready(void) { return 1; }'"
+        compiler.write_text(
+            "#!/bin/sh\n"
+            'while [ "$1" != -o ]; do shift; done\n'
+            f'{source} | cc -shared -fPIC -x c - -o "$2"\n'
+        )
+        compiler.chmod(0o755)
+        monkeypatch.setenv("CC", str(compiler))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        build.load.cache_clear()
+        build.load("trunk")
+        (library,) = (tmp_path / "sprat" / "kernels").glob("*.so")
+        whole = library.read_bytes()
+        middle = len(whole) // 2
+        flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+        for damaged in (flipped, whole[:-1], whole[:middle], b""):
+            library.unlink()  # this process has it mapped
+            library.write_bytes(damaged)
+            build.load.cache_clear()
+            assert not build.is_built("trunk")
+            assert build.load("trunk").ready() == 1
+            assert library.read_bytes() == whole
+        build.load.cache_clear()
 
     @needs_kernels
     def test_a_run_is_not_resumed_by_other_means_than_it_began(

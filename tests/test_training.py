@@ -617,6 +617,7 @@ def test_resuming_a_finished_run_gives_its_results_and_changes_nothing(
     small: Dataset, final_run: Path
 ) -> None:
     before = {p.name: p.read_bytes() for p in final_run.iterdir()}
+    (final_run / ".lock").write_text("process 1, which was killed as it ended")
     assert resume(final_run, small) == json.loads(before["results.json"])
     assert {p.name: p.read_bytes() for p in final_run.iterdir()} == before
 

@@ -828,10 +828,8 @@ def resume(
     are bit for bit those of a run that was never interrupted.
     """
     config, recipe, overrides = read_config(run)
-    if finished := read_finished(run):
-        return finished
-    with locked(run) as run_is_ours:
-        if finished := read_finished(run):  # by the process that had the lock
+    with locked(run) as run_is_ours:  # of a finished run too: a kill may have left the lock there
+        if finished := read_finished(run):
             return finished
         sweep_run(run)
         observer = observer or Observer()

@@ -33,8 +33,9 @@ def load(library: str, *flags: str) -> ctypes.CDLL:
     source, command = _source(library), _command(*flags)
     try:
         place = _place(source, command)
-        if not place.exists():
-            write_whole(place, _compile(source, command))
+        if not _is_whole(place):
+            content = _compile(source, command)
+            write_whole(place, content + _digest(content))
             sweep(place.parent, ".trunk-*.so")  # left by killed processes of an older sprat
         return ctypes.CDLL(str(place))
     except OSError as error:
@@ -66,7 +67,7 @@ def is_built(library: str, *flags: str) -> bool:
         NoKernels: it is not and cannot be.
     """
     try:
-        return _place(_source(library), _command(*flags)).exists()
+        return _is_whole(_place(_source(library), _command(*flags)))
     except OSError as error:
         raise NoKernels(f"the compiled library cannot be kept: {error}") from error
 
@@ -104,6 +105,21 @@ def _place(source: Path, command: list[str]) -> Path:
     if os.path.exists(library) or os.access(there, os.W_OK | os.X_OK):  # noqa: PTH110
         return library
     return own_temporary() / "kernels" / library.name
+
+
+def _digest(content: bytes) -> bytes:
+    """Written after a library's own bytes, where a loader does not look."""
+    return hashlib.sha256(content).digest()
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether a library is there as it was written; a damaged one is built anew."""
+    try:
+        content = library.read_bytes()
+    except FileNotFoundError:
+        return False
+    size = len(content) - hashlib.sha256().digest_size
+    return content[size:] == _digest(content[:size])
 
 
 def _compile(source: Path, command: list[str]) -> bytes:
