@@ -18,7 +18,7 @@ from PIL import Image
 from sprat.cli import app
 from sprat.config import Config, OptimConfig, load_recipe, overrides, recipe_names
 from sprat.data import Dataset, load_dataset
-from sprat.text import to_paste
+from sprat.text import command as to_paste
 from sprat.training import Interrupted, train
 
 
