@@ -16,8 +16,10 @@ from conftest import Here
 from PIL import Image
 
 from sprat.cli import app
-from sprat.config import load_recipe, overrides, recipe_names
-from sprat.data import Dataset
+from sprat.config import Config, OptimConfig, load_recipe, overrides, recipe_names
+from sprat.data import Dataset, load_dataset
+from sprat.text import command as to_paste
+from sprat.training import Interrupted, train
 
 
 def sprat(*words: object, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
@@ -255,6 +257,69 @@ def test_cifar10_asked_for_by_name_never_falls_back(
     assert "CIFAR-10 could not be fetched" in done.stderr
     assert "--data-dir or SPRAT_DATA" in done.stderr
     assert "shapes10" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_stream_on_a_full_disk_ends_a_command_in_words(stream: str) -> None:
+    words = ["models", "--json"] if stream == "stdout" else ["models", "nosuch"]
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | {stream: full}
+        done = subprocess.run(
+            [sys.executable, "-m", "sprat", *words], text=True, check=False, **streams
+        )
+    assert done.returncode == 2
+    if stream == "stdout":
+        assert done.stderr.startswith("sprat: standard output cannot be written: No space left")
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_run_whose_pictures_have_moved_is_resumed_where_they_are(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for index in range(48):
+        picture = tmp_path / "before" / ("dark", "light")[index % 2] / f"{index}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 5 * index).save(picture)
+    config = Config(
+        dataset=str(tmp_path / "before"),
+        device="cpu",
+        threads=1,
+        kernels="torch",
+        model="SpratS",
+        epochs=1,
+        batch_size=16,
+        tta=1,
+        optim=OptimConfig(warmup_epochs=0.5),
+    )
+    run, now = tmp_path / "my run", tmp_path / "it's now"
+    dataset = load_dataset(config.dataset, own=config.pictures)
+    with pytest.raises(Interrupted):
+        train(config, dataset, run, recipe="custom", should_stop=lambda: True)
+
+    (tmp_path / "before").rename(now)
+    done = here("train", "--resume", run)
+    assert done.returncode == 2
+    assert "is no longer there. If that has moved, name its new place" in done.stderr
+    assert (
+        "trained on other images" in here("train", "--resume", run, "--dataset", "shapes10").stderr
+    )
+
+    (run / "model.safetensors").mkdir()
+    again = ("train", "--resume", run, "--dataset", now)
+    done = here(*again)
+    assert done.returncode == 2
+    assert "model.safetensors cannot be written: a folder has that name" in done.stderr
+    assert f"Then go on with\n  {to_paste('sprat', *again)}\n" in done.stderr
+    (run / "model.safetensors").rmdir()
+    assert here(*again).returncode == 0
+    assert json.loads((run / "results.json").read_text())["dataset"] == str(now)
+
+    (run / "curves.png").unlink()  # killed before they were drawn
+    assert here("train", "--resume", run).returncode == 0
+    assert (run / "curves.png").exists()
+    assert here("evaluate", run).returncode == 0
 
 
 def test_a_folder_that_cannot_be_written_is_told(here: Here, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sprat.data.imageset import Normalization
 from sprat.errors import SpratError, shown
-from sprat.files import replacing
+from sprat.files import replacing, write_whole
 from sprat.models import build_model, find_model
 from sprat.names import CARD_FILE, MODEL_FILE
 from sprat.readers import MODEL_BYTES, parse_json, read_bytes, read_text
@@ -95,8 +95,7 @@ def save_model(path: Path, model: Model, dtype: torch.dtype = torch.float32) -> 
     tensors = {key: value.contiguous() for key, value in tensors.items()}
     text = json.dumps(metadata(model))
     content = serialize(tensors, {"sprat": text, "sha256": _digest(tensors, text)})
-    with replacing(path) as beside:
-        beside.write_bytes(content)
+    write_whole(path, content)
 
 
 def metadata(model: Model) -> dict[str, Any]:
@@ -332,8 +331,10 @@ def save_resume(path: Path, state: dict[str, Any]) -> None:
     file = io.BytesIO()
     torch.save(state, file)
     content = file.getbuffer()
-    with replacing(path) as beside, beside.open("wb") as to:
-        to.write(RESUME_MAGIC + hashlib.sha256(content).digest())
+    head = RESUME_MAGIC + hashlib.sha256(content).digest()
+    size = len(head) + len(content)
+    with replacing(path, size=size) as beside, beside.open("wb") as to:
+        to.write(head)
         to.write(content)
 
 

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
@@ -223,7 +223,8 @@ def train(
         sprat.training.check(config)  # rather than after a download
         dataset = load_shown(console, config.dataset, data_dir, config.pictures)
     elif finished := read_finished(resume):
-        ended(resume, finished)
+        with _offering(lambda: ["sprat", *sys.argv[1:]]):
+            ended(resume, finished)
         return 0
     else:
         dataset = load_again(console, resume, config, moved, data_dir)
@@ -237,8 +238,16 @@ def train(
         resumed: list[str | Path] = ["sprat", "train", "--resume", run]
         resumed += ["--dataset", moved] if moved else []
         resumed += ["--data-dir", data_dir] if data_dir else []
+
+        def command() -> list[str | Path]:
+            return resumed if not seeds and (run / CONFIG_FILE).exists() else again
+
         try:
-            with _stop_on_signal() as stop, TrainingDisplay(console) as display:
+            with (
+                _offering(command),
+                _stop_on_signal() as stop,
+                TrainingDisplay(console) as display,
+            ):
                 going: dict[str, Any] = {"observer": display, "should_stop": stop.was_asked}
                 going |= {} if resume else {"recipe": recipe, "overrides": changed}
                 if seeds:
@@ -247,22 +256,29 @@ def train(
                     results = sprat.training.resume(run, dataset, **going)
                 else:
                     results = sprat.training.train(config, dataset, run, **going)
+        except sprat.training.Interrupted:
+            assert stop.signal is not None
+            _complain(f"stopped and saved; go on with\n  {to_paste(*command())}")
+            return 128 + stop.signal
+        with _offering(command):
             if seeds:
                 _print_seeds(console, summary, run)
             else:
                 ended(run, results)
-        except sprat.training.Interrupted:
-            assert stop.signal is not None
-            command = to_paste(*(again if seeds else resumed))
-            _complain(f"stopped and saved; go on with\n  {command}")
-            return 128 + stop.signal
-        except BrokenPipeError:
-            raise
-        except OSError as error:  # a full disk, say: what was saved before is whole
-            begun = not seeds and (run / CONFIG_FILE).exists()
-            command = to_paste(*(resumed if begun else again))
-            raise SpratError(f"{_in_words(error)} Then go on with", f"  {command}") from error
     return 0
+
+
+@contextlib.contextmanager
+def _offering(command: Callable[[], list[str | Path]]) -> Iterator[None]:
+    """Adds the command to go on with to a refusal of the system's: what was saved before a full
+    disk, say, is whole."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        going_on = to_paste(*command())
+        raise SpratError(f"{_in_words(error)} Then go on with", f"  {going_on}") from error
 
 
 @app.command

@@ -31,9 +31,6 @@ class WriteError(SpratError, OSError):
         super().__init__(text)
         self.errno, self.strerror = error.errno, error.strerror
 
-    def __str__(self) -> str:
-        return str(self.args[0])
-
 
 @contextlib.contextmanager
 def writing(path: Path, size: int | None = None) -> Iterator[None]:
