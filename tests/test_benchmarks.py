@@ -11,6 +11,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,12 +58,15 @@ def here(monkeypatch: pytest.MonkeyPatch, threads: None) -> Here:
     monkeypatch.syspath_prepend(BENCHMARKS)
     import side_by_side
 
+    def turn(words: tuple[str, ...], name: str, environment: dict[str, str]) -> dict[str, Any]:
+        assert environment == {}, "what needs its own environment needs its own process"
+        return run(*words, "--contender", name)
+
     def run(*words: str) -> dict[str, Any]:
         shown = io.StringIO()
         with monkeypatch.context() as typed, contextlib.redirect_stdout(shown):
             typed.setattr(sys, "argv", [str(BENCHMARKS / words[0]), *words[1:]])
-            turn = lambda name, variables: run(*words, "--contender", name)  # noqa: E731
-            typed.setattr(side_by_side, "_one_turn", turn)
+            typed.setattr(side_by_side, "_one_turn", partial(turn, words))
             try:
                 runpy.run_path(sys.argv[0], run_name="__main__")
             except SystemExit as ended:
