@@ -8,9 +8,11 @@ import contextlib
 import io
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +23,7 @@ from sprat.augment.views import VIEWS
 from sprat.checkpoint import load_model
 from sprat.data import Dataset
 from sprat.evaluate import judge
-from sprat.results import read_config
+from sprat.results import read_config, read_json, write_json
 from sprat.training import split_off_val
 
 ROOT = Path(__file__).parents[1]
@@ -57,12 +59,15 @@ def here(monkeypatch: pytest.MonkeyPatch, threads: None) -> Here:
     monkeypatch.syspath_prepend(BENCHMARKS)
     import side_by_side
 
+    def turn(words: tuple[str, ...], name: str, environment: dict[str, str]) -> dict[str, Any]:
+        assert environment == {}, "what needs its own environment needs its own process"
+        return run(*words, "--contender", name)
+
     def run(*words: str) -> dict[str, Any]:
         shown = io.StringIO()
         with monkeypatch.context() as typed, contextlib.redirect_stdout(shown):
             typed.setattr(sys, "argv", [str(BENCHMARKS / words[0]), *words[1:]])
-            turn = lambda name, variables: run(*words, "--contender", name)  # noqa: E731
-            typed.setattr(side_by_side, "_one_turn", turn)
+            typed.setattr(side_by_side, "_one_turn", partial(turn, words))
             try:
                 runpy.run_path(sys.argv[0], run_name="__main__")
             except SystemExit as ended:
@@ -181,12 +186,18 @@ def test_augmentation(here: Here) -> None:
     assert figures["augmentation_share_of_step"] == pytest.approx(share)
 
 
-def test_tta_finds_what_judging_finds(here: Here, small_run: Path, shapes10: Dataset) -> None:
-    figures = here("tta.py", str(small_run))
+def test_tta_finds_what_judging_finds(
+    here: Here, small_run: Path, shapes10: Dataset, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(small_run, tmp_path / "run"))
+    written = read_json(run / "config.json")
+    written["config"]["val_fraction"] = 0.02  # fewer images to judge
+    write_json(run / "config.json", written)
+    figures = here("tta.py", str(run))
     (model,) = figures["models"]
     assert model["judged_on"] == "val"
     assert model["sets"].keys() == set(map(str, VIEWS))
-    config, trained = read_config(small_run)[0], load_model(small_run)
+    config, trained = read_config(run)[0], load_model(run)
     val = shapes10.train.subset(split_off_val(shapes10, config)[1])
     judgement = judge(trained.network, val, trained.normalization, tta=6)
     for views, key in (("1", "top1"), ("6", "tta_top1")):

@@ -213,7 +213,8 @@ class TestEarlyStopping:
     def test_a_run_that_goes_on_improving_is_not_stopped(
         self, small: Dataset, tmp_path: Path
     ) -> None:
-        config = dataclasses.replace(SMALL, patience=1, val_fraction=0.25)
+        config = dataclasses.replace(SMALL, patience=1, weights="ema", val_fraction=0.25)
+        config = dataclasses.replace(config, optim=OptimConfig(lr=0.1, warmup_epochs=0))
         results = train(config, small, tmp_path / "run", recipe="small")
         scores = [row["ema_top1"] for row in read_metrics(tmp_path / "run")]
         assert scores == sorted(set(scores)), "each epoch must be better for this to say anything"
