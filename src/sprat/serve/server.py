@@ -31,6 +31,7 @@ GRACE_SECONDS = 7  # after SIGTERM, for requests under way; then connections are
 MOST_HEADERS = 100
 HEAD_BYTES = 1 << 16  # of a request's line and headers
 MOST_PIPELINED = 16  # requests that wait for the answers to those before, in one connection
+SEND_BUFFER = 1 << 16  # bytes of a connection's answers that the system keeps
 TELL_AGAIN = 60  # seconds
 
 
@@ -116,6 +117,8 @@ def listen(host: str, port: int, backlog: int) -> socket.socket:
         # an answer is several small writes, and connections inherit this: without it each waits
         # for the client to acknowledge the one before, 40 ms
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # the system would take megabytes for a client that never reads, and hide that it does not
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         return listener
     except OSError as error:
         why = str(error.strerror).partition(" (")[0]  # what follows is the address again
