@@ -158,7 +158,7 @@ class TestHelp:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train", "--epochs", "0"], "epochs is 0, expected at least 1"),
+        (["train", "--epochs", "0"], "epochs is 0, expected 1 to 100,000"),
         (["train", "--epochs", "many"], '"many"'),
         (["train", "--optim.lrr", "1"], "Did you mean --optim.lr?"),
         (["train", "--recipe", "quik"], "did you mean 'quick'"),
@@ -232,7 +232,7 @@ def test_a_mistake_is_told_in_one_message_with_exit_code_2(
 def test_a_mistake_ends_a_real_process_without_a_traceback(tmp_path: Path) -> None:
     done = sprat("train", "--epochs", "0", cwd=tmp_path)
     assert done.returncode == 2
-    assert "epochs is 0, expected at least 1" in done.stderr
+    assert "epochs is 0, expected 1 to 100,000" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 

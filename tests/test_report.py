@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -267,11 +268,17 @@ def test_the_table_of_confidence_counts_every_image(run: Path, tmp_path: Path) -
     assert f"one view: accuracy {right / 2:.2f} %" in page.text
 
 
+def _begin_anew(run: Path, config: Config, recipe: str, changes: dict[str, Any]) -> None:
+    """Lets a run have begun with another config."""
+    (run / "config.json").unlink()
+    write_config(run, config, recipe, changes, {"md5": "0" * 32, "classes": []})
+
+
 def test_what_comes_from_data_is_escaped(run: Path, tmp_path: Path) -> None:
     names = [ATTACK, '" onload="alert(1)', "'><img src=x>", "{{ 7 * 7 }}", "&lt;", *"abcde"]
     _with_classes(run, names)
     config = read_run(run).config
-    write_config(run, config, ATTACK, {"optim.lr": 0.1})
+    _begin_anew(run, config, ATTACK, {"optim.lr": 0.1})
     results = read_json(run / "results.json")
     for key in ("cpu", "system"):
         results["machine"][key] = ATTACK
@@ -324,7 +331,7 @@ def test_the_command_trains_such_a_run_and_changes_are_marked(run: Path, tmp_pat
     config = dataclasses.replace(
         config, dataset="shapes10", final=True, seed=7, device="cpu", kernels="torch", threads=3
     )
-    write_config(run, config, "quick", CHANGES)
+    _begin_anew(run, config, "quick", CHANGES)
     write_json(run / "results.json", read_json(run / "results.json") | {"git": None})
     write_report(read_run(run), tmp_path / "page.html", "no answers")
     page = Page(tmp_path / "page.html")
@@ -400,7 +407,8 @@ class TestCommand:
         assert all("was trained on other images" in text for text in said)
         assert list(page.all("img")) == []
         done = here("report", final_run, "--output", path, "--overwrite", "--dataset", "nowhere")
-        assert "there is no dataset &#39;nowhere&#39;" in path.read_text()
+        assert done.returncode == 2
+        assert "there is no dataset 'nowhere'" in done.stderr
 
     def test_without_the_model_it_says_so(self, here: Here, run: Path) -> None:
         (run / "model.safetensors").unlink()
