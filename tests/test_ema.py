@@ -54,6 +54,7 @@ def test_reestimated_statistics_are_those_of_the_images() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.9), nn.ReLU()).eval()
     network[0].running_mean.fill_(5)
+    network[0].num_batches_tracked.fill_(7)  # as after training
     images = torch.randn(40, 3, 4, 4) * 2 + 1
     reestimate_batchnorm(network, images.split(10))
     torch.testing.assert_close(network[0].running_mean, images.mean((0, 2, 3)))

@@ -8,6 +8,7 @@ from sprat.augment.views import VIEWS, flipped, identity
 from sprat.data.imageset import ImageSet, Normalization
 from sprat.errors import SpratError
 from sprat.evaluate import (
+    calibration_bins,
     expected_calibration_error,
     judge,
     mcnemar,
@@ -82,6 +83,15 @@ def test_a_calibrated_coin_has_no_error() -> None:
     assert expected_calibration_error(probabilities, targets) == pytest.approx(0, abs=1e-6)
 
 
+def test_a_bin_of_confidence_holds_its_upper_end() -> None:
+    sure = torch.tensor([0.5, 0.75, 0.8125, 1.0])
+    probabilities = torch.stack([sure, 1 - sure], 1)
+    counts, sums, hits = calibration_bins(probabilities, torch.tensor([0, 1, 1, 0]), bins=4)
+    assert counts.tolist() == [0, 1, 1, 2]
+    assert sums.tolist() == [0, 0.5, 0.75, 1.8125]
+    assert hits.tolist() == [0, 1, 0, 1]
+
+
 def test_views_are_averaged_as_probabilities() -> None:
     images = _halves(7).images
     network = LeftRight()
@@ -105,6 +115,7 @@ def test_judgement_counts_what_is_there() -> None:
     assert judgement["top1_ci95"][0] < 2 / 3 < judgement["top1_ci95"][1]
     assert sum(done) == 2 * 600
     probabilities = predict_probabilities(LeftRight(), dataset.images, PLAIN)
+    assert judgement["ece"] == expected_calibration_error(probabilities, dataset.targets)
     assert top1(probabilities, dataset.targets) == judgement["top1"]
 
 
@@ -118,22 +129,23 @@ def test_judging_leaves_the_networks_mode_as_it_was() -> None:
 
 @pytest.mark.parametrize("tta", [1, 2, 6])
 def test_views_are_weighted_as_their_set_says(tta: int) -> None:
-    dataset = _halves(60)
-    judgement = judge(LeftRight(), dataset, PLAIN, tta)
-    probabilities = torch.zeros(60, 2)
-    for view, weight in VIEWS[tta]:
-        inputs = (view(dataset.images).float() / 255 - 0.5) / 0.25
-        probabilities += weight * LeftRight()(inputs).softmax(1)
-    assert judgement["tta_top1"] == pytest.approx(top1(probabilities, dataset.targets))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (400, 3, 8, 8), generator=generator).to(torch.uint8)
+    dataset = ImageSet(images, torch.arange(400) % 5, tuple("abcde"))
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5)).eval()
+    judgement = judge(network, dataset, PLAIN, tta)
+    with torch.no_grad():
+        answers = [network((view(images).float() / 255 - 0.5) / 0.25) for view, _ in VIEWS[tta]]
+    single = answers[0].softmax(1)
+    averaged = sum(w * a.softmax(1) for (_, w), a in zip(VIEWS[tta], answers, strict=True))
+    assert isinstance(averaged, torch.Tensor)
+    assert judgement["top1"] == pytest.approx(top1(single, dataset.targets))
+    assert judgement["tta_top1"] == pytest.approx(top1(averaged, dataset.targets))
+    assert (judgement["tta_top1"] != judgement["top1"]) == (tta > 1)
     assert judgement["tta_views"] == tta
-    hits = [p.argmax(1) == dataset.targets for p in (LeftRight()(inputs), probabilities)]
-    if tta > 1:
-        single = predict_probabilities(LeftRight(), dataset.images, PLAIN)
-        hits[0] = single.argmax(1) == dataset.targets
-        assert judgement["tta_p"] == pytest.approx(mcnemar(*hits))
-    else:
-        assert judgement["tta_top1"] == judgement["top1"]
-        assert judgement["tta_p"] == 1
+    hits = [p.argmax(1) == dataset.targets for p in (single, averaged)]
+    assert judgement["tta_p"] == pytest.approx(mcnemar(*hits))
 
 
 def test_mcnemar_agrees_with_published_values() -> None:

@@ -141,6 +141,17 @@ def test_cutmix_clips_its_box_at_the_border_and_counts_what_is_left() -> None:
     assert all(share * 400 == pytest.approx(round(share * 400), abs=1e-3) for share in shares)
 
 
+def test_cutmix_centres_its_box_anywhere() -> None:
+    """So either half of the image is as often covered, however the border clips."""
+    images = _flat_images(200, height=32, width=32)
+    covered = torch.zeros(32, 32)
+    for seed in range(10):
+        mixed, _ = cutmix(images, _one_hot(200), generator=_generator(seed), per_image=True)
+        covered += (mixed != images)[:, 0].float().mean(0)
+    for halves in (covered.split(16, 0), covered.split(16, 1)):
+        assert halves[0].mean() == pytest.approx(halves[1].mean().item(), rel=0.1)
+
+
 def test_ricap_patches_windows_of_four_images() -> None:
     """Every patch of the result is some window of the image that its place says."""
     height, width, n = 10, 8, 6
