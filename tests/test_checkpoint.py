@@ -153,6 +153,13 @@ def _deep(levels: int) -> list:
     return value
 
 
+def test_the_same_model_gives_the_same_file(model: Model, tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.safetensors" for number in range(8)]
+    for file in files:
+        save_model(file, model)
+    assert len({file.read_bytes() for file in files}) == 1
+
+
 class TestDamage:
     """A single bit that flips anywhere is refused, or changes nothing that is used."""
 

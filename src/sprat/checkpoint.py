@@ -93,9 +93,10 @@ def save_model(path: Path, model: Model, dtype: torch.dtype = torch.float32) -> 
         for key, value in model.network.state_dict().items()
     }
     tensors = {key: value.contiguous() for key, value in tensors.items()}
-    text = json.dumps(metadata(model))
-    content = serialize(tensors, {"sprat": text, "sha256": _digest(tensors, text)})
-    write_whole(path, content)
+    about = metadata(model)
+    about["sha256"] = _digest(tensors, about)
+    # one entry: safetensors writes several in an order that changes from time to time
+    write_whole(path, serialize(tensors, {"sprat": json.dumps(about)}))
 
 
 def metadata(model: Model) -> dict[str, Any]:
@@ -111,11 +112,11 @@ def metadata(model: Model) -> dict[str, Any]:
     }
 
 
-def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
-    """sha256 over the metadata's text and each tensor's name, type, shape and bytes."""
+def _digest(tensors: Mapping[str, Tensor], about: dict[str, Any]) -> str:
+    """sha256 over the metadata and each tensor's name, type, shape and bytes."""
     names = sorted(tensors)
     layout = [[name, str(tensors[name].dtype), list(tensors[name].shape)] for name in names]
-    digest = hashlib.sha256(json.dumps([text, layout]).encode())
+    digest = hashlib.sha256(json.dumps([about, layout]).encode())
     for name in names:
         digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -137,15 +138,18 @@ def load_model(path: Path) -> Model:
             f"there is no model at {path}; name a {MODEL_FILE} or the folder of a finished run"
         ) from error
     of_card = _check_card(path, content)
-    tensors, text, digest = _parse(path, content)
-    if digest and digest != _digest(tensors, text):
+    tensors, text = _parse(path, content)
+    meta = _parse_metadata(path, text)
+    digest = meta.pop("sha256", None)
+    if digest and digest != _digest(tensors, meta):
         raise SpratError(
             f"{path} is damaged: its content differs from its sha256. Copy it again, or train it "
             "again."
         )
     if not digest and not of_card:
         _note_no_digest(path)
-    meta = _parse_metadata(path, text)
+    if wrong := wrong_metadata(meta, METADATA):
+        raise SpratError(f"{path} is damaged: in its metadata {wrong}. Train the model again.")
     network = build_model(meta["model"], num_classes=len(meta["classes"]))
     wrong = _wrong_weights(network, tensors)
     if not wrong:
@@ -193,8 +197,8 @@ def _note_no_digest(path: Path) -> None:
     )
 
 
-def _parse(path: Path, content: bytes) -> tuple[dict[str, Tensor], str, str | None]:
-    """The tensors of a safetensors file, sprat's metadata, and the digest if it has one."""
+def _parse(path: Path, content: bytes) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a safetensors file and sprat's metadata."""
     try:
         tensors = deserialize(content)
         length = int.from_bytes(content[:8], "little")
@@ -209,7 +213,7 @@ def _parse(path: Path, content: bytes) -> tuple[dict[str, Tensor], str, str | No
             f"{path} was not written by sprat: it lacks the metadata 'sprat'. Name a {MODEL_FILE} "
             "that sprat wrote."
         )
-    return tensors, named["sprat"], named.get("sha256")
+    return tensors, named["sprat"]
 
 
 def _first_line(error: Exception) -> str:
@@ -227,9 +231,9 @@ def _parse_metadata(path: Path, text: str) -> dict[str, Any]:
     found = meta.get("format") if isinstance(meta, dict) else None
     if type(found) is int and found > FORMAT:
         raise SpratError(f"{path} has format {found}, this sprat reads {FORMAT}; upgrade sprat")
-    if wrong := wrong_metadata(meta, METADATA):
-        raise SpratError(f"{path} is damaged: in its metadata {wrong}. Train the model again.")
-    return dict(meta)
+    if not isinstance(meta, dict):
+        raise SpratError(f"{path} is damaged: its metadata is no table. Train the model again.")
+    return meta
 
 
 def wrong_metadata(meta: Any, shape: Shape = DATA) -> str | None:
