@@ -324,10 +324,11 @@ class TestCommand:
         self, file: Path, model: Model, here: Here, tmp_path: Path
     ) -> None:
         int8 = ("--format", "onnx-int8", "--output", tmp_path / "a.onnx")
+        (tmp_path / "moved").mkdir()
         done = here("export", file, *int8, "--dataset", tmp_path / "moved")
         assert done.returncode == 2
         assert "onnx-int8 is calibrated on images that the model was trained on" in done.stderr
-        assert list(tmp_path.iterdir()) == []
+        assert list(tmp_path.iterdir()) == [tmp_path / "moved"]
 
     @pytest.mark.parametrize(
         ("options", "said"),

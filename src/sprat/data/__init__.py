@@ -127,7 +127,7 @@ def fetch_dataset(
     """
     source = _source(name)
     to = cache_dir() if data_dir is None else data_dir
-    for folder in _folders(data_dir):
+    for folder in _folders(source, data_dir):
         with _reading(folder):
             place = source.find(folder)
             states = {} if place is None else source.verify(place)
@@ -149,7 +149,8 @@ def verify_dataset(name: str, data_dir: Path | None = None) -> tuple[Path, dict[
     Raises:
         SpratError: there is nothing of it.
     """
-    source, folders = _source(name), _folders(data_dir)
+    source = _source(name)
+    folders = _folders(source, data_dir)
     for folder in folders:
         with _reading(folder):
             if states := source.verify(folder):
@@ -167,11 +168,11 @@ def _source(name: str) -> Source:
     return SOURCES[name]
 
 
-def _folders(data_dir: Path | None) -> list[Path]:
-    """Where a dataset is looked for, in this order.
+def _folders(source: Source, data_dir: Path | None) -> list[Path]:
+    """Where a dataset is looked for, in this order: folders, or its archive itself.
 
     Raises:
-        SpratError: what the user gave is no folder.
+        SpratError: what the user gave is neither.
     """
     from_env = os.environ.get("SPRAT_DATA")
     if data_dir is not None:
@@ -180,7 +181,8 @@ def _folders(data_dir: Path | None) -> list[Path]:
         places, given_by = [Path(from_env)] if from_env else [], "SPRAT_DATA"
     for place in places:
         with _reading(place):
-            if place.exists() and not place.is_dir():
+            is_archive = place.is_file() and place.name in source.PLACES
+            if place.exists() and not place.is_dir() and not is_archive:
                 raise SpratError(
                     f"{place} ({given_by}) is not a folder; name the folder that holds the dataset"
                 )
@@ -189,7 +191,7 @@ def _folders(data_dir: Path | None) -> list[Path]:
 
 def _find(name: str, data_dir: Path | None, progress: Progress, note: Say) -> Path:
     source = SOURCES[name]
-    for folder in _folders(data_dir):
+    for folder in _folders(source, data_dir):
         with _reading(folder):
             if place := source.find(folder):
                 return place
