@@ -798,14 +798,18 @@ class TestBatcher:
 
     @pytest.fixture
     def batcher(self, asked: list[int], may_go: Event) -> Iterator[Batcher]:
-        def classify(pixels: torch.Tensor) -> Any:
-            asked.append(len(pixels))
-            may_go.wait()
-            if pixels.max() == 255:
-                raise RuntimeError("out of memory")
-            return SimpleNamespace(probabilities=pixels[:, :1, 0, 0].float())
+        class Slow:
+            def prepare(self) -> None:
+                pass
 
-        batcher = Batcher(classify, most=3)  # type: ignore[arg-type]
+            def __call__(self, pixels: torch.Tensor) -> Any:
+                asked.append(len(pixels))
+                may_go.wait()
+                if pixels.max() == 255:
+                    raise RuntimeError("out of memory")
+                return SimpleNamespace(probabilities=pixels[:, :1, 0, 0].float())
+
+        batcher = Batcher(Slow(), most=3)  # type: ignore[arg-type]
         yield batcher
         may_go.set()
         batcher.close()
