@@ -228,11 +228,12 @@ class TestChoice:
             build.load_trunk(False)
 
     @pytest.mark.usefixtures("nothing_loaded")
-    def test_a_cache_that_cannot_be_written_is_a_reason(
+    def test_no_place_for_the_library_is_a_reason(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         (tmp_path / "sprat").write_text("a file where a folder should be")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "sprat"))
         if REASON is not None and "compiler" in REASON:
             pytest.skip(REASON)
         with pytest.raises(NoKernels, match="cannot be written or loaded"):

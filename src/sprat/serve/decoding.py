@@ -11,9 +11,11 @@ import io
 import itertools
 import json
 import multiprocessing
+import os
 import signal
 import struct
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -51,13 +53,15 @@ QUICK_BYTES = 1 << 14
 QUICK_PIXELS = 1 << 14
 
 # forked off a process that has imported what they need; a process of threads cannot be forked
-PROCESSES: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+# (its socket is a temporary file, whose path the system bounds)
+FORKED = sys.platform != "win32" and len(os.fsencode(tempfile.gettempdir())) <= 70
+PROCESSES: Any = multiprocessing.get_context("forkserver" if FORKED else "spawn")
 PRELOADED = ["sprat.cli", __name__]
 
 
 def prepare() -> None:
     """Begins, in a process of its own, to import what the decoding processes need."""
-    if sys.platform != "win32":
+    if FORKED:
         PROCESSES.set_forkserver_preload(PRELOADED)
         forkserver.ensure_running()
 
