@@ -840,6 +840,17 @@ class TestBatcher:
             self.ask(batcher, 255).result()
         assert self.ask(batcher, 7).result().item() == 7
 
+    def test_an_error_is_of_its_picture_alone(
+        self, batcher: Batcher, asked: list[int], may_go: Event
+    ) -> None:
+        self.busy(batcher, asked)
+        answers = [self.ask(batcher, value) for value in (1, 255, 2)]
+        may_go.set()
+        assert [answers[0].result().item(), answers[2].result().item()] == [1, 2]
+        with pytest.raises(RuntimeError, match="out of memory"):
+            answers[1].result()
+        assert asked == [1, 3, 1, 1, 1]
+
     def test_what_nobody_waits_for_is_not_looked_at(
         self, batcher: Batcher, asked: list[int], may_go: Event
     ) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import NamedTuple
@@ -53,7 +54,8 @@ class Batcher:
         self._thread.join()
 
     def _work(self) -> None:
-        self._classifier.prepare()
+        with suppress(Exception):  # the network answers without its kernels too
+            self._classifier.prepare()
         while job := self._jobs.get():
             batch = [job]
             while len(batch) < self._most:
@@ -69,14 +71,19 @@ class Batcher:
 
     def _answer(self, batch: list[_Job]) -> None:
         wanted = [job for job in batch if job.answer.set_running_or_notify_cancel()]
-        if not wanted:
-            return
-        self._told(len(wanted))
+        if wanted:
+            self._told(len(wanted))
+            self._look_at(wanted)
+
+    def _look_at(self, jobs: list[_Job]) -> None:
         try:
-            rows = self._classifier(torch.stack([job.pixels for job in wanted])).probabilities
-        except Exception as error:  # those who asked are told; the thread lives on
-            for job in wanted:
-                job.answer.set_exception(error)
+            rows = self._classifier(torch.stack([job.pixels for job in jobs])).probabilities
+        except Exception as error:  # who asked is told; the thread lives on
+            if len(jobs) == 1:
+                jobs[0].answer.set_exception(error)
+            else:  # it may be for one picture's sake
+                for job in jobs:
+                    self._look_at([job])
             return
-        for job, row in zip(wanted, rows, strict=True):
+        for job, row in zip(jobs, rows, strict=True):
             job.answer.set_result(row)
