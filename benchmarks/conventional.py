@@ -1,6 +1,6 @@
 """Conventional training steps to compare with, written as their authors would.
 
-`eager_bf16` is what a careful user of PyTorch writes today; `brief` is the loop of the project's
+`eager` is what a careful user of PyTorch writes today; `brief` is the loop of the project's
 brief. Both yield after every step and leave the allocator and all else at its defaults.
 """
 
@@ -21,8 +21,8 @@ from sprat.models import OptimizedCIFAR10Net200K
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
-def eager_bf16(images: ImageSet, batch_size: int) -> Iterator[float]:
-    """bf16 autocast, channels-last, whole batches from memory: flip, crop, SGD; gives losses."""
+def eager(images: ImageSet, batch_size: int, bf16: bool = True) -> Iterator[float]:
+    """bf16 autocast or fp32, channels-last, whole batches from memory: flip, crop, SGD; gives losses."""
     generator = torch.Generator().manual_seed(0)
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
     network = OptimizedCIFAR10Net200K().to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -35,7 +35,7 @@ def eager_bf16(images: ImageSet, batch_size: int) -> Iterator[float]:
                 continue
             batch = horizontal_flip(images.images[chosen], generator)
             inputs = normalize(pad_and_crop(batch, generator), mean, std)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 loss = F.cross_entropy(network(inputs), images.targets[chosen])
             optimizer.zero_grad()
             loss.backward()

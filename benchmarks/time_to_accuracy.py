@@ -32,7 +32,7 @@ CONVENTIONAL_EPOCHS, CONVENTIONAL_BATCH = 16, 256
 def conventional_epoch(arguments: argparse.Namespace) -> Figures:
     set_threads(arguments.threads)
     images = load_dataset("cifar10", arguments.data_dir).train
-    steps = conventional.eager_bf16(images, arguments.batch_size)
+    steps = conventional.eager(images, arguments.batch_size)
     for _ in range(2):  # warm
         next(steps)
     began = time.perf_counter()

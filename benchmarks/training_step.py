@@ -67,7 +67,7 @@ def sprat_steps(arguments: argparse.Namespace) -> Iterator[float]:
 
 def eager_bf16_step(arguments: argparse.Namespace) -> Figures:
     set_threads(arguments.threads)
-    return rate(conventional.eager_bf16(noise(IMAGES).train, arguments.batch_size), arguments)
+    return rate(conventional.eager(noise(IMAGES).train, arguments.batch_size), arguments)
 
 
 def brief_step(arguments: argparse.Namespace) -> Figures:

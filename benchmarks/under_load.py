@@ -5,7 +5,8 @@ beside two processes that keep a core busy each.
 
 - sprat: the step of `sprat train`, in a process that imported sprat first, as the command does.
 - sprat-default: the same, its threads waiting for each other as libgomp's do by default.
-- eager: the same network, batch and augmentation in eager bf16 PyTorch, by libgomp's defaults.
+- eager: the same network, batch and augmentation in eager PyTorch, in bf16 where the processor has
+  it, by libgomp's defaults.
 - sprat-N: the same as sprat with GOMP_SPINCOUNT=N, for each N of --spin-counts.
 
 Each contender has a process of its own for each round, since libgomp reads its settings when it is
@@ -26,7 +27,7 @@ import torch
 from side_by_side import AS_SPRAT, Contender, Figures, noise, parser_for, report, take_turns
 from training_step import IMAGES, sprat_steps
 
-from sprat.runtime import describe_machine, set_threads, versions
+from sprat.runtime import choose_precision, describe_machine, set_threads, versions
 from sprat.threads import SPIN_COUNT
 
 LOADS = {"alone": 0, "beside_one": 1, "beside_two": 2}  # busy processes
@@ -72,7 +73,8 @@ def sprat(arguments: argparse.Namespace) -> Figures:
 
 def eager(arguments: argparse.Namespace) -> Figures:
     set_threads(arguments.threads)
-    steps = conventional.eager_bf16(noise(IMAGES).train, arguments.batch_size)
+    bf16 = choose_precision("auto", torch.device("cpu")) == "bf16"
+    steps = conventional.eager(noise(IMAGES).train, arguments.batch_size, bf16)
     return under_each_load(steps, arguments)
 
 
