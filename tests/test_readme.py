@@ -227,6 +227,19 @@ def test_speeds_are_as_measured() -> None:
     assert (RESULTS / "cost.png").exists()
 
 
+def test_a_step_next_to_other_work_is_as_measured() -> None:
+    figures = read_json(RESULTS / "under_load.json")
+    section = (DOCS / "explanation" / "speed.md").read_text().split("## Next to other work")[1]
+    _, _, *rows = _rows(section.split("Alone, the step")[0])
+    for row, name in zip(rows, ("sprat", "sprat-default", "eager"), strict=True):
+        measured, ratios = figures["measured"][name], figures["ratios_to_alone"][name]
+        assert row[1:] == [
+            f"{measured['alone']:,.0f}",
+            *(f"{measured[k]:,.0f} ({ratios[k]:.2f})" for k in ("beside_one", "beside_two")),
+        ]
+    assert f"the step makes {figures['alone_to_default']:.2f} of" in section
+
+
 def test_what_helps_is_as_measured() -> None:
     """Every trial's accuracy, and its difference to its group's base ± the error over images."""
     measured = read_json(RESULTS / "proxy.json")
