@@ -228,11 +228,11 @@ def _parse_metadata(path: Path, text: str) -> dict[str, Any]:
             f"{path} is damaged: its metadata is not JSON ({error}). Copy it again, or train it "
             "again."
         ) from error
-    found = meta.get("format") if isinstance(meta, dict) else None
-    if type(found) is int and found > FORMAT:
-        raise SpratError(f"{path} has format {found}, this sprat reads {FORMAT}; upgrade sprat")
     if not isinstance(meta, dict):
         raise SpratError(f"{path} is damaged: its metadata is no table. Train the model again.")
+    found = meta.get("format")
+    if type(found) is int and found > FORMAT:
+        raise SpratError(f"{path} has format {found}, this sprat reads {FORMAT}; upgrade sprat")
     return meta
 
 
