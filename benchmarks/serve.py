@@ -8,7 +8,8 @@ Starts `sprat serve` with the best model that ships and asks it on loopback, fro
 network is measured in this process too, one image at a time and in batches of 64. Then come many
 more requests, and the server's resident memory at intervals. Clients and server share the cores, so
 the clients do as little as HTTP allows. With --against, the server of another checkout is asked in
-turns with this one, and the ratio is given. Ten minutes on two cores.
+turns with this one, each in its own `.venv` where it has one, and the ratio is given. Ten minutes
+on two cores.
 """
 
 import argparse
@@ -47,7 +48,9 @@ def serving(source: Path, threads: int, clients: int) -> Iterator[str]:
         source: the folder that holds its sprat.
     """
     environment = os.environ | {"PYTHONPATH": str(source)}
-    command = [sys.executable, "-m", "sprat", "serve", "--port", "0", "--threads", str(threads)]
+    own = source.parent / ".venv/bin/python"
+    python = str(own) if own.is_file() else sys.executable
+    command = [python, "-m", "sprat", "serve", "--port", "0", "--threads", str(threads)]
     command += ["--max-requests", str(clients), "--max-requests-per-client", str(clients)]
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 import resource
 import signal
@@ -16,7 +17,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPResponse
 from pathlib import Path
 from threading import Event
@@ -540,12 +541,12 @@ def test_a_model_that_gives_no_numbers_is_told_in_words(monkeypatch: pytest.Monk
         def __init__(self, *options: Any) -> None:
             pass
 
-        def submit(self, pixels: torch.Tensor) -> Future[torch.Tensor]:
-            answer: Future[torch.Tensor] = Future()
+        def submit(self, pixels: torch.Tensor) -> asyncio.Future[list[float]]:
+            answer = asyncio.get_running_loop().create_future()
             if pixels.max() == 255:
                 answer.set_exception(MemoryError())
             else:
-                answer.set_result(torch.full((10,), torch.nan))
+                answer.set_result([math.nan] * 10)
             return answer
 
         def waiting(self) -> int:
@@ -799,9 +800,6 @@ class TestBatcher:
     @pytest.fixture
     def batcher(self, asked: list[int], may_go: Event) -> Iterator[Batcher]:
         class Slow:
-            def prepare(self) -> None:
-                pass
-
             def __call__(self, pixels: torch.Tensor) -> Any:
                 asked.append(len(pixels))
                 may_go.wait()
@@ -814,10 +812,10 @@ class TestBatcher:
         may_go.set()
         batcher.close()
 
-    def ask(self, batcher: Batcher, value: int) -> Any:
-        return batcher.submit(torch.full((3, 2, 2), value, dtype=torch.uint8))
+    def ask(self, batcher: Batcher, *values: int) -> list[asyncio.Future[list[float]]]:
+        return [batcher.submit(torch.full((3, 2, 2), value, dtype=torch.uint8)) for value in values]
 
-    def busy(self, batcher: Batcher, asked: list[int]) -> Any:
+    def busy(self, batcher: Batcher, asked: list[int]) -> list[asyncio.Future[list[float]]]:
         first = self.ask(batcher, 0)
         wait_until(lambda: asked == [1])
         return first
@@ -825,50 +823,75 @@ class TestBatcher:
     def test_what_comes_meanwhile_is_looked_at_together(
         self, batcher: Batcher, asked: list[int], may_go: Event
     ) -> None:
-        answers = [self.busy(batcher, asked)]
-        answers += [self.ask(batcher, value) for value in (1, 2, 3, 4)]
-        assert batcher.waiting() == 4
-        may_go.set()
-        assert [answer.result().item() for answer in answers] == [0, 1, 2, 3, 4]
+        async def answers() -> list[list[float]]:
+            waited_for = [*self.busy(batcher, asked), *self.ask(batcher, 1, 2, 3, 4)]
+            assert batcher.waiting() == 4
+            may_go.set()
+            return await asyncio.gather(*waited_for)
+
+        assert asyncio.run(answers()) == [[0], [1], [2], [3], [4]]
         assert asked == [1, 3, 1]
 
     def test_an_error_is_told_and_the_next_is_answered(
-        self, batcher: Batcher, asked: list[int], may_go: Event
+        self, batcher: Batcher, may_go: Event
     ) -> None:
+        async def last() -> list[float]:
+            (failing,) = self.ask(batcher, 255)
+            with pytest.raises(RuntimeError, match="out of memory"):
+                await failing
+            return await self.ask(batcher, 7)[0]
+
         may_go.set()
-        with pytest.raises(RuntimeError, match="out of memory"):
-            self.ask(batcher, 255).result()
-        assert self.ask(batcher, 7).result().item() == 7
+        assert asyncio.run(last()) == [7]
 
     def test_an_error_is_of_its_picture_alone(
         self, batcher: Batcher, asked: list[int], may_go: Event
     ) -> None:
-        self.busy(batcher, asked)
-        answers = [self.ask(batcher, value) for value in (1, 255, 2)]
-        may_go.set()
-        assert [answers[0].result().item(), answers[2].result().item()] == [1, 2]
-        with pytest.raises(RuntimeError, match="out of memory"):
-            answers[1].result()
+        async def answers() -> list[list[float]]:
+            self.busy(batcher, asked)
+            good, failing, also_good = self.ask(batcher, 1, 255, 2)
+            may_go.set()
+            with pytest.raises(RuntimeError, match="out of memory"):
+                await failing
+            return await asyncio.gather(good, also_good)
+
+        assert asyncio.run(answers()) == [[1], [2]]
         assert asked == [1, 3, 1, 1, 1]
 
     def test_what_nobody_waits_for_is_not_looked_at(
         self, batcher: Batcher, asked: list[int], may_go: Event
     ) -> None:
-        self.busy(batcher, asked)
-        assert self.ask(batcher, 1).cancel()
-        may_go.set()
-        assert self.ask(batcher, 2).result().item() == 2
+        async def last() -> list[float]:
+            self.busy(batcher, asked)
+            assert self.ask(batcher, 1)[0].cancel()
+            may_go.set()
+            return await self.ask(batcher, 2)[0]
+
+        assert asyncio.run(last()) == [2]
         assert asked == [1, 1]
+
+    def test_who_leaves_meanwhile_is_not_missed(
+        self, batcher: Batcher, asked: list[int], may_go: Event
+    ) -> None:
+        async def last() -> list[float]:
+            assert self.busy(batcher, asked)[0].cancel()
+            following = self.ask(batcher, 3)[0]
+            may_go.set()
+            return await following
+
+        assert asyncio.run(last()) == [3]
 
     def test_what_waits_is_answered_before_the_end(
         self, batcher: Batcher, asked: list[int], may_go: Event
     ) -> None:
-        self.busy(batcher, asked)
-        last = self.ask(batcher, 5)
-        closing = ThreadPoolExecutor(1).submit(batcher.close)
-        may_go.set()
-        closing.result()
-        assert last.result().item() == 5
+        async def last() -> list[float]:
+            self.busy(batcher, asked)
+            (last,) = self.ask(batcher, 5)
+            may_go.set()
+            batcher.close()
+            return await last
+
+        assert asyncio.run(last()) == [5]
 
 
 class TestSamples:

@@ -122,11 +122,12 @@ def fit(image: Image.Image, side: int) -> Tensor:
     and resized with antialiasing. RGB of that size already stays as it is.
     """
     rgb = _to_rgb(image)
-    edge = min(rgb.size)
-    left, top = (rgb.width - edge) // 2, (rgb.height - edge) // 2
-    square = rgb.crop((left, top, left + edge, top + edge))
-    resized = square.resize((side, side), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+    if rgb.size != (side, side):
+        edge = min(rgb.size)
+        left, top = (rgb.width - edge) // 2, (rgb.height - edge) // 2
+        square = rgb.crop((left, top, left + edge, top + edge))
+        rgb = square.resize((side, side), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

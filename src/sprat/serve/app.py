@@ -1,11 +1,13 @@
 """The interface: predictions, health, metrics, their description, and the page."""
 
 import asyncio
+import heapq
 import json
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,24 +51,28 @@ def make_app(
     Raises:
         SpratError: the machine has no such device, or gives no process to decode pictures.
     """
-    batcher = Batcher(Classifier(model, device), limits.max_batch, metrics.batches.observe)
+    classifier = Classifier(model, device)
+    with suppress(Exception):  # the network answers without its kernels too
+        classifier.prepare()
+    classifier(_nothing(model))  # the first answer is slow
+    batcher = Batcher(classifier, limits.max_batch, metrics.batches.observe)
     metrics.queue.set_function(batcher.waiting)
     decoders = Decoders(model.side, limits)
 
-    async def ask(pixels: Tensor) -> Tensor:
+    async def ask(pixels: Tensor) -> list[float]:
         """Class probabilities, K.
 
         Raises:
             Refused: the model does not answer, or not with numbers.
         """
         try:
-            probabilities = await asyncio.wrap_future(batcher.submit(pixels))
+            probabilities = await batcher.submit(pixels)
         except SpratError as error:
             raise Refused(422, "model", str(error)) from error
         except Exception as error:  # out of memory, say
             LOGGER.exception("the model failed")
             raise Refused(503, "model", "the model failed; the server's log says why") from error
-        if not probabilities.isfinite().all():
+        if not all(map(math.isfinite, probabilities)):
             words = "the model gives no probabilities for this picture; try another"
             raise Refused(422, "model", words)
         return probabilities
@@ -78,14 +84,13 @@ def make_app(
         picture: dict[str, Any] = {"name": name}
         try:
             pixels = await decoders.decode(upload.file, upload.size or 0, client)
-            shares = (await ask(pixels)).clamp(0, 1)
-            probabilities, labels = shares.topk(min(top, len(model.classes)))
+            probabilities = await ask(pixels)
         except Refused as refused:
             metrics.refused(refused.reason)
             return refused.status, picture | {"error": refused.message}
         picture["predictions"] = [
-            {"class": model.classes[label], "probability": probability}
-            for probability, label in zip(probabilities.tolist(), labels.tolist(), strict=True)
+            {"class": model.classes[label], "probability": min(max(probabilities[label], 0), 1)}
+            for label in heapq.nlargest(top, range(len(probabilities)), probabilities.__getitem__)
         ]
         if seen:
             picture["seen"] = await asyncio.to_thread(data_uri, pixels)
@@ -128,7 +133,6 @@ def make_app(
         decoders.close()
         batcher.close()
 
-    batcher.submit(_nothing(model)).result()  # the first answer is slow
     decoders.start()
     openapi = describe(model, limits)
     fixed = fixed_answers(model, place, openapi)

@@ -1,8 +1,7 @@
 """Pictures of many requests, looked at together by one thread."""
 
+import asyncio
 from collections.abc import Callable
-from concurrent.futures import Future
-from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import NamedTuple
@@ -15,14 +14,13 @@ from sprat.predict import Classifier
 
 class _Job(NamedTuple):
     pixels: Tensor
-    answer: Future[Tensor]
+    answer: asyncio.Future[list[float]]
 
 
 class Batcher:
     """Asks the network in a thread of its own, about all pictures that wait when it is free.
 
-    It never waits for more: while the network looks at one batch, the next gathers. Kernels that
-    have not been compiled are compiled before the first.
+    It never waits for more: while the network looks at one batch, the next gathers.
 
     Args:
         classifier: the model.
@@ -38,9 +36,9 @@ class Batcher:
         self._thread = Thread(target=self._work, name="inference", daemon=True)
         self._thread.start()
 
-    def submit(self, pixels: Tensor) -> Future[Tensor]:
-        """Class probabilities, K, float32, of one picture: uint8, 3 x side x side."""
-        job = _Job(pixels, Future())
+    def submit(self, pixels: Tensor) -> asyncio.Future[list[float]]:
+        """Class probabilities, K, of one picture: uint8, 3 x side x side."""
+        job = _Job(pixels, asyncio.get_running_loop().create_future())
         self._jobs.put(job)
         return job.answer
 
@@ -54,8 +52,6 @@ class Batcher:
         self._thread.join()
 
     def _work(self) -> None:
-        with suppress(Exception):  # the network answers without its kernels too
-            self._classifier.prepare()
         while job := self._jobs.get():
             batch = [job]
             while len(batch) < self._most:
@@ -70,20 +66,30 @@ class Batcher:
             self._answer(batch)
 
     def _answer(self, batch: list[_Job]) -> None:
-        wanted = [job for job in batch if job.answer.set_running_or_notify_cancel()]
-        if wanted:
+        if wanted := [job for job in batch if not job.answer.cancelled()]:
             self._told(len(wanted))
             self._look_at(wanted)
 
     def _look_at(self, jobs: list[_Job]) -> None:
+        answers: list[list[float] | Exception]
         try:
-            rows = self._classifier(torch.stack([job.pixels for job in jobs])).probabilities
+            pixels = torch.stack([job.pixels for job in jobs])
+            answers = self._classifier(pixels).probabilities.tolist()
         except Exception as error:  # who asked is told; the thread lives on
-            if len(jobs) == 1:
-                jobs[0].answer.set_exception(error)
-            else:  # it may be for one picture's sake
+            if len(jobs) > 1:  # it may be for one picture's sake
                 for job in jobs:
                     self._look_at([job])
-            return
-        for job, row in zip(jobs, rows, strict=True):
-            job.answer.set_result(row)
+                return
+            answers = [error]
+        # once for all: each call may wait for the event loop's thread
+        jobs[0].answer.get_loop().call_soon_threadsafe(_settle, jobs, answers)
+
+
+def _settle(jobs: list[_Job], answers: list[list[float] | Exception]) -> None:
+    for job, answer in zip(jobs, answers, strict=True):
+        if job.answer.done():  # nobody waits for it any more
+            continue
+        if isinstance(answer, Exception):
+            job.answer.set_exception(answer)
+        else:
+            job.answer.set_result(answer)

@@ -3,12 +3,14 @@
 import json
 import logging
 import os
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from queue import Empty, SimpleQueue
 from threading import Thread
 
 MOST_WAITING = 10_000  # lines
+GATHER_SECONDS = 0.02  # a thread that wakes for each line would hold up the others
 AT_ONCE = 100  # lines
 
 
@@ -56,6 +58,7 @@ class Log:
         line = self._lines.get()
         while line is not None:
             lines = [line]
+            time.sleep(GATHER_SECONDS)
             try:
                 while len(lines) < AT_ONCE and (line := self._lines.get_nowait()) is not None:
                     lines.append(line)

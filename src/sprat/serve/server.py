@@ -212,13 +212,14 @@ def _protocol(
         def data_received(self, data: bytes) -> None:
             if self.refused:
                 return
-            if self.head_timer is None and self.is_idle():
-                self.await_head()
             super().data_received(data)
-            if self.head_timer is not None:
-                self.head_bytes += len(data)
-                if self.head_bytes > HEAD_BYTES and not self.refused:
-                    self.refuse(431, "http", f"the headers are more than {HEAD_BYTES:,} bytes")
+            if self.refused or not self.is_idle():
+                return
+            if self.head_timer is None:
+                self.await_head()
+            self.head_bytes += len(data)
+            if self.head_bytes > HEAD_BYTES:
+                self.refuse(431, "http", f"the headers are more than {HEAD_BYTES:,} bytes")
 
         def on_headers_complete(self) -> None:
             if self.head_timer is not None:
