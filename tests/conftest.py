@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ import torch
 from sprat.cli import main
 from sprat.config import AugmentConfig, Config, EMAConfig, OptimConfig
 from sprat.data import Dataset, cifar10, load_dataset
+from sprat.data import shapes10 as shapes10_module
 from sprat.errors import SpratError
 from sprat.files import cache_dir
 from sprat.kernels import NoKernels, build
@@ -36,7 +38,7 @@ SMALL = Config(
     dataset="shapes10",
     device="cpu",
     epochs=3,
-    batch_size=32,
+    batch_size=16,
     dropout=0.2,
     threads=1,
     precision="fp32",
@@ -63,8 +65,8 @@ def shapes10() -> Dataset:
 
 @pytest.fixture(scope="session")
 def small(shapes10: Dataset) -> Dataset:
-    """400 training and 100 test images of shapes10."""
-    return shrink(shapes10, 400, 100)
+    """200 training and 100 test images of shapes10."""
+    return shrink(shapes10, 200, 100)
 
 
 @pytest.fixture(scope="session")
@@ -178,6 +180,7 @@ def hostile(request: pytest.FixtureRequest) -> Hostile:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[HOSTILE] = Hostile(partial=config.args != config.getini("testpaths"))
+    shapes10_module.load = functools.cache(shapes10_module.load)  # each command would draw it anew
     if WORKER:
         torch.set_num_threads(1)
     else:

@@ -22,7 +22,7 @@ class Tell(Observer):
 
 def small_run(run: Path, to: Connection) -> None:
     """Starts `run`, or goes on with it where it exists already; tells of every step."""
-    images, test = shapes10.load(train_images=400, test_images=100)
+    images, test = shapes10.load(train_images=200, test_images=100)
     small = Dataset("shapes10", images, test, Normalization.of(images.images), md5="")
     if (run / "config.json").exists():
         resume(run, small, observer=Tell(to))

@@ -1,6 +1,7 @@
 """Datasets: shapes10, CIFAR-10's files (real where there are, made here otherwise), splits."""
 
 import functools
+import inspect
 import io
 import pickle
 import random
@@ -57,24 +58,11 @@ class TestShapes10:
         assert shapes10.test.targets.bincount().tolist() == [200] * 10
 
     def test_is_drawn_from_its_seed(self, shapes10: Dataset) -> None:
-        again, _ = shapes10_module.load(seed=0)
-        other, _ = shapes10_module.load(seed=1)
+        draw = inspect.unwrap(shapes10_module.load)  # without the suite's cache
+        again, _ = draw(seed=0)
+        other, _ = draw(seed=1)
         assert torch.equal(again.images, shapes10.train.images)
         assert not torch.equal(other.images, shapes10.train.images)
-
-    def test_a_linear_model_stays_under_60_percent(self, shapes10: Dataset) -> None:
-        def flat(images: torch.Tensor) -> torch.Tensor:
-            return torch.cat(
-                [images.flatten(1).double() / 255 - 0.5, torch.ones(len(images), 1)], 1
-            )
-
-        inputs, wanted = flat(shapes10.train.images), torch.eye(10)[shapes10.train.targets].double()
-        best, gram, moments = 0.0, inputs.T @ inputs, inputs.T @ wanted
-        for ridge in (1e1, 1e2, 1e3, 1e4):
-            weights = torch.linalg.solve(gram + ridge * torch.eye(len(gram)), moments)
-            guesses = (flat(shapes10.test.images) @ weights).argmax(1)
-            best = max(best, (guesses == shapes10.test.targets).double().mean().item())
-        assert 0.1 < best < 0.6
 
 
 class TestCIFAR10Files:

@@ -16,9 +16,10 @@ from small_run import small_run
 from sprat.checkpoint import load_model, load_resume
 from sprat.results import read_metrics
 
-# Each run is forked off a server that has imported torch once, but computed nothing.
+# Each run is forked off a server that has imported torch once, with what its optimizers import when
+# they are first used, but computed nothing.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["sprat.training", "sprat.data"])
+PROCESSES.set_forkserver_preload(["sprat.training", "sprat.data", "torch._dynamo"])
 
 
 @contextmanager

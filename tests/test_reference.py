@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from albumentations_twin import NOTHING, float_shift_hsv
 from torch import Tensor
 
 from sprat.augment.pipeline import Pipeline
@@ -22,11 +23,6 @@ from sprat.data import Dataset, cifar10
 from sprat.errors import SpratError
 
 albumentations = pytest.importorskip("albumentations", reason="needs sprat[albumentations]")
-
-NOTHING = Pipeline(
-    flip=0, affine=0, brightness_contrast=0, hue_saturation_value=0, coarse_dropout=0
-)
-DRAWS = 20_000
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +85,7 @@ class TestGivenTheSameDraws:
         hue, saturation, value = self._changes()
         expected = torch.stack(
             [
-                torch.from_numpy(_float_shift_hsv(image, h / 2, s, v)).permute(2, 0, 1)
+                torch.from_numpy(float_shift_hsv(image, h / 2, s, v)).permute(2, 0, 1)
                 for image, h, s, v in zip(
                     images.permute(0, 2, 3, 1).numpy(),
                     hue.tolist(),
@@ -132,70 +128,6 @@ class TestGivenTheSameDraws:
     def _changes() -> tuple[Tensor, Tensor, Tensor]:
         draws = torch.rand(3, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
         return draws[0] * 40, draws[1] * 30, draws[2] * 20
-
-
-def _float_shift_hsv(
-    image: np.ndarray, hue_shift: float, sat_shift: float, val_shift: float
-) -> np.ndarray:
-    """Albumentations' `shift_hsv`, rounded to uint8 at its end alone."""
-    import cv2
-
-    h, s, v = cv2.split(cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2HSV))
-    s = np.where(s > 0, (s + sat_shift / 255).clip(0, 1), s)
-    v = (v + val_shift / 255).clip(0, 1)
-    merged = cv2.merge(((h + 2 * hue_shift) % 360, s, v)).astype(np.float32)
-    return (255 * cv2.cvtColor(merged, cv2.COLOR_HSV2RGB)).round().astype(np.uint8)
-
-
-def _assert_same_law(pipeline: Pipeline, picture: Tensor) -> None:
-    """Mean and variance of every pixel over 20,000 draws of one picture.
-
-    The difference of two means of n independent draws has a standard error of
-    sqrt((v1 + v2) / n), that of two variances sqrt((k1 - v1**2 + k2 - v2**2) / n), where k is the
-    fourth central moment. Over 3,072 values the largest of as many normal deviations is near 4;
-    5 is beaten once in 600 honest tests, and the seeds are fixed. To that comes what is
-    systematic: Albumentations rounds to uint8 after each transform and OpenCV weighs neighbours
-    in 32nds: half a grey level of the mean, 2 % of the standard deviation.
-    """
-    images = picture.expand(DRAWS, -1, -1, -1)
-    theirs = AlbumentationsPipeline(pipeline)(images, seed=1).float()
-    ours = pipeline(images, torch.Generator().manual_seed(1)).float()
-    means = [sample.mean(0) for sample in (ours, theirs)]
-    centred = [sample - mean for sample, mean in zip((ours, theirs), means, strict=True)]
-    variances = [(c**2).mean(0) for c in centred]
-    fourths = [(c**4).mean(0) for c in centred]
-    error = ((variances[0] + variances[1]) / DRAWS).sqrt()
-    assert ((means[0] - means[1]).abs() <= 5 * error + 0.5).all()
-    noise = sum(k - v**2 for k, v in zip(fourths, variances, strict=True))
-    error = (torch.as_tensor(noise) / DRAWS).sqrt()
-    systematic = 0.04 * variances[1] + 1
-    assert ((variances[0] - variances[1]).abs() <= 5 * error + systematic).all()
-
-
-@pytest.mark.parametrize(
-    "pipeline",
-    [
-        replace(NOTHING, flip=0.5),
-        replace(NOTHING, affine=0.5),
-        replace(NOTHING, brightness_contrast=0.5),
-        replace(NOTHING, coarse_dropout=0.3),
-        Pipeline(),
-    ],
-    ids=["flip", "affine", "brightness-contrast", "dropout", "whole"],
-)
-def test_both_engines_draw_from_the_same_law(pipeline: Pipeline, shapes10: Dataset) -> None:
-    _assert_same_law(pipeline, shapes10.train.images[5:6])
-
-
-def test_both_engines_draw_hues_from_the_same_law(
-    shapes10: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By Albumentations' draws, but without its hue in steps of 2 degrees, each cut off downwards,
-    which is more than the tolerance in a saturated picture."""
-    from albumentations.augmentations.pixel import functional
-
-    monkeypatch.setattr(functional, "shift_hsv", _float_shift_hsv)
-    _assert_same_law(replace(NOTHING, hue_saturation_value=0.5), shapes10.train.images[5:6])
 
 
 def test_albumentations_transforms_are_drawn_independently(shapes10: Dataset) -> None:

@@ -18,7 +18,7 @@ from sprat.results import read_json
 from sprat.seeds import train_seeds
 from sprat.training import Interrupted, Training
 
-CONFIG = dataclasses.replace(SMALL, epochs=2, train_images=96, seed=4)
+CONFIG = dataclasses.replace(SMALL, epochs=2, train_images=48, seed=4)
 
 
 class Watching(Observer):
@@ -83,10 +83,10 @@ def test_fewer_training_images_keep_the_classes_shares(small: Dataset, tmp_path:
         training = Training(dataclasses.replace(CONFIG, train_images=images), small, tmp_path)
         return training.batches.dataset.targets.bincount(minlength=10)
 
-    assert counts(90).sum() == 90
-    assert (counts(90) - counts(0) / 4).abs().max() <= 1
-    with pytest.raises(SpratError, match=r"train_images is 401, but there are 360 to train on"):
-        Training(dataclasses.replace(CONFIG, train_images=401), small, tmp_path)
+    assert counts(45).sum() == 45
+    assert (counts(45) - counts(0) / 4).abs().max() <= 1
+    with pytest.raises(SpratError, match=r"train_images is 201, but there are 180 to train on"):
+        Training(dataclasses.replace(CONFIG, train_images=201), small, tmp_path)
 
 
 @pytest.mark.parametrize("recipe", recipe_names())
@@ -102,8 +102,9 @@ def test_every_recipe_trains_to_its_summary(
         config,
         train_images=32,
         batch_size=16,
-        epochs=6,
-        judge_every=6,
+        epochs=2,
+        judge_every=2,
+        optim=dataclasses.replace(config.optim, warmup_epochs=1),
         final=True,
         device="cpu",
         tta=1,
@@ -118,7 +119,17 @@ def test_the_command_writes_a_summary(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["train", "--dataset", "shapes10", "--seeds", "2", "--train-images", "128"]
-    words += ["--epochs", "1", "--optim.warmup-epochs", "0.5", "--device", "cpu", "--final"]
+    words += [
+        "--batch-size",
+        "32",
+        "--epochs",
+        "1",
+        "--optim.warmup-epochs",
+        "0.5",
+        "--device",
+        "cpu",
+        "--final",
+    ]
     assert app(words, result_action="return_value") == 0
     summary = json.loads((tmp_path / "runs/quick/summary.json").read_text())
     assert (summary["split"], summary["seeds"]) == ("test", [0, 1])

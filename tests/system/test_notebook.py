@@ -17,7 +17,7 @@ from nbformat import NotebookNode
 import sprat
 from sprat.checkpoint import load_model
 
-NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "optimized_cifar_10_200k_model.ipynb"
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "optimized_cifar_10_200k_model.ipynb"
 SCRIPT = NOTEBOOK.with_suffix(".py")
 LARGEST = 1_500_000  # bytes of the committed notebook
 

@@ -27,7 +27,7 @@ from sprat.models import MODELS
 from sprat.results import read_config, read_json, write_json
 from sprat.training import split_off_val
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 
 

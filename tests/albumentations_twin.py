@@ -1,0 +1,22 @@
+"""What the tests beside Albumentations share."""
+
+import numpy as np
+
+from sprat.augment.pipeline import Pipeline
+
+NOTHING = Pipeline(
+    flip=0, affine=0, brightness_contrast=0, hue_saturation_value=0, coarse_dropout=0
+)
+
+
+def float_shift_hsv(
+    image: np.ndarray, hue_shift: float, sat_shift: float, val_shift: float
+) -> np.ndarray:
+    """Albumentations' `shift_hsv`, rounded to uint8 at its end alone."""
+    import cv2
+
+    h, s, v = cv2.split(cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2HSV))
+    s = np.where(s > 0, (s + sat_shift / 255).clip(0, 1), s)
+    v = (v + val_shift / 255).clip(0, 1)
+    merged = cv2.merge(((h + 2 * hue_shift) % 360, s, v)).astype(np.float32)
+    return (255 * cv2.cvtColor(merged, cv2.COLOR_HSV2RGB)).round().astype(np.uint8)

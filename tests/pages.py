@@ -1,0 +1,13 @@
+"""The pages that tell what to type."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("[eh]*/*.md"))]
+
+
+def commands(page: Path) -> list[str]:
+    """What a page tells to type, without comments and repetitions."""
+    lines = re.findall(r"^\$ (.*)$", page.read_text(), re.MULTILINE)
+    return list(dict.fromkeys(line.split(" # ")[0].strip() for line in lines))

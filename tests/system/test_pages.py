@@ -1,0 +1,148 @@
+"""What the pages tell to type works."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Here
+from pages import PAGES, ROOT, commands
+from PIL import Image
+
+# what the suite is run by, what fetches packages, what asks a server (test_serve.py does)
+NOT_RUN = ("make", "python3 -m venv", ".venv/bin/", "uv ", "pip install", "curl")
+# as it is typed, but briefly and on few pictures
+SHORT = {"--epochs": "1", "--batch-size": "32", "--optim.warmup-epochs": "0"}
+FEW = "flowers"
+AT_HAND = ("flowers", "shapes10")
+NEEDS_NETWORK = ("data fetch", "data verify")
+
+
+def shortened(words: list[str]) -> list[str]:
+    """A command on pictures that are at hand, and of little training."""
+    if words[:2] in (["data", "show"], ["augment", "preview"]) or words[0] == "train":
+        if "--dataset" in words:
+            where = words.index("--dataset") + 1
+            words[where] = words[where] if words[where] in AT_HAND else FEW
+        elif "--resume" not in words:
+            words += ["--dataset", FEW]
+    if words[0] == "export":  # a network that learned nothing keeps nothing in int8
+        words += ["--max-drop", "100"]
+    if words[0] == "train" and "--resume" not in words:
+        for option, value in SHORT.items():
+            if option in words:
+                words[words.index(option) + 1] = value
+            else:
+                words += [option, value]
+    return words
+
+
+def serve_and_stop(words: list[str]) -> None:
+    """Starts a server on a free port of this machine, asks it for its health, and ends it."""
+    pytest.importorskip("httptools")
+    for option, value in (("--port", "0"), ("--host", "127.0.0.1")):
+        if option in words:
+            words[words.index(option) + 1] = value
+        else:
+            words += [option, value]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "sprat", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with server:
+        try:
+            assert server.stderr is not None
+            said = server.stderr.readline()
+            ready = re.search(r"http://127.0.0.1:\d+/", said)
+            assert ready, said
+            directly = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            with directly.open(f"{ready[0]}healthz", timeout=60) as answer:
+                assert answer.status == 200
+            server.terminate()
+            assert server.wait(timeout=60) == 0
+        finally:
+            server.kill()
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the pages speak of."""
+    folder = tmp_path_factory.mktemp("workshop")
+    draw = np.random.default_rng(0)
+
+    def picture(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(folder / path)
+
+    for name in ("cat.jpg", "dog.png", "picture.jpg", "other.png", "new.jpg", "folder/one.png"):
+        picture(folder / name)
+    for name in ("daisy", "rose"):
+        for number in range(40):
+            picture(folder / "flowers" / name / f"{number}.png")
+    shutil.copytree(folder / "flowers", folder / "moved" / "flowers")
+    (folder / "my-recipe.toml").write_text("epochs = 3\n[optim]\nwarmup_epochs = 1\n")
+    (folder / "results").symlink_to(ROOT / "results")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache_home(new_cache: Callable[[], Path]) -> Path:
+    return new_cache()
+
+
+@pytest.fixture(scope="module")
+def my_run(workshop: Path, cache_home: Path) -> Path:
+    import sprat
+
+    folder = workshop / "runs" / "my-run"
+    changes = {"epochs": 1, "batch_size": 32, "optim.warmup_epochs": 0.0}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(workshop)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
+        sprat.train("quick", changes, dataset=FEW, output=folder, quiet=True)
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_of_a_page_runs(
+    page: Path,
+    workshop: Path,
+    cache_home: Path,
+    my_run: Path,
+    tmp_path: Path,
+    here: Here,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = tmp_path / "place"
+    shutil.copytree(workshop, place, symlinks=True)
+    for block in re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```", page.read_text(), re.M | re.S):
+        (place / block[0]).write_text(block[1])
+    monkeypatch.chdir(place)
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
+    for scheme in ("http_proxy", "https_proxy"):  # whoever fetches is told that nobody answers
+        monkeypatch.setenv(scheme, "http://127.0.0.1:9")
+    for command in commands(page):
+        if command.startswith(NOT_RUN):
+            continue
+        name, *words = shlex.split(command)
+        assert name == "sprat", f"{page.name} tells to type {command!r}, which nothing runs"
+        if words[0] == "serve":
+            serve_and_stop(words)
+            continue
+        if words[0] == "export":
+            pytest.importorskip("onnxruntime")
+        done = here(*shortened(words))
+        if command.removeprefix("sprat ").startswith(NEEDS_NETWORK):
+            assert done.returncode in (0, 2), command
+        else:
+            may_fail = words[0] == "check"  # of so short a run, as its exit code tells
+            assert done.returncode in ((0, 1) if may_fail else (0,)), f"{command}: {done.stderr}"
