@@ -431,6 +431,14 @@ def test_strangers_names_and_pages_are_refused(
     assert (answered, "evil" in str(answer)) == (status, False)
 
 
+class Quiet(Log):
+    def __init__(self) -> None:
+        pass
+
+    def write(self, line: str) -> None:
+        pass
+
+
 class TestGuard:
     def test_a_place_is_free_once_the_answer_is_there(self) -> None:
         """Though its client never reads it."""
@@ -460,14 +468,51 @@ class TestGuard:
             await asyncio.gather(*asks)
             return statuses
 
-        class Quiet(Log):
-            def __init__(self) -> None:
-                pass
-
-            def write(self, line: str) -> None:
-                pass
-
         assert asyncio.run(ask_both()) == [200, 200]
+
+    def test_a_body_that_does_not_come_gives_up_its_place(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """To one whose body comes, and not before its time."""
+
+        async def answer(scope: Any, receive: Any, send: Any) -> None:
+            await receive()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+        async def ask(guard: Guard, body: asyncio.Event) -> int:
+            statuses: list[int] = []
+
+            async def receive() -> dict[str, Any]:
+                await body.wait()
+                return {"type": "http.request", "body": b"x", "more_body": False}
+
+            async def send(message: Any) -> None:
+                statuses.append(message.get("status"))
+                body.set()  # what is sent after the answer is thrown away
+
+            headers = [(b"content-length", b"1")]
+            scope = {"type": "http", "method": "POST", "path": "/predict", "headers": headers}
+            await guard({**scope, "client": ("10.0.0.1", 1)}, receive, send)
+            return statuses[0]
+
+        async def ask_all() -> list[int]:
+            guard = Guard(answer, Limits(max_requests=2), Metrics(), Quiet(), None)
+            slow = [asyncio.create_task(ask(guard, asyncio.Event())) for _ in range(2)]
+            await asyncio.sleep(0)
+            whole = asyncio.Event()
+            whole.set()
+            early = await ask(guard, whole)
+            monkeypatch.setattr("sprat.serve.guard.PATIENCE", 0.0)
+            late = await ask(guard, whole)
+            first = await slow[0]  # the one that waited longest
+            assert not slow[1].done()
+            await ask(guard, whole)  # a place is free: nobody gives up another
+            assert not slow[1].done()
+            slow[1].cancel()
+            return [early, late, first]
+
+        assert asyncio.run(ask_all()) == [503, 200, 408]
 
 
 class TestLog:

@@ -244,9 +244,10 @@ class TestTrainingStep:
 
     @pytest.mark.parametrize("kernels", ["auto", "torch"])
     def test_a_whole_step_is_plain_sgd_on_the_smoothed_loss(
-        self, small: Dataset, tmp_path: Path, kernels: Literal["auto", "torch"]
+        self, shapes10: Dataset, tmp_path: Path, kernels: Literal["auto", "torch"]
     ) -> None:
         """A twin without batching tricks: same images, textbook update."""
+        small = shrink(shapes10, 400, 100)
         config = dataclasses.replace(
             SMALL,
             kernels=kernels,

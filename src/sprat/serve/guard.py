@@ -21,6 +21,7 @@ from sprat.serve.refusals import Refused
 LIMITED_PATH = "/predict"  # all others cost next to nothing, and must answer when it is busy
 HEALTH_PATH = "/healthz"  # asked by whatever name, by what watches the server
 LINGER = 2.0  # seconds
+PATIENCE = 5.0  # seconds; a body that takes longer gives up its place where there is no other
 RETRY_AFTER = {"Retry-After": "1"}  # seconds
 CLIENT_LEFT = 499  # what web servers log for one that did not wait
 PROTECTION = [
@@ -81,6 +82,7 @@ class Guard:
         self._app, self._limits, self._metrics, self._log = app, limits, metrics, log
         self._hosts = hosts
         self._under_way: Counter[str] = Counter()  # predictions, by client
+        self._holding: dict[_Exchange, None] = {}  # their exchanges, the first to come first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -92,7 +94,7 @@ class Guard:
                 check_host(exchange.headers, self._hosts)
             check_origin(scope["method"], exchange.headers)
             if scope["path"] == LIMITED_PATH:
-                exchange.leave = self._enter(exchange.record.client)
+                exchange.leave = self._enter(exchange)
             await self._app(scope, exchange.receive, exchange.send)
         except Refused as refused:  # no place; the application answers its own
             self._metrics.refused(refused.reason)
@@ -103,18 +105,24 @@ class Guard:
             exchange.leave()
             exchange.record.write(self._log, self._metrics)
 
-    def _enter(self, client: str) -> Callable[[], None]:
-        """Takes a place among the predictions under way; gives what frees it."""
-        if self._under_way.total() >= self._limits.max_requests:
-            raise Refused(503, "busy", "the server is busy; ask again in a second", RETRY_AFTER)
-        client = household(client)
+    def _enter(self, exchange: "_Exchange") -> Callable[[], None]:
+        """Takes a place among the predictions under way; gives what frees it.
+
+        Where all are taken, a body that does not come gives up its place.
+        """
+        client = household(exchange.record.client)
         if self._under_way[client] >= self._limits.max_requests_per_client:
             words = f"{self._under_way[client]} requests of yours are under way; wait for an answer"
             raise Refused(429, "client", words, RETRY_AFTER)
+        full = len(self._holding) >= self._limits.max_requests
+        if full and not any(other.give_up() for other in self._holding):
+            raise Refused(503, "busy", "the server is busy; ask again in a second", RETRY_AFTER)
         self._under_way[client] += 1
+        self._holding[exchange] = None
         self._metrics.in_flight.inc()
 
         def leave() -> None:
+            del self._holding[exchange]
             self._metrics.in_flight.dec()
             self._under_way[client] -= 1
             if not self._under_way[client]:
@@ -146,7 +154,9 @@ class _Exchange:
         self.record = Record(client, scope["method"], scope["path"])
         self.headers = Headers(scope=scope)
         self.leave: Callable[[], None] = _nothing  # frees the place, once the answer is there
-        self._deadline = asyncio.get_running_loop().time() + limits.body_seconds
+        self._began = asyncio.get_running_loop().time()
+        self._waiting: asyncio.Timeout | None = None  # for a piece of the body
+        self._gave_up = False
         self._declared = int(self.headers.get("content-length", 0))  # the parser lets digits pass
         self._body_left = bool(self._declared) or "transfer-encoding" in self.headers
 
@@ -161,17 +171,34 @@ class _Exchange:
         if self._declared > self._limits.max_body:
             raise self._too_large()
         try:
-            async with asyncio.timeout_at(self._deadline):
+            async with asyncio.timeout_at(self._began + self._limits.body_seconds) as waiting:
+                self._waiting = waiting
                 message = await self._receive()
         except TimeoutError as error:
+            if self._gave_up:
+                words = f"the server is busy and the body took more than {PATIENCE:g} seconds"
+                raise Refused(
+                    408, "slow", f"{words}; ask again, or send a smaller picture"
+                ) from error
             seconds = self._limits.body_seconds
             words = f"the body did not come within {seconds:g} seconds; send a smaller picture"
             raise Refused(408, "slow", words) from error
+        finally:
+            self._waiting = None
         self.record.bytes_in += len(message.get("body", b""))
         if self.record.bytes_in > self._limits.max_body:
             raise self._too_large()
         self._body_left = message.get("more_body", False)
         return message
+
+    def give_up(self) -> bool:
+        """Ends the wait for a body that takes long; says whether there was one."""
+        now = asyncio.get_running_loop().time()
+        if self._waiting is None or self._gave_up or now < self._began + PATIENCE:
+            return False
+        self._gave_up = True
+        self._waiting.reschedule(now)
+        return True
 
     async def send(self, message: Message) -> None:
         """Sends a piece of the answer on, with the headers that every answer has.
