@@ -282,6 +282,10 @@ class TestCache:
         assert len(load_dataset(str(folder)).train) == 64
         assert place.exists()
         assert list(place.parent.glob(".*.pixels")) == [], "what it left is swept"
+        lock = place.with_name(f".{place.name}.lock")
+        lock.touch()  # as by a kill once the pixels are there
+        load_dataset(str(folder))
+        assert not lock.exists()
 
     def test_a_full_disk_is_told_and_leaves_nothing(self, tmp_path: Path) -> None:
         """The system's limit on a file's size stands in for the disk's."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from conftest import SMALL, shrink
+from conftest import SMALL, Here, shrink
 from torch import Tensor
 
 from sprat.augment.mixing import MIXERS
@@ -625,6 +625,16 @@ def test_resuming_a_finished_run_gives_its_results_and_changes_nothing(
     (final_run / ".lock").write_text("process 1, which was killed as it ended")
     assert resume(final_run, small) == json.loads(before["results.json"])
     assert {p.name: p.read_bytes() for p in final_run.iterdir()} == before
+
+
+def test_the_command_too_clears_what_a_kill_at_the_end_of_a_run_left(
+    here: Here, final_run: Path
+) -> None:
+    (final_run / "curves.png").touch()
+    before = {p.name for p in final_run.iterdir()}
+    (final_run / ".lock").write_text("process 1, which was killed as it ended")
+    assert here("train", "--resume", final_run).returncode == 0
+    assert {p.name for p in final_run.iterdir()} == before
 
 
 def test_a_resume_file_of_another_network_is_refused(

@@ -14,7 +14,7 @@ from sprat.display import TrainingDisplay, load_again, load_shown, make_console
 from sprat.files import WriteError
 from sprat.plots import draw_curves
 from sprat.predict import Classifier
-from sprat.results import CONFIG_FILE, CURVES_FILE, new_run, read_config, read_finished
+from sprat.results import CONFIG_FILE, CURVES_FILE, new_run, read_config, resume_finished
 from sprat.zoo import best, locate
 
 
@@ -119,7 +119,7 @@ def resume(
     """
     folder, console = Path(folder), make_console(quiet=quiet)
     config, _, _ = read_config(folder)
-    if finished := read_finished(folder):
+    if finished := resume_finished(folder):
         return _with_curves(folder, finished)
     if not isinstance(dataset, Dataset):
         moved = None if dataset is None else str(dataset)

@@ -209,7 +209,7 @@ def train(
     import sprat.training
     from sprat.display import TrainingDisplay, load_again, load_shown, make_console
     from sprat.plots import draw_curves
-    from sprat.results import CONFIG_FILE, CURVES_FILE, new_run, read_finished
+    from sprat.results import CONFIG_FILE, CURVES_FILE, new_run, resume_finished
     from sprat.seeds import train_seeds
 
     console = make_console(quiet=quiet)
@@ -222,7 +222,7 @@ def train(
     if resume is None:
         sprat.training.check(config)  # rather than after a download
         dataset = load_shown(console, config.dataset, data_dir, config.pictures)
-    elif finished := read_finished(resume):
+    elif finished := resume_finished(resume):
         with _offering(lambda: ["sprat", *sys.argv[1:]]):
             ended(resume, finished)
         return 0

@@ -300,6 +300,20 @@ def read_finished(run: Path) -> dict[str, Any] | None:
     return read_results(run / RESULTS_FILE)
 
 
+def resume_finished(run: Path) -> dict[str, Any] | None:
+    """The results of a finished run, whose folder is rid of what a kill at its end left there; None
+    if the run is not finished.
+
+    Raises:
+        SpratError: results.json is damaged.
+    """
+    results = read_finished(run)
+    if results is not None:
+        sweep_run(run)
+        sweep(run, LOCK_FILE)
+    return results
+
+
 def write_metrics(run: Path, history: list[dict[str, Any]]) -> None:
     """Writes one line of JSON for each epoch so far.
 

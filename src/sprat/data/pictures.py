@@ -26,7 +26,7 @@ from sprat.data.fetch import Progress, Say
 from sprat.data.imageset import ImageSet, Rows, stratified_split
 from sprat.data.picture import is_skipped, read_picture
 from sprat.errors import SpratError, did_you_mean
-from sprat.files import cache_dir, lock, replacing
+from sprat.files import cache_dir, lock, replacing, sweep
 from sprat.text import command, visible
 from sprat.threads import usable_cores
 
@@ -285,17 +285,19 @@ def _cached(
 ) -> tuple[cache.Mapped, dict[str, Any]]:
     """The pictures and what is known of them; read anew unless they are cached as they are now."""
     path = cache_file(folder, side)
+    lock_file = path.with_name(f".{path.name}.lock")
 
     def unchanged(about: dict[str, Any]) -> bool:
         return about["digest"] == listing.digest
 
     if found := cache.read(path, unchanged):
+        sweep(path.parent, lock_file.name)  # left by a process killed as it ended
         return found
     size = len(listing) * 3 * side**2
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         waiting = f"another process is reading {folder}; waiting for it"
-        with lock(path.with_name(f".{path.name}.lock"), lambda holder: say(waiting)):
+        with lock(lock_file, lambda holder: say(waiting)):
             if found := cache.read(path, unchanged):  # another process has made it
                 return found
             free = shutil.disk_usage(path.parent).free
