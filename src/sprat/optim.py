@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from sprat.config import OptimConfig
+from sprat.runtime import cpu_has_bf16
 
 
 def build_optimizer(network: nn.Module, config: OptimConfig) -> SGD:
@@ -161,11 +162,11 @@ def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
     """About the nearest orthogonal matrix of each, N x rows x columns: singular values 0.7 to 1.2.
 
     Newton and Schulz's iteration with the coefficients of Jordan et al., which trade exactness
-    for few steps. In bf16 where the matrices are large.
+    for few steps. In bf16 where the matrices are large and the hardware computes in it.
     """
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     x = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    if x.shape[2] >= 80:
+    if x.shape[2] >= 80 and (x.device.type != "cpu" or cpu_has_bf16()):
         x = x.bfloat16()
     a, b, c = 3.4445, -4.7750, 2.0315
     for _ in range(steps):

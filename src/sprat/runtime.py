@@ -61,11 +61,12 @@ def choose_precision(precision: str, device: "torch.device") -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     if device.type == "cpu":
-        return "bf16" if _cpu_has_bf16() else "fp32"
+        return "bf16" if cpu_has_bf16() else "fp32"
     return "fp32"
 
 
-def _cpu_has_bf16() -> bool:
+def cpu_has_bf16() -> bool:
+    """Whether the processor computes in bf16; others emulate it, and are faster in fp32."""
     import torch
 
     # an older torch cannot say; fp32 is then the safe answer
