@@ -15,14 +15,14 @@ from sprat.checkpoint import load_model
 from sprat.config import Config, DistillConfig
 from sprat.data import Dataset
 from sprat.data.imageset import Normalization
-from sprat.distill import Renormalize, distance, load_teacher
+from sprat.distill import Renormalize, distance, load_teacher, together
 from sprat.errors import SpratError
-from sprat.results import read_json
+from sprat.results import read_json, teachers_of
 from sprat.training import Interrupted, Training, resume, settle, train
 
 
-def taught(by: Path | str, **changes: object) -> Config:
-    distill = DistillConfig(teacher=str(by), weight=0.5, temperature=2.0)
+def taught(*by: Path, **changes: object) -> Config:
+    distill = DistillConfig(teacher=tuple(map(str, by)), weight=0.5, temperature=2.0)
     return dataclasses.replace(SMALL, distill=distill, **changes)  # type: ignore[arg-type]
 
 
@@ -49,6 +49,36 @@ def test_the_distance_is_the_divergence_of_softened_answers(temperature: float) 
     found = distance(logits, teachers, temperature)
     assert found.item() == pytest.approx(slow_distance(logits, teachers, temperature), rel=1e-5)
     assert distance(teachers, teachers, temperature).item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_several_teachers_teach_the_mean_of_their_softened_answers(temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    teachers = list(3 * torch.randn(3, 16, 10, generator=generator))
+    mean = sum((each / temperature).softmax(1) for each in teachers) / 3
+    found = (together(teachers, temperature) / temperature).softmax(1)
+    torch.testing.assert_close(found, mean)
+    assert together(teachers[:1], temperature) is teachers[0]
+
+
+def test_two_teachers_teach_and_are_told(small: Dataset, small_run: Path, tmp_path: Path) -> None:
+    train(dataclasses.replace(SMALL, seed=1), small, tmp_path / "other", recipe="small")
+    train(taught(small_run, tmp_path / "other"), small, tmp_path / "run", recipe="small")
+    train(taught(small_run, small_run), small, tmp_path / "twice", recipe="small")
+    train(taught(small_run), small, tmp_path / "once", recipe="small")
+    assert weights(tmp_path / "run") != weights(tmp_path / "once")
+    first, second = (load_model(tmp_path / run).network for run in ("twice", "once"))
+    for ours, theirs in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.1, atol=0.01)
+    told = teachers_of(read_json(tmp_path / "run" / "results.json"))
+    assert [teacher["seed"] for teacher in told] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("written", "teachers"), [("", ()), ("a", ("a",)), (["a", "b"], ("a", "b")), ([], ())]
+)
+def test_a_recipe_names_one_teacher_or_several(written: object, teachers: object) -> None:
+    assert Config.from_dict({"distill": {"teacher": written}}).distill.teacher == teachers
 
 
 def test_images_are_normalised_again_as_the_teacher_knows_them() -> None:
@@ -79,12 +109,12 @@ def test_the_teacher_changes_what_is_learnt_and_is_told(
 ) -> None:
     train(taught(small_run), small, tmp_path / "run", recipe="small")
     assert weights(tmp_path / "run") != weights(small_run)
-    told = read_json(tmp_path / "run" / "results.json")["teacher"]
+    (told,) = teachers_of(read_json(tmp_path / "run" / "results.json"))
     assert told["model"] == "OptimizedCIFAR10Net200K"
     assert told["parameters"] == 150_690
     assert told["sha256"] == load_teacher(str(small_run)).sha256
     assert told["val_top1"] == read_json(small_run / "results.json")["val"]["top1"]
-    assert read_json(small_run / "results.json")["teacher"] is None
+    assert teachers_of(read_json(small_run / "results.json")) == []
 
 
 def test_resumes_bit_for_bit_but_not_with_another_teacher(

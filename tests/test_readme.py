@@ -11,7 +11,7 @@ import pytest
 
 from sprat.augment.views import VIEWS
 from sprat.config import Config, load_recipe, overrides, recipe_path
-from sprat.results import read_config, read_json, read_metrics
+from sprat.results import read_config, read_json, read_metrics, teachers_of
 from sprat.zoo import cards, find_card, listed
 
 ROOT = Path(__file__).parents[1]
@@ -428,7 +428,7 @@ def test_the_teacher_is_the_model_that_ships() -> None:
     runs = list(RESULTS.glob("taught/seed-*/results.json"))
     assert runs
     for file in runs:
-        teacher = read_json(file)["teacher"]
+        (teacher,) = teachers_of(read_json(file))
         assert teacher["sha256"] == listed(find_card(teacher["model"]))["sha256"]
 
 

@@ -96,7 +96,7 @@ def test_every_recipe_trains_to_its_summary(
     """At small size; what takes hours is the number of steps alone."""
     config = load_recipe(recipe)
     if config.distill.teacher:
-        taught = dataclasses.replace(config.distill, teacher=str(small_run))
+        taught = dataclasses.replace(config.distill, teacher=(str(small_run),))
         config = dataclasses.replace(config, distill=taught)
     config = dataclasses.replace(
         config,

@@ -1066,8 +1066,8 @@ def _check_names(config: Config) -> None:
     names.check_dataset(config.dataset)
     names.find_network(config.model)
     names.check_views(config.tta)
-    if config.distill.teacher:
-        locate(config.distill.teacher)
+    for teacher in config.distill.teacher:
+        locate(teacher)
 
 
 def _check_png(path: Path | None, option: str) -> None:

@@ -238,16 +238,18 @@ class EMAConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """A trained network whose answers are learnt beside the labels."""
+    """Trained networks whose answers are learnt beside the labels."""
 
-    teacher: str = ""
-    """A model's file, a finished run's folder or a shipped model's name; empty: no teacher."""
+    teacher: tuple[str, ...] = ()
+    """A model's file, a finished run's folder or a shipped model's name; several: the mean of their
+    answers is learnt; empty: no teacher."""
     weight: float = 0.5
     """Share of the loss that the distance to the teacher's answers is; the labels have the rest."""
     temperature: float = 2.0
     """What both networks' logits are divided by for that distance; above 1 it softens them."""
 
     def __post_init__(self) -> None:
+        _check("distill.teacher", self.teacher, all(self.teacher), "names, none of them empty")
         _check("distill.weight", self.weight, 0 < self.weight <= 1, "a share in (0, 1]")
         ok = 0.1 <= self.temperature <= 100
         _check("distill.temperature", self.temperature, ok, "a number from 0.1 to 100")
@@ -495,6 +497,8 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
         _check(name, value, value in choices, " or ".join(map(repr, choices)))
         return value
     if typing.get_origin(hint) is tuple:
+        if isinstance(value, str):  # one alone, or none
+            value = [value] if value else []
         _check(name, value, isinstance(value, list | tuple), "a list")
         return tuple(_typed(typing.get_args(hint)[0], item, name) for item in value)
     if hint is float and type(value) is int and abs(value) <= MOST_BUDGET:

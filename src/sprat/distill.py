@@ -1,7 +1,8 @@
-"""A trained network as a teacher, whose answers are learnt beside the labels (Hinton, Vinyals and
+"""Trained networks as teachers, whose answers are learnt beside the labels (Hinton, Vinyals and
 Dean 2015, arXiv 1503.02531)."""
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +82,14 @@ def load_teacher(name: str) -> Teacher:
     file = path / MODEL_FILE if path.is_dir() else path
     model = load_model(file)
     return Teacher(model, hashlib.sha256(file.read_bytes()).hexdigest())
+
+
+def together(logits: list[Tensor], temperature: float) -> Tensor:
+    """Logits whose softened probabilities are the mean of those of several teachers, B x K each."""
+    if len(logits) == 1:
+        return logits[0]
+    shares = torch.stack([F.log_softmax(each.float() / temperature, 1) for each in logits])
+    return temperature * (shares.logsumexp(0) - math.log(len(logits)))
 
 
 def distance(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:

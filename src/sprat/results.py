@@ -60,6 +60,7 @@ JUDGEMENT: Shape = {
     "confusion": ListOf(ListOf(whole()), 1, MOST_CLASSES),
     "ece": SHARE,
 }
+TEACHER: Shape = {"model": TEXT, "recipe": Maybe(TEXT)}
 RESULTS: dict[str, Shape] = {
     "recipe": TEXT,
     "overrides": TableOf(SETTING),
@@ -91,7 +92,8 @@ RESULTS: dict[str, Shape] = {
     },
     "versions": TableOf(TEXT),
     "git": Maybe({"commit": TEXT, "dirty": FLAG}),
-    "teacher?": Maybe({"model": TEXT, "recipe": Maybe(TEXT)}),
+    "teachers?": ListOf(TEACHER),
+    "teacher?": Maybe(TEACHER),  # of an older run
 }
 EPOCH: Shape = {
     "epoch": whole(1, MOST_EPOCHS),
@@ -298,6 +300,13 @@ def read_finished(run: Path) -> dict[str, Any] | None:
     if not (run / RESULTS_FILE).exists():
         return None
     return read_results(run / RESULTS_FILE)
+
+
+def teachers_of(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a run's results tell of each network that taught it; an older run had one at most."""
+    if "teachers" in results:
+        return results["teachers"]
+    return [results["teacher"]] if results.get("teacher") else []
 
 
 def resume_finished(run: Path) -> dict[str, Any] | None:

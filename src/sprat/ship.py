@@ -29,6 +29,7 @@ from sprat.results import (
     read_config,
     read_json,
     read_results,
+    teachers_of,
     write_json,
 )
 from sprat.runtime import keep_freed_memory
@@ -107,7 +108,7 @@ def _training(run: Path, dataset: Dataset) -> dict[str, Any]:
         seeds = found if found["n"] > 1 else None
     keys = ("recipe", "overrides", "seed", "epochs", "seconds", "machine", "versions", "git")
     return {key: results[key] for key in keys} | {
-        "teacher": results.get("teacher"),  # older runs do not tell
+        "teachers": teachers_of(results),
         "images": images,
         "chosen": chosen,
         "seeds": seeds,

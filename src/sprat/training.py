@@ -46,7 +46,7 @@ from sprat.data import Dataset
 from sprat.data.batches import Batches
 from sprat.data.imageset import ImageSet, class_counts, stratified_split
 from sprat.data.workers import WorkerBatches
-from sprat.distill import Renormalize, Teacher, distance, load_teacher
+from sprat.distill import Renormalize, Teacher, distance, load_teacher, together
 from sprat.ema import EMA, reestimate_batchnorm
 from sprat.errors import SpratError
 from sprat.evaluate import judge, predict_probabilities, top1
@@ -84,6 +84,7 @@ from sprat.runtime import (
     versions,
 )
 from sprat.schedules import RAMPS, warmup_then
+from sprat.text import visible
 
 PROBE_IMAGES = 2_000  # training images, without augmentation, that a final run is watched on
 BATCHNORM_IMAGES = 5_120  # training images that an average's statistics are estimated from
@@ -142,8 +143,8 @@ def check(config: Config) -> None:
             views.
     """
     find_model(config.model)
-    if config.distill.teacher:
-        load_teacher(config.distill.teacher)
+    for name in config.distill.teacher:
+        load_teacher(name)
     find_views(config.tta)
     choose_precision(config.precision, choose_device(config.device))
     if config.augment.engine == "albumentations":
@@ -350,11 +351,11 @@ class Training:
         self.ema = EMA(self.network, config.ema.decay) if config.ema.decay else None
         self.generator = torch.Generator(self.device)
         self.forward = self._fast_forward()
-        self.teacher: Teacher | None = None
-        if config.distill.teacher:
-            self.teacher = load_teacher(config.distill.teacher)
-            self.teacher.check(dataset, config.final)
-            self.teach = self._teaching(self.teacher)
+        self.teachers = [load_teacher(name) for name in config.distill.teacher]
+        if self.teachers:
+            for teacher in self.teachers:
+                teacher.check(dataset, config.final)
+            self.teach = self._teaching([self._teacher(each) for each in self.teachers])
             self.beside = Beside(self.device)
         recorded = self.device.type == "cuda" and config.kernels != "torch"
         self.update = self._recorded_update() if recorded else self._update
@@ -477,7 +478,7 @@ class Training:
             )
         inputs = normalize(images, self.mean, self.std)
 
-        taught = self.beside.begin(self.teach, inputs) if self.teacher else None  # B, K
+        taught = self.beside.begin(self.teach, inputs) if self.teachers else None  # B, K
         logits = self.forward(inputs)  # B, K
         loss = F.cross_entropy(
             logits.float(),
@@ -512,7 +513,7 @@ class Training:
 
         return through_torch
 
-    def _teaching(self, teacher: Teacher) -> Callable[[Tensor], Tensor]:
+    def _teacher(self, teacher: Teacher) -> torch.nn.Module:
         """From the student's normalised images to the teacher's logits."""
         config, network = self.config, teacher.model.network.requires_grad_(False)
         network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -523,11 +524,15 @@ class Training:
             ).eval()
         renormalize = Renormalize(self.dataset.normalization, teacher.model.normalization)
         both = torch.nn.Sequential(renormalize, network)
-        both.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return both.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _teaching(self, networks: list[torch.nn.Module]) -> Callable[[Tensor], Tensor]:
+        """From the student's normalised images to what it is taught, as logits."""
 
         def teach(images: Tensor) -> Tensor:
-            with torch.no_grad(), autocast(self.device, config.precision):
-                return both(images)
+            with torch.no_grad(), autocast(self.device, self.config.precision):
+                answers = [network(images) for network in networks]
+                return together(answers, self.config.distill.temperature)
 
         return teach
 
@@ -665,7 +670,7 @@ class Training:
                 "overrides": self.overrides,
                 "dataset_md5": self.dataset.md5,
                 "classes": list(self.dataset.train.classes),
-                "teacher": self.teacher and self.teacher.sha256,
+                "teacher": self._taught_by,
                 "git": self.git,
                 "network": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -673,6 +678,11 @@ class Training:
                 "ema": self.ema.network.state_dict() if self.ema else None,
             },
         )
+
+    @property
+    def _taught_by(self) -> str | None:
+        """The teachers' sha256s, in their order."""
+        return "+".join(teacher.sha256 for teacher in self.teachers) or None
 
     def restore(self) -> None:
         """Goes back to what `save` wrote.
@@ -692,10 +702,11 @@ class Training:
             # an older sprat wrote no classes
             began_on = {"md5": state["dataset_md5"], "classes": state.get("classes")}
             check_data(self.run, self.dataset, began_on)
-            if self.teacher and state["teacher"] != self.teacher.sha256:
+            if self.teachers and state["teacher"] != self._taught_by:
+                names = ", ".join(map(visible, self.config.distill.teacher))
                 raise SpratError(
-                    f"{self.run} was taught by another model than {self.config.distill.teacher} "
-                    "is now; put that back, or start a new run"
+                    f"{self.run} was taught by another model than {names} is now; put that back, "
+                    "or start a new run"
                 )
             self._check_place(state)
             if state["best"]:  # a fit that is seen now, rather than at the end; replaced below
@@ -929,7 +940,7 @@ def finish(training: Training, observer: Observer) -> dict[str, Any]:
         "machine": machine,
         "versions": versions(),
         "git": training.git,
-        "teacher": training.teacher and training.teacher.about,
+        "teachers": [teacher.about for teacher in training.teachers],
         "brief": brief_fields(
             parameters,
             _receptive_field(config.model, side),

@@ -93,10 +93,12 @@ def card_text(card: dict[str, Any]) -> str:
         if seeds
         else "one run, so nothing is known of the spread over seeds"
     )
-    teacher, seconds = training["teacher"], training["seconds"]
-    taught = ""
-    if teacher:
-        taught = f", taught by {markdown(teacher['model'])} ({code(teacher['recipe'])})"
+    seconds = training["seconds"]
+    teachers = [
+        f"{markdown(teacher['model'])} ({code(teacher['recipe'])})"
+        for teacher in training["teachers"]
+    ]
+    taught = f", taught by {' and '.join(teachers)}" if teachers else ""
     time = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
     lines = [
         f"# {markdown(card['name'])}",
