@@ -62,23 +62,23 @@ class UnbentBlock(SpratBlock):
 class SpratSGated(SpratS):
     """A gate instead of ReLU."""
 
-    def block(self, channels: int) -> nn.Module:
+    def block(self, channels: int, wide: int) -> nn.Module:
         return GatedBlock(channels)
 
 
 class SpratSUnbent(SpratS):
     """No ReLU after the sums."""
 
-    def block(self, channels: int) -> nn.Module:
-        return UnbentBlock(channels, 3 * channels // 2)
+    def block(self, channels: int, wide: int) -> nn.Module:
+        return UnbentBlock(channels, wide)
 
 
 class SpratSLayerNorm(SpratS):
     """LayerNorm over channels instead of BatchNorm in the blocks."""
 
-    def block(self, channels: int) -> nn.Module:
-        block = SpratBlock(channels, 3 * channels // 2)
-        block.bn1, block.bn2 = ChannelNorm(3 * channels // 2), ChannelNorm(channels)  # type: ignore[assignment]
+    def block(self, channels: int, wide: int) -> nn.Module:
+        block = SpratBlock(channels, wide)
+        block.bn1, block.bn2 = ChannelNorm(wide), ChannelNorm(channels)  # type: ignore[assignment]
         return block
 
 

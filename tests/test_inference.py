@@ -15,7 +15,7 @@ from sprat.kernels import Inference, NoKernels, build, is_built
 from sprat.models import MODELS, OptimizedCIFAR10Net200K, build_model
 from sprat.models.sprat import SpratS
 
-SUPPORTED = ("OptimizedCIFAR10Net200K", "SpratS", "SpratM", "SpratL")
+SUPPORTED = ("OptimizedCIFAR10Net200K", "SpratT", "SpratS", "SpratM", "SpratL")
 SHAPES = [(3, 16, 16), (1, 17, 23), (17, 32, 32), (2, 33, 64), (1, 128, 101)]
 PLAIN = Normalization((0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
 

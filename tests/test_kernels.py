@@ -27,7 +27,7 @@ REASON = why_not(OptimizedCIFAR10Net200K, CPU, 32, bf16=False)
 needs_kernels = pytest.mark.skipif(REASON is not None, reason=f"no compiled kernels: {REASON}")
 
 
-@pytest.fixture(params=["OptimizedCIFAR10Net200K", "SpratS"])
+@pytest.fixture(params=["OptimizedCIFAR10Net200K", "SpratS", "SpratT"])
 def network(request: pytest.FixtureRequest) -> nn.Module:
     """A network whose every BatchNorm does something of its own."""
     torch.manual_seed(3)
@@ -311,7 +311,7 @@ class TestChoice:
     @needs_kernels
     def test_what_they_know_and_what_they_do_not(self) -> None:
         known = {name for name, cls in MODELS.items() if not why_not(cls, CPU, 16, bf16=False)}
-        assert known == {"OptimizedCIFAR10Net200K", "SpratS", "SpratM", "SpratL"}
+        assert known == {"OptimizedCIFAR10Net200K", "SpratT", "SpratS", "SpratM", "SpratL"}
         with pytest.raises(NoKernels, match="do not support Linear"):
             trunk.Trunk(nn.Linear(2, 2), bf16=False, threads=1)
 

@@ -11,6 +11,7 @@ PUBLISHED = ("cifar10", "cifar100", "svhn")
 DATASETS = ("auto", *PUBLISHED, "shapes10")
 NETWORKS = (
     "OptimizedCIFAR10Net200K",
+    "SpratT",
     "SpratS",
     "SpratM",
     "SpratL",

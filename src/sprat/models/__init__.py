@@ -21,7 +21,7 @@ from sprat.models.optimized200k import (
 from sprat.models.resnet import ResNet18, ResNet20, ResNet20A
 from sprat.models.resnet8 import ResNet8
 from sprat.models.shufflenetv2 import ShuffleNetV2x05
-from sprat.models.sprat import SpratL, SpratM, SpratS
+from sprat.models.sprat import SpratL, SpratM, SpratS, SpratT
 from sprat.models.tiniest import Tiniest
 from sprat.models.wideresnet import WRN16x1
 from sprat.names import find_network
@@ -41,6 +41,7 @@ MODELS: dict[str, type[nn.Module]] = {
     cls.__name__: cls
     for cls in (
         OptimizedCIFAR10Net200K,
+        SpratT,
         SpratS,
         SpratM,
         SpratL,

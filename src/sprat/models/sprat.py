@@ -6,6 +6,10 @@ where the compiled kernels have them, so that these too train fast on a CPU. Beg
 measured; what our own trials made of it is told in docs/explanation/what-helps.md.
 
     SpratS   widths 28, 52      SpratM   widths 48, 84      SpratL   widths 64, 120
+
+SpratT is for microcontrollers, where arithmetic and memory are what is dear: it halves the side
+twice, narrows where the maps are large, and has 3x3 windows alone, so that nothing splits or joins
+channels as it runs.
 """
 
 from typing import ClassVar
@@ -36,6 +40,8 @@ class Windows(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if len(self.parts) == 1:
+            return self.parts[0](x)
         shares = x.chunk(len(self.parts), dim=1)
         return torch.cat([part(share) for part, share in zip(self.parts, shares, strict=True)], 1)
 
@@ -72,35 +78,45 @@ class SpratNet(PooledClassifier):
     """The family; a subclass names its widths.
 
     widths: channels of each stage, halving the side from one to the next, each divisible by the
-        number of kernels. depth: blocks of a stage. widening: how many times as wide a block is
-        inside. kernels: of its windows.
+        number of kernels. depth: blocks of a stage, or of each. widening: how many times as wide a
+        block is inside, or those of each stage. kernels: of their windows.
     """
 
     widths: ClassVar[tuple[int, ...]]
-    depth: ClassVar[int] = 3
-    widening: ClassVar[float] = 1.5
+    depth: ClassVar[int | tuple[int, ...]] = 3
+    widening: ClassVar[float | tuple[float, ...]] = 1.5
     kernels: ClassVar[tuple[int, ...]] = KERNELS
 
     def __init__(self, num_classes: int = 10, dropout: float = 0.0) -> None:
         super().__init__()
-        first, *rest = self.widths
-        self.stem = nn.Sequential(*conv_bn(3, first), nn.ReLU())
-        stages = [self.stage(first)]
-        for narrow, wide in zip(self.widths, rest, strict=False):
-            stages.append(nn.Sequential(Halving(narrow, wide), self.stage(wide)))
+        count = len(self.widths)
+        depths = self.depth if isinstance(self.depth, tuple) else (self.depth,) * count
+        widenings = self.widening if isinstance(self.widening, tuple) else (self.widening,) * count
+        self.stem = nn.Sequential(*conv_bn(3, self.widths[0]), nn.ReLU())
+        stages: list[nn.Module] = []
+        for i, width in enumerate(self.widths):
+            halving = [Halving(self.widths[i - 1], width)] if i else []
+            blocks = (self.block(width, round(widenings[i] * width)) for _ in range(depths[i]))
+            stage = nn.Sequential(*blocks)
+            stages.append(nn.Sequential(*halving, stage) if i else stage)
         self.stages = nn.Sequential(*stages)
         self.add_head(self.widths[-1], num_classes, dropout, he_init=False)
 
-    def stage(self, channels: int) -> nn.Sequential:
-        """`depth` blocks."""
-        return nn.Sequential(*(self.block(channels) for _ in range(self.depth)))
-
-    def block(self, channels: int) -> nn.Module:
-        """One block."""
-        return SpratBlock(channels, round(self.widening * channels), self.kernels)
+    def block(self, channels: int, wide: int) -> nn.Module:
+        """One block, so wide inside."""
+        return SpratBlock(channels, wide, self.kernels)
 
     def features(self, images: Tensor) -> Tensor:
         return self.stages(self.stem(images))
+
+
+class SpratT(SpratNet):
+    """Within what ResNet-8 of MLPerf Tiny takes: parameters, arithmetic, memory for activations."""
+
+    widths = (16, 48, 80)
+    depth = (1, 3, 2)
+    widening = (1.0, 2.0, 1.5)
+    kernels = (3,)
 
 
 class SpratS(SpratNet):
