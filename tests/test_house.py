@@ -17,7 +17,7 @@ ROOT = SOURCE.parents[1]
 
 FLOORS = {
     "cli": 3, "api": 3, "display": 3, "serve": 3,
-    "training": 2, "predict": 2, "plots": 2, "compare": 2, "seeds": 2, "ship": 2,
+    "training": 2, "predict": 2, "plots": 2, "compare": 2, "seeds": 2, "ship": 2, "pace": 2,
     "report": 2, "export": 2, "formats": 0,
     "data": 1, "optim": 1, "evaluate": 1, "checkpoint": 1, "results": 1,
     "zoo": 1, "distill": 1,
@@ -33,6 +33,7 @@ SIDEWAYS = {
     ("plots", "compare"),
     ("seeds", "observer"),
     ("seeds", "training"),
+    ("pace", "training"),
     ("training", "observer"),
     ("observer", "training"),
     ("ship", "training"),

@@ -4,14 +4,17 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from sprat import training
 from sprat.checkpoint import load_model
-from sprat.config import Config, load_recipe, overrides
+from sprat.config import Config, load_recipe, overrides, parse_time
 from sprat.data import Dataset
 from sprat.display import TrainingDisplay, load_again, load_shown, make_console
+from sprat.errors import SpratError
 from sprat.files import WriteError
+from sprat.pace import fit, keep_recipe
 from sprat.plots import draw_curves
 from sprat.predict import Classifier
 from sprat.results import CONFIG_FILE, CURVES_FILE, new_run, read_config, resume_finished
@@ -49,6 +52,7 @@ def train(
     dataset: Dataset | str | Path | None = None,
     output: str | Path | None = None,
     data_dir: str | Path | None = None,
+    time: str = "",
     quiet: bool = False,
 ) -> Run:
     """Trains a network, as `sprat train` does.
@@ -59,19 +63,26 @@ def train(
         dataset: the config's unless given; a dataset in memory is taken as it is.
         output: new folder for the run; by default runs/RECIPE-seedN-DATE-TIME.
         data_dir: where the dataset lies; by default $SPRAT_DATA, the user's cache, or a download.
+        time: train as many epochs as end in it, "5m" or "1h30m", say, the final judgement included;
+            the recipe as it is then run is kept in the run's folder.
         quiet: whether to print nothing.
 
     Raises:
-        SpratError: there is no such recipe or setting, the data cannot be had or does not fit, the
-            folder holds something already or another process trains there, the loss is no longer
-            finite, or a file cannot be written.
+        SpratError: there is no such recipe or setting, the time is too short, the data cannot be
+            had or does not fit, the folder holds something already or another process trains
+            there, the loss is no longer finite, or a file cannot be written.
         KeyboardInterrupt: it was interrupted; `resume` goes on after the last finished epoch.
     """
+    began = perf_counter()
     recipe, settings = "custom", config
     if isinstance(settings, str):
         recipe, settings = settings, load_recipe(settings)
     began_as = settings
     settings = settings.changed(changes or {})
+    changed = overrides(settings, began_as)
+    seconds = parse_time(time) if time else 0.0
+    if time and "epochs" in changed:
+        raise SpratError("time decides how many epochs there are; leave epochs out")
     if dataset is not None and not isinstance(dataset, Dataset):
         settings = settings.changed({"dataset": str(dataset)})
     training.check(settings)  # rather than after a download
@@ -84,13 +95,16 @@ def train(
             folder = stack.enter_context(new_run(recipe, settings.seed))
         else:
             folder = Path(output)
+        if time:
+            settings = fit(settings, dataset, seconds, began)
+            recipe, changed = keep_recipe(settings, folder, recipe, time), {}
         with _resumable(folder), TrainingDisplay(console) as display:
             results = training.train(
                 settings,
                 dataset,
                 folder,
                 recipe=recipe,
-                overrides=overrides(settings, began_as),
+                overrides=changed,
                 observer=display,
             )
         return _with_curves(folder, results)

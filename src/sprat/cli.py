@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import perf_counter
 from types import FrameType
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,7 +20,15 @@ from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
 from cyclopts.config import Dict
 
 from sprat import __version__, names
-from sprat.config import BudgetConfig, Config, PicturesConfig, load_recipe, overrides, recipe_path
+from sprat.config import (
+    BudgetConfig,
+    Config,
+    PicturesConfig,
+    load_recipe,
+    overrides,
+    parse_time,
+    recipe_path,
+)
 from sprat.errors import SpratError, did_you_mean
 from sprat.serve.limits import Limits, check_port
 from sprat.text import command as to_paste
@@ -165,6 +174,7 @@ def train(
     output: Path | None = None,
     resume: Path | None = None,
     seeds: int = 0,
+    time: str = "",
     data_dir: DataDir = None,
     quiet: Annotated[bool, Parameter(negative=())] = False,
     config: Annotated[Config, Parameter(name="*")] = Config(),  # noqa: B008
@@ -183,11 +193,18 @@ def train(
     seeds
         Train under so many seeds one after another, from --seed on, each into OUTPUT/seed-N;
         finished ones are skipped, an interrupted one goes on; 0: one run, into OUTPUT itself.
+    time
+        Train as many epochs as end in that time, 5m or 1h30m, say, the final judgement included
+        (with --seeds, of each seed). The recipe as it is then run is kept in OUTPUT.
     quiet
         Print errors and warnings only.
     """
+    began = perf_counter()
     began_as = load_recipe(recipe)
     changed = overrides(config, began_as)
+    seconds = parse_time(time) if time else 0.0
+    if time and "epochs" in changed:
+        raise SpratError("--time decides how many epochs there are; leave --epochs out.")
     if not 0 <= seeds <= MOST_SEEDS:
         raise SpratError(f"--seeds is {seeds}, expected 0 (one run) to {MOST_SEEDS:,}")
     moved: str | None = None  # the place of a resumed run's data, if it has changed
@@ -195,7 +212,7 @@ def train(
         if config.dataset != began_as.dataset:
             moved = config.dataset
         same = config == dataclasses.replace(began_as, dataset=config.dataset)
-        if recipe != DEFAULT_RECIPE or output or seeds or not same:
+        if recipe != DEFAULT_RECIPE or output or seeds or time or not same:
             raise SpratError(
                 "--resume goes on exactly as the run began; leave other settings out (--dataset "
                 "and --data-dir may name the place where its data is now)."
@@ -208,6 +225,7 @@ def train(
 
     import sprat.training
     from sprat.display import TrainingDisplay, load_again, load_shown, make_console
+    from sprat.pace import fit, keep_recipe
     from sprat.plots import draw_curves
     from sprat.results import CONFIG_FILE, CURVES_FILE, new_run, resume_finished
     from sprat.seeds import train_seeds
@@ -234,6 +252,10 @@ def train(
             run = Path("runs") / Path(recipe).stem
         elif run is None:
             run = stack.enter_context(new_run(recipe, config.seed))
+        if time:
+            console.print(f"timing a few steps, to see how many epochs end in {time}")
+            config = fit(config, dataset, seconds, began)
+            recipe, changed = keep_recipe(config, run, recipe, time), {}
         again: list[str | Path] = ["sprat", *sys.argv[1:]]
         resumed: list[str | Path] = ["sprat", "train", "--resume", run]
         resumed += ["--dataset", moved] if moved else []

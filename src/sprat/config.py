@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from sprat.threads import MOST_THREADS
 MOST_EPOCHS, MOST_BATCH, MOST_IMAGES, MOST_VIEWS = 100_000, 65_536, 10**9, 1_000
 MOST_SEED = 2**63 - 1
 MOST_BUDGET = 2**53  # parameters, MACs or bytes; a float holds it exactly
+MOST_SECONDS = 100 * 24 * 3600
 LONGEST_TEXT = 4_096  # characters; no path is longer
 
 
@@ -428,6 +430,41 @@ def overrides(config: Config, recipe: Config) -> dict[str, Any]:
     """Where `config` departs from the recipe it began from: {"optim.lr": 0.4, …}."""
     ours, theirs = _flatten(config.to_dict()), _flatten(recipe.to_dict())
     return {k: v for k, v in ours.items() if k not in RUN_FIELDS and v != theirs[k]}
+
+
+def parse_time(text: str) -> float:
+    """Seconds of a time as people write it: 90s, 5m, 1h30m.
+
+    Raises:
+        SpratError: it is none, 0, or above 100 days.
+    """
+    parts = re.fullmatch(r"(?=\d)(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", text)
+    hours, minutes, rest = (int(part or 0) for part in parts.groups()) if parts else (0, 0, 0)
+    seconds = 3600 * hours + 60 * minutes + rest
+    if not 0 < seconds <= MOST_SECONDS:
+        raise SpratError(
+            f"time is {shown(text)}, expected hours, minutes and seconds, above 0 and at most 100 "
+            "days: 90s, 5m or 1h30m"
+        )
+    return float(seconds)
+
+
+def to_toml(config: Config) -> str:
+    """A recipe's file with all of a config's settings but those that say how and on what it is
+    run."""
+    values = {key: value for key, value in config.to_dict().items() if key not in RUN_FIELDS}
+    tables = {key: value for key, value in values.items() if isinstance(value, dict)}
+    lines = [f"{key} = {_toml(value)}" for key, value in values.items() if key not in tables]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    # as in JSON but for one character
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
 
 
 def recipe_names() -> list[str]:

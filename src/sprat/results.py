@@ -181,18 +181,22 @@ def _in_use(run: Path, holder: str) -> SpratError:
 
 
 def check_empty(run: Path) -> None:
-    """Checks that a run can begin in a folder: there is none, or nothing is in it.
+    """Checks that a run can begin in a folder: there is none, or nothing but a recipe is in it.
 
     Raises:
         SpratError: it holds something.
     """
     sweep_run(run)
-    if run.exists() and (not run.is_dir() or {path.name for path in run.iterdir()} - {LOCK_FILE}):
+    if run.exists() and (not run.is_dir() or any(map(_of_a_run, run.iterdir()))):
         begun = (run / CONFIG_FILE).exists()
         hint = f", or resume it: {command('sprat', 'train', '--resume', run)}" if begun else ""
         raise SpratError(
             f"{run} exists already and is not overwritten; give another --output{hint}"
         )
+
+
+def _of_a_run(path: Path) -> bool:
+    return path.name != LOCK_FILE and path.suffix != ".toml"
 
 
 def sweep_run(run: Path) -> None:

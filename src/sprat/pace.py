@@ -1,0 +1,160 @@
+"""How many epochs fit into a time: steps, a judgement and a checkpoint are timed first."""
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sprat.config import Config, to_toml
+from sprat.data import Dataset
+from sprat.errors import SpratError
+from sprat.evaluate import judge
+from sprat.files import temporary_folder, write_whole
+from sprat.training import Training, settle
+
+WARM_STEPS = 3  # not timed: memory is new, a GPU compiles
+STEPS = (5, 200)  # fewest and most that are timed, for each side of images
+SHARE = 0.04  # of the time, that timing the steps may take
+FINAL_IMAGES = 500  # that the final judgement is timed on
+OTHER_SECONDS = 1.0  # curves, results, the first step's surprises
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that the parts of a run take on this machine."""
+
+    epoch: float  # its steps
+    checkpoint: float  # after each epoch
+    judgement: float  # after each epoch that is judged
+    final: float  # the judgement at the end, with its views
+
+    def seconds(self, config: Config, epochs: int) -> float:
+        """What a run of so many epochs takes."""
+        judged = math.ceil(epochs / config.judge_every)
+        return (
+            epochs * (self.epoch + self.checkpoint)
+            + judged * self.judgement
+            + self.final
+            + OTHER_SECONDS
+        )
+
+
+def measure(config: Config, dataset: Dataset, seconds: float) -> Pace:
+    """Times the parts of a run that is thrown away.
+
+    Args:
+        seconds: the time of the whole run, of which timing takes a small share.
+
+    Raises:
+        SpratError: as `training.train`.
+    """
+    with temporary_folder() as folder:
+        training = Training(settle(config, dataset), dataset, folder)
+        training.network.train()
+        sides = _sides(config, config.epochs)
+        of_side = {
+            side: _step(training, sides.index(side), SHARE * seconds / len(set(sides)))
+            for side in dict.fromkeys(sides)
+        }
+        step = sum(of_side[side] for side in sides) / len(sides)
+        training.epoch, training.epoch_seconds = config.judge_every, 1.0  # one that is judged
+        began = time.perf_counter()
+        training.end_epoch()
+        ended = time.perf_counter()
+        training.save()
+        checkpoint = time.perf_counter() - ended
+        judged = dataset.test if training.val_set is None else training.val_set
+        few = judged.subset(torch.arange(min(FINAL_IMAGES, len(judged))))
+        final = time.perf_counter()
+        judge(training.kept_network(), few, dataset.normalization, config.tta)
+        final = (time.perf_counter() - final) * len(judged) / len(few)
+        training.batches.close()
+        return Pace(len(training.batches) * step, checkpoint, ended - began - checkpoint, final)
+
+
+def fit(config: Config, dataset: Dataset, seconds: float, since: float) -> Config:
+    """The config with as many epochs as fit, and what is counted in epochs in proportion.
+
+    Args:
+        seconds: from `since`, a moment of `time.perf_counter`, to the end of the run.
+
+    Raises:
+        SpratError: not even one epoch fits, or as `training.train`.
+    """
+    pace = measure(config, dataset, seconds)
+    left = seconds - (time.perf_counter() - since)
+    one = pace.seconds(config, 1)
+    if one > left:
+        needed = math.ceil((seconds - left + one) * 1.1)
+        raise SpratError(
+            f"--time is too short: one epoch takes {pace.epoch:.0f} seconds here, and what comes "
+            f"before and after it {needed - pace.epoch:.0f}; give at least --time {needed}s"
+        )
+    epochs = 1
+    while pace.seconds(config, 2 * epochs) <= left:
+        epochs *= 2
+    step = epochs
+    while step := step // 2:
+        if pace.seconds(config, epochs + step) <= left:
+            epochs += step
+    return in_proportion(config, epochs)
+
+
+def keep_recipe(config: Config, folder: Path, recipe: str, limit: str) -> str:
+    """Writes the recipe as it is now run into a run's folder; gives the file's path.
+
+    Args:
+        recipe: it was made from this one.
+        limit: the time, as it was given.
+    """
+    path = folder / f"{Path(recipe).stem}-{limit}.toml"
+    write_whole(path, to_toml(config))
+    return str(path)
+
+
+def in_proportion(config: Config, epochs: int) -> Config:
+    """The config with so many epochs; what it counts in epochs keeps its share of the run."""
+    share = epochs / config.epochs
+    optim = dataclasses.replace(config.optim, warmup_epochs=config.optim.warmup_epochs * share)
+    mixing = dataclasses.replace(config.mixing, off_epochs=config.mixing.off_epochs * share)
+    augment = config.augment
+    if len(augment.sides) > 1:
+        before = _sides(config, config.epochs)
+        sides = tuple(before[int(epoch / share)] for epoch in range(epochs))
+        augment = dataclasses.replace(augment, sides=sides)
+    return dataclasses.replace(config, epochs=epochs, optim=optim, mixing=mixing, augment=augment)
+
+
+def _sides(config: Config, epochs: int) -> list[int]:
+    """The side of each epoch's images; 0: their own."""
+    sides = config.augment.sides or (0,)
+    return [sides[min(epoch, len(sides) - 1)] for epoch in range(epochs)]
+
+
+def _step(training: Training, epoch: int, most_seconds: float) -> float:
+    """The mean time of a step in an epoch, that of fetching its images included."""
+    fewest, most = STEPS
+    training.epoch, training.batch = epoch, 0
+    done, began = -WARM_STEPS, 0.0
+    while True:
+        for images, targets in training.batches.epoch(epoch):
+            if done == 0:
+                _wait(training)
+                began = time.perf_counter()
+            training.losses[training.batch] = training.training_step(images, targets)
+            training.batch = (training.batch + 1) % len(training.batches)
+            done += 1
+            if done >= fewest:
+                _wait(training)
+                taken = time.perf_counter() - began
+                if done >= most or taken > most_seconds:
+                    return taken / done
+
+
+def _wait(training: Training) -> None:
+    """Until a GPU has done what it was given."""
+    if training.device.type == "cuda":
+        torch.cuda.synchronize(training.device)

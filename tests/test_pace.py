@@ -1,0 +1,121 @@
+"""`--time`: as many epochs as end in it, and the recipe as it was run."""
+
+import dataclasses
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import SMALL, Here
+
+import sprat.pace
+from sprat.config import RUN_FIELDS, Config, load_recipe, parse_time, recipe_names, to_toml
+from sprat.data import Dataset
+from sprat.errors import SpratError
+from sprat.pace import Pace, fit, in_proportion, measure
+from sprat.results import read_config
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("5m", 300), ("1h30m", 5400), ("2h0m1s", 7201), ("007s", 7)]
+)
+def test_times_are_read_as_people_write_them(text: str, seconds: int) -> None:
+    assert parse_time(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["5", "m", "5 m", "-5m", "0s", "5m1h", "1.5h", "5M", "101000h", "9" * 5_000 + "s", "\n5m"],
+)
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(SpratError, match=r"time is .*90s, 5m or 1h30m"):
+        parse_time(text)
+
+
+@pytest.mark.parametrize("judge_every", [1, 7])
+def test_as_many_epochs_as_fit_are_trained(
+    monkeypatch: pytest.MonkeyPatch, small: Dataset, judge_every: int
+) -> None:
+    pace = Pace(epoch=2.0, checkpoint=0.5, judgement=1.0, final=3.0)
+    monkeypatch.setattr(sprat.pace, "measure", lambda *given: pace)
+    config = dataclasses.replace(SMALL, judge_every=judge_every)
+    for seconds in (30.0, 31.0, 100.0, 1_000.0):
+        epochs = fit(config, small, seconds, time.perf_counter()).epochs
+        assert pace.seconds(config, epochs) <= seconds < pace.seconds(config, epochs + 1) + 0.1
+    with pytest.raises(SpratError, match=r"too short: one epoch takes 2 seconds.*--time \d+s"):
+        fit(config, small, 7.0, time.perf_counter())
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+@pytest.mark.parametrize("epochs", [1, 2, 5, 1_000])
+def test_every_recipe_can_be_of_another_length(recipe: str, epochs: int) -> None:
+    config = load_recipe(recipe)
+    other = in_proportion(config, epochs)
+    assert other.epochs == epochs
+    for of in (lambda c: c.optim.warmup_epochs, lambda c: c.mixing.off_epochs):
+        assert of(other) / other.epochs == pytest.approx(of(config) / config.epochs)
+    assert in_proportion(config, config.epochs) == config
+
+
+def test_sides_grow_at_the_same_shares_of_the_run() -> None:
+    augment = dataclasses.replace(SMALL.augment, sides=(16, 16, 24, 24, 32))
+    config = dataclasses.replace(SMALL, epochs=10, augment=augment)
+    assert in_proportion(config, 5).augment.sides == (16, 24, 32, 32, 32)
+    longer = in_proportion(config, 20).augment.sides
+    assert [longer.count(side) for side in (16, 24, 32)] == [4, 4, 12]
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_a_recipe_that_is_written_is_read_back(recipe: str) -> None:
+    config = dataclasses.replace(load_recipe(recipe), seed=7, final=True)
+    config = config.changed({"distill.teacher": ['a "b"\\', "c\x7f\x01é"]})
+    values = tomllib.loads(to_toml(config))
+    assert not values.keys() & RUN_FIELDS
+    kept = {key: value for key, value in config.to_dict().items() if key in RUN_FIELDS}
+    assert Config.from_dict(values | kept) == config
+
+
+def test_the_parts_of_a_run_are_timed_and_leave_nothing(small: Dataset) -> None:
+    augment = dataclasses.replace(SMALL.augment, sides=(16, 32))
+    pace = measure(dataclasses.replace(SMALL, augment=augment), small, 1.0)
+    assert all(seconds > 0 for seconds in dataclasses.astuple(pace))
+
+
+def test_the_command_keeps_the_recipe_as_it_was_run(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("--dataset", "shapes10", "--device", "cpu", "--final", "--tta", "1")
+    words += ("--train-images", "64", "--batch-size", "32")
+    done = here("train", *words, "--time", "20s", "--output", "run")
+    assert done.returncode == 0, done.stderr
+    config, recipe, changed = read_config(Path("run"))
+    assert (recipe, changed) == (str(Path("run") / "quick-20s.toml"), {})
+    again = load_recipe(recipe)
+    kept = {name: getattr(config, name) for name in RUN_FIELDS}
+    auto = {"precision": config.precision}
+    assert dataclasses.replace(again, **kept, **auto) == config
+    assert config.batch_size == 32
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--time", "5"), "90s, 5m or 1h30m"),
+        (("--time", "5m", "--epochs", "5"), "leave --epochs out"),
+        (("--time", "5m", "--resume", "run"), "--resume goes on exactly"),
+        (("--time", "1s", "--dataset", "shapes10", "--device", "cpu"), "give at least --time"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    here: Here,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = here("train", *words)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert list(tmp_path.rglob("*.json")) == []
