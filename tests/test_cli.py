@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import Here
 from PIL import Image
 
@@ -431,6 +432,17 @@ def test_evaluate_takes_val_for_a_run_that_has_one(here: Here, small_run: Path) 
     table = here("evaluate", small_run, "--split", "test", "--tta", "1").stdout
     assert "95 % interval" in table
     assert "half-moon" in table
+
+
+def test_too_little_memory_is_told_in_words(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train_too_large(*given: object, **options: object) -> None:
+        torch.empty(1 << 60, dtype=torch.uint8)
+
+    monkeypatch.setattr("sprat.training.train", train_too_large)
+    done = here("train", "--dataset", "shapes10", "--device", "cpu")
+    assert done.returncode == 2
+    assert "not enough memory" in done.stderr
+    assert "--batch-size" in done.stderr
 
 
 MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"]

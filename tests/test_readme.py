@@ -8,6 +8,7 @@ from statistics import median, stdev
 from typing import Any
 
 import pytest
+from faults import KINDS
 
 from sprat.augment.views import VIEWS
 from sprat.config import Config, load_recipe, overrides, recipe_path
@@ -458,3 +459,19 @@ def test_the_reference_run_is_as_told() -> None:
     assert f"({100 * results['val']['top1']:.2f} % there)" in header
     assert f"after {len(rows)} epochs, best at {results['best_epoch']}" in header
     assert f"takes {seconds:.0f} seconds" in header
+
+
+def test_every_fault_was_withstood_as_counted() -> None:
+    counted = read_json(RESULTS / "faults.json")
+    assert list(counted["kinds"]) == list(KINDS)
+    assert counted["faults"] == 1000
+    for count in counted["kinds"].values():
+        assert count["survived"] == count["tried"] > 0
+        assert count["lost"] == count["silent"] == count["tracebacks"] == 0
+    section = README.split("## What it withstands")[1].split("\n## ")[0]
+    _, _, *rows = _rows(section)
+    assert rows == [
+        [name, *(f"{value:,}" for value in count.values())]
+        for name, count in counted["kinds"].items()
+    ]
+    assert f"in {counted['seconds'] / 60:.0f} minutes on two cores" in " ".join(section.split())

@@ -114,6 +114,21 @@ def _run(words: list[str]) -> int:
         return 2
     except (SpratError, OSError) as error:
         return _ended_by(error)
+    except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
+        _complain(
+            "There is not enough memory for this. Take smaller batches (--batch-size) or pictures "
+            "(--pictures.side), or end other programs; a run that has saved an epoch goes on with "
+            "sprat train --resume."
+        )
+        return 2
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether Python, torch or a GPU could not allocate."""
+    signs = ("DefaultCPUAllocator", "out of memory", "bad_alloc")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def _ended_by(error: SpratError | OSError) -> int:
@@ -330,7 +345,7 @@ def evaluate(
     device
         Where to judge; auto takes the first there is of cuda, mps, cpu.
     threads
-        CPU threads; 0: one per core.
+        CPU threads; 0: one per core that it may use.
     """
     from sprat.results import read_config
     from sprat.runtime import check_threads, choose_device, keep_freed_memory, set_threads
@@ -559,7 +574,7 @@ def report(
     device
         Where to predict; auto takes the first there is of cuda, mps, cpu.
     threads
-        CPU threads; 0: one per core.
+        CPU threads; 0: one per core that it may use.
     """
     from sprat.runtime import check_threads
 
@@ -925,7 +940,7 @@ def serve(
     device
         Where the network runs; auto takes the first there is of cuda, mps, cpu.
     threads
-        CPU threads of the network; 0: one per core.
+        CPU threads of the network; 0: one per core that it may use.
     """
     from sprat.serve import require_packages
 

@@ -352,7 +352,8 @@ class Config:
     kernels: Literal["auto", "compiled", "graph", "torch"] = "auto"
     """What computes a training step; auto: compiled kernels, else a CUDA graph, where there are."""
     threads: int = 0
-    """CPU threads; 0: one per core. Part of what makes a run repeatable bit for bit."""
+    """CPU threads; 0: one per core that it may use. Part of what makes a run repeatable bit for
+    bit."""
     pictures: PicturesConfig = field(default_factory=PicturesConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
