@@ -117,8 +117,8 @@ def test_what_is_shipped_is_what_was_measured(
     assert card["robustness"]["images"] == len(small.test)
     assert card["robustness"]["clean"] == card["test"]["top1"]
     assert card["robustness"]["top1"].keys() == CORRUPTIONS.keys()
-    assert card["training"]["images"] == 360
-    assert "best on val, 40 training images" in card_text(card)
+    assert card["training"]["images"] == 180
+    assert "best on val, 20 training images" in card_text(card)
     card["training"]["overrides"] = {"epochs": 3, "optim.lr": 0.1}
     assert "Recipe `small` but for `epochs` 3, `optim.lr` 0.1, seed 0" in card_text(card)
 
