@@ -35,7 +35,11 @@ def shortened(words: list[str]) -> list[str]:
     if words[0] == "export":  # a network that learned nothing keeps nothing in int8
         words += ["--max-drop", "100"]
     if words[0] == "train" and "--resume" not in words:
-        for option, value in SHORT.items():
+        changes = dict(SHORT)
+        if "--time" in words:  # which decides the epochs
+            words[words.index("--time") + 1] = "20s"
+            del changes["--epochs"]
+        for option, value in changes.items():
             if option in words:
                 words[words.index(option) + 1] = value
             else:
