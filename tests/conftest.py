@@ -84,6 +84,16 @@ def new_cache(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
 
 
 @pytest.fixture(scope="session")
+def no_network(new_cache: Callable[[], Path]) -> dict[str, str]:
+    """An environment where CIFAR-10 cannot be had."""
+    return {
+        "SPRAT_DATA": "",
+        "XDG_CACHE_HOME": str(new_cache()),
+        "https_proxy": "http://127.0.0.1:9",
+    }
+
+
+@pytest.fixture(scope="session")
 def cifar10_place() -> Path:
     """Where the real CIFAR-10 lies; skips the test where it does not."""
     given = os.environ.get("SPRAT_DATA")

@@ -5,7 +5,6 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,16 +30,6 @@ def sprat(*words: object, cwd: Path | None = None, **env: str) -> subprocess.Com
         timeout=300,
         check=False,
     )
-
-
-@pytest.fixture(scope="module")
-def no_network(new_cache: Callable[[], Path]) -> dict[str, str]:
-    """An environment where CIFAR-10 cannot be had."""
-    return {
-        "SPRAT_DATA": "",
-        "XDG_CACHE_HOME": str(new_cache()),
-        "https_proxy": "http://127.0.0.1:9",
-    }
 
 
 # a kind of GPU that this machine has not

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,17 +13,6 @@ from conftest import Here
 from PIL import Image
 
 from sprat.data import Dataset
-
-
-@pytest.fixture(scope="module")
-def no_network(new_cache: Callable[[], Path]) -> dict[str, str]:
-    """An environment where CIFAR-10 cannot be had."""
-    return {
-        "SPRAT_DATA": "",
-        "XDG_CACHE_HOME": str(new_cache()),
-        "https_proxy": "http://127.0.0.1:9",
-    }
-
 
 Ended = subprocess.CompletedProcess[str]
 Stopped = tuple[Path, Ended, Ended]
