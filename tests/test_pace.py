@@ -119,3 +119,12 @@ def test_what_cannot_be_is_refused(
     assert done.returncode == 2
     assert said in done.stderr
     assert list(tmp_path.rglob("*.json")) == []
+
+
+def test_an_existing_run_is_refused_and_nothing_is_added(here: Here, small_run: Path) -> None:
+    before = {path.name for path in small_run.iterdir()}
+    words = ("--dataset", "shapes10", "--device", "cpu", "--time", "5m", "--output", small_run)
+    done = here("train", *words)
+    assert done.returncode == 2
+    assert "is not overwritten" in done.stderr
+    assert {path.name for path in small_run.iterdir()} == before

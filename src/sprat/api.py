@@ -17,7 +17,14 @@ from sprat.files import WriteError
 from sprat.pace import fit, keep_recipe
 from sprat.plots import draw_curves
 from sprat.predict import Classifier
-from sprat.results import CONFIG_FILE, CURVES_FILE, new_run, read_config, resume_finished
+from sprat.results import (
+    CONFIG_FILE,
+    CURVES_FILE,
+    check_empty,
+    new_run,
+    read_config,
+    resume_finished,
+)
 from sprat.zoo import best, locate
 
 
@@ -96,6 +103,7 @@ def train(
         else:
             folder = Path(output)
         if time:
+            check_empty(folder)
             settings = fit(settings, dataset, seconds, began)
             recipe, changed = keep_recipe(settings, folder, recipe, time), {}
         with _resumable(folder), TrainingDisplay(console) as display:

@@ -242,7 +242,7 @@ def train(
     from sprat.display import TrainingDisplay, load_again, load_shown, make_console
     from sprat.pace import fit, keep_recipe
     from sprat.plots import draw_curves
-    from sprat.results import CONFIG_FILE, CURVES_FILE, new_run, resume_finished
+    from sprat.results import CONFIG_FILE, CURVES_FILE, check_empty, new_run, resume_finished
     from sprat.seeds import train_seeds
 
     console = make_console(quiet=quiet)
@@ -268,6 +268,8 @@ def train(
         elif run is None:
             run = stack.enter_context(new_run(recipe, config.seed))
         if time:
+            if not seeds:
+                check_empty(run)
             console.print(f"timing a few steps, to see how many epochs end in {time}")
             config = fit(config, dataset, seconds, began)
             recipe, changed = keep_recipe(config, run, recipe, time), {}
