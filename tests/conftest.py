@@ -24,13 +24,16 @@ if WORKER and hasattr(os, "sched_setaffinity"):
 import pytest
 import torch
 
+from sprat.checkpoint import load_model
 from sprat.cli import main
 from sprat.config import AugmentConfig, Config, EMAConfig, OptimConfig
 from sprat.data import Dataset, cifar10, load_dataset
 from sprat.data import shapes10 as shapes10_module
+from sprat.data.imageset import ImageSet
 from sprat.errors import SpratError
 from sprat.files import cache_dir
 from sprat.kernels import NoKernels, build
+from sprat.threads import usable_cores
 
 KERNELS = cache_dir() / "kernels"
 
@@ -58,6 +61,23 @@ def shrink(dataset: Dataset, train: int, test: int) -> Dataset:
     )
 
 
+def weights(run: Path) -> dict[str, bytes]:
+    """A run's weights by name, to compare bit for bit."""
+    state = load_model(run).network.state_dict()
+    return {name: tensor.numpy().tobytes() for name, tensor in state.items()}
+
+
+class StopAfter:
+    """Asks to stop after a number of steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+
 @pytest.fixture(scope="session")
 def shapes10() -> Dataset:
     return load_dataset("shapes10")
@@ -67,6 +87,16 @@ def shapes10() -> Dataset:
 def small(shapes10: Dataset) -> Dataset:
     """200 training and 100 test images of shapes10."""
     return shrink(shapes10, 200, 100)
+
+
+@pytest.fixture(scope="session")
+def tiny(small: Dataset) -> Dataset:
+    """The same at half the side, where a step takes a quarter of the time."""
+
+    def halved(images: ImageSet) -> ImageSet:
+        return dataclasses.replace(images, images=images.images[:][:, :, ::2, ::2].contiguous())
+
+    return dataclasses.replace(small, train=halved(small.train), test=halved(small.test))
 
 
 @pytest.fixture(scope="session")
@@ -186,6 +216,11 @@ HOSTILE_PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "datasets.md"
 @pytest.fixture
 def hostile(request: pytest.FixtureRequest) -> Hostile:
     return request.config.stash[HOSTILE]
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than there are cores: a sixth of the time they wait, for servers and browsers."""
+    return usable_cores() + 1
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -2,21 +2,28 @@
 
 import json
 import re
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from sprat.serve.samples import draw_samples
+from sprat.serve.uploads import png
 
 # Starlette leaves the file of a part that never ends to be collected
 UNCLOSED = "ignore:Unclosed file <tempfile.SpooledTemporaryFile:ResourceWarning"
 WARNINGS = ("-W", "error", "-W", UNCLOSED)
+CAT = png(draw_samples(["cat"])["cat"])
 READY = re.compile(r"ready at (http://127\.0\.0\.1:(\d+))/")
 
 
@@ -29,8 +36,9 @@ class Server:
     client: httpx.Client
 
     def log(self) -> list[dict[str, Any]]:
-        """The lines it wrote so far, one a request."""
-        return [json.loads(line) for line in (self.folder / "out").read_text().splitlines()]
+        """The whole lines it wrote so far, one a request; the last few are still gathered."""
+        *lines, _ = (self.folder / "out").read_text().split("\n")
+        return [json.loads(line) for line in lines]
 
 
 @contextmanager
@@ -60,3 +68,56 @@ def serving(*options: object, **process_options: Any) -> Iterator[Server]:
         finally:
             process.terminate()
             process.wait()
+
+
+def post(server: Server, *pictures: tuple[str, bytes], **options: object) -> httpx.Response:
+    files = [("images", picture) for picture in pictures]
+    return server.client.post("/predict", files=files, params=options)
+
+
+def answer_on(connection: socket.socket) -> tuple[int, dict[str, Any]]:
+    response = HTTPResponse(connection)
+    response.begin()
+    with response:
+        return response.status, json.loads(response.read())
+
+
+def request(body: bytes, kind: str = "multipart/form-data; boundary=XX", extra: str = "") -> bytes:
+    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n{extra}"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def part(content: bytes, header: str = 'name="images"; filename="a.png"') -> bytes:
+    return f"--XX\r\nContent-Disposition: form-data; {header}\r\n\r\n".encode() + content + b"\r\n"
+
+
+END = b"--XX--\r\n"
+
+
+def assert_well(server: Server) -> None:
+    """A good request is answered, rightly."""
+    answer = post(server, ("cat.png", CAT))
+    assert answer.status_code == 200
+    assert answer.json()["pictures"][0]["predictions"][0]["class"] == "cat"
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Looks again and again, for a minute at most."""
+    for _ in range(6_000):
+        if holds():
+            return
+        time.sleep(0.01)
+    raise AssertionError("a minute has passed")
+
+
+def metrics(server: Server) -> dict[tuple[str, ...], float]:
+    """Values by name and labels."""
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(server.client.get("/metrics").text)
+        for sample in family.samples
+    }
+
+
+def under_way(server: Server) -> float:
+    return metrics(server)["sprat_requests_in_flight",]

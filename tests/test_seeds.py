@@ -47,18 +47,18 @@ def _train(folder: Path, dataset: Dataset, watching: Watching, **changes: Any) -
 
 
 def test_an_interrupted_seed_goes_on_and_a_finished_one_is_skipped(
-    small: Dataset, tmp_path: Path
+    tiny: Dataset, tmp_path: Path
 ) -> None:
     whole = Watching()
-    summary = _train(tmp_path / "whole", small, whole)
+    summary = _train(tmp_path / "whole", tiny, whole)
     assert (summary["seeds"], summary["split"], summary["top1"]["n"]) == ([4, 5], "val", 2)
     assert whole.steps == 2 * 2 * 3
 
     cut = Watching(stop_after=8)  # within the second seed
     with pytest.raises(Interrupted):
-        _train(tmp_path / "cut", small, cut)
+        _train(tmp_path / "cut", tiny, cut)
     rest = Watching()
-    again = _train(tmp_path / "cut", small, rest)
+    again = _train(tmp_path / "cut", tiny, rest)
     assert cut.steps + rest.steps == whole.steps
     for seed in (4, 5):
         models = [tmp_path / run / f"seed-{seed}/model.safetensors" for run in ("whole", "cut")]
@@ -66,32 +66,32 @@ def test_an_interrupted_seed_goes_on_and_a_finished_one_is_skipped(
     assert again["top1"] == summary["top1"]
 
     nothing = Watching()
-    assert _train(tmp_path / "cut", small, nothing) == again
+    assert _train(tmp_path / "cut", tiny, nothing) == again
     assert nothing.steps == 0
 
 
-def test_a_folder_of_other_settings_is_left_alone(small: Dataset, tmp_path: Path) -> None:
-    _train(tmp_path, small, Watching())
+def test_a_folder_of_other_settings_is_left_alone(tiny: Dataset, tmp_path: Path) -> None:
+    _train(tmp_path, tiny, Watching())
     before = read_json(tmp_path / "seed-4" / "results.json")
     with pytest.raises(SpratError, match=r"seed-4 is a run of other settings .*dropout"):
-        _train(tmp_path, small, Watching(), dropout=0.1)
+        _train(tmp_path, tiny, Watching(), dropout=0.1)
     assert read_json(tmp_path / "seed-4" / "results.json") == before
 
 
-def test_fewer_training_images_keep_the_classes_shares(small: Dataset, tmp_path: Path) -> None:
+def test_fewer_training_images_keep_the_classes_shares(tiny: Dataset, tmp_path: Path) -> None:
     def counts(images: int) -> Tensor:
-        training = Training(dataclasses.replace(CONFIG, train_images=images), small, tmp_path)
+        training = Training(dataclasses.replace(CONFIG, train_images=images), tiny, tmp_path)
         return training.batches.dataset.targets.bincount(minlength=10)
 
     assert counts(45).sum() == 45
     assert (counts(45) - counts(0) / 4).abs().max() <= 1
     with pytest.raises(SpratError, match=r"train_images is 201, but there are 180 to train on"):
-        Training(dataclasses.replace(CONFIG, train_images=201), small, tmp_path)
+        Training(dataclasses.replace(CONFIG, train_images=201), tiny, tmp_path)
 
 
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_every_recipe_trains_to_its_summary(
-    recipe: str, small: Dataset, small_run: Path, tmp_path: Path
+    recipe: str, tiny: Dataset, small_run: Path, tmp_path: Path
 ) -> None:
     """At small size; what takes hours is the number of steps alone."""
     config = load_recipe(recipe)
@@ -109,7 +109,7 @@ def test_every_recipe_trains_to_its_summary(
         device="cpu",
         tta=1,
     )
-    summary = train_seeds(config, small, tmp_path, 2, recipe=recipe)
+    summary = train_seeds(config, tiny, tmp_path, 2, recipe=recipe)
     assert summary["top1"]["n"] == 2
     assert summary["model"] == config.model
 

@@ -8,17 +8,14 @@ import io
 import json
 import math
 import os
-import resource
 import signal
 import socket
 import struct
 import sys
-import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPResponse
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
@@ -33,9 +30,21 @@ from conftest import Here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from prometheus_client.parser import text_string_to_metric_families
 from schemathesis import GenerationMode
-from serving import Server, serving
+from serving import (
+    CAT,
+    END,
+    Server,
+    answer_on,
+    assert_well,
+    metrics,
+    part,
+    post,
+    request,
+    serving,
+    under_way,
+    wait_until,
+)
 
 import sprat
 from sprat.checkpoint import load_model
@@ -57,7 +66,6 @@ LIMITS = {
     "max-body": 400_000, "max-files": 4, "max-pixels": 1_000_000, "body-seconds": 5,
     "header-seconds": 1, "max-requests": 6, "max-requests-per-client": 4,
 }  # fmt: skip
-CAT = png(draw_samples(["cat"])["cat"])
 
 
 @pytest.fixture(scope="module")
@@ -77,52 +85,12 @@ def classifier() -> Iterator[sprat.Classifier]:
     torch.set_num_threads(threads)
 
 
-def post(server: Server, *pictures: tuple[str, bytes], **options: object) -> httpx.Response:
-    files = [("images", picture) for picture in pictures]
-    return server.client.post("/predict", files=files, params=options)
-
-
 def raw(server: Server, *pieces: bytes) -> tuple[int, dict[str, Any]]:
     """Sends bytes as they are; status and JSON of the answer."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         for piece in pieces:
             connection.sendall(piece)
         return answer_on(connection)
-
-
-def answer_on(connection: socket.socket) -> tuple[int, dict[str, Any]]:
-    response = HTTPResponse(connection)
-    response.begin()
-    with response:
-        return response.status, json.loads(response.read())
-
-
-def request(body: bytes, kind: str = "multipart/form-data; boundary=XX", extra: str = "") -> bytes:
-    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n{extra}"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-
-
-def part(content: bytes, header: str = 'name="images"; filename="a.png"') -> bytes:
-    return f"--XX\r\nContent-Disposition: form-data; {header}\r\n\r\n".encode() + content + b"\r\n"
-
-
-END = b"--XX--\r\n"
-
-
-def assert_well(server: Server) -> None:
-    """A good request is answered, rightly."""
-    answer = post(server, ("cat.png", CAT))
-    assert answer.status_code == 200
-    assert answer.json()["pictures"][0]["predictions"][0]["class"] == "cat"
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    """Looks again and again, for a minute at most."""
-    for _ in range(6_000):
-        if holds():
-            return
-        time.sleep(0.01)
-    raise AssertionError("a minute has passed")
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -643,19 +611,6 @@ def test_a_slow_body_and_slow_headers_are_not_waited_for(server: Server) -> None
     assert_well(server)
 
 
-def metrics(server: Server) -> dict[tuple[str, ...], float]:
-    """Values by name and labels."""
-    return {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(server.client.get("/metrics").text)
-        for sample in family.samples
-    }
-
-
-def under_way(server: Server) -> float:
-    return metrics(server)["sprat_requests_in_flight",]
-
-
 def test_too_many_at_once_are_sent_away_and_the_others_answered(server: Server) -> None:
     def begun(client: str) -> socket.socket:
         connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
@@ -678,7 +633,7 @@ def test_too_many_at_once_are_sent_away_and_the_others_answered(server: Server) 
         assert answer_on(connection)[0] == 200
         connection.close()
     assert_well(server)
-    assert {"10.0.0.1", "10.0.0.2"} <= {line["client"] for line in server.log()}
+    wait_until(lambda: {"10.0.0.1", "10.0.0.2"} <= {line["client"] for line in server.log()})
 
 
 def test_good_and_bad_files_together_each_have_their_answer(server: Server) -> None:
@@ -1015,56 +970,6 @@ def test_the_documentation_names_each_limit_with_its_default() -> None:
     documentation = (Path(__file__).parents[1] / "docs" / "how-to" / "serve.md").read_text()
     for name, value in dataclasses.asdict(Limits()).items():
         assert f"| `--{name.replace('_', '-')}` | {value:,.0f} " in documentation
-
-
-def test_it_bears_a_full_log_a_full_disk_few_files_and_clients_that_never_read() -> None:
-    """And SIGTERM ends it meanwhile, with answers for those whose requests are whole."""
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(writing, bytes(4096))
-    os.set_blocking(writing, True)
-
-    def allow_little() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1_100_000, 1_100_000))  # stands for the disk
-
-    options = ("--send-seconds", 1, "--body-seconds", 600, "--header-seconds", 600)
-    with serving(*options, stdout=writing, preexec_fn=allow_little) as server:
-        for _ in range(3):  # into the log
-            assert_well(server)
-
-        answer = post(server, ("x", bytes(1_500_000)))
-        assert (answer.status_code, "temporary files" in answer.json()["error"]) == (507, True)
-
-        deaf = socket.socket()
-        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        deaf.connect(("127.0.0.1", server.port))
-        with contextlib.suppress(ConnectionError):  # it is cut already
-            for _ in range(20):
-                deaf.sendall(b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n" * 10)
-                time.sleep(0.02)
-        wait_until(lambda: metrics(server).get(("sprat_refusals_total", "unread"), 0) == 1)
-
-        crowd = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(60)]
-        wait_until(lambda: server.client.get("/healthz").status_code == 200)
-        crowd += [socket.create_connection(("127.0.0.1", server.port)) for _ in range(100)]
-        for connection in [deaf, *crowd]:
-            connection.close()
-        wait_until(lambda: metrics(server)["sprat_connections",] < 5)
-        assert metrics(server)["sprat_refusals_total", "connections"] > 0
-        assert_well(server)
-
-        with socket.create_connection(("127.0.0.1", server.port)) as half:
-            half.sendall(request(part(CAT) + END)[:-30])
-            wait_until(lambda: under_way(server) == 1)
-            server.process.send_signal(signal.SIGTERM)
-            assert server.process.wait(timeout=60) == 0
-        complaints = (server.folder / "err").read_text()
-        assert complaints.count("\n") == 1, complaints
-    os.close(reading)
-    os.close(writing)
 
 
 def listens(server: Server) -> bool:

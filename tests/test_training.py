@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from conftest import SMALL, Here, shrink
+from conftest import SMALL, Here, StopAfter, shrink, weights
 from torch import Tensor
 
 from sprat.augment.mixing import MIXERS
@@ -33,80 +32,63 @@ from sprat.training import PROBE_IMAGES, Interrupted, Training, resume, settle, 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU of CUDA")
 
 
-def _weights(run: Path) -> bytes:
-    """The weights without the metadata, as bytes."""
-    state = load_model(run).network.state_dict()
-    return b"".join(tensor.numpy().tobytes() for _, tensor in sorted(state.items()))
-
-
 def _timeless(row: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in row.items() if k not in ("seconds", "images_per_s")}
 
 
-class StopAfter:
-    """Asks to stop after a number of steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left == 0
-
-
 @pytest.fixture(scope="module")
-def final_run(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def final_run(tiny: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("final") / "run"
-    train(dataclasses.replace(SMALL, final=True), small, run, recipe="small")
+    train(dataclasses.replace(SMALL, final=True), tiny, run, recipe="small")
     return run
 
 
 class TestRepeatability:
     def test_one_seed_gives_identical_weights(
-        self, small: Dataset, final_run: Path, tmp_path: Path
+        self, tiny: Dataset, final_run: Path, tmp_path: Path
     ) -> None:
         torch.manual_seed(12345)  # whatever was drawn before must not matter
-        train(dataclasses.replace(SMALL, final=True), small, tmp_path / "again", recipe="small")
-        assert _weights(tmp_path / "again") == _weights(final_run)
+        train(dataclasses.replace(SMALL, final=True), tiny, tmp_path / "again", recipe="small")
+        assert weights(tmp_path / "again") == weights(final_run)
 
     def test_another_seed_gives_others(
-        self, small: Dataset, final_run: Path, tmp_path: Path
+        self, tiny: Dataset, final_run: Path, tmp_path: Path
     ) -> None:
         config = dataclasses.replace(SMALL, final=True, seed=1)
-        train(config, small, tmp_path / "other", recipe="small")
-        assert _weights(tmp_path / "other") != _weights(final_run)
+        train(config, tiny, tmp_path / "other", recipe="small")
+        assert weights(tmp_path / "other") != weights(final_run)
 
     @pytest.mark.parametrize("steps", [1, 12, 13, 25])
     def test_stopped_and_resumed_is_as_if_never_stopped(
-        self, small: Dataset, final_run: Path, tmp_path: Path, steps: int
+        self, tiny: Dataset, final_run: Path, tmp_path: Path, steps: int
     ) -> None:
         run = tmp_path / "run"
         config = dataclasses.replace(SMALL, final=True)
         with pytest.raises(Interrupted):
-            train(config, small, run, recipe="small", should_stop=StopAfter(steps))
+            train(config, tiny, run, recipe="small", should_stop=StopAfter(steps))
         with pytest.raises(Interrupted):
-            resume(run, small, should_stop=StopAfter(5))
-        resume(run, small)
-        assert _weights(run) == _weights(final_run)
+            resume(run, tiny, should_stop=StopAfter(5))
+        resume(run, tiny)
+        assert weights(run) == weights(final_run)
         rows, expected = read_metrics(run), read_metrics(final_run)
         assert list(map(_timeless, rows)) == list(map(_timeless, expected))
 
-    @pytest.mark.parametrize("weights", ["last", "ema"])
+    @pytest.mark.parametrize("kept", ["last", "ema"])
     def test_a_run_that_chooses_on_val_resumes_to_the_same_choice(
-        self, small: Dataset, tmp_path: Path, weights: str
+        self, tiny: Dataset, tmp_path: Path, kept: str
     ) -> None:
-        config = dataclasses.replace(SMALL, weights=weights, patience=2)
-        whole = train(config, small, tmp_path / "whole", recipe="small")
+        config = dataclasses.replace(SMALL, weights=kept, patience=2)
+        whole = train(config, tiny, tmp_path / "whole", recipe="small")
         with pytest.raises(Interrupted):
-            train(config, small, tmp_path / "run", recipe="small", should_stop=StopAfter(15))
-        pieces = resume(tmp_path / "run", small)
+            train(config, tiny, tmp_path / "run", recipe="small", should_stop=StopAfter(15))
+        pieces = resume(tmp_path / "run", tiny)
         assert pieces["best_epoch"] == whole["best_epoch"]
         assert pieces["val"] == whole["val"]
-        assert _weights(tmp_path / "run") == _weights(tmp_path / "whole")
+        assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
-    def test_the_split_does_not_move_with_the_seed(self, small: Dataset, tmp_path: Path) -> None:
+    def test_the_split_does_not_move_with_the_seed(self, tiny: Dataset, tmp_path: Path) -> None:
         sets = [
-            Training(dataclasses.replace(SMALL, seed=seed), small, tmp_path).val_set
+            Training(dataclasses.replace(SMALL, seed=seed), tiny, tmp_path).val_set
             for seed in (0, 1)
         ]
         assert sets[0] is not None
@@ -116,29 +98,29 @@ class TestRepeatability:
 
 class TestWhatIsChosenWhen:
     def test_a_run_without_final_never_touches_the_test_set(
-        self, small: Dataset, tmp_path: Path
+        self, tiny: Dataset, tmp_path: Path
     ) -> None:
         class Untouchable:
             def __getattr__(self, name: str) -> None:
                 raise AssertionError(f"test.{name} was read")
 
-        guarded = dataclasses.replace(small, test=Untouchable())  # type: ignore[arg-type]
+        guarded = dataclasses.replace(tiny, test=Untouchable())  # type: ignore[arg-type]
         results = train(SMALL, guarded, tmp_path / "run", recipe="small")
         assert results["test"] is None
         assert results["val"]["n"] == 20
 
     def test_a_final_run_touches_the_test_set_after_its_last_step_only(
-        self, small: Dataset, tmp_path: Path
+        self, tiny: Dataset, tmp_path: Path
     ) -> None:
         class Watched:
             reads = 0
 
             def __getattr__(self, name: str) -> Any:
                 assert observer.finished, f"test.{name} was read before the last step"
-                return getattr(small.test, name)
+                return getattr(tiny.test, name)
 
             def __len__(self) -> int:
-                return len(small.test)
+                return len(tiny.test)
 
         class Finished(Observer):
             finished = False
@@ -147,7 +129,7 @@ class TestWhatIsChosenWhen:
                 self.finished = training.finished
 
         observer = Finished()
-        guarded = dataclasses.replace(small, test=Watched())  # type: ignore[arg-type]
+        guarded = dataclasses.replace(tiny, test=Watched())  # type: ignore[arg-type]
         config = dataclasses.replace(SMALL, final=True)
         results = train(config, guarded, tmp_path / "run", recipe="small", observer=observer)
         assert results["test"]["n"] == 100
@@ -169,10 +151,10 @@ class TestWhatIsChosenWhen:
 
     @pytest.mark.parametrize("weights", ["last", "ema"])
     def test_a_final_run_keeps_the_weights_its_recipe_names(
-        self, small: Dataset, tmp_path: Path, weights: str
+        self, tiny: Dataset, tmp_path: Path, weights: str
     ) -> None:
         config = dataclasses.replace(SMALL, final=True, weights=weights)
-        train(config, small, tmp_path / "run", recipe="small")
+        train(config, tiny, tmp_path / "run", recipe="small")
         state = load_resume(tmp_path / "run" / "last.pt")
         wanted = state["ema" if weights == "ema" else "network"]
         kept = load_model(tmp_path / "run").network.state_dict()
@@ -180,7 +162,7 @@ class TestWhatIsChosenWhen:
             assert torch.equal(kept[name], wanted[name]), name
 
     def test_a_final_run_is_watched_on_a_fixed_probe(
-        self, small: Dataset, shapes10: Dataset, final_run: Path, tmp_path: Path
+        self, tiny: Dataset, shapes10: Dataset, final_run: Path, tmp_path: Path
     ) -> None:
         assert {row["judged_on"] for row in read_metrics(final_run)} == {"probe"}
         larger = shrink(shapes10, 5_000, 10)
@@ -195,14 +177,14 @@ class TestWhatIsChosenWhen:
 
 class TestEarlyStopping:
     def test_stops_after_patience_epochs_without_a_better_val(
-        self, small: Dataset, tmp_path: Path
+        self, tiny: Dataset, tmp_path: Path
     ) -> None:
         # a learning rate this small never changes an answer: the first epoch stays the best
         optim = OptimConfig(lr=1e-12, warmup_epochs=0)
         config = dataclasses.replace(SMALL, epochs=9, patience=2, optim=optim, dropout=0.0)
         config = dataclasses.replace(config, ema=EMAConfig(decay=0))
 
-        results = train(config, small, tmp_path / "run", recipe="small")
+        results = train(config, tiny, tmp_path / "run", recipe="small")
         rows = read_metrics(tmp_path / "run")
         scores = [row["top1"] for row in rows]
         best = scores.index(max(scores)) + 1
@@ -211,11 +193,11 @@ class TestEarlyStopping:
         assert results["epochs"] == len(rows) == best + 2
 
     def test_a_run_that_goes_on_improving_is_not_stopped(
-        self, small: Dataset, tmp_path: Path
+        self, tiny: Dataset, tmp_path: Path
     ) -> None:
         config = dataclasses.replace(SMALL, patience=1, weights="ema", val_fraction=0.25)
         config = dataclasses.replace(config, optim=OptimConfig(lr=0.1, warmup_epochs=0))
-        results = train(config, small, tmp_path / "run", recipe="small")
+        results = train(config, tiny, tmp_path / "run", recipe="small")
         scores = [row["ema_top1"] for row in read_metrics(tmp_path / "run")]
         assert scores == sorted(set(scores)), "each epoch must be better for this to say anything"
         assert results["stopped_early"] is False
@@ -223,17 +205,17 @@ class TestEarlyStopping:
 
 
 class TestTrainingStep:
-    def _one(self, small: Dataset, run: Path, config: Config) -> tuple[Training, Tensor]:
+    def _one(self, tiny: Dataset, run: Path, config: Config) -> tuple[Training, Tensor]:
         """A run after its first step, and that step's loss."""
-        training = Training(config, small, run)
+        training = Training(config, tiny, run)
         training.network.train()
         images, targets = next(training.batches.epoch(0))
         return training, training.training_step(images, targets)
 
-    def test_gradients_are_clipped_to_max_norm(self, small: Dataset, tmp_path: Path) -> None:
+    def test_gradients_are_clipped_to_max_norm(self, tiny: Dataset, tmp_path: Path) -> None:
         optim = dataclasses.replace(SMALL.optim, max_norm=0.01)
-        clipped, _ = self._one(small, tmp_path, dataclasses.replace(SMALL, optim=optim))
-        free, _ = self._one(small, tmp_path, SMALL)
+        clipped, _ = self._one(tiny, tmp_path, dataclasses.replace(SMALL, optim=optim))
+        free, _ = self._one(tiny, tmp_path, SMALL)
 
         def norm(training: Training) -> float:
             grads = [p.grad for p in training.network.parameters() if p.grad is not None]
@@ -288,20 +270,20 @@ class TestTrainingStep:
             assert parameter.isfinite().all()
 
 
-def test_bf16_is_not_used_where_torch_computes_it_wrongly(small: Dataset) -> None:
+def test_bf16_is_not_used_where_torch_computes_it_wrongly(tiny: Dataset) -> None:
     """Dilated depthwise convolutions on a CPU: their weights' gradients are not even repeatable."""
     config = dataclasses.replace(SMALL, model="Tiniest", precision="auto")
-    assert settle(config, small).precision == "fp32"
+    assert settle(config, tiny).precision == "fp32"
     with pytest.raises(SpratError, match=r"precision is 'bf16'.*dilated.*use --precision fp32"):
-        settle(dataclasses.replace(config, precision="bf16"), small)
+        settle(dataclasses.replace(config, precision="bf16"), tiny)
     plain = dataclasses.replace(config, model="SpratS", precision="bf16")
-    assert settle(plain, small).precision == "bf16"
+    assert settle(plain, tiny).precision == "bf16"
 
 
-def test_decay_stays_off_norms_and_biases_unless_asked(small: Dataset, tmp_path: Path) -> None:
+def test_decay_stays_off_norms_and_biases_unless_asked(tiny: Dataset, tmp_path: Path) -> None:
     def decayed(choice: bool) -> set[int]:
         optim = dataclasses.replace(SMALL.optim, decay_norm_and_bias=choice)
-        training = Training(dataclasses.replace(SMALL, optim=optim), small, tmp_path)
+        training = Training(dataclasses.replace(SMALL, optim=optim), tiny, tmp_path)
         groups = training.optimizer.param_groups
         together = [p for group in groups for p in group["params"]]
         assert len({id(p) for p in together}) == len(list(training.network.parameters()))
@@ -312,7 +294,7 @@ def test_decay_stays_off_norms_and_biases_unless_asked(small: Dataset, tmp_path:
 
 
 def test_a_loss_that_is_no_longer_finite_stops_with_step_rate_and_remedy(
-    small: Dataset, tmp_path: Path
+    tiny: Dataset, tmp_path: Path
 ) -> None:
     class Poison(Observer):
         def stepped(self, training: Training) -> None:
@@ -323,15 +305,15 @@ def test_a_loss_that_is_no_longer_finite_stops_with_step_rate_and_remedy(
     with pytest.raises(
         SpratError, match=r"became nan at step 15 \(epoch 2\) with learning rate"
     ) as e:
-        train(SMALL, small, tmp_path / "run", recipe="small", observer=Poison())
+        train(SMALL, tiny, tmp_path / "run", recipe="small", observer=Poison())
     assert f"the last good checkpoint is {tmp_path / 'run' / 'last.pt'}" in str(e.value)
     state = load_resume(tmp_path / "run" / "last.pt")
     assert state["epoch"] == 1
     assert all(tensor.isfinite().all() for tensor in state["network"].values())
-    resume(tmp_path / "run", small)  # without the poison it ends well
+    resume(tmp_path / "run", tiny)  # without the poison it ends well
 
 
-def test_weights_spoilt_by_the_last_update_are_never_saved(small: Dataset, tmp_path: Path) -> None:
+def test_weights_spoilt_by_the_last_update_are_never_saved(tiny: Dataset, tmp_path: Path) -> None:
     class Poison(Observer):
         def stepped(self, training: Training) -> None:
             if training.batch == len(training.batches) and training.epoch == 1:
@@ -339,57 +321,57 @@ def test_weights_spoilt_by_the_last_update_are_never_saved(small: Dataset, tmp_p
                     next(training.network.parameters()).fill_(float("inf"))
 
     with pytest.raises(SpratError, match=r"a weight became infinite.*\(epoch 2\)"):
-        train(SMALL, small, tmp_path / "run", recipe="small", observer=Poison())
+        train(SMALL, tiny, tmp_path / "run", recipe="small", observer=Poison())
     assert load_resume(tmp_path / "run" / "last.pt")["epoch"] == 1
 
 
-def test_a_val_of_no_images_is_refused(small: Dataset, tmp_path: Path) -> None:
+def test_a_val_of_no_images_is_refused(tiny: Dataset, tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, val_fraction=0.001)
     with pytest.raises(SpratError, match=r"holds out none of 200 training images; give at least"):
-        train(config, small, tmp_path / "run", recipe="small")
+        train(config, tiny, tmp_path / "run", recipe="small")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_config_changed_under_a_run_is_refused(small: Dataset, tmp_path: Path) -> None:
+def test_a_config_changed_under_a_run_is_refused(tiny: Dataset, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(Interrupted):
-        train(SMALL, small, run, recipe="small", should_stop=StopAfter(20))
+        train(SMALL, tiny, run, recipe="small", should_stop=StopAfter(20))
     (run / "config.json").write_text(
         (run / "config.json").read_text().replace('"epochs": 3', '"epochs": 2')
     )
     with pytest.raises(SpratError, match=r"config\.json was changed after the run began"):
-        resume(run, small)
+        resume(run, tiny)
 
 
-def test_a_run_begun_by_a_sprat_with_fewer_settings_goes_on(small: Dataset, tmp_path: Path) -> None:
+def test_a_run_begun_by_a_sprat_with_fewer_settings_goes_on(tiny: Dataset, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(Interrupted):
-        train(SMALL, small, run, recipe="small", should_stop=StopAfter(20))
+        train(SMALL, tiny, run, recipe="small", should_stop=StopAfter(20))
     state, text = load_resume(run / "last.pt"), json.loads((run / "config.json").read_text())
     for config in (state["config"], text["config"]):
         del config["mixing"], config["augment"]["hue"]
     torch.save(state, run / "last.pt")
     (run / "config.json").write_text(json.dumps(text))
-    assert resume(run, small)["epochs"] == SMALL.epochs
+    assert resume(run, tiny)["epochs"] == SMALL.epochs
 
 
-def test_what_a_killed_process_left_behind_is_swept(small: Dataset, tmp_path: Path) -> None:
+def test_what_a_killed_process_left_behind_is_swept(tiny: Dataset, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / ".config-abcd.json").write_text("half")
     with pytest.raises(Interrupted):
-        train(SMALL, small, run, recipe="small", should_stop=StopAfter(2))
+        train(SMALL, tiny, run, recipe="small", should_stop=StopAfter(2))
     (run / ".last-efgh.pt").write_text("half")
-    resume(run, small)
+    resume(run, tiny)
     assert not [p for p in run.iterdir() if p.name.startswith(".")]
 
 
 def test_a_damaged_resume_file_is_refused_wherever_the_damage(
-    small: Dataset, tmp_path: Path
+    tiny: Dataset, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     with pytest.raises(Interrupted):
-        train(SMALL, small, run, recipe="small", should_stop=StopAfter(1))
+        train(SMALL, tiny, run, recipe="small", should_stop=StopAfter(1))
     whole = (run / "last.pt").read_bytes()
     rng = random.Random(0)
     refused = 0
@@ -407,12 +389,12 @@ def test_a_damaged_resume_file_is_refused_wherever_the_damage(
 
 
 def test_a_hostile_resume_file_or_config_is_refused_before_a_step(
-    small: Dataset, tmp_path: Path
+    tiny: Dataset, tmp_path: Path
 ) -> None:
     """Values of the right kind that no run of this config can have saved."""
     run = tmp_path / "run"
     with pytest.raises(Interrupted):
-        train(SMALL, small, run, recipe="small", should_stop=StopAfter(13))
+        train(SMALL, tiny, run, recipe="small", should_stop=StopAfter(13))
     state = load_resume(run / "last.pt")
     assert state["epoch"] == 1
     slots = state["optimizer"]["state"]
@@ -439,7 +421,7 @@ def test_a_hostile_resume_file_or_config_is_refused_before_a_step(
     ):
         save_resume(run / "last.pt", state | changes)
         with pytest.raises(SpratError) as caught:
-            resume(run, small)
+            resume(run, tiny)
         assert str(run) in str(caught.value), changes
     save_resume(run / "last.pt", state)
     written = json.loads((run / "config.json").read_text())
@@ -450,17 +432,17 @@ def test_a_hostile_resume_file_or_config_is_refused_before_a_step(
         config = written["config"] | {setting: value}
         (run / "config.json").write_text(json.dumps(written | {"config": config}))
         with pytest.raises(SpratError):
-            resume(run, small)
+            resume(run, tiny)
     (run / "config.json").write_text(json.dumps(written))
-    assert resume(run, small, should_stop=lambda: False)["epochs"] == 3
+    assert resume(run, tiny, should_stop=lambda: False)["epochs"] == 3
 
 
 def test_a_dataset_that_no_model_file_could_describe_is_refused_before_it_is_learnt(
-    small: Dataset, tmp_path: Path
+    tiny: Dataset, tmp_path: Path
 ) -> None:
-    for classes in (("one",), ("a",) * 10, ("", *small.train.classes[1:])):
-        named = dataclasses.replace(small.train, classes=classes)
-        dataset = dataclasses.replace(small, train=named)
+    for classes in (("one",), ("a",) * 10, ("", *tiny.train.classes[1:])):
+        named = dataclasses.replace(tiny.train, classes=classes)
+        dataset = dataclasses.replace(tiny, train=named)
         with pytest.raises(SpratError, match="cannot be trained on: classes"):
             train(SMALL, dataset, tmp_path / "run", recipe="small")
     assert not (tmp_path / "run").exists()
@@ -468,18 +450,18 @@ def test_a_dataset_that_no_model_file_could_describe_is_refused_before_it_is_lea
 
 @needs_cuda
 def test_a_gpu_trains_to_the_end_and_its_weights_load_on_a_cpu(
-    small: Dataset, tmp_path: Path
+    tiny: Dataset, tmp_path: Path
 ) -> None:
     config = dataclasses.replace(SMALL, device="cuda", precision="auto", final=True)
-    train(config, small, tmp_path / "run", recipe="small")
+    train(config, tiny, tmp_path / "run", recipe="small")
     model = load_model(tmp_path / "run")
     assert {p.device.type for p in model.network.parameters()} == {"cpu"}
 
 
-def test_an_existing_run_is_never_overwritten(small: Dataset, small_run: Path) -> None:
+def test_an_existing_run_is_never_overwritten(tiny: Dataset, small_run: Path) -> None:
     before = {p.name: p.read_bytes() for p in small_run.iterdir()}
     with pytest.raises(SpratError, match="exists already and is not overwritten"):
-        train(SMALL, small, small_run, recipe="small")
+        train(SMALL, tiny, small_run, recipe="small")
     assert {p.name: p.read_bytes() for p in small_run.iterdir()} == before
 
 
@@ -488,41 +470,41 @@ class TestTheRunsFolder:
 
     @pytest.mark.parametrize("checkpoint", [True, False])
     def test_resuming_with_other_images_or_classes_is_refused(
-        self, small: Dataset, tmp_path: Path, checkpoint: bool
+        self, tiny: Dataset, tmp_path: Path, checkpoint: bool
     ) -> None:
         run = tmp_path / "run"
         with pytest.raises(Interrupted):
-            train(SMALL, small, run, recipe="small", should_stop=StopAfter(1))
+            train(SMALL, tiny, run, recipe="small", should_stop=StopAfter(1))
         if not checkpoint:  # killed before the first
             (run / "last.pt").unlink()
-        renamed = dataclasses.replace(small.train, classes=small.train.classes[::-1])
+        renamed = dataclasses.replace(tiny.train, classes=tiny.train.classes[::-1])
         for changes in ({"md5": "0" * 32}, {"train": renamed}):
             with pytest.raises(SpratError, match="trained on other images"):
-                resume(run, dataclasses.replace(small, **changes))  # type: ignore[arg-type]
+                resume(run, dataclasses.replace(tiny, **changes))  # type: ignore[arg-type]
 
-    def test_the_second_comer_is_told_who_is_there(self, small: Dataset, tmp_path: Path) -> None:
+    def test_the_second_comer_is_told_who_is_there(self, tiny: Dataset, tmp_path: Path) -> None:
         run, told = tmp_path / "seed-0", []
 
         class Crowd(Observer):
             def started(self, training: Training) -> None:
                 for begin in (
-                    lambda: train(SMALL, small, run, recipe="small"),
-                    lambda: resume(run, small),
-                    lambda: train_seeds(SMALL, small, tmp_path, 1, recipe="small"),
+                    lambda: train(SMALL, tiny, run, recipe="small"),
+                    lambda: resume(run, tiny),
+                    lambda: train_seeds(SMALL, tiny, tmp_path, 1, recipe="small"),
                 ):
                     with pytest.raises(SpratError) as error:
                         begin()
                     told.append(str(error.value))
 
         with pytest.raises(Interrupted):
-            train(SMALL, small, run, recipe="small", observer=Crowd(), should_stop=StopAfter(1))
+            train(SMALL, tiny, run, recipe="small", observer=Crowd(), should_stop=StopAfter(1))
         assert len(told) == 3
         for text in told:
             assert f"{run} is in use: process {os.getpid()} on " in text
         assert not list(run.glob(".*")), "the lock goes with its holder"
 
     def test_results_tell_of_what_was_trained_not_of_a_file_read_again(
-        self, small: Dataset, tmp_path: Path
+        self, tiny: Dataset, tmp_path: Path
     ) -> None:
         config = dataclasses.replace(SMALL, epochs=2, train_images=96)
 
@@ -535,22 +517,22 @@ class TestTheRunsFolder:
         run, given = tmp_path / "run", {"train_images": 96}
         how: dict[str, Any] = {"recipe": "small", "overrides": given, "observer": Change()}
         with pytest.raises(Interrupted):
-            train(config, small, run, should_stop=StopAfter(4), **how)
-        results = resume(run, small)
+            train(config, tiny, run, should_stop=StopAfter(4), **how)
+        results = resume(run, tiny)
         assert (results["recipe"], results["overrides"]) == ("small", given)
         assert load_model(run).about["recipe"] == "small"
 
     def test_data_that_has_moved_is_named_where_it_is_now(
-        self, small: Dataset, final_run: Path, tmp_path: Path
+        self, tiny: Dataset, final_run: Path, tmp_path: Path
     ) -> None:
         run = tmp_path / "run"
         config = dataclasses.replace(SMALL, final=True)
         with pytest.raises(Interrupted):
-            train(config, small, run, recipe="small", should_stop=StopAfter(15))
-        results = resume(run, dataclasses.replace(small, name="/moved"))
+            train(config, tiny, run, recipe="small", should_stop=StopAfter(15))
+        results = resume(run, dataclasses.replace(tiny, name="/moved"))
         assert results["dataset"] == "/moved"
         assert load_model(run).about["dataset"] == "/moved"
-        assert _weights(run) == _weights(final_run)
+        assert weights(run) == weights(final_run)
 
     @pytest.mark.parametrize(
         "lost",
@@ -561,32 +543,32 @@ class TestTheRunsFolder:
         ],
     )
     def test_a_run_killed_as_it_ended_is_finished(
-        self, small: Dataset, final_run: Path, tmp_path: Path, lost: tuple[str, ...]
+        self, tiny: Dataset, final_run: Path, tmp_path: Path, lost: tuple[str, ...]
     ) -> None:
         run = tmp_path / "run"
         shutil.copytree(final_run, run)
         for name in lost:
             (run / name).unlink()
-        again, before = resume(run, small), json.loads((final_run / "results.json").read_text())
+        again, before = resume(run, tiny), json.loads((final_run / "results.json").read_text())
         assert again["test"] == before["test"]
-        assert _weights(run) == _weights(final_run)
+        assert weights(run) == weights(final_run)
         assert (run / "metrics.jsonl").read_bytes() == (final_run / "metrics.jsonl").read_bytes()
 
     def test_a_folder_whose_run_was_killed_before_it_began_can_be_used(
-        self, small: Dataset, tmp_path: Path
+        self, tiny: Dataset, tmp_path: Path
     ) -> None:
         run = tmp_path / "run"
         run.mkdir()
         (run / ".lock").write_text("process 1 on nowhere since the beginning")
         (run / ".config-0123abcd.sprat.json").write_text("half")
         with pytest.raises(SpratError, match=r"holds no run yet.*sprat train --output"):
-            resume(run, small)
+            resume(run, tiny)
         with pytest.raises(Interrupted):
-            train(SMALL, small, run, recipe="small", should_stop=StopAfter(1))
+            train(SMALL, tiny, run, recipe="small", should_stop=StopAfter(1))
         assert {path.name for path in run.iterdir()} == {"config.json", "last.pt"}
 
     def test_a_run_whose_folder_was_removed_writes_no_more(
-        self, small: Dataset, tmp_path: Path
+        self, tiny: Dataset, tmp_path: Path
     ) -> None:
         run = tmp_path / "run"
 
@@ -598,11 +580,11 @@ class TestTheRunsFolder:
                     (run / ".lock").write_text("another run's")
 
         with pytest.raises(SpratError, match="was removed or moved while this run trained"):
-            train(SMALL, small, run, recipe="small", observer=Remove())
+            train(SMALL, tiny, run, recipe="small", observer=Remove())
         assert [path.name for path in run.iterdir()] == [".lock"]
 
     def test_a_file_that_cannot_be_written_leaves_what_can_be_resumed(
-        self, small: Dataset, final_run: Path, tmp_path: Path
+        self, tiny: Dataset, final_run: Path, tmp_path: Path
     ) -> None:
         run = tmp_path / "run"
         config = dataclasses.replace(SMALL, final=True)
@@ -612,18 +594,18 @@ class TestTheRunsFolder:
                 (run / "model.safetensors").mkdir(exist_ok=True)
 
         with pytest.raises(WriteError, match=r"model\.safetensors cannot be written: a folder"):
-            train(config, small, run, recipe="small", observer=Bar())
+            train(config, tiny, run, recipe="small", observer=Bar())
         (run / "model.safetensors").rmdir()
-        resume(run, small)
-        assert _weights(run) == _weights(final_run)
+        resume(run, tiny)
+        assert weights(run) == weights(final_run)
 
 
 def test_resuming_a_finished_run_gives_its_results_and_changes_nothing(
-    small: Dataset, final_run: Path
+    tiny: Dataset, final_run: Path
 ) -> None:
     before = {p.name: p.read_bytes() for p in final_run.iterdir()}
     (final_run / ".lock").write_text("process 1, which was killed as it ended")
-    assert resume(final_run, small) == json.loads(before["results.json"])
+    assert resume(final_run, tiny) == json.loads(before["results.json"])
     assert {p.name: p.read_bytes() for p in final_run.iterdir()} == before
 
 
@@ -686,7 +668,7 @@ def test_the_average_is_not_below_the_raw_weights(shapes10: Dataset, tmp_path: P
 
 
 class TestSidesAndJudgements:
-    def test_images_have_each_epochs_side(self, small: Dataset, tmp_path: Path) -> None:
+    def test_images_have_each_epochs_side(self, tiny: Dataset, tmp_path: Path) -> None:
         seen: list[tuple[int, int]] = []
         augment = dataclasses.replace(SMALL.augment, sides=(16, 24))
         config = dataclasses.replace(SMALL, augment=augment, kernels="torch", judge_every=3)
@@ -701,28 +683,28 @@ class TestSidesAndJudgements:
                     )
                 )
 
-        train(config, small, tmp_path / "run", recipe="small", observer=Look())
+        train(config, tiny, tmp_path / "run", recipe="small", observer=Look())
         assert {side for epoch, side in seen if epoch == 0} == {16}
         assert {side for epoch, side in seen if epoch in (1, 2)} == {24}
 
     def test_only_every_nth_and_the_last_epoch_is_judged(
-        self, small: Dataset, tmp_path: Path
+        self, tiny: Dataset, tmp_path: Path
     ) -> None:
         optim = dataclasses.replace(SMALL.optim, warmup_epochs=1)
         config = dataclasses.replace(SMALL, epochs=5, judge_every=2, optim=optim)
-        results = train(config, small, tmp_path / "run", recipe="small")
+        results = train(config, tiny, tmp_path / "run", recipe="small")
         rows = read_metrics(tmp_path / "run")
         assert [row["top1"] is not None for row in rows] == [False, True, False, True, True]
         assert results["best_epoch"] in (2, 4, 5)
 
     @needs_cuda
     def test_a_recorded_step_does_what_a_plain_one_does(
-        self, small: Dataset, tmp_path: Path
+        self, tiny: Dataset, tmp_path: Path
     ) -> None:
         ended = []
         for kernels in ("graph", "torch"):
             config = dataclasses.replace(SMALL, device="cuda", kernels=kernels, dropout=0.0)  # type: ignore[arg-type]
-            train(config, small, tmp_path / kernels, recipe="small")
+            train(config, tiny, tmp_path / kernels, recipe="small")
             ended.append(load_resume(tmp_path / kernels / "last.pt")["network"])
         for name in ended[0]:
             torch.testing.assert_close(ended[0][name], ended[1][name], rtol=1e-3, atol=1e-3)
@@ -734,9 +716,9 @@ BRIEF = AugmentConfig(
 
 
 class TestMixing:
-    def _training(self, small: Dataset, run: Path, mixing: MixingConfig) -> Training:
+    def _training(self, tiny: Dataset, run: Path, mixing: MixingConfig) -> Training:
         config = dataclasses.replace(SMALL, mixing=mixing, kernels="torch", dropout=0.0)
-        return Training(config, small, run)
+        return Training(config, tiny, run)
 
     def _mixers(self, training: Training) -> list[tuple[str | None, float]]:
         """The mixer and its strength of every step of the run."""
@@ -747,42 +729,42 @@ class TestMixing:
             training.batch += 1
         return found
 
-    def test_mixers_meet_batches_by_the_table(self, small: Dataset, tmp_path: Path) -> None:
+    def test_mixers_meet_batches_by_the_table(self, tiny: Dataset, tmp_path: Path) -> None:
         mixing = MixingConfig(mixup=0.3, cutmix=0.3, ricap=0.2)
         config = dataclasses.replace(SMALL, mixing=mixing, epochs=100)
-        names = [name for name, _ in self._mixers(Training(config, small, tmp_path))]
+        names = [name for name, _ in self._mixers(Training(config, tiny, tmp_path))]
         for name, share in (("mixup", 0.3), ("cutmix", 0.3), ("ricap", 0.2), (None, 0.2)):
             error = (share * (1 - share) / len(names)) ** 0.5
             assert abs(names.count(name) / len(names) - share) < 4 * error
 
     def test_mixing_ends_before_the_run_where_it_should(
-        self, small: Dataset, tmp_path: Path
+        self, tiny: Dataset, tmp_path: Path
     ) -> None:
-        training = self._training(small, tmp_path, MixingConfig(cutmix=1.0, off_epochs=1.5))
+        training = self._training(tiny, tmp_path, MixingConfig(cutmix=1.0, off_epochs=1.5))
         names = [name for name, _ in self._mixers(training)]
         plain = round(1.5 * len(training.batches))
         assert set(names[:-plain]) == {"cutmix"}
         assert set(names[-plain:]) == {None}
 
     def test_strength_and_probability_follow_their_schedules(
-        self, small: Dataset, tmp_path: Path
+        self, tiny: Dataset, tmp_path: Path
     ) -> None:
         mixing = MixingConfig(mixup=1.0, mixup_alpha=2.0, strength="falling")
-        strengths = [s for _, s in self._mixers(self._training(small, tmp_path, mixing))]
+        strengths = [s for _, s in self._mixers(self._training(tiny, tmp_path, mixing))]
         assert strengths[0] == 2.0
         assert strengths == sorted(strengths, reverse=True)
         assert 0 < strengths[-1] < 0.1
         rising = MixingConfig(mixup=1.0, probability="rising")
-        training = Training(dataclasses.replace(SMALL, mixing=rising, epochs=60), small, tmp_path)
+        training = Training(dataclasses.replace(SMALL, mixing=rising, epochs=60), tiny, tmp_path)
         names = [name for name, _ in self._mixers(training)]
         third = len(names) // 3
         assert names[:third].count("mixup") < names[-third:].count("mixup")
 
     @pytest.mark.parametrize("mixer", ["mixup", "cutmix", "ricap"])
     def test_a_step_is_cross_entropy_with_mixed_targets(
-        self, small: Dataset, tmp_path: Path, mixer: str
+        self, tiny: Dataset, tmp_path: Path, mixer: str
     ) -> None:
-        training = self._training(small, tmp_path, MixingConfig(**{mixer: 1.0}))
+        training = self._training(tiny, tmp_path, MixingConfig(**{mixer: 1.0}))
         network = copy.deepcopy(training.network).train()
         images, targets = next(training.batches.epoch(0))
         generator = torch.Generator().manual_seed(derive_seed("augment", SMALL.seed, 0))
@@ -796,62 +778,47 @@ class TestMixing:
         loss = training.training_step(images, targets)
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
-    def test_a_run_with_everything_resumes_bit_for_bit(
-        self, small: Dataset, tmp_path: Path
-    ) -> None:
+    def test_a_run_with_everything_resumes_bit_for_bit(self, tiny: Dataset, tmp_path: Path) -> None:
         mixing = MixingConfig(
             mixup=0.3, cutmix=0.3, ricap=0.3, strength="rising", per_image=True, off_epochs=0.5
         )
         config = dataclasses.replace(SMALL, final=True, augment=BRIEF, mixing=mixing)
-        train(config, small, tmp_path / "whole", recipe="small")
+        train(config, tiny, tmp_path / "whole", recipe="small")
         with pytest.raises(Interrupted):
-            train(config, small, tmp_path / "run", recipe="small", should_stop=StopAfter(17))
-        resume(tmp_path / "run", small)
-        assert _weights(tmp_path / "run") == _weights(tmp_path / "whole")
+            train(config, tiny, tmp_path / "run", recipe="small", should_stop=StopAfter(17))
+        resume(tmp_path / "run", tiny)
+        assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
-    def test_alternating_flips_resume_bit_for_bit(self, small: Dataset, tmp_path: Path) -> None:
+    def test_alternating_flips_resume_bit_for_bit(self, tiny: Dataset, tmp_path: Path) -> None:
         augment = dataclasses.replace(SMALL.augment, flip_mode="alternating")
         config = dataclasses.replace(SMALL, final=True, augment=augment)
-        train(config, small, tmp_path / "whole", recipe="small")
+        train(config, tiny, tmp_path / "whole", recipe="small")
         with pytest.raises(Interrupted):
-            train(config, small, tmp_path / "run", recipe="small", should_stop=StopAfter(17))
-        resume(tmp_path / "run", small)
-        assert _weights(tmp_path / "run") == _weights(tmp_path / "whole")
+            train(config, tiny, tmp_path / "run", recipe="small", should_stop=StopAfter(17))
+        resume(tmp_path / "run", tiny)
+        assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
 class TestAlbumentationsEngine:
-    @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on one core
-    def test_trains_and_resumes_bit_for_bit(self, small: Dataset, tmp_path: Path) -> None:
-        pytest.importorskip("albumentations", reason="needs sprat[albumentations]")
-        augment = dataclasses.replace(BRIEF, engine="albumentations", workers=2)
-        config = dataclasses.replace(SMALL, final=True, epochs=2, augment=augment)
-        train(config, small, tmp_path / "whole", recipe="small")
-        one = dataclasses.replace(config, augment=dataclasses.replace(augment, workers=1))
-        with pytest.raises(Interrupted):  # the workers' number does not matter
-            train(one, small, tmp_path / "run", recipe="small", should_stop=StopAfter(15))
-        resume(tmp_path / "run", small)
-        assert _weights(tmp_path / "run") == _weights(tmp_path / "whole")
-        assert multiprocessing.active_children() == []
-
     def test_says_what_is_missing_before_anything_is_written(
-        self, small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         augment = dataclasses.replace(BRIEF, engine="albumentations")
         with pytest.raises(SpratError, match=r"pip install 'sprat\[albumentations\]'"):
-            train(dataclasses.replace(SMALL, augment=augment), small, tmp_path / "r", recipe="s")
+            train(dataclasses.replace(SMALL, augment=augment), tiny, tmp_path / "r", recipe="s")
         assert not (tmp_path / "r").exists()
 
 
 def test_accuracy_on_training_images_is_that_of_the_probe_as_it_is(
-    small: Dataset, tmp_path: Path
+    tiny: Dataset, tmp_path: Path
 ) -> None:
     """Mixed images have no one right answer to count."""
     config = dataclasses.replace(SMALL, mixing=MixingConfig(ricap=1.0), epochs=2)
-    results = train(config, small, tmp_path / "run", recipe="small")
+    results = train(config, tiny, tmp_path / "run", recipe="small")
     model = load_model(tmp_path / "run")
-    kept, _ = stratified_split(small.train.targets, 20, 0)
-    seen = small.train.subset(kept)
+    kept, _ = stratified_split(tiny.train.targets, 20, 0)
+    seen = tiny.train.subset(kept)
     images = seen.subset(stratified_split(seen.targets, len(seen), 0)[1])
     probabilities = predict_probabilities(model.network, images.images, model.normalization)
     accuracy = top1(probabilities, images.targets)

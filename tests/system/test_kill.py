@@ -11,9 +11,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from conftest import weights
 from small_run import small_run
 
-from sprat.checkpoint import load_model, load_resume
+from sprat.checkpoint import load_resume
 from sprat.results import read_metrics
 
 # Each run is forked off a server that has imported torch once, with what its optimizers import when
@@ -69,11 +70,6 @@ def _kill_when_writing(run: Path) -> bool:
     return False
 
 
-def _weights(run: Path) -> dict[str, bytes]:
-    state = load_model(run).network.state_dict()
-    return {name: tensor.numpy().tobytes() for name, tensor in state.items()}
-
-
 def _kill_after(run: Path, steps: int) -> None:
     with _started(run) as (process, told):
         for _ in range(steps):
@@ -101,7 +97,7 @@ def test_killed_at_random_moments(untouched: Path, tmp_path: Path) -> None:
     _kill_after(run, rng.randint(13, 23))
     assert load_resume(run / "last.pt")["epoch"] == 2
     _finish(run)
-    assert _weights(run) == _weights(untouched)
+    assert weights(run) == weights(untouched)
     rows, expected = read_metrics(run), read_metrics(untouched)
     assert [row["loss"] for row in rows] == [row["loss"] for row in expected]
 
@@ -115,4 +111,4 @@ def test_killed_while_a_checkpoint_is_written(untouched: Path, tmp_path: Path) -
             load_resume(run / "last.pt")  # whole, never half
     assert kills, "no checkpoint was caught in the writing"
     _finish(run)
-    assert _weights(run) == _weights(untouched)
+    assert weights(run) == weights(untouched)

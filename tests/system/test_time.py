@@ -1,0 +1,37 @@
+"""`sprat train --time` by the real command."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from conftest import Here
+
+from sprat.config import RUN_FIELDS, load_recipe
+from sprat.results import read_config
+
+
+def test_the_command_keeps_the_recipe_as_it_was_run(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("--dataset", "shapes10", "--device", "cpu", "--final", "--tta", "1")
+    words += ("--train-images", "64", "--batch-size", "32")
+    done = here("train", *words, "--time", "20s", "--output", "run")
+    assert done.returncode == 0, done.stderr
+    config, recipe, changed = read_config(Path("run"))
+    assert (recipe, changed) == (str(Path("run") / "quick-20s.toml"), {})
+    again = load_recipe(recipe)
+    kept = {name: getattr(config, name) for name in RUN_FIELDS}
+    auto = {"precision": config.precision}
+    assert dataclasses.replace(again, **kept, **auto) == config
+    assert config.batch_size == 32
+
+
+def test_too_short_a_time_is_refused_with_what_would_do(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = here("train", "--dataset", "shapes10", "--device", "cpu", "--time", "1s")
+    assert done.returncode == 2
+    assert "give at least --time" in done.stderr
+    assert list(tmp_path.rglob("*.json")) == []
