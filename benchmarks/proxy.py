@@ -26,7 +26,7 @@ from sprat.config import Config, load_recipe
 from sprat.data import Dataset, load_dataset
 from sprat.evaluate import predict_probabilities
 from sprat.models import MODELS
-from sprat.models.sprat import SpratBlock, SpratS
+from sprat.models.sprat import SpratBlock, SpratS, SpratT
 from sprat.models.tiniest import ChannelNorm
 from sprat.results import read_config, read_json
 from sprat.runtime import keep_freed_memory
@@ -122,11 +122,62 @@ class SpratSNotWider(SpratS):
     widening = 1.0
 
 
-TRIED = (
+class SpratTEarlier(SpratT):
+    """Two blocks in the first stage, those of the second 1.5 times as wide inside."""
+
+    widths = (16, 52, 80)
+    depth = (2, 3, 2)
+    widening = (1.0, 1.5, 1.5)
+
+
+class SpratT5(SpratT):
+    """5x5 windows, the narrower for it."""
+
+    widths = (16, 48, 74)
+    kernels = (5,)
+
+
+class SpratTDeeper(SpratT):
+    """Four blocks in the last stage, the narrower for it."""
+
+    widths = (16, 48, 64)
+    depth = (1, 3, 4)
+    widening = (1.0, 2.0, 1.0)
+
+
+class SpratTNoFirst(SpratT):
+    """No block in the first stage, the last the wider for it."""
+
+    widths = (16, 48, 88)
+    depth = (0, 3, 2)
+    widening = (1.0, 2.0, 1.25)
+
+
+class SpratTTwoStages(SpratT):
+    """One halving, half the parameters for it."""
+
+    widths = (16, 48)
+    depth = (1, 4)
+    widening = (1.0, 2.0)
+
+
+class SpratTFourStages(SpratT):
+    """Three halvings, one block in each of the last stages."""
+
+    widths = (16, 48, 64, 96)
+    depth = (1, 3, 1, 1)
+    widening = (1.0, 2.0, 1.0, 1.0)
+
+
+DESIGNS = (
     SpratS3, SpratS5, SpratSThreeStages, SpratSDeeper, SpratSWider, SpratSNotWider, SpratSGated,
     SpratSUnbent, SpratSLayerNorm,
 )  # fmt: skip
-MODELS.update({cls.__name__: cls for cls in TRIED})
+# each within SpratT's limits, without memory for in-place depthwise convolutions
+MICROCONTROLLER = (
+    SpratTEarlier, SpratT5, SpratTDeeper, SpratTNoFirst, SpratTTwoStages, SpratTFourStages,
+)  # fmt: skip
+MODELS.update({cls.__name__: cls for cls in (*DESIGNS, *MICROCONTROLLER)})
 
 
 @dataclass(frozen=True)
@@ -169,7 +220,10 @@ GROUPS = {
         "MixUp, brightness, contrast": {**MIXUP, "augment.brightness_contrast": 0.5},
     }),
     "design": Group("accurate", {**BEFORE, "model": "SpratS"}, 8, 1, {
-        (cls.__doc__ or "").rstrip("."): {"model": cls.__name__} for cls in TRIED
+        (cls.__doc__ or "").rstrip("."): {"model": cls.__name__} for cls in DESIGNS
+    }),
+    "microcontroller": Group("accurate", {"model": "SpratT"}, 20, 1, {
+        (cls.__doc__ or "").rstrip("."): {"model": cls.__name__} for cls in MICROCONTROLLER
     }),
     "family": Group("accurate", BEFORE, 6, 1, {
         name: {"model": name} for name in ("ResNet20", "Tiniest", "SpratS", "SpratM", "SpratL")

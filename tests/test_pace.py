@@ -12,7 +12,7 @@ import sprat.pace
 from sprat.config import RUN_FIELDS, Config, load_recipe, parse_time, recipe_names, to_toml
 from sprat.data import Dataset
 from sprat.errors import SpratError
-from sprat.pace import Pace, fit, in_proportion, measure
+from sprat.pace import Pace, fit, fit_again, fitted_recipe, in_proportion, keep_recipe, measure
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,15 @@ def test_a_recipe_that_is_written_is_read_back(recipe: str) -> None:
     assert not values.keys() & RUN_FIELDS
     kept = {key: value for key, value in config.to_dict().items() if key in RUN_FIELDS}
     assert Config.from_dict(values | kept) == config
+
+
+def test_a_fitted_recipe_fits_again_to_the_same_settings_alone(tmp_path: Path) -> None:
+    whole = load_recipe("accurate")
+    recipe = fitted_recipe(tmp_path, "accurate", "5m")
+    keep_recipe(in_proportion(whole, 7), recipe)
+    assert fit_again(dataclasses.replace(whole, seed=3), recipe).epochs == 7
+    with pytest.raises(SpratError, match="give another --output"):
+        fit_again(dataclasses.replace(whole, batch_size=32), recipe)
 
 
 def test_the_parts_of_a_run_are_timed_and_leave_nothing(tiny: Dataset) -> None:

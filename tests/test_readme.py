@@ -255,18 +255,38 @@ def test_what_helps_is_as_measured() -> None:
     rows = [line for line in page.splitlines() if re.match(r"\| .* % \|", line)]
     assert f"{100 * sum(chance) / len(chance):.2f} ± {100 * stdev(chance):.2f} %" in page
     assert sorted(rows) == sorted(expected)
-    for recipe in ("accurate", "taught", "sprat-m"):  # the whole runs that it names
+    for recipe in ("accurate", "taught", "taught-m", "sprat-cpu"):  # the whole runs that it names
         figure = read_json(RESULTS / recipe / "summary.json")["top1"]
         assert _told(figure).split(" (")[0].removesuffix(" %") in page
 
 
+def test_what_a_teacher_brought_is_as_measured() -> None:
+    page = (DOCS / "explanation" / "what-helps.md").read_text()
+    (_, _, *rows) = _rows(page.split("### In whole runs")[1].split("\n## ")[0])
+    teacher = read_json(RESULTS / "teacher" / "summary.json")["top1"]["mean"]
+    assert f"reaches {100 * teacher:.2f} % itself" in page
+    shown = [
+        read_json(RESULTS / recipe / "seed-0" / "results.json")
+        for recipe in ("taught", "taught-m", "taught-l")
+    ]
+    assert rows == [
+        [
+            run["model"], f"{run['parameters']:,}", str(run["epochs"]),
+            f"{100 * run['brief']['training_accuracy']:.2f} %",
+            f"{100 * run['test']['top1']:.2f} %",
+            f"{100 * (teacher - run['test']['top1']):.2f}",
+        ]
+        for run in shown
+    ]  # fmt: skip
+
+
 def test_a_gpu_trains_as_fast_as_measured() -> None:
     page = " ".join((DOCS / "explanation" / "speed.md").read_text().split())
-    for recipe, words in (("sprat-m", "SpratM at {}"), ("taught", "answers included, at {}")):
+    for recipe in ("teacher", "taught", "taught-m", "taught-l"):
         runs = [read_json(file) for file in RESULTS.glob(f"{recipe}/seed-*/results.json")]
         assert {run["machine"]["gpu"] for run in runs} == {"NVIDIA H200"}
         rate = round(median(run["images_per_s"] for run in runs), -3)
-        assert words.format(f"{rate:,.0f}") in page
+        assert re.search(rf" at {rate:,.0f}( images/s)? \((recipe )?`{recipe}`\)", page), recipe
 
 
 def test_answers_come_as_fast_as_measured() -> None:
@@ -380,9 +400,10 @@ def test_the_limits_shown_are_judged_as_shown(capsys: pytest.CaptureFixture[str]
 
 
 COMPARED = [
-    "results/sprat-m",
-    "results/sprat-cpu",
+    "results/taught-l",
+    "results/taught-m",
     "results/taught",
+    "results/sprat-cpu",
     "results/accurate",
     "results/quick",
     "results/sprint",
@@ -425,12 +446,18 @@ def test_a_model_that_ships_is_of_a_committed_run(card: dict[str, Any]) -> None:
     assert card["test"]["top1"] == pytest.approx(run["test"]["top1"], abs=5e-4)
 
 
-def test_the_teacher_is_the_model_that_ships() -> None:
-    runs = list(RESULTS.glob("taught/seed-*/results.json"))
-    assert runs
-    for file in runs:
-        (teacher,) = teachers_of(read_json(file))
-        assert teacher["sha256"] == listed(find_card(teacher["model"]))["sha256"]
+def test_every_teacher_is_a_model_that_ships_or_of_a_committed_run() -> None:
+    runs = [read_json(file) for file in RESULTS.glob("*/seed-*/results.json")]
+    names = {card["name"] for card in cards()}
+    teachers = [teacher for run in runs for teacher in teachers_of(run)]
+    assert teachers
+    for teacher in teachers:
+        if teacher["model"] in names:
+            assert teacher["sha256"] == listed(find_card(teacher["model"]))["sha256"]
+        else:
+            kept = ("model", "recipe", "seed")
+            (of,) = [one for one in runs if all(one[key] == teacher[key] for key in kept)]
+            assert of["test"]["top1"] == teacher["test_top1"]
 
 
 def test_the_reference_run_is_as_told() -> None:

@@ -114,6 +114,7 @@ def test_what_is_shipped_is_what_was_measured(
     assert read_json(folder / "card.json") == card
     model = load_model(folder)
     assert card["test"] == judge(model.network, small.test, model.normalization, 2)
+    assert abs(card["int8"]["top1"] - card["test"]["top1"]) < 0.05
     assert card["robustness"]["images"] == len(small.test)
     assert card["robustness"]["clean"] == card["test"]["top1"]
     assert card["robustness"]["top1"].keys() == CORRUPTIONS.keys()

@@ -14,7 +14,7 @@ from sprat.data import Dataset
 from sprat.display import TrainingDisplay, load_again, load_shown, make_console
 from sprat.errors import SpratError
 from sprat.files import WriteError
-from sprat.pace import fit, keep_recipe
+from sprat.pace import fit, fitted_recipe, keep_recipe
 from sprat.plots import draw_curves
 from sprat.predict import Classifier
 from sprat.results import (
@@ -105,7 +105,7 @@ def train(
         if time:
             check_empty(folder)
             settings = fit(settings, dataset, seconds, began)
-            recipe, changed = keep_recipe(settings, folder, recipe, time), {}
+            recipe, changed = keep_recipe(settings, fitted_recipe(folder, recipe, time)), {}
         with _resumable(folder), TrainingDisplay(console) as display:
             results = training.train(
                 settings,

@@ -240,7 +240,7 @@ def train(
 
     import sprat.training
     from sprat.display import TrainingDisplay, load_again, load_shown, make_console
-    from sprat.pace import fit, keep_recipe
+    from sprat.pace import fit, fit_again, fitted_recipe, keep_recipe
     from sprat.plots import draw_curves
     from sprat.results import CONFIG_FILE, CURVES_FILE, check_empty, new_run, resume_finished
     from sprat.seeds import train_seeds
@@ -270,9 +270,13 @@ def train(
         if time:
             if not seeds:
                 check_empty(run)
-            console.print(f"timing a few steps, to see how many epochs end in {time}")
-            config = fit(config, dataset, seconds, began)
-            recipe, changed = keep_recipe(config, run, recipe, time), {}
+            fitted = fitted_recipe(run, recipe, time)
+            if seeds and fitted.exists():  # all seeds have as many epochs, however fast each is
+                config = fit_again(config, fitted)
+            else:
+                console.print(f"timing a few steps, to see how many epochs end in {time}")
+                config = fit(config, dataset, seconds, began)
+            recipe, changed = keep_recipe(config, fitted), {}
         again: list[str | Path] = ["sprat", *sys.argv[1:]]
         resumed: list[str | Path] = ["sprat", "train", "--resume", run]
         resumed += ["--dataset", moved] if moved else []

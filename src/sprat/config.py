@@ -170,6 +170,10 @@ class AugmentConfig:
                 expected = f"{off!r}: the engine 'albumentations' does the brief's pipeline alone"
                 _check(f"augment.{name}", value, value == off, expected)
 
+    def side_of(self, epoch: int) -> int:
+        """Side in pixels of the images of an epoch, counted from 0; 0: their own."""
+        return self.sides[min(epoch, len(self.sides) - 1)] if self.sides else 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class MixingConfig:

@@ -178,6 +178,19 @@ def export(
     )
 
 
+def int8_probabilities(model: Model, images: Images, training: ImageSet) -> Tensor:
+    """Return the probabilities N x K that the model's onnx-int8 file gives uint8 images.
+
+    Args:
+        images: N x 3 x H x W.
+        training: images to calibrate on, of which 512 are used.
+    """
+    graph = Graph(copy.deepcopy(model.network).cpu().eval(), model.normalization).eval()
+    contents = _contents(model, graph, "onnx-int8", training, lambda doing: None)
+    run = _open(contents["onnx-int8"], "onnx-int8", graph)
+    return _answers(run, images, model.normalization, raw=False)
+
+
 def _contents(
     model: Model,
     graph: Graph,

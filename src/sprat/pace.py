@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sprat.config import Config, to_toml
+from sprat.config import Config, load_recipe, to_toml
 from sprat.data import Dataset
 from sprat.errors import SpratError
 from sprat.evaluate import judge
@@ -54,7 +54,7 @@ def measure(config: Config, dataset: Dataset, seconds: float) -> Pace:
     with temporary_folder() as folder:
         training = Training(settle(config, dataset), dataset, folder)
         training.network.train()
-        sides = _sides(config, config.epochs)
+        sides = [config.augment.side_of(epoch) for epoch in range(config.epochs)]
         of_side = {
             side: _step(training, sides.index(side), SHARE * seconds / len(set(sides)))
             for side in dict.fromkeys(sides)
@@ -103,16 +103,35 @@ def fit(config: Config, dataset: Dataset, seconds: float, since: float) -> Confi
     return in_proportion(config, epochs)
 
 
-def keep_recipe(config: Config, folder: Path, recipe: str, limit: str) -> str:
-    """Writes the recipe as it is now run into a run's folder; gives the file's path.
+def fitted_recipe(folder: Path, recipe: str, limit: str) -> Path:
+    """The file in a run's folder that holds the recipe as it was run.
 
     Args:
-        recipe: it was made from this one.
+        recipe: the recipe it is made from.
         limit: the time, as it was given.
     """
-    path = folder / f"{Path(recipe).stem}-{limit}.toml"
+    return folder / f"{Path(recipe).stem}-{limit}.toml"
+
+
+def keep_recipe(config: Config, path: Path) -> str:
+    """Write the recipe as it is run; return the file's path."""
     write_whole(path, to_toml(config))
     return str(path)
+
+
+def fit_again(config: Config, path: Path) -> Config:
+    """Return the config with the epochs of an earlier `fit`, whose recipe was written to `path`.
+
+    Raises:
+        SpratError: the settings are not those it was written with.
+    """
+    config = in_proportion(config, load_recipe(str(path)).epochs)
+    if to_toml(config) != path.read_text(encoding="utf-8"):
+        raise SpratError(
+            f"{path} is the recipe that was run here, with other settings. Use the same settings "
+            "again to resume, or give another --output."
+        )
+    return config
 
 
 def in_proportion(config: Config, epochs: int) -> Config:
@@ -122,16 +141,9 @@ def in_proportion(config: Config, epochs: int) -> Config:
     mixing = dataclasses.replace(config.mixing, off_epochs=config.mixing.off_epochs * share)
     augment = config.augment
     if len(augment.sides) > 1:
-        before = _sides(config, config.epochs)
-        sides = tuple(before[int(epoch / share)] for epoch in range(epochs))
+        sides = tuple(augment.side_of(int(epoch / share)) for epoch in range(epochs))
         augment = dataclasses.replace(augment, sides=sides)
     return dataclasses.replace(config, epochs=epochs, optim=optim, mixing=mixing, augment=augment)
-
-
-def _sides(config: Config, epochs: int) -> list[int]:
-    """The side of each epoch's images; 0: their own."""
-    sides = config.augment.sides or (0,)
-    return [sides[min(epoch, len(sides) - 1)] for epoch in range(epochs)]
 
 
 def _step(training: Training, epoch: int, most_seconds: float) -> float:

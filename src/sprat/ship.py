@@ -20,6 +20,7 @@ from sprat.checkpoint import Model, load_model, save_model
 from sprat.data import Dataset, load_dataset
 from sprat.data.imageset import ImageSet
 from sprat.evaluate import judge, predict_probabilities, top1
+from sprat.export import CALIBRATION, int8_probabilities
 from sprat.files import write_whole
 from sprat.names import CARD_FILE, MODEL_FILE
 from sprat.results import (
@@ -51,6 +52,7 @@ def ship(run: Path, dataset: Dataset, zoo: Path = ZOO) -> dict[str, Any]:
     model = load_model(folder / MODEL_FILE)
     write_whole(folder / CURVES_FILE, (run / CURVES_FILE).read_bytes())
     summary = summarize(model.network, model.side)
+    in_int8 = int8_probabilities(model, dataset.test.images, dataset.train)
     card = {
         "name": model.name,
         "sha256": hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest(),
@@ -59,6 +61,7 @@ def ship(run: Path, dataset: Dataset, zoo: Path = ZOO) -> dict[str, Any]:
         "macs": summary.macs,
         "receptive_field": summary.receptive_field,
         "test": judge(model.network, dataset.test, model.normalization, tta=2),
+        "int8": {"top1": top1(in_int8, dataset.test.targets), "calibrated_on": CALIBRATION},
         "robustness": robustness(model, dataset.test),
         "training": _training(run, dataset),
     }

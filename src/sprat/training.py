@@ -429,11 +429,6 @@ class Training:
             else:
                 group["lr"] = lr
 
-    def _side(self) -> int:
-        """Side of this epoch's images; 0: their own."""
-        sides = self.config.augment.sides
-        return sides[min(self.epoch, len(sides) - 1)] if sides else 0
-
     def _mixer(self) -> tuple[str | None, Tensor]:
         """The mixer that this step's batch meets, and its alpha or beta."""
         mixing = self.config.mixing
@@ -452,7 +447,9 @@ class Training:
         self._seed_step()
         self._set_lr()
         mixer, strength = self._mixer()
-        loss = self.update((self._side(), mixer), images, targets, strength)
+        loss = self.update(
+            (self.config.augment.side_of(self.epoch), mixer), images, targets, strength
+        )
         if self.ema:
             self.ema.update(self.step)
         return loss

@@ -103,9 +103,9 @@ def card_text(card: dict[str, Any]) -> str:
     lines = [
         f"# {markdown(card['name'])}",
         "",
-        f"{card['parameters']:,} parameters, {card['macs']:,} multiply-accumulates an image, "
-        f"receptive field {card['receptive_field']} px. Tells apart {', '.join(classes)} "
-        f"in pictures of {card['side']} x {card['side']} pixels.",
+        f"{card['parameters']:,} parameters, {card['macs']:,} multiply-accumulates per image, "
+        f"receptive field {card['receptive_field']} px, input {card['side']} x {card['side']} px. "
+        f"Classes: {', '.join(classes)}.",
         "",
         "## On the test set of CIFAR-10",
         "",
@@ -116,6 +116,8 @@ def card_text(card: dict[str, Any]) -> str:
         f"| accuracy, single view | {100 * test['top1']:.2f} % (95 % interval {low:.2f} to "
         f"{high:.2f}) |",
         f"| mean of {test['tta_views']} views | {100 * test['tta_top1']:.2f} % |",
+        f"| in int8 (ONNX, calibrated on {card['int8']['calibrated_on']} training images) | "
+        f"{100 * card['int8']['top1']:.2f} % |",
         f"| its recipe | {spread} |",
         f"| expected calibration error | {100 * test['ece']:.2f} % |",
         "",
@@ -135,11 +137,11 @@ def card_text(card: dict[str, Any]) -> str:
             for name, row in zip(classes, test["confusion"], strict=True)
         ),
         "",
-        "## Where pictures are worse",
+        "## Robustness to corrupted images",
         "",
-        f"Accuracy in % on the first {robustness['images']:,} test images, corrupted after the "
-        "manner of CIFAR-10-C (an approximation, not that set), by severity; untouched "
-        f"{100 * robustness['clean']:.1f}, mean {100 * robustness['mean']:.1f}:",
+        f"Accuracy in % on the first {robustness['images']:,} test images, by type and severity of "
+        "corruption. The corruptions approximate CIFAR-10-C; they are not that dataset. Without "
+        f"corruption {100 * robustness['clean']:.1f}, mean {100 * robustness['mean']:.1f}:",
         "",
         "| | 1 | 2 | 3 | 4 | 5 |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -158,9 +160,9 @@ def card_text(card: dict[str, Any]) -> str:
         "",
         "## Limits",
         "",
-        "It knows the ten classes of CIFAR-10 alone and gives one of them for any picture, often "
-        "with much confidence. Larger pictures are cropped to their middle square and shrunk, "
-        "which CIFAR-10's own were not. No picture outside CIFAR-10 was measured.",
+        "The model assigns one of the ten CIFAR-10 classes to every picture, often with high "
+        "confidence, whatever the picture shows. Larger pictures are cropped to their central "
+        "square and scaled down, unlike CIFAR-10's own. Accuracy was measured on CIFAR-10 only.",
         "",
     ]  # fmt: skip
     return "\n".join(lines)
