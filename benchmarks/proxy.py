@@ -222,7 +222,7 @@ GROUPS = {
     "design": Group("accurate", {**BEFORE, "model": "SpratS"}, 8, 1, {
         (cls.__doc__ or "").rstrip("."): {"model": cls.__name__} for cls in DESIGNS
     }),
-    "microcontroller": Group("accurate", {"model": "SpratT"}, 20, 1, {
+    "microcontroller": Group("accurate", {"model": "SpratT"}, 8, 1, {
         (cls.__doc__ or "").rstrip("."): {"model": cls.__name__} for cls in MICROCONTROLLER
     }),
     "family": Group("accurate", BEFORE, 6, 1, {
