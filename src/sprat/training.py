@@ -51,6 +51,7 @@ from sprat.ema import EMA, reestimate_batchnorm
 from sprat.errors import SpratError
 from sprat.evaluate import judge, predict_probabilities, top1
 from sprat.graph import Beside, CapturedStep
+from sprat.inference import FrozenNetwork
 from sprat.kernels import LANES, CompiledNetwork, why_not
 from sprat.models import build_model, find_model
 from sprat.names import MODEL_FILE
@@ -510,20 +511,22 @@ class Training:
 
         return through_torch
 
-    def _teacher(self, teacher: Teacher) -> torch.nn.Module:
+    def _teacher(self, teacher: Teacher) -> Callable[[Tensor], Tensor]:
         """From the student's normalised images to the teacher's logits."""
-        config, network = self.config, teacher.model.network.requires_grad_(False)
+        config, network = self.config, teacher.model.network.eval().requires_grad_(False)
         network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         bf16 = config.precision == "bf16"
-        if config.kernels == "compiled" and not why_not(type(network), self.device, LANES, bf16):
-            network = CompiledNetwork(
-                network, bf16=bf16, threads=config.threads, frozen=True
-            ).eval()
+        answer: Callable[[Tensor], Tensor] = network
+        if config.kernels == "compiled" and self.device.type == "cpu" and not bf16:
+            answer = FrozenNetwork(network)
+            answer.expect(len(self.batches) * config.batch_size * config.epochs)
+        elif config.kernels == "compiled" and not why_not(type(network), self.device, LANES, bf16):
+            answer = CompiledNetwork(network, bf16=bf16, threads=config.threads, frozen=True).eval()
         renormalize = Renormalize(self.dataset.normalization, teacher.model.normalization)
-        both = torch.nn.Sequential(renormalize, network)
-        return both.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        renormalize.to(self.device)
+        return lambda images: answer(renormalize(images))
 
-    def _teaching(self, networks: list[torch.nn.Module]) -> Callable[[Tensor], Tensor]:
+    def _teaching(self, networks: list[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
         """From the student's normalised images to what it is taught, as logits."""
 
         def teach(images: Tensor) -> Tensor:
