@@ -195,4 +195,4 @@ class TestShown:
         assert printed["--markdown"].startswith("| network | parameters |")
         values = json.loads(printed["--json"])
         assert len(values) == 1 + len(read_published())
-        assert sum(value["front"] for value in values) == 3
+        assert sum(value["front"] for value in values) == 4

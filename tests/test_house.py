@@ -36,6 +36,7 @@ SIDEWAYS = {
     ("pace", "training"),
     ("training", "observer"),
     ("observer", "training"),
+    ("ship", "export"),
     ("ship", "training"),
     ("evaluate", "data"),
     ("checkpoint", "data"),

@@ -115,7 +115,7 @@ def card_text(card: dict[str, Any]) -> str:
         "| --- | --- |",
         f"| accuracy, single view | {100 * test['top1']:.2f} % (95 % interval {low:.2f} to "
         f"{high:.2f}) |",
-        f"| mean of {test['tta_views']} views | {100 * test['tta_top1']:.2f} % |",
+        f"| accuracy, with the mirrored view | {100 * test['tta_top1']:.2f} % |",
         f"| in int8 (ONNX, calibrated on {card['int8']['calibrated_on']} training images) | "
         f"{100 * card['int8']['top1']:.2f} % |",
         f"| its recipe | {spread} |",
