@@ -1,0 +1,60 @@
+"""What was made before the package was rearranged still loads and gives the same."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Here
+
+from sprat.checkpoint import load_model
+from sprat.config import load_recipe
+from sprat.data import Dataset
+from sprat.evaluate import predict_probabilities
+from sprat.results import read_json
+
+BEFORE = Path(__file__).parent / "before"
+
+
+def _answers(run: Path, shapes10: Dataset) -> torch.Tensor:
+    model = load_model(run)
+    return predict_probabilities(model.network, shapes10.test.images[:8], model.normalization)
+
+
+@pytest.fixture
+def expected() -> torch.Tensor:
+    return torch.tensor(json.loads((BEFORE / "finished-answers.json").read_text()))
+
+
+def test_a_model_answers_as_it_did(expected: torch.Tensor, shapes10: Dataset) -> None:
+    answers = _answers(BEFORE / "finished", shapes10)
+    torch.testing.assert_close(answers, expected, rtol=0, atol=1e-4)
+
+
+def test_a_run_is_evaluated_as_it_was(here: Here) -> None:
+    done = here("evaluate", BEFORE / "finished", "--dataset", "shapes10", "--json")
+    assert done.returncode == 0, done.stderr
+    before = read_json(BEFORE / "finished" / "results.json")["val"]
+    now = json.loads(done.stdout)
+    assert now["n"] == before["n"]
+    assert now["top1"] == pytest.approx(before["top1"], abs=1e-4)
+
+
+def test_an_interrupted_run_ends_as_it_would_have(
+    here: Here, tmp_path: Path, expected: torch.Tensor, shapes10: Dataset
+) -> None:
+    run = shutil.copytree(BEFORE / "interrupted", tmp_path / "run")
+    done = here("train", "--resume", run)
+    assert done.returncode == 0, done.stderr
+    assert read_json(run / "results.json")["epochs"] == 2
+    # on another processor sums are rounded otherwise
+    torch.testing.assert_close(_answers(run, shapes10), expected, rtol=0, atol=0.01)
+
+
+def test_a_recipe_means_what_it_did() -> None:
+    config = load_recipe(str(BEFORE / "my-recipe.toml")).to_dict()
+    began_as = read_json(BEFORE / "finished" / "config.json")["config"]
+    for name in ("dataset", "device", "precision", "kernels", "threads"):
+        began_as[name] = config[name]  # the machine's
+    assert config == began_as
