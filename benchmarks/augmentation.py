@@ -18,10 +18,10 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from side_by_side import Contender, Figures, noise, parser_for, report, take_turns
+from steps import NoiseSteps
 from torch import Tensor
 
 from sprat.augment.mixing import MIXERS
@@ -30,7 +30,6 @@ from sprat.augment.reference import AlbumentationsPipeline
 from sprat.augment.transforms import normalize
 from sprat.config import load_recipe
 from sprat.runtime import describe_machine, keep_freed_memory, set_threads, versions
-from sprat.training import Training, settle
 
 NOTHING = Pipeline(
     flip=0, affine=0, brightness_contrast=0, hue_saturation_value=0, coarse_dropout=0
@@ -86,28 +85,21 @@ def step(arguments: argparse.Namespace) -> Figures:
     """Milliseconds of a step, of its augmentation and of each mixer."""
     config = dataclasses.replace(
         load_recipe("reference"), batch_size=arguments.batch_size, threads=arguments.threads,
-        device="cpu", final=True,
+        device="cpu",
     )  # fmt: skip
-    dataset = noise(10 * arguments.batch_size)
-    training = Training(settle(config, dataset), dataset, Path())
-    training.network.train()
-    batch = next(training.batches.epoch(0))
-
-    def whole_step() -> None:
-        training.training_step(*batch)
-        training.batch = (training.batch + 1) % len(training.batches)  # other mixers, other draws
-
-    augmented = training.pipeline(batch[0], training.generator)
-    targets = torch.nn.functional.one_hot(batch[1], 10).float()
+    steps = NoiseSteps(config, 10 * arguments.batch_size)
+    step, (images, labels) = steps.step, steps.batch()
+    augmented = step.pipeline(images, step.generator)
+    targets = torch.nn.functional.one_hot(labels, 10).float()
     figures = {
-        "step": milliseconds(whole_step, arguments.repeats),
+        "step": milliseconds(steps, arguments.repeats),
         "augmentation": milliseconds(
-            lambda: training.pipeline(batch[0], training.generator), arguments.repeats
+            lambda: step.pipeline(images, step.generator), arguments.repeats
         ),
     }
     for name, mixer in MIXERS.items():
         figures[name] = milliseconds(
-            lambda mixer=mixer: mixer(augmented, targets, generator=training.generator),  # type: ignore[misc]
+            lambda mixer=mixer: mixer(augmented, targets, generator=step.generator),  # type: ignore[misc]
             arguments.repeats,
         )
     return figures

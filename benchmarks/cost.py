@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from side_by_side import Figures, noise, parser_for, report, take_turns
+from side_by_side import Figures, parser_for, report, take_turns
+from steps import NoiseSteps
 
 from sprat.config import Config
 from sprat.files import replacing
 from sprat.models import MODELS, OptimizedCIFAR10Net200K
 from sprat.runtime import describe_machine, set_threads, versions
-from sprat.training import Training, settle
 
 EPOCH = 50_000
 POINT = {"batch_size": 64, "side": 32, "width": 1.0, "images": EPOCH}
@@ -49,7 +49,6 @@ def measure(line: str, value: float, arguments: argparse.Namespace) -> Figures:
 
     MODELS["Widened"] = Widened
     count, side = int(point["images"]), int(point["side"])
-    dataset = noise(count, side)
     config = Config(
         model="Widened" if line == "width" else "OptimizedCIFAR10Net200K",
         kernels="torch" if line == "width" else "auto",
@@ -57,17 +56,14 @@ def measure(line: str, value: float, arguments: argparse.Namespace) -> Figures:
         batch_size=int(point["batch_size"]),
         threads=arguments.threads,
         device="cpu",
-        final=True,
     )
-    training = Training(settle(config, dataset), dataset, Path())
-    training.network.train()
-    batches = training.batches.epoch(0)
+    step = NoiseSteps(config, count, side)
     for _ in range(3):
-        training.training_step(*next(batches)).item()
-    steps = max(5, min(arguments.images // config.batch_size, len(training.batches) - 3))
+        step().item()
+    steps = max(5, min(arguments.images // config.batch_size, count // config.batch_size - 3))
     began = time.perf_counter()
     for _ in range(steps):
-        training.training_step(*next(batches)).item()
+        step().item()
     per_image = (time.perf_counter() - began) / steps / config.batch_size
     return {"seconds_an_epoch": per_image * count}
 

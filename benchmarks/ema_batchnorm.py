@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from sprat.augment.transforms import horizontal_flip, normalize, pad_and_crop
 from sprat.config import Config, EMAConfig, OptimConfig
 from sprat.data import load_dataset
-from sprat.ema import EMA, reestimate_batchnorm
 from sprat.evaluate import predict_probabilities
-from sprat.observer import Observer
 from sprat.results import write_json
 from sprat.runtime import describe_machine, versions
-from sprat.training import BATCHNORM_BATCH, Training, train
+from sprat.training.ema import EMA, reestimate_batchnorm
+from sprat.training.images import BATCHNORM_BATCH
+from sprat.training.observer import Observer
+from sprat.training.run import Run
+from sprat.training.start import train
 
 CONFIG = Config(
     dataset="cifar10",
@@ -48,36 +50,36 @@ class Averages(Observer):
         self.decays, self.output = decays, output
         self.rows: list[dict[str, Any]] = []
 
-    def started(self, training: Training) -> None:
+    def started(self, training: Run) -> None:
         self.averages = {
-            (decay, warm): EMA(training.network, decay)
+            (decay, warm): EMA(training.step.network, decay)
             for decay in self.decays
             for warm in (True, False)
         }
-        buffers = dict(training.network.named_buffers())
+        buffers = dict(training.step.network.named_buffers())
         self.buffers = {
             key: {name: b.clone().float() for name, b in buffers.items()} for key in self.averages
         }
 
     @torch.no_grad()
-    def stepped(self, training: Training) -> None:
-        step = training.step - 1
+    def stepped(self, training: Run) -> None:
+        step = training.steps_taken - 1
         for (decay, warm), average in self.averages.items():
             average.update(step if warm else 10**9)
             share = min(decay, (1 + step) / (10 + step)) if warm else decay
-            for name, buffer in training.network.named_buffers():
+            for name, buffer in training.step.network.named_buffers():
                 self.buffers[decay, warm][name].lerp_(buffer.float(), 1 - share)
 
-    def epoch_ended(self, training: Training, row: dict[str, Any]) -> None:
+    def epoch_ended(self, training: Run, row: dict[str, Any]) -> None:
         if row["epoch"] not in POINTS and not training.finished:
             return
-        raw = self._hits(training, training.network)
+        raw = self._hits(training, training.step.network)
         print(f"epoch {row['epoch']}  loss {row['loss']:.4f}  raw {raw.mean():.4f}", flush=True)
         for (decay, warm), average in self.averages.items():
             scores = {}
             average.network.load_state_dict(
                 {
-                    k: v.to(training.network.state_dict()[k].dtype)
+                    k: v.to(training.step.network.state_dict()[k].dtype)
                     for k, v in self.buffers[decay, warm].items()
                 },
                 strict=False,
@@ -100,33 +102,36 @@ class Averages(Observer):
                     flush=True,
                 )
         machine = describe_machine(
-            training.device, training.config.precision, training.config.threads
+            torch.device(training.config.device),
+            training.config.precision,
+            training.config.threads,
         )
         write_json(
             self.output,
             {
                 "config": training.config.to_dict(),
                 "dataset_md5": training.dataset.md5,
-                "val_images": len(training.val_set),
+                "val_images": len(training.images.val),
                 "machine": machine,
                 "versions": versions(),
                 "rows": self.rows,
             },
         )
 
-    def _hits(self, training: Training, network: nn.Module) -> Tensor:
-        val, normalization = training.val_set, training.dataset.normalization
+    def _hits(self, training: Run, network: nn.Module) -> Tensor:
+        val, normalization = training.images.val, training.dataset.normalization
         assert val is not None
         predictions = predict_probabilities(network, val.images, normalization).argmax(1)
         return (predictions == val.targets.cpu()).double()
 
-    def _batches(self, training: Training, way: str) -> list[Tensor]:
-        images = training.batchnorm_images
+    def _batches(self, training: Run, way: str) -> list[Tensor]:
+        images = training.images.batchnorm
         if way == "augmented":
-            generator = torch.Generator(training.device).manual_seed(0)
+            generator = torch.Generator(training.config.device).manual_seed(0)
             images = horizontal_flip(images, generator)
             images = pad_and_crop(images, generator, training.config.augment.crop)
-        return [normalize(b, training.mean, training.std) for b in images.split(BATCHNORM_BATCH)]
+        mean, std = training.step.mean, training.step.std
+        return [normalize(b, mean, std) for b in images.split(BATCHNORM_BATCH)]
 
 
 def main() -> None:

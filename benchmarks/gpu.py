@@ -29,7 +29,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 import torch
-from side_by_side import noise, report
+from side_by_side import report
+from steps import NoiseSteps
 from torch import Tensor, nn
 
 from sprat.config import Config, EMAConfig, OptimConfig
@@ -37,7 +38,7 @@ from sprat.data import Dataset, load_dataset
 from sprat.models import OptimizedCIFAR10Net200K
 from sprat.results import read_json
 from sprat.runtime import describe_machine, versions
-from sprat.training import Training, resume, settle, train
+from sprat.training.start import resume, train
 
 BASE = Config(
     dropout=0.0,
@@ -61,27 +62,6 @@ SHORT = dataclasses.replace(
 WAYS = {"torch": "torch", "torch.compile": "torch", "graph": "graph", "kernels": "compiled"}
 
 
-def prepared(config: Config, dataset: Dataset) -> Training:
-    training = Training(settle(config, dataset), dataset, Path())
-    training.network.train()
-    return training
-
-
-def step_of(training: Training) -> Callable[[], Tensor]:
-    """One training step on the next batch; as in a run, nothing waits for the device."""
-    batches = iter(())
-
-    def step() -> Tensor:
-        nonlocal batches
-        batch = next(batches, None)
-        if batch is None:
-            batches = training.batches.epoch(0)
-            batch = next(batches)
-        return training.training_step(*batch)
-
-    return step
-
-
 def ways_on(device: str) -> dict[str, str]:
     """The ways that a device knows, and the config's kernels of each."""
     return WAYS if device == "cuda" else {"torch": "torch", "kernels": "auto"}
@@ -94,14 +74,14 @@ def agreement(device: str, batch_size: int) -> dict[str, Any]:
     config = dataclasses.replace(
         BASE, augment=augment, batch_size=batch_size, precision="fp32", final=True
     )
-    dataset, outcomes = noise(2_000), {}
+    outcomes = {}
     for name, kernels in {"cpu": "torch", **ways_on(device)}.items():
         place = "cpu" if name == "cpu" else device
         chosen = dataclasses.replace(config, device=place, kernels=kernels)  # type: ignore[arg-type]
-        training = prepared(chosen, dataset)
-        step = step_of(training)
+        step = NoiseSteps(chosen, 2_000)
         losses = [step().item() for _ in range(6)]  # from the fourth on the graph is replayed
-        weights = torch.cat([p.detach().cpu().flatten() for p in training.network.parameters()])
+        parameters = step.step.network.parameters()
+        weights = torch.cat([p.detach().cpu().flatten() for p in parameters])
         outcomes[name] = (losses, weights)
     cpu_losses, cpu_weights = outcomes["cpu"]
     return {
@@ -127,11 +107,11 @@ def speeds(
     found: dict[str, dict[str, float]] = {}
     for way in ways:
         kernels = ways_on(device)[way]
-        chosen = {"batch_size": batch_size, "device": device, "kernels": kernels, "final": True}
-        training = prepared(dataclasses.replace(BASE, **chosen), noise(20_000))  # type: ignore[arg-type]
+        chosen = {"batch_size": batch_size, "device": device, "kernels": kernels}
+        step = NoiseSteps(dataclasses.replace(BASE, **chosen), 20_000)  # type: ignore[arg-type]
         if way == "torch.compile":
-            training.network.compile()
-        taken[way] = step_of(training)
+            step.step.network.compile()
+        taken[way] = step
         found[way] = {"first_five_steps_s": seconds_of(taken[way], 5, device)}
     rates: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(rounds):  # in turns
@@ -236,7 +216,7 @@ def main() -> None:
     if arguments.data_dir:
         dataset = load_dataset("cifar10", arguments.data_dir)
         # what a process does once, recording above all, is not the run's
-        prepared(dataclasses.replace(SHORT, device=device, final=True), dataset)
+        NoiseSteps(dataclasses.replace(SHORT, device=device), 2_000)
         for name, config in (("short", SHORT), ("long", BASE)):
             epochs = arguments.epochs if name == "long" else config.epochs
             config = dataclasses.replace(config, device=device, final=True, epochs=epochs)

@@ -22,7 +22,8 @@ from sprat.config import Config, PicturesConfig
 from sprat.data import assemble, cache, pictures
 from sprat.evaluate import judge
 from sprat.runtime import describe_machine, set_threads, versions
-from sprat.training import Training, settle
+from sprat.training.run import Run
+from sprat.training.start import settle_for
 
 CLASSES = tuple("0123456789")
 PIECE = 1_000  # images written at once
@@ -57,14 +58,14 @@ def measure(share: float, arguments: argparse.Namespace) -> Figures:
             device="cpu",
             kernels=arguments.kernels,
         )
-        training = Training(settle(config, dataset), dataset, Path(folder))
-        training.network.train()
-        batches = training.batches.epoch(0)
-        for _ in range(min(arguments.steps, len(training.batches))):
-            training.training_step(*next(batches)).item()
-        assert training.val_set is not None
-        some = training.val_set.subset(torch.arange(min(2_000, len(training.val_set))))
-        judge(training.network, some, dataset.normalization)
+        training = Run(settle_for(config, dataset), dataset, Path(folder))
+        training.step.network.train()
+        batches = training.images.batches.epoch(0)
+        for number in range(min(arguments.steps, len(training.images.batches))):
+            training.step(*next(batches), number).item()
+        assert training.images.val is not None
+        some = training.images.val.subset(torch.arange(min(2_000, len(training.images.val))))
+        judge(training.step.network, some, dataset.normalization)
     return {
         "set_bytes": images * 3 * arguments.side**2,
         "seconds_to_load": loaded - began,

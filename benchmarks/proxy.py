@@ -30,8 +30,8 @@ from sprat.models.sprat import SpratBlock, SpratS, SpratT
 from sprat.models.tiniest import ChannelNorm
 from sprat.results import read_config, read_json
 from sprat.runtime import keep_freed_memory
-from sprat.seeds import train_seeds
-from sprat.training import split_off_val
+from sprat.training.images import split_off_val
+from sprat.training.seeds import train_seeds
 
 BUDGET = {
     "train_images": 10_000, "val_fraction": 0.5, "batch_size": 64, "judge_every": 1000,

@@ -16,17 +16,16 @@ matter here: they are noise. Takes about five minutes on two cores.
 import argparse
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import conventional
 import torch
 from side_by_side import AS_SPRAT, Contender, Figures, noise, parser_for, report, take_turns
+from steps import NoiseSteps
 from torch.utils.flop_counter import FlopCounterMode
 
 from sprat.config import Config
 from sprat.models import OptimizedCIFAR10Net200K
 from sprat.runtime import describe_machine, set_threads, versions
-from sprat.training import Training, settle
 
 IMAGES = 10_000
 
@@ -48,21 +47,18 @@ def sprat_step(arguments: argparse.Namespace) -> Figures:
 
 def sprat_steps(arguments: argparse.Namespace) -> Iterator[float]:
     """The losses of sprat's steps, each of which it takes as it is asked for."""
-    dataset = noise(IMAGES)
-    config = Config(
-        batch_size=arguments.batch_size,
-        threads=arguments.threads,
-        final=True,
-        precision=arguments.precision,
-        kernels=arguments.kernels,
-        device="cpu",
+    steps = NoiseSteps(
+        Config(
+            batch_size=arguments.batch_size,
+            threads=arguments.threads,
+            precision=arguments.precision,
+            kernels=arguments.kernels,
+            device="cpu",
+        ),
+        IMAGES,
     )
-    training = Training(settle(config, dataset), dataset, Path())
-    training.network.train()
-
     while True:
-        for batch in training.batches.epoch(0):
-            yield training.training_step(*batch).item()
+        yield steps().item()
 
 
 def eager_bf16_step(arguments: argparse.Namespace) -> Figures:

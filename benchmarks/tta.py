@@ -22,7 +22,7 @@ from sprat.evaluate import mcnemar, predict_probabilities
 from sprat.inference import FrozenNetwork
 from sprat.results import read_config
 from sprat.runtime import describe_machine, keep_freed_memory, set_threads, versions
-from sprat.training import split_off_val
+from sprat.training.images import split_off_val
 
 
 def judge_run(run: Path, data_dir: Path | None, threads: int) -> dict[str, Any]:

@@ -81,7 +81,7 @@ from sprat.plots import (
     draw_mistakes,
     draw_preview,
 )
-from sprat.training import preview_augmentation
+from sprat.training.images import preview_augmentation
 
 settings = sprat.load_recipe(recipe).changed(changes).changed({"dataset": dataset, "final": True})
 output = Path(output)

@@ -136,7 +136,7 @@ def cifar10_place() -> Path:
 @pytest.fixture(scope="session")
 def small_run(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a short finished run that kept its best weights on val."""
-    from sprat.training import train
+    from sprat.training.start import train
 
     run = tmp_path_factory.mktemp("runs") / "small"
     train(SMALL, small, run, recipe="small")

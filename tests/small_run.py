@@ -8,15 +8,16 @@ from conftest import SMALL
 
 from sprat.data import Dataset, shapes10
 from sprat.data.imageset import Normalization
-from sprat.observer import Observer
-from sprat.training import Training, resume, train
+from sprat.training.observer import Observer
+from sprat.training.run import Run
+from sprat.training.start import resume, train
 
 
 class Tell(Observer):
     def __init__(self, to: Connection) -> None:
         self.to = to
 
-    def stepped(self, training: Training) -> None:
+    def stepped(self, training: Run) -> None:
         self.to.send("step")
 
 

@@ -50,7 +50,8 @@ def test_a_recipe_is_named_and_a_dataset_too(
 def test_an_interrupted_script_goes_on(small: Dataset, tmp_path: Path) -> None:
     whole = sprat.train(SMALL, dataset=small, output=tmp_path / "whole", quiet=True)
     stopping = tmp_path / "stopping"
-    from sprat.training import Interrupted, train
+    from sprat.training.run import Interrupted
+    from sprat.training.start import train
 
     asked = iter([False] * 15 + [True])
     with pytest.raises(Interrupted):

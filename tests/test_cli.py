@@ -17,7 +17,8 @@ from sprat.cli import app
 from sprat.config import Config, OptimConfig, load_recipe, overrides, recipe_names
 from sprat.data import load_dataset
 from sprat.text import command as to_paste
-from sprat.training import Interrupted, train
+from sprat.training.run import Interrupted
+from sprat.training.start import train
 
 
 def sprat(*words: object, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
@@ -333,7 +334,7 @@ def test_too_little_memory_is_told_in_words(here: Here, monkeypatch: pytest.Monk
     def train_too_large(*given: object, **options: object) -> None:
         torch.empty(1 << 60, dtype=torch.uint8)
 
-    monkeypatch.setattr("sprat.training.train", train_too_large)
+    monkeypatch.setattr("sprat.training.start.train", train_too_large)
     done = here("train", "--dataset", "shapes10", "--device", "cpu")
     assert done.returncode == 2
     assert "not enough memory" in done.stderr

@@ -15,10 +15,11 @@ from sprat.checkpoint import load_model
 from sprat.config import Config, DistillConfig
 from sprat.data import Dataset
 from sprat.data.imageset import Normalization
-from sprat.distill import Renormalize, distance, load_teacher, together
 from sprat.errors import SpratError
 from sprat.results import read_json, teachers_of
-from sprat.training import Interrupted, Training, resume, settle, train
+from sprat.training.distill import Renormalize, distance, load_teacher, together
+from sprat.training.run import Interrupted, Run
+from sprat.training.start import resume, settle_for, train
 
 
 def taught(*by: Path, **changes: object) -> Config:
@@ -66,7 +67,7 @@ def test_two_teachers_teach_and_are_told(tiny: Dataset, small_run: Path, tmp_pat
 
     images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     one, other, twice, mean = (
-        Training(settle(config, tiny), tiny, tmp_path).teach(images)
+        Run(settle_for(config, tiny), tiny, tmp_path).step.teach(images)
         for config in (
             taught(small_run), taught(tmp_path / "other"), taught(small_run, small_run), both
         )
@@ -139,12 +140,14 @@ def test_resumes_bit_for_bit_but_not_with_another_teacher(
 def test_the_teacher_answers_as_it_does_alone(
     tiny: Dataset, small_run: Path, tmp_path: Path, kernels: str
 ) -> None:
-    config = settle(taught(small_run, kernels=kernels), tiny)
-    training = Training(config, tiny, tmp_path / "run")
+    config = settle_for(taught(small_run, kernels=kernels), tiny)
+    training = Run(config, tiny, tmp_path / "run")
     network: nn.Module = load_model(small_run).network
     images = torch.randn(32, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(training.teach(images), network(images), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            training.step.teach(images), network(images), rtol=1e-3, atol=1e-3
+        )
 
 
 class TestRefused:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from sprat.ema import EMA, reestimate_batchnorm
 from sprat.models import build_model
+from sprat.training.ema import EMA, reestimate_batchnorm
 
 
 def _walk(network: nn.Module) -> None:

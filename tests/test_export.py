@@ -27,7 +27,7 @@ from sprat.evaluate import predict_probabilities, top1
 from sprat.export import Exported, export
 from sprat.formats import ENDINGS, Format
 from sprat.models import build_model
-from sprat.training import train
+from sprat.training.start import train
 
 ROOT = Path(__file__).parents[1]
 FORMATS: tuple[Format, ...] = ("onnx", "onnx-int8", "pt2", "pth")

@@ -12,15 +12,16 @@ from conftest import SMALL
 from torch import Tensor, nn
 
 from sprat.data import Dataset
-from sprat.ema import reestimate_batchnorm
 from sprat.errors import SpratError
 from sprat.kernels import CompiledNetwork, NoKernels, build, trunk, why_not
 from sprat.kernels.trunk import Trunk
 from sprat.models import MODELS, OptimizedCIFAR10Net200K, build_model
 from sprat.models.sprat import SpratBlock
-from sprat.observer import Observer
 from sprat.results import read_json
-from sprat.training import Interrupted, resume, settle, train
+from sprat.training.ema import reestimate_batchnorm
+from sprat.training.observer import Observer
+from sprat.training.run import Interrupted
+from sprat.training.start import resume, settle_for, train
 
 CPU = torch.device("cpu")
 REASON = why_not(OptimizedCIFAR10Net200K, CPU, 32, bf16=False)
@@ -209,7 +210,7 @@ class TestChoice:
             )
             train(config, small, tmp_path / "run", recipe="small")
             with pytest.raises(SpratError, match=r"there is no C compiler .*--kernels auto"):
-                settle(dataclasses.replace(config, kernels="compiled"), small)
+                settle_for(dataclasses.replace(config, kernels="compiled"), small)
         finally:
             build.load.cache_clear()
         machine = read_json(tmp_path / "run" / "results.json")["machine"]
@@ -297,7 +298,7 @@ class TestChoice:
 
         try:
             for _ in range(2):
-                settle(SMALL, small, Tell())
+                settle_for(SMALL, small, Tell())
                 build.load.cache_clear()
         finally:
             build.load.cache_clear()

@@ -9,7 +9,7 @@ from torch import nn
 
 from sprat.config import OptimConfig
 from sprat.models import MODELS, build_model
-from sprat.optim import (
+from sprat.training.optim import (
     Muon,
     build_optimizer,
     orthogonalized,

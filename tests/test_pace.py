@@ -8,11 +8,19 @@ from pathlib import Path
 import pytest
 from conftest import SMALL, Here
 
-import sprat.pace
+import sprat.training.pace
 from sprat.config import RUN_FIELDS, Config, load_recipe, parse_time, recipe_names, to_toml
 from sprat.data import Dataset
 from sprat.errors import SpratError
-from sprat.pace import Pace, fit, fit_again, fitted_recipe, in_proportion, keep_recipe, measure
+from sprat.training.pace import (
+    Pace,
+    fit,
+    fit_again,
+    fitted_recipe,
+    in_proportion,
+    keep_recipe,
+    measure,
+)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +44,7 @@ def test_as_many_epochs_as_fit_are_trained(
     monkeypatch: pytest.MonkeyPatch, tiny: Dataset, judge_every: int
 ) -> None:
     pace = Pace(epoch=2.0, checkpoint=0.5, judgement=1.0, final=3.0)
-    monkeypatch.setattr(sprat.pace, "measure", lambda *given: pace)
+    monkeypatch.setattr(sprat.training.pace, "measure", lambda *given: pace)
     config = dataclasses.replace(SMALL, judge_every=judge_every)
     for seconds in (30.0, 31.0, 100.0, 1_000.0):
         epochs = fit(config, tiny, seconds, time.perf_counter()).epochs

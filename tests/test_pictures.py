@@ -32,7 +32,9 @@ from sprat.data.pictures import cache_file, list_folder
 from sprat.errors import SpratError
 from sprat.predict import find_pictures
 from sprat.results import read_config, read_json
-from sprat.training import Training, balanced_weights, settle, split_off_val, train
+from sprat.training.images import balanced_weights, split_off_val
+from sprat.training.run import Run
+from sprat.training.start import settle_for, train
 
 FORMS = [
     ("1", "png"), ("L", "jpg"), ("LA", "png"), ("P", "gif"), ("RGB", "bmp"), ("RGBA", "webp"),
@@ -559,12 +561,12 @@ class TestViews:
     def test_nothing_of_a_training_set_is_copied(self, tmp_path: Path) -> None:
         mapped = _mapped(tmp_path, 3_000)
         dataset = Dataset("x", mapped, mapped, Normalization((0.5,) * 3, (0.25,) * 3), "")
-        config = settle(replace(SMALL, train_images=2_000), dataset)
-        training = Training(config, dataset, tmp_path)
-        assert training.val_set is not None
-        sets = (training.val_set, training.probe_set, training.batches.dataset)
+        config = settle_for(replace(SMALL, train_images=2_000), dataset)
+        training = Run(config, dataset, tmp_path)
+        assert training.images.val is not None
+        sets = (training.images.val, training.images.probe, training.images.batches.dataset)
         assert all(isinstance(part.images, Rows) for part in sets)
-        assert isinstance(training.batchnorm_images, Rows)
+        assert isinstance(training.images.batchnorm, Rows)
 
 
 class TestClassWeights:
@@ -591,10 +593,10 @@ class TestClassWeights:
             losses = []
             for weights in ("none", "balanced"):
                 dataset = replace(shapes10, train=shapes10.train.subset(chosen))
-                wanted = settle(replace(config, class_weights=weights), dataset)
-                training = Training(wanted, dataset, tmp_path)
-                training.network.train()
-                losses.append(training.training_step(*next(training.batches.epoch(0))).item())
+                wanted = settle_for(replace(config, class_weights=weights), dataset)
+                training = Run(wanted, dataset, tmp_path)
+                training.step.network.train()
+                losses.append(training.step(*next(training.images.batches.epoch(0)), 0).item())
             assert (losses[0] == pytest.approx(losses[1])) is same
 
 
@@ -674,9 +676,9 @@ class TestEndToEnd:
             test__blue=2, test__red=2,
         )  # fmt: skip
         dataset = _load(folder)
-        config = settle(replace(SMALL, batch_size=16, final=True), dataset)
-        assert len(Training(config, dataset, tmp_path).batches.dataset) == 26
-        training = Training(replace(config, final=False), dataset, tmp_path)
-        assert len(training.batches.dataset) == 18
-        assert training.val_set is not None
-        assert len(training.val_set) == 8
+        config = settle_for(replace(SMALL, batch_size=16, final=True), dataset)
+        assert len(Run(config, dataset, tmp_path).batches.dataset) == 26
+        training = Run(replace(config, final=False), dataset, tmp_path)
+        assert len(training.images.batches.dataset) == 18
+        assert training.images.val is not None
+        assert len(training.images.val) == 8

@@ -152,7 +152,7 @@ def test_albumentations_is_repeatable_by_its_seed(images: Tensor) -> None:
 
 def test_importing_the_engine_does_not_import_albumentations() -> None:
     code = (
-        "import sys, sprat.training, sprat.augment.reference\n"
+        "import sys, sprat.training.start, sprat.augment.reference\n"
         "heavy = {'albumentations', 'cv2'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -27,7 +27,7 @@ from sprat.data.imageset import ImageSet
 from sprat.errors import SpratError
 from sprat.report import MISTAKES, Answers, read_run, write_report
 from sprat.results import read_json, write_config, write_json
-from sprat.training import train
+from sprat.training.start import train
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 ATTACK = "<script>alert(1)</script>"

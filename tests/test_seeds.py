@@ -13,10 +13,11 @@ from sprat.cli import app
 from sprat.config import load_recipe, recipe_names
 from sprat.data import Dataset
 from sprat.errors import SpratError
-from sprat.observer import Observer
 from sprat.results import read_json
-from sprat.seeds import train_seeds
-from sprat.training import Interrupted, Training
+from sprat.training.observer import Observer
+from sprat.training.pace import in_proportion
+from sprat.training.run import Interrupted, Run
+from sprat.training.seeds import train_seeds
 
 CONFIG = dataclasses.replace(SMALL, epochs=2, train_images=48, seed=4)
 
@@ -27,7 +28,7 @@ class Watching(Observer):
     def __init__(self, stop_after: int = 10**9) -> None:
         self.steps, self.stop_after = 0, stop_after
 
-    def stepped(self, training: Training) -> None:
+    def stepped(self, training: Run) -> None:
         self.steps += 1
 
     def should_stop(self) -> bool:
@@ -80,13 +81,13 @@ def test_a_folder_of_other_settings_is_left_alone(tiny: Dataset, tmp_path: Path)
 
 def test_fewer_training_images_keep_the_classes_shares(tiny: Dataset, tmp_path: Path) -> None:
     def counts(images: int) -> Tensor:
-        training = Training(dataclasses.replace(CONFIG, train_images=images), tiny, tmp_path)
-        return training.batches.dataset.targets.bincount(minlength=10)
+        training = Run(dataclasses.replace(CONFIG, train_images=images), tiny, tmp_path)
+        return training.images.batches.dataset.targets.bincount(minlength=10)
 
     assert counts(45).sum() == 45
     assert (counts(45) - counts(0) / 4).abs().max() <= 1
     with pytest.raises(SpratError, match=r"train_images is 201, but there are 180 to train on"):
-        Training(dataclasses.replace(CONFIG, train_images=201), tiny, tmp_path)
+        Run(dataclasses.replace(CONFIG, train_images=201), tiny, tmp_path)
 
 
 @pytest.mark.parametrize("recipe", recipe_names())
@@ -99,12 +100,10 @@ def test_every_recipe_trains_to_its_summary(
         taught = dataclasses.replace(config.distill, teacher=(str(small_run),))
         config = dataclasses.replace(config, distill=taught)
     config = dataclasses.replace(
-        config,
+        in_proportion(config, 2),
         train_images=32,
         batch_size=16,
-        epochs=2,
         judge_every=2,
-        optim=dataclasses.replace(config.optim, warmup_epochs=1),
         final=True,
         device="cpu",
         tta=1,

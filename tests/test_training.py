@@ -23,11 +23,14 @@ from sprat.data.imageset import stratified_split
 from sprat.errors import SpratError
 from sprat.evaluate import predict_probabilities, top1
 from sprat.files import WriteError
-from sprat.observer import Observer
 from sprat.results import read_config, read_metrics
 from sprat.runtime import derive_seed
-from sprat.seeds import train_seeds
-from sprat.training import PROBE_IMAGES, Interrupted, Training, resume, settle, train
+from sprat.training.images import PROBE_IMAGES
+from sprat.training.observer import Observer
+from sprat.training.run import Interrupted, Run
+from sprat.training.schedules import RunSchedule
+from sprat.training.seeds import train_seeds
+from sprat.training.start import resume, settle_for, train
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU of CUDA")
 
@@ -88,8 +91,7 @@ class TestRepeatability:
 
     def test_the_split_does_not_move_with_the_seed(self, tiny: Dataset, tmp_path: Path) -> None:
         sets = [
-            Training(dataclasses.replace(SMALL, seed=seed), tiny, tmp_path).val_set
-            for seed in (0, 1)
+            Run(dataclasses.replace(SMALL, seed=seed), tiny, tmp_path).images.val for seed in (0, 1)
         ]
         assert sets[0] is not None
         assert sets[1] is not None
@@ -125,7 +127,7 @@ class TestWhatIsChosenWhen:
         class Finished(Observer):
             finished = False
 
-            def epoch_ended(self, training: Training, row: dict[str, Any]) -> None:
+            def epoch_ended(self, training: Run, row: dict[str, Any]) -> None:
                 self.finished = training.finished
 
         observer = Finished()
@@ -168,7 +170,7 @@ class TestWhatIsChosenWhen:
         larger = shrink(shapes10, 5_000, 10)
         config = dataclasses.replace(SMALL, final=True)
         probes = [
-            Training(dataclasses.replace(config, seed=seed), larger, tmp_path).probe_set
+            Run(dataclasses.replace(config, seed=seed), larger, tmp_path).images.probe
             for seed in (0, 1)
         ]
         assert len(probes[0]) == PROBE_IMAGES
@@ -205,20 +207,20 @@ class TestEarlyStopping:
 
 
 class TestTrainingStep:
-    def _one(self, tiny: Dataset, run: Path, config: Config) -> tuple[Training, Tensor]:
+    def _one(self, tiny: Dataset, run: Path, config: Config) -> tuple[Run, Tensor]:
         """A run after its first step, and that step's loss."""
-        training = Training(config, tiny, run)
-        training.network.train()
-        images, targets = next(training.batches.epoch(0))
-        return training, training.training_step(images, targets)
+        training = Run(config, tiny, run)
+        training.step.network.train()
+        images, targets = next(training.images.batches.epoch(0))
+        return training, training.step(images, targets, 0)
 
     def test_gradients_are_clipped_to_max_norm(self, tiny: Dataset, tmp_path: Path) -> None:
         optim = dataclasses.replace(SMALL.optim, max_norm=0.01)
         clipped, _ = self._one(tiny, tmp_path, dataclasses.replace(SMALL, optim=optim))
         free, _ = self._one(tiny, tmp_path, SMALL)
 
-        def norm(training: Training) -> float:
-            grads = [p.grad for p in training.network.parameters() if p.grad is not None]
+        def norm(training: Run) -> float:
+            grads = [p.grad for p in training.step.network.parameters() if p.grad is not None]
             return torch.cat([g.flatten() for g in grads]).norm().item()
 
         assert norm(clipped) == pytest.approx(0.01, rel=1e-3)
@@ -238,9 +240,9 @@ class TestTrainingStep:
             augment=dataclasses.replace(SMALL.augment, flip=0.0, crop=0),
             optim=OptimConfig(lr=0.1, nesterov=True, weight_decay=0.01, warmup_epochs=1),
         )
-        training = Training(settle(config, small), small, tmp_path)
-        network = training.network.train()
-        images, targets = next(training.batches.epoch(0))
+        training = Run(settle_for(config, small), small, tmp_path)
+        network = training.step.network.train()
+        images, targets = next(training.images.batches.epoch(0))
         before = {n: p.detach().clone() for n, p in network.named_parameters()}
         mean, std = (
             torch.tensor(v).view(3, 1, 1) for v in dataclasses.astuple(small.normalization)
@@ -251,10 +253,8 @@ class TestTrainingStep:
         )
         loss = -(smooth * logits.log_softmax(1)).sum(1).mean()
         gradients = torch.autograd.grad(loss, list(network.parameters()))
-        assert training.training_step(images, targets).item() == pytest.approx(
-            loss.item(), rel=1e-4
-        )
-        lr = 0.1 / len(training.batches)  # the first step of the warm-up, not 0
+        assert training.step(images, targets, 0).item() == pytest.approx(loss.item(), rel=1e-4)
+        lr = 0.1 / len(training.images.batches)  # the first step of the warm-up, not 0
         for (name, parameter), gradient in zip(network.named_parameters(), gradients, strict=True):
             decay = 0.01 * before[name] if before[name].ndim > 1 else 0
             step = lr * 1.9 * (gradient + decay)  # Nesterov's first step
@@ -265,7 +265,7 @@ class TestTrainingStep:
         _, exact = self._one(small, tmp_path, SMALL)
         assert loss.item() == pytest.approx(exact.item(), rel=0.05)
         assert loss.item() != exact.item(), "bf16 rounds otherwise"
-        for parameter in training.network.parameters():
+        for parameter in training.step.network.parameters():
             assert parameter.dtype == torch.float32
             assert parameter.isfinite().all()
 
@@ -273,20 +273,20 @@ class TestTrainingStep:
 def test_bf16_is_not_used_where_torch_computes_it_wrongly(tiny: Dataset) -> None:
     """Dilated depthwise convolutions on a CPU: their weights' gradients are not even repeatable."""
     config = dataclasses.replace(SMALL, model="Tiniest", precision="auto")
-    assert settle(config, tiny).precision == "fp32"
+    assert settle_for(config, tiny).precision == "fp32"
     with pytest.raises(SpratError, match=r"precision is 'bf16'.*dilated.*use --precision fp32"):
-        settle(dataclasses.replace(config, precision="bf16"), tiny)
+        settle_for(dataclasses.replace(config, precision="bf16"), tiny)
     plain = dataclasses.replace(config, model="SpratS", precision="bf16")
-    assert settle(plain, tiny).precision == "bf16"
+    assert settle_for(plain, tiny).precision == "bf16"
 
 
 def test_decay_stays_off_norms_and_biases_unless_asked(tiny: Dataset, tmp_path: Path) -> None:
     def decayed(choice: bool) -> set[int]:
         optim = dataclasses.replace(SMALL.optim, decay_norm_and_bias=choice)
-        training = Training(dataclasses.replace(SMALL, optim=optim), tiny, tmp_path)
-        groups = training.optimizer.param_groups
+        training = Run(dataclasses.replace(SMALL, optim=optim), tiny, tmp_path)
+        groups = training.step.optimizer.param_groups
         together = [p for group in groups for p in group["params"]]
-        assert len({id(p) for p in together}) == len(list(training.network.parameters()))
+        assert len({id(p) for p in together}) == len(list(training.step.network.parameters()))
         return {p.ndim for group in groups if group["weight_decay"] for p in group["params"]}
 
     assert decayed(False) == {2, 4}
@@ -297,10 +297,10 @@ def test_a_loss_that_is_no_longer_finite_stops_with_step_rate_and_remedy(
     tiny: Dataset, tmp_path: Path
 ) -> None:
     class Poison(Observer):
-        def stepped(self, training: Training) -> None:
-            if training.step == 15:
+        def stepped(self, training: Run) -> None:
+            if training.steps_taken == 15:
                 with torch.no_grad():
-                    next(training.network.parameters()).fill_(float("nan"))
+                    next(training.step.network.parameters()).fill_(float("nan"))
 
     with pytest.raises(
         SpratError, match=r"became nan at step 15 \(epoch 2\) with learning rate"
@@ -315,10 +315,13 @@ def test_a_loss_that_is_no_longer_finite_stops_with_step_rate_and_remedy(
 
 def test_weights_spoilt_by_the_last_update_are_never_saved(tiny: Dataset, tmp_path: Path) -> None:
     class Poison(Observer):
-        def stepped(self, training: Training) -> None:
-            if training.batch == len(training.batches) and training.epoch == 1:
+        def stepped(self, training: Run) -> None:
+            if (
+                training.progress.batch == len(training.images.batches)
+                and training.progress.epoch == 1
+            ):
                 with torch.no_grad():
-                    next(training.network.parameters()).fill_(float("inf"))
+                    next(training.step.network.parameters()).fill_(float("inf"))
 
     with pytest.raises(SpratError, match=r"a weight became infinite.*\(epoch 2\)"):
         train(SMALL, tiny, tmp_path / "run", recipe="small", observer=Poison())
@@ -486,7 +489,7 @@ class TestTheRunsFolder:
         run, told = tmp_path / "seed-0", []
 
         class Crowd(Observer):
-            def started(self, training: Training) -> None:
+            def started(self, training: Run) -> None:
                 for begin in (
                     lambda: train(SMALL, tiny, run, recipe="small"),
                     lambda: resume(run, tiny),
@@ -509,10 +512,10 @@ class TestTheRunsFolder:
         config = dataclasses.replace(SMALL, epochs=2, train_images=96)
 
         class Change(Observer):
-            def epoch_ended(self, training: Training, row: dict[str, Any]) -> None:
-                values = json.loads((training.run / "config.json").read_text())
+            def epoch_ended(self, training: Run, row: dict[str, Any]) -> None:
+                values = json.loads((training.folder / "config.json").read_text())
                 values |= {"recipe": "another", "overrides": {"seed": 99}}
-                (training.run / "config.json").write_text(json.dumps(values))
+                (training.folder / "config.json").write_text(json.dumps(values))
 
         run, given = tmp_path / "run", {"train_images": 96}
         how: dict[str, Any] = {"recipe": "small", "overrides": given, "observer": Change()}
@@ -573,8 +576,8 @@ class TestTheRunsFolder:
         run = tmp_path / "run"
 
         class Remove(Observer):
-            def stepped(self, training: Training) -> None:
-                if training.batch == 1:
+            def stepped(self, training: Run) -> None:
+                if training.progress.batch == 1:
                     shutil.rmtree(run)
                     run.mkdir()
                     (run / ".lock").write_text("another run's")
@@ -674,10 +677,10 @@ class TestSidesAndJudgements:
         config = dataclasses.replace(SMALL, augment=augment, kernels="torch", judge_every=3)
 
         class Look(Observer):
-            def started(self, training: Training) -> None:
-                training.network.register_forward_pre_hook(
+            def started(self, training: Run) -> None:
+                training.step.network.register_forward_pre_hook(
                     lambda module, inputs: (
-                        seen.append((training.epoch, inputs[0].shape[3]))
+                        seen.append((training.progress.epoch, inputs[0].shape[3]))
                         if module.training
                         else None
                     )
@@ -716,47 +719,34 @@ BRIEF = AugmentConfig(
 
 
 class TestMixing:
-    def _training(self, tiny: Dataset, run: Path, mixing: MixingConfig) -> Training:
+    def _training(self, tiny: Dataset, run: Path, mixing: MixingConfig) -> Run:
         config = dataclasses.replace(SMALL, mixing=mixing, kernels="torch", dropout=0.0)
-        return Training(config, tiny, run)
+        return Run(config, tiny, run)
 
-    def _mixers(self, training: Training) -> list[tuple[str | None, float]]:
-        """The mixer and its strength of every step of the run."""
-        found = []
-        for _ in range(training.total_steps):
-            name, strength = training._mixer()
-            found.append((name, strength.item()))
-            training.batch += 1
-        return found
+    def _mixers(self, mixing: MixingConfig, epochs: int = 3) -> list[tuple[str | None, float]]:
+        """The mixer and its strength of every step of a run of 10 steps an epoch."""
+        schedule = RunSchedule(dataclasses.replace(SMALL, mixing=mixing, epochs=epochs), 10)
+        return [schedule.mixer(step) for step in range(schedule.total_steps)]
 
-    def test_mixers_meet_batches_by_the_table(self, tiny: Dataset, tmp_path: Path) -> None:
-        mixing = MixingConfig(mixup=0.3, cutmix=0.3, ricap=0.2)
-        config = dataclasses.replace(SMALL, mixing=mixing, epochs=100)
-        names = [name for name, _ in self._mixers(Training(config, tiny, tmp_path))]
+    def test_mixers_meet_batches_by_the_table(self) -> None:
+        names = [n for n, _ in self._mixers(MixingConfig(mixup=0.3, cutmix=0.3, ricap=0.2), 100)]
         for name, share in (("mixup", 0.3), ("cutmix", 0.3), ("ricap", 0.2), (None, 0.2)):
             error = (share * (1 - share) / len(names)) ** 0.5
             assert abs(names.count(name) / len(names) - share) < 4 * error
 
-    def test_mixing_ends_before_the_run_where_it_should(
-        self, tiny: Dataset, tmp_path: Path
-    ) -> None:
-        training = self._training(tiny, tmp_path, MixingConfig(cutmix=1.0, off_epochs=1.5))
-        names = [name for name, _ in self._mixers(training)]
-        plain = round(1.5 * len(training.batches))
-        assert set(names[:-plain]) == {"cutmix"}
-        assert set(names[-plain:]) == {None}
+    def test_mixing_ends_before_the_run_where_it_should(self) -> None:
+        names = [name for name, _ in self._mixers(MixingConfig(cutmix=1.0, off_epochs=1.5))]
+        assert set(names[:-15]) == {"cutmix"}
+        assert set(names[-15:]) == {None}
 
-    def test_strength_and_probability_follow_their_schedules(
-        self, tiny: Dataset, tmp_path: Path
-    ) -> None:
+    def test_strength_and_probability_follow_their_schedules(self) -> None:
         mixing = MixingConfig(mixup=1.0, mixup_alpha=2.0, strength="falling")
-        strengths = [s for _, s in self._mixers(self._training(tiny, tmp_path, mixing))]
+        strengths = [strength for _, strength in self._mixers(mixing)]
         assert strengths[0] == 2.0
         assert strengths == sorted(strengths, reverse=True)
         assert 0 < strengths[-1] < 0.1
         rising = MixingConfig(mixup=1.0, probability="rising")
-        training = Training(dataclasses.replace(SMALL, mixing=rising, epochs=60), tiny, tmp_path)
-        names = [name for name, _ in self._mixers(training)]
+        names = [name for name, _ in self._mixers(rising, 60)]
         third = len(names) // 3
         assert names[:third].count("mixup") < names[-third:].count("mixup")
 
@@ -765,17 +755,17 @@ class TestMixing:
         self, tiny: Dataset, tmp_path: Path, mixer: str
     ) -> None:
         training = self._training(tiny, tmp_path, MixingConfig(**{mixer: 1.0}))
-        network = copy.deepcopy(training.network).train()
-        images, targets = next(training.batches.epoch(0))
+        network = copy.deepcopy(training.step.network).train()
+        images, targets = next(training.images.batches.epoch(0))
         generator = torch.Generator().manual_seed(derive_seed("augment", SMALL.seed, 0))
-        augmented = training.pipeline(images, generator)
+        augmented = training.step.pipeline(images, generator)
         one_hot = torch.eye(10)[targets]
         mixed, mixed_targets = MIXERS[mixer](augmented, one_hot, generator=generator)
-        logits = network(normalize(mixed, training.mean, training.std))
+        logits = network(normalize(mixed, training.step.mean, training.step.std))
         smooth = 0.95 * mixed_targets + 0.05 / 10
         expected = -(smooth * logits.log_softmax(1)).sum(1).mean()
-        training.network.train()
-        loss = training.training_step(images, targets)
+        training.step.network.train()
+        loss = training.step(images, targets, 0)
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
     def test_a_run_with_everything_resumes_bit_for_bit(self, tiny: Dataset, tmp_path: Path) -> None:

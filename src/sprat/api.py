@@ -7,14 +7,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from sprat import training
 from sprat.checkpoint import load_model
 from sprat.config import Config, load_recipe, overrides, parse_time
 from sprat.data import Dataset
 from sprat.display import TrainingDisplay, load_again, load_shown, make_console
 from sprat.errors import SpratError
 from sprat.files import WriteError
-from sprat.pace import fit, fitted_recipe, keep_recipe
 from sprat.plots import draw_curves
 from sprat.predict import Classifier
 from sprat.results import (
@@ -25,6 +23,9 @@ from sprat.results import (
     read_config,
     resume_finished,
 )
+from sprat.training import start
+from sprat.training.pace import fit, fitted_recipe, keep_recipe
+from sprat.training.prepare import check
 from sprat.zoo import best, locate
 
 
@@ -92,7 +93,7 @@ def train(
         raise SpratError("time decides how many epochs there are; leave epochs out")
     if dataset is not None and not isinstance(dataset, Dataset):
         settings = settings.changed({"dataset": str(dataset)})
-    training.check(settings)  # rather than after a download
+    check(settings)  # rather than after a download
     console = make_console(quiet=quiet)
     if not isinstance(dataset, Dataset):
         place = None if data_dir is None else Path(data_dir)
@@ -107,7 +108,7 @@ def train(
             settings = fit(settings, dataset, seconds, began)
             recipe, changed = keep_recipe(settings, fitted_recipe(folder, recipe, time)), {}
         with _resumable(folder), TrainingDisplay(console) as display:
-            results = training.train(
+            results = start.train(
                 settings,
                 dataset,
                 folder,
@@ -148,7 +149,7 @@ def resume(
         place = None if data_dir is None else Path(data_dir)
         dataset = load_again(console, folder, config, moved, place)
     with _resumable(folder), TrainingDisplay(console) as display:
-        results = training.resume(folder, dataset, observer=display)
+        results = start.resume(folder, dataset, observer=display)
     return _with_curves(folder, results)
 
 

@@ -238,12 +238,14 @@ def train(
     else:
         _check_names(config)
 
-    import sprat.training
     from sprat.display import TrainingDisplay, load_again, load_shown, make_console
-    from sprat.pace import fit, fit_again, fitted_recipe, keep_recipe
     from sprat.plots import draw_curves
     from sprat.results import CONFIG_FILE, CURVES_FILE, check_empty, new_run, resume_finished
-    from sprat.seeds import train_seeds
+    from sprat.training import start
+    from sprat.training.pace import fit, fit_again, fitted_recipe, keep_recipe
+    from sprat.training.prepare import check
+    from sprat.training.run import Interrupted
+    from sprat.training.seeds import train_seeds
 
     console = make_console(quiet=quiet)
 
@@ -253,7 +255,7 @@ def train(
         _print_outcome(console, results, run)
 
     if resume is None:
-        sprat.training.check(config)  # rather than after a download
+        check(config)  # rather than after a download
         dataset = load_shown(console, config.dataset, data_dir, config.pictures)
     elif finished := resume_finished(resume):
         with _offering(lambda: ["sprat", *sys.argv[1:]]):
@@ -296,10 +298,10 @@ def train(
                 if seeds:
                     summary = train_seeds(config, dataset, run, seeds, ended=ended, **going)
                 elif resume:
-                    results = sprat.training.resume(run, dataset, **going)
+                    results = start.resume(run, dataset, **going)
                 else:
-                    results = sprat.training.train(config, dataset, run, **going)
-        except sprat.training.Interrupted:
+                    results = start.train(config, dataset, run, **going)
+        except Interrupted:
             assert stop.signal is not None
             _complain(f"stopped and saved; go on with\n  {to_paste(*command())}")
             return 128 + stop.signal
@@ -426,7 +428,7 @@ def _load_judged(
         SpratError: the dataset cannot be had, has other classes, or is not the one it must be.
     """
     from sprat.display import load_shown
-    from sprat.training import split_off_val
+    from sprat.training.images import split_off_val
 
     if config is None:  # how own pictures were split is in the model too
         config = Config.from_dict({"pictures": loaded.about.get("pictures", {})}, model)
@@ -1092,7 +1094,7 @@ def preview(
 
     from sprat.display import load_shown, make_console
     from sprat.plots import draw_preview
-    from sprat.training import preview_augmentation
+    from sprat.training.images import preview_augmentation
 
     loaded = load_shown(make_console(), config.dataset, data_dir, config.pictures)
     rows = preview_augmentation(config, loaded.train, columns)

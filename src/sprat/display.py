@@ -26,15 +26,15 @@ from rich.text import Text
 from sprat.config import Config, PicturesConfig
 from sprat.errors import SpratError
 from sprat.names import DATASETS
-from sprat.observer import Observer
 from sprat.text import command, visible, visible_lines, warn
 from sprat.threads import spinning_advice
+from sprat.training.observer import Observer
 
 if TYPE_CHECKING:  # what only prints a table loads no torch
     from sprat.budget import Summary, Verdict
     from sprat.data import Dataset
     from sprat.export import Contender
-    from sprat.training import Training
+    from sprat.training.run import Run
 
 HEADER = "epoch     loss   accuracy   EMA accuracy   learning rate   seconds   images/s"
 UNEVEN = 1.5  # times as many images of one class as of another that are worth a line
@@ -158,61 +158,61 @@ class TrainingDisplay(Observer):
     def preparing(self, what: str) -> None:
         self._print(f"{what} …")
 
-    def started(self, training: "Training") -> None:
-        from sprat.training import why_torch
+    def started(self, run: "Run") -> None:
+        from sprat.training.prepare import why_torch
 
-        config = training.config
-        images = len(training.batches.dataset)
+        config = run.config
+        images = len(run.images.batches.dataset)
         self._print(
-            f"{visible(config.model)} on {visible(training.dataset.name)}: {images:,} training "
-            f"images, {config.epochs} epochs of {len(training.batches)} steps, on "
-            f"{training.device.type} in {config.precision} with {config.threads} threads, into "
-            f"{visible(training.run)}"
+            f"{visible(config.model)} on {visible(run.dataset.name)}: {images:,} training "
+            f"images, {config.epochs} epochs of {len(run.images.batches)} steps, on "
+            f"{config.device} in {config.precision} with {config.threads} threads, into "
+            f"{visible(run.folder)}"
         )
-        self._print_imbalance(training)
+        self._print_imbalance(run)
         if reason := why_torch(config):
             self._print(f"each step goes through plain torch: {reason}")
-        if training.device.type == "cpu" and (advice := spinning_advice(config.threads)):
+        if config.device == "cpu" and (advice := spinning_advice(config.threads)):
             self._print(advice)
-        if training.step:
-            self._print(f"resumed after step {training.step:,} of {training.total_steps:,}")
+        if run.steps_taken:
+            self._print(f"resumed after step {run.steps_taken:,} of {run.total_steps:,}")
         judged = "the probe of training images" if config.final else "val"
         self._print(f"accuracy is on {judged}\n{HEADER}")
-        for row in training.history:
+        for row in run.progress.history:
             self._print_row(row)
         for task in self.progress.task_ids:  # of a seed before
             self.progress.update(task, visible=False)
-        self.began, self.began_step = time.perf_counter(), training.step
+        self.began, self.began_step = time.perf_counter(), run.steps_taken
         self.last_line = self.began
-        self.task = self.progress.add_task("", total=len(training.batches), rate=0, left="")
+        self.task = self.progress.add_task("", total=len(run.images.batches), rate=0, left="")
 
-    def stepped(self, training: "Training") -> None:
+    def stepped(self, run: "Run") -> None:
         now = time.perf_counter()
-        seconds_a_step = (now - self.began) / (training.step - self.began_step)
-        rate = training.config.batch_size / seconds_a_step
-        left = f"{_duration((training.total_steps - training.step) * seconds_a_step)} left"
+        seconds_a_step = (now - self.began) / (run.steps_taken - self.began_step)
+        rate = run.config.batch_size / seconds_a_step
+        left = f"{_duration((run.total_steps - run.steps_taken) * seconds_a_step)} left"
         # the step that ends an epoch is told before the epoch is counted
-        epoch, done = training.epoch + 1, training.batch
+        epoch, done = run.progress.epoch + 1, run.progress.batch
         if _can_move(self.progress):
             assert self.task is not None
-            description = f"epoch {epoch}/{training.config.epochs}"
+            description = f"epoch {epoch}/{run.config.epochs}"
             self.progress.update(
                 self.task, completed=done, description=description, rate=rate, left=left
             )
         elif now - self.last_line > PLAIN_EVERY:
             self.last_line = now
-            share = 100 * done / len(training.batches)
+            share = 100 * done / len(run.images.batches)
             self._print(f"  epoch {epoch}: {share:.0f} %, {rate:,.0f} images/s, {left}")
 
-    def epoch_ended(self, training: "Training", row: dict[str, Any]) -> None:
+    def epoch_ended(self, run: "Run", row: dict[str, Any]) -> None:
         self._print_row(row)
-        if training.finished:
-            judged = training.dataset.test if training.val_set is None else training.val_set
-            name = "the test set" if training.val_set is None else "val"
+        if run.finished:
+            judged = run.dataset.test if run.images.val is None else run.images.val
+            name = "the test set" if run.images.val is None else "val"
             if self.task is not None:
                 self.progress.update(self.task, visible=False)
             self.judging_task = self.progress.add_task(
-                f"judging {name}", total=training.config.tta * len(judged), rate=0, left=""
+                f"judging {name}", total=run.config.tta * len(judged), rate=0, left=""
             )
             self.judging_began, self.judged = time.perf_counter(), 0
 
@@ -222,15 +222,15 @@ class TrainingDisplay(Observer):
             rate = self.judged / (time.perf_counter() - self.judging_began)
             self.progress.update(self.judging_task, advance=images, rate=rate)
 
-    def _print_imbalance(self, training: "Training") -> None:
+    def _print_imbalance(self, run: "Run") -> None:
         from sprat.data.imageset import class_counts
 
-        counts = class_counts(training.batches.dataset)
+        counts = class_counts(run.images.batches.dataset)
         least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
         if counts[most] < UNEVEN * counts[least]:
             return
         remedy = "--class-weights balanced would make them weigh the same in the loss"
-        if training.config.class_weights == "balanced":
+        if run.config.class_weights == "balanced":
             remedy = "they weigh the same in the loss"
         self._print(
             f"classes are uneven, from {counts[least]:,} training images ({visible(least)}) to "

@@ -34,7 +34,7 @@ from sprat.results import (
     write_json,
 )
 from sprat.runtime import keep_freed_memory
-from sprat.training import split_off_val
+from sprat.training.images import split_off_val
 from sprat.zoo import CARD_TEXT_FILE, ZOO, card_text
 
 CORRUPTED_IMAGES = 2_000

@@ -91,12 +91,12 @@ def _check(name: str, ended: Ended, refused: bool) -> None:
 
 
 def _never_train() -> None:
-    import sprat.training
+    from sprat.training.run import Run
 
-    def train_epoch(*args: object) -> None:
+    def train(*args: object) -> None:
         raise SystemExit(0)
 
-    sprat.training.Training.train_epoch = train_epoch  # type: ignore[method-assign, assignment]
+    Run.train = train  # type: ignore[method-assign, assignment]
 
 
 # --- models -------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from conftest import SMALL, StopAfter, weights
 
 from sprat.config import AugmentConfig
 from sprat.data import Dataset
-from sprat.training import Interrupted, resume, train
+from sprat.training.run import Interrupted
+from sprat.training.start import resume, train
 
 pytest.importorskip("albumentations", reason="needs sprat[albumentations]")
 

@@ -25,7 +25,7 @@ from sprat.data import Dataset
 from sprat.evaluate import judge
 from sprat.models import MODELS
 from sprat.results import read_config, read_json, write_json
-from sprat.training import split_off_val
+from sprat.training.images import split_off_val
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"

@@ -20,7 +20,7 @@ from sprat.results import read_metrics
 # Each run is forked off a server that has imported torch once, with what its optimizers import when
 # they are first used, but computed nothing.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["sprat.training", "sprat.data", "torch._dynamo"])
+PROCESSES.set_forkserver_preload(["sprat.training.start", "sprat.data", "torch._dynamo"])
 
 
 @contextmanager

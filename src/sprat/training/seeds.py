@@ -8,9 +8,10 @@ from typing import Any
 from sprat.config import Config
 from sprat.data import Dataset
 from sprat.errors import SpratError
-from sprat.observer import Observer
 from sprat.results import CONFIG_FILE, read_config, read_data, write_summary
-from sprat.training import check_data, resume, settle, train
+from sprat.training.observer import Observer
+from sprat.training.saving import check_data
+from sprat.training.start import resume, settle_for, train
 
 
 def train_seeds(
@@ -41,7 +42,7 @@ def train_seeds(
     for seed in range(config.seed, config.seed + count):
         run, seeded = folder / f"seed-{seed}", dataclasses.replace(config, seed=seed)
         if (run / CONFIG_FILE).exists():
-            _check_same(run, settle(seeded, dataset, observer or Observer()), dataset)
+            _check_same(run, settle_for(seeded, dataset, observer or Observer()), dataset)
             results = resume(run, dataset, observer=observer, should_stop=should_stop)
         else:
             results = train(

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sprat.training import Training
+    from sprat.training.run import Run
 
 
 class Observer:
@@ -12,13 +12,13 @@ class Observer:
     def preparing(self, what: str) -> None:
         """Before something that takes seconds and happens once on a machine."""
 
-    def started(self, training: "Training") -> None:
+    def started(self, run: "Run") -> None:
         """Before the first step, of a fresh or a resumed run."""
 
-    def stepped(self, training: "Training") -> None:
+    def stepped(self, run: "Run") -> None:
         """After every step."""
 
-    def epoch_ended(self, training: "Training", row: dict[str, Any]) -> None:
+    def epoch_ended(self, run: "Run", row: dict[str, Any]) -> None:
         """After an epoch was judged and saved; `row` is its line of metrics.jsonl."""
 
     def judging(self, images: int) -> None:

@@ -13,7 +13,9 @@ from sprat.data import Dataset
 from sprat.errors import SpratError
 from sprat.evaluate import judge
 from sprat.files import temporary_folder, write_whole
-from sprat.training import Training, settle
+from sprat.training.run import Run
+from sprat.training.saving import save
+from sprat.training.start import settle_for
 
 WARM_STEPS = 3  # not timed: memory is new, a GPU compiles
 STEPS = (5, 200)  # fewest and most that are timed, for each side of images
@@ -49,30 +51,31 @@ def measure(config: Config, dataset: Dataset, seconds: float) -> Pace:
         seconds: the time of the whole run, of which timing takes a small share.
 
     Raises:
-        SpratError: as `training.train`.
+        SpratError: as `train`.
     """
     with temporary_folder() as folder:
-        training = Training(settle(config, dataset), dataset, folder)
-        training.network.train()
+        run = Run(settle_for(config, dataset), dataset, folder)
+        batches, progress = run.images.batches, run.progress
+        run.step.network.train()
         sides = [config.augment.side_of(epoch) for epoch in range(config.epochs)]
         of_side = {
-            side: _step(training, sides.index(side), SHARE * seconds / len(set(sides)))
+            side: _step(run, sides.index(side), SHARE * seconds / len(set(sides)))
             for side in dict.fromkeys(sides)
         }
         step = sum(of_side[side] for side in sides) / len(sides)
-        training.epoch, training.epoch_seconds = config.judge_every, 1.0  # one that is judged
+        progress.epoch, progress.epoch_seconds = config.judge_every, 1.0  # one that is judged
         began = time.perf_counter()
-        training.end_epoch()
+        run.end_epoch()
         ended = time.perf_counter()
-        training.save()
+        save(run)
         checkpoint = time.perf_counter() - ended
-        judged = dataset.test if training.val_set is None else training.val_set
+        judged = dataset.test if run.images.val is None else run.images.val
         few = judged.subset(torch.arange(min(FINAL_IMAGES, len(judged))))
         final = time.perf_counter()
-        judge(training.kept_network(), few, dataset.normalization, config.tta)
+        judge(run.kept_network(), few, dataset.normalization, config.tta)
         final = (time.perf_counter() - final) * len(judged) / len(few)
-        training.batches.close()
-        return Pace(len(training.batches) * step, checkpoint, ended - began - checkpoint, final)
+        batches.close()
+        return Pace(len(batches) * step, checkpoint, ended - began, final)
 
 
 def fit(config: Config, dataset: Dataset, seconds: float, since: float) -> Config:
@@ -82,7 +85,7 @@ def fit(config: Config, dataset: Dataset, seconds: float, since: float) -> Confi
         seconds: from `since`, a moment of `time.perf_counter`, to the end of the run.
 
     Raises:
-        SpratError: not even one epoch fits, or as `training.train`.
+        SpratError: not even one epoch fits, or as `train`.
     """
     pace = measure(config, dataset, seconds)
     left = seconds - (time.perf_counter() - since)
@@ -146,27 +149,26 @@ def in_proportion(config: Config, epochs: int) -> Config:
     return dataclasses.replace(config, epochs=epochs, optim=optim, mixing=mixing, augment=augment)
 
 
-def _step(training: Training, epoch: int, most_seconds: float) -> float:
-    """The mean time of a step in an epoch, that of fetching its images included."""
+def _step(run: Run, epoch: int, most_seconds: float) -> float:
+    """Return the mean time of a step of an epoch, that of fetching its images included."""
     fewest, most = STEPS
-    training.epoch, training.batch = epoch, 0
+    batches, number = run.images.batches, epoch * len(run.images.batches)
     done, began = -WARM_STEPS, 0.0
     while True:
-        for images, targets in training.batches.epoch(epoch):
+        for images, labels in batches.epoch(epoch):
             if done == 0:
-                _wait(training)
+                _wait(run)
                 began = time.perf_counter()
-            training.losses[training.batch] = training.training_step(images, targets)
-            training.batch = (training.batch + 1) % len(training.batches)
+            run.step(images, labels, number + max(0, done) % len(batches))
             done += 1
             if done >= fewest:
-                _wait(training)
+                _wait(run)
                 taken = time.perf_counter() - began
                 if done >= most or taken > most_seconds:
                     return taken / done
 
 
-def _wait(training: Training) -> None:
-    """Until a GPU has done what it was given."""
-    if training.device.type == "cuda":
-        torch.cuda.synchronize(training.device)
+def _wait(run: Run) -> None:
+    """Wait until a GPU has done what it was given."""
+    if run.config.device == "cuda":
+        torch.cuda.synchronize()

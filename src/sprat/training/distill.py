@@ -3,6 +3,7 @@ Dean 2015, arXiv 1503.02531)."""
 
 import hashlib
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,14 @@ from torch import Tensor, nn
 
 from sprat.budget import count_parameters
 from sprat.checkpoint import Model, load_model
+from sprat.config import Config
 from sprat.data import Dataset
 from sprat.data.imageset import Normalization
 from sprat.errors import SpratError
+from sprat.inference import WORTH_COMPILING, FrozenNetwork
+from sprat.kernels import LANES, CompiledNetwork, why_not
 from sprat.names import MODEL_FILE
+from sprat.runtime import autocast
 from sprat.zoo import locate
 
 
@@ -68,6 +73,42 @@ class Renormalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return images * self.scale + self.shift
+
+
+def answers_of(
+    teachers: Sequence[Teacher], config: Config, normalization: Normalization
+) -> Callable[[Tensor], Tensor]:
+    """Return what maps the student's normalised images to the teachers' averaged logits, B x K.
+
+    Args:
+        config: the student's, settled for this machine.
+        normalization: the student's.
+    """
+    device = torch.device(config.device)
+    networks = [_answers_of(teacher, config, normalization) for teacher in teachers]
+
+    def answers(images: Tensor) -> Tensor:
+        with torch.no_grad(), autocast(device, config.precision):
+            logits = [network(images) for network in networks]
+            return together(logits, config.distill.temperature)
+
+    return answers
+
+
+def _answers_of(
+    teacher: Teacher, config: Config, normalization: Normalization
+) -> Callable[[Tensor], Tensor]:
+    device, bf16 = torch.device(config.device), config.precision == "bf16"
+    network = teacher.model.network.eval().requires_grad_(False)
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    answer: Callable[[Tensor], Tensor] = network
+    if config.kernels == "compiled" and device.type == "cpu" and not bf16:
+        answer = FrozenNetwork(network)
+        answer.expect(WORTH_COMPILING)
+    elif config.kernels == "compiled" and not why_not(type(network), device, LANES, bf16):
+        answer = CompiledNetwork(network, bf16=bf16, threads=config.threads, frozen=True).eval()
+    renormalize = Renormalize(normalization, teacher.model.normalization).to(device)
+    return lambda images: answer(renormalize(images))
 
 
 def load_teacher(name: str) -> Teacher:

@@ -1,0 +1,157 @@
+"""Which images a run trains on, and which it is evaluated on meanwhile."""
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sprat.augment.preview import Row, preview
+from sprat.augment.reference import AlbumentationsPipeline
+from sprat.config import Config
+from sprat.data import Dataset
+from sprat.data.batches import Batches
+from sprat.data.imageset import Images, ImageSet, stratified_split
+from sprat.data.workers import WorkerBatches
+from sprat.errors import SpratError
+from sprat.training.prepare import make_pipeline
+
+PROBE_IMAGES = 2_000  # training images, without augmentation, that a final run is watched on
+BATCHNORM_IMAGES = 5_120  # training images that an average's statistics are estimated from
+BATCHNORM_BATCH = 64  # of them at once; only full batches count
+
+
+@dataclass(frozen=True)
+class RunImages:
+    """The images of a run, by what they are for.
+
+    batches: what is trained on. val: held out to choose on; None in a final run. probe: some of
+    those trained on, not augmented. batchnorm: what an average's BatchNorm statistics are
+    estimated from, uint8.
+    """
+
+    batches: Batches
+    val: ImageSet | None
+    probe: ImageSet
+    batchnorm: Images
+
+    @classmethod
+    def of(cls, dataset: Dataset, config: Config) -> "RunImages":
+        """Divide a dataset's training images; `config` is settled for this machine.
+
+        Raises:
+            SpratError: there are too few.
+        """
+        train_set, val = dataset.train, None
+        if not config.final:
+            kept, held_out = split_off_val(dataset, config)
+            val = train_set.subset(held_out).to(torch.device(config.device))
+            train_set = train_set.subset(kept)
+        train_set = _fewer(train_set, config)
+        count = min(BATCHNORM_IMAGES, len(train_set))
+        count -= count % BATCHNORM_BATCH if count > BATCHNORM_BATCH else 0
+        return cls(
+            batches=make_batches(train_set, config),
+            val=val,
+            probe=_some(train_set, PROBE_IMAGES, config),
+            batchnorm=_some(train_set, count, config).images,
+        )
+
+    def batchnorm_batches(self) -> Iterable[Tensor]:
+        """Return the images that BatchNorm statistics are estimated from, batch by batch."""
+        return self.batchnorm.split(BATCHNORM_BATCH)
+
+    @property
+    def judged(self) -> tuple[str, ImageSet]:
+        """The images that accuracy during the run is of, and their name."""
+        return ("probe", self.probe) if self.val is None else ("val", self.val)
+
+
+def split_off_val(dataset: Dataset, config: Config) -> tuple[Tensor, Tensor]:
+    """Return the indices of the training images that a run without `final` trains on, and of its
+    val: the dataset's own if it has one, else a share of each class.
+
+    Raises:
+        SpratError: val would be empty.
+    """
+    train_set = dataset.train
+    if dataset.val is not None:
+        kept = torch.ones(len(train_set), dtype=torch.bool)
+        kept[dataset.val] = False
+        return kept.nonzero().flatten(), dataset.val
+    held_out = round(len(train_set) * config.val_fraction)
+    if held_out < 1:
+        raise SpratError(
+            f"val_fraction is {config.val_fraction}, which holds out none of "
+            f"{len(train_set)} training images; give at least {1 / len(train_set):.2g}"
+        )
+    return stratified_split(train_set.targets, held_out, config.split_seed)
+
+
+def _fewer(train_set: ImageSet, config: Config) -> ImageSet:
+    if config.train_images in (0, len(train_set)):
+        return train_set
+    if config.train_images > len(train_set):
+        raise SpratError(
+            f"train_images is {config.train_images:,}, but there are {len(train_set):,} to train "
+            "on; give fewer, or 0 for all"
+        )
+    _, chosen = stratified_split(train_set.targets, config.train_images, config.split_seed)
+    return train_set.subset(chosen)
+
+
+def _some(train_set: ImageSet, count: int, config: Config) -> ImageSet:
+    _, chosen = stratified_split(train_set.targets, min(count, len(train_set)), config.split_seed)
+    return train_set.subset(chosen).to(torch.device(config.device))
+
+
+def make_batches(train_set: ImageSet, config: Config) -> Batches:
+    """Return the batches of a run, augmented by worker processes if the config says so."""
+    device, augment = torch.device(config.device), config.augment
+    if augment.engine == "batched":
+        return Batches(
+            train_set.to(device),
+            config.batch_size,
+            config.seed,
+            alternating_flip=augment.flip_mode == "alternating",
+        )
+    return WorkerBatches(
+        train_set,
+        config.batch_size,
+        config.seed,
+        augment=AlbumentationsPipeline(make_pipeline(augment)),
+        workers=augment.workers or config.threads,
+        device=device,
+    )
+
+
+def balanced_weights(train_set: ImageSet) -> Tensor:
+    """Return class weights by which all classes weigh the same in the loss: float32, K, their mean
+    over the images 1."""
+    counts = train_set.targets.bincount(minlength=len(train_set.classes))
+    return len(train_set) / ((counts > 0).sum() * counts.clamp_min(1)).float()
+
+
+def preview_augmentation(config: Config, train_set: ImageSet, columns: int) -> list[Row]:
+    """Return what augmentation and mixing of `config` do to training images, `columns` of as many
+    classes, row by row (see augment/preview.py)."""
+    # the nth image of the nth class, over and over
+    members = [(train_set.targets == label).nonzero() for label in range(len(train_set.classes))]
+    chosen = [
+        of_class[column % len(of_class)].item()
+        for column, of_class in zip(range(columns), itertools.cycle(members), strict=False)
+    ]
+    shown = train_set.subset(torch.tensor(chosen))
+    return preview(
+        shown.images[:],
+        shown.targets.tolist(),
+        train_set.classes,
+        pipeline=make_pipeline(config.augment),
+        mixers={
+            name: config.mixing.strengths[name]
+            for name, probability in config.mixing.probabilities.items()
+            if probability
+        },
+        generator=torch.Generator().manual_seed(config.seed),
+    )

@@ -1,0 +1,104 @@
+"""The end of a run: its weights settled and judged, its model and results written."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import torch
+
+from sprat.budget import count_parameters, receptive_field
+from sprat.checkpoint import Model, save_model
+from sprat.data.imageset import class_counts
+from sprat.evaluate import judge
+from sprat.models import build_model
+from sprat.names import MODEL_FILE
+from sprat.results import RESULTS_FILE, brief_fields, write_json
+from sprat.runtime import describe_machine, peak_memory, versions
+from sprat.training.observer import Observer
+from sprat.training.prepare import why_torch
+from sprat.training.run import Run
+from sprat.training.saving import check_folder
+
+
+def finish(run: Run, observer: Observer) -> dict[str, Any]:
+    """Judge the weights that a finished run keeps; write model.safetensors and results.json.
+
+    Returns:
+        What results.json holds.
+    """
+    config, dataset, progress = run.config, run.dataset, run.progress
+    network = run.kept_network()
+    if progress.best is not None:
+        network.load_state_dict(progress.best["weights"])
+    judged = dataset.test if run.images.val is None else run.images.val
+    judgement = judge(network, judged, dataset.normalization, config.tta, observer.judging)
+    test, val = (judgement, None) if config.final else (None, judgement)
+    parameters, side = count_parameters(network), dataset.train.images.shape[-1]
+    batches = run.images.batches
+    images = progress.epoch * len(batches) * config.batch_size
+    training_seconds = math.fsum(row["seconds"] for row in progress.history)
+    results = {
+        "recipe": run.origin.recipe,
+        "overrides": run.origin.overrides,
+        "dataset": dataset.name,
+        "dataset_md5": dataset.md5,
+        "train_per_class": class_counts(batches.dataset),
+        "model": config.model,
+        "side": side,
+        "parameters": parameters,
+        "seed": config.seed,
+        "final": config.final,
+        "epochs": progress.epoch,
+        "stopped_early": run.stopped_early,
+        "weights": config.weights,
+        "best_epoch": progress.best["epoch"] if progress.best else None,
+        "seconds": progress.seconds,
+        "images_per_s": images / training_seconds,
+        "peak_memory_bytes": peak_memory(),
+        "test": test,
+        "val": val,
+        "machine": _machine(run),
+        "versions": versions(),
+        "git": run.origin.git,
+        "teachers": [teacher.about for teacher in run.teachers],
+        "brief": brief_fields(
+            parameters,
+            _receptive_field(config.model, side),
+            run.top1(network, run.images.probe),
+            test,
+            progress.seconds,
+        ),
+    }
+    kept = ("recipe", "overrides", "dataset", "dataset_md5", "seed", "epochs", "weights")
+    about = {key: results[key] for key in kept}
+    about |= {"test_top1": test and test["top1"], "val_top1": val and val["top1"]}
+    if dataset.own:  # the test part must stay the same where the model is judged again
+        about["pictures"] = dataclasses.asdict(dataset.own)
+    model = Model(
+        network=network,
+        name=config.model,
+        classes=dataset.train.classes,
+        normalization=dataset.normalization,
+        side=side,
+        about=about,
+    )
+    check_folder(run)
+    save_model(run.folder / MODEL_FILE, model)
+    write_json(run.folder / RESULTS_FILE, results)
+    return results
+
+
+def _machine(run: Run) -> dict[str, Any]:
+    config = run.config
+    machine = describe_machine(torch.device(config.device), config.precision, config.threads)
+    machine["kernels"] = config.kernels
+    if reason := why_torch(config):
+        machine["kernels_because"] = reason
+    return machine
+
+
+@functools.cache
+def _receptive_field(model: str, side: int) -> int | None:
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn
+        return receptive_field(build_model(model), side)

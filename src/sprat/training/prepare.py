@@ -1,0 +1,160 @@
+"""Checks and decisions before a run: what "auto" means on this machine, what fits the data."""
+
+import dataclasses
+from typing import Literal
+
+import torch
+
+from sprat.augment.pipeline import Pipeline
+from sprat.augment.reference import require_albumentations
+from sprat.augment.views import find_views
+from sprat.budget import judge_limits, summarize
+from sprat.checkpoint import wrong_metadata
+from sprat.config import AugmentConfig, Config
+from sprat.data import Dataset
+from sprat.data.imageset import ImageSet
+from sprat.errors import SpratError
+from sprat.kernels import why_not
+from sprat.models import build_model, find_model
+from sprat.runtime import choose_device, choose_precision, set_threads
+from sprat.training.observer import Observer
+from sprat.zoo import locate
+
+
+def check(config: Config) -> None:
+    """Check everything that does not need data.
+
+    Raises:
+        SpratError: the machine lacks what the config asks for, or there is no such network, teacher
+            or set of views.
+    """
+    find_model(config.model)
+    for name in config.distill.teacher:
+        locate(name)
+    find_views(config.tta)
+    choose_precision(config.precision, choose_device(config.device))
+    if config.augment.engine == "albumentations":
+        require_albumentations()
+
+
+def settle(config: Config, observer: Observer = Observer()) -> Config:  # noqa: B008
+    """Return the config with what "auto" and 0 threads stand for on this machine.
+
+    Compiled kernels are built here if they are not yet; `observer` is told before.
+
+    Raises:
+        SpratError: as `check`.
+    """
+    check(config)
+    device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
+    if device.type == "cpu" and precision == "bf16" and _has_gapped_windows(config.model):
+        if config.precision == "bf16":
+            raise SpratError(
+                f"precision is 'bf16', but on CPUs torch's bf16 gradients of {config.model}'s "
+                "dilated depthwise convolutions are wrong; use --precision fp32"
+            )
+        precision = "fp32"
+    config = dataclasses.replace(
+        config,
+        model=find_model(config.model).__name__,
+        device=device.type,  # type: ignore[arg-type]
+        precision=precision,  # type: ignore[arg-type]
+        threads=set_threads(config.threads),
+    )
+    if config.kernels == "auto":
+        ways: tuple[Literal["compiled", "graph", "torch"], ...] = ("compiled", "graph", "torch")
+        possible = (way for way in ways if not why_not_kernels(config, way, observer))
+        return dataclasses.replace(config, kernels=next(possible))
+    check_kernels(config, observer)
+    return config
+
+
+def check_fit(config: Config, dataset: Dataset) -> None:
+    """Check a config against the data it is to be trained on.
+
+    Raises:
+        SpratError: the config does not fit the data, or no model file could describe the data.
+    """
+    side, classes = dataset.train.images.shape[-1], dataset.train.classes
+    normalization = {"mean": dataset.normalization.mean, "std": dataset.normalization.std}
+    wrong = wrong_metadata({"classes": classes, "side": side} | normalization)
+    if wrong:
+        raise SpratError(f"{dataset.name} cannot be trained on: {wrong}. Change the dataset.")
+    _check_budget(config, dataset.train)
+    if config.augment.crop >= side:
+        raise SpratError(
+            f"augment.crop is {config.augment.crop}, but the images are {side} px wide; give less"
+        )
+
+
+def _check_budget(config: Config, train_set: ImageSet) -> None:
+    if not any(config.budget.limits.values()):
+        return
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn
+        network = build_model(config.model, len(train_set.classes))
+    summary = summarize(network, side=train_set.images.shape[-1])
+    verdicts = judge_limits(config.budget.limits, summary, config.budget.stored_as)
+    broken = [f"{v.metric} {v.achieved}, limit {v.target}" for v in verdicts if not v.kept]
+    if broken:
+        raise SpratError(
+            f"{summary.model} does not fit the budget: {'; '.join(broken)}; choose another "
+            "--model, or change the recipe's [budget]"
+        )
+
+
+def _has_gapped_windows(model: str) -> bool:
+    """Return whether a network has dilated depthwise convolutions: torch 2.13's gradient of their
+    weights in bf16, channels last, holds memory that was never written."""
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn
+        modules = build_model(model).modules()
+    return any(
+        isinstance(m, torch.nn.Conv2d) and m.groups > 1 and max(m.dilation) > 1 for m in modules
+    )
+
+
+def check_kernels(config: Config, observer: Observer) -> None:
+    """Check that a settled config's steps can be computed as it says.
+
+    Raises:
+        SpratError: they cannot here.
+    """
+    if reason := why_not_kernels(config, config.kernels, observer):
+        raise SpratError(
+            f"kernels is {config.kernels!r}, but {reason}; mend that, or start with --kernels auto"
+        )
+
+
+def why_not_kernels(
+    config: Config,
+    kernels: str,
+    observer: Observer = Observer(),  # noqa: B008
+) -> str | None:
+    """Return why a settled config's steps cannot be computed that way; None where they can."""
+    device = torch.device(config.device)
+    if kernels == "compiled":
+        if config.precision == "fp16":
+            return "the compiled kernels keep maps in bf16 or fp32, not in fp16"
+        bf16 = config.precision == "bf16"
+        model = find_model(config.model)
+        return why_not(model, device, config.batch_size, bf16, observer.preparing)
+    if kernels == "graph" and device.type != "cuda":
+        return f"graphs are for CUDA, not {device.type}"
+    if kernels == "graph" and config.precision == "fp16":
+        return "a graph cannot scale the loss of fp16"
+    return None
+
+
+def why_torch(config: Config) -> str | None:
+    """Return why a settled config trains with plain PyTorch; None where it does not."""
+    if config.kernels != "torch":
+        return None
+    return why_not_kernels(config, "compiled") or "it was asked for"
+
+
+def make_pipeline(augment: AugmentConfig) -> Pipeline:
+    """Return the random augmentation of single images."""
+    named = {field.name: getattr(augment, field.name) for field in dataclasses.fields(Pipeline)}
+    if augment.flip_mode == "alternating":  # the batches do it
+        named["flip"] = 0.0
+    return Pipeline(**named)

@@ -1,0 +1,242 @@
+"""A run: the loop over epochs, and what is known of it from step to step."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sprat.checkpoint import RESUME_FILE
+from sprat.config import Config
+from sprat.data import Dataset
+from sprat.data.imageset import ImageSet
+from sprat.errors import SpratError
+from sprat.evaluate import predict_probabilities, top1
+from sprat.results import write_metrics
+from sprat.runtime import git_state, keep_freed_memory, set_threads
+from sprat.training.distill import load_teacher
+from sprat.training.images import RunImages, balanced_weights
+from sprat.training.observer import Observer
+from sprat.training.saving import save
+from sprat.training.schedules import RunSchedule
+from sprat.training.step import Step, build_network
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; it has saved itself and can be resumed."""
+
+
+@dataclass
+class Progress:
+    """How far a run has come.
+
+    epoch: finished ones. batch: those finished in the epoch under way, whose losses are kept.
+    epoch_seconds: of training in that epoch. seconds: of the run up to its last weights,
+    evaluations in between included. history: a row of metrics.jsonl an epoch. best: epoch, top1 on
+    val and weights of the epoch that was best there.
+    """
+
+    losses: Tensor
+    epoch: int = 0
+    batch: int = 0
+    epoch_seconds: float = 0.0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+
+
+@dataclass
+class Origin:
+    """Where a run comes from: its recipe's name, its departures from it, the state of the code."""
+
+    recipe: str = "custom"
+    overrides: dict[str, Any] = field(default_factory=dict)
+    git: dict[str, Any] | None = field(default_factory=git_state)  # now: files may be edited later
+
+
+class Run:
+    """One training and its folder.
+
+    Args:
+        config: settled for this machine.
+        dataset: what to learn.
+        folder: where it is saved.
+        origin: recorded in the results.
+
+    Raises:
+        SpratError: there are too few images, or a teacher is missing or unfit.
+    """
+
+    def __init__(
+        self, config: Config, dataset: Dataset, folder: Path, origin: Origin | None = None
+    ) -> None:
+        self.config, self.dataset, self.folder = config, dataset, folder
+        self.origin = origin or Origin()
+        self.is_ours: Callable[[], bool] = lambda: True  # whether the folder still is
+        set_threads(config.threads)
+        keep_freed_memory()
+        self.images = RunImages.of(dataset, config)
+        self.teachers = [load_teacher(name) for name in config.distill.teacher]
+        for teacher in self.teachers:
+            teacher.check(dataset, config.final)
+        batches, classes = self.images.batches, len(dataset.train.classes)
+        weights = None
+        if config.class_weights == "balanced":
+            weights = balanced_weights(batches.dataset).to(config.device)
+        self.step = Step(
+            build_network(config, classes),
+            config,
+            RunSchedule(config, len(batches)),
+            dataset.normalization,
+            classes,
+            class_weights=weights,
+            teachers=self.teachers,
+        )
+        self.progress = Progress(torch.zeros(len(batches), device=config.device))
+        self.clock = time.perf_counter()  # seconds are counted up to here
+
+    @property
+    def steps_taken(self) -> int:
+        """Optimizer steps taken."""
+        return self.progress.epoch * len(self.images.batches) + self.progress.batch
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.step.schedule.total_steps
+
+    @property
+    def finished(self) -> bool:
+        """Whether no epoch is left, or the run has stopped early."""
+        return self.progress.epoch >= self.config.epochs or self.stopped_early
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether val has not improved for `patience` epochs."""
+        best, epoch, patience = self.progress.best, self.progress.epoch, self.config.patience
+        if not patience or not best:
+            return False
+        return epoch - best["epoch"] >= patience and epoch < self.config.epochs
+
+    def train(self, observer: Observer, should_stop: Callable[[], bool]) -> None:
+        """Train until the run is finished; each epoch ends with its scores and a checkpoint.
+
+        Raises:
+            Interrupted: `should_stop` said so after a step; the run is saved.
+            SpratError: the loss or a weight is no longer finite, or a file cannot be written.
+        """
+        progress, batches = self.progress, self.images.batches
+        # reading the loss makes a GPU wait, so there it is looked at once an epoch
+        look_every = 1 if self.config.device == "cpu" else len(batches)
+        observer.started(self)
+        self.clock = time.perf_counter()
+        while not self.finished:
+            self.step.network.train()
+            for images, labels in batches.epoch(progress.epoch, start=progress.batch):
+                progress.losses[progress.batch] = self.step(images, labels, self.steps_taken)
+                progress.batch += 1
+                if progress.batch % look_every == 0:
+                    self._check_losses()
+                observer.stepped(self)
+                progress.epoch_seconds += self._count()
+                if should_stop():
+                    self._check_losses()
+                    self._check_weights()
+                    save(self)
+                    raise Interrupted
+            progress.epoch, progress.batch = progress.epoch + 1, 0
+            self._check_weights()
+            row = self.end_epoch()
+            self._count()
+            save(self)
+            write_metrics(self.folder, progress.history)
+            observer.epoch_ended(self, row)
+
+    def end_epoch(self) -> dict[str, Any]:
+        """Score the epoch just finished, keep its weights if they are the best, return its row."""
+        progress, batches = self.progress, self.images.batches
+        scores = self._scores()
+        row = {
+            "epoch": progress.epoch,
+            "step": self.steps_taken,
+            "loss": progress.losses.cpu().double().mean().item(),
+            "judged_on": self.images.judged[0],
+            **scores,
+            "lr": self.step.schedule.lr(self.steps_taken - 1),
+            "seconds": progress.epoch_seconds,
+            "images_per_s": len(batches) * self.config.batch_size / progress.epoch_seconds,
+        }
+        progress.history.append(row)
+        score = scores[self._kept_score]
+        best = progress.best["top1"] if progress.best else -1.0
+        if self.images.val is not None and score is not None and score > best:
+            weights = {k: v.cpu().clone() for k, v in self.kept_network().state_dict().items()}
+            progress.best = {"epoch": progress.epoch, "top1": score, "weights": weights}
+        progress.epoch_seconds = 0.0
+        return row
+
+    def _scores(self) -> dict[str, float | None]:
+        """Return the accuracy of the raw and of the averaged weights on val, or on the probe, and
+        that of the kept ones on the probe: training images neither augmented nor mixed."""
+        progress, images = self.progress, self.images
+        last = progress.epoch == self.config.epochs
+        scores: dict[str, float | None] = dict.fromkeys(("top1", "ema_top1", "probe_top1"))
+        if progress.epoch % self.config.judge_every and not last:
+            return scores
+        networks = {"top1": self.step.network}
+        if self.step.ema:
+            networks["ema_top1"] = self.step.averaged(images.batchnorm_batches())
+        _, judged = images.judged
+        scores |= {name: self.top1(network, judged) for name, network in networks.items()}
+        kept = self._kept_score
+        on_probe = images.val is None
+        scores["probe_top1"] = scores[kept] if on_probe else self.top1(networks[kept], images.probe)
+        return scores
+
+    @property
+    def _kept_score(self) -> str:
+        """Name of the score of the weights that the recipe keeps."""
+        return "ema_top1" if self.step.ema and self.config.weights == "ema" else "top1"
+
+    def kept_network(self) -> nn.Module:
+        """Return the network whose weights the recipe keeps, as it was last scored."""
+        ema = self.step.ema
+        return ema.network if ema and self._kept_score == "ema_top1" else self.step.network
+
+    def top1(self, network: nn.Module, images: ImageSet) -> float:
+        """Return a network's accuracy on images."""
+        probabilities = predict_probabilities(network, images.images, self.dataset.normalization)
+        return top1(probabilities, images.targets)
+
+    def _check_losses(self) -> None:
+        progress = self.progress
+        losses = progress.losses[: progress.batch].cpu()
+        if not losses.isfinite().all():
+            batch = int((~losses.isfinite()).nonzero()[0])
+            step = self.steps_taken - progress.batch + batch
+            raise self._not_finite(f"the loss became {losses[batch].item()}", step)
+
+    def _check_weights(self) -> None:
+        """The last update may have spoilt what no loss has seen yet."""
+        values = self.step.network.state_dict().values()
+        if not torch.stack([value.isfinite().all() for value in values]).all():
+            raise self._not_finite("a weight became infinite or not a number", self.steps_taken - 1)
+
+    def _not_finite(self, what: str, step: int) -> SpratError:
+        saved, schedule = self.folder / RESUME_FILE, self.step.schedule
+        good = f"the last good checkpoint is {saved}" if saved.exists() else "no checkpoint yet"
+        return SpratError(
+            f"{what} at step {step} (epoch {step // schedule.steps_per_epoch + 1}) with learning "
+            f"rate {schedule.lr(step):.4g}; {good}. Start anew with a lower --optim.lr, a longer "
+            "--optim.warmup-epochs or --optim.max-norm 1"
+        )
+
+    def _count(self) -> float:
+        """Add the seconds since the last count to the run's, and return them."""
+        now = time.perf_counter()
+        elapsed, self.clock = now - self.clock, now
+        self.progress.seconds += elapsed
+        return elapsed

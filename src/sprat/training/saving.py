@@ -1,0 +1,130 @@
+"""A run saved, so that it can be resumed bit for bit, and put back."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sprat.checkpoint import RESUME_FILE, load_resume, save_resume
+from sprat.config import Config
+from sprat.data import Dataset
+from sprat.errors import SpratError
+from sprat.results import write_metrics
+from sprat.text import visible
+
+if TYPE_CHECKING:
+    from sprat.training.run import Run
+
+
+def save(run: "Run") -> None:
+    """Write the state needed to resume a run from the step it has come to.
+
+    Raises:
+        SpratError: the folder is no longer the run's, or the file cannot be written.
+    """
+    check_folder(run)
+    progress = {f.name: getattr(run.progress, f.name) for f in dataclasses.fields(run.progress)}
+    state = progress | dataclasses.asdict(run.origin) | run.step.state()
+    state |= {
+        "config": run.config.to_dict(),
+        "dataset_md5": run.dataset.md5,
+        "classes": list(run.dataset.train.classes),
+        "teacher": _taught_by(run),
+    }
+    save_resume(run.folder / RESUME_FILE, state)
+
+
+def restore(run: "Run") -> None:
+    """Put a run back to where `save` was called.
+
+    Raises:
+        SpratError: there is no such file, or it is damaged, or of another config,
+            dataset or teacher.
+    """
+    path = run.folder / RESUME_FILE
+    state = load_resume(path)
+    try:
+        # by way of Config: a sprat that has more settings has the old behaviour by default
+        if Config.from_dict(state["config"], source=str(path)) != run.config:
+            raise SpratError(
+                f"{run.folder}/config.json was changed after the run began; put it back, or "
+                "start a new run with the new settings"
+            )
+        # an older sprat wrote no classes
+        began_on = {"md5": state["dataset_md5"], "classes": state.get("classes")}
+        check_data(run.folder, run.dataset, began_on)
+        if run.teachers and state["teacher"] != _taught_by(run):
+            names = ", ".join(map(visible, run.config.distill.teacher))
+            raise SpratError(
+                f"{run.folder} was taught by another model than {names} is now; put that back, "
+                "or start a new run"
+            )
+        _check_place(run, state)
+        if state["best"]:  # a misfit is seen now, rather than at the end; replaced below
+            run.kept_network().load_state_dict(state["best"]["weights"])
+        run.step.restore(state)
+        run.progress.losses.copy_(state["losses"])
+        for name in ("epoch", "batch", "epoch_seconds", "seconds", "history", "best"):
+            setattr(run.progress, name, state[name])
+        origin = run.origin
+        origin.recipe = state.get("recipe", origin.recipe)
+        origin.overrides = state.get("overrides", origin.overrides)
+        if origin.git != state["git"]:  # trained by more than one state of the code
+            origin.git = state["git"] and state["git"] | {"dirty": True}
+    except SpratError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise SpratError(f"{path} does not fit its config.json: {error}") from error
+    write_metrics(run.folder, run.progress.history)
+
+
+def check_folder(run: "Run") -> None:
+    """Check that a run's folder is still there and this process's, before each write.
+
+    Raises:
+        SpratError: it was removed or moved, and may be another run's by now.
+    """
+    if not run.is_ours():
+        raise SpratError(
+            f"{run.folder} was removed or moved while this run trained; nothing more is written "
+            "there. Resume the run where it is now, or start it again."
+        )
+
+
+def identity(dataset: Dataset) -> dict[str, Any]:
+    """Return what identifies a dataset wherever it is: its md5 and its classes."""
+    return {"md5": dataset.md5, "classes": list(dataset.train.classes)}
+
+
+def check_data(folder: Path, dataset: Dataset, began_on: dict[str, Any]) -> None:
+    """Check that a dataset is, wherever it is now, the one that a run began with.
+
+    Raises:
+        SpratError: its images, labels or classes are others.
+    """
+    known = {key: value for key, value in began_on.items() if value is not None}
+    if not known.items() <= identity(dataset).items():
+        raise SpratError(
+            f"{folder} was trained on other images than this {dataset.name}; resume it with the "
+            "data it began with"
+        )
+
+
+def _taught_by(run: "Run") -> str | None:
+    """The teachers' sha256s, in their order."""
+    return "+".join(teacher.sha256 for teacher in run.teachers) or None
+
+
+def _check_place(run: "Run", state: dict[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: no run of this config and data can have come to where `state` is.
+    """
+    place = f"epoch {state['epoch']}, batch {state['batch']}"
+    if state["epoch"] > run.config.epochs or state["batch"] > len(run.images.batches):
+        raise ValueError(f"it stands at {place}")
+    losses = run.progress.losses
+    if len(state["history"]) != state["epoch"] or state["losses"].shape != losses.shape:
+        raise ValueError(f"it stands at {place}, but its history is of another length")
+    best = state["best"]
+    if best and (run.images.val is None or best["epoch"] > state["epoch"]):
+        raise ValueError(f"it stands at {place}, but was best at epoch {best['epoch']}")

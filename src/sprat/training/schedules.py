@@ -1,0 +1,90 @@
+"""What each step of a run does, as functions of its number: learning rate, mixer, image side."""
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sprat.augment.mixing import choose
+from sprat.config import Config
+from sprat.runtime import derive_seed
+
+
+def cosine(progress: float) -> float:
+    """From 1 at progress 0 to 0 at progress 1 along half a cosine (arXiv 1608.03983)."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def linear(progress: float) -> float:
+    """From 1 at progress 0 to 0 at progress 1 along a line."""
+    return 1 - progress
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": cosine, "linear": linear}
+
+
+def warmup_then(schedule: str, step: int, total_steps: int, warmup_steps: int = 0) -> float:
+    """The factor, above 0 and at most 1, of the peak learning rate at `step`.
+
+    Rises linearly over `warmup_steps`, reaching 1 at the last of them, then falls by the named
+    schedule. Every step of the run gets a factor above 0: 0 would be reached at `total_steps`,
+    which is one past the end.
+
+    Args:
+        schedule: a name in SCHEDULES.
+        step: 0 to total_steps - 1.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return SCHEDULES[schedule]((step - warmup_steps) / (total_steps - warmup_steps))
+
+
+# the share of a probability or a strength at a step, 0 to total_steps - 1
+RAMPS: dict[str, Callable[[int, int], float]] = {
+    "constant": lambda step, total_steps: 1.0,
+    "rising": lambda step, total_steps: (step + 1) / total_steps,
+    "falling": lambda step, total_steps: 1 - step / total_steps,
+}
+
+
+@dataclass(frozen=True)
+class RunSchedule:
+    """The schedule of a run of `config.epochs` epochs of `steps_per_epoch` steps.
+
+    Steps are counted from 0 to `total_steps` - 1.
+    """
+
+    config: Config
+    steps_per_epoch: int
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.epochs * self.steps_per_epoch
+
+    def lr_share(self, step: int) -> float:
+        """Share of the peak learning rate at a step."""
+        optim = self.config.optim
+        warmup_steps = round(optim.warmup_epochs * self.steps_per_epoch)
+        return warmup_then(optim.schedule, step, self.total_steps, warmup_steps)
+
+    def lr(self, step: int) -> float:
+        """Learning rate of a step."""
+        return self.config.optim.lr * self.lr_share(step)
+
+    def side(self, step: int) -> int:
+        """Side in pixels of the images of a step; 0: their own."""
+        return self.config.augment.side_of(step // self.steps_per_epoch)
+
+    def mixer(self, step: int) -> tuple[str | None, float]:
+        """Name of the mixer that mixes the batch of a step, or None, and its alpha or beta."""
+        mixing = self.config.mixing
+        with_mixing = self.total_steps - round(mixing.off_epochs * self.steps_per_epoch)
+        if not mixing.any or step >= with_mixing:
+            return None, 1.0
+        share = RAMPS[mixing.probability](step, with_mixing)
+        probabilities = {name: p * share for name, p in mixing.probabilities.items()}
+        draw = random.Random(derive_seed("mixer", self.config.seed, step)).random()
+        name = choose(probabilities, draw)
+        strength = mixing.strengths[name] if name else 1.0
+        return name, strength * RAMPS[mixing.strength](step, with_mixing)

@@ -1,0 +1,131 @@
+"""A run from its beginning, or from where it was stopped, to its end:
+
+    config, dataset = load_recipe("quick"), load_dataset("cifar10")
+    results = train(config, dataset, Path("runs/quick"), recipe="quick")
+
+Both write into the run's folder, which one process at a time holds.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sprat.checkpoint import RESUME_FILE
+from sprat.config import Config
+from sprat.data import Dataset
+from sprat.errors import SpratError
+from sprat.results import (
+    CONFIG_FILE,
+    check_empty,
+    check_free,
+    locked,
+    read_config,
+    read_data,
+    read_finished,
+    sweep_run,
+    write_config,
+)
+from sprat.training.observer import Observer
+from sprat.training.outcome import finish
+from sprat.training.prepare import check, check_fit, check_kernels, settle
+from sprat.training.run import Origin, Run
+from sprat.training.saving import check_data, identity, restore
+
+
+def train(
+    config: Config,
+    dataset: Dataset,
+    folder: Path,
+    *,
+    recipe: str,
+    overrides: dict[str, Any] | None = None,
+    observer: Observer | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Train from scratch into the new `folder`; return what results.json holds.
+
+    Args:
+        recipe: name of the recipe that `config` is or began as.
+        overrides: where `config` departs from it.
+        observer: hears how the run goes.
+        should_stop: asked after every step; true saves and raises Interrupted.
+
+    Raises:
+        SpratError: `folder` holds something already or another process trains there, the config
+            does not fit the data or the machine, the loss is no longer finite, or a file cannot
+            be written (a WriteError; `resume` goes on once there is room).
+        Interrupted: `should_stop` said so; `resume` goes on.
+    """
+    check_free(folder)
+    check_empty(folder)
+    observer = observer or Observer()
+    settled = settle_for(config, dataset, observer)
+    run = Run(settled, dataset, folder, Origin(recipe, overrides or {}))
+    try:
+        with locked(folder) as run.is_ours:
+            check_empty(folder)
+            write_config(folder, settled, recipe, run.origin.overrides, identity(dataset))
+            return _to_the_end(run, observer, should_stop)
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if nothing came of it
+
+
+def resume(
+    folder: Path,
+    dataset: Dataset,
+    *,
+    observer: Observer | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Resume the run in `folder` from its last checkpoint, if it has one.
+
+    Of a finished run it returns the results and does nothing. `dataset` may have moved since the
+    run began, but must have the same images, labels and classes.
+
+    Same arguments, result and errors as `train`. On the CPU with the same threads, the weights
+    are bit for bit those of a run that was never interrupted.
+    """
+    config, recipe, overrides = read_config(folder)
+    with locked(folder) as is_ours:  # of a finished run too: a kill may have left the lock there
+        if finished := read_finished(folder):
+            return finished
+        sweep_run(folder)
+        observer = observer or Observer()
+        if "auto" in (config.device, config.precision, config.kernels) or not config.threads:
+            raise SpratError(
+                f"{folder / CONFIG_FILE} is not what a run of sprat writes: it does not say which "
+                "device, precision, kernels and threads it began with. Start a new run with its "
+                "settings."
+            )
+        check(config)
+        check_fit(config, dataset)
+        if began_on := read_data(folder):
+            check_data(folder, dataset, began_on)
+        check_kernels(config, observer)
+        run = Run(config, dataset, folder, Origin(recipe, overrides))
+        run.is_ours = is_ours
+        if (folder / RESUME_FILE).exists():
+            restore(run)
+        return _to_the_end(run, observer, should_stop)
+
+
+def settle_for(config: Config, dataset: Dataset, observer: Observer = Observer()) -> Config:  # noqa: B008
+    """Return the config settled for this machine and checked against a dataset.
+
+    Raises:
+        SpratError: as `train`.
+    """
+    settled = settle(dataclasses.replace(config, dataset=dataset.name), observer)
+    check_fit(settled, dataset)
+    return settled
+
+
+def _to_the_end(run: Run, observer: Observer, should_stop: Callable[[], bool]) -> dict[str, Any]:
+    try:
+        run.train(observer, should_stop)
+    finally:
+        run.images.batches.close()
+    return finish(run, observer)

@@ -1,0 +1,210 @@
+"""One optimisation step, which knows no run: no folder, no dataset, no epochs:
+
+    step = Step(network, config, RunSchedule(config, steps_per_epoch), normalization, 10)
+    loss = step(images, labels, number)
+
+What is random in a step is a function of the seed and the step's number.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sprat.augment.mixing import MIXERS
+from sprat.augment.transforms import normalize, resize
+from sprat.config import Config
+from sprat.data.imageset import Normalization
+from sprat.kernels import CompiledNetwork
+from sprat.models import build_model
+from sprat.runtime import autocast, derive_seed
+from sprat.training.distill import Teacher, answers_of, distance
+from sprat.training.ema import EMA, reestimate_batchnorm
+from sprat.training.optim import build_optimizer, restore_state
+from sprat.training.prepare import make_pipeline
+from sprat.training.record import Beside, CapturedStep
+from sprat.training.schedules import RunSchedule
+
+Update = Callable[[tuple[int, str | None], Tensor, Tensor, Tensor], Tensor]
+
+
+def build_network(config: Config, num_classes: int) -> nn.Module:
+    """Return the config's network on its device, its initial weights drawn from the seed."""
+    torch.manual_seed(derive_seed("weights", config.seed))
+    network = build_model(config.model, num_classes, config.dropout)
+    return network.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+class Step:
+    """Augment, mix, forward, loss, backward, update, average: one call, one step.
+
+    Args:
+        network: in training mode while it is trained; its parameters are updated in place.
+        config: settled for this machine (see `prepare.settle`).
+        schedule: learning rate, mixer and image side of each step.
+        normalization: mean and standard deviation of the images.
+        num_classes: number of classes K.
+        class_weights: weight of each class in the loss, float32 K; none: all the same.
+        teachers: networks whose averaged answers are learnt next to the labels.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        config: Config,
+        schedule: RunSchedule,
+        normalization: Normalization,
+        num_classes: int,
+        *,
+        class_weights: Tensor | None = None,
+        teachers: Sequence[Teacher] = (),
+    ) -> None:
+        self.network, self.config, self.schedule = network, config, schedule
+        self.num_classes = num_classes
+        self.device = torch.device(config.device)
+        self.pipeline = make_pipeline(config.augment)
+        self.mean = torch.tensor(normalization.mean, device=self.device)
+        self.std = torch.tensor(normalization.std, device=self.device)
+        self.class_weights = class_weights
+        self.optimizer = build_optimizer(network, config.optim)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.ema = EMA(network, config.ema.decay) if config.ema.decay else None
+        self.generator = torch.Generator(self.device)
+        self.forward = fast_forward(network, config)
+        self.teach = answers_of(teachers, config, normalization) if teachers else None
+        self.beside = Beside(self.device)
+        recorded = self.device.type == "cuda" and config.kernels != "torch"
+        self.update: Update = self._recorded() if recorded else self._update
+
+    def __call__(self, images: Tensor, labels: Tensor, number: int) -> Tensor:
+        """Take step `number` of a run, counted from 0, and return its loss.
+
+        Args:
+            images: uint8 B x 3 x H x W.
+            labels: int64 B.
+        """
+        config, schedule = self.config, self.schedule
+        self.generator.manual_seed(derive_seed("augment", config.seed, number))
+        if config.dropout:
+            torch.manual_seed(derive_seed("dropout", config.seed, number))
+        self._set_lr(schedule.lr_share(number))
+        mixer, strength = schedule.mixer(number)
+        how = schedule.side(number), mixer
+        loss = self.update(how, images, labels, torch.tensor(strength))
+        if self.ema:
+            self.ema.update(number)
+        return loss
+
+    def _update(
+        self, how: tuple[int, str | None], images: Tensor, targets: Tensor, strength: Tensor
+    ) -> Tensor:
+        """Do the part of a step that does not depend on its number and so can be recorded.
+
+        Args:
+            how: the images' side, 0 for their own, and the mixer.
+            strength: the mixer's alpha or beta, a scalar.
+        """
+        config, (side, mixer) = self.config, how
+        if config.augment.engine == "batched":  # else worker processes have augmented them
+            images = self.pipeline(images, self.generator)
+        images = resize(images, side) if side else images
+        if config.mixing.any:
+            targets = F.one_hot(targets, self.num_classes).float()  # B, K
+        if mixer:
+            images, targets = MIXERS[mixer](
+                images, targets, strength, config.mixing.per_image, generator=self.generator
+            )
+        inputs = normalize(images, self.mean, self.std)
+
+        taught = self.beside.begin(self.teach, inputs) if self.teach else None  # B, K
+        logits = self.forward(inputs)  # B, K
+        loss = F.cross_entropy(
+            logits.float(),
+            targets,
+            weight=self.class_weights,
+            label_smoothing=config.label_smoothing,
+        )
+        if taught is not None:
+            self.beside.join()
+            share = config.distill.weight
+            loss = (1 - share) * loss + share * distance(logits, taught, config.distill.temperature)
+
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        if config.optim.max_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), config.optim.max_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()
+
+    def _set_lr(self, share: float) -> None:
+        for group in self.optimizer.param_groups:
+            lr = group["peak_lr"] * share
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+
+    def _recorded(self) -> Update:
+        """`_update` by CUDA graphs, one for each side of the images and each mixer."""
+        for group in self.optimizer.param_groups:  # a graph reads it where it is
+            group["lr"] = torch.tensor(group["lr"], device=self.device)
+        graphs: dict[tuple[int, str | None], CapturedStep] = {}
+
+        def update(
+            how: tuple[int, str | None], images: Tensor, targets: Tensor, strength: Tensor
+        ) -> Tensor:
+            if how not in graphs:
+                graphs[how] = CapturedStep(functools.partial(self._update, how), self.generator)
+            return graphs[how](images, targets, strength.to(self.device, non_blocking=True))
+
+        return update
+
+    def averaged(self, batches: Iterable[Tensor]) -> nn.Module:
+        """Return the moving average, with BatchNorm statistics estimated from uint8 batches."""
+        assert self.ema is not None
+        network: nn.Module = self.ema.network
+        inputs = (normalize(images, self.mean, self.std) for images in batches)
+        if self.config.kernels == "compiled" and self.device.type == "cpu":
+            threads = self.config.threads
+            reestimate_batchnorm(CompiledNetwork(network, bf16=False, threads=threads), inputs)
+        else:
+            reestimate_batchnorm(network, inputs)
+        return network
+
+    def state(self) -> dict[str, object]:
+        """Return everything that a step changes: tensors and plain values."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema.network.state_dict() if self.ema else None,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to a `state`.
+
+        Raises:
+            KeyError, RuntimeError, TypeError, ValueError: it is of another network or optimizer.
+        """
+        self.network.load_state_dict(state["network"])
+        restore_state(self.optimizer, state["optimizer"]["state"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema:
+            self.ema.network.load_state_dict(state["ema"])
+
+
+def fast_forward(network: nn.Module, config: Config) -> Callable[[Tensor], Tensor]:
+    """Return the fastest way from normalised images to logits that a settled config allows."""
+    if config.kernels == "compiled":
+        return CompiledNetwork(network, bf16=config.precision == "bf16", threads=config.threads)
+
+    def through_torch(images: Tensor) -> Tensor:
+        with autocast(torch.device(config.device), config.precision):
+            return network(images)
+
+    return through_torch
