@@ -677,7 +677,7 @@ class TestEndToEnd:
         )  # fmt: skip
         dataset = _load(folder)
         config = settle_for(replace(SMALL, batch_size=16, final=True), dataset)
-        assert len(Run(config, dataset, tmp_path).batches.dataset) == 26
+        assert len(Run(config, dataset, tmp_path).images.batches.dataset) == 26
         training = Run(replace(config, final=False), dataset, tmp_path)
         assert len(training.images.batches.dataset) == 18
         assert training.images.val is not None
