@@ -8,9 +8,10 @@
 - step: a training step of the recipe `reference` on all threads, and what of it is augmentation
   and mixing.
 
-The first two have one thread each: uint8 in, normalised float out, by the brief's probabilities;
-then each transform alone on every image, uint8 to uint8. Each contender runs in its own process,
-in turns; the figure is the median turn. The pictures are noise. Takes about three minutes.
+The first two have one thread each: uint8 in, normalised float out, by the probabilities of the
+recipe `reference`; then each transform alone on every image, uint8 to uint8. Each contender runs in
+its own process, in turns; the figure is the median turn. The pictures are noise. Takes about three
+minutes.
 """
 
 import argparse
@@ -25,15 +26,13 @@ from steps import NoiseSteps
 from torch import Tensor
 
 from sprat.augment.mixing import MIXERS
-from sprat.augment.pipeline import Pipeline
+from sprat.augment.pipeline import AugmentConfig
 from sprat.augment.reference import AlbumentationsPipeline
 from sprat.augment.transforms import normalize
-from sprat.config import load_recipe
 from sprat.runtime import describe_machine, keep_freed_memory, set_threads, versions
+from sprat.settings.recipes import load_recipe
 
-NOTHING = Pipeline(
-    flip=0, affine=0, brightness_contrast=0, hue_saturation_value=0, coarse_dropout=0
-)
+NOTHING = AugmentConfig(crop=0, flip=0)
 TRANSFORMS = ("flip", "affine", "brightness_contrast", "hue_saturation_value", "coarse_dropout")
 MEAN, STD = torch.tensor((0.4914, 0.4822, 0.4465)), torch.tensor((0.2470, 0.2435, 0.2616))
 
@@ -51,13 +50,13 @@ def milliseconds(call: Callable[[], object], repeats: int) -> float:
 
 
 def engine(
-    augment: Callable[[Pipeline], Callable[[Tensor], Tensor]], arguments: argparse.Namespace
+    augment: Callable[[AugmentConfig], Callable[[Tensor], Tensor]], arguments: argparse.Namespace
 ) -> Figures:
     """Images/s of the whole pipeline and of its transforms, on one thread."""
     set_threads(1)
     keep_freed_memory()
     images = noise(arguments.batch_size).train.images
-    whole = augment(Pipeline())
+    whole = augment(load_recipe("reference").augment)
     calls = {"whole": lambda: normalize(whole(images), MEAN, STD)}
     for name in TRANSFORMS:
         alone = augment(dataclasses.replace(NOTHING, **{name: 1.0}))
@@ -74,7 +73,7 @@ def batched(arguments: argparse.Namespace) -> Figures:
 
 
 def albumentations(arguments: argparse.Namespace) -> Figures:
-    def augment(pipeline: Pipeline) -> Callable[[Tensor], Tensor]:
+    def augment(pipeline: AugmentConfig) -> Callable[[Tensor], Tensor]:
         through = AlbumentationsPipeline(pipeline)
         return lambda images: through(images, 0)
 

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sprat.augment.transforms import horizontal_flip, normalize, pad_and_crop
+from sprat.augment.pipeline import horizontal_flip, pad_and_crop
+from sprat.augment.transforms import normalize
 from sprat.data.imageset import ImageSet
 from sprat.models import OptimizedCIFAR10Net200K
 

@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from side_by_side import Figures, parser_for, report, take_turns
 from steps import NoiseSteps
 
-from sprat.config import Config
 from sprat.files import replacing
 from sprat.models import MODELS, OptimizedCIFAR10Net200K
 from sprat.runtime import describe_machine, set_threads, versions
+from sprat.settings.config import Config
 
 EPOCH = 50_000
 POINT = {"batch_size": 64, "side": 32, "width": 1.0, "images": EPOCH}

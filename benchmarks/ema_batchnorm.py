@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sprat.augment.transforms import horizontal_flip, normalize, pad_and_crop
-from sprat.config import Config, EMAConfig, OptimConfig
+from sprat.augment.pipeline import horizontal_flip, pad_and_crop
+from sprat.augment.transforms import normalize
 from sprat.data import load_dataset
 from sprat.evaluate import predict_probabilities
 from sprat.results import write_json
 from sprat.runtime import describe_machine, versions
+from sprat.settings.config import Config, EMAConfig, OptimConfig
 from sprat.training.ema import EMA, reestimate_batchnorm
 from sprat.training.images import BATCHNORM_BATCH
 from sprat.training.observer import Observer

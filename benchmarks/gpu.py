@@ -33,11 +33,11 @@ from side_by_side import report
 from steps import NoiseSteps
 from torch import Tensor, nn
 
-from sprat.config import Config, EMAConfig, OptimConfig
 from sprat.data import Dataset, load_dataset
 from sprat.models import OptimizedCIFAR10Net200K
 from sprat.results import read_json
 from sprat.runtime import describe_machine, versions
+from sprat.settings.config import Config, EMAConfig, OptimConfig
 from sprat.training.start import resume, train
 
 BASE = Config(

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from side_by_side import Figures, parser_for, report, take_turns
 
-from sprat.config import Config, PicturesConfig
 from sprat.data import assemble, cache, pictures
 from sprat.evaluate import judge
 from sprat.runtime import describe_machine, set_threads, versions
+from sprat.settings.config import Config, PicturesConfig
 from sprat.training.run import Run
 from sprat.training.start import settle_for
 

@@ -22,7 +22,6 @@ from side_by_side import report
 from torch import Tensor, nn
 
 from sprat.checkpoint import load_model
-from sprat.config import Config, load_recipe
 from sprat.data import Dataset, load_dataset
 from sprat.evaluate import predict_probabilities
 from sprat.models import MODELS
@@ -30,6 +29,8 @@ from sprat.models.sprat import SpratBlock, SpratS, SpratT
 from sprat.models.tiniest import ChannelNorm
 from sprat.results import read_config, read_json
 from sprat.runtime import keep_freed_memory
+from sprat.settings.config import Config
+from sprat.settings.recipes import load_recipe
 from sprat.training.images import split_off_val
 from sprat.training.seeds import train_seeds
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sprat.config import Config
 from sprat.data.imageset import Normalization
 from sprat.runtime import keep_freed_memory
+from sprat.settings.config import Config
 from sprat.training.prepare import settle
 from sprat.training.schedules import RunSchedule
 from sprat.training.step import Step, build_network

@@ -23,9 +23,9 @@ from side_by_side import AS_SPRAT, Contender, Figures, noise, parser_for, report
 from steps import NoiseSteps
 from torch.utils.flop_counter import FlopCounterMode
 
-from sprat.config import Config
 from sprat.models import OptimizedCIFAR10Net200K
 from sprat.runtime import describe_machine, set_threads, versions
+from sprat.settings.config import Config
 
 IMAGES = 10_000
 

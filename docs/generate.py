@@ -19,8 +19,9 @@ import torch
 import sprat
 from sprat.budget import summarize
 from sprat.cli import app
-from sprat.config import recipe_names, recipe_path
 from sprat.models import MODELS, build_model
+from sprat.settings.field import Setting, Table
+from sprat.settings.recipes import recipe_names, recipe_path
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -59,8 +60,8 @@ def recipes() -> str:
     """Every recipe as it is."""
     parts = [
         "# Recipes",
-        "What is not named has the default that `sprat train` tells ([commands](commands.md)). A "
-        "recipe of your own is such a file: `sprat train --recipe my-recipe.toml`.",
+        "A setting that a recipe does not name has its default ([commands](commands.md)). To use a "
+        "recipe of your own, write such a file: `sprat train --recipe my-recipe.toml`.",
     ]
     for name in recipe_names():
         parts.append(f"## {name}\n\n```toml\n{recipe_path(name).read_text().strip()}\n```")
@@ -69,7 +70,7 @@ def recipes() -> str:
 
 def python() -> str:
     """Every public name with its signature, fields and docstring."""
-    parts = ["# Python", "What `import sprat` offers. Its types are told to type checkers."]
+    parts = ["# Python", "The public names of `import sprat`. They have type hints."]
     for name in sprat.__all__:
         thing = getattr(sprat, name)
         parts += [f"## sprat.{name}", _described(thing, name)]
@@ -90,7 +91,14 @@ def _described(thing: Any, name: str) -> str:
 
 
 def _fields(cls: type) -> list[str]:
-    """A line for each field of a class that is only data; the string below it says what it is."""
+    """A line for each field of a class that is only data: of a table, what its settings declare;
+    else the string below the field."""
+    if issubclass(cls, Table):
+        lines = [
+            f"- `{declared.name}: {_type(declared)} = {declared.default!r}`: {declared.help}"
+            for declared in cls.settings.values()
+        ]
+        return lines + [line for table in cls.tables.values() for line in _fields(table)]
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(definition, ast.ClassDef)
     lines = []
@@ -100,6 +108,12 @@ def _fields(cls: type) -> list[str]:
             about = f": {' '.join(below.value.value.split())}" if told else ""
             lines.append(f"- `{ast.unparse(field)}`{about}")
     return lines
+
+
+def _type(declared: Setting) -> str:
+    """`int`, or the choices: `'ema' | 'last'`."""
+    names = [choice for choice in declared.choices if isinstance(choice, str)]
+    return " | ".join(map(repr, names)) or re.sub(r"<class '(\w+)'>", r"\1", str(declared.type))
 
 
 PAGES = {"commands": commands, "networks": networks, "recipes": recipes, "python": python}

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from sprat.augment.pipeline import Pipeline
+from sprat.augment.pipeline import AugmentConfig
+from sprat.settings.recipes import load_recipe
 
-NOTHING = Pipeline(
-    flip=0, affine=0, brightness_contrast=0, hue_saturation_value=0, coarse_dropout=0
-)
+NOTHING = AugmentConfig(crop=0, flip=0)
+ALL = load_recipe("reference").augment  # every transform that Albumentations has too
 
 
 def float_shift_hsv(

@@ -26,13 +26,13 @@ import torch
 
 from sprat.checkpoint import load_model
 from sprat.cli import main
-from sprat.config import AugmentConfig, Config, EMAConfig, OptimConfig
 from sprat.data import Dataset, cifar10, load_dataset
 from sprat.data import shapes10 as shapes10_module
 from sprat.data.imageset import ImageSet
 from sprat.errors import SpratError
 from sprat.files import cache_dir
 from sprat.kernels import NoKernels, build
+from sprat.settings.config import AugmentConfig, Config, EMAConfig, OptimConfig
 from sprat.threads import usable_cores
 
 KERNELS = cache_dir() / "kernels"

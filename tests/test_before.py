@@ -9,10 +9,10 @@ import torch
 from conftest import Here
 
 from sprat.checkpoint import load_model
-from sprat.config import load_recipe
 from sprat.data import Dataset
 from sprat.evaluate import predict_probabilities
 from sprat.results import read_json
+from sprat.settings.recipes import load_recipe
 
 BEFORE = Path(__file__).parent / "before"
 

@@ -14,8 +14,9 @@ from conftest import Here
 from PIL import Image
 
 from sprat.cli import app
-from sprat.config import Config, OptimConfig, load_recipe, overrides, recipe_names
 from sprat.data import load_dataset
+from sprat.settings.config import Config, OptimConfig
+from sprat.settings.recipes import load_recipe, overrides, recipe_names
 from sprat.text import command as to_paste
 from sprat.training.run import Interrupted
 from sprat.training.start import train
@@ -149,6 +150,7 @@ class TestHelp:
     [
         (["train", "--epochs", "0"], "epochs is 0, expected 1 to 100,000"),
         (["train", "--epochs", "many"], '"many"'),
+        (["train", "--epochs", "1", "--optim.warmup-epochs", "3"], "fewer than epochs (= 1)"),
         (["train", "--optim.lrr", "1"], "Did you mean --optim.lr?"),
         (["train", "--recipe", "quik"], "did you mean 'quick'"),
         (["train", "--dataset", "cifar"], "there are auto, cifar10, cifar100, svhn"),
@@ -203,7 +205,10 @@ class TestHelp:
         (["augment", "preview", "--output", "sheet.jpg"], "ends in .png"),
         (["augment", "preview", "--recipe", "quik"], "did you mean 'quick'"),
         (["augment", "preview", "--augment.hue", "999"], "augment.hue is 999.0"),
-        (["train", "--dataset", "shapes10", "--tta", "3"], "tta is 3, expected a number of views"),
+        (
+            ["train", "--dataset", "shapes10", "--tta", "3"],
+            "tta is 3, expected 1, 2, 6, 8, 10 or 26",
+        ),
         (["train", "--mixing.mixup", "0.9", "--mixing.ricap", "0.9"], "at most 1 in all"),
         (["trian"], 'Did you mean "train"?'),
     ],
@@ -233,7 +238,7 @@ def test_a_recipe_with_an_unknown_key_names_the_file_and_the_key(
     (tmp_path / "mine.toml").write_text("[optim]\nlearning_rate = 1\nlr_ = 2")
     done = here("train", "--recipe", "mine.toml")
     assert done.returncode == 2
-    assert "mine.toml: there is no setting 'optim.learning_rate'" in done.stderr
+    assert "mine.toml: unknown setting 'optim.learning_rate'" in done.stderr
     (tmp_path / "mine.toml").write_text("[optim]\nlrr = 1")
     assert "did you mean 'lr'" in here("train", "--recipe", "mine.toml").stderr
 
@@ -438,6 +443,17 @@ class TestRecipesUnderOptions:
         config, recipe = bound.arguments["config"], load_recipe("reference")
         assert overrides(config, recipe) == {"augment.hue": 3.0, "mixing.ricap": 0.0}
         assert config.seed == 5
+
+    @pytest.mark.parametrize("command", [["train"], ["augment", "preview"]])
+    def test_the_recipe_follows_a_typed_length_but_not_what_is_typed_too(
+        self, command: list[str]
+    ) -> None:
+        recipe = load_recipe("reference")
+        words = [*command, "--recipe", "reference", "--epochs", "20"]
+        _, bound, _ = app.parse_args(words, exit_on_error=False)
+        assert bound.arguments["config"] == recipe.changed({"epochs": 20})
+        _, bound, _ = app.parse_args([*words, "--patience", "9"], exit_on_error=False)
+        assert bound.arguments["config"] == recipe.changed({"epochs": 20, "patience": 9})
 
 
 def _pixels(path: Path) -> np.ndarray:

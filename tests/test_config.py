@@ -3,13 +3,22 @@
 import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 
-from sprat.config import Config, OptimConfig, load_recipe, overrides, recipe_names
 from sprat.errors import SpratError
 from sprat.models import find_model
+from sprat.settings.config import Config, OptimConfig
+from sprat.settings.field import Table
+from sprat.settings.recipes import (
+    load_recipe,
+    overrides,
+    proportion_note,
+    recipe_names,
+    recipe_path,
+)
 
 BAD = [
     ({"epochs": 0}, "epochs is 0, expected 1 to 100,000"),
@@ -25,9 +34,12 @@ BAD = [
     ({"precision": "int8"}, "precision is 'int8'"),
     ({"threads": -2}, "threads is -2"),
     ({"epochs": 2, "optim": {"warmup_epochs": 2}}, r"fewer than epochs \(= 2\)"),
-    ({"optim": {"lr": 0}}, "optim.lr is 0.0, expected a number above 0"),
+    ({"optim": {"lr": 0}}, "optim.lr is 0, expected a number above 0. The default is 0.25."),
     ({"optim": {"lr": float("nan")}}, "optim.lr is nan"),
-    ({"optim": {"momentum": 1}}, "optim.momentum is 1.0"),
+    (
+        {"optim": {"momentum": 1}},
+        "optim.momentum is 1, expected a number of at least 0 and below 1",
+    ),
     ({"optim": {"momentum": 0}}, "optim.nesterov is True"),
     ({"optim": {"weight_decay": -1}}, "optim.weight_decay is -1"),
     ({"optim": {"schedule": "step"}}, "optim.schedule is 'step', expected 'cosine' or 'linear'"),
@@ -35,34 +47,49 @@ BAD = [
     ({"augment": {"flip": 1.5}}, "augment.flip is 1.5"),
     ({"augment": {"crop": 17}}, "augment.crop is 17"),
     ({"augment": {"crop_mode": "wrap"}}, "augment.crop_mode is 'wrap'"),
-    ({"augment": {"sides": [16, 4]}}, r"augment.sides is \(16, 4\), expected sides of 8 to 512"),
+    (
+        {"augment": {"sides": [16, 4]}},
+        r"augment.sides is \[16, 4\], expected a list, each item 8 to 512 pixels",
+    ),
     ({"augment": {"sides": 16}}, "augment.sides is 16, expected a list"),
-    ({"augment": {"sides": [16.5]}}, "augment.sides is 16.5, expected a whole number"),
+    (
+        {"augment": {"sides": [16.5]}},
+        r"augment.sides is \[16.5\], expected a list, each item a whole number",
+    ),
     ({"augment": {"engine": "kornia"}}, "augment.engine is 'kornia', expected 'batched' or"),
     ({"augment": {"flip_mode": "alternating", "flip": 0.3}}, "augment.flip is 0.3, expected 0.5"),
-    ({"augment": {"affine": -0.1}}, "augment.affine is -0.1, expected a probability"),
-    ({"augment": {"coarse_dropout": 2}}, "augment.coarse_dropout is 2.0"),
-    ({"augment": {"shift": 0.6}}, "augment.shift is 0.6, expected a share, 0 to 0.5"),
-    ({"augment": {"rotate": 200}}, "augment.rotate is 200.0, expected 0 to 180 degrees"),
-    ({"augment": {"saturation": 256}}, "augment.saturation is 256.0, expected 0 to 255"),
+    ({"augment": {"affine": -0.1}}, "augment.affine is -0.1, expected 0 to 1"),
+    ({"augment": {"coarse_dropout": 2}}, "augment.coarse_dropout is 2"),
+    ({"augment": {"shift": 0.6}}, "augment.shift is 0.6, expected 0 to 0.5"),
+    ({"augment": {"rotate": 200}}, "augment.rotate is 200, expected 0 to 180 degrees"),
+    ({"augment": {"saturation": 256}}, "augment.saturation is 256, expected 0 to 255"),
     ({"augment": {"hole_smallest": 0}}, "augment.hole_smallest is 0"),
     ({"augment": {"hole_largest": 3}}, r"at least augment.hole_smallest \(= 4\)"),
-    ({"augment": {"engine": "albumentations"}}, "augment.crop is 4, expected 0: the engine"),
+    ({"augment": {"engine": "albumentations"}}, "augment.crop is 4, expected 0, since the engine"),
     ({"augment": {"workers": -1}}, "augment.workers is -1"),
-    ({"mixing": {"mixup": 1.1}}, "mixing.mixup is 1.1, expected a probability"),
+    ({"mixing": {"mixup": 1.1}}, "mixing.mixup is 1.1, expected 0 to 1"),
     ({"mixing": {"mixup": 0.6, "ricap": 0.6}}, "is 1.2, expected at most 1 in all"),
-    ({"mixing": {"ricap_beta": 0}}, "mixing.ricap_beta is 0.0"),
-    ({"mixing": {"strength": "up"}}, "mixing.strength is 'up', expected 'constant' or 'rising'"),
+    ({"mixing": {"ricap_beta": 0}}, "mixing.ricap_beta is 0, expected 0.01 to 100"),
+    (
+        {"mixing": {"strength": "up"}},
+        "mixing.strength is 'up', expected 'constant', 'rising' or 'falling'",
+    ),
     ({"epochs": 3, "mixing": {"off_epochs": 4}}, r"at most epochs \(= 3\)"),
     ({"budget": {"max_parameters": -1}}, "budget.max_parameters is -1, expected 0"),
-    ({"budget": {"stored_as": "int4"}}, "budget.stored_as is 'int4', expected 'fp32' or"),
+    (
+        {"budget": {"stored_as": "int4"}},
+        "budget.stored_as is 'int4', expected 'fp32', 'fp16' or 'int8'",
+    ),
     ({"optim": {"name": "adam"}}, "optim.name is 'adam', expected 'sgd' or 'muon'"),
-    ({"optim": {"muon_lr": 0}}, "optim.muon_lr is 0.0"),
-    ({"kernels": "fast"}, "kernels is 'fast', expected 'auto' or 'compiled'"),
+    ({"optim": {"muon_lr": 0}}, "optim.muon_lr is 0"),
+    ({"kernels": "fast"}, "kernels is 'fast', expected 'auto', 'compiled', 'graph' or 'torch'"),
     ({"class_weights": "even"}, "class_weights is 'even', expected 'none' or 'balanced'"),
     ({"pictures": {"side": 8}}, "pictures.side is 8, expected 16 to 128 pixels"),
     ({"pictures": {"unreadable": "guess"}}, "pictures.unreadable is 'guess', expected 'refuse'"),
-    ({"pictures": {"test_fraction": 0}}, "pictures.test_fraction is 0.0, expected a share"),
+    (
+        {"pictures": {"test_fraction": 0}},
+        "pictures.test_fraction is 0, expected a number above 0 and at most 0.5",
+    ),
     ({"pictures": {"test_seed": -1}}, "pictures.test_seed is -1"),
     ({"judge_every": 0}, "judge_every is 0, expected 1 to"),
     ({"ema": {"decay": 1.0}}, "ema.decay is 1.0"),
@@ -70,7 +97,11 @@ BAD = [
     ({"epochs": 10**5000}, "epochs is int of too many digits, expected 1 to 100,000"),
     ({"batch_size": 10**9}, "batch_size is 1000000000, expected 2 to"),
     ({"threads": 99999999999999}, r"threads is 99999999999999, expected 0 \(one per core\) to"),
+    ({"tta": 3}, "tta is 3, expected 1, 2, 6, 8, 10 or 26"),
+    ({"tta": 2.0}, "tta is 2.0, expected 1, 2"),
     ({"tta": 10**20}, "tta is 1"),
+    ({"distill": {"teacher": ["SpratL", ""]}}, "each item a string of 1 to 4,096 characters"),
+    ({"augment": {"sides": 0}}, "augment.sides is 0, expected a list"),
     ({"patience": 10**20}, "patience is 1"),
     ({"judge_every": 10**20}, "judge_every is 1"),
     ({"train_images": 10**20}, "train_images is 1"),
@@ -86,14 +117,14 @@ BAD = [
     ({"dataset": "\ud800"}, "dataset is '.ud800', expected a string"),
     ({"model": "x" * 100_000}, "model is 'xxx"),
     ({"epochs": [[[[[[[[1]]]]]]]]}, "epochs is "),
-    ({"x" * 100_000: 1}, "there is no setting 'xxx"),
+    ({"x" * 100_000: 1}, "unknown setting 'xxx"),
     ([1], "the configuration is .1., expected a table"),
     ({"epochs": 2.5}, "epochs is 2.5, expected a whole number"),
     ({"epochs": True}, "epochs is True, expected a whole number"),
     ({"final": "yes"}, "final is 'yes', expected true or false"),
     ({"optim": 3}, "optim is 3, expected a table"),
-    ({"optim": {"lrr": 1}}, "there is no setting 'optim.lrr'; did you mean 'lr'?"),
-    ({"epoch": 1}, "there is no setting 'epoch'; did you mean 'epochs'?"),
+    ({"optim": {"lrr": 1}}, "unknown setting 'optim.lrr'; did you mean 'lr'?"),
+    ({"epoch": 1}, "unknown setting 'epoch'; did you mean 'epochs'?"),
 ]
 
 
@@ -115,15 +146,13 @@ class TestEveryRecipe:
         find_model(load_recipe(recipe).model)
 
     def test_opens_with_what_it_is_for_what_to_expect_and_the_command(self, recipe: str) -> None:
-        from sprat.config import recipe_path
-
         lines = recipe_path(recipe).read_text().splitlines()
         header = "\n".join(line for line in lines[: lines.index("")] if line.startswith("#"))
         assert f"sprat train --recipe {recipe}" in header
         assert "n = " in header or "not measured yet" in header
 
 
-def test_reference_is_the_briefs_settings() -> None:
+def test_reference_has_the_original_projects_settings() -> None:
     config = load_recipe("reference")
     assert (config.epochs, config.batch_size, config.label_smoothing) == (200, 128, 0.1)
     assert (config.dropout, config.patience, config.ema.decay) == (0.2, 20, 0.999)
@@ -139,13 +168,60 @@ def test_reference_is_the_briefs_settings() -> None:
     )
 
 
+@pytest.mark.parametrize("table", [Config, *Config.tables.values()])
+def test_every_setting_is_told_in_one_sentence_and_accepts_its_default(table: type[Table]) -> None:
+    for name, declared in table.settings.items():
+        assert re.fullmatch(r"[^\n]*[^.]\.", declared.help), name
+        assert declared.converted(getattr(table(), name)) == getattr(table(), name)
+    assert {f.name for f in dataclasses.fields(table)} == {*table.settings, *table.tables}
+
+
 def test_overrides_are_what_departs_from_the_recipe_but_not_how_it_is_run() -> None:
     recipe = load_recipe("quick")
-    changed = dataclasses.replace(
-        recipe, epochs=7, seed=3, final=True, optim=dataclasses.replace(recipe.optim, lr=0.5)
-    )
+    changed = recipe.changed({"epochs": 7, "seed": 3, "final": True, "optim.lr": 0.5})
     assert overrides(changed, recipe) == {"epochs": 7, "optim.lr": 0.5}
     assert overrides(recipe, recipe) == {}
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+@pytest.mark.parametrize("epochs", [1, 2, 1_000])
+class TestAnotherLength:
+    def test_what_is_counted_in_epochs_follows(self, recipe: str, epochs: int) -> None:
+        began_as = load_recipe(recipe)
+        config = began_as.changed({"epochs": epochs})
+        for of in (lambda c: c.optim.warmup_epochs, lambda c: c.mixing.off_epochs):
+            assert of(config) / epochs == pytest.approx(of(began_as) / began_as.epochs)
+        assert bool(config.patience) == bool(began_as.patience)
+        assert config.judge_every == began_as.judge_every
+        assert overrides(config, began_as) == {"epochs": epochs}
+        note = proportion_note(config, began_as)
+        assert note is not None
+        assert f"(was {began_as.optim.warmup_epochs:g})" in note
+
+    def test_what_is_given_is_kept_and_told_apart(self, recipe: str, epochs: int) -> None:
+        began_as = load_recipe(recipe)
+        given = {"epochs": epochs, "optim.warmup_epochs": 0.5, "patience": 3}
+        config = began_as.changed(given)
+        assert (config.optim.warmup_epochs, config.patience) == (0.5, 3)
+        assert overrides(config, began_as) == given
+        assert began_as.changed(overrides(config, began_as)) == config
+
+    def test_a_contradiction_is_refused(self, recipe: str, epochs: int) -> None:
+        with pytest.raises(SpratError, match=rf"fewer than epochs \(= {epochs}\)"):
+            load_recipe(recipe).changed({"epochs": epochs, "optim.warmup_epochs": epochs})
+
+
+def test_a_recipes_own_length_changes_nothing() -> None:
+    for recipe in map(load_recipe, recipe_names()):
+        assert recipe.changed({"epochs": recipe.epochs}) == recipe
+        assert proportion_note(recipe, recipe) is None
+
+
+def test_a_run_from_before_that_kept_the_recipes_warm_up_is_told_apart() -> None:
+    recipe = load_recipe("quick")
+    before = dataclasses.replace(recipe, epochs=20)
+    assert overrides(before, recipe) == {"epochs": 20, "optim.warmup_epochs": 3.0}
+    assert recipe.changed(overrides(before, recipe)) == before
 
 
 def test_a_recipe_of_ones_own_by_path(tmp_path: Path) -> None:
@@ -155,7 +231,7 @@ def test_a_recipe_of_ones_own_by_path(tmp_path: Path) -> None:
     path.write_text("epochs = ")
     with pytest.raises(SpratError, match=r"mine\.toml is not valid TOML"):
         load_recipe(str(path))
-    with pytest.raises(SpratError, match="there is no recipe file"):
+    with pytest.raises(SpratError, match="There is no recipe file"):
         load_recipe(str(tmp_path / "other.toml"))
 
 
@@ -221,5 +297,5 @@ class TestHostileRecipes:
 
 
 def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
-    with pytest.raises(SpratError, match="no recipe 'quik'; did you mean 'quick'"):
+    with pytest.raises(SpratError, match="Unknown recipe 'quik'; did you mean 'quick'"):
         load_recipe("quik")

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from sprat.augment.transforms import normalize
 from sprat.checkpoint import load_model
-from sprat.config import Config, DistillConfig
 from sprat.data import Dataset
 from sprat.data.imageset import Normalization
 from sprat.errors import SpratError
 from sprat.results import read_json, teachers_of
+from sprat.settings.config import Config, DistillConfig
 from sprat.training.distill import Renormalize, distance, load_teacher, together
 from sprat.training.run import Interrupted, Run
 from sprat.training.start import resume, settle_for, train

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from sprat.config import OptimConfig
 from sprat.models import MODELS, build_model
-from sprat.training.optim import (
+from sprat.optim import OPTIMIZERS, build_optimizer, restore_state
+from sprat.optim.muon import (
     Muon,
-    build_optimizer,
     orthogonalized,
     orthogonalized_by_shape,
     orthogonalized_together,
 )
+from sprat.settings.config import OptimConfig
 
 
 def _with_gradients(network: nn.Module) -> nn.Module:
@@ -26,11 +26,11 @@ def _with_gradients(network: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("name", ["sgd", "muon"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 class TestEveryNetwork:
     def test_every_parameter_is_in_one_group(self, model: str, name: str) -> None:
         network = build_model(model)
-        optimizer = build_optimizer(network, OptimConfig(name=name))  # type: ignore[arg-type]
+        optimizer = build_optimizer(network, OptimConfig(name=name))
         held = [p for group in optimizer.param_groups for p in group["params"]]
         assert len(held) == len(set(held))
         assert set(held) == set(network.parameters())
@@ -39,25 +39,43 @@ class TestEveryNetwork:
     def test_norms_and_biases_are_decayed_only_on_request(
         self, model: str, name: str, decay_all: bool
     ) -> None:
-        config = OptimConfig(name=name, weight_decay=0.01, decay_norm_and_bias=decay_all)  # type: ignore[arg-type]
+        config = OptimConfig(name=name, weight_decay=0.01, decay_norm_and_bias=decay_all)
         for group in build_optimizer(build_model(model), config).param_groups:
             for parameter in group["params"]:
                 if parameter.ndim <= 1:
                     assert group["weight_decay"] == 0.01 * decay_all
 
     def test_a_saved_state_goes_on_as_if_never_stopped(self, model: str, name: str) -> None:
-        config = OptimConfig(name=name)  # type: ignore[arg-type]
+        config = OptimConfig(name=name)
         network = _with_gradients(build_model(model))
         optimizer = build_optimizer(network, config)
         optimizer.step()
         copied = _with_gradients(copy.deepcopy(network))
         resumed = build_optimizer(copied, config)
-        resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        restore_state(resumed, copy.deepcopy(optimizer.state_dict()["state"]))
         for trained, stepper in ((network, optimizer), (copied, resumed)):
             _with_gradients(trained)
             stepper.step()
         pairs = zip(network.parameters(), copied.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_state_of_other_parameters_is_refused(name: str) -> None:
+    network = _with_gradients(nn.Conv2d(3, 4, 1))
+    optimizer = build_optimizer(network, OptimConfig(name=name))
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict()["state"])
+    number, kept = next(iter(saved.items()))
+    for spoilt in (
+        saved | {number: {}},
+        saved | {number: kept | {"another": torch.zeros(())}},
+        saved | {number: {key: value[:1] for key, value in kept.items() if value.ndim}},
+        saved | {99: kept},
+    ):
+        with pytest.raises(ValueError, match="the optimizer's state"):
+            restore_state(optimizer, spoilt)
+    restore_state(optimizer, {})  # saved before the first step
 
 
 class TestMuon:

@@ -9,15 +9,15 @@ import pytest
 from conftest import SMALL, Here
 
 import sprat.training.pace
-from sprat.config import RUN_FIELDS, Config, load_recipe, parse_time, recipe_names, to_toml
 from sprat.data import Dataset
 from sprat.errors import SpratError
+from sprat.settings.config import RUN_FIELDS, Config
+from sprat.settings.recipes import load_recipe, parse_time, recipe_names, to_toml
 from sprat.training.pace import (
     Pace,
     fit,
     fit_again,
     fitted_recipe,
-    in_proportion,
     keep_recipe,
     measure,
 )
@@ -57,18 +57,18 @@ def test_as_many_epochs_as_fit_are_trained(
 @pytest.mark.parametrize("epochs", [1, 2, 5, 1_000])
 def test_every_recipe_can_be_of_another_length(recipe: str, epochs: int) -> None:
     config = load_recipe(recipe)
-    other = in_proportion(config, epochs)
+    other = config.in_proportion(epochs)
     assert other.epochs == epochs
     for of in (lambda c: c.optim.warmup_epochs, lambda c: c.mixing.off_epochs):
         assert of(other) / other.epochs == pytest.approx(of(config) / config.epochs)
-    assert in_proportion(config, config.epochs) == config
+    assert config.in_proportion(config.epochs) == config
 
 
 def test_sides_grow_at_the_same_shares_of_the_run() -> None:
     augment = dataclasses.replace(SMALL.augment, sides=(16, 16, 24, 24, 32))
     config = dataclasses.replace(SMALL, epochs=10, augment=augment)
-    assert in_proportion(config, 5).augment.sides == (16, 24, 32, 32, 32)
-    longer = in_proportion(config, 20).augment.sides
+    assert config.in_proportion(5).augment.sides == (16, 24, 32, 32, 32)
+    longer = config.in_proportion(20).augment.sides
     assert [longer.count(side) for side in (16, 24, 32)] == [4, 4, 12]
 
 
@@ -85,7 +85,7 @@ def test_a_recipe_that_is_written_is_read_back(recipe: str) -> None:
 def test_a_fitted_recipe_fits_again_to_the_same_settings_alone(tmp_path: Path) -> None:
     whole = load_recipe("accurate")
     recipe = fitted_recipe(tmp_path, "accurate", "5m")
-    keep_recipe(in_proportion(whole, 7), recipe)
+    keep_recipe(whole.in_proportion(7), recipe)
     assert fit_again(dataclasses.replace(whole, seed=3), recipe).epochs == 7
     with pytest.raises(SpratError, match="give another --output"):
         fit_again(dataclasses.replace(whole, batch_size=32), recipe)

@@ -22,7 +22,6 @@ from conftest import SMALL, Hostile
 from PIL import Image
 
 from sprat.cli import app
-from sprat.config import PicturesConfig
 from sprat.data import Dataset, assemble, load_dataset, pictures
 from sprat.data.batches import Batches
 from sprat.data.cache import Mapped, Writer, read
@@ -32,6 +31,7 @@ from sprat.data.pictures import cache_file, list_folder
 from sprat.errors import SpratError
 from sprat.predict import find_pictures
 from sprat.results import read_config, read_json
+from sprat.settings.config import PicturesConfig
 from sprat.training.images import balanced_weights, split_off_val
 from sprat.training.run import Run
 from sprat.training.start import settle_for, train

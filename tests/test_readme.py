@@ -11,8 +11,9 @@ import pytest
 from faults import KINDS
 
 from sprat.augment.views import VIEWS
-from sprat.config import Config, load_recipe, overrides, recipe_path
 from sprat.results import read_config, read_json, read_metrics, teachers_of
+from sprat.settings.config import Config
+from sprat.settings.recipes import load_recipe, overrides, recipe_path
 from sprat.zoo import cards, find_card, listed
 
 ROOT = Path(__file__).parents[1]

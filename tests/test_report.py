@@ -21,12 +21,13 @@ from PIL import Image
 
 import sprat
 from sprat.cli import app
-from sprat.config import Config, load_recipe, overrides
 from sprat.data import Dataset
 from sprat.data.imageset import ImageSet
 from sprat.errors import SpratError
 from sprat.report import MISTAKES, Answers, read_run, write_report
 from sprat.results import read_json, write_config, write_json
+from sprat.settings.config import Config
+from sprat.settings.recipes import load_recipe, overrides
 from sprat.training.start import train
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sprat.training.schedules import RAMPS, SCHEDULES, warmup_then
+from sprat.optim.schedules import RAMPS, SCHEDULES, warmup_then
 
 # schedule, step, total, warmup -> factor
 TABLE = [

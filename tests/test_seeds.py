@@ -10,12 +10,11 @@ from conftest import SMALL
 from torch import Tensor
 
 from sprat.cli import app
-from sprat.config import load_recipe, recipe_names
 from sprat.data import Dataset
 from sprat.errors import SpratError
 from sprat.results import read_json
+from sprat.settings.recipes import load_recipe, recipe_names
 from sprat.training.observer import Observer
-from sprat.training.pace import in_proportion
 from sprat.training.run import Interrupted, Run
 from sprat.training.seeds import train_seeds
 
@@ -95,19 +94,12 @@ def test_every_recipe_trains_to_its_summary(
     recipe: str, tiny: Dataset, small_run: Path, tmp_path: Path
 ) -> None:
     """At small size; what takes hours is the number of steps alone."""
-    config = load_recipe(recipe)
+    config = load_recipe(recipe).changed({
+        "epochs": 2, "train_images": 32, "batch_size": 16, "judge_every": 2, "final": True,
+        "device": "cpu", "tta": 1,
+    })  # fmt: skip
     if config.distill.teacher:
-        taught = dataclasses.replace(config.distill, teacher=(str(small_run),))
-        config = dataclasses.replace(config, distill=taught)
-    config = dataclasses.replace(
-        in_proportion(config, 2),
-        train_images=32,
-        batch_size=16,
-        judge_every=2,
-        final=True,
-        device="cpu",
-        tta=1,
-    )
+        config = config.changed({"distill.teacher": [str(small_run)]})
     summary = train_seeds(config, tiny, tmp_path, 2, recipe=recipe)
     assert summary["top1"]["n"] == 2
     assert summary["model"] == config.model

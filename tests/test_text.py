@@ -65,7 +65,7 @@ def folder(place: Path) -> Path:
 @pytest.fixture(scope="module")
 def run(place: Path, folder: Path) -> Path:
     recipe = place / "recipe `a` $b$ \x1b[31m.toml"
-    text = (Path(sprat.__file__).parent / "recipes" / "quick.toml").read_text()
+    text = (Path(sprat.__file__).parent / "settings" / "recipes" / "quick.toml").read_text()
     recipe.write_text(text, encoding="utf-8")
     run = place / "run $y \x1b[31m[b]'\n"
     words = ["train", "--recipe", recipe, "--dataset", folder, "--pictures.side", 16, "--epochs", 1]

@@ -17,7 +17,6 @@ from torch import Tensor
 from sprat.augment.mixing import MIXERS
 from sprat.augment.transforms import normalize
 from sprat.checkpoint import load_model, load_resume, save_resume
-from sprat.config import AugmentConfig, Config, EMAConfig, MixingConfig, OptimConfig
 from sprat.data import Dataset
 from sprat.data.imageset import stratified_split
 from sprat.errors import SpratError
@@ -25,6 +24,7 @@ from sprat.evaluate import predict_probabilities, top1
 from sprat.files import WriteError
 from sprat.results import read_config, read_metrics
 from sprat.runtime import derive_seed
+from sprat.settings.config import AugmentConfig, Config, EMAConfig, MixingConfig, OptimConfig
 from sprat.training.images import PROBE_IMAGES
 from sprat.training.observer import Observer
 from sprat.training.run import Interrupted, Run

@@ -11,22 +11,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sprat.augment.pipeline import Pipeline
-from sprat.augment.transforms import (
-    adjust_brightness_contrast,
-    adjust_hue_saturation_value,
-    affine,
-    alternating_flip,
+from sprat.augment.pipeline import (
+    AugmentConfig,
     brightness_contrast,
     coarse_dropout,
     cutout,
     horizontal_flip,
     hue_saturation_value,
+    pad_and_crop,
+    shift_scale_rotate,
+)
+from sprat.augment.transforms import (
+    adjust_brightness_contrast,
+    adjust_hue_saturation_value,
+    affine,
+    alternating_flip,
     normalize,
     pad,
-    pad_and_crop,
     resize,
-    shift_scale_rotate,
 )
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]
@@ -41,7 +43,14 @@ TRANSFORMS: dict[str, Transform] = {
     "hue-saturation-value": hue_saturation_value,
     "coarse-dropout": coarse_dropout,
     "cutout": partial(cutout, size=5),
-    "pipeline": Pipeline(crop=2, cutout=3),
+    "pipeline": AugmentConfig(
+        crop=2,
+        affine=0.5,
+        brightness_contrast=0.5,
+        hue_saturation_value=0.5,
+        coarse_dropout=0.3,
+        cutout=3,
+    ),
 }
 
 
@@ -131,7 +140,7 @@ class TestEveryTransform:
 
         images = _images(40)
         expected = TRANSFORMS[name](images, _generator())
-        monkeypatch.setattr(transforms, "_on_some", on_all)
+        monkeypatch.setattr(transforms, "on_some", on_all)
         assert torch.equal(TRANSFORMS[name](images, _generator()), expected)
 
 

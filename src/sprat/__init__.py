@@ -15,9 +15,10 @@ from sprat.threads import bound_spinning
 
 if TYPE_CHECKING:
     from sprat.api import Run, load, resume, train
-    from sprat.config import Config, load_recipe
     from sprat.errors import SpratError
     from sprat.predict import Classifier, Predictions
+    from sprat.settings.config import Config
+    from sprat.settings.recipes import load_recipe
 
 __all__ = [
     "Classifier",
@@ -40,9 +41,10 @@ bound_spinning()  # now: torch reads it when it is imported
 
 _HOMES = {
     "api": ("Run", "load", "resume", "train"),
-    "config": ("Config", "load_recipe"),
     "errors": ("SpratError",),
     "predict": ("Classifier", "Predictions"),
+    "settings.config": ("Config",),
+    "settings.recipes": ("load_recipe",),
 }
 
 

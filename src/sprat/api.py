@@ -8,7 +8,6 @@ from time import perf_counter
 from typing import Any
 
 from sprat.checkpoint import load_model
-from sprat.config import Config, load_recipe, overrides, parse_time
 from sprat.data import Dataset
 from sprat.display import TrainingDisplay, load_again, load_shown, make_console
 from sprat.errors import SpratError
@@ -23,6 +22,8 @@ from sprat.results import (
     read_config,
     resume_finished,
 )
+from sprat.settings.config import Config
+from sprat.settings.recipes import load_recipe, overrides, parse_time, proportion_note
 from sprat.training import start
 from sprat.training.pace import fit, fitted_recipe, keep_recipe
 from sprat.training.prepare import check
@@ -67,7 +68,8 @@ def train(
 
     Args:
         config: settings, or the name or path of a recipe that has them.
-        changes: what is to be otherwise, by name: {"epochs": 12, "optim.lr": 0.2}.
+        changes: settings to change, by name: {"epochs": 12, "optim.lr": 0.2}. With another number
+            of epochs, what the recipe counts in epochs changes in proportion unless it is given.
         dataset: the config's unless given; a dataset in memory is taken as it is.
         output: new folder for the run; by default runs/RECIPE-seedN-DATE-TIME.
         data_dir: where the dataset lies; by default $SPRAT_DATA, the user's cache, or a download.
@@ -95,6 +97,8 @@ def train(
         settings = settings.changed({"dataset": str(dataset)})
     check(settings)  # rather than after a download
     console = make_console(quiet=quiet)
+    if note := proportion_note(settings, began_as):
+        console.print(note)
     if not isinstance(dataset, Dataset):
         place = None if data_dir is None else Path(data_dir)
         dataset = load_shown(console, settings.dataset, place, settings.pictures)

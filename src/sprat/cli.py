@@ -20,17 +20,16 @@ from cyclopts import App, ArgumentCollection, CycloptsError, Parameter
 from cyclopts.config import Dict
 
 from sprat import __version__, names
-from sprat.config import (
-    BudgetConfig,
-    Config,
-    PicturesConfig,
+from sprat.errors import SpratError, did_you_mean
+from sprat.serve.limits import Limits, check_port
+from sprat.settings.config import COMMON, RUN, BudgetConfig, Config, PicturesConfig
+from sprat.settings.recipes import (
     load_recipe,
     overrides,
     parse_time,
+    proportion_note,
     recipe_path,
 )
-from sprat.errors import SpratError, did_you_mean
-from sprat.serve.limits import Limits, check_port
 from sprat.text import command as to_paste
 from sprat.text import visible, warn
 
@@ -52,7 +51,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 DataDir = Annotated[
     Path | None,
     Parameter(
-        help="Where the dataset lies; by default $SPRAT_DATA, the user's cache, or a download."
+        help="Folder of the dataset; by default $SPRAT_DATA, the user's cache or a download."
     ),
 ]
 ModelName = Annotated[
@@ -173,7 +172,11 @@ def _recipe_under_options(
         return
     typed = arguments["--recipe"].tokens
     recipe = typed[-1].value if typed else DEFAULT_RECIPES[commands]
-    values = load_recipe(recipe).to_dict()  # says what is wrong with it in our own words
+    config = load_recipe(recipe)  # says what is wrong with it in our own words
+    typed = arguments["--epochs"].tokens
+    with contextlib.suppress(ValueError):  # what is no number of epochs is refused later
+        config = config.changed({"epochs": int(typed[-1].value)}) if typed else config
+    values = config.to_dict()
     for command in reversed(commands):  # or a table named like a command would be taken for it
         values = {command: values}
     Dict(values, source=str(recipe_path(recipe)))(app, commands, arguments)
@@ -185,34 +188,33 @@ app.config = [_recipe_under_options]
 @app.command
 def train(
     *,
-    recipe: str = DEFAULT_RECIPE,
-    output: Path | None = None,
-    resume: Path | None = None,
-    seeds: int = 0,
-    time: str = "",
-    data_dir: DataDir = None,
-    quiet: Annotated[bool, Parameter(negative=())] = False,
+    recipe: Annotated[str, Parameter(group=COMMON)] = DEFAULT_RECIPE,
     config: Annotated[Config, Parameter(name="*")] = Config(),  # noqa: B008
+    time: Annotated[str, Parameter(group=COMMON)] = "",
+    seeds: Annotated[int, Parameter(group=COMMON)] = 0,
+    output: Annotated[Path | None, Parameter(group=COMMON)] = None,
+    resume: Annotated[Path | None, Parameter(group=COMMON)] = None,
+    data_dir: Annotated[DataDir, Parameter(group=RUN)] = None,
+    quiet: Annotated[bool, Parameter(group=RUN, negative=())] = False,
 ) -> int:
-    """Train a network by a recipe; every setting of the recipe can be changed here.
+    """Train a network from a recipe. Any setting can be changed with its option.
+
+    A default shown below holds where the recipe does not set a value.
 
     Parameters
     ----------
     recipe
-        A shipped recipe's name, or the path of a .toml file.
+        Name of a recipe that ships with sprat, or the path of a .toml file.
     output
-        New folder for the run; by default runs/RECIPE-DATE-TIME, and with --seeds runs/RECIPE.
+        New folder for the run; by default runs/RECIPE-DATE-TIME, with --seeds runs/RECIPE.
     resume
-        Folder of an interrupted run to resume with the settings it began with; takes no others
-        but --dataset and --data-dir, for data that has moved.
+        Folder of an interrupted run to resume; only --dataset and --data-dir go with it.
     seeds
-        Train under so many seeds one after another, from --seed on, each into OUTPUT/seed-N;
-        finished ones are skipped, an interrupted one goes on; 0: one run, into OUTPUT itself.
+        Number of runs, with seeds from --seed on, each in OUTPUT/seed-N; 0: one run, in OUTPUT.
     time
-        Train as many epochs as end in that time, 5m or 1h30m, say, the final judgement included
-        (with --seeds, of each seed). The recipe as it is then run is kept in OUTPUT.
+        Train as many epochs as finish in this time, evaluation included: 5m or 1h30m.
     quiet
-        Print errors and warnings only.
+        Print only errors and warnings.
     """
     began = perf_counter()
     began_as = load_recipe(recipe)
@@ -248,6 +250,8 @@ def train(
     from sprat.training.seeds import train_seeds
 
     console = make_console(quiet=quiet)
+    if resume is None and (note := proportion_note(config, began_as)):
+        console.print(note)
 
     def ended(run: Path, results: dict[str, Any]) -> None:
         if not (run / CURVES_FILE).exists():  # as where a finished run is named again

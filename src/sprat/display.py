@@ -23,9 +23,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from sprat.config import Config, PicturesConfig
 from sprat.errors import SpratError
 from sprat.names import DATASETS
+from sprat.settings.config import Config, PicturesConfig
 from sprat.text import command, visible, visible_lines, warn
 from sprat.threads import spinning_advice
 from sprat.training.observer import Observer

@@ -26,6 +26,7 @@ NETWORKS = (
     "ResNet18",
 )
 VIEWS = (1, 2, 6, 8, 10, 26)  # views of an image that test-time augmentation can average
+WIDTHS = {"fp32": 4, "fp16": 2, "int8": 1}  # bytes of a value where a network runs
 MODEL_FILE, CARD_FILE = "model.safetensors", "card.json"
 
 

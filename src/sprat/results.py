@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sprat.config import MOST_EPOCHS, Config
 from sprat.errors import SpratError
 from sprat.files import holder, lock, sweep, write_whole, writing
 from sprat.readers import parse_json, read_text
+from sprat.settings.config import MOST_EPOCHS, Config
 from sprat.shapes import (
     ANYTHING,
     FLAG,

@@ -284,7 +284,7 @@ def _settings_spoilt(sound: str) -> Iterator[Variant]:
 
 def _settings() -> Iterator[tuple[str, type]]:
     """Every setting of a recipe, by its dotted name, and its type."""
-    from sprat.config import Config
+    from sprat.settings.config import Config
 
     def settings(cls: Any, prefix: str) -> Iterator[tuple[str, type]]:
         hints = typing.get_type_hints(cls)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import SMALL, StopAfter, weights
 
-from sprat.config import AugmentConfig
 from sprat.data import Dataset
+from sprat.settings.config import AugmentConfig
 from sprat.training.run import Interrupted
 from sprat.training.start import resume, train
 

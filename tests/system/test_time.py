@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import Here
 
-from sprat.config import RUN_FIELDS, load_recipe
 from sprat.results import read_config
+from sprat.settings.config import RUN_FIELDS
+from sprat.settings.recipes import load_recipe
 
 
 def test_the_command_keeps_the_recipe_as_it_was_run(

@@ -2,23 +2,104 @@
 
 Images are B x C x H x W, uint8 or float, of any batch size and any shape; targets are B x K,
 float, one-hot before the first mixer. Each image's row of targets is its exact shares of pixels,
-so rows go on summing to 1; label smoothing is the loss's alone. The input is never changed.
+so rows still sum to 1; label smoothing is the loss's alone. The input is never changed.
+
+A mixer owns its settings: a new one is two fields of `MixingConfig`, a function and a line of
+`MIXERS`.
 
 Partners are drawn image by image. What else is drawn (the share, the box) is drawn once for the
 batch, or with `per_image` for each. `generator` lives on the images' device. alpha and beta must
 be above 0; a tensor without dimensions serves too.
 """
 
+from __future__ import annotations
+
 import itertools
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from sprat.augment.transforms import between
+from sprat.deferred import deferred
 from sprat.errors import SpratError
+from sprat.optim.schedules import RAMPS
+from sprat.settings.field import Table, refused, setting
 
-Mixed = tuple[Tensor, Tensor]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sprat.augment import transforms
+
+    Mixed = tuple[Tensor, Tensor]
+else:
+    torch, transforms = deferred("torch"), deferred("sprat.augment.transforms")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixingConfig(Table, name="mixing"):
+    """Which mixer a batch meets, if any, and how strongly it mixes."""
+
+    mixup: float = setting(0.0, "Probability that a batch is mixed by MixUp", at_least=0, at_most=1)
+    cutmix: float = setting(
+        0.0, "Probability that a batch is mixed by CutMix", at_least=0, at_most=1
+    )
+    ricap: float = setting(
+        0.0,
+        "Probability that a batch is mixed by RICAP; what the three leave is not mixed",
+        at_least=0,
+        at_most=1,
+    )
+    mixup_alpha: float = setting(
+        1.0, "MixUp draws each image's share from Beta(alpha, alpha)", at_least=0.01, at_most=100
+    )
+    cutmix_alpha: float = setting(
+        1.0, "CutMix draws each image's share from Beta(alpha, alpha)", at_least=0.01, at_most=100
+    )
+    ricap_beta: float = setting(
+        0.3,
+        "RICAP draws its point on either side from Beta(beta, beta)",
+        at_least=0.01,
+        at_most=100,
+    )
+    per_image: bool = setting(
+        False, "Draw shares and boxes for each image, rather than once for a batch"
+    )
+    probability: str = setting(
+        "constant",
+        "How mixing probability changes over training: constant, rising from 0 or falling to 0",
+        choices=RAMPS,
+    )
+    strength: str = setting(
+        "constant",
+        "How alpha and beta change over training: constant, rising from 0 or falling to 0",
+        choices=RAMPS,
+    )
+    off_epochs: float = setting(
+        0.0, "Epochs without mixing at the end of the run; may be a fraction", at_least=0
+    )
+
+    def check_together(self) -> None:
+        total = math.fsum(self.probabilities.values())
+        if total > 1 + 1e-9:
+            raise refused(
+                f"mixing.{' + '.join(MIXERS)}", total, "at most 1 in all", "Lower one of them."
+            )
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """The probability of each mixer."""
+        return {name: getattr(self, name) for name in MIXERS}
+
+    @property
+    def any(self) -> bool:
+        """Whether any batch is mixed."""
+        return any(self.probabilities.values())
+
+    @property
+    def strengths(self) -> dict[str, float]:
+        """The alpha or beta of each mixer."""
+        return {name: getattr(self, mixer.strength) for name, mixer in MIXERS.items()}
 
 
 def mixup(
@@ -29,7 +110,7 @@ def mixup(
     *,
     generator: torch.Generator,
 ) -> Mixed:
-    """lam x image + (1 - lam) x partner, lam ~ Beta(alpha, alpha) (mixup, arXiv 1710.09412).
+    """Return lam x image + (1 - lam) x partner, lam ~ Beta(alpha, alpha) (mixup, arXiv 1710.09412).
 
     uint8 images come back as float32, so that nothing is rounded.
     """
@@ -48,7 +129,7 @@ def cutmix(
     *,
     generator: torch.Generator,
 ) -> Mixed:
-    """Pastes a box of the partner, of share 1 - lam before the border clips it,
+    """Paste a box of the partner, of share 1 - lam before the border clips it,
     lam ~ Beta(alpha, alpha) (CutMix, arXiv 1905.04899)."""
     lam = _beta(images, generator, alpha, 1, per_image)
     order = _orders(images, generator, 1)[0]
@@ -57,7 +138,7 @@ def cutmix(
     for side, centre in zip(images.shape[2:], centres, strict=True):
         cut = (side * (1 - lam[0]).sqrt()).long()
         first = (centre * side).long() - cut // 2
-        covered = between(side, first, first + cut)  # n, side
+        covered = transforms.between(side, first, first + cut)  # n, side
         inside.append(covered)
         areas.append(covered.sum(1))
     box = inside[0][:, None, :, None] & inside[1][:, None, None, :]
@@ -74,7 +155,7 @@ def ricap(
     *,
     generator: torch.Generator,
 ) -> Mixed:
-    """Patches windows of four images around a point, its place along either side
+    """Patch windows of four images around a point, its place along either side
     ~ Beta(beta, beta) (RICAP, arXiv 1811.09030)."""
     height, width = images.shape[2:]
     cut_y, cut_x = _beta(images, generator, beta, 2, per_image)  # n each
@@ -99,19 +180,43 @@ def ricap(
 
 
 def _window(side: int, cut: Tensor, beyond: bool, corner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One window along one side, before the cuts (n, pixels) or beyond them: which pixels lie in
-    it and where in the window's image they come from (both n x side), and its size (n)."""
+    """Return one window along one side, before the cuts (n, pixels) or beyond them: which pixels
+    are in it and where in the window's image they come from (both n x side), and its size (n)."""
     begin, size = (cut, side - cut) if beyond else (torch.zeros_like(cut), cut)
     start = (corner * (side - size + 1)).long()
     place = torch.arange(side, device=cut.device)
-    return between(side, begin, begin + size), place + (start - begin).view(-1, 1), size
+    return transforms.between(side, begin, begin + size), place + (start - begin).view(-1, 1), size
 
 
-MIXERS: dict[str, Callable[..., Mixed]] = {"mixup": mixup, "cutmix": cutmix, "ricap": ricap}
+@dataclass(frozen=True)
+class Mixer:
+    """A way to mix, under the name of the setting that holds its probability."""
+
+    title: str
+    strength: str
+    """The setting that holds its alpha or beta."""
+    mix: Callable[..., Mixed]
+
+    def __call__(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        *how: float | Tensor | bool,
+        generator: torch.Generator,
+        **named: float | Tensor | bool,
+    ) -> Mixed:
+        return self.mix(images, targets, *how, generator=generator, **named)
+
+
+MIXERS = {
+    "mixup": Mixer("MixUp", "mixup_alpha", mixup),
+    "cutmix": Mixer("CutMix", "cutmix_alpha", cutmix),
+    "ricap": Mixer("RICAP", "ricap_beta", ricap),
+}
 
 
 def choose(probabilities: Mapping[str, float], draw: float) -> str | None:
-    """The mixer that a draw from [0, 1) falls to; None beyond their probabilities' sum."""
+    """Return the mixer that a draw from [0, 1) falls to; None beyond the sum of probabilities."""
     ends = itertools.accumulate(probabilities.values())
     return next((name for name, end in zip(probabilities, ends, strict=True) if draw < end), None)
 
@@ -123,9 +228,9 @@ def _beta(
     draws: int,
     per_image: bool,
 ) -> Tensor:
-    """draws x n numbers from Beta(alpha, alpha), float32; n is 1 or B."""
+    """Draw draws x n numbers from Beta(alpha, alpha), float32; n is 1 or B."""
     if isinstance(alpha, float | int) and not alpha > 0:
-        raise SpratError(f"alpha or beta is {alpha}, expected a number above 0")
+        raise SpratError(f"alpha or beta is {alpha}, expected a number above 0. Raise it.")
     alpha = torch.as_tensor(alpha, dtype=torch.float64, device=images.device)
     shape = (draws, len(images) if per_image else 1, 2)
     # what torch.distributions draws with, which takes no generator
@@ -133,7 +238,7 @@ def _beta(
 
 
 def _orders(images: Tensor, generator: torch.Generator, orders: int) -> Tensor:
-    """orders x B: random orders of the batch."""
+    """Draw random orders of the batch: orders x B."""
     return _random(images, generator, orders, len(images)).argsort()
 
 

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sprat.augment import pipeline as by_chance
 from sprat.augment import transforms as t
 from sprat.augment.mixing import MIXERS
-from sprat.augment.pipeline import Pipeline
+from sprat.augment.pipeline import AugmentConfig
 from sprat.text import visible
-
-TITLES = {"mixup": "MixUp", "cutmix": "CutMix", "ricap": "RICAP"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ def preview(
     labels: Sequence[int],
     classes: Sequence[str],
     *,
-    pipeline: Pipeline,
+    augment: AugmentConfig,
     mixers: Mapping[str, float],
     generator: torch.Generator,
 ) -> list[Row]:
@@ -41,19 +40,19 @@ def preview(
         mixers: alpha or beta by the mixer's name.
     """
     rows = [Row("as they are", images, [classes[label] for label in labels])]
-    rows += _alone(images, pipeline, generator)
+    rows += _alone(images, augment, generator)
     rows += [
-        Row(f"whole pipeline, {nth} time", pipeline(images, generator)) for nth in ("1st", "2nd")
+        Row(f"whole pipeline, {nth} time", augment(images, generator)) for nth in ("1st", "2nd")
     ]
     targets = torch.nn.functional.one_hot(torch.tensor(labels), len(classes)).float()
     for name, strength in mixers.items():
         mixed, shares = MIXERS[name](images, targets, strength, True, generator=generator)
         captions = [_shares(row, classes) for row in shares]
-        rows.append(Row(TITLES[name], mixed.round().to(torch.uint8), captions))
+        rows.append(Row(MIXERS[name].title, mixed.round().to(torch.uint8), captions))
     return rows
 
 
-def _alone(images: Tensor, by: Pipeline, generator: torch.Generator) -> list[Row]:
+def _alone(images: Tensor, by: AugmentConfig, generator: torch.Generator) -> list[Row]:
     """Each transform at its limits, first one way, then the other, picture by picture."""
     n, (height, width) = len(images), images.shape[2:]
     sign = 1.0 - 2 * (torch.arange(n) % 2)  # 1, -1, 1, …
@@ -68,7 +67,7 @@ def _alone(images: Tensor, by: Pipeline, generator: torch.Generator) -> list[Row
     if by.flip:
         rows.append(Row(f"horizontal flip, p {by.flip:g}", images.flip(3)))
     if by.crop:
-        cropped = t.pad_and_crop(images, generator, by.crop, by.crop_mode)
+        cropped = by_chance.pad_and_crop(images, generator, by.crop, by.crop_mode)
         rows.append(Row(f"crop after padding by {by.crop} px", cropped))
     if p := by.affine:
         shift = torch.stack((sign * by.shift * width, other * by.shift * height), 1).trunc()
@@ -96,9 +95,9 @@ def _alone(images: Tensor, by: Pipeline, generator: torch.Generator) -> list[Row
     if p := by.coarse_dropout:
         name = f"coarse dropout {by.hole_smallest} to {by.hole_largest} px, p {p:g}"
         sizes = by.hole_smallest, by.hole_largest
-        rows.append(Row(name, t.coarse_dropout(images, generator, *sizes, p=1.0)))
+        rows.append(Row(name, by_chance.coarse_dropout(images, generator, *sizes, p=1.0)))
     if by.cutout:
-        rows.append(Row(f"cutout {by.cutout} px", t.cutout(images, generator, by.cutout)))
+        rows.append(Row(f"cutout {by.cutout} px", by_chance.cutout(images, generator, by.cutout)))
     return rows
 
 

@@ -1,5 +1,5 @@
-"""The brief's pipeline image by image through Albumentations 2.0.8, beside which the batched
-one of transforms.py is held. The only file that imports it."""
+"""Augmentation image by image through Albumentations 2.0.8, which the batched pipeline must agree
+with. The only file that imports it."""
 
 import functools
 import importlib.util
@@ -11,19 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sprat.augment.pipeline import Pipeline
+from sprat.augment.pipeline import AugmentConfig
 from sprat.errors import SpratError
 
 
 def require_albumentations() -> None:
-    """
+    """Check that Albumentations is installed.
+
     Raises:
-        SpratError: it is not installed.
+        SpratError: it is not.
     """
     if importlib.util.find_spec("albumentations") is None:
         raise SpratError(
-            "augment.engine 'albumentations' needs Albumentations: pip install "
-            "'sprat[albumentations]', or leave the engine at 'batched'"
+            "augment.engine is 'albumentations', but Albumentations is not installed. Install it: "
+            "pip install 'sprat[albumentations]', or set augment.engine to 'batched'."
         )
 
 
@@ -31,12 +32,11 @@ class AlbumentationsPipeline:
     """(images uint8 B x 3 x H x W, seed) -> images of the same shape, uint8.
 
     Args:
-        pipeline: whose probabilities and limits it has; crop and cutout are not the brief's and
-            not done.
+        augment: its probabilities and limits. Crop, cutout and alternating flips are not supported.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self.pipeline = pipeline
+    def __init__(self, augment: AugmentConfig) -> None:
+        self.augment = augment
 
     def __call__(self, images: Tensor, seed: int) -> Tensor:
         # set_random_seed would give every transform a generator in the same state, so that their
@@ -54,7 +54,7 @@ class AlbumentationsPipeline:
         import cv2
 
         cv2.setNumThreads(0)  # the workers are the threads
-        by = self.pipeline
+        by = self.augment
         border = {"reflect": cv2.BORDER_REFLECT_101, "constant": cv2.BORDER_CONSTANT}[by.crop_mode]
         holes = (by.hole_smallest, by.hole_largest)
         return A.Compose(

@@ -1,12 +1,7 @@
-"""Geometry and colour on whole batches: (images, generator, …) -> images.
+"""Pixel arithmetic on whole batches, with given parameters; pipeline.py draws them by chance.
 
 Images are B x C x H x W on any device, uint8 or float of 0 to 255; the type is kept, and uint8
-is rounded. Each image gets its own draw from `generator`, which lives on the images' device; `p`
-is each image's probability of being changed. The input is never changed.
-
-What draws and what computes are apart: `shift_scale_rotate` draws for `affine`,
-`brightness_contrast` for `adjust_brightness_contrast`, and so on. Limits and laws of the draws
-are those of Albumentations 2.0.8, through which reference.py does the same.
+is rounded. The input is never changed.
 """
 
 import functools
@@ -17,13 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def horizontal_flip(images: Tensor, generator: torch.Generator, p: float = 0.5) -> Tensor:
-    """Mirrors each image left to right with probability `p`."""
-    return mirror(images, _chosen(images, generator, p))
-
-
 def alternating_flip(images: Tensor, mirrored_first: Tensor, epoch: int) -> Tensor:
-    """Mirrors each image every other epoch (airbench94, arXiv 2404.00498).
+    """Mirror each image every other epoch (airbench94, arXiv 2404.00498).
 
     Args:
         mirrored_first: bool, B: whether an image is mirrored in epochs 0, 2, 4, …
@@ -32,31 +22,12 @@ def alternating_flip(images: Tensor, mirrored_first: Tensor, epoch: int) -> Tens
 
 
 def mirror(images: Tensor, chosen: Tensor) -> Tensor:
-    """Mirrors the images left to right where `chosen` (bool, B)."""
-    return _on_some(images, chosen, lambda images: images.flip(3))
-
-
-def pad_and_crop(
-    images: Tensor, generator: torch.Generator, padding: int = 4, mode: str = "reflect"
-) -> Tensor:
-    """Pads each side by `padding` pixels, then cuts a window of the old size at random.
-
-    Args:
-        mode: "reflect" mirrors the image into the padding, "constant" fills it with 0.
-    """
-    if padding == 0:
-        return images
-    height, width = images.shape[2:]
-    padded = pad(images, padding, mode)
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # B, C, 2p+1, 2p+1, H, W
-    top, left = torch.randint(
-        2 * padding + 1, (2, len(images)), generator=generator, device=images.device
-    )
-    return windows[torch.arange(len(images), device=images.device), :, top, left]
+    """Mirror the images left to right where `chosen` (bool, B)."""
+    return on_some(images, chosen, lambda images: images.flip(3))
 
 
 def pad(images: Tensor, padding: int, mode: str) -> Tensor:
-    """`torch.nn.functional.pad` on all four sides, for uint8 too (which it cannot reflect)."""
+    """Pad all four sides as `torch.nn.functional.pad` does; reflects uint8 too, which it cannot."""
     if mode == "constant":
         return F.pad(images, (padding,) * 4)
     return _pad_reflected(_pad_reflected(images, padding, 2), padding, 3)
@@ -68,36 +39,10 @@ def _pad_reflected(images: Tensor, padding: int, dim: int) -> Tensor:
     return torch.cat((before, images, after), dim)
 
 
-def shift_scale_rotate(
-    images: Tensor,
-    generator: torch.Generator,
-    shift: float = 0.1,
-    scale: float = 0.1,
-    rotate: float = 15.0,
-    p: float = 0.5,
-    mode: str = "reflect",
-) -> Tensor:
-    """Moves, zooms and turns in one resampling; each direction has its own shift and scale.
-
-    Args:
-        shift: largest shift as a share of the side; shifts are whole pixels, rounded to 0.
-        scale: largest change of the scale: 0.1 for 0.9 to 1.1.
-        rotate: largest angle, in degrees.
-        mode: as in `affine`.
-    """
-    chosen = _chosen(images, generator, p)
-    draws = _uniform(images, generator, 5)
-    height, width = images.shape[2:]
-    shifts = torch.stack((draws[0] * (shift * width), draws[1] * (shift * height)), 1).trunc_()
-    scales = 1 + scale * draws[2:4].T
-    change = functools.partial(affine, mode=mode)
-    return _on_some(images, chosen, change, shifts, scales, rotate * draws[4])
-
-
 def affine(
     images: Tensor, shift: Tensor, scale: Tensor, degrees: Tensor, mode: str = "reflect"
 ) -> Tensor:
-    """Scales, then turns counter-clockwise about the centre, then shifts; bilinear.
+    """Scale, rotate counter-clockwise about the centre and shift, in one bilinear resampling.
 
     Args:
         shift: B x 2 pixels, to the right and down.
@@ -124,45 +69,16 @@ def affine(
     return _as_pixels(moved, images.dtype)
 
 
-def brightness_contrast(
-    images: Tensor,
-    generator: torch.Generator,
-    brightness: float = 0.2,
-    contrast: float = 0.2,
-    p: float = 0.5,
-) -> Tensor:
-    """Multiplies by 1 ± `contrast`, then adds up to ± `brightness` of full brightness."""
-    chosen = _chosen(images, generator, p)
-    draws = _uniform(images, generator, 2)
-    changes = draws[0] * brightness, draws[1] * contrast
-    return _on_some(images, chosen, adjust_brightness_contrast, *changes)
-
-
 def adjust_brightness_contrast(images: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
-    """(1 + contrast) x images + 255 x brightness, both of B fractions."""
+    """Return (1 + contrast) x images + 255 x brightness, each B fractions."""
     factor, shift = (1 + contrast).view(-1, 1, 1, 1), (255 * brightness).view(-1, 1, 1, 1)
     return _as_pixels((images.float() * factor).add_(shift), images.dtype)
-
-
-def hue_saturation_value(
-    images: Tensor,
-    generator: torch.Generator,
-    hue: float = 40.0,
-    saturation: float = 30.0,
-    value: float = 20.0,
-    p: float = 0.5,
-) -> Tensor:
-    """Turns the hue by up to `hue` degrees and adds to saturation and value (of 0 to 255)."""
-    chosen = _chosen(images, generator, p)
-    draws = _uniform(images, generator, 3)
-    changes = draws[0] * hue, draws[1] * saturation, draws[2] * value
-    return _on_some(images, chosen, adjust_hue_saturation_value, *changes)
 
 
 def adjust_hue_saturation_value(
     images: Tensor, hue: Tensor, saturation: Tensor, value: Tensor
 ) -> Tensor:
-    """Adds to the coordinates of HSV; greys, which have no hue, keep their saturation of 0.
+    """Add to hue, saturation and value; greys, which have no hue, keep their saturation of 0.
 
     Args:
         images: B x 3 x H x W.
@@ -191,37 +107,8 @@ def adjust_hue_saturation_value(
     return _as_pixels(torch.sub(brightest[:, None], out, out=out), images.dtype)
 
 
-def coarse_dropout(
-    images: Tensor,
-    generator: torch.Generator,
-    smallest: int = 4,
-    largest: int = 8,
-    p: float = 0.3,
-) -> Tensor:
-    """Blackens one rectangle inside the image, `smallest` to `largest` pixels high and wide."""
-    chosen = _chosen(images, generator, p)
-    draws = torch.rand(len(images), 4, generator=generator, device=images.device)
-    first, end = [], []
-    for axis, side in enumerate(images.shape[2:]):
-        size = smallest + (draws[:, axis] * (largest - smallest + 1)).long()
-        size = size.clamp_(max=side)
-        first.append((draws[:, 2 + axis] * (side - size + 1)).long())
-        end.append(first[axis] + size)
-    return _on_some(images, chosen, erase, torch.stack(first, 1), torch.stack(end, 1))
-
-
-def cutout(images: Tensor, generator: torch.Generator, size: int = 8, p: float = 1.0) -> Tensor:
-    """Blackens a square of `size` pixels centred anywhere; what lies beyond the border is cut
-    off (arXiv 1708.04552)."""
-    chosen = _chosen(images, generator, p)
-    draws = torch.rand(len(images), 2, generator=generator, device=images.device)
-    centres = [draws[:, axis] * side for axis, side in enumerate(images.shape[2:])]
-    first = torch.stack(centres, 1).long() - size // 2
-    return _on_some(images, chosen, erase, first, first + size)
-
-
 def erase(images: Tensor, first: Tensor, end: Tensor) -> Tensor:
-    """Blackens one rectangle in each image.
+    """Blacken one rectangle in each image.
 
     Args:
         first: int64, B x 2: its first row and column.
@@ -235,13 +122,13 @@ def erase(images: Tensor, first: Tensor, end: Tensor) -> Tensor:
 
 
 def between(side: int, first: Tensor, end: Tensor) -> Tensor:
-    """Which places along a side lie from `first` to before `end` (int64, n); bool, n x side."""
+    """Return which places of a side are in [first, end) (both int64, n): bool, n x side."""
     place = torch.arange(side, device=first.device)
     return (place >= first[:, None]) & (place < end[:, None])
 
 
 def resize(images: Tensor, side: int) -> Tensor:
-    """Resamples to side x side pixels with the antialiased bilinear filter; float32.
+    """Resample to side x side pixels with the antialiased bilinear filter; float32.
 
     The filter is separable, so this is two small matrix products.
     """
@@ -259,7 +146,7 @@ def _resampling(old: int, new: int, device: torch.device) -> Tensor:
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Pixels to the network's input: (images / 255 - mean) / std, float32, channels last.
+    """Turn pixels into the network's input: (images / 255 - mean) / std, float32, channels last.
 
     Args:
         images: B x C x H x W, uint8 or float, 0 to 255.
@@ -270,21 +157,10 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return floats.mul_(scale).contiguous(memory_format=torch.channels_last)
 
 
-def _chosen(images: Tensor, generator: torch.Generator, p: float) -> Tensor:
-    return torch.rand(len(images), generator=generator, device=images.device) < p
-
-
-def _uniform(images: Tensor, generator: torch.Generator, draws: int) -> Tensor:
-    """draws x B numbers, uniform in [-1, 1)."""
-    return torch.empty(draws, len(images), device=images.device).uniform_(
-        -1, 1, generator=generator
-    )
-
-
-def _on_some(
+def on_some(
     images: Tensor, chosen: Tensor, change: Callable[..., Tensor], *parameters: Tensor
 ) -> Tensor:
-    """`change(images, *parameters)` where `chosen`, the images as they are elsewhere.
+    """Return `change(images, *parameters)` where `chosen` (bool, B), else the images as they are.
 
     A CPU computes the chosen ones alone. A GPU would have to wait for their number, and a
     recorded graph cannot change shapes: there all are computed.
@@ -303,7 +179,7 @@ def _on_some(
 
 
 def _as_pixels(floats: Tensor, dtype: torch.dtype) -> Tensor:
-    """In place: 0 to 255, rounded where they become whole numbers."""
+    """Clamp to 0 to 255, in place, and round where they become whole numbers."""
     floats.clamp_(0, 255)
     if dtype.is_floating_point:
         return floats

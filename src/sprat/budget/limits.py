@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sprat.budget.summary import WIDTHS, Summary
+from sprat.budget.summary import Summary
 from sprat.errors import SpratError
+from sprat.names import WIDTHS
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from torch import nn
 from sprat.budget.graph import Op, count_parameters, trace
 from sprat.budget.memory import peak_activations
 from sprat.budget.reach import Reach, place_before_global_pooling, reaches
-
-WIDTHS = {"fp32": 4, "fp16": 2, "int8": 1}  # bytes
+from sprat.names import WIDTHS
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from typing import Protocol
 
 from torch import Tensor
 
-from sprat.config import PicturesConfig
 from sprat.data import cifar10, cifar100, pictures, shapes10, svhn
 from sprat.data.fetch import Progress, Say
 from sprat.data.imageset import PIECE, ImageSet, Normalization
 from sprat.errors import SpratError
 from sprat.files import cache_dir
 from sprat.names import DATASETS, check_dataset, check_published
+from sprat.settings.config import PicturesConfig
 from sprat.text import command
 
 

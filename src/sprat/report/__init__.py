@@ -15,7 +15,6 @@ from torch import Tensor
 
 from sprat import __version__
 from sprat.budget import Summary, summarize
-from sprat.config import RUN_FIELDS, Config, recipe_names
 from sprat.data.imageset import ImageSet
 from sprat.errors import SpratError
 from sprat.evaluate import (
@@ -29,6 +28,8 @@ from sprat.files import write_whole
 from sprat.models import build_model
 from sprat.report.charts import Box, Frame, Line, box, frame, line
 from sprat.results import CONFIG_FILE, RESULTS_FILE, read_config, read_metrics, read_results
+from sprat.settings.config import IN_EPOCHS, RUN_FIELDS, Config, flatten
+from sprat.settings.recipes import recipe_names
 from sprat.text import command, visible
 
 REPORT_FILE = "report.html"
@@ -383,6 +384,8 @@ def _command(run: Run) -> str | None:
     if run.recipe not in recipe_names() and not run.recipe.endswith(".toml"):
         return None
     settings = {name: getattr(run.config, name) for name in sorted(RUN_FIELDS | {"precision"})}
+    if "epochs" in run.overrides:  # an older sprat kept them as the recipe has them
+        settings |= {name: flatten(run.config.to_dict())[name] for name in IN_EPOCHS}
     words = ["sprat", "train", "--recipe", run.recipe]
     for name, value in (settings | run.overrides).items():
         words += _option(name, value)

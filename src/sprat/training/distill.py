@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from sprat.budget import count_parameters
 from sprat.checkpoint import Model, load_model
-from sprat.config import Config
 from sprat.data import Dataset
 from sprat.data.imageset import Normalization
 from sprat.errors import SpratError
@@ -21,6 +20,7 @@ from sprat.inference import WORTH_COMPILING, FrozenNetwork
 from sprat.kernels import LANES, CompiledNetwork, why_not
 from sprat.names import MODEL_FILE
 from sprat.runtime import autocast
+from sprat.settings.config import Config
 from sprat.zoo import locate
 
 

@@ -9,13 +9,12 @@ from torch import Tensor
 
 from sprat.augment.preview import Row, preview
 from sprat.augment.reference import AlbumentationsPipeline
-from sprat.config import Config
 from sprat.data import Dataset
 from sprat.data.batches import Batches
 from sprat.data.imageset import Images, ImageSet, stratified_split
 from sprat.data.workers import WorkerBatches
 from sprat.errors import SpratError
-from sprat.training.prepare import make_pipeline
+from sprat.settings.config import Config
 
 PROBE_IMAGES = 2_000  # training images, without augmentation, that a final run is watched on
 BATCHNORM_IMAGES = 5_120  # training images that an average's statistics are estimated from
@@ -120,7 +119,7 @@ def make_batches(train_set: ImageSet, config: Config) -> Batches:
         train_set,
         config.batch_size,
         config.seed,
-        augment=AlbumentationsPipeline(make_pipeline(augment)),
+        augment=AlbumentationsPipeline(augment),
         workers=augment.workers or config.threads,
         device=device,
     )
@@ -147,7 +146,7 @@ def preview_augmentation(config: Config, train_set: ImageSet, columns: int) -> l
         shown.images[:],
         shown.targets.tolist(),
         train_set.classes,
-        pipeline=make_pipeline(config.augment),
+        augment=config.augment,
         mixers={
             name: config.mixing.strengths[name]
             for name, probability in config.mixing.probabilities.items()

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
-from sprat.config import Config, load_recipe, to_toml
 from sprat.data import Dataset
 from sprat.errors import SpratError
 from sprat.evaluate import judge
 from sprat.files import temporary_folder, write_whole
+from sprat.settings.config import Config
+from sprat.settings.recipes import load_recipe, overrides, to_toml
 from sprat.training.run import Run
 from sprat.training.saving import save
 from sprat.training.start import settle_for
@@ -103,7 +104,7 @@ def fit(config: Config, dataset: Dataset, seconds: float, since: float) -> Confi
     while step := step // 2:
         if pace.seconds(config, epochs + step) <= left:
             epochs += step
-    return in_proportion(config, epochs)
+    return config.in_proportion(epochs)
 
 
 def fitted_recipe(folder: Path, recipe: str, limit: str) -> Path:
@@ -128,25 +129,16 @@ def fit_again(config: Config, path: Path) -> Config:
     Raises:
         SpratError: the settings are not those it was written with.
     """
-    config = in_proportion(config, load_recipe(str(path)).epochs)
-    if to_toml(config) != path.read_text(encoding="utf-8"):
-        raise SpratError(
-            f"{path} is the recipe that was run here, with other settings. Use the same settings "
-            "again to resume, or give another --output."
-        )
-    return config
-
-
-def in_proportion(config: Config, epochs: int) -> Config:
-    """The config with so many epochs; what it counts in epochs keeps its share of the run."""
-    share = epochs / config.epochs
-    optim = dataclasses.replace(config.optim, warmup_epochs=config.optim.warmup_epochs * share)
-    mixing = dataclasses.replace(config.mixing, off_epochs=config.mixing.off_epochs * share)
-    augment = config.augment
-    if len(augment.sides) > 1:
-        sides = tuple(augment.side_of(int(epoch / share)) for epoch in range(epochs))
-        augment = dataclasses.replace(augment, sides=sides)
-    return dataclasses.replace(config, epochs=epochs, optim=optim, mixing=mixing, augment=augment)
+    written = load_recipe(str(path))
+    fitted = config.in_proportion(written.epochs)
+    # a sprat that did not scale patience may have written it
+    for same in (fitted, dataclasses.replace(fitted, patience=config.patience)):
+        if not overrides(same, written):
+            return same
+    raise SpratError(
+        f"{path} is the recipe that was run here, with other settings. Use the same settings "
+        "again to resume, or give another --output."
+    )
 
 
 def _step(run: Run, epoch: int, most_seconds: float) -> float:

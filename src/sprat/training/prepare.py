@@ -5,18 +5,17 @@ from typing import Literal
 
 import torch
 
-from sprat.augment.pipeline import Pipeline
 from sprat.augment.reference import require_albumentations
 from sprat.augment.views import find_views
 from sprat.budget import judge_limits, summarize
 from sprat.checkpoint import wrong_metadata
-from sprat.config import AugmentConfig, Config
 from sprat.data import Dataset
 from sprat.data.imageset import ImageSet
 from sprat.errors import SpratError
 from sprat.kernels import why_not
 from sprat.models import build_model, find_model
 from sprat.runtime import choose_device, choose_precision, set_threads
+from sprat.settings.config import Config
 from sprat.training.observer import Observer
 from sprat.zoo import locate
 
@@ -150,11 +149,3 @@ def why_torch(config: Config) -> str | None:
     if config.kernels != "torch":
         return None
     return why_not_kernels(config, "compiled") or "it was asked for"
-
-
-def make_pipeline(augment: AugmentConfig) -> Pipeline:
-    """Return the random augmentation of single images."""
-    named = {field.name: getattr(augment, field.name) for field in dataclasses.fields(Pipeline)}
-    if augment.flip_mode == "alternating":  # the batches do it
-        named["flip"] = 0.0
-    return Pipeline(**named)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from sprat.checkpoint import RESUME_FILE
-from sprat.config import Config
 from sprat.data import Dataset
 from sprat.data.imageset import ImageSet
 from sprat.errors import SpratError
 from sprat.evaluate import predict_probabilities, top1
 from sprat.results import write_metrics
 from sprat.runtime import git_state, keep_freed_memory, set_threads
+from sprat.settings.config import Config
 from sprat.training.distill import load_teacher
 from sprat.training.images import RunImages, balanced_weights
 from sprat.training.observer import Observer

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprat.checkpoint import RESUME_FILE, load_resume, save_resume
-from sprat.config import Config
 from sprat.data import Dataset
 from sprat.errors import SpratError
 from sprat.results import write_metrics
+from sprat.settings.config import Config
 from sprat.text import visible
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sprat.config import Config
 from sprat.data import Dataset
 from sprat.errors import SpratError
 from sprat.results import CONFIG_FILE, read_config, read_data, write_summary
+from sprat.settings.config import Config
 from sprat.training.observer import Observer
 from sprat.training.saving import check_data
 from sprat.training.start import resume, settle_for, train

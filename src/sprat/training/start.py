@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from sprat.checkpoint import RESUME_FILE
-from sprat.config import Config
 from sprat.data import Dataset
 from sprat.errors import SpratError
 from sprat.results import (
@@ -27,6 +26,7 @@ from sprat.results import (
     sweep_run,
     write_config,
 )
+from sprat.settings.config import Config
 from sprat.training.observer import Observer
 from sprat.training.outcome import finish
 from sprat.training.prepare import check, check_fit, check_kernels, settle

@@ -16,15 +16,14 @@ from torch import Tensor, nn
 
 from sprat.augment.mixing import MIXERS
 from sprat.augment.transforms import normalize, resize
-from sprat.config import Config
 from sprat.data.imageset import Normalization
 from sprat.kernels import CompiledNetwork
 from sprat.models import build_model
+from sprat.optim import build_optimizer, restore_state
 from sprat.runtime import autocast, derive_seed
+from sprat.settings.config import Config
 from sprat.training.distill import Teacher, answers_of, distance
 from sprat.training.ema import EMA, reestimate_batchnorm
-from sprat.training.optim import build_optimizer, restore_state
-from sprat.training.prepare import make_pipeline
 from sprat.training.record import Beside, CapturedStep
 from sprat.training.schedules import RunSchedule
 
@@ -65,7 +64,7 @@ class Step:
         self.network, self.config, self.schedule = network, config, schedule
         self.num_classes = num_classes
         self.device = torch.device(config.device)
-        self.pipeline = make_pipeline(config.augment)
+        self.pipeline = config.augment
         self.mean = torch.tensor(normalization.mean, device=self.device)
         self.std = torch.tensor(normalization.std, device=self.device)
         self.class_weights = class_weights

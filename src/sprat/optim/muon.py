@@ -1,54 +1,14 @@
-"""The optimizers: SGD over decayed and other parameters, and Muon for the 1x1 convolutions."""
+"""Muon: SGD whose steps for 1x1 convolutions are made orthogonal first."""
 
 import functools
 from collections import defaultdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import SGD
 
-from sprat.config import OptimConfig
 from sprat.runtime import cpu_has_bf16
-
-
-def build_optimizer(network: nn.Module, config: OptimConfig) -> SGD:
-    """The config's optimizer over `network`'s parameters.
-
-    Weight decay falls on convolution and linear weights; on BatchNorm's parameters and on
-    biases only where `config.decay_norm_and_bias` says so. Each group holds its peak learning
-    rate as "peak_lr", for a schedule to multiply.
-    """
-    parameters = list(network.parameters())
-    decay = config.weight_decay
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
-        {
-            "params": [p for p in parameters if p.ndim <= 1],
-            "weight_decay": decay * config.decay_norm_and_bias,
-        },
-    ]
-    optimizer: type[SGD] = SGD
-    if config.name == "muon":
-        optimizer = Muon
-        pointwise = {p for p in parameters if p.ndim == 4 and p.shape[2:] == (1, 1)}
-        groups[0]["params"] = [p for p in groups[0]["params"] if p not in pointwise]
-        groups.append({
-            "params": [p for p in parameters if p in pointwise],
-            "lr": config.muon_lr,
-            "weight_decay": 0.0,
-            "momentum": 0.0,
-            "nesterov": False,
-            "muon_momentum": config.momentum,
-        })  # fmt: skip
-    groups = [{"peak_lr": group.get("lr", config.lr)} | group for group in groups]
-    return optimizer(
-        [group for group in groups if group["params"]],
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        fused=all(p.device.type in ("cpu", "cuda") for p in parameters) or None,
-    )
 
 
 class Muon(SGD):
@@ -73,7 +33,7 @@ class Muon(SGD):
         super().step()
 
     def _orthogonalize(self, parameters: list[Tensor], momentum: float) -> None:
-        """Puts each parameter's direction in the place of its gradient."""
+        """Replace each parameter's gradient by its direction."""
         matrices = [p for p in parameters if p.grad is not None]
         if not matrices:
             return
@@ -99,29 +59,8 @@ class Muon(SGD):
         return state["muon_average"]
 
 
-def restore_state(optimizer: SGD, saved: dict[Any, Any]) -> None:
-    """Puts back what `optimizer.state_dict()["state"]` held of each parameter; the settings stay
-    those the optimizer was built with.
-
-    Raises:
-        ValueError: it does not fit the parameters.
-    """
-    current = optimizer.state_dict()["param_groups"]
-    for group, numbers in zip(optimizer.param_groups, current, strict=True):
-        needed = {"momentum_buffer"} if group["momentum"] else set()
-        needed |= {"muon_average"} if "muon_momentum" in group else set()
-        for parameter, number in zip(group["params"], numbers["params"], strict=True):
-            found = saved.get(number, {}) if saved else dict.fromkeys(needed, parameter)
-            kept = {name: value for name, value in found.items() if value is not None}
-            if kept.keys() != needed or any(v.shape != parameter.shape for v in kept.values()):
-                raise ValueError(f"the optimizer's state of parameter {number} is another's")
-    if len(saved) > sum(len(group["params"]) for group in current):
-        raise ValueError("the optimizer's state is of more parameters")
-    optimizer.load_state_dict({"state": saved, "param_groups": current})
-
-
 def orthogonalized_by_shape(matrices: list[Tensor]) -> list[Tensor]:
-    """`orthogonalized`, in one batch of products for all of a shape."""
+    """Do what `orthogonalized` does, in one batch of products for all matrices of a shape."""
     alike: dict[torch.Size, list[int]] = defaultdict(list)
     for i, matrix in enumerate(matrices):
         alike[matrix.shape].append(i)
@@ -134,8 +73,8 @@ def orthogonalized_by_shape(matrices: list[Tensor]) -> list[Tensor]:
 
 
 def orthogonalized_together(matrices: list[Tensor]) -> list[Tensor]:
-    """`orthogonalized`, in one batch of products for all, each in the corner of a matrix as large
-    as the largest: rows and columns of 0 stay 0 and change nothing."""
+    """Do what `orthogonalized` does, in one batch of products for all matrices: each is the corner
+    of one as large as the largest, whose other rows and columns stay 0 and change nothing."""
     rows, columns = (max(matrix.shape[i] for matrix in matrices) for i in (0, 1))
     shapes = tuple(tuple(matrix.shape) for matrix in matrices)
     places = _corners(shapes, rows, columns, matrices[0].device)
@@ -150,7 +89,7 @@ def orthogonalized_together(matrices: list[Tensor]) -> list[Tensor]:
 def _corners(
     shapes: tuple[tuple[int, ...], ...], rows: int, columns: int, device: torch.device
 ) -> Tensor:
-    """Where each value of matrices of these shapes lies in the corners of rows x columns ones."""
+    """Return where each value of matrices of these shapes is in corners of rows x columns ones."""
     found = []
     for i, (height, width) in enumerate(shapes):
         row = torch.arange(height)[:, None] * columns
@@ -159,7 +98,8 @@ def _corners(
 
 
 def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
-    """About the nearest orthogonal matrix of each, N x rows x columns: singular values 0.7 to 1.2.
+    """Return about the nearest orthogonal matrix of each, N x rows x columns: singular values are
+    0.7 to 1.2.
 
     Newton and Schulz's iteration with the coefficients of Jordan et al., which trade exactness
     for few steps. In bf16 where the matrices are large and the hardware computes in it.

@@ -1,0 +1,389 @@
+"""The tables of settings that decide a run.
+
+A table stands with what it sets: OptimConfig in optim/, AugmentConfig and MixingConfig in augment/,
+the others here. A number that switches something off is 0, since TOML has no null.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Self
+
+from cyclopts import Group, Parameter
+
+from sprat.augment.mixing import MixingConfig
+from sprat.augment.pipeline import AugmentConfig
+from sprat.errors import SpratError, did_you_mean, shown
+from sprat.names import DATASETS, VIEWS, WIDTHS
+from sprat.optim import OptimConfig
+from sprat.settings.field import LARGEST, Table, refused, setting
+from sprat.threads import MOST_THREADS
+
+__all__ = [
+    "AugmentConfig",
+    "BudgetConfig",
+    "Config",
+    "DistillConfig",
+    "EMAConfig",
+    "MixingConfig",
+    "OptimConfig",
+    "PicturesConfig",
+]
+
+MOST_EPOCHS, MOST_BATCH, MOST_IMAGES = 100_000, 65_536, 10**9
+MOST_SEED = 2**63 - 1
+
+# the groups of `sprat train --help`, in this order
+COMMON, RUN = Group("Most used", sort_key=0), Group("Run", sort_key=1)
+
+
+def _group(title: str, place: int) -> Parameter:
+    return Parameter(group=Group(title, sort_key=place))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PicturesConfig(Table, name="pictures"):
+    """How your own pictures, a folder for each class, become images and splits."""
+
+    side: int = setting(
+        32,
+        "Side that each picture's central square is resized to",
+        at_least=16,
+        at_most=128,
+        unit="pixels",
+    )
+    unreadable: Literal["refuse", "skip"] = setting(
+        "refuse", "Whether to refuse or skip files that are no pictures; both list them"
+    )
+    test_fraction: float = setting(
+        0.2,
+        "Fraction of each class held out as the test set, unless there is a folder test/",
+        above=0,
+        at_most=0.5,
+    )
+    test_seed: int = setting(
+        0,
+        "Seed of the test split, separate from split_seed: changing val leaves test unchanged",
+        at_least=0,
+        at_most=MOST_SEED,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMAConfig(Table, name="ema"):
+    """Exponential moving average of the weights."""
+
+    decay: float = setting(
+        0.998,
+        "Fraction of the average that each step keeps",
+        at_least=0,
+        below=1,
+        zero="no average",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(Table, name="distill"):
+    """Trained networks whose answers are learnt together with the labels."""
+
+    teacher: tuple[str, ...] = setting(
+        (),
+        "Model file, run folder or pretrained model to learn from; several are averaged",
+    )
+    weight: float = setting(
+        0.5, "Weight of the distillation loss; the label loss gets the rest", above=0, at_most=1
+    )
+    temperature: float = setting(
+        2.0,
+        "Temperature that divides the logits of teacher and student; above 1 softens them",
+        at_least=0.1,
+        at_most=100,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig(Table, name="budget"):
+    """Limits on the network; training is refused if one is broken."""
+
+    max_parameters: int = setting(
+        0, "Most parameters", at_least=0, at_most=LARGEST, zero="no limit"
+    )
+    max_macs: int = setting(
+        0, "Most multiply-accumulates per image", at_least=0, at_most=LARGEST, zero="no limit"
+    )
+    min_receptive_field: int = setting(
+        0,
+        "Smallest receptive field before global pooling",
+        at_least=0,
+        at_most=LARGEST,
+        unit="pixels",
+        zero="no limit",
+    )
+    max_flash: int = setting(
+        0,
+        "Most bytes of weights, stored as budget.stored_as",
+        at_least=0,
+        at_most=LARGEST,
+        unit="bytes",
+        zero="no limit",
+    )
+    max_peak_memory: int = setting(
+        0,
+        "Most bytes of one image's activations at their peak, stored as budget.stored_as",
+        at_least=0,
+        at_most=LARGEST,
+        unit="bytes",
+        zero="no limit",
+    )
+    stored_as: str = setting(
+        "fp32", "Type that weights and activations have on the device", choices=WIDTHS
+    )
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Each limit; 0 where there is none."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k != "stored_as"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Table):
+    """Every setting of a run."""
+
+    dataset: Annotated[str, Parameter(group=COMMON)] = setting(
+        "auto",
+        f"{', '.join(DATASETS[1:])}, auto (CIFAR-10 if available, else shapes10), or a folder "
+        "with a folder of pictures for each class",
+    )
+    model: Annotated[str, Parameter(group=COMMON)] = setting(
+        "OptimizedCIFAR10Net200K", "Network, by name; case, - and _ do not matter"
+    )
+    dropout: Annotated[float, Parameter(group=RUN)] = setting(
+        0.2, "Probability of dropping a feature before the classifier", at_least=0, below=1
+    )
+    train_images: Annotated[int, Parameter(group=RUN)] = setting(
+        0,
+        "Number of training images, stratified by class and chosen by split_seed",
+        at_least=0,
+        at_most=MOST_IMAGES,
+        zero="all",
+    )
+    epochs: Annotated[int, Parameter(group=COMMON)] = setting(
+        16,
+        "Passes over the training images; what a recipe counts in epochs changes in proportion",
+        at_least=1,
+        at_most=MOST_EPOCHS,
+    )
+    batch_size: Annotated[int, Parameter(group=RUN)] = setting(
+        128, "Images per step", at_least=2, at_most=MOST_BATCH
+    )
+    label_smoothing: Annotated[float, Parameter(group=RUN)] = setting(
+        0.0, "Fraction of each target that is spread evenly over all classes", at_least=0, below=1
+    )
+    class_weights: Annotated[Literal["none", "balanced"], Parameter(group=RUN)] = setting(
+        "none", "balanced: every class weighs the same in the loss, however many images it has"
+    )
+    weights: Annotated[Literal["ema", "last"], Parameter(group=RUN)] = setting(
+        "last", "Which weights are evaluated and kept: ema (their moving average) or last"
+    )
+    judge_every: Annotated[int, Parameter(group=RUN)] = setting(
+        1,
+        "Epochs between evaluations during training; the last epoch is always evaluated",
+        at_least=1,
+        at_most=MOST_EPOCHS,
+    )
+    patience: Annotated[int, Parameter(group=RUN)] = setting(
+        0,
+        "Epochs without a better accuracy on val before training stops early",
+        at_least=0,
+        at_most=MOST_EPOCHS,
+        zero="never",
+    )
+    final: Annotated[bool, Parameter(group=COMMON)] = setting(
+        False, "Train on all training images, then evaluate once on the test set"
+    )
+    tta: Annotated[int, Parameter(group=RUN)] = setting(
+        2, "Views averaged by test-time augmentation", choices=VIEWS
+    )
+    seed: Annotated[int, Parameter(group=RUN)] = setting(
+        0,
+        "Seed of initial weights, image order, augmentation and dropout",
+        at_least=0,
+        at_most=MOST_SEED,
+    )
+    split_seed: Annotated[int, Parameter(group=RUN)] = setting(
+        0,
+        "Seed of the split into training images and val, where the dataset has no val of its own",
+        at_least=0,
+        at_most=MOST_SEED,
+    )
+    val_fraction: Annotated[float, Parameter(group=RUN)] = setting(
+        0.1, "Fraction of each class's training images held out as val", above=0, at_most=0.5
+    )
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Parameter(group=COMMON)] = setting(
+        "auto", "Where to train; auto: the first available of cuda, mps, cpu"
+    )
+    precision: Annotated[Literal["auto", "bf16", "fp16", "fp32"], Parameter(group=RUN)] = setting(
+        "auto",
+        "Arithmetic of a step; auto: bf16 if the hardware has it, else fp16 on GPUs, else fp32",
+    )
+    kernels: Annotated[Literal["auto", "compiled", "graph", "torch"], Parameter(group=RUN)] = (
+        setting(
+            "auto",
+            "How a step is computed; auto: the first available of compiled, graph (CUDA) and torch",
+        )
+    )
+    threads: Annotated[int, Parameter(group=RUN)] = setting(
+        0,
+        "CPU threads; another number gives other weights in the last bits",
+        at_least=0,
+        at_most=MOST_THREADS,
+        zero="one per core",
+    )
+    optim: Annotated[OptimConfig, _group("Optimizer", 2)] = field(default_factory=OptimConfig)
+    augment: Annotated[AugmentConfig, _group("Augmentation", 3)] = field(
+        default_factory=AugmentConfig
+    )
+    mixing: Annotated[MixingConfig, _group("Mixing", 4)] = field(default_factory=MixingConfig)
+    ema: Annotated[EMAConfig, _group("Moving average of the weights", 5)] = field(
+        default_factory=EMAConfig
+    )
+    distill: Annotated[DistillConfig, _group("Distillation", 6)] = field(
+        default_factory=DistillConfig
+    )
+    pictures: Annotated[PicturesConfig, _group("Your own pictures", 7)] = field(
+        default_factory=PicturesConfig
+    )
+    budget: Annotated[BudgetConfig, _group("Budget", 8)] = field(default_factory=BudgetConfig)
+
+    def check_together(self) -> None:
+        if self.weights == "ema" and not self.ema.decay:
+            raise refused(
+                "weights",
+                "ema",
+                "'last', since ema.decay is 0",
+                "Set weights to 'last', or ema.decay above 0.",
+            )
+        if self.optim.warmup_epochs >= self.epochs:
+            raise refused(
+                "optim.warmup_epochs",
+                self.optim.warmup_epochs,
+                f"fewer than epochs (= {self.epochs})",
+                "Lower it or train longer.",
+            )
+        if self.mixing.off_epochs > self.epochs:
+            raise refused(
+                "mixing.off_epochs",
+                self.mixing.off_epochs,
+                f"at most epochs (= {self.epochs})",
+                "Lower it or train longer.",
+            )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = "the configuration") -> Self:
+        """Build a config from nested plain values, as TOML and JSON give them.
+
+        Raises:
+            SpratError: an unknown setting (with the nearest known one) or a value that does not
+                fit, naming `source`.
+        """
+        try:
+            return _build(cls, values)
+        except SpratError as error:
+            raise SpratError(f"{source}: {error}") from error
+
+    def changed(self, settings: Mapping[str, Any]) -> Self:
+        """Return the same config but for some settings, by name: {"epochs": 12, "optim.lr": 0.2}.
+
+        If the number of epochs changes, what is counted in epochs changes in proportion
+        (`in_proportion`), unless it is among `settings` too.
+
+        Raises:
+            SpratError: there is no such setting, or a value does not fit.
+        """
+        known = flatten(self.to_dict())
+        for name in settings:
+            if name not in known:
+                raise _unknown(name, did_you_mean(str(name), known))
+        if "epochs" in settings:
+            epochs = self.settings["epochs"].converted(settings["epochs"])
+            known = flatten(self.in_proportion(epochs).to_dict())
+        return self.from_dict(_nest(known | dict(settings)))
+
+    def in_proportion(self, epochs: int) -> Self:
+        """Return the config with so many epochs; what it counts in epochs keeps its share of the
+        run: warm-up, epochs without mixing, image sides and patience.
+
+        How often it is evaluated stays the same.
+        """
+        if epochs == self.epochs:
+            return self
+        share = epochs / self.epochs
+        augment = self.augment
+        if len(augment.sides) > 1:
+            sides = tuple(augment.side_of(int(epoch / share)) for epoch in range(epochs))
+            augment = dataclasses.replace(augment, sides=sides)
+        warmup_epochs = self.optim.warmup_epochs * share
+        off_epochs = self.mixing.off_epochs * share
+        return dataclasses.replace(
+            self,
+            epochs=epochs,
+            patience=max(1, round(self.patience * share)) if self.patience else 0,
+            optim=dataclasses.replace(self.optim, warmup_epochs=warmup_epochs),
+            mixing=dataclasses.replace(self.mixing, off_epochs=off_epochs),
+            augment=augment,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return nested plain values as JSON has them; `from_dict` gives the same config back."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+# How and on what a recipe is run; no departure from it.
+RUN_FIELDS = frozenset({"dataset", "final", "seed", "device", "kernels", "threads"})
+IN_EPOCHS = ("optim.warmup_epochs", "mixing.off_epochs", "augment.sides", "patience")
+
+
+def _build(table: Any, values: Any, prefix: str = "") -> Any:
+    if not isinstance(values, dict):
+        name = prefix[:-1] or "the configuration"
+        raise SpratError(
+            f"{name} is {shown(values)}, expected a table of settings. Write [table] on a line "
+            "of its own and its settings below it."
+        )
+    known = [*table.settings, *table.tables]
+    for key in values:
+        if key not in known:
+            raise _unknown(f"{prefix}{key}", did_you_mean(str(key), known))
+    built = {
+        key: _build(table.tables[key], value, f"{prefix}{key}.") if key in table.tables else value
+        for key, value in values.items()
+    }
+    return table(**built)
+
+
+def _unknown(name: Any, hint: str) -> SpratError:
+    return SpratError(f"unknown setting {shown(name)}{hint or '.'} sprat train --help lists all.")
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by their whole names: {"epochs": 16, "optim.lr": 0.4, …}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _nest(flat: dict[str, Any]) -> dict[str, Any]:
+    """Do the reverse of `flatten`."""
+    values: dict[str, Any] = {}
+    for name, value in flat.items():
+        *tables, key = name.split(".")
+        table = values
+        for part in tables:
+            table = table.setdefault(part, {})
+        table[key] = value
+    return values

@@ -1,0 +1,246 @@
+"""A setting is declared once: its type, default, bounds or choices, unit and sentence.
+
+    @dataclass(frozen=True, kw_only=True)
+    class OptimConfig(Table, name="optim"):
+        lr: float = setting(0.25, "Peak learning rate", above=0)
+
+The command line's help, docs/reference and every error read this declaration.
+"""
+
+import dataclasses
+import inspect
+import math
+import os
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from sprat.errors import SpratError, shown
+
+LARGEST = 2**53  # the whole numbers up to here are floats too
+LONGEST_TEXT = 4_096  # characters; no path is longer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is known of one setting; `setting` makes one."""
+
+    about: str
+    default: Any
+    at_least: float | None
+    above: float | None
+    at_most: float | None
+    below: float | None
+    choices: tuple[Any, ...]
+    unit: str
+    zero: str
+    name: str = ""
+    """With its table: "optim.lr"."""
+    type: Any = None
+
+    @property
+    def help(self) -> str:
+        """One line for the command line and the reference."""
+        about = self.about
+        if self.unit not in about:
+            about += f", in {self.unit}"
+        if self.choices and not isinstance(self.choices[0], str):  # the command line lists names
+            about += f": {either(self.choices)}"
+        return f"{about}; 0: {self.zero}." if self.zero else f"{about}."
+
+    def converted(self, value: Any) -> Any:
+        """Return a value as the setting keeps it: a whole number as a float where that is its
+        type, a list as a tuple.
+
+        Raises:
+            SpratError: it is of another type, out of bounds or none of the choices.
+        """
+        if typing.get_origin(self.type) is not tuple:
+            return self._converted(value, value)
+        items = ([value] if value else []) if isinstance(value, str) else value
+        if not isinstance(items, list | tuple):
+            raise self._refused(value, self._expected)
+        return tuple(self._converted(item, value) for item in items)
+
+    def _converted(self, item: Any, value: Any) -> Any:
+        """`item` of the list `value`, or `value` itself."""
+        if self.choices:
+            if not any(item == choice and type(item) is type(choice) for choice in self.choices):
+                raise self._refused(value, self._expected)
+            return item
+        if self._kind is float and type(item) is int and abs(item) <= LARGEST:
+            item = float(item)
+        if not self._has_type(item):
+            raise self._refused(value, self._expected_type)
+        if self._kind in (int, float) and not self._within(item):
+            raise self._refused(value, self._expected)
+        return item
+
+    def _has_type(self, item: Any) -> bool:
+        if self._kind is str:
+            names = isinstance(item, str) and _can_name_a_file(item)
+            return names and not (self._is_list and not item)
+        return isinstance(item, self._kind) and (self._kind is bool or not isinstance(item, bool))
+
+    def _within(self, number: float) -> bool:
+        return (
+            not (isinstance(number, float) and not math.isfinite(number))
+            and (self.at_least is None or number >= self.at_least)
+            and (self.above is None or number > self.above)
+            and (self.at_most is None or number <= self.at_most)
+            and (self.below is None or number < self.below)
+        )
+
+    @property
+    def _kind(self) -> Any:
+        """Its type; that of its items if it is a list."""
+        return typing.get_args(self.type)[0] if self._is_list else self.type
+
+    @property
+    def _is_list(self) -> bool:
+        return typing.get_origin(self.type) is tuple
+
+    @property
+    def _expected_type(self) -> str:
+        least = 1 if self._is_list else 0
+        kind = {
+            int: "a whole number",
+            float: "a number",
+            bool: "true or false",
+            str: f"a string of {least} to {LONGEST_TEXT:,} characters that can name a file",
+        }[self._kind]
+        bounds = f", {self._bounds}" if self._bounds else ""
+        return self._each(kind + bounds)
+
+    @property
+    def _expected(self) -> str:
+        if self.choices:
+            return self._each(either(self.choices))
+        if self._kind is str:
+            return self._expected_type
+        if self.at_least is not None and self.at_most is not None:
+            return self._each(self._bounds)
+        return self._each(f"a number {'' if self.at_least is None else 'of '}{self._bounds}")
+
+    @property
+    def _bounds(self) -> str:
+        """ "0 (one per core) to 1,024", "above 0 and at most 0.5", "0 to 180 degrees"."""
+        low, high = self.at_least, self.at_most
+        zero = f" ({self.zero})" if self.zero and low == 0 else ""
+        unit = f" {self.unit}" if self.unit else ""
+        if low is not None and high is not None:
+            return f"{low:,}{zero} to {high:,}{unit}"
+        parts = [
+            f"{word} {bound:,}"
+            for word, bound in (
+                ("at least", low), ("above", self.above), ("at most", high), ("below", self.below)
+            )
+            if bound is not None
+        ]  # fmt: skip
+        return " and ".join(parts) + (unit + zero if parts else "")
+
+    def _each(self, expected: str) -> str:
+        return f"a list, each item {expected}" if self._is_list else expected
+
+    def _refused(self, value: Any, expected: str) -> SpratError:
+        default = repr(list(self.default) if self._is_list else self.default)
+        default = default.lower() if isinstance(self.default, bool) else default
+        return refused(self.name, value, expected, f"The default is {default}.")
+
+
+def setting(
+    default: Any,
+    about: str,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    choices: Iterable[Any] = (),
+    unit: str = "",
+    zero: str = "",
+) -> Any:
+    """Declare a setting of a `Table`. The field's annotation is its type: int, float, bool, str,
+    a Literal of its choices, or a tuple of one of these.
+
+    Args:
+        about: what it does, without a full stop; see `Setting.help` for what is added.
+        choices: the table it chooses from.
+        unit: "pixels", say.
+        zero: what 0 stands for, if that is special.
+    """
+    declared = Setting(
+        about=about,
+        default=default,
+        at_least=at_least,
+        above=above,
+        at_most=at_most,
+        below=below,
+        choices=tuple(choices),
+        unit=unit,
+        zero=zero,
+    )
+    # the command line takes "help" from here
+    return dataclasses.field(default=default, metadata={"setting": declared, "help": declared.help})
+
+
+class Table:
+    """Settings that belong together; each is checked when a table is made.
+
+    Subclasses are frozen dataclasses whose fields are settings or tables.
+    """
+
+    settings: ClassVar[dict[str, Setting]]
+    tables: ClassVar[dict[str, type["Table"]]]
+
+    def __init_subclass__(cls, name: str = "") -> None:
+        cls.settings, cls.tables = {}, {}
+        hints = typing.get_type_hints(cls)
+        for key in inspect.get_annotations(cls):
+            declared = getattr(cls.__dict__.get(key), "metadata", {}).get("setting")
+            if declared is None:
+                if isinstance(hints[key], type) and issubclass(hints[key], Table):
+                    cls.tables[key] = hints[key]
+                continue
+            choices = declared.choices or _literals(hints[key])
+            place = f"{name}.{key}" if name else key
+            cls.settings[key] = dataclasses.replace(
+                declared, name=place, type=hints[key], choices=choices
+            )
+            if hints[key] is str and choices:  # so that the command line lists them
+                cls.__annotations__[key] = Literal.__getitem__(choices)
+
+    def __post_init__(self) -> None:
+        for key, declared in self.settings.items():
+            object.__setattr__(self, key, declared.converted(getattr(self, key)))
+        self.check_together()
+
+    def check_together(self) -> None:
+        """Check what depends on more than one setting.
+
+        Raises:
+            SpratError: settings contradict each other.
+        """
+
+
+def refused(name: str, value: Any, expected: str, remedy: str) -> SpratError:
+    """Return the error of a value: "optim.lr is -1.0, expected a number above 0. …"."""
+    return SpratError(f"{name} is {shown(value)}, expected {expected}. {remedy}")
+
+
+def either(choices: Iterable[Any]) -> str:
+    """Return "'a', 'b' or 'c'"."""
+    *most, last = map(repr, choices)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _literals(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+
+
+def _can_name_a_file(text: str) -> bool:
+    try:
+        return len(text) <= LONGEST_TEXT and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False

@@ -1,0 +1,120 @@
+"""Recipes: TOML files of settings, and how a config departs from one."""
+
+import json
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from sprat.errors import SpratError, did_you_mean, shown
+from sprat.readers import read_toml
+from sprat.settings.config import IN_EPOCHS, RUN_FIELDS, Config, flatten
+
+MOST_SECONDS = 100 * 24 * 3600
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that ship with the package."""
+    return sorted(f.name.removesuffix(".toml") for f in _shipped().iterdir() if ".toml" in f.name)
+
+
+def recipe_path(recipe: str) -> Path:
+    """Return the file of a shipped recipe's name, or of a path that ends in .toml.
+
+    Raises:
+        SpratError: no recipe of that name ships.
+    """
+    if recipe.endswith(".toml"):
+        return Path(recipe)
+    if recipe not in recipe_names():
+        hint = did_you_mean(recipe, recipe_names())
+        names = ", ".join(recipe_names())
+        raise SpratError(
+            f"Unknown recipe {shown(recipe)}{hint or '.'} Available: {names}, or the path of a "
+            ".toml file."
+        )
+    return Path(str(_shipped() / f"{recipe}.toml"))
+
+
+def _shipped() -> Any:
+    return resources.files("sprat.settings") / "recipes"
+
+
+def load_recipe(recipe: str) -> Config:
+    """Read a recipe by its shipped name ("quick") or by its path ("my.toml").
+
+    Raises:
+        SpratError: no such recipe, not TOML, or a setting or value it may not have.
+    """
+    path = recipe_path(recipe)
+    try:
+        values = read_toml(path)
+    except FileNotFoundError as error:
+        raise SpratError(
+            f"There is no recipe file {path}. Write one, or name a recipe: "
+            f"{', '.join(recipe_names())}."
+        ) from error
+    return Config.from_dict(values, source=str(path))
+
+
+def to_toml(config: Config) -> str:
+    """Return a recipe's text with all settings but those that say how and on what it is run."""
+    values = {key: value for key, value in config.to_dict().items() if key not in RUN_FIELDS}
+    tables = {key: value for key, value in values.items() if isinstance(value, dict)}
+    lines = [f"{key} = {_toml(value)}" for key, value in values.items() if key not in tables]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    # as in JSON but for one character
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
+
+
+def overrides(config: Config, recipe: Config) -> dict[str, Any]:
+    """Return where a config departs from its recipe: {"epochs": 20, "optim.lr": 0.4, …}.
+
+    Given to `recipe.changed`, that makes the config again. So with another number of epochs, what
+    only follows in proportion is no departure, and what keeps the recipe's value is one.
+    """
+    ours = flatten(config.to_dict())
+    theirs = flatten(recipe.in_proportion(config.epochs).to_dict()) | {"epochs": recipe.epochs}
+    return {k: v for k, v in ours.items() if k not in RUN_FIELDS and v != theirs[k]}
+
+
+def proportion_note(config: Config, recipe: Config) -> str | None:
+    """Return a line that says what follows the number of epochs in proportion; None if nothing."""
+    before, now = flatten(recipe.to_dict()), flatten(config.to_dict())
+    departs = overrides(config, recipe)
+    followed = [
+        f"{name} {_short(now[name])} (was {_short(before[name])})"
+        for name in IN_EPOCHS
+        if now[name] != before[name] and name not in departs
+    ]
+    if not followed:
+        return None
+    return f"{config.epochs} of {recipe.epochs} epochs, so in proportion: {', '.join(followed)}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def parse_time(text: str) -> float:
+    """Return the seconds of a time as people write it: 90s, 5m, 1h30m.
+
+    Raises:
+        SpratError: it is none, 0, or above 100 days.
+    """
+    parts = re.fullmatch(r"(?=\d)(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", text)
+    hours, minutes, rest = (int(part or 0) for part in parts.groups()) if parts else (0, 0, 0)
+    seconds = 3600 * hours + 60 * minutes + rest
+    if not 0 < seconds <= MOST_SECONDS:
+        raise SpratError(
+            f"time is {shown(text)}, expected more than 0 and at most 100 days. Write it as 90s, "
+            "5m or 1h30m."
+        )
+    return float(seconds)
