@@ -322,6 +322,17 @@ def test_a_class_without_an_image_has_no_accuracy(run: Path, tmp_path: Path) -> 
     assert rows[1] == [name, "", "no image", "", "0"]
 
 
+def test_the_command_of_a_run_from_before_keeps_its_warm_up(run: Path, tmp_path: Path) -> None:
+    """When --epochs changed nothing else, and only itself was recorded."""
+    config = dataclasses.replace(load_recipe("quick"), epochs=12, dataset="shapes10")
+    _begin_anew(run, config, "quick", {"epochs": 12})
+    write_json(run / "results.json", read_json(run / "results.json") | {"git": None})
+    write_report(read_run(run), tmp_path / "page.html", "no answers")
+    *_, (_, command) = Page(tmp_path / "page.html").all("pre")
+    _, bound, _ = app.parse_args(shlex.split(command)[1:], exit_on_error=False, print_error=False)
+    assert bound.arguments["config"] == config
+
+
 CHANGES = {"optim.lr": 0.4, "optim.nesterov": False, "augment.sides": [24, 32], "epochs": 12}
 
 
