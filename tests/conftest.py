@@ -31,7 +31,8 @@ from sprat.data import shapes10 as shapes10_module
 from sprat.data.imageset import ImageSet
 from sprat.errors import SpratError
 from sprat.files import cache_dir
-from sprat.kernels import NoKernels, build
+from sprat.kernels import NoKernels
+from sprat.kernels.cpu import build
 from sprat.settings.config import AugmentConfig, Config, EMAConfig, OptimConfig
 from sprat.threads import usable_cores
 

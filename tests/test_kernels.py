@@ -13,10 +13,14 @@ from torch import Tensor, nn
 
 from sprat.data import Dataset
 from sprat.errors import SpratError
-from sprat.kernels import CompiledNetwork, NoKernels, build, trunk, why_not
-from sprat.kernels.trunk import Trunk
-from sprat.models import MODELS, OptimizedCIFAR10Net200K, build_model
-from sprat.models.sprat import SpratBlock
+from sprat.kernels import CompiledNetwork, Inference, NoKernels, prepare, why_not
+from sprat.kernels.cpu import build
+from sprat.kernels.cpu.plan import CPUTrunk
+from sprat.kernels.support import supported
+from sprat.models import MODELS, OptimizedCIFAR10Net200K, build_model, draft_model
+from sprat.models.blocks import Block, Blueprint, Normed, Separable, stem_of
+from sprat.models.classifier import PooledClassifier, conv_bn
+from sprat.models.sprat import SpratBlock, SpratS
 from sprat.results import read_json
 from sprat.training.ema import reestimate_batchnorm
 from sprat.training.observer import Observer
@@ -24,7 +28,18 @@ from sprat.training.run import Interrupted
 from sprat.training.start import resume, settle_for, train
 
 CPU = torch.device("cpu")
-REASON = why_not(OptimizedCIFAR10Net200K, CPU, 32, bf16=False)
+
+
+def reason_here() -> str | None:
+    """Why there are no kernels on this machine."""
+    try:
+        prepare(CPU, bf16=False)
+    except NoKernels as reason:
+        return str(reason)
+    return None
+
+
+REASON = reason_here()
 needs_kernels = pytest.mark.skipif(REASON is not None, reason=f"no compiled kernels: {REASON}")
 
 
@@ -55,7 +70,7 @@ def features(network: nn.Module, images: Tensor) -> Tensor:
     return network.features(images).mean(dim=(2, 3))  # type: ignore[operator]
 
 
-def far_from_twin(network: nn.Module, fast: Trunk, images: Tensor) -> dict[str, float]:
+def far_from_twin(network: nn.Module, fast: CPUTrunk, images: Tensor) -> dict[str, float]:
     """Distances of output, gradients and running statistics of one step from the plain ones."""
     twin = copy.deepcopy(network)
     ours, theirs = fast(images), features(twin, images)
@@ -75,7 +90,7 @@ class TestAgainstPlainTwin:
     def test_output_gradients_and_statistics_in_fp32(
         self, network: nn.Module, shape: tuple[int, int]
     ) -> None:
-        fast, worst = Trunk(network, bf16=False, threads=2), []
+        fast, worst = CPUTrunk(network, bf16=False, threads=2), []
         for _ in range(10):
             network.zero_grad()
             found = far_from_twin(network, fast, torch.randn(16, 3, *shape))
@@ -89,7 +104,7 @@ class TestAgainstPlainTwin:
     def test_bf16_is_as_near_to_fp32_as_autocast_is(self, network: nn.Module) -> None:
         images = torch.randn(32, 3, 32, 32)
         automatic = copy.deepcopy(network)
-        found = far_from_twin(network, Trunk(network, bf16=True, threads=2), images)
+        found = far_from_twin(network, CPUTrunk(network, bf16=True, threads=2), images)
         twin = copy.deepcopy(automatic)
         with torch.autocast("cpu", torch.bfloat16):
             pooled = features(automatic, images).float()
@@ -140,7 +155,7 @@ class TestAgainstPlainTwin:
             assert distance(ours.float(), theirs.float()) < 1e-5, name
 
     def test_weights_loaded_later_are_seen(self, network: nn.Module) -> None:
-        fast = Trunk(network, bf16=False, threads=2)
+        fast = CPUTrunk(network, bf16=False, threads=2)
         images = torch.randn(16, 3, 32, 32)
         fast(images)
         network.load_state_dict(type(network)().state_dict())
@@ -154,13 +169,13 @@ class TestTrunk:
         images, results = torch.randn(48, 3, 24, 24), []
         for threads in (1, 2, 3):
             copied = copy.deepcopy(network)
-            pooled = Trunk(copied, bf16=bf16, threads=threads)(images)
+            pooled = CPUTrunk(copied, bf16=bf16, threads=threads)(images)
             results.append([pooled, *gradients(copied, pooled).values(), *copied.buffers()])
         for other in results[1:]:
             assert all(map(torch.equal, results[0], other))
 
     def test_a_backward_pass_that_comes_too_late_is_refused(self, network: nn.Module) -> None:
-        fast = Trunk(network, bf16=False, threads=2)
+        fast = CPUTrunk(network, bf16=False, threads=2)
         images = torch.randn(16, 3, 16, 16)
         early = fast(images)
         fast(images)
@@ -168,14 +183,14 @@ class TestTrunk:
             early.sum().backward()
 
     def test_other_batches_are_refused_in_words(self, network: nn.Module) -> None:
-        fast = Trunk(network, bf16=False, threads=2)
+        fast = CPUTrunk(network, bf16=False, threads=2)
         with pytest.raises(ValueError, match=r"\(17, 3, 16, 16\); expected a multiple of 16"):
             fast(torch.randn(17, 3, 16, 16))
 
     def test_not_a_number_comes_through(self, network: nn.Module) -> None:
         images = torch.randn(16, 3, 16, 16)
         images[3, 1, 5, 5] = torch.nan
-        assert Trunk(network, bf16=False, threads=2)(images).isnan().any()
+        assert CPUTrunk(network, bf16=False, threads=2)(images).isnan().any()
 
     def test_every_parameter_of_the_network_gets_its_gradient(self, network: nn.Module) -> None:
         forward = CompiledNetwork(network, bf16=False, threads=2)
@@ -194,10 +209,10 @@ def nothing_loaded() -> Iterator[None]:
 
 class TestChoice:
     def test_why_not_names_the_reason(self) -> None:
-        model = OptimizedCIFAR10Net200K
-        assert "multiple of 16" in str(why_not(model, CPU, 100, bf16=False))
-        assert "for CPUs" in str(why_not(model, torch.device("mps"), 128, bf16=False))
-        assert "do not support ResNet8" in str(why_not(MODELS["ResNet8"], CPU, 128, bf16=False))
+        network = OptimizedCIFAR10Net200K()
+        assert "multiple of 16" in str(why_not(network, CPU, 100))
+        assert "for CPUs" in str(why_not(network, torch.device("mps"), 128))
+        assert "do not support ResNet8" in str(why_not(draft_model("ResNet8"), CPU, 128))
 
     def test_without_a_compiler_torch_trains_and_the_results_say_so(
         self, small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -311,10 +326,10 @@ class TestChoice:
 
     @needs_kernels
     def test_what_they_know_and_what_they_do_not(self) -> None:
-        known = {name for name, cls in MODELS.items() if not why_not(cls, CPU, 16, bf16=False)}
+        known = {name for name in MODELS if not why_not(draft_model(name), CPU)}
         assert known == {"OptimizedCIFAR10Net200K", "SpratT", "SpratS", "SpratM", "SpratL"}
         with pytest.raises(NoKernels, match="do not support Linear"):
-            trunk.Trunk(nn.Linear(2, 2), bf16=False, threads=1)
+            CPUTrunk(nn.Linear(2, 2), bf16=False, threads=1)
 
     def test_a_block_of_another_kind_is_not_taken_for_one_they_know(self) -> None:
         class Other(SpratBlock):
@@ -327,13 +342,13 @@ class TestChoice:
         ):
             network = build_model("SpratS")
             spoil(network.stages[0])  # type: ignore[index]
-            with pytest.raises(NoKernels, match=r"do not support (Other|GroupNorm)"):
-                trunk.Trunk(network, bf16=False, threads=1)
+            with pytest.raises(NoKernels, match=r"do not support (SpratS|GroupNorm)"):
+                CPUTrunk(network, bf16=False, threads=1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 def test_on_a_gpu_output_gradients_and_statistics_in_fp32(network: nn.Module) -> None:
-    from sprat.kernels.gpu import GPUTrunk
+    from sprat.kernels.cuda.plan import GPUTrunk
 
     network = network.to("cuda", memory_format=torch.channels_last)  # type: ignore[call-overload]
     twin, images = copy.deepcopy(network), torch.randn(64, 3, 32, 32, device="cuda")

@@ -243,10 +243,7 @@ def _costs(model: str, classes: int, side: int) -> dict[str, Any]:
 
 @functools.cache
 def _summary(model: str, classes: int, side: int) -> "Summary":
-    import torch
-
     from sprat.budget import summarize
-    from sprat.models import build_model
+    from sprat.models import draft_model
 
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn
-        return summarize(build_model(model, classes), side)
+    return summarize(draft_model(model, classes), side)

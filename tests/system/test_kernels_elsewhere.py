@@ -5,8 +5,8 @@ import torch
 from test_kernels import far_from_twin, needs_kernels, network
 from torch import nn
 
-from sprat.kernels import build
-from sprat.kernels.trunk import Trunk
+from sprat.kernels.cpu import build
+from sprat.kernels.cpu.plan import CPUTrunk
 
 __all__ = ["network"]  # a fixture
 
@@ -20,7 +20,7 @@ __all__ = ["network"]  # a fixture
      (True, "-mno-amx-bf16", 0.6), (True, "-mno-avx512bf16", 0.6)],
 )  # fmt: skip
 def test_agree_with_the_network(network: nn.Module, bf16: bool, flag: str, limit: float) -> None:
-    fast = Trunk(network, bf16=bf16, threads=2)
+    fast = CPUTrunk(network, bf16=bf16, threads=2)
     fast.library = build.load("trunk", build.store(bf16), flag)
     found = far_from_twin(network, fast, torch.randn(32, 3, 32, 32))
     assert max(found.values()) < limit, found

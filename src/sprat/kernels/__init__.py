@@ -1,6 +1,8 @@
-"""Compiled kernels, optional and built at first use: for the training step, on a CPU and on an
-NVIDIA GPU, and for a trained network's answers, on a CPU.
+"""Compiled kernels, optional: for the training step, on a CPU and on an NVIDIA GPU, and for a
+trained network's answers, on a CPU, where they are compiled at first use.
 
+why_not(network, device, batch_size)  # None: the kernels can train it
+prepare(device, bf16=True)  # compiles what is not compiled yet
 fast = CompiledNetwork(network, bf16=True, threads=2)
 logits = fast(images)  # as network(images) would, autograd included
 
@@ -15,56 +17,59 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sprat.kernels.build import NoKernels, is_built, load, load_trunk, store
-from sprat.kernels.inference import Inference
-from sprat.kernels.trunk import LANES, Trunk, blocks_of
+from sprat.kernels.cpu.build import check_compiler, is_built, load, load_trunk, store
+from sprat.kernels.cpu.inference import Inference
+from sprat.kernels.cpu.plan import CPUTrunk
+from sprat.kernels.support import LANES, NoKernels, supported
 
-__all__ = ["LANES", "CompiledNetwork", "Inference", "NoKernels", "is_built", "why_not"]
+__all__ = ["LANES", "CompiledNetwork", "Inference", "NoKernels", "is_built", "prepare", "why_not"]
 
 
-def why_not(
-    model: type[nn.Module],
-    device: torch.device,
-    batch_size: int,
-    bf16: bool,
-    preparing: Callable[[str], None] = lambda what: None,
-) -> str | None:
-    """Return why the kernels cannot do a training step here, in words; None where they can.
-
-    Builds them if they are not built yet, and announces that to `preparing`.
+def why_not(network: nn.Module, device: torch.device, batch_size: int = LANES) -> str | None:
+    """Return why the kernels cannot do a network's training steps on a device, in words; None where
+    they can. Compiles nothing: that a compiler fails is found by `prepare`, and then known here.
     """
     if device.type not in ("cpu", "cuda"):
         return f"the compiled kernels are for CPUs and NVIDIA GPUs, not {device.type}"
     if batch_size % LANES:
         return f"batch_size is {batch_size}, not a multiple of {LANES}"
-    if device.type == "cuda":
-        return _why_not_gpu(model, device)
+    try:
+        if device.type == "cuda":
+            _check_gpu(device)
+        supported(network)
+        if device.type == "cpu":
+            check_compiler()
+    except NoKernels as reason:
+        return str(reason)
+    return None
+
+
+def prepare(
+    device: torch.device, bf16: bool, announce: Callable[[str], None] = lambda what: None
+) -> None:
+    """Compile the kernels of a CPU that are not compiled yet, and announce that to `announce`.
+
+    Raises:
+        NoKernels: they cannot be compiled, or not be kept.
+    """
+    if device.type != "cpu":
+        return
     # averaged weights get their BatchNorm statistics in fp32; evaluation has kernels of its own
     needed = {("trunk", store(bf16)), ("trunk", store(False)), ("inference",)}
-    try:
-        with torch.random.fork_rng(devices=[]):  # initial weights are drawn
-            blocks_of(model())
-        if not all(is_built(*library) for library in needed):
-            preparing("compiling kernels for this processor, once")
-        load("inference")
-        for kept in {bf16, False}:
-            load_trunk(kept)
-    except NoKernels as reason:
-        return str(reason)
-    return None
+    if not all(is_built(*library) for library in needed):
+        announce("compiling kernels for this processor, once")
+    load("inference")
+    for kept in {bf16, False}:
+        load_trunk(kept)
 
 
-def _why_not_gpu(model: type[nn.Module], device: torch.device) -> str | None:
+def _check_gpu(device: torch.device) -> None:
     if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
+        raise NoKernels("Triton is not installed")
     if torch.cuda.get_device_capability(device) < (8, 0):
-        return f"{torch.cuda.get_device_name(device)} is older than the compiled kernels support"
-    try:
-        with torch.random.fork_rng(devices=[]):  # initial weights are drawn
-            blocks_of(model())
-    except NoKernels as reason:
-        return str(reason)
-    return None
+        raise NoKernels(
+            f"{torch.cuda.get_device_name(device)} is older than the compiled kernels support"
+        )
 
 
 class CompiledNetwork(nn.Module):
@@ -74,8 +79,8 @@ class CompiledNetwork(nn.Module):
         network: on a CPU or on an NVIDIA GPU; shares its parameters and statistics with this.
         bf16: keep maps in bf16; else all is fp32.
         threads: CPU threads; changes no bit of the result.
-        frozen: only for evaluation, by the weights and statistics as they are now; on a GPU too
-            it then goes through the kernels.
+        frozen: only for evaluation, by the weights and statistics as they are now. On a CPU the
+            kernels of inference then compute, in fp32 and with as many threads as torch has.
 
     In training B x 3 x H x W images with B a multiple of 16; other batches go through the
     network itself. In evaluation any number; no gradient comes back from there. On a GPU an
@@ -89,23 +94,30 @@ class CompiledNetwork(nn.Module):
         self, network: nn.Module, *, bf16: bool, threads: int, frozen: bool = False
     ) -> None:
         super().__init__()
-        self.network: Any = network
-        self.frozen = frozen
+        self.network, self.frozen, self.blueprint = network, frozen, supported(network)
+        self.inference: Inference | None = None
         self.trunk: Any = None
         if next(network.parameters()).device.type == "cuda":
-            from sprat.kernels.gpu import GPUTrunk  # Triton is there only beside CUDA
+            from sprat.kernels.cuda.plan import GPUTrunk  # Triton is there only with CUDA
 
             self.trunk = GPUTrunk(network, torch.bfloat16 if bf16 else torch.float32, frozen=frozen)
+        elif frozen:
+            self.inference = Inference(network)
         else:
-            self.trunk = Trunk(network, bf16=bf16, threads=threads)
+            self.trunk = CPUTrunk(network, bf16=bf16, threads=threads)
 
     def forward(self, images: Tensor) -> Tensor:
-        if not self.trunk.stem_norm.training:
-            if images.device.type == "cuda":
-                if self.frozen and len(images) % LANES == 0:
-                    return self.network.classify(self.trunk(images))
-                return self.network(images)
-            return self.network.classify(self.trunk.evaluate(images))
+        if self.frozen or not self.blueprint.stem.norm.training:
+            return self._evaluate(images)
         if len(images) % LANES:
             return self.network(images)
-        return self.network.classify(self.trunk(images))
+        return self.blueprint.head(self.trunk(images))
+
+    def _evaluate(self, images: Tensor) -> Tensor:
+        if self.inference is not None:
+            return self.inference(images)
+        if isinstance(self.trunk, CPUTrunk):
+            return self.blueprint.head(self.trunk.evaluate(images))
+        if not self.frozen or len(images) % LANES:
+            return self.network(images)
+        return self.blueprint.head(self.trunk(images))

@@ -33,6 +33,7 @@ __all__ = [
     "OptimizedCIFAR10Net200K",
     "build_model",
     "check_outputs",
+    "draft_model",
     "find_model",
     "import_model",
 ]
@@ -74,6 +75,17 @@ def build_model(name: str, num_classes: int = 10, dropout: float = 0.2) -> nn.Mo
         SpratError: there is no such class.
     """
     return find_model(name)(num_classes=num_classes, dropout=dropout)
+
+
+def draft_model(name: str, num_classes: int = 10) -> nn.Module:
+    """Return a network as `build_model` builds it, to look at: its initial weights leave torch's
+    generator as it was.
+
+    Raises:
+        SpratError: there is no such class.
+    """
+    with torch.random.fork_rng(devices=[]):
+        return build_model(name, num_classes)
 
 
 def check_outputs(network: nn.Module, num_classes: int, side: int) -> None:

@@ -1,12 +1,17 @@
 """What the networks of this package have in common: a map of features, pooled, then logits."""
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 from torch import Tensor, nn
 
+from sprat.models.blocks import Block, Blueprint, Head, Normed, check_images
+
 
 class PooledClassifier(nn.Module):
-    """A network that a subclass completes by `features` and a call of `add_head`.
+    """A network that a subclass completes by `features` and a call of `add_head`. One that is made
+    of blocks which the compiled kernels support describes them by a method `blocks` (see
+    `sprat.models.blocks`), and is then computed by them.
 
     Takes float images B x 3 x H x W, normalised, H and W at least `min_side`; returns logits
     B x num_classes.
@@ -37,11 +42,16 @@ class PooledClassifier(nn.Module):
 
     def check_shape(self, images: Tensor) -> None:
         """Raise ValueError unless `images` is B x 3 x H x W with sides of at least `min_side`."""
-        if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < self.min_side:
-            raise ValueError(
-                f"images have shape {tuple(images.shape)}; expected B x 3 x H x W with H and W "
-                f"at least {self.min_side}: resize them or add the missing dimension"
-            )
+        check_images(images, self.min_side)
+
+    def blueprint(self, stem: Normed | None, blocks: Iterable[Block | None]) -> Blueprint | None:
+        """Return a description with the head of `add_head`, for the `blocks` method of a subclass;
+        None if one of its parts has no description."""
+        given = list(blocks)
+        described = tuple(block for block in given if block is not None)
+        if stem is None or len(described) < len(given):
+            return None
+        return Blueprint(stem, described, Head(self.dropout, self.classifier))
 
     def forward(self, images: Tensor) -> Tensor:
         self.check_shape(images)

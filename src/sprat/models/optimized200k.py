@@ -9,8 +9,11 @@ convolutions: Howard et al. 2017 (arXiv 1704.04861); residual blocks: He et al. 
 (arXiv 1512.03385).
 """
 
+from typing import Any
+
 from torch import Tensor, nn
 
+from sprat.models.blocks import Block, Blueprint, Normed, Separable, in_a_row, stem_of
 from sprat.models.classifier import PooledClassifier
 
 
@@ -30,6 +33,9 @@ class DepthwiseSeparableConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.bn(self.pointwise(self.depthwise(x)))
+
+    def described(self) -> Separable:
+        return Separable((self.depthwise,), self.pointwise, self.bn)
 
 
 class EfficientBlock(nn.Module):
@@ -91,3 +97,22 @@ class OptimizedCIFAR10Net200K(PooledClassifier):
         x = self.layer2(x)  # B, 40, H/2, W/2
         x = self.layer3(x)  # B, 80, H/4, W/4
         return self.layer4(x)  # B, 160, H/8, W/8
+
+    def blocks(self) -> Blueprint | None:
+        """Describe the network; None if its layers have been replaced by others."""
+        stages = nn.Sequential(self.layer1, self.layer2, self.layer3, self.layer4)
+        return self.blueprint(stem_of(self.stem), map(_described, in_a_row(stages)))
+
+
+def _described(block: Any) -> Block | None:
+    if type(block) is not EfficientBlock or type(block.relu) is not nn.ReLU:
+        return None
+    convs = block.conv1, block.conv2
+    if any(type(conv) is not DepthwiseSeparableConv2d for conv in convs):
+        return None
+    shortcut: Any = block.shortcut
+    if type(shortcut) is nn.Sequential and len(shortcut) == 2:
+        shortcut = Normed(*shortcut)
+    elif type(shortcut) is not nn.Identity:
+        return None
+    return Block(tuple(conv.described() for conv in convs), shortcut)

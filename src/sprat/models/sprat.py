@@ -12,12 +12,13 @@ twice, narrows where the maps are large, and has 3x3 windows alone, so that noth
 channels as it runs.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sprat.models.blocks import Block, Blueprint, Separable, in_a_row, stem_of
 from sprat.models.classifier import PooledClassifier, conv_bn
 from sprat.models.optimized200k import DepthwiseSeparableConv2d
 
@@ -108,6 +109,21 @@ class SpratNet(PooledClassifier):
 
     def features(self, images: Tensor) -> Tensor:
         return self.stages(self.stem(images))
+
+    def blocks(self) -> Blueprint | None:
+        """Describe the network; None if a block is of another kind than the family's."""
+        return self.blueprint(stem_of(self.stem), map(_described, in_a_row(self.stages)))
+
+
+def _described(part: Any) -> Block | None:
+    if type(part) is SpratBlock and type(part.windows) is Windows:
+        windows: Any = tuple(part.windows.parts)
+        widen = Separable(windows, part.widen, part.bn1)
+        narrow = Separable((nn.Identity(),), part.narrow, part.bn2)
+        return Block((widen, narrow), nn.Identity())
+    if type(part) is Halving:
+        return Block((part.described(),))
+    return None
 
 
 class SpratT(SpratNet):

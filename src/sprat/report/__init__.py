@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from PIL import Image
 from torch import Tensor
@@ -25,7 +24,7 @@ from sprat.evaluate import (
     worst_mistakes,
 )
 from sprat.files import write_whole
-from sprat.models import build_model
+from sprat.models import draft_model
 from sprat.report.charts import Box, Frame, Line, box, frame, line
 from sprat.results import CONFIG_FILE, RESULTS_FILE, read_config, read_metrics, read_results
 from sprat.settings.config import IN_EPOCHS, RUN_FIELDS, Config, flatten
@@ -208,8 +207,7 @@ def _contents(run: Run, answers: Answers | str) -> dict[str, Any]:
 
 
 def _cost(run: Run) -> Summary:
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn
-        network = build_model(run.results["model"], len(run.judged["per_class"]))
+    network = draft_model(run.results["model"], len(run.judged["per_class"]))
     return summarize(network, run.results.get("side", 32))
 
 

@@ -16,8 +16,7 @@ from sprat.checkpoint import Model, load_model
 from sprat.data import Dataset
 from sprat.data.imageset import Normalization
 from sprat.errors import SpratError
-from sprat.inference import WORTH_COMPILING, FrozenNetwork
-from sprat.kernels import LANES, CompiledNetwork, why_not
+from sprat.kernels import CompiledNetwork, why_not
 from sprat.names import MODEL_FILE
 from sprat.runtime import autocast
 from sprat.settings.config import Config
@@ -98,15 +97,13 @@ def answers_of(
 def _answers_of(
     teacher: Teacher, config: Config, normalization: Normalization
 ) -> Callable[[Tensor], Tensor]:
-    device, bf16 = torch.device(config.device), config.precision == "bf16"
+    device = torch.device(config.device)
     network = teacher.model.network.eval().requires_grad_(False)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     answer: Callable[[Tensor], Tensor] = network
-    if config.kernels == "compiled" and device.type == "cpu" and not bf16:
-        answer = FrozenNetwork(network)
-        answer.expect(WORTH_COMPILING)
-    elif config.kernels == "compiled" and not why_not(type(network), device, LANES, bf16):
-        answer = CompiledNetwork(network, bf16=bf16, threads=config.threads, frozen=True).eval()
+    if config.kernels == "compiled" and not why_not(network, device):
+        bf16 = config.precision == "bf16"
+        answer = CompiledNetwork(network, bf16=bf16, threads=config.threads, frozen=True)
     renormalize = Renormalize(normalization, teacher.model.normalization).to(device)
     return lambda images: answer(renormalize(images))
 

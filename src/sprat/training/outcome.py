@@ -11,7 +11,7 @@ from sprat.budget import count_parameters, receptive_field
 from sprat.checkpoint import Model, save_model
 from sprat.data.imageset import class_counts
 from sprat.evaluate import judge
-from sprat.models import build_model
+from sprat.models import draft_model
 from sprat.names import MODEL_FILE
 from sprat.results import RESULTS_FILE, brief_fields, write_json
 from sprat.runtime import describe_machine, peak_memory, versions
@@ -100,5 +100,4 @@ def _machine(run: Run) -> dict[str, Any]:
 
 @functools.cache
 def _receptive_field(model: str, side: int) -> int | None:
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn
-        return receptive_field(build_model(model), side)
+    return receptive_field(draft_model(model), side)

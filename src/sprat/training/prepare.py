@@ -12,8 +12,8 @@ from sprat.checkpoint import wrong_metadata
 from sprat.data import Dataset
 from sprat.data.imageset import ImageSet
 from sprat.errors import SpratError
-from sprat.kernels import why_not
-from sprat.models import build_model, find_model
+from sprat.kernels import NoKernels, prepare, why_not
+from sprat.models import draft_model, find_model
 from sprat.runtime import choose_device, choose_precision, set_threads
 from sprat.settings.config import Config
 from sprat.training.observer import Observer
@@ -90,8 +90,7 @@ def check_fit(config: Config, dataset: Dataset) -> None:
 def _check_budget(config: Config, train_set: ImageSet) -> None:
     if not any(config.budget.limits.values()):
         return
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn
-        network = build_model(config.model, len(train_set.classes))
+    network = draft_model(config.model, len(train_set.classes))
     summary = summarize(network, side=train_set.images.shape[-1])
     verdicts = judge_limits(config.budget.limits, summary, config.budget.stored_as)
     broken = [f"{v.metric} {v.achieved}, limit {v.target}" for v in verdicts if not v.kept]
@@ -105,8 +104,7 @@ def _check_budget(config: Config, train_set: ImageSet) -> None:
 def _has_gapped_windows(model: str) -> bool:
     """Return whether a network has dilated depthwise convolutions: torch 2.13's gradient of their
     weights in bf16, channels last, holds memory that was never written."""
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn
-        modules = build_model(model).modules()
+    modules = draft_model(model).modules()
     return any(
         isinstance(m, torch.nn.Conv2d) and m.groups > 1 and max(m.dilation) > 1 for m in modules
     )
@@ -124,19 +122,22 @@ def check_kernels(config: Config, observer: Observer) -> None:
         )
 
 
-def why_not_kernels(
-    config: Config,
-    kernels: str,
-    observer: Observer = Observer(),  # noqa: B008
-) -> str | None:
-    """Return why a settled config's steps cannot be computed that way; None where they can."""
+def why_not_kernels(config: Config, kernels: str, observer: Observer | None = None) -> str | None:
+    """Return why a settled config's steps cannot be computed that way; None where they can.
+
+    With an observer, which is told, kernels are compiled that are not compiled yet.
+    """
     device = torch.device(config.device)
     if kernels == "compiled":
         if config.precision == "fp16":
             return "the compiled kernels keep maps in bf16 or fp32, not in fp16"
-        bf16 = config.precision == "bf16"
-        model = find_model(config.model)
-        return why_not(model, device, config.batch_size, bf16, observer.preparing)
+        reason = why_not(draft_model(config.model), device, config.batch_size)
+        if reason is None and observer is not None:
+            try:
+                prepare(device, config.precision == "bf16", observer.preparing)
+            except NoKernels as failed:
+                return str(failed)
+        return reason
     if kernels == "graph" and device.type != "cuda":
         return f"graphs are for CUDA, not {device.type}"
     if kernels == "graph" and config.precision == "fp16":

@@ -1,9 +1,6 @@
-"""The convolutional part of a network as one step of autograd, on an NVIDIA GPU.
+"""The training step on an NVIDIA GPU: `wiring.py`'s steps as launches of `triton.py`'s kernels.
 
-`GPUTrunk(network)` computes what `network.features(images).mean(dim=(2, 3))` computes in training;
-`triton_kernels.py` says how. Parameters, running statistics and gradients are the network's own;
-the network itself is its plain twin. Nothing waits for the device, so a step can be recorded as a
-CUDA graph.
+Nothing waits for the device, so a step can be recorded as a CUDA graph.
 """
 
 from dataclasses import dataclass, field
@@ -13,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sprat.kernels import triton_kernels as k
-from sprat.kernels.trunk import Separable, blocks_of
+from sprat.kernels import wiring
+from sprat.kernels.cuda import triton as k
+from sprat.kernels.wiring import FlatGradient, Plan, Trunk
 
-LANES = 16  # images: batches are multiples of it
 ROW_BLOCK = 1024  # values of a row or a channel to one program
 PIXEL_BLOCK = 64  # columns of a matrix product to one program
 PROGRAMS = 1024  # of a matrix product at most; some for each multiprocessor
@@ -110,6 +107,13 @@ class _Map:
         return self.norm.statistics[0], self.norm.statistics[1]
 
 
+def _add_up(sums: Tensor, maps: tuple[_Map, ...]) -> None:
+    """The sums of g and, for each of one or two maps z, of g z, go to the maps' norms."""
+    for row, z in enumerate(maps, 1):
+        assert z.norm is not None
+        z.norm.backward(sums, row, z.pixels)
+
+
 @dataclass
 class _Join:
     """out = relu(bn(z) + rest)."""
@@ -141,14 +145,7 @@ class _Join:
             channels, self.z.pixels, height * width, images=images, normed=rest is not None,
             block=block,
         )  # fmt: skip
-        self.add_up(sums)
-
-    def add_up(self, sums: Tensor) -> None:
-        """Of g, g z and, if rest has a norm, g rest."""
-        assert self.z.norm is not None
-        self.z.norm.backward(sums, 1, self.z.pixels)
-        if self.rest is not None and self.rest.norm is not None:
-            self.rest.norm.backward(sums, 2, self.z.pixels)
+        _add_up(sums, (self.z, rest) if rest else (self.z,))
 
 
 @dataclass
@@ -189,7 +186,7 @@ class _Conv:
     Args:
         windows: kernel and weight of each equal share of the channels; kernel 1 leaves it as it is.
         pointwise: its weight.
-        needs_input_gradient: false for the first convolution.
+        needs_input_gradient: false for the stem.
     """
 
     def __init__(
@@ -199,7 +196,10 @@ class _Conv:
         self.u, self.z, self.windows, self.stride, self.pointwise = u, z, windows, stride, pointwise
         self.parts, self.needs_input_gradient = parts, needs_input_gradient
         images = z.shape[3]
-        self.spatial = stride > 1 or any(kernel > 1 for kernel, _ in windows)
+        # the gradient of a join's output is made by the windows' backward pass alone
+        self.spatial = needs_input_gradient and (
+            u.norm is None or stride > 1 or any(kernel > 1 for kernel, _ in windows)
+        )
         self.v = u.values
         if self.spatial:
             self.v = u.values.new_empty(u.shape[0], z.shape[1], z.shape[2], images)
@@ -257,12 +257,13 @@ class _Conv:
         self.z.norm.forward(sums, self.z.pixels)
 
     def backward(
-        self, before: _Join | None = None, add: Tensor | None = None, add_stride: int = 1
+        self, sums: tuple[_Map, ...] = (), add: Tensor | None = None, add_stride: int = 1
     ) -> None:
-        """From the gradient at the norm of z to the weights', and to that at the norm of u, which
-        `before` has made if u has none.
+        """From the gradient at the norm of z to the weights', and to that at the norms of `sums`.
 
         Args:
+            sums: maps that the gradient at u, before its ReLU, belongs to: u itself, what a join
+                added up to u, or none, for a shortcut.
             add: another gradient at every add_stride-th pixel of u.
         """
         z, u, norm = self.z, self.u, self.z.norm
@@ -280,21 +281,22 @@ class _Conv:
         if not self.needs_input_gradient:
             return
         grid, block_in = self._products(self.in_), _channels(self.in_)
-        sums = scale.new_empty(2, self.in_, grid[0], dtype=torch.float32)
+        products = scale.new_empty(2, self.in_, grid[0], dtype=torch.float32)
         d = u.g if normed else self.d
         k.pointwise_backward_input[grid](
-            z.g, z.values, norm.dz, self.pointwise, d, u.values, scale, shift, sums, z.pixels,
+            z.g, z.values, norm.dz, self.pointwise, d, u.values, scale, shift, products, z.pixels,
             self.in_, self.out, normed=normed, precision=self.precision,
             **_depth("block_out", self.out), block_in=block_in, block=PIXEL_BLOCK,
             num_warps=4 if block_in <= 64 else 8,
         )  # fmt: skip
         if normed:
-            assert u.norm is not None
-            u.norm.backward(sums, 1, u.pixels)
+            _add_up(products, sums)
         elif self.spatial:
-            self._backward_windows(before, add, add_stride)
+            self._backward_windows(sums, add, add_stride)
 
-    def _backward_windows(self, before: _Join | None, add: Tensor | None, add_stride: int) -> None:
+    def _backward_windows(
+        self, maps: tuple[_Map, ...], add: Tensor | None, add_stride: int
+    ) -> None:
         channels, height, width, images = self.u.shape
         assert self.d is not None
         out_height, out_width = self.d.shape[1:3]
@@ -313,10 +315,9 @@ class _Conv:
                 columns=columns, stride=self.stride, normed=normed, splits=WINDOW_SPLITS,
                 block=min(2048 // columns, _up(out_width * images)),
             )  # fmt: skip
-        if self.u.norm is None and before is None:  # a shortcut: the block's first adds it
+        if not maps:  # a shortcut: the block's first convolution adds self.d
             return
-        z0 = self.u if before is None else before.z
-        z1 = before.rest if before and before.rest and before.rest.norm else None
+        z0, z1 = maps[0], maps[1] if len(maps) > 1 else None
         block = min(ROW_BLOCK, _up(width * images))
         grid = channels, height, -(-width * images // block)
         sums = scale.new_empty(3, channels, grid[1] * grid[2], dtype=torch.float32)
@@ -327,15 +328,11 @@ class _Conv:
             **self._kernels(), stride=self.stride, normed=normed, added=add is not None,
             add_stride=add_stride, second=z1 is not None, block=block,
         )  # fmt: skip
-        if before is None:
-            assert self.u.norm is not None
-            self.u.norm.backward(sums, 1, self.u.pixels)
-        else:
-            before.add_up(sums)
+        _add_up(sums, maps)
 
 
-class GPUTrunk:
-    """`network.features(images).mean(dim=(2, 3))` in training mode, forward and backward.
+class GPUTrunk(Trunk):
+    """The kernels of an NVIDIA GPU.
 
     Args:
         network: its convolutions' weights and BatchNorms are used and updated in place.
@@ -343,172 +340,116 @@ class GPUTrunk:
             either way, products of bf16 maps take weights rounded to bf16.
         frozen: evaluation: BatchNorm by the running statistics as they are now, no gradient.
 
-    Calling it takes images B x 3 x H x W, B a multiple of 16, and returns B x channels, fp32.
-    Memory for the maps is kept from call to call, so `backward` must come before the next call.
-
     Raises:
-        NoKernels: the kernels do not know the network.
+        NoKernels: the kernels do not support the network.
     """
 
     def __init__(
         self, network: nn.Module, dtype: torch.dtype = torch.bfloat16, *, frozen: bool = False
     ) -> None:
-        self.frozen = frozen
-        self.blocks = blocks_of(network)
-        parts: Any = network
-        self.stem, self.stem_norm = parts.stem[0], parts.stem[1]
-        self.dtype = dtype
-        head = set(parts.classifier.parameters())
-        self.parameters = [p for p in network.parameters() if p not in head]
-        norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-        self.batches_tracked: list[Any] = [norm.num_batches_tracked for norm in norms]
-        self.plans: dict[torch.Size, _Plan] = {}
+        super().__init__(network)
+        self.dtype, self.frozen = dtype, frozen
+        self.plans: dict[torch.Size, _GPUPlan] = {}
 
     def __call__(self, images: Tensor) -> Tensor:
         if self.frozen:
             with torch.no_grad():
-                return self.planned(images.shape).forward(images)
-        return _Features.apply(images, self, *self.parameters)  # type: ignore[no-untyped-call]
+                return self.planned(images).forward(images)
+        return super().__call__(images)
 
-    def planned(self, shape: torch.Size) -> "_Plan":
-        """The plan for images of a shape."""
-        if shape not in self.plans:
-            self.plans[shape] = _Plan(self, shape)
-        return self.plans[shape]
-
-
-class _Features(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, trunk: GPUTrunk, *parameters: Tensor) -> Tensor:
-        ctx.plan = trunk.planned(images.shape)
-        return ctx.plan.forward(images)
-
-    @staticmethod
-    def backward(ctx: Any, d_pooled: Tensor) -> Any:
-        return None, None, *ctx.plan.backward(d_pooled)
+    def planned(self, images: Tensor) -> "_GPUPlan":
+        if images.shape not in self.plans:
+            self.plans[images.shape] = _GPUPlan(self, images.shape)
+        return self.plans[images.shape]
 
 
-class _Plan:
-    """Every step for images of one shape, with the memory it works in."""
-
+class _GPUPlan(Plan):
     def __init__(self, trunk: GPUTrunk, shape: torch.Size) -> None:
-        images, channels, height, width = shape
-        if images % LANES or channels != 3:
-            raise ValueError(
-                f"images have shape {tuple(shape)}; expected a multiple of {LANES} images of "
-                "3 channels"
-            )
-        self.trunk, self.device = trunk, trunk.stem.weight.device
-        self.parts, self.weights = _Parts(), []
-        self.images, self.dtype = images, trunk.dtype
-        self.gradient_of = {
-            p: torch.zeros_like(p) for p in trunk.parameters if p.ndim == 1
-        }  # BatchNorm's; those of weights are added up at the end
+        super().__init__(trunk, shape)
+        stem = self.wiring.stem
+        self.dtype, self.device = trunk.dtype, stem.pointwise.weight.device
+        self.frozen = trunk.frozen
+        self.parts = _Parts()
+        # a convolution's weights in the order of their parts, which are added up at once at the end
+        weights = [
+            part.weight
+            for conv in self.wiring.convs
+            for part in (conv.pointwise, *conv.windows)
+            if isinstance(part, nn.Conv2d)
+        ]
+        norms = [p for p in trunk.parameters if p.ndim == 1]
+        self.gradient = FlatGradient([*weights, *norms], self.device)
+        self.weights_gradient = self.gradient.flat[: sum(w.numel() for w in weights)]
 
         # the stem: all 3 x 3 x 3 neighbours side by side, then a product
-        unfolded = _Map(self._empty(27, height, width))
-        z = self._output(trunk.stem_norm, height, width)
-        self.stem_weight = torch.zeros(trunk.stem.out_channels, 3, 3, 3, device=self.device)
-        self.stem = _Conv(
-            unfolded, z, [(1, None)], 1, self.stem_weight, self.parts, needs_input_gradient=False
-        )
-        self.weights.append(trunk.stem.weight)
-        self.join = self._join(z, None)
-        self.unfolded = unfolded.values.view(3, 3, 3, height, width, images)  # ky, kx, channel
-        self.forward_steps: list[_Conv | _Join] = [self.stem, self.join]
-        self.blocks: list[tuple[_Join, list[_Conv], _Conv | None, _Join]] = []
-        for block in trunk.blocks:
-            before = self.join
-            u = before.out
-            convs = []
-            for separable in block.convs:
-                conv = self._separable(separable, u)
-                convs.append(conv)
-                u = conv.z
-            shortcut, rest = None, None
-            if isinstance(block.shortcut, nn.Identity):
-                rest = before.out
-            elif block.shortcut is not None:
-                pointwise, bn = block.shortcut
-                rest = self._output(bn, *u.shape[1:3])
-                windows: list[tuple[int, Tensor | None]] = [(1, None)]
-                shortcut = _Conv(
-                    before.out, rest, windows, block.convs[0].stride, pointwise.weight, self.parts
-                )
-                self.weights.append(pointwise.weight)
-            self.join = self._join(u, rest)
-            self.forward_steps += [*convs, *([shortcut] if shortcut else []), self.join]
-            self.blocks.append((before, convs, shortcut, self.join))
+        unfolded = _Map(self._empty(27, *shape[2:]))
+        self.unfolded = unfolded.values.view(3, 3, 3, *shape[2:], self.batch)  # ky, kx, channel
+        self.stem_weight = torch.zeros(stem.z.channels, 3, 3, 3, device=self.device)
+        self.maps = {stem.u: unfolded}
+        self.steps: dict[wiring.Conv | wiring.Join, Any] = {}
+        for step in self.wiring.forward:
+            make = self._join if isinstance(step, wiring.Join) else self._conv
+            self.steps[step] = make(step)  # type: ignore[arg-type]
         self.parts.allocate(self.device)
-        self.gradient = torch.zeros(sum(w.numel() for w in self.weights), device=self.device)
 
     def _empty(self, channels: int, height: int, width: int) -> Tensor:
         return torch.zeros(
-            channels, height, width, self.images, dtype=self.dtype, device=self.device
+            channels, height, width, self.batch, dtype=self.dtype, device=self.device
         )
 
-    def _output(self, bn: Any, height: int, width: int) -> _Map:
-        """The map that a convolution writes and `bn` reads."""
-        channels = bn.num_features
-        statistics = torch.zeros(7, channels, device=self.device)
-        gradients = self.gradient_of[bn.weight], self.gradient_of[bn.bias]
-        norm = _Norm(bn, statistics[:4], statistics[4:], *gradients, self.trunk.frozen)
-        z = self._empty(channels, height, width)
-        return _Map(z, norm, torch.zeros_like(z))
+    def _map(self, map_: wiring.Map) -> _Map:
+        if map_ not in self.maps:
+            values, bn = self._empty(map_.channels, map_.height, map_.width), map_.norm
+            if bn is None:
+                self.maps[map_] = _Map(values)
+            else:
+                statistics = torch.zeros(7, map_.channels, device=self.device)
+                gradients = self.gradient[bn.weight], self.gradient[bn.bias]
+                norm = _Norm(bn, statistics[:4], statistics[4:], *gradients, self.frozen)
+                self.maps[map_] = _Map(values, norm, torch.zeros_like(values))
+        return self.maps[map_]
 
-    def _join(self, z: _Map, rest: _Map | None) -> _Join:
+    def _join(self, join: wiring.Join) -> _Join:
+        z, rest = self._map(join.z), self._map(join.rest) if join.rest else None
         if rest is not None and rest.norm is not None:
             rest.g = z.g  # the gradient of a sum is that of either
-        return _Join(z, rest, _Map(torch.zeros_like(z.values)))
+        return _Join(z, rest, self._map(join.out))
 
-    def _separable(self, separable: Separable, u: _Map) -> _Conv:
-        stride = separable.stride
-        height, width = ((side - 1) // stride + 1 for side in u.shape[1:3])
-        z = self._output(separable.bn, height, width)
+    def _conv(self, conv: wiring.Conv) -> _Conv:
+        is_stem = conv is self.wiring.stem
         windows: list[tuple[int, Tensor | None]] = [
             (part.kernel_size[0], part.weight) if isinstance(part, nn.Conv2d) else (1, None)
-            for part in separable.depthwise
+            for part in conv.windows or (nn.Identity(),)
         ]
-        conv = _Conv(u, z, windows, stride, separable.pointwise.weight, self.parts)
-        self.weights.append(separable.pointwise.weight)
-        self.weights += [weight for _, weight in windows if weight is not None]
-        return conv
+        pointwise = self.stem_weight if is_stem else conv.pointwise.weight
+        return _Conv(
+            self._map(conv.u), self._map(conv.z), windows, conv.stride, pointwise, self.parts,
+            needs_input_gradient=not is_stem,
+        )  # fmt: skip
 
     def forward(self, images: Tensor) -> Tensor:
-        self.stem_weight.copy_(self.trunk.stem.weight.permute(0, 2, 3, 1))
+        self.stem_weight.copy_(self.wiring.stem.pointwise.weight.permute(0, 2, 3, 1))
         padded = F.pad(images.permute(1, 2, 3, 0), (0, 0, 1, 1, 1, 1))  # 3, H + 2, W + 2, B
         height, width = images.shape[2:]
         for ky in range(3):
             for kx in range(3):
                 self.unfolded[ky, kx].copy_(padded[:, ky : ky + height, kx : kx + width])
-        for step in self.forward_steps:
+        for step in self.steps.values():
             step.forward()
-        if not self.trunk.frozen:
-            torch._foreach_add_(self.trunk.batches_tracked, 1)
-        return self.join.out.values.mean(dim=(1, 2), dtype=torch.float32).T
+        out = self.maps[self.wiring.last.out].values
+        return out.mean(dim=(1, 2), dtype=torch.float32).T
 
-    def backward(self, d_pooled: Tensor) -> list[Tensor]:
-        self.join.backward(d_pooled.float().T.contiguous())
-        for before, convs, shortcut, join in reversed(self.blocks):
+    def backward(self, d_pooled: Tensor) -> dict[Tensor, Tensor]:
+        self.steps[self.wiring.last].backward(d_pooled.float().T.contiguous())
+        for conv in self.wiring.backward:
             add, stride = None, 1
-            if shortcut is not None:
-                shortcut.backward()
-                add, stride = shortcut.d, shortcut.stride
-            elif join.rest is not None:
-                add = join.z.g
-            for conv in reversed(convs[1:]):
-                conv.backward()
-            convs[0].backward(before, add, stride)
-        self.stem.backward()
-        self.parts.add_up(self.gradient)
-        pieces = self.gradient.clone().split([w.numel() for w in self.weights])
-        found = dict(zip(self.weights, pieces, strict=True))
-        stem = self.trunk.stem.weight
+            if isinstance(conv.add, wiring.Conv):
+                add, stride = self.steps[conv.add].d, conv.add.stride
+            elif conv.add is not None:
+                add = self.maps[conv.add.z].g
+            self.steps[conv].backward(tuple(self.maps[m] for m in conv.sums), add, stride)
+        self.parts.add_up(self.weights_gradient)
+        found = self.gradient.copies()
+        stem = self.wiring.stem.pointwise.weight
         found[stem] = found[stem].view(len(stem), 3, 3, 3).permute(0, 3, 1, 2)  # as it lies
-        norms = list(self.gradient_of)
-        found |= dict(
-            zip(norms, torch._foreach_mul(list(self.gradient_of.values()), 1), strict=True)
-        )
-        return [
-            found[p].view(p.shape) if p is not stem else found[p] for p in self.trunk.parameters
-        ]
+        return found

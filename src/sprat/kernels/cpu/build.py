@@ -14,13 +14,14 @@ from pathlib import Path
 import torch
 
 from sprat.files import cache_dir, own_temporary, sweep, temporary_folder, write_whole
+from sprat.kernels.support import NoKernels
 from sprat.runtime import cpu_flags
 
+FOLDER = Path(__file__).parent
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 
 
-class NoKernels(Exception):
-    """The kernels cannot be used here; the message says why."""
+_failed: dict[tuple[str, ...], str] = {}  # why a command did not compile, in this process
 
 
 @functools.cache
@@ -30,16 +31,29 @@ def load(library: str, *flags: str) -> ctypes.CDLL:
     Raises:
         NoKernels: there is no compiler, it failed, or there is no place for the library.
     """
-    source, command = _source(library), _command(*flags)
+    command = _command(*flags)
     try:
-        place = _place(source, command)
+        place = _place(library, command)
         if not _is_whole(place):
-            content = _compile(source, command)
+            content = _compile(FOLDER / f"{library}.c", command)
             write_whole(place, content + _digest(content))
             sweep(place.parent, ".trunk-*.so")  # left by killed processes of an older sprat
         return ctypes.CDLL(str(place))
     except OSError as error:
         raise NoKernels(f"the compiled library cannot be written or loaded: {error}") from error
+
+
+def check_compiler() -> None:
+    """Check what is to be known without compiling.
+
+    Raises:
+        NoKernels: there is no compiler, it has failed before in this process, or there is no place
+            for what it makes.
+    """
+    for library, *flags in (("trunk", store(False)), ("trunk", store(True)), ("inference",)):
+        is_built(library, *flags)
+        if reason := _failed.get(tuple(_command(*flags))):
+            raise NoKernels(reason)
 
 
 def load_trunk(bf16: bool) -> ctypes.CDLL:
@@ -67,13 +81,9 @@ def is_built(library: str, *flags: str) -> bool:
         NoKernels: it is not and cannot be.
     """
     try:
-        return _is_whole(_place(_source(library), _command(*flags)))
+        return _is_whole(_place(library, _command(*flags)))
     except OSError as error:
         raise NoKernels(f"the compiled library cannot be kept: {error}") from error
-
-
-def _source(library: str) -> Path:
-    return Path(__file__).with_name(f"{library}.c")
 
 
 def _command(*flags: str) -> list[str]:
@@ -92,19 +102,21 @@ def _openmp() -> list[str]:
     return ["-Wl,--as-needed", str(bundled[0])] if bundled else []
 
 
-def _place(source: Path, command: list[str]) -> Path:
-    """Where the library is; another source, compiler, processor or torch has its own.
+def _place(library: str, command: list[str]) -> Path:
+    """Where a library is; another source, compiler, processor or torch has its own.
 
     In the user's cache or, where that can only be read and does not hold it, among the user's
     temporary files.
     """
-    what = [source.read_text(), *command, *_openmp(), cpu_flags(), platform.machine()]
+    sources = sorted(path for path in FOLDER.iterdir() if path.suffix in (".c", ".h"))
+    what = [library, *(path.read_text() for path in sources)]
+    what += [*command, *_openmp(), cpu_flags(), platform.machine()]
     name = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
-    library = cache_dir() / "kernels" / f"{source.stem}-{name}.so"
-    there = next(folder for folder in library.parents if os.path.exists(folder))  # noqa: PTH110
-    if os.path.exists(library) or os.access(there, os.W_OK | os.X_OK):  # noqa: PTH110
-        return library
-    return own_temporary() / "kernels" / library.name
+    place = cache_dir() / "kernels" / f"{library}-{name}.so"
+    there = next(folder for folder in place.parents if os.path.exists(folder))  # noqa: PTH110
+    if os.path.exists(place) or os.access(there, os.W_OK | os.X_OK):  # noqa: PTH110
+        return place
+    return own_temporary() / "kernels" / place.name
 
 
 def _digest(content: bytes) -> bytes:
@@ -136,5 +148,6 @@ def _compile(source: Path, command: list[str]) -> bytes:
         if done.returncode:
             lines = done.stderr.strip().splitlines()
             first = next((line for line in lines if "error" in line), (lines or ["no message"])[0])
-            raise NoKernels(f"{command[0]} failed: {first}")
+            _failed[tuple(command)] = f"{command[0]} failed: {first}"
+            raise NoKernels(_failed[tuple(command)])
         return library.read_bytes()

@@ -42,7 +42,7 @@
 #define GROUP 3
 #define STRIP 16                        /* pixels of a strip, or one row where that is longer */
 #define WIDE 8                          /* pixels of a row that a window computes at once */
-#define MAX_STEPS 64
+#define MAX_STEPS 256
 #define INLINE static inline __attribute__((always_inline))
 /* The compiler would load a weight again for every pixel: loads are then what the loop waits for. */
 #if defined(__SSE2__) && (LANES == 4 || LANES == 8 && defined(__AVX__) || defined(__AVX512F__))
@@ -99,6 +99,7 @@ typedef struct {
 } Layout;
 
 int64_t lanes(void) { return LANES; }
+int64_t most_steps(void) { return MAX_STEPS; }
 
 INLINE int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }

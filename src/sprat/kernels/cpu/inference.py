@@ -5,6 +5,7 @@ how. The network itself is its plain twin.
 """
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -13,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sprat.kernels.build import load
-from sprat.kernels.trunk import blocks_of
+from sprat.kernels.cpu.build import load
+from sprat.kernels.cpu.memory import fewest_buffers
+from sprat.kernels.support import NoKernels, supported
+from sprat.models.blocks import Block, Normed, check_images
 
 _Pointer = ctypes.c_void_p
 _Int = ctypes.c_int64
@@ -70,7 +73,7 @@ class _Affine:
     bias: Tensor
 
     @classmethod
-    def folded(cls, conv: Any, bn: Any) -> "_Affine":
+    def folded(cls, conv: nn.Conv2d, bn: Any) -> "_Affine":
         """A convolution (its window flattened) and the BatchNorm after it, in evaluation mode."""
         scale = bn.weight.double() * (bn.running_var.double() + bn.eps).rsqrt()
         shift = bn.bias.double() - bn.running_mean.double() * scale
@@ -111,23 +114,26 @@ class Inference:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        parts: Any = network
-        blocks = blocks_of(network)
+        blueprint = supported(network)
         self._library = load("inference")
         self._library.memory_size.restype = _Int
         self._lanes: int = self._library.lanes()
-        self._check_shape = parts.check_shape
-        self._classes: int = parts.classifier.out_features
+        self._min_side: int = getattr(network, "min_side", 1)
+        linear = blueprint.head.linear
+        self._classes: int = linear.out_features
         self._tensors: list[Tensor] = []  # the structures point into them
         with torch.no_grad():
-            maps = [_Map([], _Affine.folded(*parts.stem[:2]))]
-            for block in blocks:
+            maps = [_Map([], _Affine.folded(blueprint.stem.conv, blueprint.stem.norm))]
+            for block in blueprint.blocks:
                 self._add(maps, block)
+            if len(maps) > self._library.most_steps():
+                raise NoKernels(f"the compiled kernels do not support {len(maps)} layers")
             steps = (_Step * len(maps))(*map(self._step, maps))
-            head = self._product(_Affine(parts.classifier.weight, parts.classifier.bias))
-        for step, buffer in zip(steps, _buffers(maps), strict=True):
+            head = self._product(_Affine(linear.weight, linear.bias))
+        for step, buffer in zip(steps, fewest_buffers([made.read for made in maps]), strict=True):
             step.buffer = buffer
-        margin = max(window.kernel // 2 for made in maps for window in made.windows)
+        kernels = (window.kernel for made in maps for window in made.windows)
+        margin = max(kernels, default=1) // 2
         buffers = 1 + max(step.buffer for step in steps)
         self._network = _Network(len(steps), margin, buffers, steps, head)
         self._memory = torch.empty(0)
@@ -135,7 +141,7 @@ class Inference:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        self._check_shape(images)
+        check_images(images, self._min_side)
         images = images.float()
         batch, _, h, w = images.shape
         threads = torch.get_num_threads()
@@ -150,27 +156,32 @@ class Inference:
             self._library.answer(network, ctypes.byref(made))
         return logits[:, : self._classes]
 
-    def _add(self, maps: list[_Map], block: Any) -> None:
+    def _add(self, maps: list[_Map], block: Block) -> None:
         """Appends the maps of a block, whose input is the last one so far."""
-        before = len(maps) - 1
+        before, shortcut = len(maps) - 1, block.shortcut
         for conv in block.convs:
-            product = _Affine.folded(conv.pointwise, conv.bn)
-            has_windows = any(isinstance(part, nn.Conv2d) for part in conv.depthwise)
-            if len(maps) - 1 > before and not has_windows:
+            product = _Affine.folded(conv.pointwise, conv.norm)
+            has_windows = any(isinstance(part, nn.Conv2d) for part in conv.windows)
+            # the product of a projection is part of the last convolution's
+            projected = isinstance(shortcut, Normed) and conv is block.convs[-1]
+            follows = len(maps) - 1 > before and maps[-1].second is None
+            if follows and not has_windows and not projected:
                 maps[-1].second = product  # what it reads is never written to memory
             else:
                 inputs = conv.pointwise.in_channels
-                windows = self._windows(conv.depthwise, len(maps) - 1, inputs, conv.stride)
+                windows = self._windows(conv.windows, len(maps) - 1, inputs, conv.stride)
                 maps.append(_Map(windows, product))
-        if isinstance(block.shortcut, nn.Identity):
+        if isinstance(shortcut, Normed):
+            inputs, stride = shortcut.conv.in_channels, shortcut.conv.stride[0]
+            maps[-1].windows += self._windows([nn.Identity()], before, inputs, stride)
+            folded = _Affine.folded(shortcut.conv, shortcut.norm)
+            maps[-1].first = maps[-1].first.beside(folded, self._lanes)
+        elif shortcut is not None:
             maps[-1].residual = before
-        elif block.shortcut is not None:
-            conv, bn = block.shortcut
-            windows = self._windows([nn.Identity()], before, conv.in_channels, conv.stride[0])
-            maps[-1].windows += windows
-            maps[-1].first = maps[-1].first.beside(_Affine.folded(conv, bn), self._lanes)
 
-    def _windows(self, parts: list[Any], read: int, channels: int, stride: int) -> list[_Window]:
+    def _windows(
+        self, parts: Sequence[nn.Module], read: int, channels: int, stride: int
+    ) -> list[_Window]:
         """Depthwise convolutions, each of an equal share of the channels, vector by vector.
 
         A vector gets the largest window of its channels, with zeros around smaller ones.
@@ -211,13 +222,3 @@ class Inference:
         kept = tensor.float().contiguous()
         self._tensors.append(kept)
         return kept.data_ptr()
-
-
-def _buffers(maps: list[_Map]) -> list[int]:
-    """The memory each map is written to: the first that holds no map still to be read."""
-    last_read = {read: reader for reader, made in enumerate(maps) for read in made.read}
-    buffers: list[int] = []
-    for step in range(len(maps)):
-        taken = {buffer for i, buffer in enumerate(buffers) if last_read[i] >= step}
-        buffers.append(next(b for b in range(step + 1) if b not in taken))
-    return buffers

@@ -1,0 +1,307 @@
+"""The training step on a CPU: `wiring.py`'s steps as calls of `trunk.c`'s functions.
+
+About three times as fast as PyTorch; `trunk.c` says how.
+"""
+
+import ctypes
+import mmap
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sprat.kernels.cpu.build import load_trunk
+from sprat.kernels.cpu.memory import fewest_buffers
+from sprat.kernels.support import LANES
+from sprat.kernels.wiring import Conv, FlatGradient, Join, Map, Plan, Trunk
+
+UNFOLD, DEPTHWISE, SUBSAMPLE = range(3)
+ALIGNMENT = 4096  # bytes
+EVALUATED = 64  # images at once where no gradient is asked for
+CHUNK = 32 << 20  # bytes asked of the system at a time
+
+_Pointer = ctypes.c_void_p
+_Int = ctypes.c_int64
+_Float = ctypes.c_float
+
+
+class _BatchNorm(ctypes.Structure):
+    _fields_ = (
+        ("channels", _Int),
+        ("frozen", _Int),
+        ("eps", _Float),
+        ("momentum", _Float),
+        *((name, _Pointer) for name in ("gamma", "beta", "running_mean", "running_var")),
+        *((name, _Pointer) for name in ("mean", "invstd", "scale", "shift")),
+        *((name, _Pointer) for name in ("d_gamma", "d_beta", "dz_g", "dz_z", "dz_1")),
+    )
+
+
+class _Window(ctypes.Structure):
+    _fields_ = (("kernel", _Int), ("weight", _Pointer), ("d_weight", _Pointer))
+
+
+class _Conv(ctypes.Structure):
+    _fields_ = (
+        *((name, _Int) for name in ("kind", "in_channels", "out_channels", "kernel", "stride")),
+        *((name, _Int) for name in ("in_h", "in_w", "out_h", "out_w")),
+        ("in_", _Pointer),
+        ("in_bn", ctypes.POINTER(_BatchNorm)),
+        ("windows", ctypes.POINTER(_Window)),
+        ("pointwise", _Pointer),
+        ("z", _Pointer),
+        ("bn", ctypes.POINTER(_BatchNorm)),
+        *((name, _Pointer) for name in ("g", "d_pointwise", "g_in", "add")),
+        ("add_stride", _Int),
+        ("sum_bn", ctypes.POINTER(_BatchNorm) * 2),
+        ("sum_z", _Pointer * 2),
+    )
+
+
+class _Join(ctypes.Structure):
+    _fields_ = (
+        *((name, _Int) for name in ("channels", "h", "w")),
+        ("z", _Pointer),
+        ("bn", ctypes.POINTER(_BatchNorm)),
+        ("rest", _Pointer),
+        ("rest_bn", ctypes.POINTER(_BatchNorm)),
+        *((name, _Pointer) for name in ("out", "pooled", "d_pooled", "g")),
+    )
+
+
+class CPUTrunk(Trunk):
+    """The kernels of a CPU.
+
+    Args:
+        network: its convolutions' weights and BatchNorms are used and updated in place.
+        bf16: keep maps in bf16 instead of fp32; weights, sums and gradients of weights are fp32
+            either way.
+        threads: CPU threads; changes no bit of the result.
+
+    Raises:
+        NoKernels: the kernels cannot be built here, or do not support the network.
+    """
+
+    def __init__(self, network: nn.Module, *, bf16: bool, threads: int) -> None:
+        super().__init__(network)
+        self.library = load_trunk(bf16)
+        self.bf16, self.threads = bf16, threads
+        self.plan: _CPUPlan | None = None
+
+    @torch.no_grad()
+    def evaluate(self, images: Tensor) -> Tensor:
+        """The same in evaluation mode, by the running statistics; any number of images."""
+        parts = []
+        for part in images.split(EVALUATED):
+            full = F.pad(part, (0, 0, 0, 0, 0, 0, 0, -len(part) % LANES))
+            parts.append(self.planned(full).evaluate(full)[: len(part)])
+        return torch.cat(parts)
+
+    def planned(self, images: Tensor) -> "_CPUPlan":
+        """The plan for these images' shape and the parameters' present place in memory."""
+        places = tuple(tensor.data_ptr() for tensor in self.parameters)
+        key = (*images.shape, *places)
+        if self.plan is None or self.plan.key != key:
+            self.plan = None  # frees its memory first
+            self.plan = _CPUPlan(self, images.shape, key)
+        return self.plan
+
+
+class _Memory:
+    """Zeroed memory in large pages, kept as long as this object is."""
+
+    def __init__(self) -> None:
+        self.chunks: list[mmap.mmap] = []
+        self.next, self.left = 0, 0
+
+    def take(self, size: int) -> int:
+        """Address of `size` bytes."""
+        size = -(-size // ALIGNMENT) * ALIGNMENT
+        if size > self.left:
+            chunk = mmap.mmap(-1, max(size, CHUNK))
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                chunk.madvise(mmap.MADV_HUGEPAGE)
+            self.chunks.append(chunk)
+            self.next = ctypes.addressof(ctypes.c_char.from_buffer(chunk))
+            self.left = len(chunk)
+        address = self.next
+        self.next, self.left = self.next + size, self.left - size
+        return address
+
+
+class _CPUPlan(Plan):
+    def __init__(self, trunk: CPUTrunk, shape: torch.Size, key: tuple[int, ...]) -> None:
+        super().__init__(trunk, shape)
+        self.key, self.library, self.threads = key, trunk.library, trunk.threads
+        self.tiles = _Int(self.batch // trunk.library.lanes())
+        self.bytes = 2 if trunk.bf16 else 4
+        self.memory = _Memory()
+        self.gradient = FlatGradient(trunk.parameters)
+        self.norms: list[tuple[Any, _BatchNorm, Tensor]] = []  # module, structure, its arrays
+        self.norm_of: dict[Map, _BatchNorm] = {}
+        self.memory_of: dict[Map, int] = {}
+
+        stem, last = self.wiring.stem, self.wiring.last
+        self.stem_weight = torch.zeros(stem.z.channels, 3, 3, 4)  # the fourth input is padding
+        self.d_stem_weight = torch.zeros_like(self.stem_weight)
+        stem.u.channels = 4  # of the images as the kernels lay them out
+        self.images = self._map(stem.u)
+        self.units = {step: self._unit(step) for step in self.wiring.forward}
+        self.forward_calls = [
+            ("conv_forward" if isinstance(step, Conv) else "join_forward", unit)
+            for step, unit in self.units.items()
+        ]
+        self.pooled = torch.zeros(self.batch, last.z.channels)
+        self.d_pooled = torch.zeros_like(self.pooled)
+        join = self.units[last]
+        join.pooled, join.d_pooled = self.pooled.data_ptr(), self.d_pooled.data_ptr()
+        self._place_gradients()
+        self.backward_calls = [("join_backward", join)]
+        self.backward_calls += [("conv_backward", self.units[c]) for c in self.wiring.backward]
+
+    def forward(self, images: Tensor) -> Tensor:
+        for bn, norm, _ in self.norms:
+            norm.frozen, norm.momentum = 0, _momentum(bn)
+        return self._run_forward(images)
+
+    def evaluate(self, images: Tensor) -> Tensor:
+        """Pooled features by the running statistics."""
+        for bn, norm, statistics in self.norms:
+            norm.frozen = 1
+            _, _, scale, shift, *_ = statistics
+            torch.mul(bn.weight, torch.rsqrt(bn.running_var + bn.eps), out=scale)
+            torch.addcmul(bn.bias, bn.running_mean, scale, value=-1, out=shift)
+        self.calls += 1  # the maps of the training step before are overwritten
+        return self._run_forward(images)
+
+    def _run_forward(self, images: Tensor) -> Tensor:
+        stem = self.wiring.stem.pointwise.weight
+        self.stem_weight[..., :3].copy_(stem.permute(0, 2, 3, 1))
+        assert images.dtype == torch.float32
+        channels, h, w = (_Int(n) for n in images.shape[1:])
+        strides = (_Int * 4)(*images.stride())
+        self.library.pack_images(
+            _Pointer(images.data_ptr()), strides, channels, h, w, _Int(4),
+            _Pointer(self.images), self.tiles, self.threads,
+        )  # fmt: skip
+        self._run(self.forward_calls)
+        return self.pooled.clone()
+
+    def backward(self, d_pooled: Tensor) -> dict[Tensor, Tensor]:
+        self.d_pooled.copy_(d_pooled)
+        self._run(self.backward_calls)
+        stem = self.wiring.stem.pointwise.weight
+        self.gradient[stem].copy_(self.d_stem_weight[..., :3].permute(0, 3, 1, 2))
+        return self.gradient.copies()
+
+    def _run(self, calls: list[tuple[str, Any]]) -> None:
+        for name, unit in calls:
+            getattr(self.library, name)(ctypes.byref(unit), self.tiles, self.threads)
+
+    def _map(self, map_: Map) -> int:
+        """Address of a map's values."""
+        if map_ not in self.memory_of:
+            size = self.batch * map_.channels * map_.height * map_.width * self.bytes
+            self.memory_of[map_] = self.memory.take(size)
+        return self.memory_of[map_]
+
+    def _norm(self, map_: Map) -> Any:
+        """Pointer to the norm that a map's readers apply, or None."""
+        bn = map_.norm
+        if bn is None:
+            return None
+        if map_ not in self.norm_of:
+            statistics = torch.zeros(7, bn.num_features)
+            norm = _BatchNorm(bn.num_features, 0, bn.eps, 0.0)
+            names = ("mean", "invstd", "scale", "shift", "dz_g", "dz_z", "dz_1")
+            places: dict[str, Any] = dict(zip(names, statistics, strict=True))
+            places |= {"gamma": bn.weight, "beta": bn.bias}
+            places |= {"running_mean": bn.running_mean, "running_var": bn.running_var}
+            places |= {"d_gamma": self.gradient[bn.weight], "d_beta": self.gradient[bn.bias]}
+            for name, tensor in places.items():
+                setattr(norm, name, tensor.data_ptr())
+            self.norms.append((bn, norm, statistics))
+            self.norm_of[map_] = norm
+        return ctypes.pointer(self.norm_of[map_])
+
+    def _unit(self, step: Conv | Join) -> Any:
+        return self._join(step) if isinstance(step, Join) else self._conv(step)
+
+    def _conv(self, conv: Conv) -> _Conv:
+        u, z, is_stem = conv.u, conv.z, conv is self.wiring.stem
+        kernel = 3 if is_stem else max(map(_kernel, conv.windows))
+        kind = UNFOLD if is_stem else DEPTHWISE if conv.sums else SUBSAMPLE
+        unit = _Conv(
+            kind, u.channels, z.channels, kernel, conv.stride, u.height, u.width, z.height, z.width
+        )
+        unit.in_, unit.z, unit.bn = self._map(u), self._map(z), self._norm(z)
+        unit.in_bn = self._norm(u)
+        weight = conv.pointwise.weight
+        places = weight, self.gradient[weight]
+        if is_stem:
+            places = self.stem_weight, self.d_stem_weight
+        unit.pointwise, unit.d_pointwise = (tensor.data_ptr() for tensor in places)
+        if kind == DEPTHWISE:
+            unit.windows = self._windows(conv)
+        return unit
+
+    def _windows(self, conv: Conv) -> Any:
+        """An array of each channel's."""
+        windows = []
+        for part in conv.windows:
+            for channel in range(conv.u.channels // len(conv.windows)):
+                window = _Window(_kernel(part))
+                if isinstance(part, nn.Conv2d):
+                    window.weight = part.weight[channel].data_ptr()
+                    window.d_weight = self.gradient[part.weight][channel].data_ptr()
+                windows.append(window)
+        return (_Window * len(windows))(*windows)
+
+    def _join(self, join: Join) -> _Join:
+        z, rest = join.z, join.rest
+        unit = _Join(z.channels, z.height, z.width, self._map(z), self._norm(z))
+        unit.out = self._map(join.out)
+        if rest is not None:
+            unit.rest, unit.rest_bn = self._map(rest), self._norm(rest)
+        return unit
+
+    def _place_gradients(self) -> None:
+        """Give each step of the backward pass the memory for the gradients it reads and makes."""
+        *steps, stem = self.wiring.backward
+        made: dict[Map | Conv, int] = {self.wiring.last.z: 0}  # number of the step that makes it
+        reads: list[set[int]] = [set()]
+        for number, conv in enumerate(steps, 1):
+            read = {made[conv.gradient]}
+            if conv.add is not None:
+                read.add(made[conv.add if isinstance(conv.add, Conv) else conv.add.z])
+            reads.append(read)
+            made[conv.sums[0] if conv.sums else conv] = number
+        reads.append({made[stem.gradient]})
+        convs = self.wiring.convs
+        size = max(c.u.channels * c.u.height * c.u.width for c in convs if c is not stem)
+        size = self.batch * self.bytes * max(size, stem.z.channels * stem.z.height * stem.z.width)
+        buffers = fewest_buffers(reads)[:-1]  # the stem makes no gradient at its input
+        memory = [self.memory.take(size) for _ in range(1 + max(buffers))]
+        place = {of: memory[buffers[number]] for of, number in made.items()}
+        self.units[self.wiring.last].g = place[self.wiring.last.z]
+        for conv in self.wiring.backward:
+            unit = self.units[conv]
+            unit.g = place[conv.gradient]
+            if conv is not stem:
+                unit.g_in = place[conv.sums[0] if conv.sums else conv]
+            for i, map_ in enumerate(conv.sums):
+                unit.sum_bn[i], unit.sum_z[i] = self._norm(map_), self._map(map_)
+            if isinstance(conv.add, Conv):
+                unit.add, unit.add_stride = place[conv.add], conv.add.stride
+            elif conv.add is not None:
+                unit.add, unit.add_stride = place[conv.add.z], 1
+
+
+def _kernel(window: nn.Conv2d | nn.Identity) -> int:
+    return window.kernel_size[0] if isinstance(window, nn.Conv2d) else 1
+
+
+def _momentum(bn: Any) -> float:
+    """This batch's share in the running statistics; by default they are the mean so far."""
+    return 1 / (bn.num_batches_tracked.item() + 1) if bn.momentum is None else bn.momentum

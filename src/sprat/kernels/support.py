@@ -1,0 +1,117 @@
+"""Which networks the compiled kernels support: those whose parts they all compute as torch does."""
+
+import math
+from collections.abc import Iterator
+
+from torch import nn
+
+from sprat.models.blocks import Block, Blueprint, Normed, Separable, blueprint_of
+
+LANES = 16  # images to the widest vector; batches are multiples of it
+MAX_KERNEL = 7  # px
+MAX_WINDOWS = 4  # of one convolution, each on its share of the channels
+
+
+class NoKernels(Exception):
+    """The kernels cannot be used here; the message says why."""
+
+
+def supported(network: nn.Module) -> Blueprint:
+    """Return the blueprint of a network that the kernels support.
+
+    Raises:
+        NoKernels: the network has no blueprint, or the kernels do not support something in it.
+    """
+    name, blueprint = type(network).__name__, blueprint_of(network)
+    if blueprint is None:
+        raise _unsupported(name)
+    width = blueprint.stem.conv.out_channels
+    if not _is_conv(blueprint.stem.conv, 3, width, 3):
+        raise _unsupported(f"the stem of {name}")
+    _check_norm(blueprint.stem.norm, width)
+    for block in blueprint.blocks:
+        width = _check_block(block, width)
+    dropout, linear = blueprint.head.dropout, blueprint.head.linear
+    if type(dropout) is not nn.Dropout:
+        raise _unsupported(dropout)
+    if type(linear) is not nn.Linear or linear.bias is None or linear.in_features != width:
+        raise _unsupported(linear)
+    described = [parameter for part in _parts(blueprint) for parameter in part.parameters()]
+    if len(described) > len(set(described)):
+        raise _unsupported(f"weights that two layers of {name} share")
+    if set(described) != set(network.parameters()):
+        raise NoKernels(f"the blocks that {name} describes do not hold all of its parameters")
+    return blueprint
+
+
+def _unsupported(what: object) -> NoKernels:
+    return NoKernels(f"the compiled kernels do not support {what}")
+
+
+def _is_conv(
+    conv: nn.Module, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
+) -> bool:
+    expected = nn.Conv2d(
+        inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False, device="meta"
+    )
+    return type(conv) is nn.Conv2d and repr(conv) == repr(expected)
+
+
+def _check_norm(norm: nn.Module, width: int) -> None:
+    if type(norm) is not nn.BatchNorm2d:
+        raise _unsupported(type(norm).__name__)
+    if norm.num_features != width or not (norm.affine and norm.track_running_stats):
+        raise _unsupported(norm)
+    if width % 2:
+        raise NoKernels(
+            f"the compiled kernels need even widths, and one of the network's is {width}"
+        )
+
+
+def _check_normed(normed: Normed, inputs: int, outputs: int, stride: int) -> None:
+    if not _is_conv(normed.conv, inputs, outputs, 1, stride):
+        raise _unsupported(normed.conv)
+    _check_norm(normed.norm, outputs)
+
+
+def _check_block(block: Block, inputs: int) -> int:
+    """Returns the channels of its output."""
+    width = inputs
+    for conv in block.convs:
+        _check_windows(conv, width)
+        _check_normed(Normed(conv.pointwise, conv.norm), width, conv.pointwise.out_channels, 1)
+        width = conv.pointwise.out_channels
+    stride = math.prod(conv.stride for conv in block.convs)
+    if isinstance(block.shortcut, Normed):
+        _check_normed(block.shortcut, inputs, width, stride)
+    elif block.shortcut is not None and (stride > 1 or inputs != width):
+        raise _unsupported(f"the sum of {inputs} and {width} channels, or of two sizes of maps")
+    if not block.convs:
+        raise _unsupported("a block without convolutions")
+    return width
+
+
+def _check_windows(conv: Separable, width: int) -> None:
+    count = len(conv.windows)
+    if not 1 <= count <= MAX_WINDOWS or width % count:
+        raise _unsupported(f"{count} windows over {width} channels")
+    share = width // count
+    for window in conv.windows:
+        if type(window) is nn.Identity:
+            continue
+        kernel = window.kernel_size[0] if isinstance(window, nn.Conv2d) else 0
+        if kernel > MAX_KERNEL or kernel % 2 == 0:
+            raise _unsupported(window)
+        if not _is_conv(window, share, share, kernel, conv.stride, groups=share):
+            raise _unsupported(window)
+
+
+def _parts(blueprint: Blueprint) -> Iterator[nn.Module]:
+    """Every module that holds parameters."""
+    yield from (blueprint.stem.conv, blueprint.stem.norm)
+    for block in blueprint.blocks:
+        for conv in block.convs:
+            yield from (*conv.windows, conv.pointwise, conv.norm)
+        if isinstance(block.shortcut, Normed):
+            yield from (block.shortcut.conv, block.shortcut.norm)
+    yield blueprint.head.linear
