@@ -2,8 +2,9 @@
 
 import copy
 import dataclasses
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from conftest import SMALL
 from torch import Tensor, nn
 
+from sprat import kernels
 from sprat.data import Dataset
 from sprat.errors import SpratError
 from sprat.kernels import CompiledNetwork, Inference, NoKernels, prepare, why_not
@@ -18,8 +20,8 @@ from sprat.kernels.cpu import build
 from sprat.kernels.cpu.plan import CPUTrunk
 from sprat.kernels.support import supported
 from sprat.models import MODELS, OptimizedCIFAR10Net200K, build_model, draft_model
-from sprat.models.blocks import Block, Blueprint, Normed, Separable, stem_of
-from sprat.models.classifier import PooledClassifier, conv_bn
+from sprat.models.blocks import Block, Blueprint, Head, Normed, Separable, blueprint_of, stem_of
+from sprat.models.classifier import conv_bn
 from sprat.models.sprat import SpratBlock, SpratS
 from sprat.results import read_json
 from sprat.training.ema import reestimate_batchnorm
@@ -344,6 +346,213 @@ class TestChoice:
             spoil(network.stages[0])  # type: ignore[index]
             with pytest.raises(NoKernels, match=r"do not support (SpratS|GroupNorm)"):
                 CPUTrunk(network, bf16=False, threads=1)
+
+
+class Toy(nn.Module):
+    """A user's own: three sizes of windows and three convolutions beside the identity, then a
+    halving beside a projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*conv_bn(3, 12), nn.ReLU())
+        self.near, self.far = (depthwise(4, kernel) for kernel in (3, 7))
+        layers = ((12, 18), (18, 26), (26, 12), (12, 20))
+        self.layers = nn.ModuleList(nn.Sequential(*conv_bn(*widths, 1)) for widths in layers)
+        self.down, self.side = depthwise(12, 5, 2), nn.Sequential(*conv_bn(12, 20, 1, 2))
+        self.dropout, self.linear = nn.Dropout(0.0), nn.Linear(20, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        still, near, far = x.chunk(3, 1)
+        y = torch.cat((self.far(still), near, self.near(far)), 1)
+        y = self.layers[1](self.layers[0](y).relu()).relu()
+        x = (x + self.layers[2](y)).relu()
+        x = (self.layers[3](self.down(x)) + self.side(x)).relu()
+        return self.linear(self.dropout(x.mean((2, 3))))
+
+    def blocks(self) -> Blueprint | None:
+        stem, still = stem_of(self.stem), nn.Identity()
+        windows = ((self.far, still, self.near), (still,), (still,), (self.down,))
+        convs = [Separable(w, *layer) for w, layer in zip(windows, self.layers, strict=True)]
+        blocks = Block(tuple(convs[:3]), still), Block((convs[3],), Normed(*self.side))
+        return stem and Blueprint(stem, blocks, Head(self.dropout, self.linear))
+
+
+def depthwise(channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    padding = kernel // 2
+    return nn.Conv2d(channels, channels, kernel, stride, padding, groups=channels, bias=False)
+
+
+# convolutions of a block (kernels of their windows, 1 for none; width; stride), and its shortcut
+BLOCKS: dict[str, list[tuple[list[tuple[tuple[int, ...], int, int]], str]]] = {
+    "the stem alone": [],
+    "no window and no shortcut": [([((1,), 8, 1)], "none")],
+    "a projection without a window": [([((1,), 10, 1)], "projection"), ([((3,), 10, 1)], "none")],
+    "a projection beside a last convolution without a window":
+        [([((5,), 14, 2), ((1,), 6, 1)], "projection")],
+    "windows at the end": [([((1,), 12, 1), ((3, 1, 5), 6, 1)], "identity")],
+    "four convolutions, two strides": [([((7, 3), 8, 2), ((1,), 4, 1), ((1, 5), 16, 2),
+        ((1,), 8, 1)], "projection"), ([((3,), 8, 1)], "identity")],
+}  # fmt: skip
+
+
+class Described(nn.Module):
+    """A network of given blocks, computed in torch as the records' docstrings say."""
+
+    def __init__(self, *blocks: tuple[list[tuple[tuple[int, ...], int, int]], str]) -> None:
+        super().__init__()
+        self.described: list[Block] = []
+        self.stem, width = nn.Sequential(*conv_bn(3, 6), nn.ReLU()), 6
+        for rows, kind in blocks:
+            start, step, convs = width, 1, []
+            for sizes, out, stride in rows:
+                share = width // len(sizes)
+                windows = (nn.Identity() if k == 1 else depthwise(share, k, stride) for k in sizes)
+                convs.append(Separable(tuple(windows), *conv_bn(width, out, 1)))  # type: ignore[arg-type]
+                width, step = out, step * stride
+            projection = Normed(*conv_bn(start, width, 1, step))  # type: ignore[arg-type]
+            shortcuts = {"none": None, "identity": nn.Identity(), "projection": projection}
+            self.described.append(Block(tuple(convs), shortcuts[kind]))
+        self.head = Head(nn.Dropout(0.0), nn.Linear(width, 10))
+        parts = [part for block in self.described for conv in block.convs
+                 for part in (*conv.windows, conv.pointwise, conv.norm)]  # fmt: skip
+        for block in self.described:
+            if isinstance(block.shortcut, Normed):
+                parts += [block.shortcut.conv, block.shortcut.norm]
+        self.parts = nn.ModuleList([*parts, self.head.linear])
+
+    def blocks(self) -> Blueprint | None:
+        stem = stem_of(self.stem)
+        return stem and Blueprint(stem, tuple(self.described), self.head)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        for block in self.described:
+            y = x
+            for conv in block.convs:
+                y = y if conv is block.convs[0] else y.relu()
+                shares = zip(conv.windows, y.chunk(len(conv.windows), 1), strict=True)
+                y = torch.cat([
+                    window(share) if isinstance(window, nn.Conv2d)
+                    else share[..., :: conv.stride, :: conv.stride]
+                    for window, share in shares
+                ], 1)  # fmt: skip
+                y = conv.norm(conv.pointwise(y))
+            shortcut = block.shortcut
+            if isinstance(shortcut, Normed):
+                y = y + shortcut.norm(shortcut.conv(x))
+            elif shortcut is not None:
+                y = y + x
+            x = y.relu()
+        return self.head(x.mean((2, 3)))
+
+
+@needs_kernels
+class TestAnyNetworkOfKnownBlocks:
+    def test_a_networks_own_description_trains_it_as_its_plain_twin(self) -> None:
+        self.check(Toy())
+
+    @pytest.mark.parametrize("name", BLOCKS)
+    def test_blocks_that_no_network_of_ours_has(self, name: str) -> None:
+        self.check(Described(*BLOCKS[name]))
+
+    def check(self, network: nn.Module) -> None:
+        """Three steps of SGD and an evaluation give what they give in torch."""
+        torch.manual_seed(11)
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.5)
+        twin = copy.deepcopy(network)
+        images, targets = torch.randn(3, 32, 3, 12, 9), torch.randint(10, (3, 32))
+        forwards = CompiledNetwork(network, bf16=False, threads=2), twin
+        for forward, trained in zip(forwards, (network, twin), strict=True):
+            optimizer = torch.optim.SGD(trained.parameters(), lr=0.02, momentum=0.9)
+            for step in range(3):
+                optimizer.zero_grad()
+                logits = forward(images[step])
+                nn.functional.cross_entropy(logits, targets[step]).backward()
+                optimizer.step()
+        ended = network.state_dict(), twin.state_dict()
+        for (name, ours), theirs in zip(ended[0].items(), ended[1].values(), strict=True):
+            assert distance(ours.float(), theirs.float()) < 1e-3, name
+        twin.load_state_dict(network.state_dict())
+        answers = twin.eval()(images[0])
+        assert distance(forwards[0].eval()(images[0]), answers) < 1e-5
+        assert distance(Inference(network)(images[0]), answers) < 1e-5
+
+
+class TestDescriptions:
+    def test_a_subclass_that_computes_something_else_has_none(self) -> None:
+        class Louder(SpratS):
+            def features(self, images: Tensor) -> Tensor:
+                return 2 * super().features(images)
+
+        class LouderStill(Louder):
+            """Overrides nothing itself."""
+
+        class Deaf(Toy):
+            def forward(self, images: Tensor) -> Tensor:
+                return super().forward(0 * images)
+
+        class Wider(SpratS):
+            widths = (32, 56)
+
+        for network in (Louder(), LouderStill(), Deaf()):
+            assert blueprint_of(network) is None
+        assert blueprint_of(Wider()) is not None
+        replaced = SpratS()
+        replaced.forward = lambda images: images  # type: ignore[method-assign]
+        assert blueprint_of(replaced) is None
+
+    def test_a_subclass_that_describes_itself_anew_has_that(self) -> None:
+        class Shorter(Toy):
+            def forward(self, images: Tensor) -> Tensor:
+                return self.linear(self.layers[3](self.stem(images)).relu().mean((2, 3)))
+
+            def blocks(self) -> Blueprint | None:
+                conv = Separable((nn.Identity(),), *self.layers[3])
+                head = Head(self.dropout, self.linear)
+                return Blueprint(Normed(*self.stem[:2]), (Block((conv,)),), head)
+
+        found = blueprint_of(Shorter())
+        assert found is not None
+        assert len(found.blocks) == 1
+        with pytest.raises(NoKernels, match="do not hold all of its parameters"):
+            supported(Shorter())
+
+    def test_what_is_called_blocks_may_be_something_else(self) -> None:
+        assert isinstance(build_model("ResNet8").blocks, nn.Sequential)
+        assert blueprint_of(build_model("ResNet8")) is None
+
+    @pytest.mark.parametrize(("spoil", "what"), [
+        (lambda toy: setattr(toy, "down", depthwise(12, 9, 2)), r"Conv2d\(12, 12, kernel_size=\(9"),
+        (lambda toy: setattr(toy, "near", nn.Conv2d(4, 4, 3, padding=1)), r"Conv2d\(4, 4"),
+        (lambda toy: setattr(toy, "near", nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=4,
+                                                   bias=False)), "dilation"),
+        (lambda toy: setattr(toy, "far", toy.near), "weights that two layers"),
+        (lambda toy: setattr(toy, "side", nn.Sequential(*conv_bn(12, 20, 1))), r"Conv2d\(12, 20"),
+        (lambda toy: setattr(toy, "linear", nn.Linear(20, 10, bias=False)), "Linear"),
+        (lambda toy: setattr(toy, "dropout", nn.AlphaDropout()), "AlphaDropout"),
+        (lambda toy: toy.layers[0].__setitem__(1, nn.BatchNorm2d(18, affine=False)), "affine=F"),
+        (lambda toy: toy.layers[0].__setitem__(1, nn.InstanceNorm2d(18)), "InstanceNorm2d"),
+        (lambda toy: toy.stem.__setitem__(2, nn.GELU()), "Toy"),
+        (lambda toy: toy.stem.__setitem__(0, nn.Conv2d(3, 12, 3, padding=1)), "the stem of Toy"),
+        (lambda toy: setattr(toy, "extra", nn.Linear(2, 2)), "do not hold all of its"),
+    ])  # fmt: skip
+    def test_parts_that_the_kernels_do_not_compute_are_refused(
+        self, spoil: Callable[[Toy], None], what: str
+    ) -> None:
+        toy = Toy()
+        spoil(toy)
+        with pytest.raises(NoKernels, match=what):
+            supported(toy)
+
+
+def test_the_kernels_import_no_network() -> None:
+    """They know networks by their descriptions alone."""
+    for path in Path(kernels.__file__).parent.rglob("*.py"):
+        imported = re.findall(r"(?:from|import) (sprat\.models\S*)", path.read_text())
+        assert set(imported) <= {"sprat.models.blocks"}, path
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")

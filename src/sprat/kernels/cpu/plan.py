@@ -278,10 +278,15 @@ class _CPUPlan(Plan):
             reads.append(read)
             made[conv.sums[0] if conv.sums else conv] = number
         reads.append({made[stem.gradient]})
-        convs = self.wiring.convs
-        size = max(c.u.channels * c.u.height * c.u.width for c in convs if c is not stem)
-        size = self.batch * self.bytes * max(size, stem.z.channels * stem.z.height * stem.z.width)
+        # a shortcut makes the gradient at the pixels that it takes
+        sizes = [
+            of.channels * of.height * of.width
+            if isinstance(of, Map)
+            else of.u.channels * of.z.height * of.z.width
+            for of in made
+        ]
         buffers = fewest_buffers(reads)[:-1]  # the stem makes no gradient at its input
+        size = self.batch * max(sizes) * self.bytes
         memory = [self.memory.take(size) for _ in range(1 + max(buffers))]
         place = {of: memory[buffers[number]] for of, number in made.items()}
         self.units[self.wiring.last].g = place[self.wiring.last.z]
