@@ -189,6 +189,16 @@ class TestTrunk:
         with pytest.raises(ValueError, match=r"\(17, 3, 16, 16\); expected a multiple of 16"):
             fast(torch.randn(17, 3, 16, 16))
 
+    def test_images_in_any_memory_format(self, network: nn.Module) -> None:
+        images, fast = torch.randn(32, 3, 16, 20), CPUTrunk(network, bf16=False, threads=2)
+        expected = fast(images)
+        for given in (
+            images.to(memory_format=torch.channels_last),
+            torch.cat((images, images), 3)[..., 20:],
+            images.flip(0, 3).flip(0, 3).permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2),
+        ):
+            assert torch.equal(fast(given), expected)
+
     def test_not_a_number_comes_through(self, network: nn.Module) -> None:
         images = torch.randn(16, 3, 16, 16)
         images[3, 1, 5, 5] = torch.nan
@@ -256,6 +266,46 @@ class TestChoice:
             pytest.skip(REASON)
         with pytest.raises(NoKernels, match="cannot be written or loaded"):
             build.load_trunk(False)
+
+    def test_a_change_in_any_c_file_is_another_library(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        folder = shutil.copytree(build.FOLDER, tmp_path / "cpu")
+        monkeypatch.setattr(build, "FOLDER", folder)
+        places = [build._place("trunk", ["cc"])]
+        sources = [path for path in folder.iterdir() if path.suffix in (".c", ".h")]
+        for path in sources:
+            path.write_text(path.read_text() + "\n")
+            places.append(build._place("trunk", ["cc"]))
+        assert len(set(places)) == 1 + len(sources)
+
+    def test_each_operation_in_c_names_its_plain_twin_and_the_test_of_it(self) -> None:
+        tests = "".join(path.read_text() for path in Path(__file__).parent.rglob("test_*.py"))
+        for path in build.FOLDER.glob("*.c"):
+            header = path.read_text().split("*/")[0]
+            assert len(path.read_text().splitlines()) < 350, path
+            assert "lain twin" in header, path
+            for name in re.findall(r"\bTest\w+|\btest_\w+(?!\w*\.py)", header):
+                assert name in tests or (Path(__file__).parent / f"{name}.py").exists(), name
+
+    def test_why_not_compiles_nothing(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        compiler, called = tmp_path / "cc", tmp_path / "called"
+        compiler.write_text(f"#!/bin/sh\ntouch '{called}'\necho 'error: no' >&2\nexit 1\n")
+        compiler.chmod(0o755)
+        monkeypatch.setenv("CC", str(compiler))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        assert why_not(draft_model("SpratS"), CPU) is None
+        assert not called.exists()
+        build.load.cache_clear()
+        try:
+            with pytest.raises(NoKernels, match="failed: error: no"):
+                prepare(CPU, bf16=False)
+        finally:
+            build.load.cache_clear()
+        assert called.exists()
+        assert "failed: error: no" in str(why_not(draft_model("SpratS"), CPU))
 
     @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
     def test_a_damaged_library_is_built_anew(
@@ -445,6 +495,21 @@ class Described(nn.Module):
                 y = y + x
             x = y.relu()
         return self.head(x.mean((2, 3)))
+
+
+@needs_kernels
+def test_a_frozen_network_answers_through_the_kernels_of_inference() -> None:
+    network = build_model("SpratS").eval()
+    images = torch.randn(5, 3, 16, 16)
+    frozen = CompiledNetwork(network, bf16=True, threads=1, frozen=True)
+    assert torch.equal(frozen(images), Inference(network)(images))
+    assert torch.equal(frozen.train()(images), Inference(network)(images))
+
+
+def test_a_draft_leaves_the_generator_as_it_was() -> None:
+    before = torch.get_rng_state()
+    draft_model("SpratS")
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @needs_kernels

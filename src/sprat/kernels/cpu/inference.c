@@ -13,26 +13,17 @@
  * a time: the outputs of its windows and products stay in the processor's nearest cache, and only
  * the finished map is written.
  *
+ * Plain twin: network.eval()(images). Compared by test_inference.py, TestKernels.
+ *
  * Threads share out images, and the strips of the last few images. Every value is the same sum in
  * the same order wherever it is computed: neither threads nor the size of a batch change a bit.
  */
 #include <omp.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef __SSE2__
-#include <immintrin.h>
-#endif
 
-/* Wider vectors than the processor's are slow: the compiler splits each operation of its own. */
-#ifndef LANES
-#if defined(__AVX512F__)
-#define LANES 16
-#elif defined(__AVX__)
-#define LANES 8
-#else
-#define LANES 4
-#endif
-#endif
+#include "vectors.h"
+
 /* A tile of a product is PIXELS x up to GROUP vectors of sums: as many as registers allow. */
 #if LANES == 16
 #define PIXELS 8
@@ -43,7 +34,6 @@
 #define STRIP 16                        /* pixels of a strip, or one row where that is longer */
 #define WIDE 8                          /* pixels of a row that a window computes at once */
 #define MAX_STEPS 256
-#define INLINE static inline __attribute__((always_inline))
 /* The compiler would load a weight again for every pixel: loads are then what the loop waits for. */
 #if defined(__SSE2__) && (LANES == 4 || LANES == 8 && defined(__AVX__) || defined(__AVX512F__))
 #define IN_REGISTER(x) __asm__("" : "+v"(x))
@@ -52,8 +42,8 @@
 #endif
 #define UNROLL _Pragma("GCC unroll 16")
 
-typedef float vf __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t vi __attribute__((vector_size(4 * LANES)));
+/* a vector anywhere among floats */
+typedef float in_memory __attribute__((vector_size(VECTOR), aligned(4), may_alias));
 
 /* One vector of channels of the map that step `map` made, under kernel x kernel weights. */
 typedef struct {
@@ -103,19 +93,8 @@ int64_t most_steps(void) { return MAX_STEPS; }
 
 INLINE int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-INLINE vf *at(float *memory) { return (vf *)memory; }
-INLINE const vf *of(const float *memory) { return (const vf *)memory; }
-
-/* Lets through what is not a number, as torch does. */
-INLINE vf relu(vf x) {
-#if LANES == 16 && defined(__AVX512F__)
-    return (vf)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x);
-#elif LANES == 8 && defined(__AVX__)
-    return (vf)_mm256_max_ps(_mm256_setzero_ps(), (__m256)x);
-#else
-    return (vf)((vi)x & ~(x <= 0));
-#endif
-}
+INLINE in_memory *at(float *memory) { return (in_memory *)memory; }
+INLINE const in_memory *of(const float *memory) { return (const in_memory *)memory; }
 
 static void lay_out(const Network *n, int64_t h, int64_t w, Layout *l) {
     int64_t vectors = n->head.outputs;

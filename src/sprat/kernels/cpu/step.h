@@ -1,0 +1,57 @@
+/* What plan.py hands over for a training step, structure by structure as there. */
+/* BatchNorm over the channels of one convolution's output; arrays of `channels` floats. */
+typedef struct {
+    int64_t channels, frozen;           /* frozen: scale and shift are given, nothing is counted */
+    float eps, momentum;
+    const float *gamma, *beta;
+    float *running_mean, *running_var;
+    float *mean, *invstd;               /* of this batch */
+    float *scale, *shift;               /* forward: y = scale z + shift */
+    float *d_gamma, *d_beta;
+    float *dz_g, *dz_z, *dz_1;          /* backward: dz = dz_g g + dz_z z + dz_1 */
+} BatchNorm;
+
+/* One channel's kernel x kernel weights in a depthwise convolution; without weights the channel is
+ * left as it is. */
+typedef struct {
+    int64_t kernel;
+    const float *weight;
+    float *d_weight;
+} Window;
+
+enum { UNFOLD, DEPTHWISE, SUBSAMPLE };
+
+/* spatial step (all k x k neighbours side by side, a depthwise convolution, or every stride-th
+ * pixel), then a pointwise product, then the sums that BatchNorm needs */
+typedef struct {
+    int64_t kind, in_channels, out_channels;
+    int64_t kernel;                     /* the largest of the windows */
+    int64_t stride, in_h, in_w, out_h, out_w;
+    const void *in;                     /* an activation, or z of in_bn if that is given */
+    const BatchNorm *in_bn;
+    const Window *windows;              /* of each input channel, to DEPTHWISE */
+    const float *pointwise;             /* out x (in, or k x k x in to unfold) */
+    void *z;
+    BatchNorm *bn;
+    /* backward */
+    const void *g;                      /* gradient at bn's output */
+    float *d_pointwise;
+    void *g_in;                         /* gradient at the input, before its ReLU */
+    const void *add;                    /* a further gradient at the input, or NULL ... */
+    int64_t add_stride;                 /* ... given at every add_stride-th pixel */
+    BatchNorm *sum_bn[2];               /* one or two BatchNorms that g_in is the gradient of ... */
+    const void *sum_z[2];               /* ... and their inputs */
+} Conv;
+
+/* out = relu(bn(z) + rest), and its mean over the pixels if `pooled` is given */
+typedef struct {
+    int64_t channels, h, w;
+    const void *z;
+    BatchNorm *bn;
+    const void *rest;                   /* an activation, z of rest_bn, or NULL */
+    BatchNorm *rest_bn;
+    void *out;
+    float *pooled;                      /* images x channels */
+    const float *d_pooled;              /* backward, for a pooled join only */
+    void *g;
+} Join;

@@ -1,0 +1,39 @@
+/* Vectors of as many floats as the processor adds at once, for every C file here. */
+#ifndef SPRAT_VECTORS
+#define SPRAT_VECTORS
+#include <stdint.h>
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
+
+/* Wider vectors than the processor's are slow: the compiler splits each operation of its own. */
+#ifndef LANES
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#endif
+#define VECTOR (4 * LANES)              /* bytes */
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vf __attribute__((vector_size(VECTOR)));
+typedef int32_t vi __attribute__((vector_size(VECTOR)));
+typedef uint32_t vu __attribute__((vector_size(VECTOR)));
+
+/* torch.relu: lets through what is not a number. */
+INLINE vf relu(vf x) {
+#if LANES == 16 && defined(__AVX512F__)
+    return (vf)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x);
+#elif LANES == 8 && defined(__AVX__)
+    return (vf)_mm256_max_ps(_mm256_setzero_ps(), (__m256)x);
+#elif LANES == 4 && defined(__SSE2__)
+    return (vf)_mm_max_ps(_mm_setzero_ps(), (__m128)x);
+#else
+    return (vf)((vi)x & ~(x <= 0));
+#endif
+}
+
+#endif
