@@ -559,10 +559,14 @@ class TestDescriptions:
             def forward(self, images: Tensor) -> Tensor:
                 return super().forward(0 * images)
 
+        class Unbent(SpratS):
+            def block(self, channels: int, wide: int) -> nn.Module:
+                return nn.Sequential(nn.Conv2d(channels, channels, 1), nn.Tanh())
+
         class Wider(SpratS):
             widths = (32, 56)
 
-        for network in (Louder(), LouderStill(), Deaf()):
+        for network in (Louder(), LouderStill(), Deaf(), Unbent()):
             assert blueprint_of(network) is None
         assert blueprint_of(Wider()) is not None
         replaced = SpratS()

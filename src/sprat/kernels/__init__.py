@@ -73,7 +73,7 @@ def _check_gpu(device: torch.device) -> None:
 
 
 class CompiledNetwork(nn.Module):
-    """A network through the kernels; takes what it takes, gives what it gives.
+    """A network computed by the kernels; has the same input and output as the network.
 
     Args:
         network: on a CPU or on an NVIDIA GPU; shares its parameters and statistics with this.

@@ -1,5 +1,5 @@
-"""What every backend's training step does alike: which map each convolution reads and writes, how
-gradients come back, and the step of autograd that this is.
+"""The wiring of a training step, the same for every backend: which map each convolution reads and
+writes, how gradients come back, and how autograd calls it.
 
 A step computes `network.features(images).mean(dim=(2, 3))` and its gradients: the network up to its
 head. Only two kinds of maps are kept: outputs of convolutions, before BatchNorm, and outputs of
@@ -44,7 +44,7 @@ class Conv:
     sums: tuple[Map, ...] = ()
     """Maps whose norms' outputs have the gradient that this one makes at its input, before ReLU."""
     add: "Conv | Join | None" = None
-    """What gives a further gradient at the input: a shortcut's convolution, at every stride-th
+    """The source of a further gradient at the input: a shortcut's convolution, at every stride-th
     pixel, or the join after it, whose gradient it is."""
 
 
@@ -71,7 +71,7 @@ class Wiring:
     """Its output is averaged over the pixels; the backward pass begins with it."""
     forward: list[Conv | Join] = field(default_factory=list)
     backward: list[Conv] = field(default_factory=list)
-    """What follows; the stem, which makes no gradient at its input, is at the end."""
+    """The convolutions after it; the stem, which makes no gradient at its input, is the last."""
 
     @property
     def convs(self) -> list[Conv]:
@@ -130,11 +130,11 @@ class FlatGradient:
         self._of = dict(zip(self.parameters, self._split(self.flat), strict=True))
 
     def __getitem__(self, parameter: Tensor) -> Tensor:
-        """Where a parameter's gradient is written; of its shape."""
+        """Return the memory of a parameter's gradient, in the parameter's shape."""
         return self._of[parameter]
 
     def copies(self) -> dict[Tensor, Tensor]:
-        """A copy of each parameter's gradient."""
+        """Return a copy of each parameter's gradient."""
         return dict(zip(self.parameters, self._split(self.flat.clone()), strict=True))
 
     def _split(self, flat: Tensor) -> list[Tensor]:
@@ -159,11 +159,11 @@ class Plan:
         self.wiring = wire(trunk.blueprint, *shape[2:])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Pooled features, fp32, B x channels."""
+        """Return the pooled features, fp32, B x channels."""
         raise NotImplementedError
 
     def backward(self, d_pooled: Tensor) -> dict[Tensor, Tensor]:
-        """The gradient of each of the trunk's parameters, from that of the pooled features."""
+        """Return the gradient of each parameter of the trunk, given that of the pooled features."""
         raise NotImplementedError
 
 
@@ -189,7 +189,7 @@ class Trunk:
         return _Features.apply(images, self, *self.parameters)  # type: ignore[no-untyped-call]
 
     def planned(self, images: Tensor) -> Plan:
-        """The plan for images of this shape."""
+        """Return the plan for images of this shape."""
         raise NotImplementedError
 
 

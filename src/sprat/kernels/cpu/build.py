@@ -75,7 +75,7 @@ def store(bf16: bool) -> str:
 
 
 def is_built(library: str, *flags: str) -> bool:
-    """Whether the library is in the user's cache.
+    """Return whether the library is in the user's cache.
 
     Raises:
         NoKernels: it is not and cannot be.
@@ -103,7 +103,7 @@ def _openmp() -> list[str]:
 
 
 def _place(library: str, command: list[str]) -> Path:
-    """Where a library is; another source, compiler, processor or torch has its own.
+    """Return the path of a library; another source, compiler, processor or torch has its own.
 
     In the user's cache or, where that can only be read and does not hold it, among the user's
     temporary files.
@@ -125,7 +125,7 @@ def _digest(content: bytes) -> bytes:
 
 
 def _is_whole(library: Path) -> bool:
-    """Whether a library is there as it was written; a damaged one is built anew."""
+    """Return whether a library is there as it was written; a damaged one is built anew."""
     try:
         content = library.read_bytes()
     except FileNotFoundError:
@@ -135,7 +135,7 @@ def _is_whole(library: Path) -> bool:
 
 
 def _compile(source: Path, command: list[str]) -> bytes:
-    """What the compiler makes of the source, written where a kill leaves nothing for good."""
+    """Compile the source where a kill leaves nothing for good, and return the library."""
     with temporary_folder() as folder:
         library = folder / "library.so"
         done = subprocess.run(

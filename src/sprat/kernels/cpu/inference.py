@@ -79,15 +79,15 @@ class _Affine:
         shift = bn.bias.double() - bn.running_mean.double() * scale
         return cls(scale[:, None] * conv.weight.double().flatten(1), shift)
 
-    def beside(self, other: "_Affine", lanes: int) -> "_Affine":
-        """The sum of both, the other's inputs in vectors of their own after this one's."""
+    def plus(self, other: "_Affine", lanes: int) -> "_Affine":
+        """Return the sum of both, the other's inputs in vectors of their own after this one's."""
         first = F.pad(self.weight, (0, -self.weight.shape[1] % lanes))
         return _Affine(torch.cat((first, other.weight), 1), self.bias + other.bias)
 
 
 @dataclass
 class _Map:
-    """What one step makes, and from what."""
+    """The map that one step makes, and its sources."""
 
     windows: list[_Window]  # none: the stem, which takes the image
     first: _Affine
@@ -175,7 +175,7 @@ class Inference:
             inputs, stride = shortcut.conv.in_channels, shortcut.conv.stride[0]
             maps[-1].windows += self._windows([nn.Identity()], before, inputs, stride)
             folded = _Affine.folded(shortcut.conv, shortcut.norm)
-            maps[-1].first = maps[-1].first.beside(folded, self._lanes)
+            maps[-1].first = maps[-1].first.plus(folded, self._lanes)
         elif shortcut is not None:
             maps[-1].residual = before
 

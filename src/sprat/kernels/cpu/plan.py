@@ -91,7 +91,7 @@ class CPUTrunk(Trunk):
 
     @torch.no_grad()
     def evaluate(self, images: Tensor) -> Tensor:
-        """The same in evaluation mode, by the running statistics; any number of images."""
+        """Return pooled features by the running statistics, of any number of images."""
         parts = []
         for part in images.split(EVALUATED):
             full = F.pad(part, (0, 0, 0, 0, 0, 0, 0, -len(part) % LANES))
@@ -99,7 +99,7 @@ class CPUTrunk(Trunk):
         return torch.cat(parts)
 
     def planned(self, images: Tensor) -> "_CPUPlan":
-        """The plan for these images' shape and the parameters' present place in memory."""
+        """Return the plan for these images' shape and the parameters' present place in memory."""
         places = tuple(tensor.data_ptr() for tensor in self.parameters)
         key = (*images.shape, *places)
         if self.plan is None or self.plan.key != key:
@@ -166,7 +166,7 @@ class _CPUPlan(Plan):
         return self._run_forward(images)
 
     def evaluate(self, images: Tensor) -> Tensor:
-        """Pooled features by the running statistics."""
+        """Return the pooled features by the running statistics."""
         for bn, norm, statistics in self.norms:
             norm.frozen = 1
             _, _, scale, shift, *_ = statistics
@@ -247,7 +247,7 @@ class _CPUPlan(Plan):
         return unit
 
     def _windows(self, conv: Conv) -> Any:
-        """An array of each channel's."""
+        """Return an array of each channel's window."""
         windows = []
         for part in conv.windows:
             for channel in range(conv.u.channels // len(conv.windows)):

@@ -50,7 +50,7 @@ class _Norm:
     d_weight: Tensor
     d_bias: Tensor
     frozen: bool = False
-    """By the running statistics as they were."""
+    """Normalise by the running statistics as they were when this was made."""
 
     def __post_init__(self) -> None:
         if self.frozen:
@@ -96,12 +96,12 @@ class _Map:
 
     @property
     def pixels(self) -> int:
-        """Of all images."""
+        """Number of pixels of all images."""
         return self.values[0].numel()
 
     @property
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """Of the norm; something to point at where there is none."""
+        """The norm's; something to point at where there is none."""
         if self.norm is None:
             return self.values, self.values
         return self.norm.statistics[0], self.norm.statistics[1]
@@ -150,10 +150,10 @@ class _Join:
 
 @dataclass
 class _Parts:
-    """Where the gradients of weights are summed up."""
+    """Memory where the gradients of weights are summed up."""
 
     sizes: list[tuple[int, int]] = field(default_factory=list)
-    """Of each weight: parts, and values of one."""
+    """Number of parts of each weight, and of values of one part."""
     values: Tensor | None = None
 
     def add(self, parts: int, size: int) -> int:
@@ -259,7 +259,7 @@ class _Conv:
     def backward(
         self, sums: tuple[_Map, ...] = (), add: Tensor | None = None, add_stride: int = 1
     ) -> None:
-        """From the gradient at the norm of z to the weights', and to that at the norms of `sums`.
+        """Turn the gradient at the norm of z into the weights' and that at the norms of `sums`.
 
         Args:
             sums: maps that the gradient at u, before its ReLU, belongs to: u itself, what a join

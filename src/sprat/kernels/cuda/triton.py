@@ -1,10 +1,10 @@
-"""What `gpu.py` runs on an NVIDIA GPU: convolutions, BatchNorms, ReLUs and sums, in Triton.
+"""Convolutions, BatchNorms, ReLUs and sums in Triton, which `plan.py` launches.
 
 Layout. A map is channels x height x width x images, so that a warp's threads hold the same pixel
 of neighbouring images: every load is contiguous whatever the side, the stride or the window, and a
 1x1 convolution is a plain matrix product over all pixels of all images (`length` of them below).
 
-As in `trunk.c`, only the outputs of convolutions (z, before BatchNorm) and of blocks are written;
+As in `cpu/trunk.c`, only the outputs of convolutions (z, before BatchNorm) and of blocks are kept;
 BatchNorm and ReLU are applied as z is read. BatchNorm's backward pass is affine in g and z
 (dz = a g + b z + c) once the sums of g and g z are known, and those are summed where g is made.
 Every sum goes by way of parts, added in one order: the same input gives the same bits.
@@ -334,7 +334,7 @@ def pointwise_backward_weight(g, z, dz, v, scale, shift, parts, length, in_chann
 @triton.jit(do_not_specialize=["channels", "programs"])
 def batchnorm_forward(sums, weight, bias, running_mean, running_var, statistics,
                       channels, programs, count, momentum, eps, block: tl.constexpr):  # fmt: skip
-    """From the sums of z and z² to scale, shift, mean, 1 / deviation (rows of `statistics`), and
+    """Turn the sums of z and z² into scale, shift, mean, 1 / deviation (rows of `statistics`), and
     into the running statistics. Grid: channels."""
     c = tl.program_id(0)
     i = tl.arange(0, block)
@@ -359,7 +359,7 @@ def batchnorm_forward(sums, weight, bias, running_mean, running_var, statistics,
 @triton.jit(do_not_specialize=["row", "channels", "programs"])
 def batchnorm_backward(sums, row, weight, statistics, dz, d_weight, d_bias,
                        channels, programs, count, block: tl.constexpr):  # fmt: skip
-    """From the sums of g (row 0) and of g z (row `row`) to dz's a, b and c, and the gradients of
+    """Turn the sums of g (row 0) and of g z (row `row`) into dz's a, b and c, and the gradients of
     weight and bias. Grid: channels."""
     c = tl.program_id(0)
     i = tl.arange(0, block)
