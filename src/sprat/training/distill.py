@@ -103,7 +103,9 @@ def _answers_of(
     answer: Callable[[Tensor], Tensor] = network
     if config.kernels == "compiled" and not why_not(network, device):
         bf16 = config.precision == "bf16"
-        answer = CompiledNetwork(network, bf16=bf16, threads=config.threads, frozen=True)
+        # a CPU's kernels of inference are in fp32; where bf16 is native those of training are used
+        frozen = device.type == "cuda" or not bf16
+        answer = CompiledNetwork(network, bf16=bf16, threads=config.threads, frozen=frozen).eval()
     renormalize = Renormalize(normalization, teacher.model.normalization).to(device)
     return lambda images: answer(renormalize(images))
 
