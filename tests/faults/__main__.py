@@ -102,7 +102,7 @@ def _attempt(name: str, number: int) -> tuple[int, Failure | None, str]:
 
 
 def _print(counts: dict[str, Count], seconds: float) -> None:
-    """Prints the README's table."""
+    """Print the table of docs/explanation/results.md."""
     print("| fault | " + " | ".join(Count().to_dict()) + " |")
     for name, count in counts.items():
         print(f"| {name} | " + " | ".join(f"{n:,}" for n in count.to_dict().values()) + " |")
