@@ -213,7 +213,7 @@ def test_figures_are_those_of_the_runs_files(
 
     facts = dict(zip((t for _, t in page.all("dt")), (t for _, t in page.all("dd")), strict=True))
     assert facts["Parameters"] == f"{results['parameters']:,}"
-    assert facts["Receptive field"] == f"{results['brief']['receptive_field']} px"
+    assert facts["Receptive field"] == f"{results['original_claims']['receptive_field']} px"
     (costs,) = [rows for rows in page.tables() if rows[0][0] == "stored as"]
     sizes = [width * results["parameters"] / 1024 for width in (4, 2, 1)]
     assert costs[1][1:] == [f"{size:.1f} KiB" for size in sizes]

@@ -641,7 +641,7 @@ def test_results_have_their_stable_shape(final_run: Path, small_run: Path) -> No
     assert {
         "recipe", "dataset", "dataset_md5", "epochs", "overrides", "model", "seed", "parameters",
         "seconds", "images_per_s", "peak_memory_bytes", "machine", "versions", "git",
-        "test", "val", "brief",
+        "test", "val", "brief", "original_claims",
     } <= set(final)  # fmt: skip
     assert (final["recipe"], final["dataset"], final["overrides"]) == ("small", "shapes10", {})
     judgement = {
@@ -650,10 +650,10 @@ def test_results_have_their_stable_shape(final_run: Path, small_run: Path) -> No
     assert set(final["test"]) == set(chosen["val"]) == judgement
     assert 0 <= final["test"]["top1"] <= 1
     assert final["parameters"] == 150_690
-    assert final["brief"]["receptive_field"] == 109
+    assert final["original_claims"]["receptive_field"] == 109
     for results in (final, chosen):
-        empty = {k for k, v in results["brief"].items() if v is None}
-        assert empty == set(results["brief"]["reasons"])
+        empty = {k for k, v in results["original_claims"].items() if v is None}
+        assert empty == set(results["original_claims"]["reasons"])
 
 
 def test_config_json_gives_back_the_run(small_run: Path) -> None:
@@ -814,4 +814,4 @@ def test_accuracy_on_training_images_is_that_of_the_probe_as_it_is(
     accuracy = top1(probabilities, images.targets)
     rows = {row["epoch"]: row for row in read_metrics(tmp_path / "run")}
     assert rows[results["best_epoch"]]["probe_top1"] == pytest.approx(accuracy)
-    assert results["brief"]["training_accuracy"] == pytest.approx(accuracy)
+    assert results["original_claims"]["training_accuracy"] == pytest.approx(accuracy)

@@ -650,7 +650,8 @@ def summary(
     classes
         Outputs of a network that is not a saved model.
     effective
-        PNG file to draw the effective receptive field into.
+        PNG file to draw the effective receptive field into: with the pretrained weights of the
+        network if it has some, else with its initial ones.
     """
     if depth < 0:
         raise SpratError(f"--depth is {depth}, expected 0 (every layer) or above")
@@ -658,7 +659,7 @@ def summary(
 
     from sprat.display import make_console, print_summary
 
-    network, side = _find_network(model, side, classes)
+    network, side = _find_network(model, side, classes, pretrained=effective is not None)
 
     from sprat.budget import summarize
 
@@ -727,8 +728,14 @@ def check(
     return 0 if all(verdict.kept for verdict in verdicts) else 1
 
 
-def _find_network(model: str, side: int | None, classes: int) -> "tuple[nn.Module, int]":
-    """A network by its name, file, run or class, and the side of its images."""
+def _find_network(
+    model: str, side: int | None, classes: int, pretrained: bool = False
+) -> "tuple[nn.Module, int]":
+    """Return a network by its name, file, run or class, and the side of its images.
+
+    Args:
+        pretrained: with its pretrained weights, if a network of that name and ten classes has some.
+    """
     if side is not None and side < 1:
         raise SpratError(f"--side is {side}, expected at least 1 pixel")
     if classes < 1:
@@ -741,9 +748,10 @@ def _find_network(model: str, side: int | None, classes: int) -> "tuple[nn.Modul
 
     from sprat.checkpoint import load_model
     from sprat.models import build_model, check_outputs, import_model
+    from sprat.zoo import is_model, locate
 
-    if is_file:
-        loaded = load_model(Path(model))
+    if is_file or (pretrained and classes == 10 and is_model(model)):
+        loaded = load_model(locate(model))
         return loaded.network, side or loaded.side
     torch.manual_seed(0)  # initial weights are drawn
     if ":" in model:

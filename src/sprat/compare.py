@@ -43,6 +43,7 @@ RUN: Shape = NAMED | {"test": Maybe(JUDGED), "val": Maybe(JUDGED)}
 SEEDS: Shape = NAMED | {
     "split": SPLIT,
     "seeds": ListOf(whole(), 1),
+    "classes?": whole(1, MOST_CLASSES),
     "top1": {"n": whole(1), "mean": SHARE, "std": Maybe(SHARE)},
 }
 
@@ -209,7 +210,7 @@ def _measured(values: dict[str, Any], file: Path) -> Entry:
         named["name"] += f", {recipe}"
     if "seeds" in values:
         top1 = values["top1"]
-        costs = _costs(values["model"], 10, 32)
+        costs = _costs(values["model"], values.get("classes", 10), values.get("side", 32))
         runs = "one run" if top1["n"] == 1 else f"{top1['n']} seeds"
         return Entry(
             **named,

@@ -15,7 +15,7 @@ from sprat.inference import FrozenNetwork, frozen
 
 Progress = Callable[[int], None]
 
-BATCH = 250  # images; activations of the brief's network then take about 20 MB a layer
+BATCH = 250  # images; activations of OptimizedCIFAR10Net200K then take about 20 MB a layer
 
 
 @torch.inference_mode()

@@ -373,7 +373,8 @@ def write_summary(folder: Path) -> dict[str, Any]:
     Of several processes that train seeds into one folder, the last to end writes it over all.
 
     Returns:
-        The recipe, dataset, model, seeds, and "split" (what was judged on, "test" or "val"); n,
+        The recipe, dataset, model, side and classes, seeds, and "split" (what was judged on, "test"
+        or "val"); n,
         mean, standard deviation (of a sample, null for one seed), median, least and greatest of
         each figure.
 
@@ -401,6 +402,8 @@ def _write_summary(folder: Path) -> dict[str, Any]:
     figures = {key: [run[split][key] for run in runs] for key in ("top1", "tta_top1", "ece")}
     figures["seconds"] = [run["seconds"] for run in runs]
     summary = {key: runs[-1][key] for key in (*same, "dataset")}
+    summary["side"] = runs[-1].get("side", 32)  # older results do not say
+    summary["classes"] = len(runs[-1][split]["per_class"])
     summary |= {"split": split, "seeds": [run["seed"] for run in runs]}
     summary |= {name: _spread(values) for name, values in figures.items()}
     write_json(folder / SUMMARY_FILE, summary)
@@ -418,14 +421,14 @@ def _spread(values: list[float]) -> dict[str, Any]:
     }
 
 
-def brief_fields(
+def original_claims(
     parameters: int,
     receptive_field: int | None,
     training_top1: float,
     test: dict[str, Any] | None,
     seconds: float,
 ) -> dict[str, Any]:
-    """The figures that the brief's own results file has, where an honest run can have them."""
+    """Return the figures that the original project reports of a run, or why one is missing."""
     during = "would need the test set read during training, which a run never does"
     reasons = {"best_test_accuracy": during, "peak_test_accuracy": during}
     if test is None:

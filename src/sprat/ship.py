@@ -1,6 +1,6 @@
 """Puts a finished run's model into the package, with a card measured on what is shipped.
 
-    python -m sprat.ship RUN [--data-dir DIR]
+    python -m sprat.ship RUN [--dataset NAME] [--data-dir DIR]
 
 RUN is a run's folder; where it lies beside other seeds with a summary.json, the card gives their
 spread. Seed 0 is shipped, not the best of them.
@@ -56,6 +56,7 @@ def ship(run: Path, dataset: Dataset, zoo: Path = ZOO) -> dict[str, Any]:
     card = {
         "name": model.name,
         "sha256": hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest(),
+        "dataset": dataset.name,
         "side": model.side,
         "parameters": summary.parameters,
         "macs": summary.macs,
@@ -121,10 +122,12 @@ def _training(run: Path, dataset: Dataset) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
+    parser.add_argument("--dataset", help="by default the one that the run was trained on")
     parser.add_argument("--data-dir", type=Path)
     arguments = parser.parse_args()
     keep_freed_memory()
-    card = ship(arguments.run, load_dataset("cifar10", arguments.data_dir))
+    name = arguments.dataset or read_config(arguments.run)[0].dataset
+    card = ship(arguments.run, load_dataset(name, arguments.data_dir))
     print(f"{card['name']}: {100 * card['test']['top1']:.2f} % as shipped")
 
 

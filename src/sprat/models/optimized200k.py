@@ -1,4 +1,4 @@
-"""The network of the brief: a ResNet of depthwise separable convolutions, 150,690 parameters.
+"""OptimizedCIFAR10Net200K: a ResNet of depthwise separable convolutions, 150,690 parameters.
 
     stem  3 -> 20, 3x3, BatchNorm, ReLU                  580
     4 stages of 2 blocks: 20, 40, 80, 160 channels       2,480 / 8,060 / 28,920 / 109,040
@@ -63,7 +63,7 @@ class EfficientBlock(nn.Module):
 
 
 class OptimizedCIFAR10Net200K(PooledClassifier):
-    """The brief's network. Exactly 150,690 parameters with ten classes.
+    """The original project's network. Exactly 150,690 parameters with ten classes.
 
     Args:
         num_classes: length of the logits.

@@ -13,7 +13,7 @@ from sprat.data.imageset import class_counts
 from sprat.evaluate import judge
 from sprat.models import draft_model
 from sprat.names import MODEL_FILE
-from sprat.results import RESULTS_FILE, brief_fields, write_json
+from sprat.results import RESULTS_FILE, original_claims, write_json
 from sprat.runtime import describe_machine, peak_memory, versions
 from sprat.training.observer import Observer
 from sprat.training.prepare import why_torch
@@ -62,7 +62,7 @@ def finish(run: Run, observer: Observer) -> dict[str, Any]:
         "versions": versions(),
         "git": run.origin.git,
         "teachers": [teacher.about for teacher in run.teachers],
-        "brief": brief_fields(
+        "original_claims": original_claims(
             parameters,
             _receptive_field(config.model, side),
             run.top1(network, run.images.probe),
@@ -70,6 +70,7 @@ def finish(run: Run, observer: Observer) -> dict[str, Any]:
             progress.seconds,
         ),
     }
+    results["brief"] = results["original_claims"]  # the old name, for one version
     kept = ("recipe", "overrides", "dataset", "dataset_md5", "seed", "epochs", "weights")
     about = {key: results[key] for key in kept}
     about |= {"test_top1": test and test["top1"], "val_top1": val and val["top1"]}

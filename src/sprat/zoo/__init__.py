@@ -10,6 +10,7 @@ from sprat.names import CARD_FILE, MODEL_FILE
 from sprat.text import code, markdown
 
 CARD_TEXT_FILE = "CARD.md"
+TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN"}  # of datasets
 ZOO = Path(__file__).parent
 
 
@@ -82,6 +83,7 @@ def card_text(card: dict[str, Any]) -> str:
     test, robustness, training = card["test"], card["robustness"], card["training"]
     low, high = (100 * share for share in test["top1_ci95"])
     classes = [markdown(name) for name in test["per_class"]]
+    dataset = TITLES.get(card["dataset"]) or markdown(card["dataset"])
     processor = markdown(training["machine"]["gpu"] or training["machine"]["cpu"])
     seeds = training["seeds"]
     changed = ", ".join(
@@ -107,7 +109,7 @@ def card_text(card: dict[str, Any]) -> str:
         f"receptive field {card['receptive_field']} px, input {card['side']} x {card['side']} px. "
         f"Classes: {', '.join(classes)}.",
         "",
-        "## On the test set of CIFAR-10",
+        f"## On the test set of {dataset}",
         "",
         f"As shipped, in fp16, {test['n']:,} images:",
         "",
@@ -160,9 +162,9 @@ def card_text(card: dict[str, Any]) -> str:
         "",
         "## Limits",
         "",
-        "The model assigns one of the ten CIFAR-10 classes to every picture, often with high "
+        f"The model assigns one of its {len(classes)} classes to every picture, often with high "
         "confidence, whatever the picture shows. Larger pictures are cropped to their central "
-        "square and scaled down, unlike CIFAR-10's own. Accuracy was measured on CIFAR-10 only.",
+        f"square and scaled down. Accuracy was measured on {dataset} only.",
         "",
     ]  # fmt: skip
     return "\n".join(lines)
