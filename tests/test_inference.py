@@ -84,20 +84,6 @@ class TestKernels:
             for size in (1, 2, 5, 7):
                 assert torch.equal(torch.cat([fast(b) for b in images.split(size)]), expected)
 
-    @pytest.mark.parametrize(
-        "flags", [("-march=x86-64-v2",), ("-march=x86-64-v3",), ("-DLANES=16", "-Wno-psabi")]
-    )
-    def test_other_processors_code(
-        self, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        if build.platform.machine() != "x86_64":
-            pytest.skip("the flags are of x86-64")
-        library = build.load("inference", *flags)
-        monkeypatch.setattr("sprat.kernels.cpu.inference.load", lambda name: library)
-        for name in SUPPORTED:
-            network, images = trained(name), torch.randn(3, 3, 20, 18)
-            assert far(Inference(network)(images), network(images)) < 1e-5
-
     def test_not_a_number_comes_through_in_its_image_alone(self) -> None:
         network, images = trained("SpratS"), torch.randn(3, 3, 16, 16)
         images[1, 2, 5, 5] = torch.nan

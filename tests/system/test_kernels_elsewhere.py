@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from test_inference import SUPPORTED, far, trained
 from test_kernels import far_from_twin, needs_kernels, network
 from torch import nn
 
 from sprat.kernels.cpu import build
+from sprat.kernels.cpu.inference import Inference
 from sprat.kernels.cpu.plan import CPUTrunk
 
 __all__ = ["network"]  # a fixture
@@ -25,3 +27,18 @@ def test_agree_with_the_network(network: nn.Module, bf16: bool, flag: str, limit
     found = far_from_twin(network, fast, torch.randn(32, 3, 32, 32))
     assert max(found.values()) < limit, found
     assert found["pooled"] < (0.03 if bf16 else 1e-4)
+
+
+@needs_kernels
+@pytest.mark.skipif(build.platform.machine() != "x86_64", reason="the flags are of x86-64")
+@pytest.mark.parametrize(
+    "flags", [("-march=x86-64-v2",), ("-march=x86-64-v3",), ("-DLANES=16", "-Wno-psabi")]
+)
+def test_answer_as_the_network_does(
+    flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = build.load("inference", *flags)
+    monkeypatch.setattr("sprat.kernels.cpu.inference.load", lambda name: library)
+    for name in SUPPORTED:
+        network, images = trained(name), torch.randn(3, 3, 20, 18)
+        assert far(Inference(network)(images), network(images)) < 1e-5

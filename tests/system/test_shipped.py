@@ -1,16 +1,20 @@
 """The models that ship reach on CIFAR-10 what their cards say: minutes of arithmetic."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from sprat.augment.corruptions import CORRUPTIONS
 from sprat.checkpoint import load_model
-from sprat.data import load_dataset
+from sprat.data import Dataset, load_dataset
 from sprat.evaluate import judge, predict_probabilities, top1
 from sprat.export import export
-from sprat.zoo import best, cards, find_card, locate
+from sprat.results import read_json
+from sprat.ship import ship
+from sprat.zoo import best, card_text, cards, find_card, locate
 
 
 @pytest.mark.parametrize("name", [card["name"] for card in cards()])
@@ -40,3 +44,23 @@ def test_the_best_keeps_its_accuracy_in_int8(
     before = predict_probabilities(model.network, images, model.normalization)
     said = torch.from_numpy(np.concatenate(parts))
     assert top1(said, test.targets) > top1(before, test.targets) - 0.01
+
+
+def test_what_is_shipped_is_what_was_measured(
+    small_run: Path, small: Dataset, tmp_path: Path
+) -> None:
+    run = shutil.copytree(small_run, tmp_path / "run")
+    (run / "curves.png").write_bytes(b"")  # which the command line draws
+    card = ship(run, small, tmp_path / "zoo")
+    folder = tmp_path / "zoo" / card["name"]
+    assert read_json(folder / "card.json") == card
+    model = load_model(folder)
+    assert card["test"] == judge(model.network, small.test, model.normalization, 2)
+    assert abs(card["int8"]["top1"] - card["test"]["top1"]) < 0.05
+    assert card["robustness"]["images"] == len(small.test)
+    assert card["robustness"]["clean"] == card["test"]["top1"]
+    assert card["robustness"]["top1"].keys() == CORRUPTIONS.keys()
+    assert card["training"]["images"] == 180
+    assert "best on val, 20 training images" in card_text(card)
+    card["training"]["overrides"] = {"epochs": 3, "optim.lr": 0.1}
+    assert "Recipe `small` but for `epochs` 3, `optim.lr` 0.1, seed 0" in card_text(card)
