@@ -93,11 +93,13 @@ def test_fewer_training_images_keep_the_classes_shares(tiny: Dataset, tmp_path: 
 def test_every_recipe_trains_to_its_summary(
     recipe: str, tiny: Dataset, small_run: Path, tmp_path: Path
 ) -> None:
-    """At small size; what takes hours is the number of steps alone."""
+    """At small size; what takes hours is the number of steps, and a large network's arithmetic."""
     config = load_recipe(recipe).changed({
         "epochs": 2, "train_images": 32, "batch_size": 16, "judge_every": 2, "final": True,
         "device": "cpu", "tta": 1,
     })  # fmt: skip
+    if config.model == "ResNet18":
+        config = config.changed({"model": "ResNet8"})
     if config.distill.teacher:
         config = config.changed({"distill.teacher": [str(small_run)]})
     summary = train_seeds(config, tiny, tmp_path, 2, recipe=recipe)
