@@ -207,7 +207,7 @@ class TrainingDisplay(Observer):
     def epoch_ended(self, run: "Run", row: dict[str, Any]) -> None:
         self._print_row(row)
         if run.finished:
-            judged = run.dataset.test if run.images.val is None else run.images.val
+            judged = run.judged_at_the_end
             name = "the test set" if run.images.val is None else "val"
             if self.task is not None:
                 self.progress.update(self.task, visible=False)

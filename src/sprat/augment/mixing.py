@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from sprat.deferred import deferred
 from sprat.errors import SpratError
 from sprat.optim.schedules import RAMPS
-from sprat.settings.field import Table, refused, setting
+from sprat.settings.field import Table, probability_setting, refused, setting
 
 if TYPE_CHECKING:
     import torch
@@ -40,15 +40,10 @@ else:
 class MixingConfig(Table, name="mixing"):
     """Which mixer a batch meets, if any, and how strongly it mixes."""
 
-    mixup: float = setting(0.0, "Probability that a batch is mixed by MixUp", at_least=0, at_most=1)
-    cutmix: float = setting(
-        0.0, "Probability that a batch is mixed by CutMix", at_least=0, at_most=1
-    )
-    ricap: float = setting(
-        0.0,
-        "Probability that a batch is mixed by RICAP; what the three leave is not mixed",
-        at_least=0,
-        at_most=1,
+    mixup: float = probability_setting(0.0, "Probability that a batch is mixed by MixUp")
+    cutmix: float = probability_setting(0.0, "Probability that a batch is mixed by CutMix")
+    ricap: float = probability_setting(
+        0.0, "Probability that a batch is mixed by RICAP; what the three leave is not mixed"
     )
     mixup_alpha: float = setting(
         1.0, "MixUp draws each image's share from Beta(alpha, alpha)", at_least=0.01, at_most=100

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from sprat.deferred import deferred
-from sprat.settings.field import Table, refused, setting
+from sprat.settings.field import Table, probability_setting, refused, setting
 from sprat.threads import MOST_THREADS
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class AugmentConfig(Table, name="augment"):
         at_most=MOST_THREADS,
         zero="one per CPU thread",
     )
-    flip: float = setting(0.5, "Probability of a horizontal flip", at_least=0, at_most=1)
+    flip: float = probability_setting(0.5, "Probability of a horizontal flip")
     flip_mode: Literal["random", "alternating"] = setting(
         "random",
         "random: flip by chance; alternating: flip each image every other epoch (airbench94)",
@@ -60,9 +60,7 @@ class AugmentConfig(Table, name="augment"):
     crop_mode: Literal["reflect", "constant"] = setting(
         "reflect", "Fill beyond the border: reflect mirrors the image, constant is black"
     )
-    affine: float = setting(
-        0.0, "Probability of a shift, scaling and rotation", at_least=0, at_most=1
-    )
+    affine: float = probability_setting(0.0, "Probability of a shift, scaling and rotation")
     shift: float = setting(
         0.1, "Largest shift, as a fraction of the image's side", at_least=0, at_most=0.5
     )
@@ -70,8 +68,8 @@ class AugmentConfig(Table, name="augment"):
         0.1, "Largest change of scale: 0.1 scales by 0.9 to 1.1", at_least=0, at_most=0.9
     )
     rotate: float = setting(15.0, "Largest rotation", at_least=0, at_most=180, unit="degrees")
-    brightness_contrast: float = setting(
-        0.0, "Probability of a change of brightness and contrast", at_least=0, at_most=1
+    brightness_contrast: float = probability_setting(
+        0.0, "Probability of a change of brightness and contrast"
     )
     brightness: float = setting(
         0.2,
@@ -82,8 +80,8 @@ class AugmentConfig(Table, name="augment"):
     contrast: float = setting(
         0.2, "Largest change of contrast: 0.2 multiplies by 0.8 to 1.2", at_least=0, at_most=1
     )
-    hue_saturation_value: float = setting(
-        0.0, "Probability of a change of hue, saturation and value", at_least=0, at_most=1
+    hue_saturation_value: float = probability_setting(
+        0.0, "Probability of a change of hue, saturation and value"
     )
     hue: float = setting(40.0, "Largest change of hue", at_least=0, at_most=180, unit="degrees")
     saturation: float = setting(
@@ -92,8 +90,8 @@ class AugmentConfig(Table, name="augment"):
     value: float = setting(
         20.0, "Largest change of value, on a scale of 0 to 255", at_least=0, at_most=255
     )
-    coarse_dropout: float = setting(
-        0.0, "Probability of one black rectangle inside the image", at_least=0, at_most=1
+    coarse_dropout: float = probability_setting(
+        0.0, "Probability of one black rectangle inside the image"
     )
     hole_smallest: int = setting(
         4, "Smallest side of that rectangle", at_least=1, at_most=512, unit="pixels"

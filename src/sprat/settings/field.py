@@ -185,6 +185,11 @@ def setting(
     return dataclasses.field(default=default, metadata={"setting": declared, "help": declared.help})
 
 
+def probability_setting(default: float, about: str) -> Any:
+    """Declare a `setting` from 0 to 1."""
+    return setting(default, about, at_least=0, at_most=1)
+
+
 class Table:
     """Settings that belong together; each is checked when a table is made.
 

@@ -31,7 +31,7 @@ def finish(run: Run, observer: Observer) -> dict[str, Any]:
     network = run.kept_network()
     if progress.best is not None:
         network.load_state_dict(progress.best["weights"])
-    judged = dataset.test if run.images.val is None else run.images.val
+    judged = run.judged_at_the_end
     judgement = judge(network, judged, dataset.normalization, config.tta, observer.judging)
     test, val = (judgement, None) if config.final else (None, judgement)
     parameters, side = count_parameters(network), dataset.train.images.shape[-1]

@@ -109,6 +109,11 @@ class Run:
         return self.step.schedule.total_steps
 
     @property
+    def judged_at_the_end(self) -> ImageSet:
+        """The images that the kept weights are judged on: val, or the test set of a final run."""
+        return self.dataset.test if self.images.val is None else self.images.val
+
+    @property
     def finished(self) -> bool:
         """Whether no epoch is left, or the run has stopped early."""
         return self.progress.epoch >= self.config.epochs or self.stopped_early
