@@ -30,7 +30,7 @@ from sprat.models import MODELS, build_model
 # name -> receptive field in pixels, MACs of a 32 x 32 image with ten classes
 KNOWN = {
     "OptimizedCIFAR10Net200K": (109, 8_409_920),  # the brief claims 67
-    "SpratT": (39, 11_581_216),
+    "SpratT": (41, 11_471_904),
     "SpratS": (59, 17_280_776),
     "SpratM": (59, 44_359_752),
     "SpratL": (59, 80_802_480),

@@ -129,9 +129,9 @@ def _described(part: Any) -> Block | None:
 class SpratT(SpratNet):
     """Within what ResNet-8 of MLPerf Tiny takes: parameters, arithmetic, memory for activations."""
 
-    widths = (16, 48, 80)
-    depth = (1, 3, 2)
-    widening = (1.0, 2.0, 1.5)
+    widths = (16, 52, 80)
+    depth = (2, 3, 2)
+    widening = (1.0, 1.5, 1.5)
     kernels = (3,)
 
 
