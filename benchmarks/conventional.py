@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sprat.augment.pipeline import horizontal_flip, pad_and_crop
 from sprat.augment.transforms import normalize
 from sprat.data.imageset import ImageSet
-from sprat.models import OptimizedCIFAR10Net200K
+from sprat.models.optimized200k import OptimizedCIFAR10Net200K
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 

@@ -4,9 +4,8 @@
 
 Measures steps of sprat and turns them into seconds an epoch of 50,000 images, and reads the peak
 memory of the process, which holds as many images as an epoch has; each point is a process of its
-own and the median of its turns. A factor of the width multiplies every stage's channels; such
-networks go through plain torch, so that line is measured through torch from end to end. About ten
-minutes on two cores.
+own and the median of its turns. A factor of the width multiplies every stage's channels. About
+ten minutes on two cores.
 """
 
 import argparse
@@ -20,11 +19,12 @@ from side_by_side import Figures, parser_for, report, take_turns
 from steps import NoiseSteps
 
 from sprat.files import replacing
-from sprat.models import MODELS, OptimizedCIFAR10Net200K
+from sprat.models import NetworkConfig
 from sprat.runtime import describe_machine, set_threads, versions
 from sprat.settings.config import Config
 
 EPOCH = 50_000
+WIDTHS = (20, 40, 80, 160)  # of OptimizedCIFAR10Net200K
 POINT = {"batch_size": 64, "side": 32, "width": 1.0, "images": EPOCH}
 LINES: dict[str, tuple[float, ...]] = {
     "batch_size": (16, 32, 64, 128, 256, 512),
@@ -35,24 +35,17 @@ LINES: dict[str, tuple[float, ...]] = {
 LABELS = {
     "batch_size": "images in a batch",
     "side": "image side, px",
-    "width": "factor on every width (plain torch)",
+    "width": "factor on every width",
     "images": "training images",
 }
 
 
 def measure(line: str, value: float, arguments: argparse.Namespace) -> Figures:
     point = POINT | {line: value}
-    width = point["width"]
-
-    class Widened(OptimizedCIFAR10Net200K):
-        widths = tuple(round(width * w / 2) * 2 for w in OptimizedCIFAR10Net200K.widths)  # type: ignore[assignment]
-
-    MODELS["Widened"] = Widened
+    widths = tuple(round(point["width"] * width / 2) * 2 for width in WIDTHS)
     count, side = int(point["images"]), int(point["side"])
     config = Config(
-        model="Widened" if line == "width" else "OptimizedCIFAR10Net200K",
-        kernels="torch" if line == "width" else "auto",
-        precision="fp32" if line == "width" else "auto",
+        network=NetworkConfig(name="OptimizedCIFAR10Net200K", widths=widths),
         batch_size=int(point["batch_size"]),
         threads=arguments.threads,
         device="cpu",

@@ -34,7 +34,7 @@ from steps import NoiseSteps
 from torch import Tensor, nn
 
 from sprat.data import Dataset, load_dataset
-from sprat.models import OptimizedCIFAR10Net200K
+from sprat.models.optimized200k import OptimizedCIFAR10Net200K
 from sprat.results import read_json
 from sprat.runtime import describe_machine, versions
 from sprat.settings.config import Config, EMAConfig, OptimConfig

@@ -26,19 +26,19 @@ from torch import Tensor
 from sprat.checkpoint import Model
 from sprat.export import export
 from sprat.inference import WORTH_COMPILING, FrozenNetwork
-from sprat.models import MODELS, build_model
+from sprat.models import NETWORKS, build_network
 from sprat.runtime import describe_machine, keep_freed_memory, set_threads, versions
 
 WAYS = ("sprat", "eager", "channels-last", "bf16", "export", "onnx", "onnx-int8")
 CHANNELS_LAST = ("channels-last", "bf16")
-NETWORKS = ("OptimizedCIFAR10Net200K", "SpratM", "ResNet8", "ResNet20")
+COMPARED = ("OptimizedCIFAR10Net200K", "SpratM", "ResNet8", "ResNet20")
 
 
 def answerer(way: str, name: str, images: Tensor) -> Callable[[Tensor], Tensor]:
     """From images to logits; a pair of images or more for a batch that may differ in size."""
     if way in ("onnx", "onnx-int8"):
         return through_onnxruntime(way, name)
-    network = build_model(name).eval()
+    network = build_network(name).eval()
     if way == "sprat":
         frozen = FrozenNetwork(network)
         frozen.expect(WORTH_COMPILING)
@@ -67,7 +67,7 @@ def through_onnxruntime(way: str, name: str) -> Callable[[Tensor], Tensor]:
 
     shown = noise(64)
     torch.manual_seed(0)
-    model = Model(build_model(name), name, shown.train.classes, shown.normalization, 32, {})
+    model = Model(build_network(name), name, shown.train.classes, shown.normalization, 32, {})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         seen, training = shown.test, shown.train
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=250)
     parser.add_argument("--calls", type=int, default=200, help="of one image, a tenth of a batch")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=NETWORKS)
+    parser.add_argument("--models", nargs="+", choices=list(NETWORKS), default=COMPARED)
     arguments = parser.parse_args()
     contenders = {
         f"{name}-{way}-{threads}": partial(measure, way, name, threads)

@@ -17,16 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from side_by_side import report
-from torch import Tensor, nn
+from torch import Tensor
 
 from sprat.checkpoint import load_model
 from sprat.data import Dataset, load_dataset
 from sprat.evaluate import predict_probabilities
-from sprat.models import MODELS
-from sprat.models.sprat import SpratBlock, SpratS, SpratT
-from sprat.models.tiniest import ChannelNorm
+from sprat.models import code
 from sprat.results import read_config, read_json
 from sprat.runtime import keep_freed_memory
 from sprat.settings.config import Config
@@ -40,145 +37,7 @@ BUDGET = {
 }  # fmt: skip
 
 
-class GatedBlock(SpratBlock):
-    """Two wide 1x1 convolutions, one of which gates the other by SiLU, as in SwiGLU (Shazeer 2020,
-    arXiv 2002.05202), in place of one and ReLU."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, 2 * channels)
-        self.narrow = nn.Conv2d(channels, channels, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, values = self.bn1(self.widen(self.windows(x))).chunk(2, dim=1)
-        return F.relu(x + self.bn2(self.narrow(F.silu(gate) * values)))
-
-
-class UnbentBlock(SpratBlock):
-    """Without the ReLU after the sum."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.bn2(self.narrow(F.relu(self.bn1(self.widen(self.windows(x))))))
-
-
-class SpratSGated(SpratS):
-    """A gate instead of ReLU."""
-
-    def block(self, channels: int, wide: int) -> nn.Module:
-        return GatedBlock(channels)
-
-
-class SpratSUnbent(SpratS):
-    """No ReLU after the sums."""
-
-    def block(self, channels: int, wide: int) -> nn.Module:
-        return UnbentBlock(channels, wide)
-
-
-class SpratSLayerNorm(SpratS):
-    """LayerNorm over channels instead of BatchNorm in the blocks."""
-
-    def block(self, channels: int, wide: int) -> nn.Module:
-        block = SpratBlock(channels, wide)
-        block.bn1, block.bn2 = ChannelNorm(wide), ChannelNorm(channels)  # type: ignore[assignment]
-        return block
-
-
-class SpratS3(SpratS):
-    """3x3 windows alone."""
-
-    kernels = (3,)
-
-
-class SpratS5(SpratS):
-    """5x5 windows alone."""
-
-    kernels = (5,)
-
-
-class SpratSThreeStages(SpratS):
-    """Two halvings, the narrower for it."""
-
-    widths = (24, 36, 56)
-    depth = 2
-
-
-class SpratSDeeper(SpratS):
-    """Five blocks a stage, the narrower for it."""
-
-    widths = (24, 40)
-    depth = 5
-
-
-class SpratSWider(SpratS):
-    """Blocks 3 times as wide inside, the narrower for it outside."""
-
-    widths = (20, 36)
-    widening = 3.0
-
-
-class SpratSNotWider(SpratS):
-    """Blocks no wider inside, the wider for it outside."""
-
-    widths = (36, 64)
-    widening = 1.0
-
-
-class SpratTEarlier(SpratT):
-    """Two blocks in the first stage, those of the second 1.5 times as wide inside."""
-
-    widths = (16, 52, 80)
-    depth = (2, 3, 2)
-    widening = (1.0, 1.5, 1.5)
-
-
-class SpratT5(SpratT):
-    """5x5 windows, the narrower for it."""
-
-    widths = (16, 48, 74)
-    kernels = (5,)
-
-
-class SpratTDeeper(SpratT):
-    """Four blocks in the last stage, the narrower for it."""
-
-    widths = (16, 48, 64)
-    depth = (1, 3, 4)
-    widening = (1.0, 2.0, 1.0)
-
-
-class SpratTNoFirst(SpratT):
-    """No block in the first stage, the last the wider for it."""
-
-    widths = (16, 48, 88)
-    depth = (0, 3, 2)
-    widening = (1.0, 2.0, 1.25)
-
-
-class SpratTTwoStages(SpratT):
-    """One halving, half the parameters for it."""
-
-    widths = (16, 48)
-    depth = (1, 4)
-    widening = (1.0, 2.0)
-
-
-class SpratTFourStages(SpratT):
-    """Three halvings, one block in each of the last stages."""
-
-    widths = (16, 48, 64, 96)
-    depth = (1, 3, 1, 1)
-    widening = (1.0, 2.0, 1.0, 1.0)
-
-
-DESIGNS = (
-    SpratS3, SpratS5, SpratSThreeStages, SpratSDeeper, SpratSWider, SpratSNotWider, SpratSGated,
-    SpratSUnbent, SpratSLayerNorm,
-)  # fmt: skip
-# each within SpratT's limits, without memory for in-place depthwise convolutions
-MICROCONTROLLER = (
-    SpratTEarlier, SpratT5, SpratTDeeper, SpratTNoFirst, SpratTTwoStages, SpratTFourStages,
-)  # fmt: skip
-MODELS.update({cls.__name__: cls for cls in (*DESIGNS, *MICROCONTROLLER)})
+DESIGNS = str(Path(__file__).with_name("designs.py"))
 
 
 @dataclass(frozen=True)
@@ -196,6 +55,10 @@ class Group:
 BEFORE = {
     "optim.muon_lr": 0.04, "mixing.mixup": 0.0, "mixing.mixup_alpha": 1.0,
     "augment.brightness_contrast": 0.0,
+}  # fmt: skip
+# SpratT as it stood before its group was measured
+T = {
+    "network.widths": (16, 48, 80), "network.depth": (1, 3, 2), "network.widening": (1, 2, 1.5),
 }  # fmt: skip
 MIXUP = {"mixing.mixup": 1.0, "mixing.mixup_alpha": 0.2}
 GROUPS = {
@@ -221,10 +84,48 @@ GROUPS = {
         "MixUp, brightness, contrast": {**MIXUP, "augment.brightness_contrast": 0.5},
     }),
     "design": Group("accurate", {**BEFORE, "model": "SpratS"}, 8, 1, {
-        (cls.__doc__ or "").rstrip("."): {"model": cls.__name__} for cls in DESIGNS
+        "3x3 windows alone": {"network.kernels": 3},
+        "5x5 windows alone": {"network.kernels": 5},
+        "Two halvings, the narrower for it": {"network.widths": (24, 36, 56), "network.depth": 2},
+        "Five blocks a stage, the narrower for it": {
+            "network.widths": (24, 40), "network.depth": 5,
+        },
+        "Blocks 3 times as wide inside, the narrower for it outside": {
+            "network.widths": (20, 36), "network.widening": 3,
+        },
+        "Blocks no wider inside, the wider for it outside": {
+            "network.widths": (36, 64), "network.widening": 1,
+        },
+        "A gate instead of ReLU": {"model": f"{DESIGNS}:Gated"},
+        "No ReLU after the sums": {"model": f"{DESIGNS}:Unbent"},
+        "LayerNorm over channels instead of BatchNorm in the blocks": {
+            "model": f"{DESIGNS}:LayerNormed",
+        },
     }),
-    "microcontroller": Group("accurate", {"model": "SpratT"}, 8, 1, {
-        (cls.__doc__ or "").rstrip("."): {"model": cls.__name__} for cls in MICROCONTROLLER
+    # each within SpratT's limits, without memory for in-place depthwise convolutions
+    "microcontroller": Group("accurate", {"model": "SpratT"} | T, 8, 1, {
+        "Two blocks in the first stage, those of the second 1.5 times as wide inside": {
+            "network.widths": (16, 52, 80), "network.depth": (2, 3, 2),
+            "network.widening": (1, 1.5, 1.5),
+        },
+        "5x5 windows, the narrower for it": {
+            "network.widths": (16, 48, 74), "network.kernels": 5,
+        },
+        "Four blocks in the last stage, the narrower for it": {
+            "network.widths": (16, 48, 64), "network.depth": (1, 3, 4),
+            "network.widening": (1, 2, 1),
+        },
+        "No block in the first stage, the last the wider for it": {
+            "network.widths": (16, 48, 88), "network.depth": (0, 3, 2),
+            "network.widening": (1, 2, 1.25),
+        },
+        "One halving, half the parameters for it": {
+            "network.widths": (16, 48), "network.depth": (1, 4), "network.widening": (1, 2),
+        },
+        "Three halvings, one block in each of the last stages": {
+            "network.widths": (16, 48, 64, 96), "network.depth": (1, 3, 1, 1),
+            "network.widening": (1, 2, 1, 1),
+        },
     }),
     "family": Group("accurate", BEFORE, 6, 1, {
         name: {"model": name} for name in ("ResNet20", "Tiniest", "SpratS", "SpratM", "SpratL")
@@ -294,6 +195,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="end with them as one JSON object")
     arguments = parser.parse_args()
     keep_freed_memory()
+    code.use(DESIGNS)
     dataset = load_dataset("cifar10", arguments.data_dir)
     groups = {}
     for group in arguments.group:

@@ -10,7 +10,7 @@ from sprat.runtime import keep_freed_memory
 from sprat.settings.config import Config
 from sprat.training.prepare import settle
 from sprat.training.schedules import RunSchedule
-from sprat.training.step import Step, build_network
+from sprat.training.step import Step, new_network
 
 CLASSES = 10
 NORMALIZATION = Normalization((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -34,7 +34,7 @@ class NoiseSteps:
         self.images = torch.randint(256, shape, dtype=torch.uint8, generator=generator).to(device)
         self.labels = torch.randint(CLASSES, (images,), generator=generator).to(device)
         self.step = Step(
-            build_network(self.config, CLASSES).train(),
+            new_network(self.config, CLASSES).train(),
             self.config,
             RunSchedule(self.config, images // batch_size),
             NORMALIZATION,

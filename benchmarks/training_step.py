@@ -23,7 +23,7 @@ from side_by_side import AS_SPRAT, Contender, Figures, noise, parser_for, report
 from steps import NoiseSteps
 from torch.utils.flop_counter import FlopCounterMode
 
-from sprat.models import OptimizedCIFAR10Net200K
+from sprat.models.optimized200k import OptimizedCIFAR10Net200K
 from sprat.runtime import describe_machine, set_threads, versions
 from sprat.settings.config import Config
 

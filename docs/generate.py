@@ -19,7 +19,7 @@ import torch
 import sprat
 from sprat.budget import summarize
 from sprat.cli import app
-from sprat.models import MODELS, build_model
+from sprat.models import NETWORKS, build_network
 from sprat.settings.field import Setting, Table
 from sprat.settings.recipes import recipe_names, recipe_path
 
@@ -44,9 +44,9 @@ def networks() -> str:
         "| name | what | parameters | MACs | receptive field | peak activations in int8 |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name, cls in MODELS.items():
+    for name, cls in NETWORKS.items():
         torch.manual_seed(0)
-        summary = summarize(build_model(name), 32)
+        summary = summarize(build_network(name), 32)
         about = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
         field = "—" if summary.receptive_field is None else f"{summary.receptive_field} px"
         lines.append(

@@ -73,7 +73,7 @@ from sprat.display import (
     print_verdicts,
 )
 from sprat.evaluate import judge, predict_probabilities
-from sprat.models import build_model
+from sprat.models import build_network
 from sprat.plots import (
     draw_calibration,
     draw_confusion,
@@ -122,7 +122,7 @@ Image(draw_contact_sheet(data.train, title, pictures / "data.png", columns=8))
 # least 44 pixels.
 
 # %%
-network = build_model(settings.model, len(data.train.classes))
+network = build_network(settings.model, len(data.train.classes))
 summary = summarize(network, data.train.images.shape[-1], depth=2)
 print_summary(console, summary)
 print()

@@ -97,7 +97,7 @@ import sprat
 from sprat.checkpoint import load_resume
 from sprat.data import Dataset
 from sprat.data.imageset import ImageSet, Normalization
-from sprat.models import build_model
+from sprat.models import build_network
 from sprat.optim import build_optimizer, restore_state
 from sprat.results import read_config
 
@@ -108,7 +108,7 @@ quick = {"epochs": 1, "batch_size": 20, "kernels": "torch", "threads": 1, "tta":
 sprat.train("quick", quick | json.loads(sys.argv[1]), dataset=dataset, output="run", quiet=True)
 config, _, _ = read_config(Path("run"))
 saved = load_resume(Path("run/last.pt"))["optimizer"]["state"]
-restore_state(build_optimizer(build_model(config.model), config.optim), saved)
+restore_state(build_optimizer(build_network(config.model), config.optim), saved)
 """
 
 

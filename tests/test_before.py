@@ -11,7 +11,7 @@ from conftest import Here
 from sprat.checkpoint import load_model
 from sprat.data import Dataset
 from sprat.evaluate import predict_probabilities
-from sprat.results import read_json
+from sprat.results import read_config, read_json
 from sprat.settings.recipes import load_recipe
 
 BEFORE = Path(__file__).parent / "before"
@@ -54,7 +54,7 @@ def test_an_interrupted_run_ends_as_it_would_have(
 
 def test_a_recipe_means_what_it_did() -> None:
     config = load_recipe(str(BEFORE / "my-recipe.toml")).to_dict()
-    began_as = read_json(BEFORE / "finished" / "config.json")["config"]
+    began_as = read_config(BEFORE / "finished")[0].to_dict()
     for name in ("dataset", "device", "precision", "kernels", "threads"):
         began_as[name] = config[name]  # the machine's
     assert config == began_as

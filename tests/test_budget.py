@@ -25,11 +25,12 @@ from sprat.budget import (
 from sprat.budget.graph import LARGEST_RUN, Map, Op, export, list_ops, trace
 from sprat.budget.memory import peak_activations
 from sprat.errors import SpratError
-from sprat.models import MODELS, build_model
+from sprat.models import NETWORKS, build_network
 
 # name -> receptive field in pixels, MACs of a 32 x 32 image with ten classes
 KNOWN = {
     "OptimizedCIFAR10Net200K": (109, 8_409_920),  # the brief claims 67
+    "SpratNet": (59, 44_359_752),
     "SpratT": (41, 11_471_904),
     "SpratS": (59, 17_280_776),
     "SpratM": (59, 44_359_752),
@@ -84,25 +85,25 @@ def test_where_the_briefs_67_comes_from() -> None:
     assert (late, right) == (67, 109)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 class TestEveryModel:
     def test_has_its_known_field_and_macs(self, name: str) -> None:
-        summary = summarize(build_model(name))
+        summary = summarize(build_network(name))
         assert (summary.receptive_field, summary.macs) == KNOWN[name]
 
     def test_sees_what_the_gradient_reaches(self, name: str) -> None:
         field = KNOWN[name][0]
-        assert _extent_of_the_gradient(build_model(name), 2 * field + 64, width=32) == field
+        assert _extent_of_the_gradient(build_network(name), 2 * field + 64, width=32) == field
 
     def test_macs_are_half_of_what_torch_counts_as_flops(self, name: str) -> None:
-        network = build_model(name).eval()
+        network = build_network(name).eval()
         with FlopCounterMode(display=False) as counter:
             network(torch.zeros(1, 3, 32, 32))
         assert counter.get_total_flops() == 2 * summarize(network).macs
 
     def test_is_recorded_as_torch_export_traces_it(self, name: str) -> None:
         """But for a flag of the backend that is written, or that is left out."""
-        network = build_model(name)
+        network = build_network(name)
         pairs = zip(trace(network), list_ops(export(network, 32)), strict=True)
         for ours, theirs in pairs:
             flagged = len(ours.args) - 1 if ours.kind == "batch_norm" else len(ours.args)
@@ -111,7 +112,7 @@ class TestEveryModel:
 
     @pytest.mark.parametrize("depth", [0, 1, 2])
     def test_rows_add_up_to_the_totals(self, name: str, depth: int) -> None:
-        network = build_model(name)
+        network = build_network(name)
         summary = summarize(network, depth=depth)
         assert sum(layer.macs for layer in summary.layers) == summary.macs
         assert sum(layer.parameters for layer in summary.layers) == summary.parameters
@@ -120,7 +121,7 @@ class TestEveryModel:
         assert len(set(names)) == len(names)
 
     def test_is_left_as_it_was(self, name: str) -> None:
-        network = build_model(name).train()
+        network = build_network(name).train()
         before = {key: value.clone() for key, value in network.state_dict().items()}
         summarize(network)
         assert network.training
@@ -237,7 +238,7 @@ class TestTracing:
 
     def test_images_that_it_cannot_take_are_told(self) -> None:
         with pytest.raises(SpratError, match=r"images of 3 x 8 x 8: .*expected B x 3 x H x W"):
-            summarize(build_model("ResNet8"), side=8)
+            summarize(build_network("ResNet8"), side=8)
 
     def test_attention_to_the_whole_map_sees_the_whole_image(self) -> None:
         class Squeezed(nn.Module):
@@ -283,7 +284,7 @@ class TestEffectiveField:
         assert int((field > 0).sum()) == 25
 
     def test_lies_within_the_field_and_is_the_same_again(self) -> None:
-        network = build_model("ResNet8")
+        network = build_network("ResNet8")
         field = effective_field(network, 64)
         assert torch.equal(field, effective_field(network, 64))
         rows = field.sum(1).nonzero()
@@ -351,7 +352,7 @@ class TestMemory:
     def test_of_the_briefs_network_is_three_maps_of_its_first_block(self) -> None:
         """What the shortcut keeps, what the depthwise convolution made, what the pointwise
         makes."""
-        summary = summarize(build_model("OptimizedCIFAR10Net200K"))
+        summary = summarize(build_network("OptimizedCIFAR10Net200K"))
         assert summary.peak_activations == 3 * 20 * 32 * 32
         assert summary.peak_layer == "layer1.0.conv1.pointwise"
         assert summary.peak_bytes == {"fp32": 245_760, "fp16": 122_880, "int8": 61_440}
@@ -359,7 +360,7 @@ class TestMemory:
 
     def test_grows_with_the_images(self) -> None:
         small, large = (
-            summarize(build_model("OptimizedCIFAR10Net200K"), side=side) for side in (32, 64)
+            summarize(build_network("OptimizedCIFAR10Net200K"), side=side) for side in (32, 64)
         )
         assert isinstance(small, Summary)
         assert large.peak_activations == 4 * small.peak_activations
@@ -382,7 +383,7 @@ class TestMemory:
 @pytest.fixture(scope="module")
 def summary() -> Summary:
     """The brief's network's."""
-    return summarize(build_model("OptimizedCIFAR10Net200K"))
+    return summarize(build_network("OptimizedCIFAR10Net200K"))
 
 
 class TestLimits:

@@ -27,14 +27,14 @@ from sprat.checkpoint import (
 from sprat.data.imageset import Normalization
 from sprat.errors import SpratError
 from sprat.files import replacing
-from sprat.models import build_model
+from sprat.models import build_network
 
 
 @pytest.fixture
 def model() -> Model:
     torch.manual_seed(0)
     return Model(
-        network=build_model("OptimizedCIFAR10Net200K", num_classes=3).eval(),
+        network=build_network("OptimizedCIFAR10Net200K", num_classes=3).eval(),
         name="OptimizedCIFAR10Net200K",
         classes=("ant", "bee", "crow"),
         normalization=Normalization((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),

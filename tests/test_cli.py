@@ -15,6 +15,7 @@ from PIL import Image
 
 from sprat.cli import app
 from sprat.data import load_dataset
+from sprat.models import NetworkConfig
 from sprat.settings.config import Config, OptimConfig
 from sprat.settings.recipes import load_recipe, overrides, recipe_names
 from sprat.text import command as to_paste
@@ -281,7 +282,7 @@ def test_a_run_whose_pictures_have_moved_is_resumed_where_they_are(
         device="cpu",
         threads=1,
         kernels="torch",
-        model="SpratS",
+        network=NetworkConfig(name="SpratS"),
         epochs=1,
         batch_size=16,
         tta=1,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sprat.errors import SpratError
-from sprat.models import find_model
+from sprat.models import find_class
 from sprat.settings.config import Config, OptimConfig
 from sprat.settings.field import Table
 from sprat.settings.recipes import (
@@ -51,7 +51,7 @@ BAD = [
         {"augment": {"sides": [16, 4]}},
         r"augment.sides is \[16, 4\], expected a list, each item 8 to 512 pixels",
     ),
-    ({"augment": {"sides": 16}}, "augment.sides is 16, expected a list"),
+    ({"augment": {"sides": {}}}, "augment.sides is {}, expected a list"),
     (
         {"augment": {"sides": [16.5]}},
         r"augment.sides is \[16.5\], expected a list, each item a whole number",
@@ -115,7 +115,7 @@ BAD = [
     ({"optim": {"lr": "1"}}, "optim.lr is '1', expected a number"),
     ({"dataset": "a\0b"}, "dataset is 'a.x00b', expected a string"),
     ({"dataset": "\ud800"}, "dataset is '.ud800', expected a string"),
-    ({"model": "x" * 100_000}, "model is 'xxx"),
+    ({"model": "x" * 100_000}, "network.name is 'xxx"),
     ({"epochs": [[[[[[[[1]]]]]]]]}, "epochs is "),
     ({"x" * 100_000: 1}, "unknown setting 'xxx"),
     ([1], "the configuration is .1., expected a table"),
@@ -143,7 +143,7 @@ class TestEveryRecipe:
         assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
     def test_names_a_model_there_is(self, recipe: str) -> None:
-        find_model(load_recipe(recipe).model)
+        find_class(load_recipe(recipe).model)
 
     def test_opens_with_what_it_is_for_what_to_expect_and_the_command(self, recipe: str) -> None:
         lines = recipe_path(recipe).read_text().splitlines()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sprat.models import build_model
+from sprat.models import build_network
 from sprat.training.ema import EMA, reestimate_batchnorm
 
 
@@ -40,7 +40,7 @@ def test_the_warm_up_forgets_the_initial_weights() -> None:
 
 def test_following_does_not_touch_the_network() -> None:
     torch.manual_seed(0)
-    network = build_model("OptimizedCIFAR10Net200K")
+    network = build_network("OptimizedCIFAR10Net200K")
     ema = EMA(network, decay=0.9)
     _walk(network)  # or the average is the network, and whatever is written is the same
     before = {k: v.clone() for k, v in network.state_dict().items()}
@@ -66,7 +66,7 @@ def test_reestimated_statistics_are_those_of_the_images() -> None:
 
 def test_reestimating_leaves_weights_alone_and_a_network_without_batchnorm_too() -> None:
     torch.manual_seed(0)
-    network = build_model("OptimizedCIFAR10Net200K")
+    network = build_network("OptimizedCIFAR10Net200K")
     before = [p.clone() for p in network.parameters()]
     reestimate_batchnorm(network, [torch.randn(4, 3, 32, 32)])
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))

@@ -26,7 +26,7 @@ from sprat.errors import SpratError
 from sprat.evaluate import predict_probabilities, top1
 from sprat.export import Exported, export
 from sprat.formats import ENDINGS, Format
-from sprat.models import build_model
+from sprat.models import NetworkConfig, build_network
 from sprat.training.start import train
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +49,12 @@ def briefly() -> Iterator[None]:
 def run(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a network that is soon exported; `make system` exports all others."""
     run = tmp_path_factory.mktemp("runs") / "resnet8"
-    train(dataclasses.replace(SMALL, model="ResNet8"), small, run, recipe="small")
+    train(
+        dataclasses.replace(SMALL, network=NetworkConfig(name="ResNet8")),
+        small,
+        run,
+        recipe="small",
+    )
     return run
 
 
@@ -118,7 +123,7 @@ def model_of(network: nn.Module, side: int = 32, classes: int = 10) -> Model:
 @pytest.fixture
 def untrained() -> Model:
     torch.manual_seed(0)
-    return model_of(build_model("ResNet8"))
+    return model_of(build_network("ResNet8"))
 
 
 class TestEveryFormat:
@@ -149,7 +154,7 @@ class TestEveryFormat:
     def test_weights_alone_load_into_the_network(
         self, files: Files, model: Model, small: Dataset
     ) -> None:
-        network = build_model(model.name)
+        network = build_network(model.name)
         network.load_state_dict(torch.load(files["pth"].path, weights_only=True))
         images = small.test.images[:]
         said, expected = (

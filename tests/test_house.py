@@ -41,6 +41,7 @@ SIDEWAYS = {
     ("kernels", "runtime"),
     ("optim", "runtime"),
     ("augment", "optim"),  # whose ramps it chooses from
+    ("settings", "models"),
     ("settings", "augment"),  # which own their settings
     ("settings", "optim"),
 }

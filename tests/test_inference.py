@@ -13,10 +13,11 @@ from sprat.evaluate import predict_probabilities
 from sprat.inference import WORTH_COMPILING, FrozenNetwork
 from sprat.kernels import Inference, NoKernels, is_built
 from sprat.kernels.cpu import build
-from sprat.models import MODELS, OptimizedCIFAR10Net200K, build_model
+from sprat.models import NETWORKS, build_network
+from sprat.models.optimized200k import OptimizedCIFAR10Net200K
 from sprat.models.sprat import SpratS
 
-SUPPORTED = ("OptimizedCIFAR10Net200K", "SpratT", "SpratS", "SpratM", "SpratL")
+SUPPORTED = ("OptimizedCIFAR10Net200K", "SpratNet", "SpratT", "SpratS", "SpratM", "SpratL")
 SHAPES = [(3, 16, 16), (1, 17, 23), (17, 32, 32), (2, 33, 64), (1, 128, 101)]
 PLAIN = Normalization((0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
 
@@ -29,7 +30,7 @@ except NoKernels as reason:
 def trained(name: str) -> nn.Module:
     """A network in evaluation mode whose every BatchNorm does something of its own."""
     torch.manual_seed(7)
-    network = build_model(name).eval()
+    network = build_network(name).eval()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -116,7 +117,7 @@ class TestKernels:
         for network, what in (
             (Louder(), "Louder"),
             (Wider(), "the stem of Wider"),
-            (build_model("ResNet8"), "ResNet8"),
+            (build_network("ResNet8"), "ResNet8"),
         ):
             with pytest.raises(NoKernels, match=f"do not support {what}"):
                 Inference(network)
@@ -124,8 +125,8 @@ class TestKernels:
             assert torch.equal(FrozenNetwork(network.eval())(images), network(images))
 
     def test_every_network_that_ships_is_supported_or_refused_in_words(self) -> None:
-        for name in MODELS:
-            network = build_model(name)
+        for name in NETWORKS:
+            network = build_network(name)
             if name in SUPPORTED:
                 Inference(network)
             else:

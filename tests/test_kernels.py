@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,9 +19,10 @@ from sprat.kernels import CompiledNetwork, Inference, NoKernels, prepare, why_no
 from sprat.kernels.cpu import build
 from sprat.kernels.cpu.plan import CPUTrunk
 from sprat.kernels.support import supported
-from sprat.models import MODELS, OptimizedCIFAR10Net200K, build_model, draft_model
+from sprat.models import NETWORKS, build_network, draft_network
 from sprat.models.blocks import Block, Blueprint, Head, Normed, Separable, blueprint_of, stem_of
 from sprat.models.classifier import conv_bn
+from sprat.models.optimized200k import OptimizedCIFAR10Net200K
 from sprat.models.sprat import SpratBlock, SpratS
 from sprat.results import read_json
 from sprat.training.ema import reestimate_batchnorm
@@ -49,7 +50,7 @@ needs_kernels = pytest.mark.skipif(REASON is not None, reason=f"no compiled kern
 def network(request: pytest.FixtureRequest) -> nn.Module:
     """A network whose every BatchNorm does something of its own."""
     torch.manual_seed(3)
-    network = MODELS[request.param](dropout=0.0)
+    network = build_network(request.param)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -127,7 +128,9 @@ class TestAgainstPlainTwin:
                 nn.functional.cross_entropy(forward(images[step]), targets[step]).backward()
                 optimizer.step()
         for (name, ours), theirs in zip(network.named_parameters(), twin.parameters(), strict=True):
-            assert distance(ours, theirs) < 2e-3, name
+            # a sum that rounds to the other side of ReLU's 0 moves the weights by up to 0.01 of
+            # their norm: torch's too, next to a twin in float64
+            assert distance(ours, theirs) < 0.02, name
 
     @pytest.mark.parametrize("images", [1, 16, 150])
     def test_evaluation_of_any_number_of_images(self, network: nn.Module, images: int) -> None:
@@ -224,7 +227,7 @@ class TestChoice:
         network = OptimizedCIFAR10Net200K()
         assert "multiple of 16" in str(why_not(network, CPU, 100))
         assert "for CPUs" in str(why_not(network, torch.device("mps"), 128))
-        assert "do not support ResNet8" in str(why_not(draft_model("ResNet8"), CPU, 128))
+        assert "do not support ResNet8" in str(why_not(draft_network("ResNet8"), CPU, 128))
 
     def test_without_a_compiler_torch_trains_and_the_results_say_so(
         self, small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -296,7 +299,7 @@ class TestChoice:
         compiler.chmod(0o755)
         monkeypatch.setenv("CC", str(compiler))
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        assert why_not(draft_model("SpratS"), CPU) is None
+        assert why_not(draft_network("SpratS"), CPU) is None
         assert not called.exists()
         build.load.cache_clear()
         try:
@@ -305,7 +308,7 @@ class TestChoice:
         finally:
             build.load.cache_clear()
         assert called.exists()
-        assert "failed: error: no" in str(why_not(draft_model("SpratS"), CPU))
+        assert "failed: error: no" in str(why_not(draft_network("SpratS"), CPU))
 
     @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
     def test_a_damaged_library_is_built_anew(
@@ -378,8 +381,15 @@ class TestChoice:
 
     @needs_kernels
     def test_what_they_know_and_what_they_do_not(self) -> None:
-        known = {name for name in MODELS if not why_not(draft_model(name), CPU)}
-        assert known == {"OptimizedCIFAR10Net200K", "SpratT", "SpratS", "SpratM", "SpratL"}
+        known = {name for name in NETWORKS if not why_not(draft_network(name), CPU)}
+        assert known == {
+            "OptimizedCIFAR10Net200K",
+            "SpratNet",
+            "SpratT",
+            "SpratS",
+            "SpratM",
+            "SpratL",
+        }
         with pytest.raises(NoKernels, match="do not support Linear"):
             CPUTrunk(nn.Linear(2, 2), bf16=False, threads=1)
 
@@ -389,10 +399,10 @@ class TestChoice:
                 return x
 
         for spoil in (
-            lambda stage: stage.append(Other(28, 42)),
+            lambda stage: stage.append(Other(28, 42, (1, 3, 5, 7))),
             lambda stage: setattr(stage[0], "bn1", nn.GroupNorm(1, 42)),
         ):
-            network = build_model("SpratS")
+            network = build_network("SpratS")
             spoil(network.stages[0])  # type: ignore[index]
             with pytest.raises(NoKernels, match=r"do not support (SpratS|GroupNorm)"):
                 CPUTrunk(network, bf16=False, threads=1)
@@ -499,7 +509,7 @@ class Described(nn.Module):
 
 @needs_kernels
 def test_a_frozen_network_answers_through_the_kernels_of_inference() -> None:
-    network = build_model("SpratS").eval()
+    network = build_network("SpratS").eval()
     images = torch.randn(5, 3, 16, 16)
     frozen = CompiledNetwork(network, bf16=True, threads=1, frozen=True)
     assert torch.equal(frozen(images), Inference(network)(images))
@@ -508,7 +518,7 @@ def test_a_frozen_network_answers_through_the_kernels_of_inference() -> None:
 
 def test_a_draft_leaves_the_generator_as_it_was() -> None:
     before = torch.get_rng_state()
-    draft_model("SpratS")
+    draft_network("SpratS")
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -560,7 +570,7 @@ class TestDescriptions:
                 return super().forward(0 * images)
 
         class Unbent(SpratS):
-            def block(self, channels: int, wide: int) -> nn.Module:
+            def block(self, channels: int, wide: int, kernels: Sequence[int]) -> nn.Module:
                 return nn.Sequential(nn.Conv2d(channels, channels, 1), nn.Tanh())
 
         class Wider(SpratS):
@@ -590,8 +600,8 @@ class TestDescriptions:
             supported(Shorter())
 
     def test_what_is_called_blocks_may_be_something_else(self) -> None:
-        assert isinstance(build_model("ResNet8").blocks, nn.Sequential)
-        assert blueprint_of(build_model("ResNet8")) is None
+        assert isinstance(build_network("ResNet8").blocks, nn.Sequential)
+        assert blueprint_of(build_network("ResNet8")) is None
 
     @pytest.mark.parametrize(("spoil", "what"), [
         (lambda toy: setattr(toy, "down", depthwise(12, 9, 2)), r"Conv2d\(12, 12, kernel_size=\(9"),

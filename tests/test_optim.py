@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from sprat.models import MODELS, build_model
+from sprat.models import NETWORKS, build_network
 from sprat.optim import OPTIMIZERS, build_optimizer, restore_state
 from sprat.optim.muon import (
     Muon,
@@ -25,11 +25,11 @@ def _with_gradients(network: nn.Module) -> nn.Module:
     return network
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", NETWORKS)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 class TestEveryNetwork:
     def test_every_parameter_is_in_one_group(self, model: str, name: str) -> None:
-        network = build_model(model)
+        network = build_network(model)
         optimizer = build_optimizer(network, OptimConfig(name=name))
         held = [p for group in optimizer.param_groups for p in group["params"]]
         assert len(held) == len(set(held))
@@ -40,14 +40,14 @@ class TestEveryNetwork:
         self, model: str, name: str, decay_all: bool
     ) -> None:
         config = OptimConfig(name=name, weight_decay=0.01, decay_norm_and_bias=decay_all)
-        for group in build_optimizer(build_model(model), config).param_groups:
+        for group in build_optimizer(build_network(model), config).param_groups:
             for parameter in group["params"]:
                 if parameter.ndim <= 1:
                     assert group["weight_decay"] == 0.01 * decay_all
 
     def test_a_saved_state_goes_on_as_if_never_stopped(self, model: str, name: str) -> None:
         config = OptimConfig(name=name)
-        network = _with_gradients(build_model(model))
+        network = _with_gradients(build_network(model))
         optimizer = build_optimizer(network, config)
         optimizer.step()
         copied = _with_gradients(copy.deepcopy(network))
@@ -113,7 +113,7 @@ class TestMuon:
         assert values.median() > 0.6
 
     def test_only_pointwise_convolutions_are_its(self) -> None:
-        network = build_model("OptimizedCIFAR10Net200K")
+        network = build_network("OptimizedCIFAR10Net200K")
         optimizer = build_optimizer(network, OptimConfig(name="muon"))
         its = [g for g in optimizer.param_groups if "muon_momentum" in g]
         assert len(its) == 1

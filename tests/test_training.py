@@ -22,6 +22,7 @@ from sprat.data.imageset import stratified_split
 from sprat.errors import SpratError
 from sprat.evaluate import predict_probabilities, top1
 from sprat.files import WriteError
+from sprat.models import NetworkConfig
 from sprat.results import read_config, read_metrics
 from sprat.runtime import derive_seed
 from sprat.settings.config import AugmentConfig, Config, EMAConfig, MixingConfig, OptimConfig
@@ -272,11 +273,11 @@ class TestTrainingStep:
 
 def test_bf16_is_not_used_where_torch_computes_it_wrongly(tiny: Dataset) -> None:
     """Dilated depthwise convolutions on a CPU: their weights' gradients are not even repeatable."""
-    config = dataclasses.replace(SMALL, model="Tiniest", precision="auto")
+    config = dataclasses.replace(SMALL, network=NetworkConfig(name="Tiniest"), precision="auto")
     assert settle_for(config, tiny).precision == "fp32"
     with pytest.raises(SpratError, match=r"precision is 'bf16'.*dilated.*use --precision fp32"):
         settle_for(dataclasses.replace(config, precision="bf16"), tiny)
-    plain = dataclasses.replace(config, model="SpratS", precision="bf16")
+    plain = dataclasses.replace(config, network=NetworkConfig(name="SpratS"), precision="bf16")
     assert settle_for(plain, tiny).precision == "bf16"
 
 

@@ -1,6 +1,7 @@
 """Weights that carry their meaning, and the file a run resumes from. Neither can execute, and
 each holds a digest of its content: a bit that flipped on a disk is refused, not used."""
 
+import dataclasses
 import functools
 import hashlib
 import io
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 from sprat.data.imageset import Normalization
 from sprat.errors import SpratError, shown
 from sprat.files import replacing, write_whole
-from sprat.models import build_model, find_model
+from sprat.models import NetworkConfig, build_network, find_name
+from sprat.models.code import CodeNotNamed
 from sprat.names import CARD_FILE, MODEL_FILE
 from sprat.readers import MODEL_BYTES, parse_json, read_bytes, read_text
 from sprat.results import wrong_history
@@ -28,6 +30,7 @@ from sprat.shapes import (
     MOST_CLASSES,
     POSITIVE,
     SCALAR,
+    SETTING,
     SHARE,
     SIDE,
     TEXT,
@@ -58,6 +61,7 @@ class Model:
     normalization: Normalization
     side: int  # of the square images it was trained on, pixels
     about: dict[str, Any]  # recipe, dataset, seed, …: what a person wants to know
+    spec: NetworkConfig | None = None  # of the network; None: all that `name` stands for
 
 
 CLASS = Kind("a name of 1 to 255 characters", lambda v: TEXT.fits(v) and 1 <= len(v) <= 255)
@@ -70,6 +74,7 @@ DATA: dict[str, Shape] = {  # what the images decide of the metadata
 METADATA: Shape = DATA | {
     "format": whole(FORMAT, FORMAT),
     "model": TEXT,
+    "network?": TableOf(SETTING),
     # what of it is read again; all else is any plain value
     "about": {
         "recipe?": Maybe(TEXT),
@@ -104,6 +109,7 @@ def metadata(model: Model) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "model": model.name,
+        **({} if model.spec is None else {"network": model.spec.to_dict()}),
         "classes": model.classes,
         "mean": model.normalization.mean,
         "std": model.normalization.std,
@@ -150,24 +156,47 @@ def load_model(path: Path) -> Model:
         _note_no_digest(path)
     if wrong := wrong_metadata(meta, METADATA):
         raise SpratError(f"{path} is damaged: in its metadata {wrong}. Train the model again.")
-    network = build_model(meta["model"], num_classes=len(meta["classes"]))
+    spec, network = _network(path, meta)
     wrong = _wrong_weights(network, tensors)
     if not wrong:
+        network = build_network(spec, len(meta["classes"]))
         network.load_state_dict(tensors)
         wrong = _wrong_side(network, meta["side"])
     model = Model(
         network=network.eval(),
-        name=find_model(meta["model"]).__name__,
+        name=spec.title,
         classes=tuple(meta["classes"]),
         normalization=Normalization(
             tuple(map(float, meta["mean"])), tuple(map(float, meta["std"]))
         ),
         side=meta["side"],
         about=meta["about"],
+        spec=spec if "network" in meta else None,
     )
     if wrong := wrong or _wrong_answers(model):
         raise SpratError(f"{path} cannot be used: {wrong}. Train the model again.")
     return model
+
+
+def _network(path: Path, meta: dict[str, Any]) -> tuple[NetworkConfig, nn.Module]:
+    """Return a file's network, which older files give by its name alone, and a draft of it that
+    takes no memory, however large a damaged file says it is.
+
+    Raises:
+        SpratError: there is no such network, or it is the user's own code, which was not named.
+    """
+    try:
+        spec = NetworkConfig(**meta.get("network", {"name": meta["model"]}))
+        spec = dataclasses.replace(spec, name=find_name(spec.name))
+        with torch.device("meta"):
+            return spec, build_network(spec, len(meta["classes"]))
+    except CodeNotNamed:
+        raise
+    except (SpratError, TypeError) as error:  # TypeError: a setting that there is not
+        raise SpratError(
+            f"{path} holds a network that this sprat does not have: {error} Train the model again, "
+            "or upgrade sprat."
+        ) from error
 
 
 def _check_card(path: Path, content: bytes) -> bool:

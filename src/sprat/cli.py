@@ -21,6 +21,7 @@ from cyclopts.config import Dict
 
 from sprat import __version__, names
 from sprat.errors import SpratError, did_you_mean
+from sprat.models import code, find_name
 from sprat.serve.limits import Limits, check_port
 from sprat.settings.config import COMMON, RUN, BudgetConfig, Config, PicturesConfig
 from sprat.settings.recipes import (
@@ -742,12 +743,12 @@ def _find_network(
         raise SpratError(f"--classes is {classes}, expected at least 1")
     is_file = Path(model).exists() or model.endswith(".safetensors")
     if not is_file and ":" not in model:
-        names.find_network(model)
+        find_name(model)
 
     import torch
 
     from sprat.checkpoint import load_model
-    from sprat.models import build_model, check_outputs, import_model
+    from sprat.models import build_network, check_outputs
     from sprat.zoo import is_model, locate
 
     if is_file or (pretrained and classes == 10 and is_model(model)):
@@ -755,10 +756,11 @@ def _find_network(
         return loaded.network, side or loaded.side
     torch.manual_seed(0)  # initial weights are drawn
     if ":" in model:
-        network = import_model(model, classes)
+        code.use(code.source_of(model))
+        network = build_network(model, classes)
         check_outputs(network, classes, side or 32)
         return network, side or 32
-    return build_model(model, classes), side or 32
+    return build_network(model, classes), side or 32
 
 
 def _draw_effective(console: "Console", network: "nn.Module", side: int, path: Path) -> float:
@@ -1121,7 +1123,7 @@ def _check_names(config: Config) -> None:
     from sprat.zoo import locate
 
     names.check_dataset(config.dataset)
-    names.find_network(config.model)
+    find_name(config.model)
     names.check_views(config.tta)
     for teacher in config.distill.teacher:
         locate(teacher)

@@ -245,6 +245,6 @@ def _costs(model: str, classes: int, side: int) -> dict[str, Any]:
 @functools.cache
 def _summary(model: str, classes: int, side: int) -> "Summary":
     from sprat.budget import summarize
-    from sprat.models import draft_model
+    from sprat.models import draft_network
 
-    return summarize(draft_model(model, classes), side)
+    return summarize(draft_network(model, classes), side)

@@ -1,48 +1,16 @@
-"""Names of datasets, networks, sets of views and files, apart from what they name: that loads
+"""Names of datasets, sets of views and files, apart from what they name: that loads
 torch, and a mistyped name is to be answered at once.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 
-from sprat.errors import SpratError, did_you_mean, plain
+from sprat.errors import SpratError
 
 PUBLISHED = ("cifar10", "cifar100", "svhn")
 DATASETS = ("auto", *PUBLISHED, "shapes10")
-NETWORKS = (
-    "OptimizedCIFAR10Net200K",
-    "SpratT",
-    "SpratS",
-    "SpratM",
-    "SpratL",
-    "ResNet8",
-    "ResNet20",
-    "ResNet20A",
-    "WRN16x1",
-    "Tiniest",
-    "DenseNetBC40",
-    "ShuffleNetV2x05",
-    "MobileNetV2",
-    "ResNet18",
-)
 VIEWS = (1, 2, 6, 8, 10, 26)  # views of an image that test-time augmentation can average
 WIDTHS = {"fp32": 4, "fp16": 2, "int8": 1}  # bytes of a value where a network runs
 MODEL_FILE, CARD_FILE = "model.safetensors", "card.json"
-
-
-def find_network(name: str, known: Iterable[str] = NETWORKS) -> str:
-    """Return the known name that `name` stands for; case, "-" and "_" do not matter.
-
-    Raises:
-        SpratError: no network has that name; gives the names there are and the nearest.
-    """
-    by_plain_name = {plain(each): each for each in known}
-    if plain(name) in by_plain_name:
-        return by_plain_name[plain(name)]
-    names = list(by_plain_name.values())
-    raise SpratError(
-        f"there is no model {name!r}{did_you_mean(name, names)} Known: {', '.join(names)}"
-    )
 
 
 def check_dataset(name: str) -> None:

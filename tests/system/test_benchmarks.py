@@ -23,7 +23,7 @@ from sprat.augment.views import VIEWS
 from sprat.checkpoint import load_model
 from sprat.data import Dataset
 from sprat.evaluate import judge
-from sprat.models import MODELS
+from sprat.models import NETWORKS
 from sprat.results import read_config, read_json, write_json
 from sprat.training.images import split_off_val
 
@@ -58,7 +58,7 @@ class Here(Protocol):
 def here(monkeypatch: pytest.MonkeyPatch, threads: None) -> Here:
     """The same of a benchmark that runs, and takes its turns, within this process."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    monkeypatch.setattr("sprat.models.MODELS", dict(MODELS))  # to which some add their own
+    monkeypatch.setattr("sprat.models.NETWORKS", dict(NETWORKS))  # to which some add their own
     import side_by_side
 
     def turn(words: tuple[str, ...], name: str, environment: dict[str, str]) -> dict[str, Any]:

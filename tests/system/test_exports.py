@@ -8,7 +8,7 @@ import torch
 import sprat.export
 from sprat.checkpoint import Model
 from sprat.data.imageset import ImageSet, Normalization
-from sprat.models import MODELS, build_model
+from sprat.models import NETWORKS, build_network
 
 SIDE, CLASSES = 24, tuple("abcdefg")
 
@@ -19,14 +19,14 @@ def noise(count: int) -> ImageSet:
     return ImageSet(images, torch.arange(count) % len(CLASSES), CLASSES)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_goes_through(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs sprat[export]")
     monkeypatch.setattr(sprat.export, "TIMED_SECONDS", 0.0)
     torch.manual_seed(0)
-    network = build_model(name, num_classes=len(CLASSES)).eval()
+    network = build_network(name, num_classes=len(CLASSES)).eval()
     model = Model(network, name, CLASSES, Normalization((0.5,) * 3, (0.25,) * 3), SIDE, {})
     file = sprat.export.export(model, tmp_path / "net.onnx", compared=noise(8))
     session = onnxruntime.InferenceSession(

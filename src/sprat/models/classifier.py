@@ -1,11 +1,14 @@
 """What the networks of this package have in common: a map of features, pooled, then logits."""
 
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Iterable, Sequence
+from typing import ClassVar, TypeVar
 
 from torch import Tensor, nn
 
 from sprat.models.blocks import Block, Blueprint, Head, Normed, check_images
+from sprat.settings.field import refused
+
+Number = TypeVar("Number", int, float)
 
 
 class PooledClassifier(nn.Module):
@@ -67,3 +70,42 @@ def conv_bn(
         nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False),
         nn.BatchNorm2d(out_channels),
     ]
+
+
+def each_stage(name: str, values: Sequence[Number], widths: Sequence[int]) -> Sequence[Number]:
+    """Return a network's setting for each stage, where one value stands for every stage.
+
+    Raises:
+        SpratError: there are neither one nor as many values as `widths`.
+    """
+    if len(values) == 1:
+        return [values[0] for _ in widths]
+    if len(values) != len(widths):
+        raise refused(
+            f"network.{name}",
+            list(values),
+            f"one value, or one for each of the {len(widths)} stages",
+            f"network.widths names {len(widths)}: {', '.join(map(str, widths))}.",
+        )
+    return values
+
+
+def check_windows(widths: Sequence[int], kernels: Sequence[int]) -> None:
+    """Check that depthwise windows can share the channels of each stage evenly.
+
+    Raises:
+        SpratError: a window is even, or a width is not divisible by the number of windows.
+    """
+    if even := [kernel for kernel in kernels if kernel % 2 == 0]:
+        remedy = f"Take {even[0] - 1} or {even[0] + 1}."
+        raise refused("network.kernels", list(kernels), "odd windows", remedy)
+    count = len(kernels)
+    for width in widths:
+        if width % count:
+            raise refused(
+                "network.widths",
+                list(widths),
+                f"widths divisible by {count}, the number of network.kernels",
+                f"Take {width - width % count or count} or {width + count - width % count} "
+                f"instead of {width}, or other kernels.",
+            )

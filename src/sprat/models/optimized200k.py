@@ -9,12 +9,13 @@ convolutions: Howard et al. 2017 (arXiv 1704.04861); residual blocks: He et al. 
 (arXiv 1512.03385).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from sprat.models.blocks import Block, Blueprint, Normed, Separable, in_a_row, stem_of
-from sprat.models.classifier import PooledClassifier
+from sprat.models.classifier import PooledClassifier, conv_bn, each_stage
 
 
 class DepthwiseSeparableConv2d(nn.Module):
@@ -68,40 +69,52 @@ class OptimizedCIFAR10Net200K(PooledClassifier):
     Args:
         num_classes: length of the logits.
         dropout: probability of zeroing a pooled feature in training.
+        widths: channels of each stage.
+        strides: of each stage's first block.
+        depth: blocks of every stage, or of each.
+
+    Raises:
+        SpratError: the settings contradict each other.
     """
 
-    widths = (20, 40, 80, 160)
-    strides = (1, 2, 2, 2)
-
-    def __init__(self, num_classes: int = 10, dropout: float = 0.2) -> None:
+    def __init__(
+        self,
+        num_classes: int = 10,
+        dropout: float = 0.2,
+        *,
+        widths: Sequence[int] = (20, 40, 80, 160),
+        strides: Sequence[int] = (),
+        depth: Sequence[int] = (2,),
+    ) -> None:
         super().__init__()
-        width = self.widths[0]
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-        )
-        stages = []
-        for out_width, stride in zip(self.widths, self.strides, strict=True):
-            stages.append(
-                nn.Sequential(
-                    EfficientBlock(width, out_width, stride), EfficientBlock(out_width, out_width)
-                )
-            )
-            width = out_width
-        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        strides = each_stage("strides", strides or (1, *(2 for _ in widths[1:])), widths)
+        depth = each_stage("depth", depth, widths)
+        width = widths[0]
+        self.stem = nn.Sequential(*conv_bn(3, width), nn.ReLU())
+        self.stages = len(widths)
+        for i, out_width in enumerate(widths):
+            blocks = []
+            for n in range(depth[i]):
+                blocks.append(EfficientBlock(width, out_width, 1 if n else strides[i]))
+                width = out_width
+            self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
         self.add_head(width, num_classes, dropout)
 
+    def layers(self) -> list[nn.Module]:
+        """Return the stages in a row: layer1, layer2, …"""
+        return [self.get_submodule(f"layer{i + 1}") for i in range(self.stages)]
+
     def features(self, images: Tensor) -> Tensor:
-        """The map before global pooling, B x 160 x ceil(H/8) x ceil(W/8)."""
+        """Return the map before global pooling, B x 160 x ceil(H/8) x ceil(W/8)."""
         x = self.stem(images)  # B, 20, H, W
-        x = self.layer1(x)  # B, 20, H, W
-        x = self.layer2(x)  # B, 40, H/2, W/2
-        x = self.layer3(x)  # B, 80, H/4, W/4
-        return self.layer4(x)  # B, 160, H/8, W/8
+        for layer in self.layers():  # B, 20, H, W; B, 40, H/2, W/2; B, 80, H/4, W/4; …
+            x = layer(x)
+        return x
 
     def blocks(self) -> Blueprint | None:
         """Describe the network; None if its layers have been replaced by others."""
-        stages = nn.Sequential(self.layer1, self.layer2, self.layer3, self.layer4)
-        return self.blueprint(stem_of(self.stem), map(_described, in_a_row(stages)))
+        blocks = in_a_row(nn.Sequential(*self.layers()))
+        return self.blueprint(stem_of(self.stem), map(_described, blocks))
 
 
 def _described(block: Any) -> Block | None:

@@ -12,6 +12,7 @@ twice, narrows where the maps are large, and has 3x3 windows alone, so that noth
 channels as it runs.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -19,18 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sprat.models.blocks import Block, Blueprint, Separable, in_a_row, stem_of
-from sprat.models.classifier import PooledClassifier, conv_bn
+from sprat.models.classifier import PooledClassifier, check_windows, conv_bn, each_stage
 from sprat.models.optimized200k import DepthwiseSeparableConv2d
-
-# kernel of each equal share of the channels; 1 leaves them as they are
-KERNELS = (1, 3, 5, 7)
 
 
 class Windows(nn.Module):
     """Depthwise convolutions of several sizes, each on its share of the channels. Keeps the shape
     B x channels x H x W; channels must be divisible by the number of kernels."""
 
-    def __init__(self, channels: int, kernels: tuple[int, ...] = KERNELS) -> None:
+    def __init__(self, channels: int, kernels: Sequence[int]) -> None:
         super().__init__()
         share = channels // len(kernels)
         self.parts = nn.ModuleList(
@@ -51,7 +49,7 @@ class SpratBlock(nn.Module):
     """Windows and a wide 1x1 convolution, ReLU, a narrow 1x1 convolution, beside the identity; ReLU
     after the sum. Keeps the shape."""
 
-    def __init__(self, channels: int, wide: int, kernels: tuple[int, ...] = KERNELS) -> None:
+    def __init__(self, channels: int, wide: int, kernels: Sequence[int]) -> None:
         super().__init__()
         self.windows = Windows(channels, kernels)
         self.widen = nn.Conv2d(channels, wide, 1, bias=False)
@@ -66,46 +64,66 @@ class SpratBlock(nn.Module):
 
 class Halving(DepthwiseSeparableConv2d):
     """A strided depthwise separable convolution, then ReLU: B x in_channels x H x W to
-    B x out_channels x ceil(H/2) x ceil(W/2)."""
+    B x out_channels x ceil(H/stride) x ceil(W/stride)."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, stride=2)
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 2) -> None:
+        super().__init__(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(super().forward(x))
 
 
 class SpratNet(PooledClassifier):
-    """The family; a subclass names its widths.
+    """The family, with SpratM's widths unless others are given.
 
-    widths: channels of each stage, halving the side from one to the next, each divisible by the
-        number of kernels. depth: blocks of a stage, or of each. widening: how many times as wide a
-        block is inside, or those of each stage. kernels: of their windows.
+    Args:
+        num_classes: length of the logits.
+        dropout: probability of zeroing a pooled feature in training.
+        widths: channels of each stage, each divisible by the number of kernels.
+        depth: blocks of every stage, or of each.
+        strides: of each stage; by default 1, then 2, so that each stage halves the side.
+        widening: how many times as wide a block is inside, in every stage or in each.
+        kernels: depthwise windows of the blocks, odd; 1 leaves its share of the channels as it is.
+
+    Raises:
+        SpratError: the settings contradict each other.
     """
 
-    widths: ClassVar[tuple[int, ...]]
-    depth: ClassVar[int | tuple[int, ...]] = 3
-    widening: ClassVar[float | tuple[float, ...]] = 1.5
-    kernels: ClassVar[tuple[int, ...]] = KERNELS
+    widths: ClassVar[Sequence[int]] = (48, 84)
+    depth: ClassVar[Sequence[int]] = (3,)
+    widening: ClassVar[Sequence[float]] = (1.5,)
+    kernels: ClassVar[Sequence[int]] = (1, 3, 5, 7)
 
-    def __init__(self, num_classes: int = 10, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        num_classes: int = 10,
+        dropout: float = 0.0,
+        *,
+        widths: Sequence[int] = (),
+        depth: Sequence[int] = (),
+        strides: Sequence[int] = (),
+        widening: Sequence[float] = (),
+        kernels: Sequence[int] = (),
+    ) -> None:
         super().__init__()
-        count = len(self.widths)
-        depths = self.depth if isinstance(self.depth, tuple) else (self.depth,) * count
-        widenings = self.widening if isinstance(self.widening, tuple) else (self.widening,) * count
-        self.stem = nn.Sequential(*conv_bn(3, self.widths[0]), nn.ReLU())
+        widths, kernels = widths or self.widths, kernels or self.kernels
+        check_windows(widths, kernels)
+        strides = each_stage("strides", strides or (1, *(2 for _ in widths[1:])), widths)
+        depth = each_stage("depth", depth or self.depth, widths)
+        widening = each_stage("widening", widening or self.widening, widths)
+        self.stem = nn.Sequential(*conv_bn(3, widths[0], stride=strides[0]), nn.ReLU())
         stages: list[nn.Module] = []
-        for i, width in enumerate(self.widths):
-            halving = [Halving(self.widths[i - 1], width)] if i else []
-            blocks = (self.block(width, round(widenings[i] * width)) for _ in range(depths[i]))
-            stage = nn.Sequential(*blocks)
+        for i, width in enumerate(widths):
+            wide = max(1, round(widening[i] * width))
+            stage = nn.Sequential(*(self.block(width, wide, kernels) for _ in range(depth[i])))
+            halving = [Halving(widths[i - 1], width, strides[i])] if i else []
             stages.append(nn.Sequential(*halving, stage) if i else stage)
         self.stages = nn.Sequential(*stages)
-        self.add_head(self.widths[-1], num_classes, dropout, he_init=False)
+        self.add_head(widths[-1], num_classes, dropout, he_init=False)
 
-    def block(self, channels: int, wide: int) -> nn.Module:
-        """One block, so wide inside."""
-        return SpratBlock(channels, wide, self.kernels)
+    def block(self, channels: int, wide: int, kernels: Sequence[int]) -> nn.Module:
+        """Return one block, so wide inside."""
+        return SpratBlock(channels, wide, kernels)
 
     def features(self, images: Tensor) -> Tensor:
         return self.stages(self.stem(images))

@@ -24,7 +24,7 @@ from sprat.evaluate import (
     worst_mistakes,
 )
 from sprat.files import write_whole
-from sprat.models import draft_model
+from sprat.models import draft_network
 from sprat.report.charts import Box, Frame, Line, box, frame, line
 from sprat.results import CONFIG_FILE, RESULTS_FILE, read_config, read_metrics, read_results
 from sprat.settings.config import IN_EPOCHS, RUN_FIELDS, Config, flatten
@@ -207,7 +207,7 @@ def _contents(run: Run, answers: Answers | str) -> dict[str, Any]:
 
 
 def _cost(run: Run) -> Summary:
-    network = draft_model(run.results["model"], len(run.judged["per_class"]))
+    network = draft_network(run.results["model"], len(run.judged["per_class"]))
     return summarize(network, run.results.get("side", 32))
 
 

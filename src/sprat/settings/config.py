@@ -1,7 +1,8 @@
 """The tables of settings that decide a run.
 
-A table stands with what it sets: OptimConfig in optim/, AugmentConfig and MixingConfig in augment/,
-the others here. A number that switches something off is 0, since TOML has no null.
+A table stands with what it sets: NetworkConfig in models/, OptimConfig in optim/, AugmentConfig and
+MixingConfig in augment/, the others here. A number that switches something off is 0, since TOML has
+no null.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from cyclopts import Group, Parameter
 from sprat.augment.mixing import MixingConfig
 from sprat.augment.pipeline import AugmentConfig
 from sprat.errors import SpratError, did_you_mean, shown
+from sprat.models.registry import NetworkConfig
 from sprat.names import DATASETS, VIEWS, WIDTHS
 from sprat.optim import OptimConfig
 from sprat.settings.field import LARGEST, Table, refused, setting
@@ -27,6 +29,7 @@ __all__ = [
     "DistillConfig",
     "EMAConfig",
     "MixingConfig",
+    "NetworkConfig",
     "OptimConfig",
     "PicturesConfig",
 ]
@@ -155,9 +158,6 @@ class Config(Table):
         f"{', '.join(DATASETS[1:])}, auto (CIFAR-10 if available, else shapes10), or a folder "
         "with a folder of pictures for each class",
     )
-    model: Annotated[str, Parameter(group=COMMON)] = setting(
-        "OptimizedCIFAR10Net200K", "Network, by name; case, - and _ do not matter"
-    )
     dropout: Annotated[float, Parameter(group=RUN)] = setting(
         0.2, "Probability of dropping a feature before the classifier", at_least=0, below=1
     )
@@ -240,21 +240,22 @@ class Config(Table):
         at_most=MOST_THREADS,
         zero="one per core",
     )
-    optim: Annotated[OptimConfig, _group("Optimizer", 2)] = field(default_factory=OptimConfig)
-    augment: Annotated[AugmentConfig, _group("Augmentation", 3)] = field(
+    network: Annotated[NetworkConfig, _group("Network", 2)] = field(default_factory=NetworkConfig)
+    optim: Annotated[OptimConfig, _group("Optimizer", 3)] = field(default_factory=OptimConfig)
+    augment: Annotated[AugmentConfig, _group("Augmentation", 4)] = field(
         default_factory=AugmentConfig
     )
-    mixing: Annotated[MixingConfig, _group("Mixing", 4)] = field(default_factory=MixingConfig)
-    ema: Annotated[EMAConfig, _group("Moving average of the weights", 5)] = field(
+    mixing: Annotated[MixingConfig, _group("Mixing", 5)] = field(default_factory=MixingConfig)
+    ema: Annotated[EMAConfig, _group("Moving average of the weights", 6)] = field(
         default_factory=EMAConfig
     )
-    distill: Annotated[DistillConfig, _group("Distillation", 6)] = field(
+    distill: Annotated[DistillConfig, _group("Distillation", 7)] = field(
         default_factory=DistillConfig
     )
-    pictures: Annotated[PicturesConfig, _group("Your own pictures", 7)] = field(
+    pictures: Annotated[PicturesConfig, _group("Your own pictures", 8)] = field(
         default_factory=PicturesConfig
     )
-    budget: Annotated[BudgetConfig, _group("Budget", 8)] = field(default_factory=BudgetConfig)
+    budget: Annotated[BudgetConfig, _group("Budget", 9)] = field(default_factory=BudgetConfig)
 
     def check_together(self) -> None:
         if self.weights == "ema" and not self.ema.decay:
@@ -288,12 +289,20 @@ class Config(Table):
                 fit, naming `source`.
         """
         try:
-            return _build(cls, values)
+            return _build(cls, _with_network(values))
         except SpratError as error:
             raise SpratError(f"{source}: {error}") from error
 
+    @property
+    def model(self) -> str:
+        """Name of the network."""
+        return self.network.name
+
     def changed(self, settings: Mapping[str, Any]) -> Self:
         """Return the same config but for some settings, by name: {"epochs": 12, "optim.lr": 0.2}.
+
+        "model" changes the network as a whole: to that name, without other settings of the network
+        but those among `settings`.
 
         If the number of epochs changes, what is counted in epochs changes in proportion
         (`in_proportion`), unless it is among `settings` too.
@@ -301,6 +310,10 @@ class Config(Table):
         Raises:
             SpratError: there is no such setting, or a value does not fit.
         """
+        if "model" in settings:
+            rest = {key: value for key, value in settings.items() if key != "model"}
+            network = NetworkConfig(name=settings["model"])
+            return dataclasses.replace(self, network=network).changed(rest)
         known = flatten(self.to_dict())
         for name in settings:
             if name not in known:
@@ -342,6 +355,25 @@ class Config(Table):
 # How and on what a recipe is run; no departure from it.
 RUN_FIELDS = frozenset({"dataset", "final", "seed", "device", "kernels", "threads"})
 IN_EPOCHS = ("optim.warmup_epochs", "mixing.off_epochs", "augment.sides", "patience")
+
+
+def _with_network(values: Any) -> Any:
+    """Return a config's values with its network in a table, as older recipes and runs, which name
+    it by `model = "SpratS"`, do not have it.
+
+    Raises:
+        SpratError: the network is named twice.
+    """
+    if not isinstance(values, dict) or "model" not in values:
+        return values
+    values = dict(values)
+    name = values.pop("model")
+    if "network" in values:
+        raise SpratError(
+            f"model is {shown(name)}, but there is a table [network] too. Keep the table, with the "
+            "name in it."
+        )
+    return values | {"network": {"name": name}}
 
 
 def _build(table: Any, values: Any, prefix: str = "") -> Any:

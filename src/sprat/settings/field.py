@@ -12,9 +12,11 @@ import inspect
 import math
 import os
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from cyclopts import Parameter, Token, convert
 
 from sprat.errors import SpratError, shown
 
@@ -51,14 +53,15 @@ class Setting:
 
     def converted(self, value: Any) -> Any:
         """Return a value as the setting keeps it: a whole number as a float where that is its
-        type, a list as a tuple.
+        type, a list or a single item of one as a tuple.
 
         Raises:
             SpratError: it is of another type, out of bounds or none of the choices.
         """
         if typing.get_origin(self.type) is not tuple:
             return self._converted(value, value)
-        items = ([value] if value else []) if isinstance(value, str) else value
+        items = [value] if isinstance(value, str | int | float) else value
+        items = [] if value == "" else items
         if not isinstance(items, list | tuple):
             raise self._refused(value, self._expected)
         return tuple(self._converted(item, value) for item in items)
@@ -215,6 +218,8 @@ class Table:
             )
             if hints[key] is str and choices:  # so that the command line lists them
                 cls.__annotations__[key] = Literal.__getitem__(choices)
+            if hints[key] in (tuple[int, ...], tuple[float, ...]):
+                cls.__annotations__[key] = Annotated[hints[key], Parameter(converter=_split)]
 
     def __post_init__(self) -> None:
         for key, declared in self.settings.items():
@@ -238,6 +243,11 @@ def either(choices: Iterable[Any]) -> str:
     """Return "'a', 'b' or 'c'"."""
     *most, last = map(repr, choices)
     return f"{', '.join(most)} or {last}" if most else last
+
+
+def _split(hint: Any, tokens: Sequence[Token]) -> Any:
+    """Return the numbers that were typed as 40,72 or as 40 72."""
+    return convert(hint, [t.evolve(value=part) for t in tokens for part in t.value.split(",")])
 
 
 def _literals(hint: Any) -> tuple[Any, ...]:

@@ -61,10 +61,15 @@ def to_toml(config: Config) -> str:
     """Return a recipe's text with all settings but those that say how and on what it is run."""
     values = {key: value for key, value in config.to_dict().items() if key not in RUN_FIELDS}
     tables = {key: value for key, value in values.items() if isinstance(value, dict)}
-    lines = [f"{key} = {_toml(value)}" for key, value in values.items() if key not in tables]
+    lines = _lines({key: value for key, value in values.items() if key not in tables})
     for name, table in tables.items():
-        lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+        lines += ["", f"[{name}]", *_lines(table)]
     return "\n".join(lines) + "\n"
+
+
+def _lines(table: dict[str, Any]) -> list[str]:
+    """Return a line for each setting but empty lists, whose default is empty."""
+    return [f"{key} = {_toml(value)}" for key, value in table.items() if value != []]
 
 
 def _toml(value: Any) -> str:

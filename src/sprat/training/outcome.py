@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from sprat.budget import count_parameters, receptive_field
+from sprat.budget import count_parameters, summarize
 from sprat.checkpoint import Model, save_model
 from sprat.data.imageset import class_counts
+from sprat.errors import SpratError
 from sprat.evaluate import judge
-from sprat.models import draft_model
+from sprat.models import NetworkConfig, draft_network
 from sprat.names import MODEL_FILE
 from sprat.results import RESULTS_FILE, original_claims, write_json
 from sprat.runtime import describe_machine, peak_memory, versions
@@ -34,7 +35,9 @@ def finish(run: Run, observer: Observer) -> dict[str, Any]:
     judged = run.judged_at_the_end
     judgement = judge(network, judged, dataset.normalization, config.tta, observer.judging)
     test, val = (judgement, None) if config.final else (None, judgement)
-    parameters, side = count_parameters(network), dataset.train.images.shape[-1]
+    side = dataset.train.images.shape[-1]
+    parameters = count_parameters(network)
+    macs, field = _cost(config.network, len(dataset.train.classes), side)
     batches = run.images.batches
     images = progress.epoch * len(batches) * config.batch_size
     training_seconds = math.fsum(row["seconds"] for row in progress.history)
@@ -44,9 +47,12 @@ def finish(run: Run, observer: Observer) -> dict[str, Any]:
         "dataset": dataset.name,
         "dataset_md5": dataset.md5,
         "train_per_class": class_counts(batches.dataset),
-        "model": config.model,
+        "model": config.network.title,
+        "network": config.network.to_dict(),
         "side": side,
         "parameters": parameters,
+        "macs": macs,
+        "receptive_field": field,
         "seed": config.seed,
         "final": config.final,
         "epochs": progress.epoch,
@@ -64,7 +70,7 @@ def finish(run: Run, observer: Observer) -> dict[str, Any]:
         "teachers": [teacher.about for teacher in run.teachers],
         "original_claims": original_claims(
             parameters,
-            _receptive_field(config.model, side),
+            field,
             run.top1(network, run.images.probe),
             test,
             progress.seconds,
@@ -78,11 +84,12 @@ def finish(run: Run, observer: Observer) -> dict[str, Any]:
         about["pictures"] = dataclasses.asdict(dataset.own)
     model = Model(
         network=network,
-        name=config.model,
+        name=config.network.title,
         classes=dataset.train.classes,
         normalization=dataset.normalization,
         side=side,
         about=about,
+        spec=config.network,
     )
     check_folder(run)
     save_model(run.folder / MODEL_FILE, model)
@@ -100,5 +107,10 @@ def _machine(run: Run) -> dict[str, Any]:
 
 
 @functools.cache
-def _receptive_field(model: str, side: int) -> int | None:
-    return receptive_field(draft_model(model), side)
+def _cost(network: NetworkConfig, classes: int, side: int) -> tuple[int | None, int | None]:
+    """Return MACs and receptive field; None for what cannot be counted of a user's own network."""
+    try:
+        summary = summarize(draft_network(network, classes), side)
+    except SpratError:
+        return None, None
+    return summary.macs, summary.receptive_field

@@ -13,7 +13,8 @@ from sprat.data import Dataset
 from sprat.data.imageset import ImageSet
 from sprat.errors import SpratError
 from sprat.kernels import NoKernels, prepare, why_not
-from sprat.models import draft_model, find_model
+from sprat.models import NetworkConfig, check_outputs, draft_network, find_name
+from sprat.models.code import is_own
 from sprat.runtime import choose_device, choose_precision, set_threads
 from sprat.settings.config import Config
 from sprat.training.observer import Observer
@@ -27,7 +28,7 @@ def check(config: Config) -> None:
         SpratError: the machine lacks what the config asks for, or there is no such network, teacher
             or set of views.
     """
-    find_model(config.model)
+    draft_network(config.network)
     for name in config.distill.teacher:
         locate(name)
     find_views(config.tta)
@@ -47,7 +48,7 @@ def settle(config: Config, observer: Observer = Observer()) -> Config:  # noqa: 
     check(config)
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
-    if device.type == "cpu" and precision == "bf16" and _has_gapped_windows(config.model):
+    if device.type == "cpu" and precision == "bf16" and _has_gapped_windows(config.network):
         if config.precision == "bf16":
             raise SpratError(
                 f"precision is 'bf16', but on CPUs torch's bf16 gradients of {config.model}'s "
@@ -56,7 +57,7 @@ def settle(config: Config, observer: Observer = Observer()) -> Config:  # noqa: 
         precision = "fp32"
     config = dataclasses.replace(
         config,
-        model=find_model(config.model).__name__,
+        network=dataclasses.replace(config.network, name=find_name(config.model)),
         device=device.type,  # type: ignore[arg-type]
         precision=precision,  # type: ignore[arg-type]
         threads=set_threads(config.threads),
@@ -80,6 +81,8 @@ def check_fit(config: Config, dataset: Dataset) -> None:
     wrong = wrong_metadata({"classes": classes, "side": side} | normalization)
     if wrong:
         raise SpratError(f"{dataset.name} cannot be trained on: {wrong}. Change the dataset.")
+    if is_own(config.model):
+        check_outputs(draft_network(config.network, len(classes)), len(classes), side)
     _check_budget(config, dataset.train)
     if config.augment.crop >= side:
         raise SpratError(
@@ -90,7 +93,7 @@ def check_fit(config: Config, dataset: Dataset) -> None:
 def _check_budget(config: Config, train_set: ImageSet) -> None:
     if not any(config.budget.limits.values()):
         return
-    network = draft_model(config.model, len(train_set.classes))
+    network = draft_network(config.network, len(train_set.classes))
     summary = summarize(network, side=train_set.images.shape[-1])
     verdicts = judge_limits(config.budget.limits, summary, config.budget.stored_as)
     broken = [f"{v.metric} {v.achieved}, limit {v.target}" for v in verdicts if not v.kept]
@@ -101,10 +104,10 @@ def _check_budget(config: Config, train_set: ImageSet) -> None:
         )
 
 
-def _has_gapped_windows(model: str) -> bool:
+def _has_gapped_windows(network: NetworkConfig) -> bool:
     """Return whether a network has dilated depthwise convolutions: torch 2.13's gradient of their
     weights in bf16, channels last, holds memory that was never written."""
-    modules = draft_model(model).modules()
+    modules = draft_network(network).modules()
     return any(
         isinstance(m, torch.nn.Conv2d) and m.groups > 1 and max(m.dilation) > 1 for m in modules
     )
@@ -131,7 +134,7 @@ def why_not_kernels(config: Config, kernels: str, observer: Observer | None = No
     if kernels == "compiled":
         if config.precision == "fp16":
             return "the compiled kernels keep maps in bf16 or fp32, not in fp16"
-        reason = why_not(draft_model(config.model), device, config.batch_size)
+        reason = why_not(draft_network(config.network), device, config.batch_size)
         if reason is None and observer is not None:
             try:
                 prepare(device, config.precision == "bf16", observer.preparing)

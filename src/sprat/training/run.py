@@ -22,7 +22,7 @@ from sprat.training.images import RunImages, balanced_weights
 from sprat.training.observer import Observer
 from sprat.training.saving import save
 from sprat.training.schedules import RunSchedule
-from sprat.training.step import Step, build_network
+from sprat.training.step import Step, new_network
 
 
 class Interrupted(Exception):
@@ -87,7 +87,7 @@ class Run:
         if config.class_weights == "balanced":
             weights = balanced_weights(batches.dataset).to(config.device)
         self.step = Step(
-            build_network(config, classes),
+            new_network(config, classes),
             config,
             RunSchedule(config, len(batches)),
             dataset.normalization,

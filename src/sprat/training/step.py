@@ -18,7 +18,7 @@ from sprat.augment.mixing import MIXERS
 from sprat.augment.transforms import normalize, resize
 from sprat.data.imageset import Normalization
 from sprat.kernels import CompiledNetwork
-from sprat.models import build_model
+from sprat.models import build_network
 from sprat.optim import build_optimizer, restore_state
 from sprat.runtime import autocast, derive_seed
 from sprat.settings.config import Config
@@ -30,10 +30,10 @@ from sprat.training.schedules import RunSchedule
 Update = Callable[[tuple[int, str | None], Tensor, Tensor, Tensor], Tensor]
 
 
-def build_network(config: Config, num_classes: int) -> nn.Module:
+def new_network(config: Config, num_classes: int) -> nn.Module:
     """Return the config's network on its device, its initial weights drawn from the seed."""
     torch.manual_seed(derive_seed("weights", config.seed))
-    network = build_model(config.model, num_classes, config.dropout)
+    network = build_network(config.network, num_classes, config.dropout)
     return network.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

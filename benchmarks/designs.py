@@ -1,0 +1,52 @@
+"""Networks that lost to SpratS, for proxy.py: its blocks with one part replaced by another."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sprat.models.sprat import SpratBlock, SpratS
+from sprat.models.tiniest import ChannelNorm
+
+
+class GatedBlock(SpratBlock):
+    """Two wide 1x1 convolutions, one of which gates the other by SiLU, as in SwiGLU (Shazeer 2020,
+    arXiv 2002.05202), in place of one and ReLU."""
+
+    def __init__(self, channels: int, kernels: Sequence[int]) -> None:
+        super().__init__(channels, 2 * channels, kernels)
+        self.narrow = nn.Conv2d(channels, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, values = self.bn1(self.widen(self.windows(x))).chunk(2, dim=1)
+        return F.relu(x + self.bn2(self.narrow(F.silu(gate) * values)))
+
+
+class UnbentBlock(SpratBlock):
+    """No ReLU after the sum."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bn2(self.narrow(F.relu(self.bn1(self.widen(self.windows(x))))))
+
+
+class Gated(SpratS):
+    """A gate instead of ReLU."""
+
+    def block(self, channels: int, wide: int, kernels: Sequence[int]) -> nn.Module:
+        return GatedBlock(channels, kernels)
+
+
+class Unbent(SpratS):
+    """No ReLU after the sums."""
+
+    def block(self, channels: int, wide: int, kernels: Sequence[int]) -> nn.Module:
+        return UnbentBlock(channels, wide, kernels)
+
+
+class LayerNormed(SpratS):
+    """LayerNorm over channels instead of BatchNorm in the blocks."""
+
+    def block(self, channels: int, wide: int, kernels: Sequence[int]) -> nn.Module:
+        block = SpratBlock(channels, wide, kernels)
+        block.bn1, block.bn2 = ChannelNorm(wide), ChannelNorm(channels)  # type: ignore[assignment]
+        return block

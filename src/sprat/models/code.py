@@ -1,0 +1,128 @@
+"""Networks of the user's own. Their code runs only where the user named it.
+
+use("my_nets.py")
+cls = find("my_nets.py:MyNet")
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeGuard
+
+from sprat.deferred import deferred
+from sprat.errors import SpratError, did_you_mean
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from torch import nn
+else:
+    nn = deferred("torch.nn")
+
+_used: dict[str, ModuleType] = {}  # by the file or module that the user named
+
+
+class CodeNotNamed(SpratError):
+    """A network is the user's own code, in a file that was not named."""
+
+    def __init__(self, source: str, class_name: str) -> None:
+        super().__init__(
+            f"The network {class_name} is your own code in {source}, which runs only where you "
+            f"name that file. Add --code {source} to the command, or code={source!r} in Python."
+        )
+        self.source = source
+
+
+def is_own(name: str) -> bool:
+    """Return whether a network's name is that of a class of the user's own, FILE:CLASS."""
+    return ":" in name
+
+
+def source_of(name: str) -> str:
+    """Return the file or module that a network of the user's own is in."""
+    return name.rpartition(":")[0]
+
+
+def use(source: str) -> None:
+    """Run the user's code, from now on to be found by `find`.
+
+    Args:
+        source: a Python file, or the name of a module in the working folder or installed.
+
+    Raises:
+        SpratError: there is no such file or module, or it fails.
+    """
+    try:
+        _used[source] = _run_file(source) if source.endswith(".py") else _import(source)
+    except FileNotFoundError as error:
+        if error.filename != source:  # the user's own code opens files too
+            raise SpratError(f"{source} fails: {error}. Change its code.") from error
+        raise SpratError(
+            f"There is no file {source}. Name the Python file that holds your network, as "
+            "my_nets.py."
+        ) from error
+    except (Exception, SystemExit) as error:  # the user's own code
+        raise SpratError(
+            f"{source} fails: {type(error).__name__}: {error}. Change its code, or name another "
+            "file, as my_nets.py, or a module that can be imported."
+        ) from error
+
+
+def used() -> list[str]:
+    """Return the files and modules that were named so far."""
+    return list(_used)
+
+
+def find(name: str) -> type[nn.Module]:
+    """Return the class that FILE:CLASS names, from the code in use: that of FILE, or, since a file
+    may have moved, any that holds such a class.
+
+    Raises:
+        CodeNotNamed: the user named no code.
+        SpratError: the code in use has no such network.
+    """
+    source, _, class_name = name.rpartition(":")
+    for module in [_used[source]] if source in _used else _used.values():
+        found = getattr(module, class_name, None)
+        if _is_network(found):
+            return found
+    if not _used:
+        raise CodeNotNamed(source, class_name)
+    where = [source] if source in _used else used()
+    networks = [k for each in where for k, v in vars(_used[each]).items() if _is_network(v)]
+    raise SpratError(
+        f"{' and '.join(where)} has no network {class_name!r}{did_you_mean(class_name, networks)} "
+        "Name a class that is a torch.nn.Module."
+    )
+
+
+def _is_network(value: object) -> TypeGuard[type[nn.Module]]:
+    return isinstance(value, type) and issubclass(value, nn.Module)
+
+
+def _run_file(file: str) -> ModuleType:
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(2, "No such file", file)
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:  # for what the file imports from next to it; last, to hide nothing
+        sys.path.append(folder)
+    name = f"sprat_own_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses, for one, look there
+    spec.loader.exec_module(module)
+    return module
+
+
+def _import(name: str) -> ModuleType:
+    sys.path.insert(0, "")
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove("")

@@ -1,0 +1,212 @@
+"""Networks by name, and the settings that make another network of one.
+
+    network = build_network(NetworkConfig(name="SpratNet", widths=(40, 72)), num_classes=10)
+
+A new network is a class in its family's file and a line of `NETWORKS`. Its constructor takes
+`num_classes`, `dropout` and, by the names they have in `NetworkConfig`, the settings it has. It
+maps normalised images B x 3 x H x W of any side from `min_side` up to logits B x num_classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from sprat.deferred import deferred
+from sprat.errors import SpratError, did_you_mean, plain, shown
+from sprat.models import code
+from sprat.settings.field import Table, setting
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+else:
+    torch = deferred("torch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(Table, name="network"):
+    """The network: a name, and settings where they differ from those that the name stands for."""
+
+    name: str = setting(
+        "OptimizedCIFAR10Net200K",
+        "Network by name, where case, - and _ do not matter, or a class of your own as "
+        "my_nets.py:MyNet",
+    )
+    widths: tuple[int, ...] = setting((), "Channels of each stage", at_least=1, at_most=4_096)
+    depth: tuple[int, ...] = setting(
+        (), "Blocks of every stage, or of each", at_least=0, at_most=64
+    )
+    strides: tuple[int, ...] = setting((), "Stride of each stage", at_least=1, at_most=4)
+    widening: tuple[float, ...] = setting(
+        (),
+        "How many times as wide a block is inside, in every stage or in each",
+        at_least=0.1,
+        at_most=16,
+    )
+    kernels: tuple[int, ...] = setting(
+        (),
+        "Depthwise windows, each for an equal share of the channels; 1 leaves its share as it is",
+        at_least=1,
+        at_most=31,
+        unit="pixels",
+    )
+
+    @functools.cached_property
+    def given(self) -> dict[str, tuple[float, ...]]:
+        """The settings that differ from those the name stands for."""
+        values = dataclasses.asdict(self)
+        return {key: value for key, value in values.items() if key != "name" and value}
+
+    @property
+    def title(self) -> str:
+        """The name, of a network of the user's own that of its class."""
+        return self.name.rpartition(":")[2]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the name and the settings that are given, as JSON has them."""
+        return {"name": self.name} | {key: list(value) for key, value in self.given.items()}
+
+    def __str__(self) -> str:
+        """SpratNet (widths 40, 72; depth 3)."""
+        settings = (f"{key} {', '.join(map(str, value))}" for key, value in self.given.items())
+        return f"{self.title} ({'; '.join(settings)})" if self.given else self.title
+
+
+# the module of sprat.models that holds each class
+NETWORKS = {
+    "OptimizedCIFAR10Net200K": "optimized200k",
+    "SpratNet": "sprat",
+    "SpratT": "sprat",
+    "SpratS": "sprat",
+    "SpratM": "sprat",
+    "SpratL": "sprat",
+    "ResNet8": "resnet8",
+    "ResNet20": "resnet",
+    "ResNet20A": "resnet",
+    "WRN16x1": "wideresnet",
+    "Tiniest": "tiniest",
+    "DenseNetBC40": "densenet",
+    "ShuffleNetV2x05": "shufflenetv2",
+    "MobileNetV2": "mobilenetv2",
+    "ResNet18": "resnet",
+}
+
+
+def find_name(name: str) -> str:
+    """Return the network's name as `NETWORKS` spells it; case, "-" and "_" do not matter. A class
+    of the user's own keeps the name it was given.
+
+    Raises:
+        SpratError: no network has that name; gives the names there are and the nearest.
+    """
+    if code.is_own(name):
+        return name
+    by_plain_name = {plain(each): each for each in NETWORKS}
+    if plain(name) in by_plain_name:
+        return by_plain_name[plain(name)]
+    raise SpratError(
+        f"Unknown network {shown(name)}{did_you_mean(name, NETWORKS) or '.'} Available: "
+        f"{', '.join(NETWORKS)}, or a class of your own as my_nets.py:MyNet."
+    )
+
+
+def find_class(name: str) -> type[nn.Module]:
+    """Return the class that a name stands for, one of the user's own from the code in use.
+
+    Raises:
+        SpratError: there is none, or it is in a file that the user did not name.
+    """
+    if code.is_own(name):
+        return code.find(name)
+    name = find_name(name)
+    cls: type[nn.Module] = getattr(import_module(f"sprat.models.{NETWORKS[name]}"), name)
+    return cls
+
+
+def build_network(
+    network: NetworkConfig | str, num_classes: int = 10, dropout: float = 0.0
+) -> nn.Module:
+    """Return a new network, its initial weights drawn from torch's generator.
+
+    Args:
+        network: its name, or its name and settings.
+        num_classes: length of the logits.
+        dropout: probability of zeroing a pooled feature in training.
+
+    Raises:
+        SpratError: there is no such network, it does not take a setting or its value, or it is the
+            user's own and fails.
+    """
+    config = NetworkConfig(name=network) if isinstance(network, str) else network
+    cls = find_class(config.name)
+    takes = inspect.signature(cls).parameters
+    for key in config.given:
+        if key not in takes:
+            raise _not_taken(config, key, takes)
+    settings = {"num_classes": num_classes, "dropout": dropout}
+    settings = {key: value for key, value in settings.items() if key in takes}
+    try:
+        return cls(**settings, **config.given)
+    except SpratError:
+        raise
+    except Exception as error:
+        if not code.is_own(config.name):
+            raise
+        raise SpratError(
+            f"{config.name} cannot be built: {type(error).__name__}: {error}. Its constructor is "
+            f"given {' and '.join(settings) or 'nothing'}; change its code."
+        ) from error
+
+
+def _not_taken(config: NetworkConfig, key: str, takes: Iterable[str]) -> SpratError:
+    settings = [each for each in takes if each in config.settings and each != "name"]
+    has = f"only {', '.join(settings)}" if settings else "none"
+    return SpratError(
+        f"network.{key} is {shown(list(config.given[key]))}, but {config.name} does not take it "
+        f"(of these settings: {has}). Leave it out, or choose a network with --model, which drops "
+        "the recipe's network settings."
+    )
+
+
+def draft_network(network: NetworkConfig | str, num_classes: int = 10) -> nn.Module:
+    """Return a network as `build_network` builds it, to look at: its initial weights leave torch's
+    generator as it was.
+
+    Raises:
+        SpratError: as `build_network`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        return build_network(network, num_classes)
+
+
+def check_outputs(network: nn.Module, num_classes: int, side: int) -> None:
+    """Check that a network answers an image 3 x side x side with a logit for each class.
+
+    Raises:
+        SpratError: it cannot take the image, or answers with something else.
+    """
+    name = type(network).__name__
+    was_training = network.training
+    try:
+        with torch.inference_mode():
+            logits = network.eval()(torch.zeros(1, 3, side, side))
+    except Exception as error:  # the user's own code
+        raise SpratError(
+            f"{name} cannot take an image of 3 x {side} x {side}: {type(error).__name__}: {error}. "
+            "Change its code, or the images' side."
+        ) from error
+    finally:
+        network.train(was_training)
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if shape != (1, num_classes):
+        raise SpratError(
+            f"{name} answers one image with {shape}, expected logits of shape (1, {num_classes}), "
+            "one for each class. Let its constructor take num_classes, or give the number of its "
+            "classes (--classes)."
+        )
