@@ -16,7 +16,7 @@ SOURCE = Path(sprat.__file__).parent
 ROOT = SOURCE.parents[1]
 
 FLOORS = {
-    "cli": 3, "api": 3, "display": 3, "serve": 3,
+    "cli": 4, "api": 3, "display": 3, "serve": 3,
     "training": 2, "predict": 2, "plots": 2, "compare": 2, "ship": 2,
     "report": 2, "export": 2, "formats": 0,
     "data": 1, "evaluate": 1, "checkpoint": 1, "results": 1,
@@ -27,9 +27,7 @@ FLOORS = {
     "settings.field": -1, "deferred": -2, "errors": -2, "text": -3,
 }  # fmt: skip
 SIDEWAYS = {
-    ("cli", "display"),
     ("api", "display"),
-    ("cli", "serve"),
     ("plots", "compare"),
     ("ship", "export"),
     ("ship", "training"),

@@ -1,0 +1,146 @@
+"""Commands that look at data and augmentation: data show, fetch, verify; augment preview."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from sprat import names
+from sprat.cli.app import augment, data
+from sprat.cli.options import DataDir, JsonOutput, check_names, check_picture
+from sprat.cli.recipe import DEFAULT_RECIPES
+from sprat.settings.config import Config, PicturesConfig
+from sprat.text import visible
+
+
+@data.command
+def show(
+    *,
+    dataset: str = "auto",
+    output: Path | None = None,
+    columns: int = 12,
+    data_dir: DataDir = None,
+    pictures: PicturesConfig = PicturesConfig(),  # noqa: B008
+) -> None:
+    """Draw a contact sheet: a row of training images for each class.
+
+    Parameters
+    ----------
+    dataset
+        cifar10, cifar100, svhn, shapes10, auto, or a folder that holds a folder of pictures for
+        each class.
+    output
+        PNG file to write; by default DATASET.png.
+    columns
+        Images in a row.
+    """
+    check_picture(output, columns)
+    names.check_dataset(dataset)
+
+    from sprat.display import load_shown, make_console
+    from sprat.plots import draw_contact_sheet
+
+    console = make_console()
+    loaded = load_shown(console, dataset, data_dir, pictures)
+    title = f"{loaded.name}: {len(loaded.train):,} training, {len(loaded.test):,} test images"
+    path = output or Path(f"{Path(loaded.name).name}.png")
+    draw_contact_sheet(loaded.train, title, path, columns)
+    print(visible(path))
+
+
+@data.command
+def fetch(
+    *,
+    dataset: str = "cifar10",
+    data_dir: Annotated[
+        Path | None,
+        Parameter(help="Where to; by default, if it is not in $SPRAT_DATA, the user's cache."),
+    ] = None,
+) -> None:
+    """Fetch a dataset unless it is there whole, and say where it lies; an interrupted fetch goes
+    on where it was.
+
+    Parameters
+    ----------
+    dataset
+        cifar10, cifar100 or svhn.
+    """
+    names.check_published(dataset)
+
+    from sprat.data import fetch_dataset
+    from sprat.display import loading, make_console, noting
+
+    console = make_console(stderr=True)
+    with loading(console, f"looking for {dataset}") as progress:
+        place = fetch_dataset(dataset, data_dir, progress, noting(console))
+    print(visible(place))
+
+
+@data.command
+def verify(
+    *,
+    dataset: str = "cifar10",
+    data_dir: Annotated[
+        Path | None,
+        Parameter(help="Where the dataset lies; by default $SPRAT_DATA, then the user's cache."),
+    ] = None,
+    json_output: JsonOutput = False,
+) -> int:
+    """Hold a dataset's files to their published md5s: a line for each; exit code 0 if all are
+    whole, else 1.
+
+    Parameters
+    ----------
+    dataset
+        cifar10, cifar100 or svhn.
+    """
+    names.check_published(dataset)
+
+    from sprat.data import verify_dataset
+
+    folder, states = verify_dataset(dataset, data_dir)
+    ok = all(state == "ok" for state in states.values())
+    if json_output:
+        named = {str(path): state for path, state in states.items()}
+        print(json.dumps({"folder": str(folder), "ok": ok, "files": named}))
+    else:
+        for path, state in states.items():
+            print(f"{visible(path)}   {'DAMAGED' if state == 'damaged' else state}")
+    return 0 if ok else 1
+
+
+@augment.command
+def preview(
+    *,
+    recipe: str = DEFAULT_RECIPES["augment", "preview"],
+    output: Path | None = None,
+    columns: int = 8,
+    data_dir: DataDir = None,
+    config: Annotated[Config, Parameter(name="*")] = Config(),  # noqa: B008
+) -> None:
+    """Draw what a recipe does to training images: each transform alone at its limits, all
+    together, and each mixer with its weights.
+
+    Parameters
+    ----------
+    recipe
+        A shipped recipe's name, or the path of a .toml file; its settings can be changed here.
+    output
+        PNG file to write; by default augment-RECIPE.png.
+    columns
+        Pictures in a row, of as many classes.
+    """
+    check_picture(output, columns)
+    check_names(config)
+
+    from sprat.display import load_shown, make_console
+    from sprat.plots import draw_preview
+    from sprat.training.images import preview_augmentation
+
+    loaded = load_shown(make_console(), config.dataset, data_dir, config.pictures)
+    rows = preview_augmentation(config, loaded.train, columns)
+    name = Path(recipe).stem
+    path = output or Path(f"augment-{name}.png")
+    draw_preview(rows, f"{name} on {loaded.name}", path)
+    print(visible(path))

@@ -1,0 +1,74 @@
+"""Runs a command, and ends it in words."""
+
+import contextlib
+import io
+import os
+import sys
+import warnings
+from typing import IO
+
+from cyclopts import CycloptsError
+
+from sprat.cli import data, evaluate, network, serve, train  # noqa: F401 - their commands
+from sprat.cli.app import app
+from sprat.cli.errors import complain, ended_by, lacks_memory
+from sprat.errors import SpratError
+
+
+def main() -> None:
+    """Runs a command; a user's mistake ends it with one line on stderr and exit code 2."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started sprat
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123
+        elif isinstance(stream, io.TextIOWrapper):  # a bar of blocks must not fail in cp1252
+            stream.reconfigure(errors="replace")
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of damage that sprat refuses or reads past
+    code = _run(sys.argv[1:])
+    if (error := _flush(sys.stdout)) and code != 141:
+        code = ended_by(error)
+    _flush(sys.stderr)
+    sys.exit(code)
+
+
+def _run(words: list[str]) -> int:
+    """Runs a command; returns its exit code."""
+    try:
+        code: int = app(
+            words,
+            result_action="return_int_as_exit_code_else_zero",
+            exit_on_error=False,
+            print_error=False,
+        )
+        return code
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else bool(ended.code)
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return 130
+    except CycloptsError as error:
+        complain(str(error))
+        return 2
+    except (SpratError, OSError) as error:
+        return ended_by(error)
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        complain(
+            "There is not enough memory for this. Take smaller batches (--batch-size) or pictures "
+            "(--pictures.side), or end other programs; a run that has saved an epoch goes on with "
+            "sprat train --resume."
+        )
+        return 2
+
+
+def _flush(stream: IO[str]) -> OSError | None:
+    """Writes what is buffered; returns the error if that fails, and lets go of the rest, which
+    would fail again as the interpreter ends."""
+    try:
+        stream.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return error
+    return None

@@ -1,0 +1,315 @@
+"""Commands about networks and models: summary, check, export, models."""
+
+import dataclasses
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from sprat import names
+from sprat.cli.app import app
+from sprat.cli.evaluate import load_judged
+from sprat.cli.options import DataDir, JsonOutput, ModelName, check_png
+from sprat.errors import SpratError
+from sprat.models import code, find_name
+from sprat.settings.config import BudgetConfig
+from sprat.text import visible, warn
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import nn
+
+
+@app.command
+def export(
+    model: ModelName,
+    /,
+    *,
+    format: Literal["onnx", "onnx-int8", "pt2", "pth"] = "onnx",
+    output: Path | None = None,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
+    raw: Annotated[bool, Parameter(negative=())] = False,
+    max_drop: float = 2.0,
+    dataset: str | None = None,
+    data_dir: DataDir = None,
+    json_output: JsonOutput = False,
+) -> None:
+    """Write a model in a format that runs without sprat, once it is seen to agree with torch on
+    1,000 images.
+
+    Parameters
+    ----------
+    format
+        onnx; onnx-int8, quantised; pt2, a program of torch.export; pth, a state_dict.
+    output
+        File to write; by default NAME.onnx, NAME-int8.onnx, NAME.pt2 or NAME.pth in this folder.
+    overwrite
+        Replace a file that exists.
+    raw
+        Take images that are normalised already, float32, and give logits; by default images are
+        uint8, 0 to 255, and probabilities come out.
+    max_drop
+        Percentage points of accuracy that onnx-int8 may lose on the compared images.
+    dataset
+        Of the images that are compared, and that onnx-int8 is calibrated on; by default the one
+        the model was trained on.
+    """
+    from sprat.formats import ENDINGS, check_options, check_output
+    from sprat.zoo import locate
+
+    place = locate(model)
+    check_options(format, raw, max_drop)
+    if output is not None:
+        check_output(output, format, overwrite)
+    if dataset is not None:
+        names.check_dataset(dataset)
+
+    from sprat.checkpoint import load_model
+    from sprat.display import doing, make_console, print_contenders
+    from sprat.export import export as write
+    from sprat.results import read_config
+    from sprat.runtime import keep_freed_memory, set_threads
+
+    keep_freed_memory()
+    set_threads()
+    loaded = load_model(place)
+    path = output or Path(f"{loaded.name}{ENDINGS[format]}")
+    check_output(path, format, overwrite)  # rather than after a download
+    config = read_config(place)[0] if place.is_dir() else None
+    split = "val" if config is not None and not config.final else "test"
+    console = make_console(stderr=json_output)
+    name, training, compared = "shapes10", None, None
+    try:
+        name, training, compared = load_judged(
+            console, model, loaded, config, split, dataset, data_dir
+        )
+    except SpratError as error:
+        if format == "onnx-int8":
+            why = (
+                f"onnx-int8 is calibrated on images that the model was trained on: {error.args[0]}"
+            )
+            raise SpratError(why, *error.args[1:]) from error
+        warn(f"compared on drawings of shapes10 instead: {error}")
+    with doing(console, "exporting") as tell:
+        exported = write(
+            loaded,
+            path,
+            format,
+            raw=raw,
+            compared=compared,
+            training=training,
+            max_drop=max_drop,
+            overwrite=overwrite,
+            tell=tell,
+        )
+    split = split if compared else "drawings"
+    if json_output:
+        named = {"model": loaded.name, "dataset": name, "split": split}
+        print(json.dumps(named | dataclasses.asdict(exported) | {"path": str(path)}))
+        return
+    print_contenders(console, exported.contenders)
+    console.print(
+        f"\n{exported.n:,} images of {visible(name)} ({split}): {100 * exported.same_top1:.2f} % "
+        "are named as torch names them, probabilities differ by up to "
+        f"{exported.largest_difference:.2g}; one image is timed on one thread\n{visible(path)}"
+    )
+
+
+@app.command
+def summary(
+    model: str,
+    /,
+    *,
+    depth: int = 0,
+    side: int | None = None,
+    classes: int = 10,
+    effective: Path | None = None,
+    json_output: JsonOutput = False,
+) -> None:
+    """What a network costs and sees: layers, parameters, MACs, receptive field, memory.
+
+    Parameters
+    ----------
+    model
+        A network's name, a model.safetensors or a run's folder, or module:Class of your own.
+    depth
+        Parts of a layer's path that make a row; 0: every layer for itself.
+    side
+        Of the image, in pixels; by default what the model was trained on, else 32.
+    classes
+        Outputs of a network that is not a saved model.
+    effective
+        PNG file to draw the effective receptive field into: with the pretrained weights of the
+        network if it has some, else with its initial ones.
+    """
+    if depth < 0:
+        raise SpratError(f"--depth is {depth}, expected 0 (every layer) or above")
+    check_png(effective, "--effective")
+
+    from sprat.display import make_console, print_summary
+
+    network, side = _find_network(model, side, classes, pretrained=effective is not None)
+
+    from sprat.budget import summarize
+
+    summarized = summarize(network, side, depth)
+    values = summarized.to_dict()
+    if effective is not None:
+        values["effective_side"] = _draw_effective(
+            make_console(stderr=True), network, side, effective
+        )
+    if json_output:
+        print(json.dumps(values))
+    else:
+        print_summary(make_console(), summarized)
+        if effective is not None:
+            place = visible(effective)
+            print(f"  effective field    {values['effective_side']:.1f} px, drawn in {place}")
+
+
+@app.command
+def check(
+    model: str,
+    /,
+    *,
+    budget: Annotated[BudgetConfig, Parameter(name="*")] = BudgetConfig(),  # noqa: B008
+    min_accuracy: float = 0.0,
+    side: int | None = None,
+    classes: int = 10,
+    json_output: JsonOutput = False,
+) -> int:
+    """Hold a network to limits: a line for each; exit code 0 if all are kept, else 1.
+
+    Parameters
+    ----------
+    model
+        A network's name, a model.safetensors or a run's folder, or module:Class of your own.
+    min_accuracy
+        Least accuracy of a run, on what it was judged on, as a fraction: 0.85.
+    side
+        Of the image, in pixels; by default what the model was trained on, else 32.
+    classes
+        Outputs of a network that is not a saved model.
+    """
+    limits = budget.limits | {"min_accuracy": min_accuracy}
+    if not 0 <= min_accuracy <= 1:
+        raise SpratError(f"--min-accuracy is {min_accuracy}, expected a fraction, 0 to 1")
+    if not any(limits.values()):
+        raise SpratError("no limit is given; --max-parameters 200000, say (see sprat check --help)")
+
+    from sprat.display import make_console, print_verdicts
+    from sprat.results import RESULTS_FILE, read_results
+
+    accuracy = None
+    if min_accuracy:
+        results = read_results(Path(model) / RESULTS_FILE)
+        accuracy = (results["test"] or results["val"])["top1"]
+    network, side = _find_network(model, side, classes)
+
+    from sprat.budget import judge_limits, summarize
+
+    summarized = summarize(network, side)
+    verdicts = judge_limits(limits, summarized, budget.stored_as, accuracy)
+    if json_output:
+        print(json.dumps([dataclasses.asdict(verdict) for verdict in verdicts]))
+    else:
+        print_verdicts(make_console(), summarized.model, verdicts)
+    return 0 if all(verdict.kept for verdict in verdicts) else 1
+
+
+def _find_network(
+    model: str, side: int | None, classes: int, pretrained: bool = False
+) -> "tuple[nn.Module, int]":
+    """Return a network by its name, file, run or class, and the side of its images.
+
+    Args:
+        pretrained: with its pretrained weights, if a network of that name and ten classes has some.
+    """
+    if side is not None and side < 1:
+        raise SpratError(f"--side is {side}, expected at least 1 pixel")
+    if classes < 1:
+        raise SpratError(f"--classes is {classes}, expected at least 1")
+    is_file = Path(model).exists() or model.endswith(".safetensors")
+    if not is_file and ":" not in model:
+        find_name(model)
+
+    import torch
+
+    from sprat.checkpoint import load_model
+    from sprat.models import build_network, check_outputs
+    from sprat.zoo import is_model, locate
+
+    if is_file or (pretrained and classes == 10 and is_model(model)):
+        loaded = load_model(locate(model))
+        return loaded.network, side or loaded.side
+    torch.manual_seed(0)  # initial weights are drawn
+    if ":" in model:
+        code.use(code.source_of(model))
+        network = build_network(model, classes)
+        check_outputs(network, classes, side or 32)
+        return network, side or 32
+    return build_network(model, classes), side or 32
+
+
+def _draw_effective(console: "Console", network: "nn.Module", side: int, path: Path) -> float:
+    """Draws the effective receptive field on images that hold the whole field; gives its side."""
+    from sprat.budget import DRAWS, effective_field, effective_side, receptive_field
+    from sprat.display import judging_bar
+    from sprat.plots import draw_effective_field
+
+    size = receptive_field(network, side) or side
+    canvas = max(side, 32 * math.ceil((size + 1) / 32))
+    with judging_bar(console, "following the gradient", DRAWS) as progress:
+        field = effective_field(network, canvas, progress)
+    title = f"What a value of {type(network).__name__} depends on"
+    draw_effective_field(field, size, side, title, path)
+    return effective_side(field)
+
+
+@app.command
+def models(
+    name: str | None = None,
+    /,
+    *,
+    json_output: JsonOutput = False,
+) -> None:
+    """The trained models that ship with sprat, best first; with a name, that one's card.
+
+    Parameters
+    ----------
+    name
+        A shipped model's.
+    """
+    from sprat.display import make_console, print_table
+    from sprat.zoo import card_text, cards, find_card, listed
+
+    if name is not None:
+        card = find_card(name)
+        if json_output:
+            print(json.dumps(card))
+        elif sys.stdout.isatty():
+            from rich.markdown import Markdown
+
+            make_console().print(Markdown(card_text(card)))
+        else:
+            print(card_text(card))
+        return
+    known = [listed(card) for card in cards()]
+    if json_output:
+        print(json.dumps(known))
+        return
+    rows = [("name", "parameters", "test accuracy", "bytes", "sha256")]
+    rows += [
+        (
+            model["name"],
+            f"{model['parameters']:,}",
+            f"{100 * model['test_top1']:.2f} %",
+            f"{model['bytes']:,}",
+            model["sha256"],
+        )
+        for model in known
+    ]
+    print_table(make_console(), rows, left=1, left_again=4)
