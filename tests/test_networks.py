@@ -1,0 +1,291 @@
+"""Networks as specs: by name, with settings, and as a user's own code."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL, weights
+
+from sprat.checkpoint import load_model, metadata, save_model
+from sprat.data import Dataset
+from sprat.errors import SpratError
+from sprat.kernels import why_not
+from sprat.models import NETWORKS, NetworkConfig, build_network, code, draft_network
+from sprat.models.blocks import blueprint_of
+from sprat.settings.config import Config
+from sprat.settings.recipes import load_recipe, overrides, to_toml
+from sprat.training.observer import Observer
+from sprat.training.start import resume, train
+
+OWN = '''
+"""Leaves a mark where it runs."""
+import torch
+from pathlib import Path
+from torch import nn
+
+Path(__file__).with_name("ran").touch()
+
+class MyNet(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 4)
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, images):
+        return self.head(self.stem(images).relu().mean((2, 3)))
+
+class Plain(MyNet):
+    def __init__(self):
+        super().__init__(10)
+
+class Wide(MyNet):
+    def __init__(self, num_classes=10, dropout=0.0, *, widths=(8,)):
+        super().__init__(num_classes)
+        self.widths = widths
+
+class Broken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        raise KeyError("no such part")
+
+class Silent(nn.Module):
+    def forward(self, images):
+        return images.mean()
+
+not_a_network = 3
+'''
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of a user's networks, which was not named yet."""
+    monkeypatch.setattr(code, "_used", {})
+    path = tmp_path / "my_nets.py"
+    path.write_text(OWN)
+    return path
+
+
+SPECS = [
+    NetworkConfig(name="SpratNet", widths=(8, 12), depth=(1,)),
+    NetworkConfig(name="SpratNet", widths=(9, 15, 21), kernels=(1, 3, 5), widening=(1.3,)),
+    NetworkConfig(name="SpratNet", widths=(8, 8), depth=(0, 2), strides=(2, 1)),
+    NetworkConfig(name="SpratS", depth=(1, 2), widening=(1.0, 2.0)),
+    NetworkConfig(name="OptimizedCIFAR10Net200K", widths=(6, 10, 14), depth=(1, 2, 1)),
+    NetworkConfig(name="OptimizedCIFAR10Net200K", strides=(2, 2, 1, 2)),
+]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+class TestEverySpec:
+    def test_every_parameter_gets_a_gradient(self, spec: NetworkConfig) -> None:
+        torch.manual_seed(0)
+        network = build_network(spec, 7).train()
+        answers = network(torch.randn(4, 3, 32, 24))
+        assert answers.shape == (4, 7)
+        answers.square().mean().backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+    def test_describes_itself_to_the_compiled_kernels(self, spec: NetworkConfig) -> None:
+        assert blueprint_of(build_network(spec)) is not None
+        even = all(width % 2 == 0 for width in spec.widths)
+        if even and spec.strides[:1] != (2,):  # no kernels for the others yet
+            reason = why_not(draft_network(spec), torch.device("cpu"), 16)
+            assert reason is None or "compiler" in reason
+
+    def test_a_config_keeps_it(self, spec: NetworkConfig) -> None:
+        config = dataclasses.replace(SMALL, network=spec)
+        assert Config.from_dict(config.to_dict()) == config
+        assert SMALL.changed(overrides(config, SMALL)) == config
+
+    def test_a_recipe_keeps_it(self, spec: NetworkConfig, tmp_path: Path) -> None:
+        path = tmp_path / "recipe.toml"
+        path.write_text(to_toml(dataclasses.replace(SMALL, network=spec)))
+        assert load_recipe(str(path)).network == spec
+
+
+def test_a_spec_is_trained_saved_and_loaded(tiny: Dataset, tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, network=SPECS[0], epochs=2, kernels="auto")
+    results = train(config, tiny, tmp_path / "run", recipe="small")
+    assert results["model"] == "SpratNet"
+    assert results["network"] == {"name": "SpratNet", "widths": [8, 12], "depth": [1]}
+    loaded = load_model(tmp_path / "run")
+    assert loaded.spec == SPECS[0]
+    parameters = sum(p.numel() for p in loaded.network.parameters())
+    assert (
+        parameters
+        == results["parameters"]
+        == sum(p.numel() for p in build_network(SPECS[0]).parameters())
+    )
+
+
+def test_one_number_stands_for_every_stage() -> None:
+    one = Config.from_dict({"network": {"name": "SpratNet", "depth": 2, "widening": 1}})
+    assert one.network == NetworkConfig(name="SpratNet", depth=(2,), widening=(1.0,))
+
+
+class TestModelByName:
+    def test_drops_the_other_settings(self) -> None:
+        config = dataclasses.replace(SMALL, network=SPECS[1])
+        assert config.changed({"model": "ResNet8"}).network == NetworkConfig(name="ResNet8")
+
+    def test_takes_those_that_are_given_with_it(self) -> None:
+        config = dataclasses.replace(SMALL, network=SPECS[1])
+        changed = config.changed({"model": "SpratS", "network.depth": 2})
+        assert changed.network == NetworkConfig(name="SpratS", depth=(2,))
+
+    def test_is_read_from_older_recipes(self, tmp_path: Path) -> None:
+        path = tmp_path / "old.toml"
+        path.write_text('model = "sprat-s"\n')
+        assert load_recipe(str(path)).network == NetworkConfig(name="sprat-s")
+
+    def test_and_a_table_too_are_refused(self) -> None:
+        with pytest.raises(SpratError, match=r"model is .SpratS., but .* table \[network\]"):
+            Config.from_dict({"model": "SpratS", "network": {"depth": 2}})
+
+
+REFUSED = [
+    (NetworkConfig(name="ResNet8", widths=(8,)), r"network.widths is \[8\], but ResNet8 does not"),
+    (NetworkConfig(name="SpratNet", widths=(8, 10)), "divisible by 4.* Take 8 or 12 instead of 10"),
+    (NetworkConfig(name="SpratNet", widths=(2,)), "Take 4 or 4 instead of 2|Take 4"),
+    (NetworkConfig(name="SpratNet", depth=(1, 2, 3)), "one for each of the 2 stages"),
+    (NetworkConfig(name="SpratNet", kernels=(3, 4)), r"kernels is \[3, 4\], expected odd windows"),
+    (NetworkConfig(name="OptimizedCIFAR10Net200K", strides=(1, 2)), "each of the 4 stages"),
+    (NetworkConfig(name="OptimizedCIFAR10Net200K", kernels=(3,)), "widths, strides, depth"),
+]
+
+
+@pytest.mark.parametrize(("spec", "message"), REFUSED, ids=lambda value: str(value)[:40])
+def test_what_cannot_be_is_refused_by_name(spec: NetworkConfig, message: str) -> None:
+    with pytest.raises(SpratError, match=message):
+        build_network(spec)
+
+
+@pytest.mark.parametrize(
+    "values", [{"widths": 0}, {"widths": [8, -1]}, {"widths": "8"}, {"widths": 1e9}, {"depth": 65},
+               {"kernels": 33}, {"widening": 0}, {"widening": float("nan")}, {"width": 8}],
+)  # fmt: skip
+def test_values_out_of_bounds_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(SpratError, match=f"network.{next(iter(values))}"):
+        Config.from_dict({"network": values})
+
+
+def test_a_file_that_says_it_is_huge_takes_no_memory(tmp_path: Path) -> None:
+    config = load_recipe("quick")
+    network = build_network("SpratS")
+    from sprat.checkpoint import Model
+    from sprat.data.imageset import Normalization
+
+    huge = NetworkConfig(name="SpratNet", widths=(4096,) * 8, depth=(64,))
+    norm = Normalization((0.5,) * 3, (0.2,) * 3)
+    model = Model(network, "SpratNet", tuple("0123456789"), norm, 32, {}, huge)
+    save_model(tmp_path / "m.safetensors", model)
+    with pytest.raises(SpratError, match="cannot be used: it lacks"):
+        load_model(tmp_path / "m.safetensors")
+    assert config.network.name == "OptimizedCIFAR10Net200K"
+
+
+class TestOwnCode:
+    def test_runs_only_where_it_is_named(self, own: Path) -> None:
+        with pytest.raises(code.CodeNotNamed, match=f"--code {own}"):
+            build_network(f"{own}:MyNet")
+        assert not own.with_name("ran").exists()
+        code.use(str(own))
+        assert own.with_name("ran").exists()
+        assert build_network(f"{own}:MyNet", 7)(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+
+    def test_a_class_gets_what_it_takes(self, own: Path) -> None:
+        code.use(str(own))
+        assert build_network(f"{own}:Plain").head.out_features == 10
+        wide = build_network(NetworkConfig(name=f"{own}:Wide", widths=(3,)))
+        assert wide.widths == (3,)
+        with pytest.raises(SpratError, match=r"widths is \[3\], but .*MyNet does not take it"):
+            build_network(NetworkConfig(name=f"{own}:MyNet", widths=(3,)))
+
+    def test_is_found_where_the_file_is_now(self, own: Path, tmp_path: Path) -> None:
+        moved = own.rename(tmp_path / "nets.py")
+        code.use(str(moved))
+        assert build_network(f"{own}:Plain").head.out_features == 10
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("MyNat", "has no network 'MyNat'; did you mean 'MyNet'"),
+            ("not_a_network", "has no network 'not_a_network'"),
+            ("Broken", "cannot be built: KeyError: 'no such part'"),
+        ],
+    )
+    def test_what_is_no_network_is_refused(self, own: Path, name: str, message: str) -> None:
+        code.use(str(own))
+        with pytest.raises(SpratError, match=message):
+            build_network(f"{own}:{name}")
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("import nothing_of_that_name", "ModuleNotFoundError"),
+            ("def", "SyntaxError"),
+            ("import sys; sys.exit(3)", "SystemExit: 3"),
+            ("open('no such file')", "No such file"),
+        ],
+    )
+    def test_code_that_fails_is_reported(self, own: Path, text: str, message: str) -> None:
+        own.write_text(text)
+        with pytest.raises(SpratError, match=f"my_nets.py fails: .*{message}"):
+            code.use(str(own))
+
+    def test_a_file_that_is_not_there_is_reported(self, tmp_path: Path) -> None:
+        with pytest.raises(SpratError, match=r"There is no file .*gone\.py"):
+            code.use(str(tmp_path / "gone.py"))
+
+    def test_imports_from_next_to_it(self, own: Path) -> None:
+        own.with_name("my_layers_of_a_test.py").write_text(own.read_text())
+        own.write_text("from my_layers_of_a_test import Plain\n")
+        code.use(str(own))
+        assert build_network(f"{own}:Plain").head.out_features == 10
+
+    def test_is_trained_resumed_and_loaded(
+        self, own: Path, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = SMALL.changed({"model": f"{own}:MyNet", "epochs": 2})
+        run = tmp_path / "run"
+        with pytest.raises(code.CodeNotNamed):
+            train(config, tiny, run, recipe="small")
+        assert not run.exists()
+        code.use(str(own))
+        train(config, tiny, run, recipe="small")
+        whole = weights(run)
+
+        class Ends(Observer):
+            def epoch_ended(self, run: object, row: object) -> None:
+                raise KeyboardInterrupt
+
+        stopped = tmp_path / "stopped"
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tiny, stopped, recipe="small", observer=Ends())
+        monkeypatch.setattr(code, "_used", {})
+        with pytest.raises(code.CodeNotNamed):
+            resume(stopped, tiny)
+        with pytest.raises(code.CodeNotNamed):
+            load_model(run)
+        code.use(str(own))
+        resume(stopped, tiny)
+        assert weights(stopped) == whole
+        loaded = load_model(run)
+        assert loaded.name == "MyNet"
+        assert json.loads(json.dumps(metadata(loaded)))["network"] == {"name": f"{own}:MyNet"}
+
+    def test_answers_that_are_no_logits_are_refused_before_training(
+        self, own: Path, tiny: Dataset, tmp_path: Path
+    ) -> None:
+        code.use(str(own))
+        config = SMALL.changed({"model": f"{own}:Silent"})
+        with pytest.raises(SpratError, match=r"answers one image with \(\), expected logits"):
+            train(config, tiny, tmp_path / "run", recipe="small")
+        assert not (tmp_path / "run").exists()
+
+
+def test_every_name_is_a_class() -> None:
+    for name in NETWORKS:
+        assert type(draft_network(name)).__name__ == name
