@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from sprat.augment.pipeline import horizontal_flip, pad_and_crop
 from sprat.augment.transforms import normalize
 from sprat.data import load_dataset
-from sprat.evaluate import predict_probabilities
-from sprat.results import write_json
+from sprat.evaluation.evaluate import predict_probabilities
+from sprat.evaluation.records import write_json
 from sprat.runtime import describe_machine, versions
 from sprat.settings.config import Config, EMAConfig, OptimConfig
 from sprat.training.ema import EMA, reestimate_batchnorm

@@ -34,8 +34,8 @@ from steps import NoiseSteps
 from torch import Tensor, nn
 
 from sprat.data import Dataset, load_dataset
+from sprat.evaluation.records import read_json
 from sprat.models.optimized200k import OptimizedCIFAR10Net200K
-from sprat.results import read_json
 from sprat.runtime import describe_machine, versions
 from sprat.settings.config import Config, EMAConfig, OptimConfig
 from sprat.training.start import resume, train

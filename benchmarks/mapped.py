@@ -19,7 +19,7 @@ import torch
 from side_by_side import Figures, parser_for, report, take_turns
 
 from sprat.data import assemble, cache, pictures
-from sprat.evaluate import judge
+from sprat.evaluation.evaluate import evaluate
 from sprat.runtime import describe_machine, set_threads, versions
 from sprat.settings.config import Config, PicturesConfig
 from sprat.training.run import Run
@@ -65,7 +65,7 @@ def measure(share: float, arguments: argparse.Namespace) -> Figures:
             training.step(*next(batches), number).item()
         assert training.images.val is not None
         some = training.images.val.subset(torch.arange(min(2_000, len(training.images.val))))
-        judge(training.step.network, some, dataset.normalization)
+        evaluate(training.step.network, some, dataset.normalization)
     return {
         "set_bytes": images * 3 * arguments.side**2,
         "seconds_to_load": loaded - began,

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from sprat.checkpoint import load_model
 from sprat.data import Dataset, load_dataset
-from sprat.evaluate import predict_probabilities
+from sprat.evaluation.evaluate import predict_probabilities
+from sprat.evaluation.records import read_json
 from sprat.models import code
-from sprat.results import read_config, read_json
+from sprat.run_folder import read_config
 from sprat.runtime import keep_freed_memory
 from sprat.settings.config import Config
 from sprat.settings.recipes import load_recipe

@@ -20,7 +20,7 @@ import torch
 
 from sprat.data import Dataset
 from sprat.data.imageset import ImageSet, Normalization
-from sprat.results import write_json
+from sprat.evaluation.records import write_json
 from sprat.runtime import peak_memory
 from sprat.threads import SPIN_COUNT
 

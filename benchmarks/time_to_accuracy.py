@@ -22,7 +22,7 @@ import torch
 from side_by_side import Figures, parser_for, report, take_turns
 
 from sprat.data import load_dataset
-from sprat.results import read_json
+from sprat.evaluation.records import read_json
 from sprat.runtime import describe_machine, set_threads, versions
 
 TARGET = 0.8742

@@ -18,9 +18,9 @@ from side_by_side import report
 from sprat.augment.views import VIEWS
 from sprat.checkpoint import load_model
 from sprat.data import load_dataset
-from sprat.evaluate import mcnemar, predict_probabilities
+from sprat.evaluation.evaluate import mcnemar, predict_probabilities
 from sprat.inference import FrozenNetwork
-from sprat.results import read_config
+from sprat.run_folder import read_config
 from sprat.runtime import describe_machine, keep_freed_memory, set_threads, versions
 from sprat.training.images import split_off_val
 

@@ -38,7 +38,7 @@ if importlib.util.find_spec("sprat") is None:
 #
 # - `recipe` names the settings of the training. `sprint` is the fastest: 12 epochs, that is, it
 #   looks at all training pictures 12 times. `quick` and `accurate` take longer and get further.
-# - `changes` are settings that shall differ from the recipe's. The recipe judges its progress at
+# - `changes` are settings that shall differ from the recipe's. The recipe evaluates its progress at
 #   the end alone, to save seconds; here it does after every epoch, so that there is a curve to
 #   look at. The network that comes out is the same. For a first look, shorten the run with
 #   `{"epochs": 2, "optim.warmup_epochs": 0.5, "train_images": 10_000}`.
@@ -65,22 +65,23 @@ import sprat
 from sprat.budget import judge_limits, summarize
 from sprat.checkpoint import load_model
 from sprat.display import (
-    judging_bar,
     load_shown,
     make_console,
-    print_judgement,
+    print_evaluation,
     print_summary,
     print_verdicts,
+    progress_bar,
 )
-from sprat.evaluate import judge, predict_probabilities
-from sprat.models import build_network
-from sprat.plots import (
+from sprat.evaluation.evaluate import evaluate, predict_probabilities
+from sprat.figures.data import calibration, confusion, worst_mistakes
+from sprat.figures.png import (
     draw_calibration,
     draw_confusion,
     draw_contact_sheet,
     draw_mistakes,
     draw_preview,
 )
+from sprat.models import build_network
 from sprat.training.images import preview_augmentation
 
 settings = sprat.load_recipe(recipe).changed(changes).changed({"dataset": dataset, "final": True})
@@ -187,8 +188,8 @@ Image(shutil.copy(run.folder / "curves.png", output / "Result.png"))
 # %% [markdown]
 # ## How good it is
 #
-# This is the judgement on the test pictures, which was made once, after the last step. Nothing
-# about the network was chosen by it, so it tells what to expect of other pictures of this kind.
+# This is the evaluation on the test pictures, made once, after the last step. Nothing about the
+# network was chosen by it, so it shows what to expect of other pictures of this kind.
 #
 # - *Accuracy* comes with a 95 % interval: with other test pictures it might as well lie elsewhere
 #   in there. Two networks whose intervals overlap much may be equally good.
@@ -196,7 +197,7 @@ Image(shutil.copy(run.folder / "curves.png", output / "Result.png"))
 # - The *bars* show each class. Look at which is the hardest. Did you expect it?
 
 # %%
-print_judgement(console, run.results["test"])
+print_evaluation(console, run.results["test"])
 
 # %% [markdown]
 # ### What it takes for what
@@ -206,8 +207,7 @@ print_judgement(console, run.results["test"])
 # Look for pairs that are dark on both sides of the diagonal: the network mixes up these two.
 
 # %%
-classes = data.train.classes
-Image(draw_confusion(run.results["test"]["confusion"], classes, pictures / "confusion.png"))
+Image(draw_confusion(confusion(run.results["test"]), pictures / "confusion.png"))
 
 # %% [markdown]
 # ### Whether it knows when it does not know
@@ -219,11 +219,12 @@ Image(draw_confusion(run.results["test"]["confusion"], classes, pictures / "conf
 
 # %%
 model = load_model(run.folder)
-with judging_bar(console, "looking at the test pictures", len(data.test)) as progress:
+with progress_bar(console, "looking at the test pictures", len(data.test)) as progress:
     probabilities = predict_probabilities(
         model.network, data.test.images, model.normalization, progress=progress
     )
-Image(draw_calibration(probabilities, data.test.targets, pictures / "calibration.png"))
+bins = calibration(probabilities, data.test.targets)
+Image(draw_calibration(bins, pictures / "calibration.png"))
 
 # %% [markdown]
 # ## Looking more than once
@@ -236,8 +237,8 @@ Image(draw_calibration(probabilities, data.test.targets, pictures / "calibration
 # is how likely so large a difference would come by chance alone if the views were of no use.
 
 # %%
-with judging_bar(console, f"looking {views} times", views * len(data.test)) as progress:
-    again = judge(model.network, data.test, model.normalization, views, progress)
+with progress_bar(console, f"looking {views} times", views * len(data.test)) as progress:
+    again = evaluate(model.network, data.test, model.normalization, views, progress)
 print(f"1 view    {100 * again['top1']:.2f} %")
 print(f"2 views   {100 * run.results['test']['tta_top1']:.2f} %")
 print(f"{views} views   {100 * again['tta_top1']:.2f} %  (against 1: p = {again['tta_p']:.2g})")
@@ -250,7 +251,8 @@ print(f"{views} views   {100 * again['tta_top1']:.2f} %  (against 1: p = {again[
 
 # %%
 title = "wrong, and most sure of it"
-Image(draw_mistakes(data.test, probabilities, title, pictures / "mistakes.png"))
+mistakes = worst_mistakes(data.test, probabilities, most=24)
+Image(draw_mistakes(mistakes, title, pictures / "mistakes.png"))
 
 # %% [markdown]
 # ## Keep it
@@ -279,7 +281,7 @@ network.load_state_dict(weights)
 classifier = sprat.load(run.folder)
 labels, _ = classifier(data.test.images[:5])
 print("named:", ", ".join(labels))
-print("are:  ", ", ".join(classes[target] for target in data.test.targets[:5]))
+print("are:  ", ", ".join(data.test.classes[target] for target in data.test.targets[:5]))
 
 # %% [markdown]
 # ## Where to go on

@@ -99,7 +99,7 @@ from sprat.data import Dataset
 from sprat.data.imageset import ImageSet, Normalization
 from sprat.models import build_network
 from sprat.optim import build_optimizer, restore_state
-from sprat.results import read_config
+from sprat.run_folder import read_config
 
 images = torch.empty(40, 3, 16, 16, dtype=torch.uint8).random_(256)
 few = ImageSet(images, torch.arange(40) % 10, tuple("0123456789"))

@@ -10,8 +10,9 @@ from conftest import Here
 
 from sprat.checkpoint import load_model
 from sprat.data import Dataset
-from sprat.evaluate import predict_probabilities
-from sprat.results import read_config, read_json
+from sprat.evaluation.evaluate import predict_probabilities
+from sprat.evaluation.records import read_json
+from sprat.run_folder import read_config
 from sprat.settings.recipes import load_recipe
 
 BEFORE = Path(__file__).parent / "before"

@@ -178,7 +178,10 @@ class TestHelp:
             ["check", "resnet8", "--min-accuracy", "85"],
             "--min-accuracy is 85.0, expected",
         ),
-        (["check", "resnet8", "--min-accuracy", "0.8"], "is resnet8 the folder of a run?"),
+        (
+            ["check", "resnet8", "--min-accuracy", "0.8"],
+            "There is no resnet8/results.json. Name the folder of a run.",
+        ),
         (["check", "resnet8", "--max-macs", "-1"], "budget.max_macs is -1"),
         (
             ["train", "--dataset", "shapes10", "--budget.max-parameters", "100000"],

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from sprat.cli import app
-from sprat.compare import (
+from sprat.errors import SpratError
+from sprat.evaluation.compare import (
     Entry,
     comparison_table,
     pareto_front,
@@ -15,9 +16,8 @@ from sprat.compare import (
     read_published,
     to_markdown,
 )
-from sprat.errors import SpratError
-from sprat.plots import draw_comparison
-from sprat.results import write_json
+from sprat.evaluation.records import write_json
+from sprat.figures.png import draw_comparison
 
 MODEL = "OptimizedCIFAR10Net200K"
 JUDGED = {
@@ -70,7 +70,7 @@ class TestEntries:
     @pytest.mark.parametrize("text", ["[1]", "{}", '{"dataset": "cifar10"}', '"a"'])
     def test_what_is_no_result_is_told(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "x.json").write_text(text)
-        with pytest.raises(SpratError, match=r"x\.json is no result of sprat's"):
+        with pytest.raises(SpratError, match=r"x\.json is not a result of sprat"):
             read_entries([tmp_path / "x.json"])
 
     @pytest.mark.parametrize("kind", ["final", "choosing", "seeds", "evaluated"])
@@ -103,7 +103,7 @@ class TestEntries:
                     assert "\n" not in message
             file.write_text(json.dumps({k: v for k, v in values.items() if k != key}))
             if key not in ("recipe", "side"):
-                with pytest.raises(SpratError, match="is no result of sprat's"):
+                with pytest.raises(SpratError, match="is not a result of sprat"):
                     read_entries([file], published=False)
         assert refused > 7 * len(values)
 

@@ -15,7 +15,7 @@ from sprat.checkpoint import load_model
 from sprat.data import Dataset
 from sprat.data.imageset import Normalization
 from sprat.errors import SpratError
-from sprat.results import read_json, teachers_of
+from sprat.evaluation.records import read_json, teachers_of
 from sprat.settings.config import Config, DistillConfig
 from sprat.training.distill import Renormalize, distance, load_teacher, together
 from sprat.training.run import Interrupted, Run

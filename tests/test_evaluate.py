@@ -1,4 +1,4 @@
-"""Judging, beside plain twins and published values."""
+"""Evaluation, compared with plain twins and published values."""
 
 import pytest
 import torch
@@ -7,10 +7,10 @@ from torch import nn
 from sprat.augment.views import VIEWS, flipped, identity
 from sprat.data.imageset import ImageSet, Normalization
 from sprat.errors import SpratError
-from sprat.evaluate import (
+from sprat.evaluation.evaluate import (
     calibration_bins,
+    evaluate,
     expected_calibration_error,
-    judge,
     mcnemar,
     predict_probabilities,
     top1,
@@ -103,23 +103,23 @@ def test_views_are_averaged_as_probabilities() -> None:
     torch.testing.assert_close(both, torch.full_like(both, 0.5))
 
 
-def test_judgement_counts_what_is_there() -> None:
+def test_evaluation_counts_what_is_there() -> None:
     dataset = _halves()
     done: list[int] = []
-    judgement = judge(LeftRight(), dataset, PLAIN, progress=done.append)
+    evaluation = evaluate(LeftRight(), dataset, PLAIN, progress=done.append)
     # the first third is left and said so; the second is "left" but bright on the right
-    assert judgement["top1"] == pytest.approx(2 / 3)
-    assert judgement["per_class"] == {"left": pytest.approx(0.5), "right": pytest.approx(1.0)}
-    assert judgement["confusion"] == [[200, 200], [0, 200]]
-    assert judgement["n"] == 600
-    assert judgement["top1_ci95"][0] < 2 / 3 < judgement["top1_ci95"][1]
+    assert evaluation["top1"] == pytest.approx(2 / 3)
+    assert evaluation["per_class"] == {"left": pytest.approx(0.5), "right": pytest.approx(1.0)}
+    assert evaluation["confusion"] == [[200, 200], [0, 200]]
+    assert evaluation["n"] == 600
+    assert evaluation["top1_ci95"][0] < 2 / 3 < evaluation["top1_ci95"][1]
     assert sum(done) == 2 * 600
     probabilities = predict_probabilities(LeftRight(), dataset.images, PLAIN)
-    assert judgement["ece"] == expected_calibration_error(probabilities, dataset.targets)
-    assert top1(probabilities, dataset.targets) == judgement["top1"]
+    assert evaluation["ece"] == expected_calibration_error(probabilities, dataset.targets)
+    assert top1(probabilities, dataset.targets) == evaluation["top1"]
 
 
-def test_judging_leaves_the_networks_mode_as_it_was() -> None:
+def test_evaluating_leaves_the_networks_mode_as_it_was() -> None:
     network = LeftRight()
     for mode in (True, False):
         network.train(mode)
@@ -134,18 +134,18 @@ def test_views_are_weighted_as_their_set_says(tta: int) -> None:
     dataset = ImageSet(images, torch.arange(400) % 5, tuple("abcde"))
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5)).eval()
-    judgement = judge(network, dataset, PLAIN, tta)
+    evaluation = evaluate(network, dataset, PLAIN, tta)
     with torch.no_grad():
         answers = [network((view(images).float() / 255 - 0.5) / 0.25) for view, _ in VIEWS[tta]]
     single = answers[0].softmax(1)
     averaged = sum(w * a.softmax(1) for (_, w), a in zip(VIEWS[tta], answers, strict=True))
     assert isinstance(averaged, torch.Tensor)
-    assert judgement["top1"] == pytest.approx(top1(single, dataset.targets))
-    assert judgement["tta_top1"] == pytest.approx(top1(averaged, dataset.targets))
-    assert (judgement["tta_top1"] != judgement["top1"]) == (tta > 1)
-    assert judgement["tta_views"] == tta
+    assert evaluation["top1"] == pytest.approx(top1(single, dataset.targets))
+    assert evaluation["tta_top1"] == pytest.approx(top1(averaged, dataset.targets))
+    assert (evaluation["tta_top1"] != evaluation["top1"]) == (tta > 1)
+    assert evaluation["tta_views"] == tta
     hits = [p.argmax(1) == dataset.targets for p in (single, averaged)]
-    assert judgement["tta_p"] == pytest.approx(mcnemar(*hits))
+    assert evaluation["tta_p"] == pytest.approx(mcnemar(*hits))
 
 
 def test_mcnemar_agrees_with_published_values() -> None:

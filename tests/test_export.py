@@ -23,7 +23,7 @@ from sprat.checkpoint import Model, load_model, metadata
 from sprat.data import Dataset
 from sprat.data.imageset import ImageSet, Normalization
 from sprat.errors import SpratError
-from sprat.evaluate import predict_probabilities, top1
+from sprat.evaluation.evaluate import predict_probabilities, top1
 from sprat.export import Exported, export
 from sprat.formats import ENDINGS, Format
 from sprat.models import NetworkConfig, build_network

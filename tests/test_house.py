@@ -17,10 +17,11 @@ ROOT = SOURCE.parents[1]
 
 FLOORS = {
     "cli": 4, "api": 3, "display": 3, "serve": 3,
-    "training": 2, "predict": 2, "plots": 2, "compare": 2, "ship": 2,
-    "report": 2, "export": 2, "formats": 0,
-    "data": 1, "evaluate": 1, "checkpoint": 1, "results": 1,
-    "zoo": 1,
+    "training": 2, "predict": 2, "ship": 2,
+    "reporting": 2, "export": 2, "formats": 0,
+    # within floor 1 to the left only: records <- data, ... <- evaluation <- figures
+    "evaluation.records": 0.5, "data": 1, "checkpoint": 1, "run_folder": 1, "zoo": 1,
+    "evaluation": 1.5, "figures": 1.6,
     "settings": 0, "runtime": 0, "models": 0, "augment": 0, "budget": 0,
     "optim": 0, "kernels": 0, "inference": 0,
     "names": -1, "threads": -1, "files": -1, "readers": -1, "shapes": -1,
@@ -28,12 +29,9 @@ FLOORS = {
 }  # fmt: skip
 SIDEWAYS = {
     ("api", "display"),
-    ("plots", "compare"),
     ("ship", "export"),
     ("ship", "training"),
-    ("evaluate", "data"),
     ("checkpoint", "data"),
-    ("checkpoint", "results"),
     ("inference", "kernels"),
     ("kernels", "models"),
     ("kernels", "runtime"),

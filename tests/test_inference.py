@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sprat.augment.views import VIEWS
 from sprat.data.imageset import Normalization
-from sprat.evaluate import predict_probabilities
+from sprat.evaluation.evaluate import predict_probabilities
 from sprat.inference import WORTH_COMPILING, FrozenNetwork
 from sprat.kernels import Inference, NoKernels, is_built
 from sprat.kernels.cpu import build

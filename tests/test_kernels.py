@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sprat import kernels
 from sprat.data import Dataset
 from sprat.errors import SpratError
+from sprat.evaluation.records import read_json
 from sprat.kernels import CompiledNetwork, Inference, NoKernels, prepare, why_not
 from sprat.kernels.cpu import build
 from sprat.kernels.cpu.plan import CPUTrunk
@@ -24,7 +25,6 @@ from sprat.models.blocks import Block, Blueprint, Head, Normed, Separable, bluep
 from sprat.models.classifier import conv_bn
 from sprat.models.optimized200k import OptimizedCIFAR10Net200K
 from sprat.models.sprat import SpratBlock, SpratS
-from sprat.results import read_json
 from sprat.training.ema import reestimate_batchnorm
 from sprat.training.observer import Observer
 from sprat.training.run import Interrupted

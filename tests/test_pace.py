@@ -43,7 +43,7 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 def test_as_many_epochs_as_fit_are_trained(
     monkeypatch: pytest.MonkeyPatch, tiny: Dataset, judge_every: int
 ) -> None:
-    pace = Pace(epoch=2.0, checkpoint=0.5, judgement=1.0, final=3.0)
+    pace = Pace(epoch=2.0, checkpoint=0.5, evaluation=1.0, final=3.0)
     monkeypatch.setattr(sprat.training.pace, "measure", lambda *given: pace)
     config = dataclasses.replace(SMALL, judge_every=judge_every)
     for seconds in (30.0, 31.0, 100.0, 1_000.0):

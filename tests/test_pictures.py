@@ -29,8 +29,9 @@ from sprat.data.imageset import PIECE, ImageSet, Normalization, Rows, stratified
 from sprat.data.picture import SUFFIXES, read_picture
 from sprat.data.pictures import cache_file, list_folder
 from sprat.errors import SpratError
+from sprat.evaluation.records import read_json
 from sprat.predict import find_pictures
-from sprat.results import read_config, read_json
+from sprat.run_folder import read_config
 from sprat.settings.config import PicturesConfig
 from sprat.training.images import balanced_weights, split_off_val
 from sprat.training.run import Run

@@ -1,5 +1,6 @@
-"""Pictures of what a network says."""
+"""Figures: their data, and what PNG and SVG draw of them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 from PIL import Image
 
 from sprat.data.imageset import ImageSet
-from sprat.plots import draw_calibration, draw_confusion, draw_mistakes
+from sprat.figures.data import Confusion, calibration, confusion, worst_mistakes
+from sprat.figures.png import draw_calibration, draw_confusion, draw_mistakes
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 
@@ -24,6 +26,10 @@ def darkness(path: Path) -> int:
     return int((255 - pixels(path)).sum())
 
 
+def confused(counts: list[list[int]], names: Sequence[str]) -> Confusion:
+    return confusion({"per_class": dict.fromkeys(names), "confusion": counts})  # type: ignore
+
+
 @pytest.fixture
 def plain() -> ImageSet:
     """A red, a green and a blue picture of 8 x 8 pixels, of a class each."""
@@ -35,21 +41,25 @@ def plain() -> ImageSet:
 def test_the_mistakes_alone_are_drawn(plain: ImageSet, tmp_path: Path, wrong: list[int]) -> None:
     probabilities = torch.eye(3)
     probabilities[wrong] = probabilities[wrong].roll(1, 1)
-    drawn = pixels(draw_mistakes(plain, probabilities, "wrong", tmp_path / "a.png", columns=2))
+    mistakes = worst_mistakes(plain, probabilities, most=3)
+    drawn = pixels(draw_mistakes(mistakes, "wrong", tmp_path / "a.png", columns=2))
     for number, colour in enumerate(COLOURS):
         assert (drawn == colour).all(2).any() == (number in wrong)
 
 
-def test_no_more_mistakes_are_drawn_than_there_is_place(plain: ImageSet, tmp_path: Path) -> None:
+def test_the_surest_mistakes_come_first(plain: ImageSet, tmp_path: Path) -> None:
     surest = torch.tensor([[0.1, 0.9, 0.0], [0.2, 0.0, 0.8], [0.7, 0.3, 0.0]])
-    drawn = pixels(draw_mistakes(plain, surest, "", tmp_path / "a.png", columns=2, lines=1))
+    mistakes = worst_mistakes(plain, surest, most=2)
+    drawn = pixels(draw_mistakes(mistakes, "", tmp_path / "a.png", columns=2))
     assert [(drawn == colour).all(2).any() for colour in COLOURS] == [True, True, False]
 
 
 def test_a_confusion_is_darker_the_larger_its_share(tmp_path: Path) -> None:
     names = ("cat", "dog", "none")
     drawn = [
-        darkness(draw_confusion([[100 - n, n, 0], [m, 100 - m, 0], [0, 0, 0]], names, path))
+        darkness(
+            draw_confusion(confused([[100 - n, n, 0], [m, 100 - m, 0], [0, 0, 0]], names), path)
+        )
         for n, m, path in (
             (0, 0, tmp_path / "none.png"),
             (10, 80, tmp_path / "some.png"),
@@ -62,8 +72,11 @@ def test_a_confusion_is_darker_the_larger_its_share(tmp_path: Path) -> None:
 
 def test_of_many_classes_a_confusion_has_no_numbers(tmp_path: Path) -> None:
     names = [str(number) for number in range(30)]
-    few = draw_confusion(torch.eye(30).int().tolist(), names, tmp_path / "few.png")
-    many = draw_confusion((9_000 * torch.eye(30)).int().tolist(), names, tmp_path / "many.png")
+    few = confused(torch.eye(30).int().tolist(), names)
+    many = confused((9_000 * torch.eye(30)).int().tolist(), names)
+    few, many = (
+        draw_confusion(each, tmp_path / f"{number}.png") for number, each in enumerate((few, many))
+    )
     assert (pixels(few) == pixels(many)).all()
 
 
@@ -73,7 +86,7 @@ def test_the_bars_of_calibration_are_as_high_as_accuracy(tmp_path: Path) -> None
     blue = []
     for right in (2, 4, 8):
         targets = (torch.arange(10) >= right).long()
-        drawn = pixels(draw_calibration(sure, targets, tmp_path / f"{right}.png"))
+        drawn = pixels(draw_calibration(calibration(sure, targets), tmp_path / f"{right}.png"))
         blue.append((drawn == (0x1F, 0x77, 0xB4)).all(2).sum())
     assert blue == sorted(blue)
     assert len(set(blue)) == 3

@@ -11,7 +11,8 @@ import pytest
 from faults import KINDS
 
 from sprat.augment.views import VIEWS
-from sprat.results import read_config, read_json, read_metrics, teachers_of
+from sprat.evaluation.records import read_json, read_metrics, teachers_of
+from sprat.run_folder import read_config
 from sprat.settings.config import Config
 from sprat.settings.recipes import load_recipe, overrides, recipe_path
 from sprat.zoo import cards, find_card, listed
@@ -59,7 +60,7 @@ class TestEverySummary:
     def test_is_over_its_committed_runs(self, path: Path, tmp_path: Path) -> None:
         import shutil
 
-        from sprat.results import write_summary
+        from sprat.evaluation.summary import write_summary
 
         shutil.copytree(path.parent, tmp_path / "copy")
         assert write_summary(tmp_path / "copy") == read_json(path)

@@ -24,8 +24,9 @@ from sprat.cli import app
 from sprat.data import Dataset
 from sprat.data.imageset import ImageSet
 from sprat.errors import SpratError
-from sprat.report import MISTAKES, Answers, read_run, write_report
-from sprat.results import read_json, write_config, write_json
+from sprat.evaluation.records import read_json, write_json
+from sprat.reporting import MISTAKES, Answers, read_run, write_report
+from sprat.run_folder import write_config
 from sprat.settings.config import Config
 from sprat.settings.recipes import load_recipe, overrides
 from sprat.training.start import train
@@ -85,7 +86,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def run(small_run: Path, tmp_path: Path) -> Path:
-    """A finished run that was judged on val, to write into."""
+    """A finished run that was evaluated on val, to write into."""
     return Path(shutil.copytree(small_run, tmp_path / "run"))
 
 
@@ -110,7 +111,7 @@ def _random_answers(classes: list[str], n: int = 60, side: int = 32) -> Answers:
 
 
 def _with_classes(run: Path, names: list[str]) -> None:
-    """Makes the run's results those of other classes, each image named rightly but one."""
+    """Makes the run's results those of other classes, each image classified correctly but one."""
     results = read_json(run / "results.json")
     split = "test" if results["final"] else "val"
     confusion = np.eye(len(names), dtype=int) * 10
@@ -129,7 +130,7 @@ def page(request: pytest.FixtureRequest, tmp_path: Path, small_run: Path, final_
     """The page of a run of each kind, with answers."""
     finished = read_run({"val": small_run, "test": final_run}[request.param])
     assert finished.split == request.param
-    classes = list(finished.judged["per_class"])
+    classes = list(finished.evaluation["per_class"])
     write_report(finished, tmp_path / "page.html", _random_answers(classes))
     return Page(tmp_path / "page.html")
 
@@ -189,27 +190,27 @@ def test_figures_are_those_of_the_runs_files(
     run = {"val": small_run, "test": final_run}[kind]
     write_report(read_run(run), tmp_path / "page.html", "no answers")
     page, results = Page(tmp_path / "page.html"), read_json(run / "results.json")
-    judged = results[kind]
-    assert next(page.all("p", **{"class": "figure"}))[1] == f"{100 * judged['top1']:.2f} %"
-    low, high = (100 * share for share in judged["top1_ci95"])
-    assert f"95 % interval {low:.2f} to {high:.2f} %, n = {judged['n']}" in page.text
-    assert f"{100 * judged['tta_top1']:.2f} % as the mean of 2 views" in page.text
-    assert f"calibration error is {100 * judged['ece']:.2f} %" in page.text
+    evaluation = results[kind]
+    assert next(page.all("p", **{"class": "figure"}))[1] == f"{100 * evaluation['top1']:.2f} %"
+    low, high = (100 * share for share in evaluation["top1_ci95"])
+    assert f"95 % interval {low:.2f} to {high:.2f} %, n = {evaluation['n']}" in page.text
+    assert f"{100 * evaluation['tta_top1']:.2f} % as the mean of 2 views" in page.text
+    assert f"calibration error is {100 * evaluation['ece']:.2f} %" in page.text
     assert ("read once" in page.text) is (kind == "test")
     assert ("held-out training images (val)" in page.text) is (kind == "val")
     assert "it says nothing about CIFAR-10" in page.text
 
     by_class, matrix, *_ = page.tables()
-    names = list(judged["per_class"])
+    names = list(evaluation["per_class"])
     assert [row[0] for row in by_class[1:]] == names
     for row, share, counts in zip(
-        by_class[1:], judged["per_class"].values(), judged["confusion"], strict=True
+        by_class[1:], evaluation["per_class"].values(), evaluation["confusion"], strict=True
     ):
         assert row[2] == f"{100 * share:.2f} %"
         assert row[4] == str(sum(counts))
     assert matrix[0] == ["", *names]
     assert [row[0] for row in matrix[1:]] == names
-    assert [list(map(int, row[1:])) for row in matrix[1:]] == judged["confusion"]
+    assert [list(map(int, row[1:])) for row in matrix[1:]] == evaluation["confusion"]
 
     facts = dict(zip((t for _, t in page.all("dt")), (t for _, t in page.all("dd")), strict=True))
     assert facts["Parameters"] == f"{results['parameters']:,}"
@@ -225,7 +226,7 @@ def test_figures_are_those_of_the_runs_files(
 
 def test_the_worst_mistakes_are_the_most_confident_ones(run: Path, tmp_path: Path) -> None:
     finished = read_run(run)
-    answers = _random_answers(list(finished.judged["per_class"]))
+    answers = _random_answers(list(finished.evaluation["per_class"]))
     write_report(finished, tmp_path / "page.html", answers)
     shown = [values for values, _ in Page(tmp_path / "page.html").all("img")]
     images, probabilities = answers.images, answers.probabilities
@@ -246,18 +247,18 @@ def test_the_worst_mistakes_are_the_most_confident_ones(run: Path, tmp_path: Pat
 
 def test_without_a_mistake_it_says_so(run: Path, tmp_path: Path) -> None:
     finished = read_run(run)
-    answers = _random_answers(list(finished.judged["per_class"]))
+    answers = _random_answers(list(finished.evaluation["per_class"]))
     targets = answers.probabilities.argmax(1)
     images = dataclasses.replace(answers.images, targets=targets)
     write_report(finished, tmp_path / "page.html", Answers(images, answers.probabilities))
     page = Page(tmp_path / "page.html")
-    assert "every image was named rightly" in page.text
+    assert "every image was classified correctly" in page.text
     assert list(page.all("img")) == []
 
 
 def test_the_table_of_confidence_counts_every_image(run: Path, tmp_path: Path) -> None:
     finished = read_run(run)
-    answers = _random_answers(list(finished.judged["per_class"]), n=200)
+    answers = _random_answers(list(finished.evaluation["per_class"]), n=200)
     write_report(finished, tmp_path / "page.html", answers)
     page = Page(tmp_path / "page.html")
     (rows,) = [rows for rows in page.tables() if rows[0][0] == "confidence"]
@@ -308,7 +309,7 @@ def test_a_page_stays_small_whatever_the_pictures(run: Path, tmp_path: Path) -> 
     page = Page(path)
     assert 1 < len(list(page.all("img"))) < MISTAKES
     assert list(page.all("table", **{"class": "matrix"})) == []
-    assert "of 100 classes a matrix would be too large" in page.text
+    assert "a matrix of 100 classes would be too large" in page.text
 
 
 def test_a_class_without_an_image_has_no_accuracy(run: Path, tmp_path: Path) -> None:
@@ -370,7 +371,7 @@ def test_settings_from_python_are_given_to_python(
     monkeypatch.setattr(sprat, "train", given.append)
     exec("\n".join(program))
     assert given == [read_run(run).config]
-    assert "changes that this commit does not hold" in page.text
+    assert "changes that are not in this commit" in page.text
 
 
 def test_a_run_of_before_with_fewer_entries_is_shown(final_run: Path, tmp_path: Path) -> None:
@@ -432,10 +433,13 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("made", "message"),
         [
-            ([], "there is no folder"),
-            (["config.json"], "the run is not finished; go on with sprat train --resume"),
-            (["seed-0/results.json", "seed-1/results.json"], "several seeds; name one of them"),
-            (["unrelated.txt"], "is {run} the folder of a run?"),
+            ([], "There is no folder"),
+            (["config.json"], "the run is not finished. Resume it with sprat train --resume"),
+            (
+                ["seed-0/results.json", "seed-1/results.json"],
+                "several seeds (seed-0, seed-1). Name one of them",
+            ),
+            (["unrelated.txt"], "There is no {run}/results.json. Name the folder of a run."),
             (["results.json"], "{run}/results.json is not what a run of sprat writes"),
         ],
     )
@@ -455,7 +459,7 @@ class TestCommand:
     def test_an_output_that_is_no_page_is_refused(self, here: Here, run: Path) -> None:
         done = here("report", run, "--output", run.parent / "page.pdf")
         assert done.returncode == 2
-        assert "ends in .html" in done.stderr
+        assert "Give a name that ends in .html." in done.stderr
 
 
 @pytest.mark.parametrize("damage", [{"val": None}, {"model": 3}, {"machine": {}}, {"final": True}])

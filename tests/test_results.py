@@ -10,15 +10,9 @@ from pathlib import Path
 import pytest
 
 from sprat.errors import SpratError
-from sprat.results import (
-    new_run,
-    read_config,
-    read_json,
-    read_metrics,
-    read_results,
-    write_json,
-    write_summary,
-)
+from sprat.evaluation.records import read_json, read_metrics, read_results, write_json
+from sprat.evaluation.summary import write_summary
+from sprat.run_folder import new_run, read_config
 
 RUN = next((Path(__file__).parents[1] / "results").glob("*/seed-0"))
 RESULT = json.loads((RUN / "results.json").read_text())
@@ -50,9 +44,9 @@ def test_a_summary_is_over_the_seeds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 3}, "seed 1 differs in epochs"),
-        ({"overrides": {"epochs": 2}}, "seed 1 differs in overrides"),
-        ({"final": False, "test": None, "val": JUDGEMENT}, "seed 1 differs in final"),
+        ({"epochs": 3}, "seed 1 differs from seed 0 in epochs"),
+        ({"overrides": {"epochs": 2}}, "seed 1 differs from seed 0 in overrides"),
+        ({"final": False, "test": None, "val": JUDGEMENT}, "seed 1 differs from seed 0 in final"),
     ],
 )
 def test_runs_that_are_not_seeds_of_one_recipe_are_not_summed_up(
@@ -66,9 +60,9 @@ def test_runs_that_are_not_seeds_of_one_recipe_are_not_summed_up(
 
 
 def test_damaged_and_missing_files_are_told_by_name(tmp_path: Path) -> None:
-    with pytest.raises(SpratError, match=r"results\.json; is"):
+    with pytest.raises(SpratError, match=r"There is no .*results\.json\. Name"):
         read_json(tmp_path / "results.json")
-    with pytest.raises(SpratError, match=r"metrics\.jsonl; is"):
+    with pytest.raises(SpratError, match=r"There is no .*metrics\.jsonl\. Name"):
         read_metrics(tmp_path)
     with pytest.raises(SpratError, match="holds no seed"):
         write_summary(tmp_path)

@@ -12,7 +12,7 @@ from torch import Tensor
 from sprat.cli import app
 from sprat.data import Dataset
 from sprat.errors import SpratError
-from sprat.results import read_json
+from sprat.evaluation.records import read_json
 from sprat.settings.recipes import load_recipe, recipe_names
 from sprat.training.observer import Observer
 from sprat.training.run import Interrupted, Run

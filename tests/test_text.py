@@ -17,12 +17,13 @@ from rich.text import Text
 from test_report import Page
 
 import sprat
-from sprat import plots
 from sprat.cli import app
 from sprat.data import load_dataset
 from sprat.data.imageset import ImageSet
 from sprat.display import make_console
 from sprat.errors import SpratError
+from sprat.figures import png
+from sprat.figures.data import confusion, worst_mistakes
 from sprat.serve import pages
 from sprat.text import code, command, markdown, visible
 
@@ -238,15 +239,17 @@ def test_plots_draw_names_and_no_formulas(tmp_path: Path, monkeypatch: pytest.Mo
     images = torch.zeros(count, 3, 8, 8, dtype=torch.uint8)
     plain = ImageSet(images, torch.arange(count), tuple(NAMES))
     probabilities = torch.eye(count).roll(1, 1)
-    plots.draw_contact_sheet(plain, "$\\frac$ \x1b", tmp_path / "a.png", columns=2)
-    plots.draw_mistakes(plain, probabilities, "$\\frac$", tmp_path / "b.png")
-    plots.draw_confusion(torch.eye(count).int().tolist(), NAMES, tmp_path / "c.png")
+    png.draw_contact_sheet(plain, "$\\frac$ \x1b", tmp_path / "a.png", columns=2)
+    mistakes = worst_mistakes(plain, probabilities, 24)
+    png.draw_mistakes(mistakes, "$\\frac$", tmp_path / "b.png")
+    evaluation = {"per_class": dict.fromkeys(NAMES), "confusion": torch.eye(count).int().tolist()}
+    png.draw_confusion(confusion(evaluation), tmp_path / "c.png")
     entries = [
-        plots.Entry(name, 100_000 + 3_000 * i, None, None, 0.0, "test", name, ci95=(1e-17, 0.2))
+        png.Entry(name, 100_000 + 3_000 * i, None, None, 0.0, "test", name, ci95=(1e-17, 0.2))
         for i, name in enumerate(NAMES)
     ]
-    plots.draw_comparison(entries, tmp_path / "d.png")
-    plots.draw_comparison(entries[:1], tmp_path / "e.png")
+    png.draw_comparison(entries, tmp_path / "d.png")
+    png.draw_comparison(entries[:1], tmp_path / "e.png")
 
 
 def test_a_class_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:

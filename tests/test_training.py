@@ -20,10 +20,11 @@ from sprat.checkpoint import load_model, load_resume, save_resume
 from sprat.data import Dataset
 from sprat.data.imageset import stratified_split
 from sprat.errors import SpratError
-from sprat.evaluate import predict_probabilities, top1
+from sprat.evaluation.evaluate import predict_probabilities, top1
+from sprat.evaluation.records import read_metrics
 from sprat.files import WriteError
 from sprat.models import NetworkConfig
-from sprat.results import read_config, read_metrics
+from sprat.run_folder import read_config
 from sprat.runtime import derive_seed
 from sprat.settings.config import AugmentConfig, Config, EMAConfig, MixingConfig, OptimConfig
 from sprat.training.images import PROBE_IMAGES
@@ -594,7 +595,7 @@ class TestTheRunsFolder:
         config = dataclasses.replace(SMALL, final=True)
 
         class Bar(Observer):
-            def judging(self, images: int) -> None:
+            def evaluating(self, images: int) -> None:
                 (run / "model.safetensors").mkdir(exist_ok=True)
 
         with pytest.raises(WriteError, match=r"model\.safetensors cannot be written: a folder"):

@@ -11,10 +11,11 @@ from sprat.checkpoint import load_model
 from sprat.data import Dataset
 from sprat.display import TrainingDisplay, load_again, load_shown, make_console
 from sprat.errors import SpratError
+from sprat.evaluation.records import RunResult
+from sprat.figures.png import draw_curves
 from sprat.files import WriteError
-from sprat.plots import draw_curves
 from sprat.predict import Classifier
-from sprat.results import (
+from sprat.run_folder import (
     CONFIG_FILE,
     CURVES_FILE,
     check_empty,
@@ -36,7 +37,7 @@ class Run:
 
     folder: Path
     """Holds config.json, metrics.jsonl, results.json, curves.png, model.safetensors, last.pt."""
-    results: dict[str, Any]
+    results: RunResult
     """What results.json holds: shares from 0 to 1; what was not measured is None."""
 
 
@@ -169,7 +170,7 @@ def _resumable(folder: Path) -> Iterator[None]:
         raise WriteError(text, error) from error
 
 
-def _with_curves(folder: Path, results: dict[str, Any]) -> Run:
+def _with_curves(folder: Path, results: RunResult) -> Run:
     if not (folder / CURVES_FILE).exists():
         with _resumable(folder):
             draw_curves(folder)

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from sprat.data.imageset import Normalization
 from sprat.errors import SpratError, shown
+from sprat.evaluation.records import wrong_history
 from sprat.files import replacing, write_whole
 from sprat.models import NetworkConfig, build_network, find_name
 from sprat.models.code import CodeNotNamed
 from sprat.names import CARD_FILE, MODEL_FILE
 from sprat.readers import MODEL_BYTES, parse_json, read_bytes, read_text
-from sprat.results import wrong_history
 from sprat.shapes import (
     ANYTHING,
     MOST_CLASSES,

@@ -33,6 +33,7 @@ from sprat.training.observer import Observer
 if TYPE_CHECKING:  # what only prints a table loads no torch
     from sprat.budget import Summary, Verdict
     from sprat.data import Dataset
+    from sprat.evaluation.records import EpochRow, Evaluation
     from sprat.export import Contender
     from sprat.training.run import Run
 
@@ -144,7 +145,7 @@ class TrainingDisplay(Observer):
             redirect=True,
         )
         self.task: TaskID | None = None
-        self.judging_task: TaskID | None = None
+        self.evaluating_task: TaskID | None = None
 
     def __enter__(self) -> "TrainingDisplay":
         if _can_move(self.progress):
@@ -162,9 +163,9 @@ class TrainingDisplay(Observer):
         from sprat.training.prepare import why_torch
 
         config = run.config
-        images = len(run.images.batches.dataset)
+        count = len(run.images.batches.dataset)
         self._print(
-            f"{visible(config.model)} on {visible(run.dataset.name)}: {images:,} training "
+            f"{visible(config.model)} on {visible(run.dataset.name)}: {count:,} training "
             f"images, {config.epochs} epochs of {len(run.images.batches)} steps, on "
             f"{config.device} in {config.precision} with {config.threads} threads, into "
             f"{visible(run.folder)}"
@@ -176,8 +177,8 @@ class TrainingDisplay(Observer):
             self._print(advice)
         if run.steps_taken:
             self._print(f"resumed after step {run.steps_taken:,} of {run.total_steps:,}")
-        judged = "the probe of training images" if config.final else "val"
-        self._print(f"accuracy is on {judged}\n{HEADER}")
+        images = "the probe of training images" if config.final else "val"
+        self._print(f"accuracy is on {images}\n{HEADER}")
         for row in run.progress.history:
             self._print_row(row)
         for task in self.progress.task_ids:  # of a seed before
@@ -204,23 +205,23 @@ class TrainingDisplay(Observer):
             share = 100 * done / len(run.images.batches)
             self._print(f"  epoch {epoch}: {share:.0f} %, {rate:,.0f} images/s, {left}")
 
-    def epoch_ended(self, run: "Run", row: dict[str, Any]) -> None:
+    def epoch_ended(self, run: "Run", row: "EpochRow") -> None:
         self._print_row(row)
         if run.finished:
-            judged = run.judged_at_the_end
+            images = run.judged_at_the_end
             name = "the test set" if run.images.val is None else "val"
             if self.task is not None:
                 self.progress.update(self.task, visible=False)
-            self.judging_task = self.progress.add_task(
-                f"judging {name}", total=run.config.tta * len(judged), rate=0, left=""
+            self.evaluating_task = self.progress.add_task(
+                f"evaluating {name}", total=run.config.tta * len(images), rate=0, left=""
             )
-            self.judging_began, self.judged = time.perf_counter(), 0
+            self.evaluating_began, self.evaluated = time.perf_counter(), 0
 
-    def judging(self, images: int) -> None:
-        if self.judging_task is not None:
-            self.judged += images
-            rate = self.judged / (time.perf_counter() - self.judging_began)
-            self.progress.update(self.judging_task, advance=images, rate=rate)
+    def evaluating(self, images: int) -> None:
+        if self.evaluating_task is not None:
+            self.evaluated += images
+            rate = self.evaluated / (time.perf_counter() - self.evaluating_began)
+            self.progress.update(self.evaluating_task, advance=images, rate=rate)
 
     def _print_imbalance(self, run: "Run") -> None:
         from sprat.data.imageset import class_counts
@@ -237,9 +238,10 @@ class TrainingDisplay(Observer):
             f"{counts[most]:,} ({visible(most)}); {remedy}"
         )
 
-    def _print_row(self, row: dict[str, Any]) -> None:
+    def _print_row(self, row: "EpochRow") -> None:
         raw, averaged = (
-            "—" if row[key] is None else f"{100 * row[key]:.2f} %" for key in ("top1", "ema_top1")
+            "—" if share is None else f"{100 * share:.2f} %"
+            for share in (row["top1"], row["ema_top1"])
         )
         self._print(
             f"{row['epoch']:5} {row['loss']:8.4f} {raw:>10} {averaged:>14} "
@@ -307,20 +309,20 @@ def print_contenders(console: Console, contenders: "Sequence[Contender]") -> Non
     print_table(console, rows, left=1)
 
 
-def print_judgement(console: Console, judgement: dict[str, Any]) -> None:
-    """What `evaluate.judge` found: accuracy with its interval, calibration, each class."""
-    tta = judgement.get("tta_views", 2)  # older runs do not say, nor have they a p-value
-    p = judgement.get("tta_p")
+def print_evaluation(console: Console, evaluation: "Evaluation") -> None:
+    """Print an evaluation: accuracy with its interval, calibration, accuracy by class."""
+    tta = evaluation.get("tta_views", 2)  # older runs do not say, nor have they a p-value
+    p = evaluation.get("tta_p")
     by_chance = "" if p is None else f"  (McNemar's test: p = {p:.2g})"
     views = "with the mirrored view" if tta == 2 else f"mean of {tta} views"
-    low, high = (100 * share for share in judgement["top1_ci95"])
+    low, high = (100 * share for share in evaluation["top1_ci95"])
     console.print(
-        f"  accuracy                  {100 * judgement['top1']:.2f} %  (95 % interval {low:.2f} to "
-        f"{high:.2f}, {judgement['n']:,} images)\n"
-        f"  {views:24}  {100 * judgement['tta_top1']:.2f} %{by_chance}\n"
-        f"  calibration error (ECE)   {100 * judgement['ece']:.2f} %"
+        f"  accuracy                  {100 * evaluation['top1']:.2f} %  "
+        f"(95 % interval {low:.2f} to {high:.2f}, {evaluation['n']:,} images)\n"
+        f"  {views:24}  {100 * evaluation['tta_top1']:.2f} %{by_chance}\n"
+        f"  calibration error (ECE)   {100 * evaluation['ece']:.2f} %"
     )
-    shares = [(visible(name), share) for name, share in judgement["per_class"].items()]
+    shares = [(visible(name), share) for name, share in evaluation["per_class"].items()]
     width = max(len(name) for name, _ in shares)
     for name, share in shares:
         shown = "no image" if share is None else f"{100 * share:6.2f} %  {'█' * round(30 * share)}"
@@ -343,8 +345,8 @@ def print_table(
 
 
 @contextmanager
-def judging_bar(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar for an evaluation; gives the function to tell how many more images are done."""
+def progress_bar(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar for work on images; yield the function to call with how many more are done."""
     bar = _make_bar(
         console,
         _description(),

@@ -27,7 +27,7 @@ from sprat.checkpoint import Model, metadata
 from sprat.data import shapes10
 from sprat.data.imageset import Images, ImageSet, Normalization, stratified_split
 from sprat.errors import SpratError
-from sprat.evaluate import BATCH, predict_probabilities, top1
+from sprat.evaluation.evaluate import BATCH, predict_probabilities, top1
 from sprat.files import replacing, temporary_folder
 from sprat.formats import Format, check_options, check_output
 

@@ -15,7 +15,7 @@ from sprat.augment.views import find_views
 from sprat.checkpoint import Model
 from sprat.data.picture import SUFFIXES, fit, is_picture, is_skipped, read_picture
 from sprat.errors import SpratError
-from sprat.evaluate import BATCH, predict_probabilities
+from sprat.evaluation.evaluate import BATCH, predict_probabilities
 from sprat.inference import WORTH_COMPILING, FrozenNetwork
 from sprat.runtime import choose_device
 from sprat.text import command

@@ -10,13 +10,38 @@ import sys
 from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, NotRequired, TypedDict
 
 from sprat.errors import SpratError
+from sprat.shapes import whole
 from sprat.threads import MOST_THREADS, usable_cores
 
 if TYPE_CHECKING:
     import torch
+
+
+class Machine(TypedDict):
+    """What a figure must say of the machine it was measured on.
+
+    kernels: how a step was computed (compiled, graph, torch), and why not by compiled ones.
+    """
+
+    device: str
+    gpu: str | None
+    cpu: str
+    cores: Annotated[int, whole()] | None
+    threads: Annotated[int, whole()]
+    precision: str
+    system: str
+    kernels: NotRequired[str]
+    kernels_because: NotRequired[str]
+
+
+class GitState(TypedDict):
+    """Commit of sprat's own checkout. dirty: whether files differ from it."""
+
+    commit: str
+    dirty: bool
 
 
 def choose_device(device: str = "auto") -> "torch.device":
@@ -148,8 +173,8 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def describe_machine(device: "torch.device", precision: str, threads: int) -> dict[str, Any]:
-    """What a figure must say of the machine it was made on; plain values for JSON."""
+def describe_machine(device: "torch.device", precision: str, threads: int) -> Machine:
+    """Return what a figure must say of the machine it was measured on."""
     import torch
 
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
@@ -192,8 +217,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def git_state() -> dict[str, Any] | None:
-    """Commit of sprat's own checkout and whether files differ from it; None outside one."""
+def git_state() -> GitState | None:
+    """Return the state of sprat's own checkout; None outside one."""
     folder = Path(__file__).parent
 
     def git(*words: str) -> str:

@@ -1,13 +1,25 @@
 """Shapes of plain values, as JSON gives them: what a file must hold for the code that reads it.
 
 A shape is a `Kind`; a dict from each key of a table to its shape, where a key that ends in "?" may
-be missing and further keys are left alone; or `ListOf`, `TableOf` or `Maybe` of a shape.
+be missing and further keys are left alone; or `ListOf`, `TableOf` or `Maybe` of a shape. `shape_of`
+takes it from a TypedDict, which then declares type and bounds once.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 from sprat.errors import shown
 
@@ -116,3 +128,39 @@ SETTING = Kind(
     "a plain value or a list of such",
     lambda v: all(map(SCALAR.fits, v)) if type(v) is list else SCALAR.fits(v),
 )
+_PLAIN: dict[Any, Kind] = {
+    bool: FLAG,
+    int: whole(-(2**63)),
+    float: number(),
+    str: TEXT,
+    Any: ANYTHING,
+}
+
+
+def shape_of(hint: Any) -> Shape:
+    """Return the shape that a TypedDict, or a type within one, describes.
+
+    `Annotated[float, SHARE]` has the shape it names; a key of type `NotRequired[...]` may be
+    missing.
+    """
+    origin, parts = get_origin(hint), get_args(hint)
+    if is_typeddict(hint):
+        hints = get_type_hints(hint, include_extras=True)
+        return {
+            f"{key}?" if get_origin(each) is NotRequired else key: shape_of(each)
+            for key, each in hints.items()
+        }
+    if origin is Annotated:
+        return parts[1]
+    if origin is NotRequired:
+        return shape_of(parts[0])
+    if origin is Literal:
+        return one_of(*parts)
+    if origin is list:
+        return ListOf(shape_of(parts[0]))
+    if origin is dict:
+        return TableOf(shape_of(parts[1]))
+    if origin in (UnionType, Union):
+        (some,) = (part for part in parts if part is not NoneType)
+        return Maybe(shape_of(some))
+    return _PLAIN[hint]

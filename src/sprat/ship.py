@@ -1,8 +1,8 @@
-"""Puts a finished run's model into the package, with a card measured on what is shipped.
+"""Put a finished run's model into the package, with a card measured on what is shipped.
 
     python -m sprat.ship RUN [--dataset NAME] [--data-dir DIR]
 
-RUN is a run's folder; where it lies beside other seeds with a summary.json, the card gives their
+RUN is a run's folder; if it is next to other seeds with a summary.json, the card gives their
 spread. Seed 0 is shipped, not the best of them.
 """
 
@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,29 +18,29 @@ from sprat.budget import summarize
 from sprat.checkpoint import Model, load_model, save_model
 from sprat.data import Dataset, load_dataset
 from sprat.data.imageset import ImageSet
-from sprat.evaluate import judge, predict_probabilities, top1
-from sprat.export import CALIBRATION, int8_probabilities
-from sprat.files import write_whole
-from sprat.names import CARD_FILE, MODEL_FILE
-from sprat.results import (
-    CURVES_FILE,
+from sprat.evaluation.evaluate import evaluate, predict_probabilities, top1
+from sprat.evaluation.records import (
     RESULTS_FILE,
     SUMMARY_FILE,
-    read_config,
+    Spread,
     read_json,
     read_results,
     teachers_of,
     write_json,
 )
+from sprat.export import CALIBRATION, int8_probabilities
+from sprat.files import write_whole
+from sprat.names import CARD_FILE, MODEL_FILE
+from sprat.run_folder import CURVES_FILE, read_config
 from sprat.runtime import keep_freed_memory
 from sprat.training.images import split_off_val
-from sprat.zoo import CARD_TEXT_FILE, ZOO, card_text
+from sprat.zoo import CARD_TEXT_FILE, ZOO, Card, Robustness, Training, card_text
 
 CORRUPTED_IMAGES = 2_000
 
 
-def ship(run: Path, dataset: Dataset, zoo: Path = ZOO) -> dict[str, Any]:
-    """Writes zoo/NAME/{model.safetensors, card.json, CARD.md, curves.png}; returns the card.
+def ship(run: Path, dataset: Dataset, zoo: Path = ZOO) -> Card:
+    """Write zoo/NAME/{model.safetensors, card.json, CARD.md, curves.png}; return the card.
 
     The weights are rounded to fp16; every figure is of the file as it then is.
     """
@@ -53,7 +52,7 @@ def ship(run: Path, dataset: Dataset, zoo: Path = ZOO) -> dict[str, Any]:
     write_whole(folder / CURVES_FILE, (run / CURVES_FILE).read_bytes())
     summary = summarize(model.network, model.side)
     in_int8 = int8_probabilities(model, dataset.test.images, dataset.train)
-    card = {
+    card: Card = {
         "name": model.name,
         "sha256": hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest(),
         "dataset": dataset.name,
@@ -61,7 +60,7 @@ def ship(run: Path, dataset: Dataset, zoo: Path = ZOO) -> dict[str, Any]:
         "parameters": summary.parameters,
         "macs": summary.macs,
         "receptive_field": summary.receptive_field,
-        "test": judge(model.network, dataset.test, model.normalization, tta=2),
+        "test": evaluate(model.network, dataset.test, model.normalization, tta=2),
         "int8": {"top1": top1(in_int8, dataset.test.targets), "calibrated_on": CALIBRATION},
         "robustness": robustness(model, dataset.test),
         "training": _training(run, dataset),
@@ -71,8 +70,8 @@ def ship(run: Path, dataset: Dataset, zoo: Path = ZOO) -> dict[str, Any]:
     return card
 
 
-def robustness(model: Model, test: ImageSet, count: int = CORRUPTED_IMAGES) -> dict[str, Any]:
-    """Accuracy on the first `count` test images: untouched, and by corruption and severity."""
+def robustness(model: Model, test: ImageSet, count: int = CORRUPTED_IMAGES) -> Robustness:
+    """Return accuracy on the first `count` test images: untouched, by corruption and severity."""
     chosen = test.subset(torch.arange(min(count, len(test))))
     images = chosen.images[:]
 
@@ -96,7 +95,7 @@ def robustness(model: Model, test: ImageSet, count: int = CORRUPTED_IMAGES) -> d
     }
 
 
-def _training(run: Path, dataset: Dataset) -> dict[str, Any]:
+def _training(run: Path, dataset: Dataset) -> Training:
     results, (config, _, _) = read_results(run / RESULTS_FILE), read_config(run)
     images, chosen = len(dataset.train), "These are the weights after the last step."
     if not config.final:
@@ -108,10 +107,17 @@ def _training(run: Path, dataset: Dataset) -> dict[str, Any]:
         )
     seeds = None
     if (run.parent / SUMMARY_FILE).exists():
-        found = read_json(run.parent / SUMMARY_FILE)["top1"]
+        found: Spread = read_json(run.parent / SUMMARY_FILE)["top1"]
         seeds = found if found["n"] > 1 else None
-    keys = ("recipe", "overrides", "seed", "epochs", "seconds", "machine", "versions", "git")
-    return {key: results[key] for key in keys} | {
+    return {
+        "recipe": results["recipe"],
+        "overrides": results["overrides"],
+        "seed": results["seed"],
+        "epochs": results["epochs"],
+        "seconds": results["seconds"],
+        "machine": results["machine"],
+        "versions": results["versions"],
+        "git": results["git"],
         "teachers": teachers_of(results),
         "images": images,
         "chosen": chosen,

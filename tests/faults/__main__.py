@@ -112,7 +112,7 @@ def _print(counts: dict[str, Count], seconds: float) -> None:
 def _write(path: Path, counts: dict[str, Count], seconds: float) -> None:
     import torch
 
-    from sprat.results import write_json
+    from sprat.evaluation.records import write_json
     from sprat.runtime import describe_machine, git_state, versions
 
     about = {

@@ -22,9 +22,10 @@ import torch
 from sprat.augment.views import VIEWS
 from sprat.checkpoint import load_model
 from sprat.data import Dataset
-from sprat.evaluate import judge
+from sprat.evaluation.evaluate import evaluate
+from sprat.evaluation.records import read_json, write_json
 from sprat.models import NETWORKS
-from sprat.results import read_config, read_json, write_json
+from sprat.run_folder import read_config
 from sprat.training.images import split_off_val
 
 ROOT = Path(__file__).parents[2]
@@ -193,7 +194,7 @@ def test_tta_finds_what_judging_finds(
 ) -> None:
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
     written = read_json(run / "config.json")
-    written["config"]["val_fraction"] = 0.02  # fewer images to judge
+    written["config"]["val_fraction"] = 0.02  # fewer images to evaluate
     write_json(run / "config.json", written)
     figures = here("tta.py", str(run))
     (model,) = figures["models"]
@@ -201,7 +202,7 @@ def test_tta_finds_what_judging_finds(
     assert model["sets"].keys() == set(map(str, VIEWS))
     config, trained = read_config(run)[0], load_model(run)
     val = shapes10.train.subset(split_off_val(shapes10, config)[1])
-    judgement = judge(trained.network, val, trained.normalization, tta=6)
+    judgement = evaluate(trained.network, val, trained.normalization, tta=6)
     for views, key in (("1", "top1"), ("6", "tta_top1")):
         # the kernels round otherwise, and may turn an image or two
         assert model["sets"][views]["top1"] == pytest.approx(judgement[key], abs=2.5 / len(val))

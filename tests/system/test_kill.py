@@ -15,7 +15,7 @@ from conftest import weights
 from small_run import small_run
 
 from sprat.checkpoint import load_resume
-from sprat.results import read_metrics
+from sprat.evaluation.records import read_metrics
 
 # Each run is forked off a server that has imported torch once, with what its optimizers import when
 # they are first used, but computed nothing.

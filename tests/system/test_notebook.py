@@ -104,7 +104,7 @@ def test_it_leaves_three_files_that_agree_with_its_run(ran: Ran) -> None:
     kept = load_model(ran.run).network.state_dict()
     assert weights.keys() == kept.keys()
     assert all(torch.equal(weights[name], kept[name]) for name in kept)
-    shown = texts(cell_with(ran.notebook, "print_judgement(console"))
+    shown = texts(cell_with(ran.notebook, "print_evaluation(console"))
     assert f"accuracy                  {100 * told['test']['top1']:.2f} %" in "".join(shown)
 
 
@@ -116,7 +116,7 @@ def test_it_shows_pictures_and_warns_of_nothing(ran: Ran) -> None:
 
 def test_a_training_is_one_bar_and_one_table(ran: Ran) -> None:
     bar, table = texts(cell_with(ran.notebook, "sprat.train("))
-    assert re.fullmatch(r"judging the test set ━+ 100 % +[\d,]+ images/s", bar)
+    assert re.fullmatch(r"evaluating the test set ━+ 100 % +[\d,]+ images/s", bar)
     assert [line.split()[0] for line in table.splitlines()[-2:]] == ["1", "2"]
 
 

@@ -11,9 +11,9 @@ from sprat.augment.corruptions import CORRUPTIONS
 from sprat.budget import count_parameters
 from sprat.checkpoint import load_model
 from sprat.data import Dataset, load_dataset
-from sprat.evaluate import judge, predict_probabilities, top1
+from sprat.evaluation.evaluate import evaluate, predict_probabilities, top1
+from sprat.evaluation.records import read_json
 from sprat.export import export
-from sprat.results import read_json
 from sprat.ship import ship
 from sprat.zoo import best, card_text, cards, find_card, locate
 
@@ -23,7 +23,7 @@ def test_reaches_what_its_card_says(name: str, cifar10_place: Path) -> None:
     """Another processor's rounding may tip a picture or two."""
     test = load_dataset("cifar10", cifar10_place).test
     model, card = load_model(locate(name)), find_card(name)
-    judged = judge(model.network, test, model.normalization, card["test"]["tta_views"])
+    judged = evaluate(model.network, test, model.normalization, card["test"]["tta_views"])
     assert judged["n"] == card["test"]["n"] == 10_000
     for key in ("top1", "tta_top1"):
         assert judged[key] == pytest.approx(card["test"][key], abs=5e-4)
@@ -56,7 +56,7 @@ def test_what_is_shipped_is_what_was_measured(
     folder = tmp_path / "zoo" / card["name"]
     assert read_json(folder / "card.json") == card
     model = load_model(folder)
-    assert card["test"] == judge(model.network, small.test, model.normalization, 2)
+    assert card["test"] == evaluate(model.network, small.test, model.normalization, 2)
     assert abs(card["int8"]["top1"] - card["test"]["top1"]) < 0.05
     assert card["robustness"]["images"] == len(small.test)
     assert card["robustness"]["clean"] == card["test"]["top1"]

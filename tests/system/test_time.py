@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import Here
 
-from sprat.results import read_config
+from sprat.run_folder import read_config
 from sprat.settings.config import RUN_FIELDS
 from sprat.settings.recipes import load_recipe
 

@@ -39,7 +39,7 @@ def show(
     names.check_dataset(dataset)
 
     from sprat.display import load_shown, make_console
-    from sprat.plots import draw_contact_sheet
+    from sprat.figures.png import draw_contact_sheet
 
     console = make_console()
     loaded = load_shown(console, dataset, data_dir, pictures)
@@ -135,7 +135,7 @@ def preview(
     check_names(config)
 
     from sprat.display import load_shown, make_console
-    from sprat.plots import draw_preview
+    from sprat.figures.png import draw_preview
     from sprat.training.images import preview_augmentation
 
     loaded = load_shown(make_console(), config.dataset, data_dir, config.pictures)

@@ -51,7 +51,7 @@ def evaluate(
     threads
         CPU threads; 0: one per core that it may use.
     """
-    from sprat.results import read_config
+    from sprat.run_folder import read_config
     from sprat.runtime import check_threads, choose_device, keep_freed_memory, set_threads
     from sprat.zoo import locate
 
@@ -63,8 +63,8 @@ def evaluate(
         names.check_dataset(dataset)
 
     from sprat.checkpoint import load_model
-    from sprat.display import judging_bar, make_console, print_judgement
-    from sprat.evaluate import judge
+    from sprat.display import make_console, print_evaluation, progress_bar
+    from sprat.evaluation.evaluate import evaluate as evaluate_network
 
     keep_freed_memory()
     set_threads(threads)
@@ -82,9 +82,9 @@ def evaluate(
         )
     console = make_console(stderr=json_output)
     name, _, judged = load_judged(console, model, loaded, config, split, dataset, data_dir)
-    with judging_bar(console, f"judging {split}", tta * len(judged)) as progress:
+    with progress_bar(console, f"evaluating {split}", tta * len(judged)) as progress:
         network = loaded.network.to(choose_device(device))
-        judgement = judge(network, judged, loaded.normalization, tta, progress)
+        judgement = evaluate_network(network, judged, loaded.normalization, tta, progress)
     named = {
         "model": loaded.name,
         "recipe": loaded.about.get("recipe"),
@@ -96,7 +96,7 @@ def evaluate(
         print(json.dumps(named))
     else:
         console.print(f"{visible(loaded.name)} on {visible(name)} ({split})")
-        print_judgement(console, judgement)
+        print_evaluation(console, judgement)
     return 0
 
 
@@ -192,9 +192,9 @@ def report(
         names.check_dataset(dataset)
 
     from sprat.checkpoint import load_model
-    from sprat.display import judging_bar, make_console
-    from sprat.evaluate import predict_probabilities
-    from sprat.report import Answers, check_output, read_run, write_report
+    from sprat.display import make_console, progress_bar
+    from sprat.evaluation.evaluate import predict_probabilities
+    from sprat.reporting import Answers, check_output, read_run, write_report
     from sprat.runtime import choose_device, keep_freed_memory, set_threads
 
     finished = read_run(run)
@@ -214,7 +214,7 @@ def report(
         warn(f"the page has neither diagram nor mistakes: {error}")
         answers = str(error)
     else:
-        with judging_bar(console, f"predicting {split}", len(judged)) as progress:
+        with progress_bar(console, f"predicting {split}", len(judged)) as progress:
             probabilities = predict_probabilities(
                 loaded.network.to(to), judged.images, loaded.normalization, progress=progress
             )
@@ -251,12 +251,12 @@ def compare(
     if not results and not published:
         raise SpratError("there is nothing to compare; name a run's folder")
 
-    from sprat.compare import comparison_table, pareto_front, read_entries, to_markdown
     from sprat.display import make_console, print_table
+    from sprat.evaluation.compare import comparison_table, pareto_front, read_entries, to_markdown
 
     entries = read_entries(results, published)
     if output is not None:
-        from sprat.plots import draw_comparison
+        from sprat.figures.png import draw_comparison
 
         draw_comparison(entries, output)
     if json_output:
@@ -299,7 +299,7 @@ def predict(
         raise SpratError(f"there is no file or folder {missing}{hint}")
 
     from sprat.checkpoint import load_model
-    from sprat.display import judging_bar, make_console
+    from sprat.display import make_console, progress_bar
     from sprat.predict import find_pictures, predict_pictures
     from sprat.runtime import set_threads
 
@@ -310,7 +310,7 @@ def predict(
     # lines of text on a terminal are progress enough, and a bar would tear them
     tearing = sys.stdout.isatty() and not json_output
     bar_console = make_console(stderr=True, quiet=tearing)
-    with judging_bar(bar_console, "looking at pictures", len(files)) as progress:
+    with progress_bar(bar_console, "looking at pictures", len(files)) as progress:
         for outcome in predict_pictures(loaded, files, top):
             progress(1)
             if isinstance(outcome, SpratError):

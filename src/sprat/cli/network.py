@@ -70,7 +70,7 @@ def export(
     from sprat.checkpoint import load_model
     from sprat.display import doing, make_console, print_contenders
     from sprat.export import export as write
-    from sprat.results import read_config
+    from sprat.run_folder import read_config
     from sprat.runtime import keep_freed_memory, set_threads
 
     keep_freed_memory()
@@ -201,12 +201,12 @@ def check(
         raise SpratError("no limit is given; --max-parameters 200000, say (see sprat check --help)")
 
     from sprat.display import make_console, print_verdicts
-    from sprat.results import RESULTS_FILE, read_results
+    from sprat.evaluation.records import RESULTS_FILE, evaluation_of, read_results
 
     accuracy = None
     if min_accuracy:
         results = read_results(Path(model) / RESULTS_FILE)
-        accuracy = (results["test"] or results["val"])["top1"]
+        accuracy = evaluation_of(results)[1]["top1"]
     network, side = _find_network(model, side, classes)
 
     from sprat.budget import judge_limits, summarize
@@ -257,12 +257,12 @@ def _find_network(
 def _draw_effective(console: "Console", network: "nn.Module", side: int, path: Path) -> float:
     """Draws the effective receptive field on images that hold the whole field; gives its side."""
     from sprat.budget import DRAWS, effective_field, effective_side, receptive_field
-    from sprat.display import judging_bar
-    from sprat.plots import draw_effective_field
+    from sprat.display import progress_bar
+    from sprat.figures.png import draw_effective_field
 
     size = receptive_field(network, side) or side
     canvas = max(side, 32 * math.ceil((size + 1) / 32))
-    with judging_bar(console, "following the gradient", DRAWS) as progress:
+    with progress_bar(console, "following the gradient", DRAWS) as progress:
         field = effective_field(network, canvas, progress)
     title = f"What a value of {type(network).__name__} depends on"
     draw_effective_field(field, size, side, title, path)

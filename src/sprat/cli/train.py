@@ -26,6 +26,8 @@ from sprat.text import visible
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sprat.evaluation.records import RunResult, SeedSummary
+
 MOST_SEEDS = 10_000
 
 
@@ -84,15 +86,15 @@ def train(
                 "--resume goes on exactly as the run began; leave other settings out (--dataset "
                 "and --data-dir may name the place where its data is now)."
             )
-        from sprat.results import read_config
+        from sprat.run_folder import read_config
 
         config, _, _ = read_config(resume)
     else:
         check_names(config)
 
     from sprat.display import TrainingDisplay, load_again, load_shown, make_console
-    from sprat.plots import draw_curves
-    from sprat.results import CONFIG_FILE, CURVES_FILE, check_empty, new_run, resume_finished
+    from sprat.figures.png import draw_curves
+    from sprat.run_folder import CONFIG_FILE, CURVES_FILE, check_empty, new_run, resume_finished
     from sprat.training import start
     from sprat.training.pace import fit, fit_again, fitted_recipe, keep_recipe
     from sprat.training.prepare import check
@@ -103,7 +105,7 @@ def train(
     if resume is None and (note := proportion_note(config, began_as)):
         console.print(note)
 
-    def ended(run: Path, results: dict[str, Any]) -> None:
+    def ended(run: Path, results: "RunResult") -> None:
         if not (run / CURVES_FILE).exists():  # as where a finished run is named again
             draw_curves(run)
         _print_outcome(console, results, run)
@@ -206,8 +208,9 @@ def _stop_on_signal() -> Iterator[_Stop]:
             signal.signal(number, handler)
 
 
-def _print_outcome(console: "Console", results: dict[str, Any], run: Path) -> None:
-    from sprat.display import print_judgement
+def _print_outcome(console: "Console", results: "RunResult", run: Path) -> None:
+    from sprat.display import print_evaluation
+    from sprat.evaluation.records import evaluation_of
 
     which = "the test set, read once" if results["final"] else "val"
     minutes = results["seconds"] / 60
@@ -216,7 +219,7 @@ def _print_outcome(console: "Console", results: dict[str, Any], run: Path) -> No
         f"{results['epochs']} epochs in {minutes:.1f} minutes; on {visible(results['dataset'])} "
         f"({which}):"
     )
-    print_judgement(console, results["test"] or results["val"])
+    print_evaluation(console, evaluation_of(results)[1])
     if results["dataset"] == "shapes10":
         console.print("This is shapes10, drawn shapes; it says nothing about CIFAR-10.")
     console.print(
@@ -226,13 +229,13 @@ def _print_outcome(console: "Console", results: dict[str, Any], run: Path) -> No
     )
 
 
-def _print_seeds(console: "Console", summary: dict[str, Any], folder: Path) -> None:
+def _print_seeds(console: "Console", summary: "SeedSummary", folder: Path) -> None:
     count = len(summary["seeds"])
     seeds = "1 seed" if count == 1 else f"{count} seeds"
     console.print(f"\n{seeds}, on {summary['split']}:")
-    for key, label in (("top1", "accuracy"), ("tta_top1", "with test-time views")):
-        figure = summary[key]
-        spread = f" ± {100 * figure['std']:.2f}" if figure["n"] > 1 else ""
+    figures = ((summary["top1"], "accuracy"), (summary["tta_top1"], "with test-time views"))
+    for figure, label in figures:
+        spread = "" if figure["std"] is None else f" ± {100 * figure['std']:.2f}"
         console.print(
             f"  {label:24}  {100 * figure['mean']:.2f}{spread} %  (n = {figure['n']}, "
             f"{100 * figure['min']:.2f} to {100 * figure['max']:.2f})"

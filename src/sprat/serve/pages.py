@@ -7,8 +7,16 @@ from jinja2 import Environment, FileSystemLoader
 
 from sprat.checkpoint import Model
 from sprat.errors import SpratError
+from sprat.evaluation.records import (
+    EVALUATION,
+    RESULTS_FILE,
+    Evaluation,
+    Split,
+    evaluation_of,
+    read_json,
+    read_results,
+)
 from sprat.names import CARD_FILE
-from sprat.results import JUDGEMENT, RESULTS_FILE, read_json, read_results
 from sprat.serve.samples import draw_samples
 from sprat.serve.uploads import png
 from sprat.shapes import mismatch
@@ -54,23 +62,22 @@ def fixed_answers(model: Model, place: Path, openapi: dict[str, Any]) -> dict[st
 
 
 def facts(model: Model, place: Path) -> dict[str, str]:
-    """What is known of a model, in words: size, and accuracy where it was measured."""
+    """Return what a page says of a model: size, and accuracy where it was measured."""
     known = {"parameters": f"{sum(p.numel() for p in model.network.parameters()):,}"}
     folder = place if place.is_dir() else place.parent
-    split, judged = "test", None
+    split: Split = "test"
+    evaluation: Evaluation | None = None
     if (folder / CARD_FILE).exists():
         card = read_json(folder / CARD_FILE)
-        if wrong := mismatch(card, {"test": JUDGEMENT}):
-            raise SpratError(f"{folder / CARD_FILE} is no card of sprat's: {wrong}. Remove it.")
-        judged = card["test"]
+        if wrong := mismatch(card, {"test": EVALUATION}):
+            raise SpratError(f"{folder / CARD_FILE} is not a card of sprat: {wrong}. Remove it.")
+        evaluation = card["test"]
     elif place.is_dir():
-        results = read_results(folder / RESULTS_FILE)
-        split = "test" if results["final"] else "val"
-        judged = results[split]
-    if judged:
-        low, high = (100 * share for share in judged["top1_ci95"])
-        known["accuracy"] = f"{100 * judged['top1']:.2f} %"
+        split, evaluation = evaluation_of(read_results(folder / RESULTS_FILE))
+    if evaluation:
+        low, high = (100 * share for share in evaluation["top1_ci95"])
+        known["accuracy"] = f"{100 * evaluation['top1']:.2f} %"
         known["95 % interval"] = f"{low:.2f} to {high:.2f} %"
         dataset = visible(model.about.get("dataset", "its dataset"))
-        known["measured on"] = f"{judged['n']:,} images of {dataset} ({split})"
+        known["measured on"] = f"{evaluation['n']:,} images of {dataset} ({split})"
     return known

@@ -5,7 +5,6 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from sprat.checkpoint import Model, load_model
 from sprat.data import Dataset
 from sprat.data.imageset import Normalization
 from sprat.errors import SpratError
+from sprat.evaluation.records import TeacherRecord
 from sprat.kernels import CompiledNetwork, why_not
 from sprat.names import MODEL_FILE
 from sprat.runtime import autocast
@@ -31,13 +31,18 @@ class Teacher:
     sha256: str
 
     @property
-    def about(self) -> dict[str, Any]:
-        """What a student's results tell of it."""
-        kept = {
-            key: self.model.about.get(key) for key in ("recipe", "seed", "val_top1", "test_top1")
+    def about(self) -> TeacherRecord:
+        """What a student's results say of the teacher."""
+        about = self.model.about
+        return {
+            "model": self.model.name,
+            "parameters": count_parameters(self.model.network),
+            "sha256": self.sha256,
+            "recipe": about.get("recipe"),
+            "seed": about.get("seed"),
+            "val_top1": about.get("val_top1"),
+            "test_top1": about.get("test_top1"),
         }
-        parameters = count_parameters(self.model.network)
-        return {"model": self.model.name, "parameters": parameters, "sha256": self.sha256} | kept
 
     def check(self, dataset: Dataset, final: bool) -> None:
         """

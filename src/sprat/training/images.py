@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ class RunImages:
         return self.batchnorm.split(BATCHNORM_BATCH)
 
     @property
-    def judged(self) -> tuple[str, ImageSet]:
+    def judged(self) -> tuple[Literal["val", "probe"], ImageSet]:
         """The images that accuracy during the run is of, and their name."""
         return ("probe", self.probe) if self.val is None else ("val", self.val)
 

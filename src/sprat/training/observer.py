@@ -1,8 +1,9 @@
 """What a run reports to while it trains. Apart from the training, which loads torch."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sprat.evaluation.records import EpochRow
     from sprat.training.run import Run
 
 
@@ -18,8 +19,8 @@ class Observer:
     def stepped(self, run: "Run") -> None:
         """After every step."""
 
-    def epoch_ended(self, run: "Run", row: dict[str, Any]) -> None:
-        """After an epoch was judged and saved; `row` is its line of metrics.jsonl."""
+    def epoch_ended(self, run: "Run", row: "EpochRow") -> None:
+        """After an epoch was evaluated and saved; `row` is its line of metrics.jsonl."""
 
-    def judging(self, images: int) -> None:
-        """While the final judgement runs: `images` more are done."""
+    def evaluating(self, images: int) -> None:
+        """During the final evaluation: `images` more are done."""

@@ -1,4 +1,4 @@
-"""The end of a run: its weights settled and judged, its model and results written."""
+"""The end of a run: its weights settled and evaluated, its model and results written."""
 
 import dataclasses
 import functools
@@ -11,19 +11,19 @@ from sprat.budget import count_parameters, summarize
 from sprat.checkpoint import Model, save_model
 from sprat.data.imageset import class_counts
 from sprat.errors import SpratError
-from sprat.evaluate import judge
+from sprat.evaluation.evaluate import evaluate
+from sprat.evaluation.records import RESULTS_FILE, RunResult, original_claims, write_json
 from sprat.models import NetworkConfig, draft_network
 from sprat.names import MODEL_FILE
-from sprat.results import RESULTS_FILE, original_claims, write_json
-from sprat.runtime import describe_machine, peak_memory, versions
+from sprat.runtime import Machine, describe_machine, peak_memory, versions
 from sprat.training.observer import Observer
 from sprat.training.prepare import why_torch
 from sprat.training.run import Run
 from sprat.training.saving import check_folder
 
 
-def finish(run: Run, observer: Observer) -> dict[str, Any]:
-    """Judge the weights that a finished run keeps; write model.safetensors and results.json.
+def finish(run: Run, observer: Observer) -> RunResult:
+    """Evaluate the weights that a finished run keeps; write model.safetensors and results.json.
 
     Returns:
         What results.json holds.
@@ -33,15 +33,15 @@ def finish(run: Run, observer: Observer) -> dict[str, Any]:
     if progress.best is not None:
         network.load_state_dict(progress.best["weights"])
     judged = run.judged_at_the_end
-    judgement = judge(network, judged, dataset.normalization, config.tta, observer.judging)
-    test, val = (judgement, None) if config.final else (None, judgement)
+    evaluation = evaluate(network, judged, dataset.normalization, config.tta, observer.evaluating)
+    test, val = (evaluation, None) if config.final else (None, evaluation)
     side = dataset.train.images.shape[-1]
     parameters = count_parameters(network)
     macs, field = _cost(config.network, len(dataset.train.classes), side)
     batches = run.images.batches
     images = progress.epoch * len(batches) * config.batch_size
     training_seconds = math.fsum(row["seconds"] for row in progress.history)
-    results = {
+    results: RunResult = {
         "recipe": run.origin.recipe,
         "overrides": run.origin.overrides,
         "dataset": dataset.name,
@@ -77,10 +77,18 @@ def finish(run: Run, observer: Observer) -> dict[str, Any]:
         ),
     }
     results["brief"] = results["original_claims"]  # the old name, for one version
-    kept = ("recipe", "overrides", "dataset", "dataset_md5", "seed", "epochs", "weights")
-    about = {key: results[key] for key in kept}
-    about |= {"test_top1": test and test["top1"], "val_top1": val and val["top1"]}
-    if dataset.own:  # the test part must stay the same where the model is judged again
+    about: dict[str, Any] = {
+        "recipe": results["recipe"],
+        "overrides": results["overrides"],
+        "dataset": results["dataset"],
+        "dataset_md5": results["dataset_md5"],
+        "seed": results["seed"],
+        "epochs": results["epochs"],
+        "weights": results["weights"],
+        "test_top1": test["top1"] if test else None,
+        "val_top1": val["top1"] if val else None,
+    }
+    if dataset.own:  # the test part must stay the same where the model is evaluated again
         about["pictures"] = dataclasses.asdict(dataset.own)
     model = Model(
         network=network,
@@ -97,7 +105,7 @@ def finish(run: Run, observer: Observer) -> dict[str, Any]:
     return results
 
 
-def _machine(run: Run) -> dict[str, Any]:
+def _machine(run: Run) -> Machine:
     config = run.config
     machine = describe_machine(torch.device(config.device), config.precision, config.threads)
     machine["kernels"] = config.kernels

@@ -1,4 +1,4 @@
-"""How many epochs fit into a time: steps, a judgement and a checkpoint are timed first."""
+"""How many epochs fit into a time: steps, an evaluation and a checkpoint are timed first."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ import torch
 
 from sprat.data import Dataset
 from sprat.errors import SpratError
-from sprat.evaluate import judge
+from sprat.evaluation.evaluate import evaluate
 from sprat.files import temporary_folder, write_whole
 from sprat.settings.config import Config
 from sprat.settings.recipes import load_recipe, overrides, to_toml
@@ -21,7 +21,7 @@ from sprat.training.start import settle_for
 WARM_STEPS = 3  # not timed: memory is new, a GPU compiles
 STEPS = (5, 200)  # fewest and most that are timed, for each side of images
 SHARE = 0.04  # of the time, that timing the steps may take
-FINAL_IMAGES = 500  # that the final judgement is timed on
+FINAL_IMAGES = 500  # that the final evaluation is timed on
 OTHER_SECONDS = 1.0  # curves, results, the first step's surprises
 
 
@@ -31,15 +31,15 @@ class Pace:
 
     epoch: float  # its steps
     checkpoint: float  # after each epoch
-    judgement: float  # after each epoch that is judged
-    final: float  # the judgement at the end, with its views
+    evaluation: float  # after each epoch that is evaluated
+    final: float  # the evaluation at the end, with its views
 
     def seconds(self, config: Config, epochs: int) -> float:
         """What a run of so many epochs takes."""
-        judged = math.ceil(epochs / config.judge_every)
+        evaluated = math.ceil(epochs / config.judge_every)
         return (
             epochs * (self.epoch + self.checkpoint)
-            + judged * self.judgement
+            + evaluated * self.evaluation
             + self.final
             + OTHER_SECONDS
         )
@@ -64,7 +64,7 @@ def measure(config: Config, dataset: Dataset, seconds: float) -> Pace:
             for side in dict.fromkeys(sides)
         }
         step = sum(of_side[side] for side in sides) / len(sides)
-        progress.epoch, progress.epoch_seconds = config.judge_every, 1.0  # one that is judged
+        progress.epoch, progress.epoch_seconds = config.judge_every, 1.0  # one that is evaluated
         began = time.perf_counter()
         run.end_epoch()
         ended = time.perf_counter()
@@ -73,7 +73,7 @@ def measure(config: Config, dataset: Dataset, seconds: float) -> Pace:
         judged = run.judged_at_the_end
         few = judged.subset(torch.arange(min(FINAL_IMAGES, len(judged))))
         final = time.perf_counter()
-        judge(run.kept_network(), few, dataset.normalization, config.tta)
+        evaluate(run.kept_network(), few, dataset.normalization, config.tta)
         final = (time.perf_counter() - final) * len(judged) / len(few)
         batches.close()
         return Pace(len(batches) * step, checkpoint, ended - began, final)

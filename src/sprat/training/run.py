@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ from sprat.checkpoint import RESUME_FILE
 from sprat.data import Dataset
 from sprat.data.imageset import ImageSet
 from sprat.errors import SpratError
-from sprat.evaluate import predict_probabilities, top1
-from sprat.results import write_metrics
-from sprat.runtime import git_state, keep_freed_memory, set_threads
+from sprat.evaluation.evaluate import predict_probabilities, top1
+from sprat.evaluation.records import EpochRow, Scores, write_metrics
+from sprat.runtime import GitState, git_state, keep_freed_memory, set_threads
 from sprat.settings.config import Config
 from sprat.training.distill import load_teacher
 from sprat.training.images import RunImages, balanced_weights
@@ -29,14 +29,21 @@ class Interrupted(Exception):
     """The run was asked to stop; it has saved itself and can be resumed."""
 
 
+class Best(TypedDict):
+    """The epoch with the best accuracy on val, and its weights."""
+
+    epoch: int
+    top1: float
+    weights: dict[str, Tensor]
+
+
 @dataclass
 class Progress:
     """How far a run has come.
 
     epoch: finished ones. batch: those finished in the epoch under way, whose losses are kept.
     epoch_seconds: of training in that epoch. seconds: of the run up to its last weights,
-    evaluations in between included. history: a row of metrics.jsonl an epoch. best: epoch, top1 on
-    val and weights of the epoch that was best there.
+    evaluations in between included. history: a row of metrics.jsonl for each epoch.
     """
 
     losses: Tensor
@@ -44,8 +51,8 @@ class Progress:
     batch: int = 0
     epoch_seconds: float = 0.0
     seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best: dict[str, Any] | None = None
+    history: list[EpochRow] = field(default_factory=list)
+    best: Best | None = None
 
 
 @dataclass
@@ -54,7 +61,7 @@ class Origin:
 
     recipe: str = "custom"
     overrides: dict[str, Any] = field(default_factory=dict)
-    git: dict[str, Any] | None = field(default_factory=git_state)  # now: files may be edited later
+    git: GitState | None = field(default_factory=git_state)  # now: files may be edited later
 
 
 class Run:
@@ -160,11 +167,11 @@ class Run:
             write_metrics(self.folder, progress.history)
             observer.epoch_ended(self, row)
 
-    def end_epoch(self) -> dict[str, Any]:
+    def end_epoch(self) -> EpochRow:
         """Score the epoch just finished, keep its weights if they are the best, return its row."""
         progress, batches = self.progress, self.images.batches
         scores = self._scores()
-        row = {
+        row: EpochRow = {
             "epoch": progress.epoch,
             "step": self.steps_taken,
             "loss": progress.losses.cpu().double().mean().item(),
@@ -183,26 +190,26 @@ class Run:
         progress.epoch_seconds = 0.0
         return row
 
-    def _scores(self) -> dict[str, float | None]:
-        """Return the accuracy of the raw and of the averaged weights on val, or on the probe, and
-        that of the kept ones on the probe: training images neither augmented nor mixed."""
+    def _scores(self) -> Scores:
+        """Return the accuracies at the end of an epoch."""
         progress, images = self.progress, self.images
+        scores: Scores = {"top1": None, "ema_top1": None, "probe_top1": None}
         last = progress.epoch == self.config.epochs
-        scores: dict[str, float | None] = dict.fromkeys(("top1", "ema_top1", "probe_top1"))
         if progress.epoch % self.config.judge_every and not last:
             return scores
-        networks = {"top1": self.step.network}
-        if self.step.ema:
-            networks["ema_top1"] = self.step.averaged(images.batchnorm_batches())
         _, judged = images.judged
-        scores |= {name: self.top1(network, judged) for name, network in networks.items()}
-        kept = self._kept_score
+        scores["top1"] = self.top1(self.step.network, judged)
+        if self.step.ema:
+            averaged = self.step.averaged(images.batchnorm_batches())
+            scores["ema_top1"] = self.top1(averaged, judged)
         on_probe = images.val is None
-        scores["probe_top1"] = scores[kept] if on_probe else self.top1(networks[kept], images.probe)
+        scores["probe_top1"] = (
+            scores[self._kept_score] if on_probe else self.top1(self.kept_network(), images.probe)
+        )
         return scores
 
     @property
-    def _kept_score(self) -> str:
+    def _kept_score(self) -> Literal["top1", "ema_top1"]:
         """Name of the score of the weights that the recipe keeps."""
         return "ema_top1" if self.step.ema and self.config.weights == "ema" else "top1"
 

@@ -1,13 +1,15 @@
 """A run saved, so that it can be resumed bit for bit, and put back."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sprat.checkpoint import RESUME_FILE, load_resume, save_resume
 from sprat.data import Dataset
 from sprat.errors import SpratError
-from sprat.results import write_metrics
+from sprat.evaluation.records import write_metrics
+from sprat.run_folder import DataIdentity
 from sprat.settings.config import Config
 from sprat.text import visible
 
@@ -90,12 +92,12 @@ def check_folder(run: "Run") -> None:
         )
 
 
-def identity(dataset: Dataset) -> dict[str, Any]:
+def identity(dataset: Dataset) -> DataIdentity:
     """Return what identifies a dataset wherever it is: its md5 and its classes."""
     return {"md5": dataset.md5, "classes": list(dataset.train.classes)}
 
 
-def check_data(folder: Path, dataset: Dataset, began_on: dict[str, Any]) -> None:
+def check_data(folder: Path, dataset: Dataset, began_on: Mapping[str, Any]) -> None:
     """Check that a dataset is, wherever it is now, the one that a run began with.
 
     Raises:

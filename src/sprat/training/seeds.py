@@ -7,7 +7,9 @@ from typing import Any
 
 from sprat.data import Dataset
 from sprat.errors import SpratError
-from sprat.results import CONFIG_FILE, read_config, read_data, write_summary
+from sprat.evaluation.records import RunResult, SeedSummary
+from sprat.evaluation.summary import write_summary
+from sprat.run_folder import CONFIG_FILE, read_config, read_data
 from sprat.settings.config import Config
 from sprat.training.observer import Observer
 from sprat.training.saving import check_data
@@ -24,8 +26,8 @@ def train_seeds(
     overrides: dict[str, Any] | None = None,
     observer: Observer | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-    ended: Callable[[Path, dict[str, Any]], None] = lambda run, results: None,
-) -> dict[str, Any]:
+    ended: Callable[[Path, RunResult], None] = lambda run, results: None,
+) -> SeedSummary:
     """Trains under `count` seeds from config.seed on, each into folder/seed-N; returns what
     folder/summary.json then holds, over all finished seeds there.
 

@@ -15,14 +15,14 @@ from typing import Any
 from sprat.checkpoint import RESUME_FILE
 from sprat.data import Dataset
 from sprat.errors import SpratError
-from sprat.results import (
+from sprat.evaluation.records import RunResult, read_finished
+from sprat.run_folder import (
     CONFIG_FILE,
     check_empty,
     check_free,
     locked,
     read_config,
     read_data,
-    read_finished,
     sweep_run,
     write_config,
 )
@@ -43,7 +43,7 @@ def train(
     overrides: dict[str, Any] | None = None,
     observer: Observer | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> dict[str, Any]:
+) -> RunResult:
     """Train from scratch into the new `folder`; return what results.json holds.
 
     Args:
@@ -79,7 +79,7 @@ def resume(
     *,
     observer: Observer | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> dict[str, Any]:
+) -> RunResult:
     """Resume the run in `folder` from its last checkpoint, if it has one.
 
     Of a finished run it returns the results and does nothing. `dataset` may have moved since the
@@ -123,7 +123,7 @@ def settle_for(config: Config, dataset: Dataset, observer: Observer = Observer()
     return settled
 
 
-def _to_the_end(run: Run, observer: Observer, should_stop: Callable[[], bool]) -> dict[str, Any]:
+def _to_the_end(run: Run, observer: Observer, should_stop: Callable[[], bool]) -> RunResult:
     try:
         run.train(observer, should_stop)
     finally:

@@ -3,10 +3,12 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from sprat.errors import SpratError, did_you_mean, plain
+from sprat.evaluation.records import Evaluation, Overrides, Spread, TeacherRecord
 from sprat.names import CARD_FILE, MODEL_FILE
+from sprat.runtime import GitState, Machine
 from sprat.text import code, markdown
 
 CARD_TEXT_FILE = "CARD.md"
@@ -14,14 +16,79 @@ TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN"}  # of 
 ZOO = Path(__file__).parent
 
 
-def cards() -> list[dict[str, Any]]:
-    """The cards of all shipped models, the most accurate first."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in ZOO.glob(f"*/{CARD_FILE}")]
+class Int8(TypedDict):
+    """Accuracy in int8. calibrated_on: number of training images."""
+
+    top1: float
+    calibrated_on: int
+
+
+class Robustness(TypedDict):
+    """Accuracy on corrupted test images. clean: without corruption. top1: by type and severity."""
+
+    images: int
+    clean: float
+    mean: float
+    top1: dict[str, list[float]]
+
+
+class Training(TypedDict):
+    """How a shipped model was trained.
+
+    images: number trained on. chosen: how its weights were chosen, a sentence. seeds: the accuracy
+    of its recipe's seeds, if there are several. Else as in results.json.
+    """
+
+    recipe: str
+    overrides: Overrides
+    seed: int
+    epochs: int
+    seconds: float
+    machine: Machine
+    versions: dict[str, str]
+    git: GitState | None
+    teachers: list[TeacherRecord]
+    images: int
+    chosen: str
+    seeds: Spread | None
+
+
+class Card(TypedDict):
+    """What card.json says of a shipped model; test: of the file as it ships."""
+
+    name: str
+    sha256: str
+    dataset: str
+    side: int
+    parameters: int
+    macs: int
+    receptive_field: int | None
+    test: Evaluation
+    int8: Int8
+    robustness: Robustness
+    training: Training
+
+
+class Listed(TypedDict):
+    """What a list says of a shipped model. bytes, sha256: of its file."""
+
+    name: str
+    parameters: int
+    test_top1: float
+    bytes: int
+    sha256: str
+
+
+def cards() -> list[Card]:
+    """Return the cards of all shipped models, the most accurate first."""
+    found: list[Card] = [
+        json.loads(path.read_text(encoding="utf-8")) for path in ZOO.glob(f"*/{CARD_FILE}")
+    ]
     return sorted(found, key=lambda card: (-card["test"]["top1"], card["parameters"]))
 
 
-def listed(card: dict[str, Any]) -> dict[str, Any]:
-    """What a list says of a shipped model, its file's size and sha256 measured now."""
+def listed(card: Card) -> Listed:
+    """Return what a list says of a shipped model; its file's size and sha256 are measured now."""
     file = ZOO / card["name"] / MODEL_FILE
     return {
         "name": card["name"],
@@ -32,8 +99,8 @@ def listed(card: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def find_card(name: str) -> dict[str, Any]:
-    """The card of the shipped model of that name; case, "-" and "_" do not matter.
+def find_card(name: str) -> Card:
+    """Return the card of the shipped model of that name; case, "-" and "_" do not matter.
 
     Raises:
         SpratError: none is called that.
@@ -48,12 +115,12 @@ def find_card(name: str) -> dict[str, Any]:
 
 
 def best() -> Path:
-    """The weights of the most accurate shipped model."""
+    """Return the file of the most accurate shipped model."""
     return ZOO / cards()[0]["name"] / MODEL_FILE
 
 
 def is_model(word: str) -> bool:
-    """Whether a word names a model rather than a picture: a file or a run, or what ships."""
+    """Return whether a word names a model rather than a picture: a file, a run or what ships."""
     path = Path(word)
     if path.suffix == ".safetensors" or (path / MODEL_FILE).exists():
         return True
@@ -61,7 +128,7 @@ def is_model(word: str) -> bool:
 
 
 def locate(model: str) -> Path:
-    """A model's file or folder, by its path or a shipped model's name; a path comes first.
+    """Return a model's file or folder, by its path or a shipped model's name; a path comes first.
 
     Raises:
         SpratError: it is neither.
@@ -78,8 +145,8 @@ def locate(model: str) -> Path:
         ) from error
 
 
-def card_text(card: dict[str, Any]) -> str:
-    """A card as Markdown."""
+def card_text(card: Card) -> str:
+    """Return a card as Markdown."""
     test, robustness, training = card["test"], card["robustness"], card["training"]
     low, high = (100 * share for share in test["top1_ci95"])
     classes = [markdown(name) for name in test["per_class"]]
@@ -92,7 +159,7 @@ def card_text(card: dict[str, Any]) -> str:
     recipe = code(training["recipe"]) + (f" but for {changed}" if changed else "")
     spread = (
         f"over {seeds['n']} seeds {100 * seeds['mean']:.2f} ± {100 * seeds['std']:.2f} %"
-        if seeds
+        if seeds and seeds["std"] is not None
         else "one run, so nothing is known of the spread over seeds"
     )
     seconds = training["seconds"]
@@ -126,7 +193,7 @@ def card_text(card: dict[str, Any]) -> str:
         "| class | accuracy |",
         "| --- | --- |",
         *(
-            f"| {name} | {100 * share:.2f} % |"
+            f"| {name} | {'no image' if share is None else f'{100 * share:.2f} %'} |"
             for name, share in zip(classes, test["per_class"].values(), strict=True)
         ),
         "",

@@ -1,8 +1,7 @@
-"""Judges a network: accuracy with its interval, per class, confusion, calibration."""
+"""Evaluate a network: accuracy with its interval, by class, confusion, calibration."""
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from sprat.augment.transforms import normalize
 from sprat.augment.views import SINGLE, Views, find_views
 from sprat.data.imageset import Images, ImageSet, Normalization
 from sprat.errors import SpratError
+from sprat.evaluation.records import Evaluation
 from sprat.inference import FrozenNetwork, frozen
 
 Progress = Callable[[int], None]
@@ -26,16 +26,18 @@ def predict_probabilities(
     views: Views = SINGLE,
     progress: Progress = lambda done: None,
 ) -> Tensor:
-    """Class probabilities N x K, float32, on the CPU: the weighted mean over `views`.
+    """Return class probabilities, N x K, float32, on the CPU: the weighted mean over `views`.
+
+    Computed in float32 whatever precision the training used, so that a figure does not depend on
+    the hardware's short formats.
 
     Args:
-        network: put into eval mode for the time it takes, its mode then restored; or frozen once
-            by a caller that asks several times.
+        network: put into eval mode meanwhile; or frozen once by a caller that asks several times.
         images: uint8, N x 3 x H x W, on any device.
-        progress: is told the number of images done, batch by batch and view by view.
+        progress: called with the number of images done, batch by batch and view by view.
 
-    Computed in float32 whatever the training was done in, so that a figure does not depend on
-    the hardware's short formats.
+    Raises:
+        SpratError: an answer is infinite or not a number.
     """
     parts = []
     with frozen(network) as forward, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -55,37 +57,40 @@ def predict_probabilities(
 
 
 def check_finite(logits: Tensor) -> None:
-    """
+    """Check that a network's outputs are numbers; finite weights can overflow on an image.
+
     Raises:
-        SpratError: finite weights overflowed on an image, so there is no answer.
+        SpratError: one is infinite or not a number.
     """
     if not logits.isfinite().all():
         raise SpratError(
-            "the network's answer is infinite or not a number: its weights are damaged or its "
+            "The network's answer is infinite or not a number: its weights are damaged or its "
             "training diverged. Use another model, or train it again."
         )
 
 
 def top1(probabilities: Tensor, targets: Tensor) -> float:
-    """Share of images whose most probable class is the target."""
+    """Return the share of images whose most probable class is the target."""
     hits = probabilities.argmax(1) == targets.to(probabilities.device)
     return hits.sum().item() / len(hits)
 
 
-def judge(
+def evaluate(
     network: nn.Module,
     dataset: ImageSet,
     normalization: Normalization,
     tta: int = 2,
     progress: Progress = lambda done: None,
-) -> dict[str, Any]:
-    """Everything a result says of one set of images; plain values for JSON, fractions.
+) -> Evaluation:
+    """Evaluate a network on a set of images, in a single view of each and in the mean of `tta`.
 
-    `top1` is the single view; `tta_top1` the mean of `tta` views, and `tta_p` McNemar's p-value
-    of their difference. A class without an image has no accuracy: null. `progress` is told the
-    number of images done, each once for every view.
+    Args:
+        tta: test-time views to average; 1: the single view alone.
+        progress: called with the number of images done, each once for every view.
+
+    Raises:
+        SpratError: there is no such set of views, or an answer is infinite or not a number.
     """
-
     (_, own_weight), *others = find_views(tta)
     with frozen(network) as forward:
 
@@ -117,21 +122,11 @@ def judge(
     }
 
 
-def worst_mistakes(probabilities: Tensor, targets: Tensor, most: int) -> Tensor:
-    """Indices (int64) of the wrong answers given with the most confidence, the most first; at
-    most so many.
-
-    Args:
-        probabilities: N x K. targets: int64, N.
-    """
-    confidence, predictions = probabilities.max(1)
-    wrong = (predictions != targets).nonzero().flatten()
-    return wrong[confidence[wrong].argsort(descending=True, stable=True)[:most]]
-
-
 def wilson_interval(hits: int, n: int) -> tuple[float, float]:
-    """95 % score interval of a share (Wilson 1927): sampling of the test images alone, not
-    the spread over seeds."""
+    """Return the 95 % score interval of a share (Wilson 1927).
+
+    It covers the sampling of the test images alone, not the spread over seeds.
+    """
     z = 1.959964  # 97.5 % quantile of the normal distribution
     share, denominator = hits / n, 1 + z**2 / n
     centre = (share + z**2 / (2 * n)) / denominator
@@ -140,8 +135,8 @@ def wilson_interval(hits: int, n: int) -> tuple[float, float]:
 
 
 def mcnemar(hits: Tensor, other_hits: Tensor) -> float:
-    """Two-sided p-value that two classifiers are right equally often on the same images: the
-    exact binomial form of McNemar's test (1947) on the images where only one of them is.
+    """Return the two-sided p-value of McNemar's test (1947) that two classifiers are right equally
+    often on the same images, in its exact binomial form.
 
     Args:
         hits, other_hits: bool, N.
@@ -153,8 +148,8 @@ def mcnemar(hits: Tensor, other_hits: Tensor) -> float:
 
 
 def expected_calibration_error(probabilities: Tensor, targets: Tensor, bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy over equal bins of confidence (Guo et al. 2017,
-    arXiv 1706.04599). 0 is perfect.
+    """Return the mean gap between confidence and accuracy over equal bins of confidence (Guo et al.
+    2017, arXiv 1706.04599): a fraction, 0 is perfect.
 
     Args:
         probabilities: N x K. targets: int64, N.
@@ -166,11 +161,14 @@ def expected_calibration_error(probabilities: Tensor, targets: Tensor, bins: int
 def calibration_bins(
     probabilities: Tensor, targets: Tensor, bins: int = 15
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of equal bins of confidence, from 0 to 1: how many images are in each, the sum of their
-    confidence, and how many of them are named rightly; float64, each of `bins` values.
+    """Count images in equal bins of confidence, each without its lower and with its upper end.
 
     Args:
         probabilities: N x K. targets: int64, N.
+
+    Returns:
+        The number of images in each bin, the sum of their confidence, and the number of correct
+        answers: float64, each of `bins` values.
     """
     confidence, predictions = probabilities.double().max(1)
     hits = (predictions == targets).double()

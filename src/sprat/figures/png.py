@@ -1,7 +1,8 @@
-"""Pictures of runs and data."""
+"""Figures as PNG, drawn with matplotlib."""
 
 import io
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,63 +20,68 @@ from torch import Tensor
 
 from sprat.augment.preview import Row
 from sprat.budget import effective_side
-from sprat.compare import Entry, pareto_front
 from sprat.data.imageset import ImageSet
-from sprat.evaluate import calibration_bins, expected_calibration_error, worst_mistakes
+from sprat.evaluation.compare import Entry, pareto_front
+from sprat.figures.data import (
+    NUMBERED_CLASSES,
+    Calibration,
+    Confusion,
+    CurveKey,
+    Mistake,
+    read_curves,
+)
 from sprat.files import write_whole
-from sprat.results import CURVES_FILE, RESULTS_FILE, read_metrics, read_results
+from sprat.run_folder import CURVES_FILE
 from sprat.text import escape, visible
 
 RAW, AVERAGED, TEST = "#1f77b4", "#d95f02", "#222222"
-NUMBERED_CLASSES = 20  # beyond which a matrix of numbers cannot be read
+LOOKS: dict[CurveKey, tuple[str, str]] = {  # colour and line of accuracy's curves
+    "top1": (RAW, ".-"),
+    "ema_top1": (AVERAGED, ".-"),
+    "probe_top1": (TEST, ":"),
+}
+ON = {
+    "val": "held-out training images (val)",
+    "probe": "training images, not augmented (probe)",
+}
 LONGEST_NAME = 48  # characters; of a longer one both ends are shown
-# A drawing's text is no formula, whatever the user's matplotlibrc says.
+# A drawing's text is not a formula, whatever the user's matplotlibrc says.
 _plain_text = rc_context({"text.parse_math": False, "text.usetex": False})
 
 
 @_plain_text
 def draw_curves(run: Path) -> Path:
-    """Draws a run's loss, accuracy and learning rate by epoch into its curves.png.
+    """Draw a run's loss, accuracy and learning rate by epoch into its curves.png.
 
     Raises:
-        SpratError: the folder lacks metrics.jsonl or results.json.
+        SpratError: metrics.jsonl or results.json is missing or damaged.
     """
-    rows, results = read_metrics(run), read_results(run / RESULTS_FILE)
-    epochs = [row["epoch"] for row in rows]
+    curves = read_curves(run)
     figure = Figure(figsize=(8, 8), layout="constrained", dpi=110)
     loss, accuracy, lr = figure.subplots(3, sharex=True, height_ratios=[2, 3, 1.3])
     figure.suptitle(
-        f"{_name(results['model'])} on {_name(Path(results['dataset']).name)}: "
-        f"{_name(results['recipe'])}, seed {results['seed']}"
+        f"{_name(curves.model)} on {_name(curves.dataset)}: {_name(curves.recipe)}, "
+        f"seed {curves.seed}"
     )
 
-    loss.plot(epochs, [row["loss"] for row in rows], ".-", color=RAW)
+    loss.plot(*zip(*curves.loss.points, strict=True), ".-", color=RAW)
     loss.set_ylabel("training loss")
 
-    judged_on = {
-        "val": "held-out training images (val)",
-        "probe": "training images, not augmented (probe)",
-    }[rows[0]["judged_on"]]
-    lines = [
-        ("top1", RAW, ".-", "raw weights"),
-        ("ema_top1", AVERAGED, ".-", "averaged weights (EMA)"),
-    ]
-    if rows[0]["judged_on"] == "val":
-        lines.append(("probe_top1", TEST, ":", "kept weights, on training images (probe)"))
-    for key, color, style, label in lines:
-        judged = [(row["epoch"], 100 * row[key]) for row in rows if row.get(key) is not None]
-        if judged:
-            accuracy.plot(*zip(*judged, strict=True), style, color=color, label=label)
-    if results["test"]:
-        top1 = 100 * results["test"]["top1"]
+    for curve in curves.accuracy:
+        color, style = LOOKS[curve.key]
+        epochs, shares = zip(*curve.points, strict=True)
+        percent = [100 * share for share in shares]
+        accuracy.plot(epochs, percent, style, color=color, label=curve.name)
+    if curves.test_top1 is not None:
+        top1 = 100 * curves.test_top1
         label = f"test set, read once at the end: {top1:.2f} %"
-        accuracy.plot(epochs[-1:], [top1], "*", color=TEST, markersize=12, label=label)
+        accuracy.plot(curves.epochs[1:], [top1], "*", color=TEST, markersize=12, label=label)
     accuracy.set_ylabel("accuracy, %")
-    accuracy.set_title(f"on {judged_on}", fontsize="medium")
+    accuracy.set_title(f"on {ON[curves.on]}", fontsize="medium")
     accuracy.legend(loc="best")
 
-    lr.plot(epochs, [row["lr"] for row in rows], ".-", color=RAW)
-    lr.set_ylabel("learning rate\nat the epoch's end")
+    lr.plot(*zip(*curves.learning_rate.points, strict=True), ".-", color=RAW)
+    lr.set_ylabel(f"learning rate\n{curves.learning_rate.name}")
     lr.set_xlabel("epoch")
     lr.set_ylim(bottom=0)
     lr.xaxis.get_major_locator().set_params(integer=True)
@@ -86,7 +92,7 @@ def draw_curves(run: Path) -> Path:
 
 @_plain_text
 def draw_contact_sheet(dataset: ImageSet, title: str, path: Path, columns: int = 12) -> Path:
-    """Draws the first `columns` images of each class as one labelled row a class, as PNG."""
+    """Draw the first `columns` images of each class in a labelled row, as PNG."""
     rows = []
     side = dataset.images.shape[-1]
     for label in range(len(dataset.classes)):
@@ -110,7 +116,7 @@ def draw_contact_sheet(dataset: ImageSet, title: str, path: Path, columns: int =
 
 @_plain_text
 def draw_preview(rows: Sequence[Row], title: str, path: Path) -> Path:
-    """Draws rows of pictures, each with its label, and their captions below them, as PNG."""
+    """Draw rows of pictures, each with its label, and their captions below them, as PNG."""
     count, _, height, width = rows[0].images.shape
     gap, line = 3, 6  # pixels: between pictures, and for a line of caption
     tops, bottom = [], gap
@@ -141,31 +147,31 @@ def draw_preview(rows: Sequence[Row], title: str, path: Path) -> Path:
 
 
 @_plain_text
-def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], path: Path) -> Path:
-    """Draws how many images of each class (row) were named what (column), as PNG; mistakes are
-    darker the larger their share of the class."""
-    counts = torch.tensor(confusion)
-    shares = 100 * counts / counts.sum(1, keepdim=True).clamp_min(1)
-    darkest = shares.fill_diagonal_(0).max().item() or 1.0
-    inches = 2 + 0.5 * len(classes)
+def draw_confusion(confusion: Confusion, path: Path) -> Path:
+    """Draw a confusion matrix, as PNG: a mistake is darker the larger its share of the class."""
+    count = len(confusion.classes)
+    darkest = confusion.largest_share
+    inches = 2 + 0.5 * count
     figure = Figure(figsize=(inches + 0.8, inches), layout="constrained", dpi=90)
     axes = figure.subplots()
-    names = [_name(each) for each in classes]
-    heat = axes.imshow(shares.numpy(), cmap="Oranges", vmin=0, vmax=darkest)
-    figure.colorbar(heat, ax=axes, shrink=0.8, label="named wrongly, % of the class")
-    axes.set_xticks(range(len(classes)), labels=names, rotation=45, ha="right")
-    axes.set_yticks(range(len(classes)), labels=names)
-    axes.set_xlabel("named")
-    axes.set_ylabel("is")
+    names = [_name(each) for each in confusion.classes]
+    percent = [[100 * share for share in row] for row in confusion.shares]
+    heat = axes.imshow(percent, cmap="Oranges", vmin=0, vmax=100 * darkest)
+    figure.colorbar(heat, ax=axes, shrink=0.8, label="mistakes, % of the class")
+    axes.set_xticks(range(count), labels=names, rotation=45, ha="right")
+    axes.set_yticks(range(count), labels=names)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    if len(classes) <= NUMBERED_CLASSES:
-        for row, column in itertools.product(range(len(classes)), repeat=2):
-            hit, dark = row == column, shares[row, column].item() > 0.6 * darkest
+    if count <= NUMBERED_CLASSES:
+        for row, column in itertools.product(range(count), repeat=2):
+            hit, dark = row == column, confusion.shares[row][column] > 0.6 * darkest
+            number = confusion.counts[row][column]
             axes.text(
                 column,
                 row,
-                f"{counts[row, column]:,}" if hit or counts[row, column] else "",
+                f"{number:,}" if hit or number else "",
                 ha="center",
                 va="center",
                 fontweight="bold" if hit else "normal",
@@ -175,34 +181,26 @@ def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], p
 
 
 @_plain_text
-def draw_calibration(probabilities: Tensor, targets: Tensor, path: Path) -> Path:
-    """Draws accuracy by confidence, and how many images have which confidence, as PNG.
-
-    Args:
-        probabilities: N x K. targets: int64, N.
-    """
-    counts, confidences, hits = calibration_bins(probabilities, targets)
-    edges = torch.linspace(0, 100, len(counts) + 1)[:-1]
-    some = counts > 0
-    width = 100 / len(counts)
-    left = edges[some].numpy()
+def draw_calibration(calibration: Calibration, path: Path) -> Path:
+    """Draw accuracy by confidence, and the number of images by confidence, as PNG."""
+    bins = calibration.bins
+    left, widths = [100 * b.low for b in bins], [100 * (b.high - b.low) for b in bins]
+    shares = [100 * b.accuracy for b in bins]
     figure = Figure(figsize=(6, 6.4), layout="constrained", dpi=90)
     accuracy, number = figure.subplots(2, sharex=True, height_ratios=[3, 1])
-    right = (100 * hits / counts)[some].numpy()
-    accuracy.bar(left, right, width, align="edge", color=RAW, ec="white", label="named rightly")
-    accuracy.plot([0, 100], [0, 100], ":", color=TEST, label="as often as it is sure")
+    accuracy.bar(left, shares, widths, align="edge", color=RAW, ec="white", label="accuracy")
+    accuracy.plot([0, 100], [0, 100], ":", color=TEST, label="perfect calibration")
     accuracy.plot(
-        (100 * confidences / counts)[some].numpy(),
-        right,
+        [100 * b.confidence for b in bins],
+        shares,
         "o",
         color=AVERAGED,
-        label="at its mean confidence",
+        label="at the bin's mean confidence",
     )
-    error = 100 * expected_calibration_error(probabilities, targets)
-    accuracy.set_title(f"calibration error (ECE) {error:.2f} %", fontsize="medium")
+    accuracy.set_title(f"calibration error (ECE) {100 * calibration.ece:.2f} %", fontsize="medium")
     accuracy.set_ylabel("accuracy, %")
     accuracy.legend(loc="upper left")
-    number.bar(left, counts[some].numpy(), width, align="edge", color="#999999", ec="white")
+    number.bar(left, [b.n for b in bins], widths, align="edge", color="#999999", ec="white")
     number.set_ylabel("images")
     number.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     number.set_xlabel("confidence, %")
@@ -212,33 +210,23 @@ def draw_calibration(probabilities: Tensor, targets: Tensor, path: Path) -> Path
     return _save(figure, path)
 
 
-def draw_mistakes(
-    dataset: ImageSet,
-    probabilities: Tensor,
-    title: str,
-    path: Path,
-    columns: int = 8,
-    lines: int = 3,
-) -> Path:
-    """Draws the wrong answers given with the most confidence, the most first, each with what it
-    is, what was said and how sure that was, as PNG.
-
-    Args:
-        probabilities: N x K, of the images of `dataset`.
-    """
-    confidence, predictions = probabilities.max(1)
-    chosen = worst_mistakes(probabilities, dataset.targets, columns * lines)
+def draw_mistakes(mistakes: Sequence[Mistake], title: str, path: Path, columns: int = 8) -> Path:
+    """Draw mistakes in rows of `columns`, each with its true class, the answer and its confidence,
+    as PNG."""
     captions = [
-        f"is {visible(dataset.classes[int(dataset.targets[number])])}\n"
-        f"said {visible(dataset.classes[int(predictions[number])])}\n"
-        f"{100 * confidence[number]:.1f} % sure"
-        for number in chosen.tolist()
+        f"is {visible(mistake.truth)}\n"
+        f"said {visible(mistake.answer)}\n"
+        f"{100 * mistake.confidence:.1f} % sure"
+        for mistake in mistakes
     ]
-    images = torch.full((columns * lines, *dataset.images.shape[1:]), 255, dtype=torch.uint8)
-    images[: len(chosen)] = dataset.images[chosen]
+    shape = mistakes[0].image.shape if mistakes else (3, 32, 32)
+    count = columns * max(1, math.ceil(len(mistakes) / columns))
+    images = torch.full((count, *shape), 255, dtype=torch.uint8)
+    for place, mistake in enumerate(mistakes):
+        images[place] = mistake.image
     rows = [
         Row("", images[first : first + columns], captions[first : first + columns])
-        for first in range(0, len(images), columns)
+        for first in range(0, count, columns)
     ]
     return draw_preview(rows, title, path)
 
@@ -247,8 +235,7 @@ def draw_mistakes(
 def draw_effective_field(
     field: Tensor, receptive_field: int, image_side: int, title: str, path: Path
 ) -> Path:
-    """Draws an effective receptive field, with the largest it could be and an image's size, as
-    PNG.
+    """Draw an effective receptive field, the theoretical one and the image's outline, as PNG.
 
     Args:
         field: side x side, at most 1. receptive_field, image_side: pixels.
@@ -276,7 +263,7 @@ def draw_effective_field(
 
 @_plain_text
 def draw_comparison(entries: Sequence[Entry], path: Path) -> Path:
-    """Draws accuracy against parameters (log scale) with the Pareto front, as PNG."""
+    """Draw accuracy against parameters (log scale) with the Pareto front, as PNG."""
     figure = Figure(figsize=(10, 6.5), dpi=110)
     axes = figure.subplots()
     axes.set_xscale("log")
@@ -330,7 +317,7 @@ def draw_comparison(entries: Sequence[Entry], path: Path) -> Path:
 
 
 class _Thousands(LogFormatter):
-    """Labels what matplotlib would label on a log scale, as 200,000 rather than a formula."""
+    """Labels of a log scale as 200,000 rather than a formula, where matplotlib has labels."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:,.0f}" if super().__call__(x, pos) else ""
@@ -352,7 +339,7 @@ def _spread_of(entry: Entry) -> tuple[float, float]:
 
 
 def _label_apart(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
-    """Writes each point's label beside it, where it covers no other label or point."""
+    """Write each point's label next to it, where it covers no other label or point."""
     assert isinstance(axes.figure, Figure)
     renderer = FigureCanvasAgg(axes.figure).get_renderer()  # type: ignore[no-untyped-call]
     pixel = axes.figure.dpi / 72
@@ -381,14 +368,14 @@ def _label_apart(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None
 
 
 def _name(text: object) -> str:
-    """A name or a path in one line that leaves place for the drawing."""
+    """Return a name or a path in one line that leaves room for the drawing."""
     line = _text(text)
     half = LONGEST_NAME // 2
     return line if len(line) <= LONGEST_NAME else f"{line[: half - 1]}…{line[-half:]}"
 
 
 def _text(text: object) -> str:
-    """Text in one line, with escapes for what the user's fonts lack too: boxes say nothing."""
+    """Return text in one line, with escapes also for characters that the user's fonts lack."""
     families = rcParams["font.family"]
     fonts = [get_font(findfont(FontProperties(family=[family]))) for family in families]
     return "".join(
@@ -403,7 +390,7 @@ def _lighten(axes: Axes) -> None:
 
 
 def _save(figure: Figure, path: Path, **how: Any) -> Path:
-    """Writes a figure as PNG, whole or not at all."""
+    """Write a figure as PNG, whole or not at all."""
     png = io.BytesIO()
     figure.savefig(png, format="png", **how)
     write_whole(path, png.getvalue())

@@ -1,27 +1,24 @@
-"""Results of runs beside published figures: accuracy for what a network costs."""
+"""Results of runs next to published figures: accuracy against what a network costs."""
 
 import functools
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypedDict, cast
 
 from sprat.errors import SpratError
-from sprat.results import RESULTS_FILE, SUMMARY_FILE, read_json
-from sprat.shapes import (
-    MOST_CLASSES,
-    SHARE,
-    SIDE,
-    TEXT,
-    ListOf,
-    Maybe,
-    Shape,
-    TableOf,
-    mismatch,
-    one_of,
-    whole,
+from sprat.evaluation.records import (
+    RESULTS_FILE,
+    SUMMARY_FILE,
+    Accuracy,
+    Ordinal,
+    Share,
+    Side,
+    Split,
+    read_json,
 )
+from sprat.shapes import MOST_CLASSES, ListOf, mismatch, shape_of, whole
 from sprat.text import markdown
 
 if TYPE_CHECKING:
@@ -30,22 +27,46 @@ if TYPE_CHECKING:
 PUBLISHED_FILE = Path(__file__).parent / "published.toml"
 PUBLISHED_DATASET = "cifar10"
 
-# What is read of each kind of result.
-JUDGED: dict[str, Shape] = {
-    "top1": SHARE,
-    "top1_ci95": ListOf(SHARE, 2, 2),
-    "per_class": TableOf(Maybe(SHARE), low=1),
-}
-NAMED: dict[str, Shape] = {"model": TEXT, "dataset": TEXT, "recipe?": Maybe(TEXT), "side?": SIDE}
-SPLIT = one_of("test", "val")
-EVALUATED: Shape = NAMED | JUDGED | {"split": SPLIT}
-RUN: Shape = NAMED | {"test": Maybe(JUDGED), "val": Maybe(JUDGED)}
-SEEDS: Shape = NAMED | {
-    "split": SPLIT,
-    "seeds": ListOf(whole(), 1),
-    "classes?": whole(1, MOST_CLASSES),
-    "top1": {"n": whole(1), "mean": SHARE, "std": Maybe(SHARE)},
-}
+
+# What is read of each kind of result, new or old.
+
+
+class _Named(TypedDict):
+    model: str
+    dataset: str
+    recipe: NotRequired[str | None]
+    side: NotRequired[Side]
+
+
+class _Evaluated(_Named, Accuracy):
+    """What `sprat evaluate --json` prints."""
+
+    split: Split
+
+
+class _Finished(_Named):
+    """A run's results.json."""
+
+    test: Accuracy | None
+    val: Accuracy | None
+
+
+class _Mean(TypedDict):
+    n: Ordinal
+    mean: Share
+    std: Share | None
+
+
+class _Seeds(_Named):
+    """A summary.json over seeds."""
+
+    split: Split
+    seeds: Annotated[list[int], ListOf(whole(), 1)]
+    classes: NotRequired[Annotated[int, whole(1, MOST_CLASSES)]]
+    top1: _Mean
+
+
+EVALUATED, FINISHED, SEEDS = map(shape_of, (_Evaluated, _Finished, _Seeds))
 
 Standing = Literal["measured", "published", "claimed"]
 
@@ -54,14 +75,14 @@ Standing = Literal["measured", "published", "claimed"]
 class Entry:
     """One network with one accuracy.
 
-    macs, receptive_field: None where they are not known; the latter too where it is the whole
-        image.
-    top1: a fraction; of several seeds the mean.
-    ci95: of one run, over the images it was judged on. std, n: over seeds, where there are several.
-    standing: "measured" by sprat, "published" elsewhere, or merely "claimed".
+    macs: None if not published. receptive_field: pixels; None if not published, or if it is the
+        whole image.
+    top1: a fraction; the mean of several seeds.
+    ci95: of one run, over the images it was evaluated on. std, n: over several seeds.
+    standing: "measured" by sprat, "published" elsewhere, or only "claimed".
     split: "test", or "val" of a run that has not read the test set.
-    protocol: how the figure came about. source: the file, or who says so.
-    parameters_sign, top1_sign: "<", ">" or "~" where the figure is but a bound or about that.
+    protocol: how the figure was measured. source: its file, or who published it.
+    parameters_sign, top1_sign: "<", ">" or "~" where the figure is a bound or approximate.
     """
 
     name: str
@@ -72,7 +93,7 @@ class Entry:
     protocol: str
     source: str
     standing: Standing = "measured"
-    split: str = "test"
+    split: Split = "test"
     ci95: tuple[float, float] | None = None
     std: float | None = None
     n: int = 1
@@ -81,20 +102,21 @@ class Entry:
 
     @property
     def can_lead(self) -> bool:
-        """Whether it may stand on the Pareto front: a figure of the test set, and no claim."""
+        """Whether the Pareto front may include it: a figure of the test set, and no claim."""
         return self.standing != "claimed" and self.split == "test"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
 def read_entries(paths: Sequence[Path], published: bool = True) -> list[Entry]:
-    """Entries of results and, if asked for, of all published figures, by parameters.
+    """Return the entries of results, sorted by parameters.
 
     Args:
-        paths: run folders, folders with a summary.json over seeds, or such files, or what
+        paths: run folders, folders with a summary.json over seeds, such files, or files with what
             `sprat evaluate --json` printed.
+        published: whether to add all published figures.
 
     Raises:
         SpratError: a file is missing, damaged or of another kind, or the datasets differ.
@@ -106,8 +128,8 @@ def read_entries(paths: Sequence[Path], published: bool = True) -> list[Entry]:
         values = read_json(file)
         if wrong := _mismatch(values):
             raise SpratError(
-                f"{file} is no result of sprat's: {wrong}; give the folder of a run or of a "
-                "recipe's seeds, or what sprat evaluate --json printed"
+                f"{file} is not a result of sprat: {wrong}. Give the folder of a run or of a "
+                "recipe's seeds, or a file with what sprat evaluate --json printed."
             )
         datasets.setdefault(values["dataset"], file)
         entries.append(_measured(values, file))
@@ -116,13 +138,16 @@ def read_entries(paths: Sequence[Path], published: bool = True) -> list[Entry]:
         entries += read_published()
     if len(datasets) > 1:
         found = ", ".join(f"{name} ({file})" for name, file in datasets.items())
-        remedy = "; leave published figures out by --no-published" if published else ""
-        raise SpratError(f"results on different datasets cannot be compared: {found}{remedy}")
+        hint = ", or leave published figures out with --no-published" if published else ""
+        raise SpratError(
+            f"Results on different datasets cannot be compared: {found}. Give results on one "
+            f"dataset{hint}."
+        )
     return sorted(entries, key=lambda entry: (entry.parameters, entry.top1))
 
 
 def read_published() -> list[Entry]:
-    """The figures of published.toml."""
+    """Return the entries of published.toml."""
     entries = []
     for values in tomllib.loads(PUBLISHED_FILE.read_text(encoding="utf-8"))["network"]:
         costs = {"macs": None, "receptive_field": None}
@@ -135,8 +160,10 @@ def read_published() -> list[Entry]:
 
 
 def pareto_front(entries: Iterable[Entry]) -> list[Entry]:
-    """Those that no other surpasses with as few parameters, by parameters. Claims and figures of
-    val are left aside."""
+    """Return the entries that no other with as few parameters surpasses, sorted by parameters.
+
+    Claims and figures of val are left out.
+    """
     front: list[Entry] = []
     for entry in sorted(entries, key=lambda entry: (entry.parameters, -entry.top1)):
         if entry.can_lead and (not front or entry.top1 > front[-1].top1):
@@ -145,14 +172,14 @@ def pareto_front(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def comparison_table(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
-    """A head and a row an entry, as words; those on the Pareto front are marked."""
+    """Return a header row and a row for each entry, as text; the Pareto front is marked."""
     front = pareto_front(entries)
     head = ("network", "parameters", "MACs", "field", "accuracy", "how", "source", "front")
     return [head, *((*_words(entry), "●" if entry in front else "") for entry in entries)]
 
 
 def to_markdown(table: Sequence[Sequence[str]]) -> str:
-    """A table as Markdown, its first row the head."""
+    """Return a table as Markdown; its first row is the header."""
     head, *rows = ("| " + " | ".join(map(markdown, row)) + " |" for row in table)
     return "\n".join([head, "| " + " | ".join("---" for _ in table[0]) + " |", *rows])
 
@@ -184,7 +211,8 @@ def _file_of(path: Path) -> Path:
         if (path / name).exists():
             return path / name
     raise SpratError(
-        f"{path} holds neither {RESULTS_FILE} nor {SUMMARY_FILE}; is the run finished?"
+        f"{path} holds neither {RESULTS_FILE} nor {SUMMARY_FILE}. Give the folder of a finished "
+        "run, or of a recipe's seeds."
     )
 
 
@@ -192,45 +220,60 @@ def _mismatch(values: Any) -> str | None:
     if isinstance(values, dict) and "seeds" in values:
         return mismatch(values, SEEDS)
     if isinstance(values, dict) and "split" in values:
-        wrong, judgement = mismatch(values, EVALUATED), values
+        wrong, accuracy = mismatch(values, EVALUATED), values
     else:
-        wrong = mismatch(values, RUN)
-        judgement = {} if wrong else values["test"] or values["val"]
-    if not wrong and not judgement:
+        wrong = mismatch(values, FINISHED)
+        accuracy = {} if wrong else values["test"] or values["val"]
+    if not wrong and not accuracy:
         return "test and val are both null"
-    if not wrong and len(judgement["per_class"]) > MOST_CLASSES:
+    if not wrong and len(accuracy["per_class"]) > MOST_CLASSES:
         return f"per_class names more than {MOST_CLASSES:,} classes"
     return wrong
 
 
 def _measured(values: dict[str, Any], file: Path) -> Entry:
-    """Of a summary.json over seeds, a run's results.json, or the JSON of `sprat evaluate`."""
-    named = {"source": str(file), "name": values["model"]}
-    if recipe := values.get("recipe"):
-        named["name"] += f", {recipe}"
+    """Return the entry of a result of any kind."""
     if "seeds" in values:
-        top1 = values["top1"]
-        costs = _costs(values["model"], values.get("classes", 10), values.get("side", 32))
-        runs = "one run" if top1["n"] == 1 else f"{top1['n']} seeds"
-        return Entry(
-            **named,
-            **costs,
-            top1=top1["mean"],
-            std=top1["std"],
-            n=top1["n"],
-            split=values["split"],
-            protocol=f"{values['split']}, {runs}",
-        )
-    split = values.get("split") or ("test" if values["test"] else "val")
-    judgement = values if "split" in values else values[split]
+        return _of_seeds(cast(_Seeds, values), file)
+    if "split" in values:
+        evaluated = cast(_Evaluated, values)
+        return _of_one(evaluated, evaluated["split"], evaluated, file)
+    finished = cast(_Finished, values)
+    split: Split = "test" if finished["test"] else "val"
+    accuracy = finished[split]
+    assert accuracy is not None  # `_mismatch` checks it
+    return _of_one(finished, split, accuracy, file)
+
+
+def _of_seeds(summary: _Seeds, file: Path) -> Entry:
+    top1, split = summary["top1"], summary["split"]
     return Entry(
-        **named,
-        **_costs(values["model"], len(judgement["per_class"]), values.get("side", 32)),
-        top1=judgement["top1"],
-        ci95=tuple(judgement["top1_ci95"]),
+        **_named(summary, file, summary.get("classes", 10)),
+        top1=top1["mean"],
+        std=top1["std"],
+        n=top1["n"],
+        split=split,
+        protocol=f"{split}, one run" if top1["n"] == 1 else f"{split}, {top1['n']} seeds",
+    )
+
+
+def _of_one(result: _Named, split: Split, accuracy: Accuracy, file: Path) -> Entry:
+    low, high = accuracy["top1_ci95"]
+    return Entry(
+        **_named(result, file, len(accuracy["per_class"])),
+        top1=accuracy["top1"],
+        ci95=(low, high),
         split=split,
         protocol=f"{split}, one run",
     )
+
+
+def _named(result: _Named, file: Path, classes: int) -> dict[str, Any]:
+    """Return an entry's name, source and costs."""
+    recipe = result.get("recipe")
+    name = f"{result['model']}, {recipe}" if recipe else result["model"]
+    costs = _costs(result["model"], classes, result.get("side", 32))
+    return {"name": name, "source": str(file)} | costs
 
 
 def _costs(model: str, classes: int, side: int) -> dict[str, Any]:

@@ -1,0 +1,349 @@
+"""The records of runs: metrics.jsonl, results.json and summary.json, typed; written and read.
+
+Scripts rely on these shapes: shares are fractions from 0 to 1, never percent; what was not
+measured is null. Each key stands here once, with its type and its bounds: mypy refuses a misspelt
+key, and reading a file refuses a damaged one. Keys that older runs lack are NotRequired.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+from sprat.errors import SpratError
+from sprat.files import write_whole
+from sprat.readers import parse_json, read_text
+from sprat.runtime import GitState, Machine
+from sprat.settings.config import MOST_EPOCHS
+from sprat.shapes import (
+    ANYTHING,
+    MOST_CLASSES,
+    NOTHING,
+    POSITIVE,
+    SETTING,
+    SHARE,
+    SIDE,
+    ListOf,
+    Maybe,
+    TableOf,
+    mismatch,
+    shape_of,
+    whole,
+)
+
+METRICS_FILE, RESULTS_FILE, SUMMARY_FILE = "metrics.jsonl", "results.json", "summary.json"
+
+Split = Literal["test", "val"]
+Share = Annotated[float, SHARE]
+Positive = Annotated[float, POSITIVE]  # seconds, a learning rate, images per second
+Count = Annotated[int, whole()]
+Ordinal = Annotated[int, whole(1)]
+Epoch = Annotated[int, whole(1, MOST_EPOCHS)]
+Side = Annotated[int, SIDE]
+Overrides = dict[str, Annotated[Any, SETTING]]
+
+
+class Accuracy(TypedDict):
+    """Accuracy of one view of each image, with its 95 % interval, and by class.
+
+    A class without an image has no accuracy: null.
+    """
+
+    top1: Share
+    top1_ci95: Annotated[list[float], ListOf(SHARE, 2, 2)]
+    per_class: Annotated[dict[str, float | None], TableOf(Maybe(SHARE), low=1)]
+
+
+class Evaluation(Accuracy):
+    """A network's answers on one set of images.
+
+    tta_top1: accuracy of the mean of tta_views views. tta_p: McNemar's p-value of its difference
+    from top1. confusion: counts, a row for each true class, a column for each answer. ece: expected
+    calibration error.
+    """
+
+    tta_top1: Share
+    tta_views: NotRequired[Ordinal]
+    tta_p: NotRequired[Share]
+    n: Ordinal
+    confusion: Annotated[list[list[int]], ListOf(ListOf(whole()), 1, MOST_CLASSES)]
+    ece: Share
+
+
+class Scores(TypedDict):
+    """Accuracy at the end of an epoch; null where the epoch was not evaluated.
+
+    top1, ema_top1: of the raw and of the averaged weights, on val or the probe. probe_top1: of the
+    kept weights, on the probe: training images, neither augmented nor mixed.
+    """
+
+    top1: Share | None
+    ema_top1: Share | None
+    probe_top1: NotRequired[Share | None]
+
+
+class EpochRow(Scores):
+    """A line of metrics.jsonl: one epoch.
+
+    step: optimizer steps so far. loss: mean over the epoch. lr: of the last step. seconds: of
+    training alone.
+    """
+
+    epoch: Epoch
+    step: Ordinal
+    loss: float
+    judged_on: Literal["val", "probe"]
+    lr: Positive
+    seconds: Positive
+    images_per_s: Positive
+
+
+class TeacherRecord(TypedDict):
+    """A network that taught a run by distillation."""
+
+    model: str
+    parameters: NotRequired[Annotated[int, ANYTHING]]
+    sha256: NotRequired[Annotated[str, ANYTHING]]
+    recipe: str | None
+    seed: NotRequired[Annotated[int | None, ANYTHING]]
+    val_top1: NotRequired[Annotated[float | None, ANYTHING]]
+    test_top1: NotRequired[Annotated[float | None, ANYTHING]]
+
+
+class OriginalClaims(TypedDict):
+    """The figures that the original project reports of a run; null ones have their reason."""
+
+    total_parameters: int
+    receptive_field: int | None
+    training_accuracy: float
+    best_test_accuracy: float | None
+    peak_test_accuracy: float | None
+    test_accuracy: float | None
+    tta_accuracy: float | None
+    training_time_hours: float
+    reasons: dict[str, str]
+
+
+class RunResult(TypedDict):
+    """What results.json holds: how a finished run went, and the evaluation at its end.
+
+    test: of a final run, else null. val: of any other. seconds: of the whole run, evaluations
+    included. overrides: settings that differ from the recipe's.
+    """
+
+    recipe: str
+    overrides: Overrides
+    dataset: str
+    dataset_md5: str
+    train_per_class: NotRequired[Annotated[dict[str, int], ANYTHING]]
+    model: str
+    network: NotRequired[Overrides]
+    side: NotRequired[Side]
+    parameters: Count
+    macs: NotRequired[Count | None]
+    receptive_field: NotRequired[Count | None]
+    seed: Count
+    final: bool
+    epochs: Epoch
+    stopped_early: bool
+    weights: str
+    best_epoch: Epoch | None
+    seconds: Positive
+    images_per_s: Positive
+    peak_memory_bytes: NotRequired[Count | None]
+    test: Evaluation | None
+    val: Evaluation | None
+    machine: Machine
+    versions: dict[str, str]
+    git: GitState | None
+    teachers: NotRequired[list[TeacherRecord]]
+    teacher: NotRequired[TeacherRecord | None]  # of an older run, which had one at most
+    original_claims: NotRequired[Annotated[OriginalClaims, ANYTHING]]
+    brief: NotRequired[Annotated[OriginalClaims, ANYTHING]]  # the old name, for one version
+
+
+class Spread(TypedDict):
+    """One figure over `n` seeds. std: of a sample, null for one seed."""
+
+    n: int
+    mean: float
+    std: float | None
+    median: float
+    min: float
+    max: float
+
+
+class SeedSummary(TypedDict):
+    """What summary.json holds: a recipe's seeds, and each figure of theirs.
+
+    split: what the figures were measured on. epochs: of final runs alone, since others may stop
+    early.
+    """
+
+    recipe: str
+    overrides: Overrides
+    dataset_md5: str
+    model: str
+    parameters: int
+    final: bool
+    epochs: NotRequired[int]
+    dataset: str
+    side: int
+    classes: int
+    split: Split
+    seeds: list[int]
+    top1: Spread
+    tta_top1: Spread
+    ece: Spread
+    seconds: Spread
+
+
+EVALUATION, EPOCH_ROW, RUN_RESULT = map(shape_of, (Evaluation, EpochRow, RunResult))
+
+
+def evaluation_of(results: RunResult) -> tuple[Split, Evaluation]:
+    """Return the split that a run was evaluated on at its end, and that evaluation."""
+    split: Split = "test" if results["final"] else "val"
+    evaluation = results[split]
+    assert evaluation is not None  # `read_results` checks it
+    return split, evaluation
+
+
+def teachers_of(results: RunResult) -> list[TeacherRecord]:
+    """Return what a run's results say of each network that taught it."""
+    if "teachers" in results:
+        return results["teachers"]
+    teacher = results.get("teacher")
+    return [teacher] if teacher else []
+
+
+def original_claims(
+    parameters: int,
+    receptive_field: int | None,
+    training_top1: float,
+    test: Evaluation | None,
+    seconds: float,
+) -> OriginalClaims:
+    """Return the figures that the original project reports of a run, or why one is missing."""
+    during = "would need the test set read during training, which a run never does"
+    reasons = {"best_test_accuracy": during, "peak_test_accuracy": during}
+    if test is None:
+        reading = "the test set is read by a --final run only, or by sprat evaluate --split test"
+        reasons |= {"test_accuracy": reading, "tta_accuracy": reading}
+    return {
+        "total_parameters": parameters,
+        "receptive_field": receptive_field,
+        "training_accuracy": training_top1,
+        "best_test_accuracy": None,
+        "peak_test_accuracy": None,
+        "test_accuracy": test["top1"] if test else None,
+        "tta_accuracy": test["tta_top1"] if test else None,
+        "training_time_hours": seconds / 3600,
+        "reasons": reasons,
+    }
+
+
+def write_json(path: Path, value: Any, *, new: bool = False) -> None:
+    """Write indented JSON, whole or not at all; `new` refuses a file that exists."""
+    write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n", new=new)
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds: plain values, its numbers finite and within 64 bits.
+
+    Raises:
+        SpratError: the file is missing or damaged.
+    """
+    try:
+        return parse_json(read_text(path))
+    except FileNotFoundError as error:
+        raise _missing(path) from error
+    except SpratError:
+        raise
+    except ValueError as error:
+        raise SpratError(
+            f"{path} cannot be read as JSON: {error}. Name the folder of a run."
+        ) from error
+
+
+def read_results(path: Path) -> RunResult:
+    """Return what a run's results.json holds.
+
+    Raises:
+        SpratError: the file is missing, damaged or not a run's.
+    """
+    results: RunResult = read_json(path)
+    wrong = mismatch(results, RUN_RESULT)
+    if not wrong:
+        split: Split = "test" if results["final"] else "val"
+        other: Split = "val" if results["final"] else "test"
+        wrong = mismatch(results[split], EVALUATION, split)
+        wrong = wrong or mismatch(results[other], NOTHING, other)
+        wrong = wrong or _uneven(*evaluation_of(results))
+    if wrong:
+        raise SpratError(
+            f"{path} is not what a run of sprat writes: {wrong}. Name the folder of a finished run."
+        )
+    return results
+
+
+def read_finished(run: Path) -> RunResult | None:
+    """Return what a finished run's results.json holds, or None if the run is not finished.
+
+    Raises:
+        SpratError: the file is damaged.
+    """
+    if not (run / RESULTS_FILE).exists():
+        return None
+    return read_results(run / RESULTS_FILE)
+
+
+def _uneven(split: Split, evaluation: Evaluation) -> str | None:
+    """Return what is wrong with a confusion matrix unless it has a row and a column per class."""
+    rows, classes = evaluation["confusion"], len(evaluation["per_class"])
+    if len(rows) == classes and all(len(row) == classes for row in rows):
+        return None
+    return f"{split}.confusion has {len(rows)} rows, expected {classes} of {classes} counts each"
+
+
+def write_metrics(run: Path, history: list[EpochRow]) -> None:
+    """Write metrics.jsonl: one line of JSON for each epoch so far.
+
+    The whole file each time: after a kill it must hold what the checkpoint holds, no more.
+    """
+    write_whole(run / METRICS_FILE, "".join(json.dumps(row) + "\n" for row in history))
+
+
+def read_metrics(run: Path) -> list[EpochRow]:
+    """Return what a run's metrics.jsonl holds: a row for each epoch.
+
+    Raises:
+        SpratError: the file is missing or damaged.
+    """
+    path = run / METRICS_FILE
+    try:
+        rows = [parse_json(line) for line in read_text(path).removesuffix("\n").split("\n")]
+    except FileNotFoundError as error:
+        raise _missing(path) from error
+    except SpratError:
+        raise
+    except ValueError as error:
+        raise SpratError(f"{path} cannot be read: {error}. Name the folder of a run.") from error
+    if wrong := wrong_history(rows):
+        raise SpratError(
+            f"{path} is not what a run of sprat writes: {wrong}. Name the folder of a run."
+        )
+    return rows
+
+
+def wrong_history(rows: Any) -> str | None:
+    """Return what is wrong with the rows of metrics.jsonl, or None if there is one per epoch."""
+    if wrong := mismatch(rows, ListOf(EPOCH_ROW, high=MOST_EPOCHS), "epoch"):
+        return wrong
+    for epoch, row in enumerate(rows, 1):
+        if row["epoch"] != epoch or row["judged_on"] != rows[0]["judged_on"]:
+            return f"line {epoch} is of epoch {row['epoch']} (evaluated on {row['judged_on']})"
+    return None
+
+
+def _missing(path: Path) -> SpratError:
+    return SpratError(f"There is no {path}. Name the folder of a run.")

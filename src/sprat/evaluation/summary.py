@@ -1,0 +1,89 @@
+"""Mean and spread over the seeds of a recipe: summary.json."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sprat.errors import SpratError
+from sprat.evaluation.records import (
+    RESULTS_FILE,
+    SUMMARY_FILE,
+    RunResult,
+    SeedSummary,
+    Spread,
+    evaluation_of,
+    read_results,
+    write_json,
+)
+from sprat.files import lock, writing
+
+# what the seeds of one recipe share
+SHARED = ("recipe", "overrides", "dataset_md5", "model", "parameters", "final")
+
+
+def write_summary(folder: Path) -> SeedSummary:
+    """Write folder/summary.json over the finished runs in folder/seed-*/results.json; return it.
+
+    Of several processes that train seeds into one folder, the last to end writes it over all.
+
+    Raises:
+        SpratError: there are none, or they are not seeds of one recipe.
+    """
+    with writing(folder / SUMMARY_FILE), lock(folder / ".summary.lock", lambda holder: None):
+        summary = _summarize(folder)
+        write_json(folder / SUMMARY_FILE, summary)
+    return summary
+
+
+def _summarize(folder: Path) -> SeedSummary:
+    runs = [read_results(path) for path in folder.glob(f"seed-*/{RESULTS_FILE}")]
+    runs.sort(key=lambda run: run["seed"])
+    if not runs:
+        raise SpratError(f"{folder} holds no seed-*/{RESULTS_FILE}. Train some seeds first.")
+    _check_same(runs, folder)
+    last = runs[-1]
+    split, evaluation = evaluation_of(last)
+    evaluations = [evaluation_of(run)[1] for run in runs]
+    summary: SeedSummary = {
+        "recipe": last["recipe"],
+        "overrides": last["overrides"],
+        "dataset_md5": last["dataset_md5"],
+        "model": last["model"],
+        "parameters": last["parameters"],
+        "final": last["final"],
+        "dataset": last["dataset"],
+        "side": last.get("side", 32),  # older results do not say
+        "classes": len(evaluation["per_class"]),
+        "split": split,
+        "seeds": [run["seed"] for run in runs],
+        "top1": _spread([each["top1"] for each in evaluations]),
+        "tta_top1": _spread([each["tta_top1"] for each in evaluations]),
+        "ece": _spread([each["ece"] for each in evaluations]),
+        "seconds": _spread([run["seconds"] for run in runs]),
+    }
+    if last["final"]:
+        summary["epochs"] = last["epochs"]
+    return summary
+
+
+def _check_same(runs: Sequence[RunResult], folder: Path) -> None:
+    same = SHARED + (("epochs",) if runs[0]["final"] else ())  # others may stop early
+    first: Mapping[str, object] = runs[0]
+    for run in runs:
+        values: Mapping[str, object] = run
+        if differs := [key for key in same if values[key] != first[key]]:
+            raise SpratError(
+                f"{folder}: seed {run['seed']} differs from seed {runs[0]['seed']} in "
+                f"{', '.join(differs)}. Summarize runs that differ in their seed alone."
+            )
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    return {
+        "n": len(values),
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "median": statistics.median(values),
+        "min": min(values),
+        "max": max(values),
+    }

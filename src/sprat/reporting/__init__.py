@@ -1,0 +1,264 @@
+"""One HTML page about a finished run, which needs no network, no script and no other file."""
+
+import base64
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
+from PIL import Image
+from torch import Tensor
+
+from sprat import __version__
+from sprat.budget import Summary, summarize
+from sprat.data.imageset import ImageSet
+from sprat.errors import SpratError
+from sprat.evaluation.evaluate import wilson_interval
+from sprat.evaluation.records import (
+    RESULTS_FILE,
+    EpochRow,
+    Evaluation,
+    RunResult,
+    Split,
+    evaluation_of,
+    read_metrics,
+    read_results,
+)
+from sprat.figures.data import (
+    NUMBERED_CLASSES,
+    calibration,
+    confusion,
+    curves,
+    worst_mistakes,
+)
+from sprat.figures.svg import curve_charts, reliability_diagram
+from sprat.files import write_whole
+from sprat.models import draft_network
+from sprat.run_folder import CONFIG_FILE, read_config
+from sprat.settings.config import IN_EPOCHS, RUN_FIELDS, Config, flatten
+from sprat.settings.recipes import recipe_names
+from sprat.text import command, visible
+
+REPORT_FILE = "report.html"
+MISTAKES = 24  # pictures at most
+MISTAKES_BYTES = 400_000  # of their pixels at most, so that a page stays under 1 MB
+PAIRS = 10  # of confused classes that are listed
+
+
+@dataclass(frozen=True)
+class Run:
+    """The records in the folder of a finished run."""
+
+    folder: Path
+    config: Config
+    recipe: str
+    overrides: dict[str, Any]
+    metrics: list[EpochRow]
+    results: RunResult
+
+    @property
+    def split(self) -> Split:
+        """What the run was evaluated on at its end."""
+        return evaluation_of(self.results)[0]
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The evaluation at its end, with the number of views that an older run does not say."""
+        _, evaluation = evaluation_of(self.results)
+        return {"tta_views": self.config.tta, **evaluation}
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of a run's model on the images that the run was evaluated on: N x K, float32."""
+
+    images: ImageSet
+    probabilities: Tensor
+
+
+def read_run(folder: Path) -> Run:
+    """Return the records in a finished run's folder.
+
+    Raises:
+        SpratError: the folder is missing, is not that of one finished run, or a file in it is
+            damaged.
+    """
+    if not folder.is_dir():
+        raise SpratError(f"There is no folder {folder}. Name the folder of a finished run.")
+    if not (folder / RESULTS_FILE).exists():
+        seeds = sorted(path.parent.name for path in folder.glob(f"seed-*/{RESULTS_FILE}"))
+        if seeds:
+            raise SpratError(
+                f"{folder} holds several seeds ({', '.join(seeds)}). Name one of them: "
+                f"{folder / seeds[0]}"
+            )
+        if (folder / CONFIG_FILE).exists():
+            raise SpratError(
+                f"{folder} has no {RESULTS_FILE}, so the run is not finished. Resume it with "
+                f"{command('sprat', 'train', '--resume', folder)}"
+            )
+    results = read_results(folder / RESULTS_FILE)
+    config, recipe, overrides = read_config(folder)
+    return Run(folder, config, recipe, overrides, read_metrics(folder), results)
+
+
+def check_output(run: Run, output: Path | None, overwrite: bool) -> Path:
+    """Return where to write the page: `output`, or the run's folder, where it may be replaced.
+
+    Raises:
+        SpratError: `output` does not end in .html, or is another file that may not be replaced.
+    """
+    own = run.folder / REPORT_FILE
+    path = own if output is None else output
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise SpratError(f"--output is {path}. Give a name that ends in .html.")
+    if path.exists() and not overwrite and path.resolve() != own.resolve():
+        raise SpratError(
+            f"{path} exists already and is not overwritten. Give another --output, or --overwrite."
+        )
+    return path
+
+
+def write_report(run: Run, path: Path, answers: Answers | str) -> None:
+    """Write the page.
+
+    Args:
+        answers: of the run's model, or why there are none.
+
+    Raises:
+        SpratError: a file of the run is damaged, or the page cannot be written.
+    """
+    environment = Environment(
+        loader=PackageLoader("sprat", "reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["png"] = _png
+    environment.filters |= {
+        "percent": lambda share: f"{100 * share:.2f}\N{NO-BREAK SPACE}%",
+        "points": lambda share: f"{100 * share:.2f}",
+        "number": lambda count: f"{count:,}",
+        "kib": lambda size: f"{size / 1024:,.1f}\N{NO-BREAK SPACE}KiB",
+        "duration": _duration,
+    }
+    try:
+        page = environment.get_template("page.html").render(_contents(run, answers))
+    except SpratError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, UndefinedError) as error:
+        raise SpratError(
+            f"{run.folder} is not a run of sprat, or a file in it is damaged: {error}. Name the "
+            "folder of a finished run."
+        ) from error
+    write_whole(path, page)
+
+
+def _contents(run: Run, answers: Answers | str) -> dict[str, Any]:
+    """Return everything that the template names."""
+    evaluation, confused = run.evaluation, confusion(run.evaluation)
+    calibrated = diagram = mistakes = None
+    if isinstance(answers, Answers):
+        calibrated = calibration(answers.probabilities, answers.images.targets)
+        diagram = reliability_diagram(calibrated)
+        most = min(MISTAKES, MISTAKES_BYTES // answers.images.images.shape[1:].numel())
+        mistakes = worst_mistakes(answers.images, answers.probabilities, most)
+    return {
+        "run": run,
+        "results": run.results,
+        "evaluation": evaluation,
+        "split": run.split,
+        "cost": _cost(run),
+        "charts": curve_charts(curves(run.metrics, run.results)),
+        "classes": _classes(evaluation),
+        "confusion": confused,
+        "with_matrix": len(confused.classes) <= NUMBERED_CLASSES,
+        "pairs": confused.pairs[:PAIRS],
+        "calibration": calibrated,
+        "diagram": diagram,
+        "mistakes": mistakes,
+        "missing": " ".join(answers.split("\n")) if isinstance(answers, str) else None,
+        "settings": _settings(run.config.to_dict()),
+        "command": _command(run),
+        "config_file": ascii(str(run.folder / CONFIG_FILE)),
+        "dataset": Path(run.results["dataset"]).name,  # own pictures are named by their path
+        "version": __version__,
+    }
+
+
+def _cost(run: Run) -> Summary:
+    network = draft_network(run.results["model"], len(run.evaluation["per_class"]))
+    return summarize(network, run.results.get("side", 32))
+
+
+def _classes(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return each class's accuracy with its 95 % interval, None if there is no image of it."""
+    rows = []
+    for label, ((name, share), counts) in enumerate(
+        zip(evaluation["per_class"].items(), evaluation["confusion"], strict=True)
+    ):
+        n = sum(counts)
+        interval = wilson_interval(counts[label], n) if n else None
+        rows.append({"name": name, "top1": share, "interval": interval, "n": n})
+    return rows
+
+
+def _png(image: Tensor) -> str:
+    """Return an image (uint8, 3 x H x W) as PNG in base64."""
+    file = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _settings(values: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Return settings by table and full name, those outside any table first."""
+    tables: dict[str, dict[str, str]] = {"": {}}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            tables[name] = {f"{name}.{key}": _text(inner) for key, inner in value.items()}
+        else:
+            tables[""][name] = _text(value)
+    return tables
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _command(run: Run) -> str | None:
+    """Return what trains such a run again, or None if its settings came from Python."""
+    if run.recipe not in recipe_names() and not run.recipe.endswith(".toml"):
+        return None
+    settings = {name: getattr(run.config, name) for name in sorted(RUN_FIELDS | {"precision"})}
+    if "epochs" in run.overrides:  # an older sprat kept them as the recipe has them
+        settings |= {name: flatten(run.config.to_dict())[name] for name in IN_EPOCHS}
+    words = ["sprat", "train", "--recipe", run.recipe]
+    for name, value in (settings | run.overrides).items():
+        words += _option(name, value)
+    return command(*words)
+
+
+def _option(name: str, value: Any) -> list[str]:
+    """Return a setting as an option: --optim.lr 0.4, --final, --optim.no-nesterov."""
+    *tables, key = name.replace("_", "-").split(".")
+    if value is False:
+        key = f"no-{key}"
+    words = ["--" + ".".join([*tables, key])]
+    if not isinstance(value, bool):
+        words += map(str, value) if isinstance(value, list) else [str(value)]
+    return words
+
+
+def _shown(value: Any) -> Any:
+    """Return a value as the page shows it: text with escapes for what would not be seen."""
+    return visible(value) if type(value) is str else value
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} seconds"
+    return f"{seconds / 60:.1f} minutes" if seconds < 3600 else f"{seconds / 3600:.1f} hours"

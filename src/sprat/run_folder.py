@@ -1,0 +1,197 @@
+"""The folder of a run: who may write there, what it began with (config.json), what is left over."""
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+from sprat.errors import SpratError
+from sprat.evaluation.records import (
+    Overrides,
+    RunResult,
+    read_finished,
+    read_json,
+    write_json,
+)
+from sprat.files import holder, lock, sweep, writing
+from sprat.settings.config import Config
+from sprat.shapes import mismatch, shape_of
+from sprat.text import command
+
+CONFIG_FILE, CURVES_FILE = "config.json", "curves.png"
+LOCK_FILE = ".lock"  # exists while a process trains; says which
+# what killed processes of an older sprat left; newer ones' leftovers are swept by what writes
+_OLDER = (
+    *(".config-*.json", ".metrics-*.jsonl", ".results-*.json", ".curves-*.png"),
+    *(".model-*.safetensors", ".last-*.pt"),
+)
+
+
+class DataIdentity(TypedDict):
+    """What identifies a dataset wherever it is."""
+
+    md5: str
+    classes: list[str]
+
+
+class Beginning(TypedDict):
+    """What config.json holds: everything that was decided before the first step."""
+
+    recipe: str
+    overrides: Overrides
+    config: dict[str, Any]
+    data: NotRequired[DataIdentity | None]
+
+
+BEGINNING = shape_of(Beginning)
+
+
+@contextlib.contextmanager
+def new_run(recipe: str, seed: int) -> Iterator[Path]:
+    """Make runs/RECIPE-seedN-DATE-TIME for a run without --output; remove it again at the end of
+    the block if it is empty.
+
+    Runs that begin in the same second get numbered folders of their own.
+    """
+    name = f"{Path(recipe).stem}-seed{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    folder = next(folder for name in names if _make_new(folder := Path("runs") / name))
+    try:
+        yield folder
+    finally:
+        for empty in (folder, folder.parent):
+            with contextlib.suppress(OSError):
+                empty.rmdir()
+
+
+def _make_new(folder: Path) -> bool:
+    """Make a folder; return False if it exists."""
+    with writing(folder):
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if not folder.exists():  # a file is where a folder above should be
+                raise
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def locked(run: Path) -> Iterator[Callable[[], bool]]:
+    """Lock a run's folder for this process, making it if need be; yield a function that returns
+    whether the folder is still this process's.
+
+    Raises:
+        SpratError: another process trains there.
+    """
+
+    def refuse(holder: str) -> None:
+        raise _in_use(run, holder)
+
+    with contextlib.ExitStack() as stack:
+        with writing(run / LOCK_FILE):
+            run.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(lock(run / LOCK_FILE, refuse))
+        yield held
+
+
+def check_free(run: Path) -> None:
+    """Check that no other process trains in a folder.
+
+    Raises:
+        SpratError: one does.
+    """
+    if found := holder(run / LOCK_FILE):
+        raise _in_use(run, found)
+
+
+def _in_use(run: Path, holder: str) -> SpratError:
+    return SpratError(
+        f"{run} is in use: {holder} is training there. Wait until it ends, or stop it first."
+    )
+
+
+def check_empty(run: Path) -> None:
+    """Check that a run can begin in a folder: it does not exist, or holds nothing but a recipe.
+
+    Raises:
+        SpratError: the folder holds something.
+    """
+    sweep_run(run)
+    if run.exists() and (not run.is_dir() or any(map(_of_a_run, run.iterdir()))):
+        begun = (run / CONFIG_FILE).exists()
+        hint = f", or resume it: {command('sprat', 'train', '--resume', run)}" if begun else "."
+        raise SpratError(
+            f"{run} exists already and is not overwritten. Give another --output{hint}"
+        )
+
+
+def _of_a_run(path: Path) -> bool:
+    return path.name != LOCK_FILE and path.suffix != ".toml"
+
+
+def sweep_run(run: Path) -> None:
+    """Remove what killed processes left in a run's folder."""
+    sweep(run)
+    for pattern in _OLDER:
+        sweep(run, pattern)
+
+
+def resume_finished(run: Path) -> RunResult | None:
+    """Return the results of a finished run, after removing what a kill at its end left in its
+    folder; return None if the run is not finished.
+
+    Raises:
+        SpratError: results.json is damaged.
+    """
+    results = read_finished(run)
+    if results is not None:
+        sweep_run(run)
+        sweep(run, LOCK_FILE)
+    return results
+
+
+def write_config(
+    run: Path, config: Config, recipe: str, overrides: dict[str, Any], data: DataIdentity
+) -> None:
+    """Write config.json: the recipe's name, what differs from it, the whole config, the data.
+
+    Raises:
+        SpratError: the folder has such a file, or it cannot be written.
+    """
+    values: Beginning = {
+        "recipe": recipe,
+        "overrides": overrides,
+        "config": config.to_dict(),
+        "data": data,
+    }
+    write_json(run / CONFIG_FILE, values, new=True)
+
+
+def read_config(run: Path) -> tuple[Config, str, dict[str, Any]]:
+    """Return a run's config, its recipe's name and its overrides.
+
+    Raises:
+        SpratError: config.json is missing or damaged.
+    """
+    path = run / CONFIG_FILE
+    if run.is_dir() and all(found.name.startswith(".") for found in run.iterdir()):
+        raise SpratError(
+            f"{run} holds no run yet: it was ended before it began. Start it again into the same "
+            f"folder: {command('sprat', 'train', '--output', run)}, with its recipe and settings."
+        )
+    values = read_json(path)
+    if wrong := mismatch(values, BEGINNING):
+        raise SpratError(
+            f"{path} is not what a run of sprat writes: {wrong}. Name the folder of a run."
+        )
+    config = Config.from_dict(values["config"], source=str(path))
+    return config, values["recipe"], values["overrides"]
+
+
+def read_data(run: Path) -> DataIdentity | None:
+    """Return what identifies the images that a run began with; None for a run of an older sprat."""
+    found: DataIdentity | None = read_json(run / CONFIG_FILE).get("data")
+    return found
