@@ -186,13 +186,13 @@ def _network(path: Path, meta: dict[str, Any]) -> tuple[NetworkConfig, nn.Module
         SpratError: there is no such network, or it is the user's own code, which was not named.
     """
     try:
-        spec = NetworkConfig(**meta.get("network", {"name": meta["model"]}))
+        spec = NetworkConfig.from_dict(meta.get("network", {"name": meta["model"]}))
         spec = dataclasses.replace(spec, name=find_name(spec.name))
         with torch.device("meta"):
             return spec, build_network(spec, len(meta["classes"]))
     except CodeNotNamed:
         raise
-    except (SpratError, TypeError) as error:  # TypeError: a setting that there is not
+    except SpratError as error:
         raise SpratError(
             f"{path} holds a network that this sprat does not have: {error} Train the model again, "
             "or upgrade sprat."

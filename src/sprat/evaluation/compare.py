@@ -5,24 +5,24 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypedDict, cast
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
 
 from sprat.errors import SpratError
 from sprat.evaluation.records import (
     RESULTS_FILE,
     SUMMARY_FILE,
     Accuracy,
+    Count,
+    NetworkSpec,
     Ordinal,
     Share,
     Side,
     Split,
     read_json,
 )
+from sprat.models import NetworkConfig
 from sprat.shapes import MOST_CLASSES, ListOf, mismatch, shape_of, whole
 from sprat.text import markdown
-
-if TYPE_CHECKING:
-    from sprat.budget import Summary
 
 PUBLISHED_FILE = Path(__file__).parent / "published.toml"
 PUBLISHED_DATASET = "cifar10"
@@ -36,6 +36,10 @@ class _Named(TypedDict):
     dataset: str
     recipe: NotRequired[str | None]
     side: NotRequired[Side]
+    network: NotRequired[NetworkSpec]
+    parameters: NotRequired[Count]
+    macs: NotRequired[Count | None]
+    receptive_field: NotRequired[Count | None]
 
 
 class _Evaluated(_Named, Accuracy):
@@ -152,7 +156,7 @@ def read_published() -> list[Entry]:
     for values in tomllib.loads(PUBLISHED_FILE.read_text(encoding="utf-8"))["network"]:
         costs = {"macs": None, "receptive_field": None}
         if model := values.pop("model", None):
-            costs |= _costs(model, 10, 32)
+            costs |= _costs(NetworkConfig(name=model), 10, 32)
         claimed = values.pop("claimed", False)
         standing: Standing = "claimed" if claimed else "published"
         entries.append(Entry(**costs | values, standing=standing))
@@ -269,25 +273,26 @@ def _of_one(result: _Named, split: Split, accuracy: Accuracy, file: Path) -> Ent
 
 
 def _named(result: _Named, file: Path, classes: int) -> dict[str, Any]:
-    """Return an entry's name, source and costs."""
+    """Return an entry's name, source and costs: those that a result records, or, of an older one,
+    those of the network it names."""
+    network = NetworkConfig.from_dict(result.get("network", {"name": result["model"]}))
     recipe = result.get("recipe")
-    name = f"{result['model']}, {recipe}" if recipe else result["model"]
-    costs = _costs(result["model"], classes, result.get("side", 32))
+    name = f"{network}, {recipe}" if recipe else str(network)
+    if "macs" in result and "parameters" in result:
+        costs = {key: result.get(key) for key in ("parameters", "macs", "receptive_field")}
+    else:
+        costs = _costs(network, classes, result.get("side", 32))
     return {"name": name, "source": str(file)} | costs
 
 
-def _costs(model: str, classes: int, side: int) -> dict[str, Any]:
-    summary = _summary(model, classes, side)
+@functools.cache
+def _costs(network: NetworkConfig, classes: int, side: int) -> dict[str, Any]:
+    from sprat.budget import summarize
+    from sprat.models import draft_network
+
+    summary = summarize(draft_network(network, classes), side)
     return {
         "parameters": summary.parameters,
         "macs": summary.macs,
         "receptive_field": summary.receptive_field,
     }
-
-
-@functools.cache
-def _summary(model: str, classes: int, side: int) -> "Summary":
-    from sprat.budget import summarize
-    from sprat.models import draft_network
-
-    return summarize(draft_network(model, classes), side)

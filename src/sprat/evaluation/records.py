@@ -40,6 +40,7 @@ Ordinal = Annotated[int, whole(1)]
 Epoch = Annotated[int, whole(1, MOST_EPOCHS)]
 Side = Annotated[int, SIDE]
 Overrides = dict[str, Annotated[Any, SETTING]]
+NetworkSpec = dict[str, Annotated[Any, SETTING]]  # a name, and settings of the network
 
 
 class Accuracy(TypedDict):
@@ -136,7 +137,7 @@ class RunResult(TypedDict):
     dataset_md5: str
     train_per_class: NotRequired[Annotated[dict[str, int], ANYTHING]]
     model: str
-    network: NotRequired[Overrides]
+    network: NotRequired[NetworkSpec]
     side: NotRequired[Side]
     parameters: Count
     macs: NotRequired[Count | None]
@@ -183,7 +184,10 @@ class SeedSummary(TypedDict):
     overrides: Overrides
     dataset_md5: str
     model: str
+    network: NotRequired[NetworkSpec]
     parameters: int
+    macs: NotRequired[int | None]
+    receptive_field: NotRequired[int | None]
     final: bool
     epochs: NotRequired[int]
     dataset: str

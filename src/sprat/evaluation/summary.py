@@ -63,6 +63,9 @@ def _summarize(folder: Path) -> SeedSummary:
     }
     if last["final"]:
         summary["epochs"] = last["epochs"]
+    if "network" in last:  # older results name it alone
+        summary["network"] = last["network"]
+        summary["macs"], summary["receptive_field"] = last["macs"], last["receptive_field"]
     return summary
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -67,6 +67,20 @@ class NetworkConfig(Table, name="network"):
     def title(self) -> str:
         """The name, of a network of the user's own that of its class."""
         return self.name.rpartition(":")[2]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> NetworkConfig:
+        """Return the network that `to_dict` described.
+
+        Raises:
+            SpratError: a setting is unknown, or does not have such a value.
+        """
+        if unknown := [key for key in values if key not in cls.settings]:
+            raise SpratError(
+                f"Unknown network setting {shown(unknown[0])}. Available: "
+                f"{', '.join(cls.settings)}; a newer sprat may have more."
+            )
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the name and the settings that are given, as JSON has them."""
