@@ -74,7 +74,7 @@ def python() -> str:
     for name in sprat.__all__:
         thing = getattr(sprat, name)
         parts += [f"## sprat.{name}", _described(thing, name)]
-        for method in ("__call__", "changed", "to_dict", "from_dict"):
+        for method in ("__call__", "predict", "changed", "to_dict", "from_dict"):
             if method in vars(thing):
                 parts += [f"### {name}.{method}", _described(getattr(thing, method), method)]
     return "\n\n".join(parts) + "\n"
@@ -87,6 +87,7 @@ def _described(thing: Any, name: str) -> str:
     if isinstance(thing, type) and issubclass(thing, Exception):
         return doc
     signature = re.sub(r"\b(?:[a-z]\w*\.)+(?=[A-Za-z])", "", str(inspect.signature(thing)))
+    signature = re.sub(r"(: |-> )'([^']*)'", r"\1\2", signature)  # types that load later
     return f"```python\n{name}{signature}\n```\n\n{doc}"
 
 

@@ -158,7 +158,7 @@ class TestHelp:
         (["train", "--dataset", "shapes10", "--model", "resnet"], "there is no model 'resnet'"),
         (["train", "--dataset", "shapes10", "--batch-size", "20000"], "batch_size is 20000"),
         (["train", "--resume", "nowhere"], "there is no nowhere/config.json"),
-        (["train", "--resume", "nowhere", "--seed", "3"], "leave other settings out"),
+        (["train", "--resume", "nowhere", "--seed", "3"], "Leave other settings out"),
         (["train", "--dataset", "shapes10", "--device", NO_GPU], "use --device auto"),
         (
             ["train", "--dataset", "shapes10", "--device", "cpu", "--precision", "fp16"],
@@ -309,7 +309,7 @@ def test_a_run_whose_pictures_have_moved_is_resumed_where_they_are(
     done = here(*again)
     assert done.returncode == 2
     assert "model.safetensors cannot be written: a folder has that name" in done.stderr
-    assert f"Then go on with\n  {to_paste('sprat', *again)}\n" in done.stderr
+    assert f"Then resume with\n  {to_paste('sprat', *again)}\n" in done.stderr
     (run / "model.safetensors").rmdir()
     assert here(*again).returncode == 0
     assert json.loads((run / "results.json").read_text())["dataset"] == str(now)

@@ -17,7 +17,7 @@ ROOT = SOURCE.parents[1]
 
 FLOORS = {
     "cli": 4, "api": 3, "display": 3, "serve": 3,
-    "training": 2, "predict": 2, "ship": 2,
+    "training": 2, "classifier": 2, "ship": 2,
     "reporting": 2, "export": 2, "formats": 0,
     # within floor 1 to the left only: records <- data, ... <- evaluation <- figures
     "evaluation.records": 0.5, "data": 1, "checkpoint": 1, "run_folder": 1, "zoo": 1,

@@ -21,6 +21,7 @@ import torch
 from conftest import SMALL, Hostile
 from PIL import Image
 
+from sprat.classifier import find_pictures
 from sprat.cli import app
 from sprat.data import Dataset, assemble, load_dataset, pictures
 from sprat.data.batches import Batches
@@ -30,7 +31,6 @@ from sprat.data.picture import SUFFIXES, read_picture
 from sprat.data.pictures import cache_file, list_folder
 from sprat.errors import SpratError
 from sprat.evaluation.records import read_json
-from sprat.predict import find_pictures
 from sprat.run_folder import read_config
 from sprat.settings.config import PicturesConfig
 from sprat.training.images import balanced_weights, split_off_val

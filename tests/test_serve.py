@@ -48,8 +48,8 @@ from serving import (
 
 import sprat
 from sprat.checkpoint import load_model
+from sprat.classifier import to_pixels
 from sprat.data import shapes10
-from sprat.predict import to_pixels
 from sprat.serve.app import make_app
 from sprat.serve.batching import Batcher
 from sprat.serve.decoding import Decoders, _Process

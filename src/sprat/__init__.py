@@ -14,22 +14,48 @@ from typing import TYPE_CHECKING, Any
 from sprat.threads import bound_spinning
 
 if TYPE_CHECKING:
-    from sprat.api import Run, load, resume, train
+    from sprat.api import (
+        ModelEvaluation,
+        Run,
+        Seeds,
+        compare,
+        evaluate,
+        export,
+        load,
+        predict,
+        report,
+        resume,
+        train,
+        train_seeds,
+    )
+    from sprat.classifier import Classifier, Prediction, Predictions
     from sprat.errors import SpratError
-    from sprat.predict import Classifier, Predictions
+    from sprat.evaluation.compare import Entry
+    from sprat.export import Exported
     from sprat.settings.config import Config
     from sprat.settings.recipes import load_recipe
 
 __all__ = [
     "Classifier",
     "Config",
+    "Entry",
+    "Exported",
+    "ModelEvaluation",
+    "Prediction",
     "Predictions",
     "Run",
+    "Seeds",
     "SpratError",
+    "compare",
+    "evaluate",
+    "export",
     "load",
     "load_recipe",
+    "predict",
+    "report",
     "resume",
     "train",
+    "train_seeds",
 ]
 
 try:
@@ -40,9 +66,14 @@ except PackageNotFoundError:  # run from a checkout
 bound_spinning()  # now: torch reads it when it is imported
 
 _HOMES = {
-    "api": ("Run", "load", "resume", "train"),
+    "api": (
+        *("ModelEvaluation", "Run", "Seeds", "compare", "evaluate", "export", "load"),
+        *("predict", "report", "resume", "train", "train_seeds"),
+    ),
+    "classifier": ("Classifier", "Prediction", "Predictions"),
+    "evaluation.compare": ("Entry",),
     "errors": ("SpratError",),
-    "predict": ("Classifier", "Predictions"),
+    "export": ("Exported",),
     "settings.config": ("Config",),
     "settings.recipes": ("load_recipe",),
 }

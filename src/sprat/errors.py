@@ -1,9 +1,11 @@
-"""The one error that is the user's to mend (the command line prints it and exits with 2), and the
-name that was perhaps meant."""
+"""The one error that is the user's to mend (the command line prints it and exits with 2), what an
+error says in words, and the name that was perhaps meant."""
 
 import difflib
+import errno
 import reprlib
 from collections.abc import Iterable
+from pathlib import Path
 
 from sprat.text import visible
 
@@ -21,6 +23,27 @@ class SpratError(ValueError):
 
     def __str__(self) -> str:
         return "\n".join(map(visible, self.args))
+
+
+class Interrupted(Exception):
+    """The run in `folder` was asked to stop; it has saved itself and can be resumed."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"The run in {folder} was asked to stop, and saved. Resume it later.")
+        self.folder = folder
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def in_words(error: SpratError | OSError) -> str:
+    """Return what an error says, without Python's names and numbers."""
+    if isinstance(error, SpratError):
+        return str(error)
+    if error.filename is None and error.errno in _NO_ROOM:  # files are written under their names
+        return f"standard output cannot be written: {error.strerror}. Send it elsewhere."
+    where = f" ({visible(error.filename)})" if error.filename else ""
+    return f"{error.strerror or error}{where}"
 
 
 def plain(name: str) -> str:

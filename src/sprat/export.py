@@ -73,6 +73,9 @@ class Exported:
     same_top1: float  # share of them that the file names as torch does
     largest_difference: float  # between probabilities
     contenders: tuple[Contender, ...]  # torch first
+    model: str = ""
+    dataset: str = "shapes10"  # of the compared images
+    split: str = "drawings"  # test, val, or drawings of shapes10
 
 
 class Graph(nn.Module):

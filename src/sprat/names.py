@@ -45,3 +45,13 @@ def check_views(views: int) -> None:
     if views not in VIEWS:
         offered = ", ".join(map(str, VIEWS))
         raise SpratError(f"tta is {views}, expected a number of views among {offered}")
+
+
+def check_png(path: str | Path | None, option: str) -> None:
+    """Check that a picture's file, if one is given, ends in .png.
+
+    Raises:
+        SpratError: it does not.
+    """
+    if path is not None and Path(path).suffix.lower() != ".png":
+        raise SpratError(f"{option} is {path}, expected a name that ends in .png")

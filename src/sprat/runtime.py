@@ -59,7 +59,7 @@ def choose_device(device: str = "auto") -> "torch.device":
     }
     if device == "auto":
         device = next(name for name, is_there in there.items() if is_there)
-    if not there[device]:
+    if not there.get(device):
         have = ", ".join(name for name, is_there in there.items() if is_there)
         raise SpratError(
             f"device {device!r} is not available to torch {torch.__version__} here (available: "

@@ -3,17 +3,17 @@
 from cyclopts import App, Parameter
 
 from sprat import __version__
-from sprat.cli.recipe import recipe_under_options
+from sprat.cli.recipe import chosen_recipe
 
 app = App(
     name="sprat",
     version=__version__,
-    help="Train, judge and use image classifiers that fit a hard budget.",
+    help="Train, evaluate and use image classifiers that fit a hard budget.",
     help_format="plaintext",
-    config=[recipe_under_options],
+    config=[chosen_recipe],
     default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
 )
-data = App(name="data", help="Look at the datasets; fetch them and check their files.")
-augment = App(name="augment", help="Look at augmentation.")
+data = App(name="data", help="Show datasets, fetch them and check their files.")
+augment = App(name="augment", help="Show augmentation.")
 app.command(data)
 app.command(augment)

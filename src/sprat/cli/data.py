@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from sprat import names
 from sprat.cli.app import augment, data
-from sprat.cli.options import DataDir, JsonOutput, check_names, check_picture
+from sprat.cli.options import DataDir, JsonOutput, check_picture
 from sprat.cli.recipe import DEFAULT_RECIPES
 from sprat.settings.config import Config, PicturesConfig
 from sprat.text import visible
@@ -132,6 +132,8 @@ def preview(
         Pictures in a row, of as many classes.
     """
     check_picture(output, columns)
+    from sprat.api.runs import check_names
+
     check_names(config)
 
     from sprat.display import load_shown, make_console

@@ -56,8 +56,8 @@ def _run(words: list[str]) -> int:
             raise
         complain(
             "There is not enough memory for this. Take smaller batches (--batch-size) or pictures "
-            "(--pictures.side), or end other programs; a run that has saved an epoch goes on with "
-            "sprat train --resume."
+            "(--pictures.side), or end other programs. A run that has saved an epoch can be "
+            "resumed: sprat train --resume RUN."
         )
         return 2
 

@@ -11,12 +11,11 @@ from cyclopts import Parameter
 
 from sprat import names
 from sprat.cli.app import app
-from sprat.cli.evaluate import load_judged
-from sprat.cli.options import DataDir, JsonOutput, ModelName, check_png
+from sprat.cli.options import DataDir, Flag, JsonOutput, ModelName
 from sprat.errors import SpratError
 from sprat.models import code, find_name
 from sprat.settings.config import BudgetConfig
-from sprat.text import visible, warn
+from sprat.text import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,15 +29,14 @@ def export(
     *,
     format: Literal["onnx", "onnx-int8", "pt2", "pth"] = "onnx",
     output: Path | None = None,
-    overwrite: Annotated[bool, Parameter(negative=())] = False,
-    raw: Annotated[bool, Parameter(negative=())] = False,
+    overwrite: Flag = False,
+    raw: Flag = False,
     max_drop: float = 2.0,
     dataset: str | None = None,
     data_dir: DataDir = None,
     json_output: JsonOutput = False,
 ) -> None:
-    """Write a model in a format that runs without sprat, once it is seen to agree with torch on
-    1,000 images.
+    """Write a model in a format that runs without sprat, once it agrees with torch on 1,000 images.
 
     Parameters
     ----------
@@ -49,72 +47,40 @@ def export(
     overwrite
         Replace a file that exists.
     raw
-        Take images that are normalised already, float32, and give logits; by default images are
-        uint8, 0 to 255, and probabilities come out.
+        Make the file take normalised float32 images and give logits; by default it takes uint8
+        images, 0 to 255, and gives probabilities.
     max_drop
         Percentage points of accuracy that onnx-int8 may lose on the compared images.
     dataset
-        Of the images that are compared, and that onnx-int8 is calibrated on; by default the one
-        the model was trained on.
+        Dataset whose images are compared and calibrate onnx-int8; by default the one that the model
+        was trained on.
     """
-    from sprat.formats import ENDINGS, check_options, check_output
-    from sprat.zoo import locate
+    from sprat import api
 
-    place = locate(model)
-    check_options(format, raw, max_drop)
-    if output is not None:
-        check_output(output, format, overwrite)
-    if dataset is not None:
-        names.check_dataset(dataset)
-
-    from sprat.checkpoint import load_model
-    from sprat.display import doing, make_console, print_contenders
-    from sprat.export import export as write
-    from sprat.run_folder import read_config
-    from sprat.runtime import keep_freed_memory, set_threads
-
-    keep_freed_memory()
-    set_threads()
-    loaded = load_model(place)
-    path = output or Path(f"{loaded.name}{ENDINGS[format]}")
-    check_output(path, format, overwrite)  # rather than after a download
-    config = read_config(place)[0] if place.is_dir() else None
-    split = "val" if config is not None and not config.final else "test"
-    console = make_console(stderr=json_output)
-    name, training, compared = "shapes10", None, None
-    try:
-        name, training, compared = load_judged(
-            console, model, loaded, config, split, dataset, data_dir
-        )
-    except SpratError as error:
-        if format == "onnx-int8":
-            why = (
-                f"onnx-int8 is calibrated on images that the model was trained on: {error.args[0]}"
-            )
-            raise SpratError(why, *error.args[1:]) from error
-        warn(f"compared on drawings of shapes10 instead: {error}")
-    with doing(console, "exporting") as tell:
-        exported = write(
-            loaded,
-            path,
-            format,
-            raw=raw,
-            compared=compared,
-            training=training,
-            max_drop=max_drop,
-            overwrite=overwrite,
-            tell=tell,
-        )
-    split = split if compared else "drawings"
+    exported = api.export(
+        model,
+        format=format,
+        output=output,
+        overwrite=overwrite,
+        raw=raw,
+        max_drop=max_drop,
+        dataset=dataset,
+        data_dir=data_dir,
+    )
     if json_output:
-        named = {"model": loaded.name, "dataset": name, "split": split}
-        print(json.dumps(named | dataclasses.asdict(exported) | {"path": str(path)}))
+        print(json.dumps(dataclasses.asdict(exported) | {"path": str(exported.path)}))
         return
+
+    from sprat.display import make_console, print_contenders
+
+    console = make_console()
     print_contenders(console, exported.contenders)
+    same = f"{100 * exported.same_top1:.2f} %"
     console.print(
-        f"\n{exported.n:,} images of {visible(name)} ({split}): {100 * exported.same_top1:.2f} % "
-        "are named as torch names them, probabilities differ by up to "
-        f"{exported.largest_difference:.2g}; one image is timed on one thread\n{visible(path)}"
+        f"\n{exported.n:,} images of {visible(exported.dataset)} ({exported.split}): {same} are "
+        "classified as by torch, probabilities differ by up to "
+        f"{exported.largest_difference:.2g}; one image is timed on one thread\n"
+        f"{visible(exported.path)}"
     )
 
 
@@ -129,25 +95,25 @@ def summary(
     effective: Path | None = None,
     json_output: JsonOutput = False,
 ) -> None:
-    """What a network costs and sees: layers, parameters, MACs, receptive field, memory.
+    """Print what a network costs: layers, parameters, MACs, receptive field, memory.
 
     Parameters
     ----------
     model
         A network's name, a model.safetensors or a run's folder, or module:Class of your own.
     depth
-        Parts of a layer's path that make a row; 0: every layer for itself.
+        Number of parts of a layer's path that make a row; 0: a row for every layer.
     side
-        Of the image, in pixels; by default what the model was trained on, else 32.
+        Side of the images, in pixels; by default what the model was trained on, else 32.
     classes
-        Outputs of a network that is not a saved model.
+        Number of outputs of a network that is not a saved model.
     effective
         PNG file to draw the effective receptive field into: with the pretrained weights of the
         network if it has some, else with its initial ones.
     """
     if depth < 0:
         raise SpratError(f"--depth is {depth}, expected 0 (every layer) or above")
-    check_png(effective, "--effective")
+    names.check_png(effective, "--effective")
 
     from sprat.display import make_console, print_summary
 
@@ -181,18 +147,18 @@ def check(
     classes: int = 10,
     json_output: JsonOutput = False,
 ) -> int:
-    """Hold a network to limits: a line for each; exit code 0 if all are kept, else 1.
+    """Check a network against limits: a line for each; exit code 0 if all are kept, else 1.
 
     Parameters
     ----------
     model
         A network's name, a model.safetensors or a run's folder, or module:Class of your own.
     min_accuracy
-        Least accuracy of a run, on what it was judged on, as a fraction: 0.85.
+        Least accuracy of a run, on what it was evaluated on, as a fraction: 0.85.
     side
-        Of the image, in pixels; by default what the model was trained on, else 32.
+        Side of the images, in pixels; by default what the model was trained on, else 32.
     classes
-        Outputs of a network that is not a saved model.
+        Number of outputs of a network that is not a saved model.
     """
     limits = budget.limits | {"min_accuracy": min_accuracy}
     if not 0 <= min_accuracy <= 1:
@@ -276,12 +242,12 @@ def models(
     *,
     json_output: JsonOutput = False,
 ) -> None:
-    """The trained models that ship with sprat, best first; with a name, that one's card.
+    """List the pretrained models, best first, or print one model's card.
 
     Parameters
     ----------
     name
-        A shipped model's.
+        Name of a pretrained model.
     """
     from sprat.display import make_console, print_table
     from sprat.zoo import card_text, cards, find_card, listed

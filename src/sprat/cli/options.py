@@ -1,14 +1,13 @@
 """Options that several commands have, and what is refused of them before torch is loaded."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from sprat import names
 from sprat.errors import SpratError
-from sprat.models import code, find_name
-from sprat.settings.config import Config
+from sprat.models import code
 
 DataDir = Annotated[
     Path | None,
@@ -19,9 +18,14 @@ DataDir = Annotated[
 ModelName = Annotated[
     str,
     Parameter(
-        help="A model.safetensors, the folder of a finished run, or the name of a shipped model."
+        help="A model.safetensors, the folder of a finished run, or the name of a pretrained model."
     ),
 ]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"],
+    Parameter(help="Where the network runs; auto: the first available of cuda, mps, cpu."),
+]
+Threads = Annotated[int, Parameter(help="CPU threads; 0: one per usable core.")]
 Code = Annotated[
     tuple[str, ...],
     Parameter(
@@ -32,6 +36,7 @@ Code = Annotated[
 JsonOutput = Annotated[
     bool, Parameter(name="--json", negative=(), help="Print one line of JSON instead of text.")
 ]
+Flag = Annotated[bool, Parameter(negative=())]
 
 
 def use_code(*sources: str) -> None:
@@ -40,23 +45,12 @@ def use_code(*sources: str) -> None:
         code.use(source)
 
 
-def check_names(config: Config) -> None:
-    """Check whatever names something in a config, before torch is loaded."""
-    from sprat.zoo import locate
-
-    names.check_dataset(config.dataset)
-    find_name(config.model)
-    names.check_views(config.tta)
-    for teacher in config.distill.teacher:
-        locate(teacher)
-
-
-def check_png(path: Path | None, option: str) -> None:
-    if path is not None and path.suffix.lower() != ".png":
-        raise SpratError(f"{option} is {path}, expected a name that ends in .png")
-
-
 def check_picture(output: Path | None, columns: int) -> None:
-    check_png(output, "--output")
+    """Check the options of a command that draws a sheet of pictures.
+
+    Raises:
+        SpratError: the file does not end in .png, or there are too few or too many columns.
+    """
+    names.check_png(output, "--output")
     if not 1 <= columns <= 100:
         raise SpratError(f"--columns is {columns}, expected 1 to 100")

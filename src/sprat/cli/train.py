@@ -1,34 +1,28 @@
 """sprat train."""
 
-import contextlib
-import dataclasses
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from sprat.cli.app import app
-from sprat.cli.errors import complain, in_words
-from sprat.cli.options import Code, DataDir, check_names, use_code
-from sprat.cli.recipe import DEFAULT_RECIPE
-from sprat.errors import SpratError
+from sprat.cli.errors import complain
+from sprat.cli.options import Code, DataDir, use_code
+from sprat.cli.recipe import DEFAULT_RECIPE, chosen_recipe
+from sprat.errors import Interrupted, SpratError, in_words
 from sprat.models.code import is_own, source_of
 from sprat.settings.config import COMMON, RUN, Config
-from sprat.settings.recipes import load_recipe, overrides, parse_time, proportion_note
+from sprat.settings.recipes import departures
 from sprat.text import command as to_paste
 from sprat.text import visible
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from sprat.evaluation.records import RunResult, SeedSummary
-
-MOST_SEEDS = 10_000
+    from sprat.api import Run, Seeds
 
 
 @app.command
@@ -67,151 +61,95 @@ def train(
     quiet
         Print only errors and warnings.
     """
-    began = perf_counter()
+    from sprat import api
+    from sprat.api.runs import Unfinished, resumable
+
     use_code(*code, *([source_of(model)] if is_own(model) else []))
-    began_as = load_recipe(recipe)
-    changed = overrides(config, began_as)
-    seconds = parse_time(time) if time else 0.0
-    if time and "epochs" in changed:
-        raise SpratError("--time decides how many epochs there are; leave --epochs out.")
-    if not 0 <= seeds <= MOST_SEEDS:
-        raise SpratError(f"--seeds is {seeds}, expected 0 (one run) to {MOST_SEEDS:,}")
-    moved: str | None = None  # the place of a resumed run's data, if it has changed
-    if resume is not None:
-        if config.dataset != began_as.dataset:
-            moved = config.dataset
-        same = config == dataclasses.replace(began_as, dataset=config.dataset)
-        if recipe != DEFAULT_RECIPE or output or seeds or time or not same:
-            raise SpratError(
-                "--resume goes on exactly as the run began; leave other settings out (--dataset "
-                "and --data-dir may name the place where its data is now)."
-            )
-        from sprat.run_folder import read_config
+    began_as, stop = chosen_recipe.config, _Stop()
+    changes = departures(config, began_as)
+    how: dict[str, Any] = {"data_dir": data_dir, "quiet": quiet, "stopping": stop}
+    options = how | {"recipe": recipe, "output": output, "time": time}
+    moved = changes.get("dataset") if resume else None  # the place of a run's data, if changed
 
-        config, _, _ = read_config(resume)
-    else:
-        check_names(config)
+    command = partial(_to_resume, seeds=seeds, moved=moved, data_dir=data_dir)
 
-    from sprat.display import TrainingDisplay, load_again, load_shown, make_console
-    from sprat.figures.png import draw_curves
-    from sprat.run_folder import CONFIG_FILE, CURVES_FILE, check_empty, new_run, resume_finished
-    from sprat.training import start
-    from sprat.training.pace import fit, fit_again, fitted_recipe, keep_recipe
-    from sprat.training.prepare import check
-    from sprat.training.run import Interrupted
-    from sprat.training.seeds import train_seeds
+    def ended(run: "Run") -> None:
+        with resumable(run.folder):
+            _print_outcome(run, quiet)
 
-    console = make_console(quiet=quiet)
-    if resume is None and (note := proportion_note(config, began_as)):
-        console.print(note)
-
-    def ended(run: Path, results: "RunResult") -> None:
-        if not (run / CURVES_FILE).exists():  # as where a finished run is named again
-            draw_curves(run)
-        _print_outcome(console, results, run)
-
-    if resume is None:
-        check(config)  # rather than after a download
-        dataset = load_shown(console, config.dataset, data_dir, config.pictures)
-    elif finished := resume_finished(resume):
-        with _offering(lambda: ["sprat", *sys.argv[1:]]):
-            ended(resume, finished)
-        return 0
-    else:
-        dataset = load_again(console, resume, config, moved, data_dir)
-    with contextlib.ExitStack() as stack:
-        run = resume or output
-        if run is None and seeds:
-            run = Path("runs") / Path(recipe).stem
-        elif run is None:
-            run = stack.enter_context(new_run(recipe, config.seed))
-        if time:
-            if not seeds:
-                check_empty(run)
-            fitted = fitted_recipe(run, recipe, time)
-            if seeds and fitted.exists():  # all seeds have as many epochs, however fast each is
-                config = fit_again(config, fitted)
-            else:
-                console.print(f"timing a few steps, to see how many epochs end in {time}")
-                config = fit(config, dataset, seconds, began)
-            recipe, changed = keep_recipe(config, fitted), {}
-        again: list[str | Path] = ["sprat", *sys.argv[1:]]
-        resumed: list[str | Path] = ["sprat", "train", "--resume", run]
-        resumed += ["--dataset", moved] if moved else []
-        resumed += ["--data-dir", data_dir] if data_dir else []
-
-        def command() -> list[str | Path]:
-            return resumed if not seeds and (run / CONFIG_FILE).exists() else again
-
-        try:
-            with (
-                _offering(command),
-                _stop_on_signal() as stop,
-                TrainingDisplay(console) as display,
-            ):
-                going: dict[str, Any] = {"observer": display, "should_stop": stop.was_asked}
-                going |= {} if resume else {"recipe": recipe, "overrides": changed}
-                if seeds:
-                    summary = train_seeds(config, dataset, run, seeds, ended=ended, **going)
-                elif resume:
-                    results = start.resume(run, dataset, **going)
-                else:
-                    results = start.train(config, dataset, run, **going)
-        except Interrupted:
-            assert stop.signal is not None
-            complain(f"stopped and saved; go on with\n  {to_paste(*command())}")
-            return 128 + stop.signal
-        with _offering(command):
-            if seeds:
-                _print_seeds(console, summary, run)
-            else:
-                ended(run, results)
+    try:
+        if resume is not None:
+            _check_resumed(changes, recipe != DEFAULT_RECIPE or output or seeds or time)
+            ended(api.resume(resume, dataset=moved, **how))
+        elif seeds:
+            found = api.train_seeds(began_as, changes, seeds=seeds, ended=ended, **options)
+            with resumable(found.folder):
+                _print_seeds(found, quiet)
+        else:
+            ended(api.train(began_as, changes, **options))
+    except Interrupted as stopped:
+        complain(f"Stopped and saved. Resume with\n  {command(stopped.folder)}")
+        return 128 + stop.asked
+    except Unfinished as error:
+        raise SpratError(
+            f"{in_words(error.reason)} Then resume with", f"  {command(error.folder)}"
+        ) from error
     return 0
 
 
-@contextlib.contextmanager
-def _offering(command: Callable[[], list[str | Path]]) -> Iterator[None]:
-    """Adds the command to go on with to a refusal of the system's: what was saved before a full
-    disk, say, is whole."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        going_on = to_paste(*command())
-        raise SpratError(f"{in_words(error)} Then go on with", f"  {going_on}") from error
+def _check_resumed(changes: dict[str, Any], others: object) -> None:
+    """Check that nothing but the place of a resumed run's data is changed.
+
+    Args:
+        others: true if options other than settings are given.
+    """
+    if others or changes.keys() - {"dataset"}:
+        raise SpratError(
+            "--resume continues a run exactly as it began. Leave other settings out (--dataset and "
+            "--data-dir may name the place where its data is now)."
+        )
+
+
+def _to_resume(run: Path, *, seeds: int, moved: str | None, data_dir: Path | None) -> str:
+    """Return the command that resumes a run, or all seeds, or begins what has not begun."""
+    from sprat.run_folder import CONFIG_FILE
+
+    if seeds or not (run / CONFIG_FILE).exists():
+        return to_paste("sprat", *sys.argv[1:])
+    words: list[str | Path] = ["sprat", "train", "--resume", run]
+    words += ["--dataset", moved] if moved else []
+    words += ["--data-dir", data_dir] if data_dir else []
+    return to_paste(*words)
 
 
 class _Stop:
-    """Whether and by which signal the process was asked to stop."""
+    """While it is entered, Ctrl-C and SIGTERM let the training step under way end first.
 
-    signal: int | None = None
+    asked: number of the signal that asked to stop; 0 if none has.
+    """
 
-    def was_asked(self) -> bool:
-        return self.signal is not None
+    asked = 0
 
-    def ask(self, number: int, frame: FrameType | None) -> None:
-        if self.was_asked():  # the second time, at once
-            raise KeyboardInterrupt
-        self.signal = number
+    def __enter__(self) -> Callable[[], bool]:
+        both = (signal.SIGINT, signal.SIGTERM)
+        self.before = {number: signal.signal(number, self._ask) for number in both}
+        return lambda: self.asked != 0
 
-
-@contextlib.contextmanager
-def _stop_on_signal() -> Iterator[_Stop]:
-    """Within it, Ctrl-C and SIGTERM let the training step under way end first."""
-    stop = _Stop()
-    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
             signal.signal(number, handler)
 
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:  # the second time, at once
+            raise KeyboardInterrupt
+        self.asked = number
 
-def _print_outcome(console: "Console", results: "RunResult", run: Path) -> None:
-    from sprat.display import print_evaluation
+
+def _print_outcome(run: "Run", quiet: bool) -> None:
+    from sprat.display import make_console, print_evaluation
     from sprat.evaluation.records import evaluation_of
 
+    console, results = make_console(quiet=quiet), run.results
     which = "the test set, read once" if results["final"] else "val"
     minutes = results["seconds"] / 60
     console.print(
@@ -223,13 +161,17 @@ def _print_outcome(console: "Console", results: "RunResult", run: Path) -> None:
     if results["dataset"] == "shapes10":
         console.print("This is shapes10, drawn shapes; it says nothing about CIFAR-10.")
     console.print(
-        f"\n{visible(run)}/ holds model.safetensors, results.json, curves.png. Use the model:\n"
-        f"  {to_paste('sprat', 'predict', run, 'picture.jpg')}\n"
-        f"  {to_paste('sprat', 'evaluate', run)}"
+        f"\n{visible(run.folder)}/ holds model.safetensors, results.json, curves.png. "
+        "Use the model:\n"
+        f"  {to_paste('sprat', 'predict', run.folder, 'picture.jpg')}\n"
+        f"  {to_paste('sprat', 'evaluate', run.folder)}"
     )
 
 
-def _print_seeds(console: "Console", summary: "SeedSummary", folder: Path) -> None:
+def _print_seeds(found: "Seeds", quiet: bool) -> None:
+    from sprat.display import make_console
+
+    console, summary = make_console(quiet=quiet), found.summary
     count = len(summary["seeds"])
     seeds = "1 seed" if count == 1 else f"{count} seeds"
     console.print(f"\n{seeds}, on {summary['split']}:")
@@ -240,4 +182,4 @@ def _print_seeds(console: "Console", summary: "SeedSummary", folder: Path) -> No
             f"  {label:24}  {100 * figure['mean']:.2f}{spread} %  (n = {figure['n']}, "
             f"{100 * figure['min']:.2f} to {100 * figure['max']:.2f})"
         )
-    console.print(f"{visible(folder)}/summary.json holds them.")
+    console.print(f"{visible(found.folder)}/summary.json holds them.")

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from sprat import __version__
 from sprat.checkpoint import Model
+from sprat.classifier import Classifier
 from sprat.errors import SpratError
-from sprat.predict import Classifier
 from sprat.serve.batching import Batcher
 from sprat.serve.decoding import Decoders
 from sprat.serve.guard import CLIENT_LEFT, HEALTH_PATH, LIMITED_PATH

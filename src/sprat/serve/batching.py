@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sprat.predict import Classifier
+from sprat.classifier import Classifier
 
 
 class _Job(NamedTuple):

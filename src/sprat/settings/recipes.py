@@ -85,9 +85,14 @@ def overrides(config: Config, recipe: Config) -> dict[str, Any]:
     Given to `recipe.changed`, that makes the config again. So with another number of epochs, what
     only follows in proportion is no departure, and what keeps the recipe's value is one.
     """
+    return {k: v for k, v in departures(config, recipe).items() if k not in RUN_FIELDS}
+
+
+def departures(config: Config, recipe: Config) -> dict[str, Any]:
+    """Return `overrides`, and with them what says how and on what the config is run."""
     ours = flatten(config.to_dict())
     theirs = flatten(recipe.in_proportion(config.epochs).to_dict()) | {"epochs": recipe.epochs}
-    return {k: v for k, v in ours.items() if k not in RUN_FIELDS and v != theirs[k]}
+    return {k: v for k, v in ours.items() if v != theirs[k]}
 
 
 def proportion_note(config: Config, recipe: Config) -> str | None:

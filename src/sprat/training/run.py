@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sprat.checkpoint import RESUME_FILE
 from sprat.data import Dataset
 from sprat.data.imageset import ImageSet
+from sprat.errors import Interrupted as Interrupted
 from sprat.errors import SpratError
 from sprat.evaluation.evaluate import predict_probabilities, top1
 from sprat.evaluation.records import EpochRow, Scores, write_metrics
@@ -23,10 +24,6 @@ from sprat.training.observer import Observer
 from sprat.training.saving import save
 from sprat.training.schedules import RunSchedule
 from sprat.training.step import Step, new_network
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; it has saved itself and can be resumed."""
 
 
 class Best(TypedDict):
@@ -158,7 +155,7 @@ class Run:
                     self._check_losses()
                     self._check_weights()
                     save(self)
-                    raise Interrupted
+                    raise Interrupted(self.folder)
             progress.epoch, progress.batch = progress.epoch + 1, 0
             self._check_weights()
             row = self.end_epoch()

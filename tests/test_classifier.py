@@ -17,8 +17,8 @@ from PIL.PngImagePlugin import PngInfo
 
 import sprat
 from sprat import Classifier, SpratError
+from sprat.classifier import find_pictures, to_pixels
 from sprat.data.picture import read_picture
-from sprat.predict import find_pictures, to_pixels
 from sprat.serve.decoding import decode
 from sprat.serve.limits import Limits
 

@@ -1,17 +1,16 @@
-"""Names what pictures show: any size and mode, files, images, arrays or tensors."""
+"""Classifies pictures of any size and mode: files, images, arrays or tensors."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from sprat.augment.views import find_views
+from sprat.augment.views import Views, find_views
 from sprat.checkpoint import Model
 from sprat.data.picture import SUFFIXES, fit, is_picture, is_skipped, read_picture
 from sprat.errors import SpratError
@@ -24,7 +23,7 @@ Picture = str | Path | Image.Image | np.ndarray | Tensor
 
 
 class Predictions(NamedTuple):
-    """What pictures show, in their order."""
+    """Predictions for pictures, in their order."""
 
     labels: list[str]
     """The most probable class of each."""
@@ -32,16 +31,30 @@ class Predictions(NamedTuple):
     """Of all classes, N x K, float32, on the CPU; each row sums to 1."""
 
 
+Guess = TypedDict("Guess", {"class": str, "probability": float})
+
+
+class Prediction(TypedDict):
+    """Prediction for one picture file."""
+
+    file: str
+    """Its path, as it was given."""
+    predictions: list[Guess]
+    """The most probable classes, the most probable first; none if the file cannot be read."""
+    error: NotRequired[str]
+    """Why the file cannot be read, and what to do."""
+
+
 class Classifier:
-    """A trained model to ask. Threads may share one: they take turns at the network. It can be
-    pickled, to be sent to another process.
+    """A trained model that classifies pictures. Threads may share one: they take turns at the
+    network. It can be pickled, to be sent to another process.
 
         classifier = sprat.load()
         labels, probabilities = classifier(["cat.jpg", "dog.png"])
 
     Args:
-        model: what `load_model` gives.
-        device: cpu, cuda or mps; auto takes the first there is of cuda, mps, cpu.
+        model: what `load_model` returns.
+        device: cpu, cuda or mps; auto: the first available of cuda, mps, cpu.
 
     Raises:
         SpratError: the machine has no such device.
@@ -55,23 +68,60 @@ class Classifier:
         self._turn = Lock()
 
     def __call__(self, images: Picture | Iterable[Picture], tta: int = 1) -> Predictions:
-        """Labels and probabilities of one picture or of many, as a batch in any case.
+        """Return labels and probabilities of one picture or of many, as a batch in any case.
 
         Args:
             images: a path, a PIL image, an array (uint8, H x W x 3, H x W, or N x H x W x 3), a
                 tensor (uint8, 3 x H x W or N x 3 x H x W), or several of these one after another.
                 What is not `side` pixels square is cropped to its middle square and resized.
-            tta: how many views of each are averaged: 1, 2, 6, 8, 10 or 26.
+            tta: number of views of each that are averaged: 1, 2, 6, 8, 10 or 26.
 
         Raises:
             SpratError: there is no picture, one cannot be read, an array is of another dtype or
                 shape, or there is no such set of views.
         """
         views, pixels = find_views(tta), to_pixels(images, self.side)
-        with self._turn:
-            probabilities = predict_probabilities(self._frozen, pixels, self._normalization, views)
+        probabilities = self._probabilities(pixels, views)
         labels = [self.classes[label] for label in probabilities.argmax(1).tolist()]
         return Predictions(labels, probabilities)
+
+    def predict(
+        self, files: Sequence[str | Path], *, top: int = 3, tta: int = 1
+    ) -> Iterator[Prediction]:
+        """Yield a prediction for each file, in order; one that cannot be read gets an error.
+
+        Args:
+            files: pictures, read in batches.
+            top: number of classes of each, the most probable first.
+            tta: number of views of each that are averaged: 1, 2, 6, 8, 10 or 26.
+
+        Raises:
+            SpratError: there is no such set of views.
+        """
+        views = find_views(tta)
+        self._frozen.expect(len(files) * len(views))
+        for start in range(0, len(files), BATCH):
+            batch = files[start : start + BATCH]
+            read = [_read_or_error(Path(file), self.side) for file in batch]
+            pictures = [picture for picture in read if isinstance(picture, Tensor)]
+            if pictures:
+                rows = iter(self._probabilities(torch.stack(pictures), views))
+            for file, picture in zip(batch, read, strict=True):
+                if isinstance(picture, SpratError):
+                    yield {"file": str(file), "predictions": [], "error": str(picture)}
+                else:
+                    yield {"file": str(file), "predictions": self._guesses(next(rows), top)}
+
+    def _probabilities(self, pixels: Tensor, views: Views) -> Tensor:
+        with self._turn:
+            return predict_probabilities(self._frozen, pixels, self._normalization, views)
+
+    def _guesses(self, probabilities: Tensor, top: int) -> list[Guess]:
+        values, labels = probabilities.topk(min(top, len(self.classes)))
+        return [
+            {"class": self.classes[label], "probability": probability}
+            for probability, label in zip(values.tolist(), labels.tolist(), strict=True)
+        ]
 
     def prepare(self) -> None:
         """Compile the network's kernels now, if they can be and are not yet, for many pictures to
@@ -89,7 +139,7 @@ class Classifier:
 
 
 def to_pixels(images: Picture | Iterable[Picture], side: int) -> Tensor:
-    """Pictures as a network is to see them: uint8, N x 3 x side x side, on the CPU.
+    """Return pictures as a network takes them: uint8, N x 3 x side x side, on the CPU.
 
     Raises:
         SpratError: as `Classifier`.
@@ -137,7 +187,7 @@ def _fit_all(images: Tensor, side: int) -> Tensor:
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
-    """The files among `paths`, and the pictures directly in each folder, sorted.
+    """Return the files among `paths`, and the pictures directly in each folder, sorted.
 
     Raises:
         SpratError: a path does not exist, or a folder cannot be read or holds no picture.
@@ -166,42 +216,6 @@ def _listed(folder: Path) -> list[Path]:
             f"{folder} cannot be read: {error.strerror}; give yourself the right to: "
             f"{command('chmod', 'u+rx', folder)}"
         ) from error
-
-
-def predict_pictures(
-    model: Model, paths: Sequence[Path], top: int
-) -> Iterator[dict[str, Any] | SpratError]:
-    """Yields for each path, in order, what it shows or why it could not be read.
-
-    Args:
-        top: how many classes, the most probable first.
-
-    Yields:
-        {"file": str, "predictions": [{"class": str, "probability": float}, …]}, or the error.
-    """
-    frozen = FrozenNetwork(model.network)
-    frozen.expect(len(paths))
-    remaining = iter(paths)
-    while chunk := list(islice(remaining, BATCH)):
-        outcomes = [_read_or_error(path, model.side) for path in chunk]
-        pictures = [outcome for outcome in outcomes if isinstance(outcome, Tensor)]
-        if pictures:
-            stacked = torch.stack(pictures)
-            rows = iter(predict_probabilities(frozen, stacked, model.normalization))
-        for path, outcome in zip(chunk, outcomes, strict=True):
-            if isinstance(outcome, SpratError):
-                yield outcome
-                continue
-            probabilities, labels = next(rows).topk(min(top, len(model.classes)))
-            yield {
-                "file": str(path),
-                "predictions": [
-                    {"class": model.classes[label], "probability": probability}
-                    for probability, label in zip(
-                        probabilities.tolist(), labels.tolist(), strict=True
-                    )
-                ],
-            }
 
 
 def _read_or_error(path: Path, side: int) -> Tensor | SpratError:

@@ -1,0 +1,23 @@
+"""Every verb of sprat's as a function: what a command does, Python can do too, by the same code.
+
+Nothing heavy is imported before a function has checked what it can without.
+"""
+
+from sprat.api.models import ModelEvaluation, evaluate, export, load, predict
+from sprat.api.results import compare, report
+from sprat.api.runs import Run, Seeds, resume, train, train_seeds
+
+__all__ = [
+    "ModelEvaluation",
+    "Run",
+    "Seeds",
+    "compare",
+    "evaluate",
+    "export",
+    "load",
+    "predict",
+    "report",
+    "resume",
+    "train",
+    "train_seeds",
+]

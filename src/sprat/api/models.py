@@ -1,0 +1,285 @@
+"""Verbs of a trained model: load, evaluate, predict, export."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from sprat import names
+from sprat.api.images import check_dataset, default_split, find_config, load_images
+from sprat.errors import SpratError, did_you_mean
+from sprat.evaluation.records import Evaluation, Split
+from sprat.text import warn
+from sprat.zoo import best, cards, is_model, locate
+
+if TYPE_CHECKING:
+    from sprat.classifier import Classifier, Prediction
+    from sprat.data import Dataset
+    from sprat.export import Exported
+    from sprat.formats import Format
+
+
+class ModelEvaluation(Evaluation):
+    """Evaluation of a model: which, on what, and what a run's results.json holds of its own."""
+
+    model: str
+    recipe: str | None
+    side: int
+    dataset: str
+    split: Split
+
+
+def load(model: str | Path | None = None, device: str = "auto") -> "Classifier":
+    """Load a trained model, ready to classify pictures.
+
+    Args:
+        model: a model.safetensors, the folder of a finished run, or the name of a pretrained model;
+            by default the best pretrained one.
+        device: cpu, cuda or mps; auto: the first available of cuda, mps, cpu.
+
+    Raises:
+        SpratError: there is no such model or device, or the file is damaged.
+    """
+    place = best() if model is None else locate(str(model))
+
+    from sprat.checkpoint import load_model
+    from sprat.classifier import Classifier
+
+    return Classifier(load_model(place), device)
+
+
+def evaluate(
+    model: str | Path,
+    *,
+    split: Literal["auto", "val", "test"] = "auto",
+    dataset: "Dataset | str | Path | None" = None,
+    data_dir: str | Path | None = None,
+    tta: int | None = None,
+    device: str = "auto",
+    threads: int = 0,
+    quiet: bool = False,
+) -> ModelEvaluation:
+    """Evaluate a trained model: accuracy with its interval, per class, confusion, calibration.
+
+    Args:
+        model: a model.safetensors, the folder of a finished run, or the name of a pretrained model.
+        split: test, or val (the images a run held out); auto: val for a run that has one, else
+            test.
+        dataset: a name, a folder of your own pictures, or a dataset in memory; by default the one
+            that the model was trained on.
+        data_dir: folder of the dataset; by default $SPRAT_DATA, the user's cache or a download.
+        tta: number of views that test-time augmentation averages; by default that of the model's
+            recipe, or 2.
+        device: cpu, cuda or mps; auto: the first available of cuda, mps, cpu.
+        threads: CPU threads, set for the whole process; 0: one per usable core.
+        quiet: whether to show no progress on stderr.
+
+    Returns:
+        What `sprat evaluate --json` prints, with shares from 0 to 1: model, recipe, side, dataset,
+        split, top1, top1_ci95, tta_top1, tta_views, tta_p, n, per_class, confusion, ece.
+
+    Raises:
+        SpratError: there is no such model, dataset, split or device; the dataset has other classes;
+            or a file is damaged.
+    """
+    from sprat.runtime import check_threads, choose_device, keep_freed_memory, set_threads
+
+    place = locate(str(model))
+    check_threads(threads)
+    if tta is not None:
+        names.check_views(tta)
+    check_dataset(dataset)
+    config = find_config(place)
+    chosen = _choose_split(split, default_split(config), model)
+
+    from sprat.checkpoint import load_model
+    from sprat.display import make_console, progress_bar
+    from sprat.evaluation.evaluate import evaluate as evaluate_network
+
+    keep_freed_memory()
+    set_threads(threads)
+    loaded, to = load_model(place), choose_device(device)
+    views = tta or (config.tta if config else 2)
+    console = make_console(stderr=True, quiet=quiet)
+    name, _, images = load_images(console, str(model), loaded, config, chosen, dataset, data_dir)
+    with progress_bar(console, f"evaluating on {chosen}", views * len(images)) as progress:
+        network = loaded.network.to(to)
+        evaluation = evaluate_network(network, images, loaded.normalization, views, progress)
+    return {
+        "model": loaded.name,
+        "recipe": loaded.about.get("recipe"),
+        "side": loaded.side,
+        "dataset": name,
+        "split": chosen,
+        **evaluation,
+    }
+
+
+def _choose_split(split: str, best_guess: Split, model: str | Path) -> Split:
+    if split == "auto":
+        return best_guess
+    if split not in ("val", "test"):
+        raise SpratError(f"split is {split!r}, expected auto, val or test.")
+    if split == "val" and best_guess != "val":
+        raise SpratError(
+            f"{model} has no val: it is no run's folder, or was trained on all training images. "
+            "Use --split test."
+        )
+    return "val" if split == "val" else "test"
+
+
+def predict(
+    *pictures: str | Path | Iterable[str | Path],
+    model: str | Path | None = None,
+    top: int = 3,
+    tta: int = 1,
+    device: str = "auto",
+    threads: int = 0,
+    quiet: bool = False,
+    each: "Callable[[Prediction], object] | None" = None,
+) -> list["Prediction"]:
+    """Classify picture files of any size and mode.
+
+    Args:
+        pictures: files, folders of pictures, or lists of them. As on the command line, a model's
+            file, run or name may come first.
+        model: a model.safetensors, the folder of a finished run, or the name of a pretrained model;
+            by default the best pretrained one.
+        top: number of classes to return for each picture, the most probable first.
+        tta: number of views that test-time augmentation averages: 1, 2, 6, 8, 10 or 26.
+        device: cpu, cuda or mps; auto: the first available of cuda, mps, cpu.
+        threads: CPU threads, set for the whole process; 0: one per usable core.
+        quiet: whether to show no progress on stderr.
+        each: called with each prediction as soon as there is one.
+
+    Returns:
+        For each picture, in order, {"file": str, "predictions": [{"class": str, "probability":
+        float}, …]}. A file that cannot be read has no predictions, and an "error".
+
+    Raises:
+        SpratError: there is no such model, device, file or set of views; no picture is given; or a
+            folder has none.
+    """
+    from sprat.runtime import check_threads, set_threads
+
+    files = _flat(pictures)
+    if model is None and files and is_model(str(files[0])):
+        model, *files = files
+    names.check_views(tta)
+    check_threads(threads)
+    if model is not None:
+        locate(str(model))
+    _check_predict(files, top, hint=model is None)
+
+    from sprat.classifier import find_pictures
+    from sprat.display import make_console, progress_bar
+
+    set_threads(threads)
+    classifier, paths, found = load(model, device), find_pictures(files), []
+    console = make_console(stderr=True, quiet=quiet)
+    with progress_bar(console, "classifying pictures", len(paths)) as progress:
+        for prediction in classifier.predict(paths, top=top, tta=tta):
+            progress(1)
+            if each:
+                each(prediction)
+            found.append(prediction)
+    return found
+
+
+def _flat(pictures: Iterable[str | Path | Iterable[str | Path]]) -> list[Path]:
+    paths: list[Path] = []
+    for each in pictures:
+        paths += [Path(each)] if isinstance(each, str | Path) else map(Path, each)
+    return paths
+
+
+def _check_predict(files: list[Path], top: int, hint: bool) -> None:
+    if top < 1:
+        raise SpratError(f"--top is {top}, expected at least 1")
+    if not files:
+        raise SpratError("no picture is named; give files or a folder: sprat predict cat.jpg")
+    if missing := next((file for file in files if not file.exists()), None):
+        pretrained = [card["name"] for card in cards()]
+        meant = did_you_mean(str(missing), pretrained) if hint and missing == files[0] else ""
+        raise SpratError(f"there is no file or folder {missing}{meant}")
+
+
+def export(
+    model: str | Path,
+    *,
+    format: "Format" = "onnx",
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    raw: bool = False,
+    max_drop: float = 2.0,
+    dataset: "Dataset | str | Path | None" = None,
+    data_dir: str | Path | None = None,
+    quiet: bool = False,
+) -> "Exported":
+    """Write a model in a format that runs without sprat, once it agrees with torch on 1,000 images.
+
+    Args:
+        model: a model.safetensors, the folder of a finished run, or the name of a pretrained model.
+        format: onnx; onnx-int8, quantised; pt2, a program of torch.export; pth, a state_dict.
+        output: file to write; by default NAME.onnx, NAME-int8.onnx, NAME.pt2 or NAME.pth in the
+            current folder.
+        overwrite: whether a file that exists is replaced.
+        raw: whether the file takes normalised float32 images and gives logits; by default it takes
+            uint8 images, 0 to 255, and gives probabilities. Both B x 3 x H x W.
+        max_drop: percentage points of accuracy that onnx-int8 may lose on the compared images.
+        dataset: a name, a folder of your own pictures, or a dataset in memory, whose images are
+            compared and calibrate onnx-int8; by default the one that the model was trained on.
+        data_dir: folder of the dataset; by default $SPRAT_DATA, the user's cache or a download.
+        quiet: whether to show no progress on stderr.
+
+    Raises:
+        SpratError: there is no such model, format or dataset; a package is missing; the output
+            exists; onnx-int8 has no images or loses too much; or the file does not agree with
+            torch. Nothing is written then.
+    """
+    from sprat.formats import ENDINGS, check_options, check_output
+
+    place = locate(str(model))
+    check_options(format, raw, max_drop)
+    if output is not None:
+        check_output(Path(output), format, overwrite)
+    check_dataset(dataset)
+
+    from sprat.checkpoint import load_model
+    from sprat.display import doing, make_console
+    from sprat.export import export as write
+    from sprat.runtime import keep_freed_memory, set_threads
+
+    keep_freed_memory()
+    set_threads()
+    loaded = load_model(place)
+    path = Path(output or f"{loaded.name}{ENDINGS[format]}")
+    check_output(path, format, overwrite)  # rather than after a download
+    config = find_config(place)
+    console, split = make_console(stderr=True, quiet=quiet), default_split(config)
+    name, training, compared = "shapes10", None, None
+    try:
+        name, training, compared = load_images(
+            console, str(model), loaded, config, split, dataset, data_dir
+        )
+    except SpratError as error:
+        if format == "onnx-int8":
+            why = (
+                f"onnx-int8 is calibrated on images that the model was trained on: {error.args[0]}"
+            )
+            raise SpratError(why, *error.args[1:]) from error
+        warn(f"compared on drawings of shapes10 instead: {error}")
+    with doing(console, "exporting") as tell:
+        exported = write(
+            loaded,
+            path,
+            format,
+            raw=raw,
+            compared=compared,
+            training=training,
+            max_drop=max_drop,
+            overwrite=overwrite,
+            tell=tell,
+        )
+    split_named = split if compared else "drawings"
+    return dataclasses.replace(exported, model=loaded.name, dataset=name, split=split_named)

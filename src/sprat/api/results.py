@@ -1,0 +1,115 @@
+"""Verbs of results: report, compare."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sprat import names
+from sprat.api.images import check_dataset, load_images
+from sprat.errors import SpratError
+from sprat.text import warn
+
+if TYPE_CHECKING:
+    from sprat.data import Dataset
+    from sprat.evaluation.compare import Entry
+
+
+def report(
+    run: str | Path,
+    *,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    dataset: "Dataset | str | Path | None" = None,
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    threads: int = 0,
+    quiet: bool = False,
+) -> Path:
+    """Write one HTML page about a finished run, which needs no network and no other file.
+
+    It shows figures, curves, confusion, calibration, worst mistakes, settings, and how to reproduce
+    the run. Without the run's data or model it lacks the calibration and the mistakes, and says so.
+
+    Args:
+        run: folder of a finished run; of several seeds, that of one of them.
+        output: HTML file to write; by default RUN/report.html, which is written anew each time.
+        overwrite: whether another file that exists is replaced.
+        dataset: where the run's own pictures are now, if they have moved, or the dataset itself.
+        data_dir: folder of the dataset; by default $SPRAT_DATA, the user's cache, or a download.
+        device: cpu, cuda or mps; auto: the first available of cuda, mps, cpu.
+        threads: CPU threads, set for the whole process; 0: one per usable core.
+        quiet: whether to show no progress on stderr.
+
+    Returns:
+        The page's file.
+
+    Raises:
+        SpratError: it is no finished run's folder, the output exists or is no HTML file, or there
+            is no such device or dataset.
+    """
+    from sprat.runtime import check_threads
+
+    check_threads(threads)
+    check_dataset(dataset)
+
+    from sprat.checkpoint import load_model
+    from sprat.display import make_console, progress_bar
+    from sprat.evaluation.evaluate import predict_probabilities
+    from sprat.reporting import Answers, check_output, read_run, write_report
+    from sprat.runtime import choose_device, keep_freed_memory, set_threads
+
+    finished = read_run(Path(run))
+    path = check_output(finished, None if output is None else Path(output), overwrite)
+    to = choose_device(device)
+    keep_freed_memory()
+    set_threads(threads)
+    console = make_console(stderr=True, quiet=quiet)
+    answers: Answers | str
+    try:
+        loaded = load_model(finished.folder)
+        config, split = finished.config, finished.split
+        _, _, images = load_images(
+            console, str(run), loaded, config, split, dataset, data_dir, exactly=True
+        )
+    except SpratError as error:  # all else there is to say is in the run's folder
+        warn(f"the page has neither diagram nor mistakes: {error}")
+        answers = str(error)
+    else:
+        with progress_bar(console, f"evaluating on {split}", len(images)) as progress:
+            probabilities = predict_probabilities(
+                loaded.network.to(to), images.images, loaded.normalization, progress=progress
+            )
+        answers = Answers(images, probabilities)
+    write_report(finished, path, answers)
+    return path
+
+
+def compare(
+    *results: str | Path, published: bool = True, output: str | Path | None = None
+) -> list["Entry"]:
+    """Compare results of runs with published figures: parameters, MACs, accuracy.
+
+    Args:
+        results: run folders, folders of a recipe's seeds with a summary.json, or files that
+            `sprat evaluate --json` printed.
+        published: whether published figures are among them.
+        output: PNG file to draw accuracy against parameters into, with the Pareto front.
+
+    Returns:
+        An entry for each result and published figure, by parameters.
+
+    Raises:
+        SpratError: there is nothing to compare; a result is missing, damaged or on another dataset;
+            or the output is no PNG file.
+    """
+    names.check_png(output, "--output")
+    if not results and not published:
+        raise SpratError("there is nothing to compare; name a run's folder")
+
+    from sprat.evaluation.compare import read_entries
+
+    entries = read_entries([Path(result) for result in results], published)
+    if output is not None:
+        from sprat.figures.png import draw_comparison
+
+        draw_comparison(entries, Path(output))
+    return entries

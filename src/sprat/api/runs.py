@@ -1,0 +1,350 @@
+"""Verbs of training: train, with several seeds, and resume."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from sprat import names
+from sprat.errors import SpratError, in_words
+from sprat.files import WriteError
+from sprat.models import find_name
+from sprat.run_folder import (
+    CONFIG_FILE,
+    CURVES_FILE,
+    check_empty,
+    new_run,
+    read_config,
+    resume_finished,
+)
+from sprat.settings.config import Config
+from sprat.settings.recipes import load_recipe, overrides, parse_time, proportion_note
+from sprat.zoo import locate
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sprat.data import Dataset
+    from sprat.evaluation.records import RunResult, SeedSummary
+
+Stopping = AbstractContextManager[Callable[[], bool]]
+MOST_SEEDS = 10_000
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    folder: Path
+    """Holds config.json, metrics.jsonl, results.json, curves.png, model.safetensors, last.pt."""
+    results: "RunResult"
+    """What results.json holds: shares from 0 to 1; what was not measured is None."""
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Finished runs of one recipe with several seeds."""
+
+    folder: Path
+    """Holds a run's folder seed-N for each seed, and summary.json."""
+    summary: "SeedSummary"
+    """What summary.json holds: mean, standard deviation and range of the seeds' accuracy."""
+
+
+class Unfinished(WriteError):
+    """A run was ended because a file cannot be written.
+
+    Args:
+        reason: what ended it.
+        folder: the run's, from which it can be resumed if `resumable`.
+    """
+
+    def __init__(self, reason: OSError, folder: Path) -> None:
+        self.reason, self.folder = reason, folder
+        self.resumable = (folder / CONFIG_FILE).exists()
+        remedy = f" Then resume with sprat.resume({str(folder)!r})." if self.resumable else ""
+        super().__init__(f"{in_words(reason)}{remedy}", reason)
+
+
+def train(
+    config: Config | str = "quick",
+    changes: Mapping[str, Any] | None = None,
+    *,
+    recipe: str = "",
+    dataset: "Dataset | str | Path | None" = None,
+    output: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    time: str = "",
+    quiet: bool = False,
+    stopping: Stopping | None = None,
+) -> Run:
+    """Train a network, as `sprat train` does.
+
+    Args:
+        config: settings, or the name or path of a recipe that has them.
+        changes: settings to change, by name: {"epochs": 12, "optim.lr": 0.2}. With another number
+            of epochs, what the recipe counts in epochs changes in proportion unless it is given.
+        recipe: name that the run records for its recipe; by default that of `config`, or "custom".
+        dataset: the config's unless given; a dataset in memory is used as it is.
+        output: new folder for the run; by default runs/RECIPE-seedN-DATE-TIME.
+        data_dir: folder of the dataset; by default $SPRAT_DATA, the user's cache, or a download.
+        time: train as many epochs as finish in this time, evaluation included: "5m" or "1h30m". The
+            recipe as it is then run is kept in the run's folder.
+        quiet: whether to print nothing.
+        stopping: entered while it trains; gives a function that is asked after every step, where
+            true saves the run and raises Interrupted.
+
+    Raises:
+        SpratError: there is no such recipe or setting, the time is too short, the data cannot be
+            had or does not fit, the folder holds something already or another process trains
+            there, the loss is no longer finite, or a file cannot be written.
+        KeyboardInterrupt: it was interrupted; `resume` continues after the last finished epoch.
+    """
+    began = perf_counter()
+    plan = _plan(config, changes, recipe, dataset, data_dir, time, quiet)
+
+    from sprat.display import TrainingDisplay
+    from sprat.training import start
+
+    with contextlib.ExitStack() as stack:
+        if output is None:
+            folder = stack.enter_context(new_run(plan.recipe, plan.config.seed))
+        else:
+            folder = Path(output)
+        if time:
+            check_empty(folder)
+            plan = plan.fitted(folder, time, began)
+        with (
+            resumable(folder),
+            stopping or _never() as should_stop,
+            TrainingDisplay(plan.console) as display,
+        ):
+            results = start.train(
+                plan.config,
+                plan.dataset,
+                folder,
+                recipe=plan.recipe,
+                overrides=plan.overrides,
+                observer=display,
+                should_stop=should_stop,
+            )
+        return _finished(folder, results)
+
+
+def train_seeds(
+    config: Config | str = "quick",
+    changes: Mapping[str, Any] | None = None,
+    *,
+    seeds: int,
+    recipe: str = "",
+    dataset: "Dataset | str | Path | None" = None,
+    output: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    time: str = "",
+    quiet: bool = False,
+    stopping: Stopping | None = None,
+    ended: Callable[[Run], object] | None = None,
+) -> Seeds:
+    """Train with several seeds, from the config's on, as `sprat train --seeds` does.
+
+    Seeds that are finished are left as they are, and one that was interrupted is resumed.
+
+    Args:
+        seeds: number of runs.
+        output: folder for the runs, each in seed-N; by default runs/RECIPE.
+        ended: called with each seed's run as soon as it is finished.
+        Others as of `train`.
+
+    Raises:
+        SpratError: as `train`, or a seed's folder holds a run of other settings or data.
+        KeyboardInterrupt: it was interrupted; the same call resumes.
+    """
+    began = perf_counter()
+    if not 1 <= seeds <= MOST_SEEDS:
+        raise SpratError(f"seeds is {seeds}, expected 1 to {MOST_SEEDS:,}")
+    plan = _plan(config, changes, recipe, dataset, data_dir, time, quiet)
+
+    from sprat.display import TrainingDisplay
+    from sprat.training import seeds as training
+
+    def each_ended(run: Path, results: "RunResult") -> None:
+        finished = _finished(run, results)
+        if ended:
+            ended(finished)
+
+    folder = Path(output or Path("runs") / Path(plan.recipe).stem)
+    if time:
+        plan = plan.fitted(folder, time, began, again=True)
+    with (
+        resumable(folder),
+        stopping or _never() as should_stop,
+        TrainingDisplay(plan.console) as display,
+    ):
+        summary = training.train_seeds(
+            plan.config,
+            plan.dataset,
+            folder,
+            seeds,
+            recipe=plan.recipe,
+            overrides=plan.overrides,
+            observer=display,
+            should_stop=should_stop,
+            ended=each_ended,
+        )
+    return Seeds(folder, summary)
+
+
+def resume(
+    folder: str | Path,
+    *,
+    dataset: "Dataset | str | Path | None" = None,
+    data_dir: str | Path | None = None,
+    quiet: bool = False,
+    stopping: Stopping | None = None,
+) -> Run:
+    """Resume an interrupted run with the settings it began with; return a finished one as it is.
+
+    Args:
+        folder: the run's.
+        dataset: the place of its data, if that has moved, or the dataset itself; the images,
+            labels and classes must be those it began with.
+        data_dir, quiet, stopping: as of `train`.
+
+    Raises:
+        SpratError: it is no run's folder, another process trains there, or the data is not what
+            it began with.
+    """
+    folder = Path(folder)
+    config, _, _ = read_config(folder)
+    if finished := resume_finished(folder):
+        return _finished(folder, finished)
+
+    from sprat.data import Dataset
+    from sprat.display import TrainingDisplay, load_again, make_console
+    from sprat.training import start
+
+    console = make_console(quiet=quiet)
+    if not isinstance(dataset, Dataset):
+        moved = None if dataset is None else str(dataset)
+        dataset = load_again(console, folder, config, moved, _path(data_dir))
+    with (
+        resumable(folder),
+        stopping or _never() as should_stop,
+        TrainingDisplay(console) as display,
+    ):
+        results = start.resume(folder, dataset, observer=display, should_stop=should_stop)
+    return _finished(folder, results)
+
+
+@contextlib.contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Raise Unfinished, which says how to resume the run in `folder`, for a file that cannot be
+    written: what was saved before a full disk, say, is whole."""
+    try:
+        yield
+    except (BrokenPipeError, Unfinished):
+        raise
+    except OSError as error:
+        raise Unfinished(error, folder) from error
+
+
+def _finished(folder: Path, results: "RunResult") -> Run:
+    if not (folder / CURVES_FILE).exists():  # as where a finished run is named again
+        from sprat.figures.png import draw_curves
+
+        with resumable(folder):
+            draw_curves(folder)
+    return Run(folder, results)
+
+
+@contextlib.contextmanager
+def _never() -> Iterator[Callable[[], bool]]:
+    yield lambda: False
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be trained on what."""
+
+    recipe: str
+    config: Config
+    overrides: dict[str, Any]
+    dataset: "Dataset"
+    console: "Console"
+
+    def fitted(self, folder: Path, time: str, since: float, *, again: bool = False) -> "_Plan":
+        """Return the plan with as many epochs as finish in a time.
+
+        Args:
+            since: moment of `time.perf_counter` at which the time began.
+            again: whether an earlier call's number of epochs, kept in `folder`, is taken.
+        """
+        from sprat.training.pace import fit, fit_again, fitted_recipe, keep_recipe
+
+        kept = fitted_recipe(folder, self.recipe, time)
+        if again and kept.exists():
+            config = fit_again(self.config, kept)
+        else:
+            self.console.print(f"timing a few steps, to see how many epochs finish in {time}")
+            config = fit(self.config, self.dataset, parse_time(time), since)
+        recipe = keep_recipe(config, kept)
+        return dataclasses.replace(self, recipe=recipe, config=config, overrides={})
+
+
+def _plan(
+    config: Config | str,
+    changes: Mapping[str, Any] | None,
+    recipe: str,
+    dataset: "Dataset | str | Path | None",
+    data_dir: str | Path | None,
+    time: str,
+    quiet: bool,
+) -> _Plan:
+    """Check all that was given, before and after torch is loaded, and load the dataset."""
+    if isinstance(config, str):
+        recipe, config = recipe or config, load_recipe(config)
+    settings = config.changed(changes or {})
+    changed = overrides(settings, config)
+    if time:
+        parse_time(time)
+        if "epochs" in changed:
+            raise SpratError("--time decides how many epochs there are; leave --epochs out.")
+    if isinstance(dataset, str | Path):
+        settings = settings.changed({"dataset": str(dataset)})
+    check_names(settings, dataset)
+
+    from sprat.data import Dataset
+    from sprat.display import load_shown, make_console
+    from sprat.training.prepare import check
+
+    console = make_console(quiet=quiet)
+    check(settings)  # rather than after a download
+    if note := proportion_note(settings, config):
+        console.print(note)
+    if not isinstance(dataset, Dataset):
+        dataset = load_shown(console, settings.dataset, _path(data_dir), settings.pictures)
+    return _Plan(recipe or "custom", settings, changed, dataset, console)
+
+
+def check_names(config: Config, dataset: object = None) -> None:
+    """Check whatever names something in a config, before torch is loaded.
+
+    Args:
+        dataset: the dataset itself, where the config's is not used.
+
+    Raises:
+        SpratError: there is no such dataset, network or teacher.
+    """
+    if dataset is None or isinstance(dataset, str | Path):
+        names.check_dataset(config.dataset)
+    find_name(config.model)
+    for teacher in config.distill.teacher:
+        locate(teacher)
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
