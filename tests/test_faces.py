@@ -1,0 +1,239 @@
+"""Every verb's two faces: what a command does, a function of Python's does too, and the same."""
+
+import ast
+import contextlib
+import dataclasses
+import importlib
+import json
+import pkgutil
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Here, weights
+from PIL import Image
+
+import sprat
+from sprat import SpratError, api
+
+SOURCE = Path(sprat.__file__).parent
+VERBS = ("compare", "evaluate", "export", "load", "predict", "report", "resume", "train")
+MOST_STATEMENTS = 25
+# differ from run to run
+MEASURED = {"seconds", "images_per_s", "peak_memory_bytes", "original_claims", "brief"}
+
+
+def test_each_verb_can_be_called_when_every_module_is_imported() -> None:
+    found = [module.name for module in pkgutil.walk_packages(sprat.__path__, "sprat.")]
+    for name in found:
+        with contextlib.suppress(ModuleNotFoundError):  # of packages that not every machine has
+            if not name.endswith("__main__"):
+                importlib.import_module(name)
+    assert len(found) > 50
+    for verb in VERBS:
+        assert callable(getattr(sprat, verb)), verb
+        assert f"sprat.{verb}" not in found
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.glob("cli/*.py")), ids=lambda path: path.name)
+def test_commands_are_thin(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            count = sum(isinstance(part, ast.stmt) for part in ast.walk(node)) - 1
+            assert count <= MOST_STATEMENTS, f"{node.name} has {count} statements"
+
+
+def test_every_function_tells_of_its_arguments() -> None:
+    for verb in VERBS:
+        function = getattr(api, verb)
+        arguments = function.__code__.co_varnames[: function.__code__.co_argcount]
+        arguments += tuple(function.__kwdefaults__ or ())
+        for argument in arguments:
+            assert f"{argument}" in function.__doc__, (verb, argument)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of three pictures, of which the second cannot be read."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (50, 30), "red").save(folder / "a.png")
+    (folder / "b.png").write_bytes(b"not a picture")
+    Image.linear_gradient("L").rotate(90).save(folder / "c.png")
+    return folder
+
+
+def test_evaluate(here: Here, small_run: Path) -> None:
+    done = here("evaluate", small_run, "--tta", 1, "--json")
+    assert done.returncode == 0, done.stderr
+    found = api.evaluate(small_run, tta=1, quiet=True)
+    assert json.loads(done.stdout) == json.loads(json.dumps(found))
+    assert (found["split"], found["tta_views"]) == ("val", 1)
+
+
+def test_predict(here: Here, small_run: Path, pictures: Path) -> None:
+    done = here("predict", small_run, pictures, "--top", 2, "--tta", 2, "--json")
+    assert done.returncode == 2
+    heard: list[Any] = []
+    found = api.predict(pictures, model=small_run, top=2, tta=2, quiet=True, each=heard.append)
+    assert heard == found
+    assert [Path(prediction["file"]).name for prediction in found] == ["a.png", "b.png", "c.png"]
+    assert json.loads(done.stdout) == [found[0], found[2]]
+    assert found[1]["predictions"] == []
+    assert found[1]["error"] in done.stderr
+    named_first = api.predict(small_run, [pictures], top=2, tta=2, quiet=True)
+    assert named_first == found
+    assert api.predict(pictures, model=small_run, top=2, quiet=True) != found, "views are averaged"
+
+
+def test_predict_asks_the_classifier(small_run: Path, pictures: Path) -> None:
+    labels, probabilities = api.load(small_run)(pictures / "c.png", tta=6)
+    (found,) = api.predict(pictures / "c.png", model=small_run, top=99, tta=6, quiet=True)
+    assert [guess["class"] for guess in found["predictions"]][:1] == labels
+    top = [guess["probability"] for guess in found["predictions"]]
+    assert top == pytest.approx(sorted(probabilities[0].tolist(), reverse=True), abs=1e-6)
+
+
+def test_compare(here: Here, small_run: Path, tmp_path: Path) -> None:
+    done = here("compare", small_run, "--no-published", "--json")
+    (entry,) = api.compare(small_run, published=False)
+    (shown,) = json.loads(done.stdout)
+    assert shown.pop("front") is False, "a figure of val"
+    assert shown == json.loads(json.dumps(entry.to_dict()))
+
+
+def test_report(here: Here, small_run: Path, tmp_path: Path) -> None:
+    done = here("report", small_run, "--output", tmp_path / "command.html")
+    assert done.returncode == 0, done.stderr
+    page = api.report(small_run, output=tmp_path / "python.html", quiet=True)
+    assert page == tmp_path / "python.html"
+    assert page.read_bytes() == (tmp_path / "command.html").read_bytes()
+
+
+def test_export(here: Here, small_run: Path, tmp_path: Path) -> None:
+    words = ("--format", "pth", "--output", tmp_path / "command.pth", "--json")
+    done = here("export", small_run, *words)
+    assert done.returncode == 0, done.stderr
+    exported = api.export(small_run, format="pth", output=tmp_path / "python.pth", quiet=True)
+    assert exported.path == tmp_path / "python.pth"
+    assert exported.path.read_bytes() == (tmp_path / "command.pth").read_bytes()
+    shown, values = json.loads(done.stdout), json.loads(json.dumps(_plain(exported)))
+    for said in (shown, values):
+        del said["path"]
+        for contender in said["contenders"]:
+            del contender["ms_for_one_image"]
+    assert shown == values
+    assert (exported.split, exported.dataset) == ("val", "shapes10")
+
+
+def _plain(exported: Any) -> dict[str, Any]:
+    return dataclasses.asdict(exported) | {"path": str(exported.path)}
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of own pictures, of two classes that brightness tells apart."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for index in range(48):
+        picture = tmp_path / "own" / ("dark", "light")[index % 2] / f"{index}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (16, 16), 40 + index + 100 * (index % 2)).save(picture)
+    (tmp_path / "mine.toml").write_text(
+        "epochs = 4\nbatch_size = 16\ntta = 1\nmodel = 'SpratT'\n[pictures]\nside = 16\n"
+        "[optim]\nwarmup_epochs = 2.0\n"
+    )
+    return tmp_path / "own"
+
+
+CHANGES = {"epochs": 2, "optim.lr": 0.1, "device": "cpu", "threads": 1, "kernels": "torch"}
+WORDS = [
+    *("--epochs", 2, "--optim.lr", 0.1, "--device", "cpu"),
+    *("--threads", 1, "--kernels", "torch", "--quiet"),
+]
+
+
+def test_train_and_resume(here: Here, own: Path) -> None:
+    words = ["--recipe", "mine.toml", "--dataset", own, *WORDS]
+    done = here("train", *words, "--output", "command")
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    run = api.train("mine.toml", CHANGES, dataset=own, output="python", quiet=True)
+    assert weights(run.folder) == weights(Path("command"))
+    assert _settled(run.results) == _settled(_read("command/results.json"))
+    assert run.results["overrides"] == {"epochs": 2, "optim.lr": 0.1}
+    assert _read("command/config.json") == _read("python/config.json")
+    assert here("train", "--resume", "python").returncode == 0
+    assert api.resume("command", quiet=True).results["val"] == run.results["val"]
+
+    done = here("train", *words, "--seeds", 2, "--seed", 5, "--output", "seeds-command")
+    assert done.returncode == 0, done.stderr
+    heard: list[api.Run] = []
+    found = api.train_seeds(
+        "mine.toml", CHANGES | {"seed": 5}, seeds=2, dataset=own, output="seeds", quiet=True,
+        ended=heard.append,
+    )  # fmt: skip
+    assert [each.folder.name for each in heard] == ["seed-5", "seed-6"]
+    assert found.summary["top1"] == _read("seeds-command/summary.json")["top1"]
+    assert found.summary == _read("seeds/summary.json")
+    for seed in ("seed-5", "seed-6"):
+        assert weights(found.folder / seed) == weights(Path("seeds-command") / seed)
+
+
+def _read(path: str) -> Any:
+    return json.loads(Path(path).read_text())
+
+
+def _settled(results: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in results.items() if key not in MEASURED}
+
+
+def test_a_recipe_is_parsed_once(here: Here, own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+    loads = tomllib.loads
+    monkeypatch.setattr(tomllib, "loads", lambda text: parsed.append(text) or loads(text))
+    here("train", "--recipe", "mine.toml", "--dataset", own, *WORDS, "--output", "once")
+    assert parsed.count(Path("mine.toml").read_text()) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: api.load("nosuch"), "there is no model at nosuch"),
+        (lambda: api.load("SpratS", device="gpu"), "device 'gpu' is not available"),
+        (lambda: api.evaluate("nosuch"), "there is no model at nosuch"),
+        (lambda: api.evaluate("SpratS", split="tset"), "split is 'tset', expected auto, val or"),  # type: ignore[arg-type]
+        (lambda: api.evaluate("SpratS", split="val"), "SpratS has no val"),
+        (lambda: api.evaluate("SpratS", tta=3), "tta is 3, expected"),
+        (lambda: api.evaluate("SpratS", dataset="nosuch"), "nosuch"),
+        (lambda: api.evaluate("SpratS", threads=-1), "threads is -1"),
+        (lambda: api.predict(), "no picture is named"),
+        (lambda: api.predict([]), "no picture is named"),
+        (lambda: api.predict("SpratS"), "no picture is named"),
+        (lambda: api.predict("nosuch.png"), "there is no file or folder nosuch.png"),
+        (lambda: api.predict("Sprat-X"), "did you mean 'Sprat"),
+        (lambda: api.predict("nosuch.png", model="SpratS"), "there is no file or folder nosuch"),
+        (lambda: api.predict("nosuch.png", top=0), "top is 0"),
+        (lambda: api.predict("nosuch.png", tta=4), "tta is 4"),
+        (lambda: api.export("SpratS", format="tflite"), "tflite"),  # type: ignore[arg-type]
+        (lambda: api.export("SpratS", format="pth", output="x.onnx"), "ends in .pth"),
+        (lambda: api.report("nosuch"), "there is no folder nosuch"),
+        (lambda: api.compare(published=False), "nothing to compare"),
+        (lambda: api.compare("nosuch"), "nosuch"),
+        (lambda: api.compare(output="x.jpg"), "ends in .png"),
+        (lambda: api.train("nosuch"), "Unknown recipe 'nosuch'"),
+        (lambda: api.train(dataset="nosuch"), "nosuch"),
+        (lambda: api.train(time="5"), "time is '5'"),
+        (lambda: api.train(changes={"epochs": 2}, time="5m"), "leave --epochs out"),
+        (lambda: api.train_seeds(seeds=0), "seeds is 0, expected 1 to"),
+        (lambda: api.resume("nosuch"), "there is no nosuch/config.json"),
+    ],
+)
+def test_a_mistake_is_told_in_words(
+    call: Callable[[], object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SpratError, match=message):
+        call()
+    assert list(tmp_path.iterdir()) == [], "a mistake leaves nothing behind"
