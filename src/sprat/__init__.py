@@ -15,6 +15,7 @@ from sprat.threads import bound_spinning
 
 if TYPE_CHECKING:
     from sprat.api import (
+        ModelEvaluation,
         Run,
         Seeds,
         compare,
@@ -39,6 +40,7 @@ __all__ = [
     "Config",
     "Entry",
     "Exported",
+    "ModelEvaluation",
     "Prediction",
     "Predictions",
     "Run",
@@ -65,7 +67,7 @@ bound_spinning()  # now: torch reads it when it is imported
 
 _HOMES = {
     "api": (
-        *("Run", "Seeds", "compare", "evaluate", "export", "load"),
+        *("ModelEvaluation", "Run", "Seeds", "compare", "evaluate", "export", "load"),
         *("predict", "report", "resume", "train", "train_seeds"),
     ),
     "classifier": ("Classifier", "Prediction", "Predictions"),

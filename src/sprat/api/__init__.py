@@ -3,11 +3,12 @@
 Nothing heavy is imported before a function has checked what it can without.
 """
 
-from sprat.api.models import evaluate, export, load, predict
+from sprat.api.models import ModelEvaluation, evaluate, export, load, predict
 from sprat.api.results import compare, report
 from sprat.api.runs import Run, Seeds, resume, train, train_seeds
 
 __all__ = [
+    "ModelEvaluation",
     "Run",
     "Seeds",
     "compare",

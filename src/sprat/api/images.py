@@ -2,10 +2,11 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from sprat import names
 from sprat.errors import SpratError
+from sprat.evaluation.records import Split
 from sprat.settings.config import Config
 from sprat.text import visible, warn
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from sprat.checkpoint import Model
     from sprat.data import Dataset
     from sprat.data.imageset import ImageSet
-
-Split = Literal["val", "test"]
 
 
 def check_dataset(dataset: "Dataset | str | Path | None") -> None:

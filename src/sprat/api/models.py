@@ -3,11 +3,13 @@
 import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from sprat import names
-from sprat.api.images import Split, check_dataset, default_split, find_config, load_images
+from sprat.api.images import check_dataset, default_split, find_config, load_images
 from sprat.errors import SpratError, did_you_mean
+from sprat.evaluation.records import Evaluation, Split
+from sprat.models.code import Code, use_all
 from sprat.text import warn
 from sprat.zoo import best, cards, is_model, locate
 
@@ -18,17 +20,31 @@ if TYPE_CHECKING:
     from sprat.formats import Format
 
 
-def load(model: str | Path | None = None, device: str = "auto") -> "Classifier":
+class ModelEvaluation(Evaluation):
+    """Evaluation of a model: which, on what, and what a run's results.json holds of its own."""
+
+    model: str
+    recipe: str | None
+    side: int
+    dataset: str
+    split: Split
+
+
+def load(model: str | Path | None = None, device: str = "auto", *, code: Code = ()) -> "Classifier":
     """Load a trained model, ready to classify pictures.
 
     Args:
         model: a model.safetensors, the folder of a finished run, or the name of a pretrained model;
             by default the best pretrained one.
         device: cpu, cuda or mps; auto: the first available of cuda, mps, cpu.
+        code: Python file, or module, with the network of your own that the model is made with, or
+            several; it is run.
 
     Raises:
-        SpratError: there is no such model or device, or the file is damaged.
+        SpratError: there is no such model or device, the file is damaged, or its network is your
+            own and was not named.
     """
+    use_all(code)
     place = best() if model is None else locate(str(model))
 
     from sprat.checkpoint import load_model
@@ -46,8 +62,9 @@ def evaluate(
     tta: int | None = None,
     device: str = "auto",
     threads: int = 0,
+    code: Code = (),
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> ModelEvaluation:
     """Evaluate a trained model: accuracy with its interval, per class, confusion, calibration.
 
     Args:
@@ -61,16 +78,18 @@ def evaluate(
             recipe, or 2.
         device: cpu, cuda or mps; auto: the first available of cuda, mps, cpu.
         threads: CPU threads, set for the whole process; 0: one per usable core.
+        code: as of `load`.
         quiet: whether to show no progress on stderr.
 
     Returns:
-        What `sprat evaluate --json` prints: model, recipe, side, dataset, split, top1, top1_ci95,
-        tta_top1, tta_views, tta_p, n, per_class, confusion, ece. Shares are from 0 to 1.
+        What `sprat evaluate --json` prints, with shares from 0 to 1: model, recipe, side, dataset,
+        split, top1, top1_ci95, tta_top1, tta_views, tta_p, n, per_class, confusion, ece.
 
     Raises:
         SpratError: there is no such model, dataset, split or device; the dataset has other classes;
             or a file is damaged.
     """
+    use_all(code)
     from sprat.runtime import check_threads, choose_device, keep_freed_memory, set_threads
 
     place = locate(str(model))
@@ -92,16 +111,16 @@ def evaluate(
     console = make_console(stderr=True, quiet=quiet)
     name, _, images = load_images(console, str(model), loaded, config, chosen, dataset, data_dir)
     with progress_bar(console, f"evaluating on {chosen}", views * len(images)) as progress:
-        found = evaluate_network(
-            loaded.network.to(to), images, loaded.normalization, views, progress
-        )
+        network = loaded.network.to(to)
+        evaluation = evaluate_network(network, images, loaded.normalization, views, progress)
     return {
         "model": loaded.name,
         "recipe": loaded.about.get("recipe"),
         "side": loaded.side,
         "dataset": name,
         "split": chosen,
-    } | found
+        **evaluation,
+    }
 
 
 def _choose_split(split: str, best_guess: Split, model: str | Path) -> Split:
@@ -124,6 +143,7 @@ def predict(
     tta: int = 1,
     device: str = "auto",
     threads: int = 0,
+    code: Code = (),
     quiet: bool = False,
     each: "Callable[[Prediction], object] | None" = None,
 ) -> list["Prediction"]:
@@ -138,6 +158,7 @@ def predict(
         tta: number of views that test-time augmentation averages: 1, 2, 6, 8, 10 or 26.
         device: cpu, cuda or mps; auto: the first available of cuda, mps, cpu.
         threads: CPU threads, set for the whole process; 0: one per usable core.
+        code: as of `load`.
         quiet: whether to show no progress on stderr.
         each: called with each prediction as soon as there is one.
 
@@ -149,6 +170,7 @@ def predict(
         SpratError: there is no such model, device, file or set of views; no picture is given; or a
             folder has none.
     """
+    use_all(code)
     from sprat.runtime import check_threads, set_threads
 
     files = _flat(pictures)
@@ -203,6 +225,7 @@ def export(
     max_drop: float = 2.0,
     dataset: "Dataset | str | Path | None" = None,
     data_dir: str | Path | None = None,
+    code: Code = (),
     quiet: bool = False,
 ) -> "Exported":
     """Write a model in a format that runs without sprat, once it agrees with torch on 1,000 images.
@@ -219,6 +242,7 @@ def export(
         dataset: a name, a folder of your own pictures, or a dataset in memory, whose images are
             compared and calibrate onnx-int8; by default the one that the model was trained on.
         data_dir: folder of the dataset; by default $SPRAT_DATA, the user's cache or a download.
+        code: as of `load`.
         quiet: whether to show no progress on stderr.
 
     Raises:
@@ -226,6 +250,7 @@ def export(
             exists; onnx-int8 has no images or loses too much; or the file does not agree with
             torch. Nothing is written then.
     """
+    use_all(code)
     from sprat.formats import ENDINGS, check_options, check_output
 
     place = locate(str(model))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from sprat import names
 from sprat.api.images import check_dataset, load_images
 from sprat.errors import SpratError
+from sprat.models.code import Code, use_all
 from sprat.text import warn
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def report(
     data_dir: str | Path | None = None,
     device: str = "auto",
     threads: int = 0,
+    code: Code = (),
     quiet: bool = False,
 ) -> Path:
     """Write one HTML page about a finished run, which needs no network and no other file.
@@ -37,6 +39,7 @@ def report(
         data_dir: folder of the dataset; by default $SPRAT_DATA, the user's cache, or a download.
         device: cpu, cuda or mps; auto: the first available of cuda, mps, cpu.
         threads: CPU threads, set for the whole process; 0: one per usable core.
+        code: as of `load`.
         quiet: whether to show no progress on stderr.
 
     Returns:
@@ -46,6 +49,7 @@ def report(
         SpratError: it is no finished run's folder, the output exists or is no HTML file, or there
             is no such device or dataset.
     """
+    use_all(code)
     from sprat.runtime import check_threads
 
     check_threads(threads)

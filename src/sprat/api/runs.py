@@ -13,6 +13,7 @@ from sprat import names
 from sprat.errors import SpratError, in_words
 from sprat.files import WriteError
 from sprat.models import find_name
+from sprat.models.code import Code, is_own, source_of, use, use_all, used
 from sprat.run_folder import (
     CONFIG_FILE,
     CURVES_FILE,
@@ -79,6 +80,7 @@ def train(
     output: str | Path | None = None,
     data_dir: str | Path | None = None,
     time: str = "",
+    code: Code = (),
     quiet: bool = False,
     stopping: Stopping | None = None,
 ) -> Run:
@@ -94,6 +96,8 @@ def train(
         data_dir: folder of the dataset; by default $SPRAT_DATA, the user's cache, or a download.
         time: train as many epochs as finish in this time, evaluation included: "5m" or "1h30m". The
             recipe as it is then run is kept in the run's folder.
+        code: Python file, or module, with the network of your own that the config names, or
+            several; it is run. A network that is among `changes` is named already.
         quiet: whether to print nothing.
         stopping: entered while it trains; gives a function that is asked after every step, where
             true saves the run and raises Interrupted.
@@ -105,6 +109,7 @@ def train(
         KeyboardInterrupt: it was interrupted; `resume` continues after the last finished epoch.
     """
     began = perf_counter()
+    _use(code, changes)
     plan = _plan(config, changes, recipe, dataset, data_dir, time, quiet)
 
     from sprat.display import TrainingDisplay
@@ -145,6 +150,7 @@ def train_seeds(
     output: str | Path | None = None,
     data_dir: str | Path | None = None,
     time: str = "",
+    code: Code = (),
     quiet: bool = False,
     stopping: Stopping | None = None,
     ended: Callable[[Run], object] | None = None,
@@ -166,6 +172,7 @@ def train_seeds(
     began = perf_counter()
     if not 1 <= seeds <= MOST_SEEDS:
         raise SpratError(f"seeds is {seeds}, expected 1 to {MOST_SEEDS:,}")
+    _use(code, changes)
     plan = _plan(config, changes, recipe, dataset, data_dir, time, quiet)
 
     from sprat.display import TrainingDisplay
@@ -203,6 +210,7 @@ def resume(
     *,
     dataset: "Dataset | str | Path | None" = None,
     data_dir: str | Path | None = None,
+    code: Code = (),
     quiet: bool = False,
     stopping: Stopping | None = None,
 ) -> Run:
@@ -212,12 +220,13 @@ def resume(
         folder: the run's.
         dataset: the place of its data, if that has moved, or the dataset itself; the images,
             labels and classes must be those it began with.
-        data_dir, quiet, stopping: as of `train`.
+        data_dir, code, quiet, stopping: as of `train`.
 
     Raises:
         SpratError: it is no run's folder, another process trains there, or the data is not what
             it began with.
     """
+    use_all(code)
     folder = Path(folder)
     config, _, _ = read_config(folder)
     if finished := resume_finished(folder):
@@ -344,6 +353,15 @@ def check_names(config: Config, dataset: object = None) -> None:
     find_name(config.model)
     for teacher in config.distill.teacher:
         locate(teacher)
+
+
+def _use(code: Code, changes: Mapping[str, Any] | None) -> None:
+    """Run the user's code that he named: a network among `changes` is in such a file too."""
+    use_all(code)
+    for key in ("model", "network.name"):
+        name = (changes or {}).get(key, "")
+        if isinstance(name, str) and is_own(name) and source_of(name) not in used():
+            use(source_of(name))
 
 
 def _path(path: str | Path | None) -> Path | None:

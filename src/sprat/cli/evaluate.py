@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sprat.cli.app import app
-from sprat.cli.options import DataDir, Device, Flag, JsonOutput, ModelName, Threads
+from sprat.cli.options import Code, DataDir, Device, Flag, JsonOutput, ModelName, Threads
 from sprat.errors import SpratError
 from sprat.text import visible, warn
 
@@ -25,6 +25,7 @@ def evaluate(
     tta: int | None = None,
     device: Device = "auto",
     threads: Threads = 0,
+    code: Code = (),
     json_output: JsonOutput = False,
 ) -> None:
     """Evaluate a trained model: accuracy with its interval, per class, calibration.
@@ -49,6 +50,7 @@ def evaluate(
         data_dir=data_dir,
         tta=tta,
         device=device,
+        code=code,
         threads=threads,
     )
     if json_output:
@@ -73,6 +75,7 @@ def report(
     data_dir: DataDir = None,
     device: Device = "auto",
     threads: Threads = 0,
+    code: Code = (),
 ) -> None:
     """Write one HTML page about a finished run, which needs no network and no other file: figures,
     curves, confusion, calibration, worst mistakes, settings, how to reproduce it.
@@ -97,6 +100,7 @@ def report(
         dataset=dataset,
         data_dir=data_dir,
         device=device,
+        code=code,
         threads=threads,
     )
     print(visible(path))
@@ -149,6 +153,7 @@ def predict(
     tta: int = 1,
     device: Device = "auto",
     threads: Threads = 0,
+    code: Code = (),
     json_output: JsonOutput = False,
 ) -> int:
     """Classify pictures.
@@ -174,7 +179,14 @@ def predict(
     # lines of text on a terminal are progress enough, and a bar would tear them
     quiet = sys.stdout.isatty() and not json_output
     found = api.predict(
-        *pictures, top=top, tta=tta, device=device, threads=threads, quiet=quiet, each=tell
+        *pictures,
+        top=top,
+        tta=tta,
+        device=device,
+        threads=threads,
+        code=code,
+        quiet=quiet,
+        each=tell,
     )
     read = [prediction for prediction in found if "error" not in prediction]
     if json_output:

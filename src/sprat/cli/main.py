@@ -13,6 +13,8 @@ from sprat.cli import data, evaluate, network, serve, train  # noqa: F401 - thei
 from sprat.cli.app import app
 from sprat.cli.errors import complain, ended_by, lacks_memory
 from sprat.errors import SpratError
+from sprat.models.code import CodeNotNamed
+from sprat.text import command as to_paste
 
 
 def main() -> None:
@@ -49,6 +51,9 @@ def _run(words: list[str]) -> int:
     except CycloptsError as error:
         complain(str(error))
         return 2
+    except CodeNotNamed as error:
+        command = to_paste("sprat", *words, "--code", error.source)
+        return ended_by(SpratError(*error.args, f"  {command}"))
     except (SpratError, OSError) as error:
         return ended_by(error)
     except (MemoryError, RuntimeError) as error:

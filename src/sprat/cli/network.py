@@ -11,9 +11,10 @@ from cyclopts import Parameter
 
 from sprat import names
 from sprat.cli.app import app
-from sprat.cli.options import DataDir, Flag, JsonOutput, ModelName
+from sprat.cli.options import Code, DataDir, Flag, JsonOutput, ModelName
 from sprat.errors import SpratError
-from sprat.models import code, find_name
+from sprat.models import find_name
+from sprat.models.code import is_own, source_of, use, use_all
 from sprat.settings.config import BudgetConfig
 from sprat.text import visible
 
@@ -34,6 +35,7 @@ def export(
     max_drop: float = 2.0,
     dataset: str | None = None,
     data_dir: DataDir = None,
+    code: Code = (),
     json_output: JsonOutput = False,
 ) -> None:
     """Write a model in a format that runs without sprat, once it agrees with torch on 1,000 images.
@@ -65,6 +67,7 @@ def export(
         raw=raw,
         max_drop=max_drop,
         dataset=dataset,
+        code=code,
         data_dir=data_dir,
     )
     if json_output:
@@ -93,6 +96,7 @@ def summary(
     side: int | None = None,
     classes: int = 10,
     effective: Path | None = None,
+    code: Code = (),
     json_output: JsonOutput = False,
 ) -> None:
     """Print what a network costs: layers, parameters, MACs, receptive field, memory.
@@ -100,7 +104,8 @@ def summary(
     Parameters
     ----------
     model
-        A network's name, a model.safetensors or a run's folder, or module:Class of your own.
+        A network's name, a model.safetensors or a run's folder, or a class of your own as
+        my_nets.py:MyNet.
     depth
         Number of parts of a layer's path that make a row; 0: a row for every layer.
     side
@@ -117,6 +122,7 @@ def summary(
 
     from sprat.display import make_console, print_summary
 
+    use_all(code)
     network, side = _find_network(model, side, classes, pretrained=effective is not None)
 
     from sprat.budget import summarize
@@ -145,6 +151,7 @@ def check(
     min_accuracy: float = 0.0,
     side: int | None = None,
     classes: int = 10,
+    code: Code = (),
     json_output: JsonOutput = False,
 ) -> int:
     """Check a network against limits: a line for each; exit code 0 if all are kept, else 1.
@@ -152,7 +159,8 @@ def check(
     Parameters
     ----------
     model
-        A network's name, a model.safetensors or a run's folder, or module:Class of your own.
+        A network's name, a model.safetensors or a run's folder, or a class of your own as
+        my_nets.py:MyNet.
     min_accuracy
         Least accuracy of a run, on what it was evaluated on, as a fraction: 0.85.
     side
@@ -173,6 +181,7 @@ def check(
     if min_accuracy:
         results = read_results(Path(model) / RESULTS_FILE)
         accuracy = evaluation_of(results)[1]["top1"]
+    use_all(code)
     network, side = _find_network(model, side, classes)
 
     from sprat.budget import judge_limits, summarize
@@ -199,7 +208,7 @@ def _find_network(
     if classes < 1:
         raise SpratError(f"--classes is {classes}, expected at least 1")
     is_file = Path(model).exists() or model.endswith(".safetensors")
-    if not is_file and ":" not in model:
+    if not is_file and not is_own(model):
         find_name(model)
 
     import torch
@@ -212,8 +221,8 @@ def _find_network(
         loaded = load_model(locate(model))
         return loaded.network, side or loaded.side
     torch.manual_seed(0)  # initial weights are drawn
-    if ":" in model:
-        code.use(code.source_of(model))
+    if is_own(model):
+        use(source_of(model))
         network = build_network(model, classes)
         check_outputs(network, classes, side or 32)
         return network, side or 32

@@ -7,7 +7,6 @@ from cyclopts import Parameter
 
 from sprat import names
 from sprat.errors import SpratError
-from sprat.models import code
 
 DataDir = Annotated[
     Path | None,
@@ -29,20 +28,15 @@ Threads = Annotated[int, Parameter(help="CPU threads; 0: one per usable core.")]
 Code = Annotated[
     tuple[str, ...],
     Parameter(
-        help="Python file, or module, with a network of your own that the model is made with; it "
-        "is run."
+        help="Python file, or module, with the network of your own that the model is made with; it "
+        "is run. May be given more than once.",
+        consume_multiple=False,
     ),
 ]
 JsonOutput = Annotated[
     bool, Parameter(name="--json", negative=(), help="Print one line of JSON instead of text.")
 ]
 Flag = Annotated[bool, Parameter(negative=())]
-
-
-def use_code(*sources: str) -> None:
-    """Run the user's code that was named on the command line."""
-    for source in sources:
-        code.use(source)
 
 
 def check_picture(output: Path | None, columns: int) -> None:

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from sprat.cli.app import app
+from sprat.cli.options import Code
+from sprat.models.code import use_all
 from sprat.serve.limits import Limits, check_port
 
 
@@ -20,6 +22,7 @@ def serve(
     limits: Annotated[Limits, Parameter(name="*")] = Limits(),  # noqa: B008
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     threads: int = 0,
+    code: Code = (),
 ) -> None:
     """Answer over HTTP what pictures show: a page for people, an interface for programs.
 
@@ -45,6 +48,7 @@ def serve(
     from sprat.serve import require_packages
 
     require_packages()
+    use_all(code)
 
     from sprat.runtime import check_threads, keep_freed_memory, set_threads
     from sprat.serve.origins import parse_hosts, parse_proxies

@@ -12,10 +12,11 @@ from cyclopts import Parameter
 
 from sprat.cli.app import app
 from sprat.cli.errors import complain
-from sprat.cli.options import Code, DataDir, use_code
+from sprat.cli.options import Code, DataDir
 from sprat.cli.recipe import DEFAULT_RECIPE, chosen_recipe
 from sprat.errors import Interrupted, SpratError, in_words
 from sprat.models.code import is_own, source_of
+from sprat.models.code import options as code_options
 from sprat.settings.config import COMMON, RUN, Config
 from sprat.settings.recipes import departures
 from sprat.text import command as to_paste
@@ -64,10 +65,10 @@ def train(
     from sprat import api
     from sprat.api.runs import Unfinished, resumable
 
-    use_code(*code, *([source_of(model)] if is_own(model) else []))
     began_as, stop = chosen_recipe.config, _Stop()
     changes = departures(config, began_as)
-    how: dict[str, Any] = {"data_dir": data_dir, "quiet": quiet, "stopping": stop}
+    code += (source_of(model),) if is_own(model) else ()  # typed again, if the recipe names it
+    how: dict[str, Any] = {"data_dir": data_dir, "code": code, "quiet": quiet, "stopping": stop}
     options = how | {"recipe": recipe, "output": output, "time": time}
     moved = changes.get("dataset") if resume else None  # the place of a run's data, if changed
 
@@ -119,6 +120,7 @@ def _to_resume(run: Path, *, seeds: int, moved: str | None, data_dir: Path | Non
     words: list[str | Path] = ["sprat", "train", "--resume", run]
     words += ["--dataset", moved] if moved else []
     words += ["--data-dir", data_dir] if data_dir else []
+    words += code_options()
     return to_paste(*words)
 
 
@@ -163,8 +165,8 @@ def _print_outcome(run: "Run", quiet: bool) -> None:
     console.print(
         f"\n{visible(run.folder)}/ holds model.safetensors, results.json, curves.png. "
         "Use the model:\n"
-        f"  {to_paste('sprat', 'predict', run.folder, 'picture.jpg')}\n"
-        f"  {to_paste('sprat', 'evaluate', run.folder)}"
+        f"  {to_paste('sprat', 'predict', run.folder, 'picture.jpg', *code_options())}\n"
+        f"  {to_paste('sprat', 'evaluate', run.folder, *code_options())}"
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from torch import nn
 else:
     nn = deferred("torch.nn")
+
+Code = str | Path | Iterable[str | Path]
+"""Python files or modules with a user's networks."""
 
 _used: dict[str, ModuleType] = {}  # by the file or module that the user named
 
@@ -71,9 +75,24 @@ def use(source: str) -> None:
         ) from error
 
 
+def use_all(sources: str | Path | Iterable[str | Path]) -> None:
+    """Run the user's code in each of the files or modules that he named.
+
+    Raises:
+        SpratError: as `use`.
+    """
+    for source in [sources] if isinstance(sources, str | Path) else sources:
+        use(str(source))
+
+
 def used() -> list[str]:
     """Return the files and modules that were named so far."""
     return list(_used)
+
+
+def options() -> list[str]:
+    """Return the options that name the code in use again, for a command to paste."""
+    return [word for source in _used for word in ("--code", source)]
 
 
 def find(name: str) -> type[nn.Module]:
