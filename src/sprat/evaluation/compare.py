@@ -12,6 +12,7 @@ from sprat.evaluation.records import (
     RESULTS_FILE,
     SUMMARY_FILE,
     Accuracy,
+    Count,
     Ordinal,
     Share,
     Side,
@@ -32,10 +33,15 @@ PUBLISHED_DATASET = "cifar10"
 
 
 class _Named(TypedDict):
+    """A network, its data and its costs, which older results do not say."""
+
     model: str
     dataset: str
     recipe: NotRequired[str | None]
     side: NotRequired[Side]
+    parameters: NotRequired[Count]
+    macs: NotRequired[Count | None]
+    receptive_field: NotRequired[Count | None]
 
 
 class _Evaluated(_Named, Accuracy):
@@ -272,11 +278,18 @@ def _named(result: _Named, file: Path, classes: int) -> dict[str, Any]:
     """Return an entry's name, source and costs."""
     recipe = result.get("recipe")
     name = f"{result['model']}, {recipe}" if recipe else result["model"]
-    costs = _costs(result["model"], classes, result.get("side", 32))
-    return {"name": name, "source": str(file)} | costs
+    named = {"name": name, "source": str(file)}
+    if "parameters" in result and "macs" in result:
+        return named | {
+            "parameters": result["parameters"],
+            "macs": result["macs"],
+            "receptive_field": result.get("receptive_field"),
+        }
+    return named | _costs(result["model"], classes, result.get("side", 32))
 
 
 def _costs(model: str, classes: int, side: int) -> dict[str, Any]:
+    """Return the costs of a network that has a name."""
     summary = _summary(model, classes, side)
     return {
         "parameters": summary.parameters,

@@ -127,7 +127,9 @@ class RunResult(TypedDict):
     """What results.json holds: how a finished run went, and the evaluation at its end.
 
     test: of a final run, else null. val: of any other. seconds: of the whole run, evaluations
-    included. overrides: settings that differ from the recipe's.
+    included. overrides: settings that differ from the recipe's. macs: multiply-accumulates on one
+    image; null, like receptive_field (pixels), if they cannot be counted, the latter also if it is
+    the whole image.
     """
 
     recipe: str
@@ -184,6 +186,8 @@ class SeedSummary(TypedDict):
     dataset_md5: str
     model: str
     parameters: int
+    macs: NotRequired[int | None]
+    receptive_field: NotRequired[int | None]
     final: bool
     epochs: NotRequired[int]
     dataset: str

@@ -63,6 +63,8 @@ def _summarize(folder: Path) -> SeedSummary:
     }
     if last["final"]:
         summary["epochs"] = last["epochs"]
+    if "macs" in last and "receptive_field" in last:  # older results do not say
+        summary["macs"], summary["receptive_field"] = last["macs"], last["receptive_field"]
     return summary
 
 

@@ -191,7 +191,7 @@ def _contents(run: Run, answers: Answers | str) -> dict[str, Any]:
 
 
 def _cost(run: Run) -> Summary:
-    network = draft_network(run.results["model"], len(run.evaluation["per_class"]))
+    network = draft_network(run.config.network, len(run.evaluation["per_class"]))
     return summarize(network, run.results.get("side", 32))
 
 
