@@ -4,7 +4,7 @@
 
 Trains the brief's network for 16 epochs at batch 128 on 45,000 images of CIFAR-10 (val held out;
 the test set is not read) and follows the weights with one average for each decay, with and
-without a warm-up of the decay. At several epochs each average is judged on val three times: with
+without a warm-up of the decay. At several epochs each average is evaluated on val three times: with
 buffers averaged like the weights, with statistics estimated anew from 5,000 training images as
 they are, and from the same number of augmented ones. The paired standard error is that of the
 difference to the raw weights on the same images. Expect the length of a training run and a tenth.
@@ -41,11 +41,11 @@ CONFIG = Config(
     optim=OptimConfig(lr=0.25, weight_decay=5e-4, warmup_epochs=3, schedule="linear"),
     ema=EMAConfig(decay=0.995),
 )
-POINTS = (1, 2, 4, 8, 12, 14)  # epochs that are judged, and the last
+POINTS = (1, 2, 4, 8, 12, 14)  # epochs that are evaluated, and the last
 
 
 class Averages(Observer):
-    """Follows a run with several averages and judges each in three ways."""
+    """Follows a run with several averages and evaluates each in three ways."""
 
     def __init__(self, decays: list[float], output: Path) -> None:
         self.decays, self.output = decays, output

@@ -4,7 +4,7 @@
 
 Makes a set of noise in sprat's cache format in a temporary folder (4 GB by default), goes through
 what a run goes through: the checksum of every byte, normalisation, the md5, the split, some
-training steps and one judgement of val's first images. Prints the largest resident size of the
+training steps and one evaluation of val's first images. Prints the largest resident size of the
 process, as the system reports it, beside the set's size, and the same of a set of a hundredth of
 it: what torch, the network and a batch take by themselves. On the CPU; a few minutes on two cores.
 """

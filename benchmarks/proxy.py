@@ -4,10 +4,10 @@
         [--output results/proxy.json] [--json]
 
 The budget is 6 to 60 passes (by the group) over 10,000 of CIFAR-10's training images at 32 px
-in batches of 64, judged after the last step on 25,000 other training images (val). On two cores of
-a 2026 AMD EPYC 20 passes of the brief's network take two minutes; finished runs in FOLDER are not
-trained again. Of every trial: its accuracy, and the difference to its base, paired over seeds and
-images, with its standard error over images.
+in batches of 64, evaluated after the last step on 25,000 other training images (val). On two cores
+of a 2026 AMD EPYC, 20 passes of OptimizedCIFAR10Net200K take two minutes; finished runs in FOLDER
+are not trained again. Of every trial: its accuracy, and the difference to its base, paired over
+seeds and images, with its standard error over images.
 """
 
 import argparse

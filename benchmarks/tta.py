@@ -2,7 +2,7 @@
 
     python benchmarks/tta.py runs/a-run-without-final runs/a-final-run --json
 
-A run without --final is judged on its val, where sets of views are chosen; a final one on the
+A run without --final is evaluated on its val, where sets of views are chosen; a final one on the
 test set, where the choice is confirmed. For each set: accuracy, the difference to the single
 view with its standard error, and McNemar's exact p-value, all on the same images. Takes a
 quarter of an hour a model on two cores.

@@ -67,6 +67,16 @@ class TestEntries:
         assert len(entries) == len(results) + len(read_published())
         assert [e.parameters for e in entries] == sorted(e.parameters for e in entries)
 
+    def test_a_network_of_its_own_settings_costs_what_its_run_says(
+        self, results: dict[str, Path]
+    ) -> None:
+        costs = {"parameters": 1_234, "macs": 56_000, "receptive_field": None}
+        for kind, file in (("final", "results.json"), ("seeds", "summary.json")):
+            path = results[kind] / file
+            write_json(path, json.loads(path.read_text()) | {"model": "MyNet"} | costs)
+            (entry,) = read_entries([path], published=False)
+            assert (entry.parameters, entry.macs, entry.receptive_field) == tuple(costs.values())
+
     @pytest.mark.parametrize("text", ["[1]", "{}", '{"dataset": "cifar10"}', '"a"'])
     def test_what_is_no_result_is_told(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "x.json").write_text(text)

@@ -20,11 +20,13 @@ from conftest import SMALL, Here
 from PIL import Image
 
 import sprat
+from sprat.budget import summarize
 from sprat.cli import app
 from sprat.data import Dataset
 from sprat.data.imageset import ImageSet
 from sprat.errors import SpratError
 from sprat.evaluation.records import read_json, write_json
+from sprat.models import NetworkConfig, draft_network
 from sprat.reporting import MISTAKES, Answers, read_run, write_report
 from sprat.run_folder import write_config
 from sprat.settings.config import Config
@@ -310,6 +312,16 @@ def test_a_page_stays_small_whatever_the_pictures(run: Path, tmp_path: Path) -> 
     assert 1 < len(list(page.all("img"))) < MISTAKES
     assert list(page.all("table", **{"class": "matrix"})) == []
     assert "a matrix of 100 classes would be too large" in page.text
+
+
+def test_the_cost_is_that_of_the_networks_settings(run: Path, tmp_path: Path) -> None:
+    network = NetworkConfig(name="SpratNet", widths=(8, 12), depth=(1,))
+    config = dataclasses.replace(read_run(run).config, network=network)
+    _begin_anew(run, config, "quick", {})
+    write_report(read_run(run), tmp_path / "page.html", "no answers")
+    page = Page(tmp_path / "page.html")
+    facts = dict(zip((t for _, t in page.all("dt")), (t for _, t in page.all("dd")), strict=True))
+    assert facts["MACs an image"] == f"{summarize(draft_network(network)).macs:,}"
 
 
 def test_a_class_without_an_image_has_no_accuracy(run: Path, tmp_path: Path) -> None:

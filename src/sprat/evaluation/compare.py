@@ -32,6 +32,8 @@ PUBLISHED_DATASET = "cifar10"
 
 
 class _Named(TypedDict):
+    """A network, its data and its costs, which older results do not say."""
+
     model: str
     dataset: str
     recipe: NotRequired[str | None]

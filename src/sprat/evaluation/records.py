@@ -128,7 +128,9 @@ class RunResult(TypedDict):
     """What results.json holds: how a finished run went, and the evaluation at its end.
 
     test: of a final run, else null. val: of any other. seconds: of the whole run, evaluations
-    included. overrides: settings that differ from the recipe's.
+    included. overrides: settings that differ from the recipe's. macs: multiply-accumulates on one
+    image; null, like receptive_field (pixels), if they cannot be counted, the latter also if it is
+    the whole image.
     """
 
     recipe: str

@@ -48,7 +48,7 @@ class Teacher:
         """
         Raises:
             SpratError: it was trained on other images than the student will be, or on all training
-                images while the student is to be judged on some of them.
+                images while the student is to be evaluated on some of them.
         """
         if self.model.about.get("dataset_md5") != dataset.md5:
             raise SpratError(

@@ -114,7 +114,7 @@ class Run:
 
     @property
     def judged_at_the_end(self) -> ImageSet:
-        """The images that the kept weights are judged on: val, or the test set of a final run."""
+        """The images of the final evaluation: val, or the test set of a final run."""
         return self.dataset.test if self.images.val is None else self.images.val
 
     @property
