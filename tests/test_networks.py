@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, weights
+from conftest import SMALL, Here, weights
+from PIL import Image
 
 from sprat.checkpoint import load_model, metadata, save_model
 from sprat.data import Dataset
@@ -289,3 +292,91 @@ class TestOwnCode:
 def test_every_name_is_a_class() -> None:
     for name in NETWORKS:
         assert type(draft_network(name)).__name__ == name
+
+
+class TestOwnCodeOnTheCommandLine:
+    """A run made with it is refused without --code, with a command to paste that works."""
+
+    @pytest.fixture
+    def run(self, own: Path, here: Here, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.chdir(own.parent)
+        done = here(
+            *("train", "--dataset", "shapes10", "--train-images", "64", "--epochs", "1"),
+            *("--model", "my_nets.py:MyNet", "--output", "own"),
+        )
+        assert done.returncode == 0, done.stderr
+        assert "sprat evaluate own --code my_nets.py" in done.stdout
+        self._forget(monkeypatch)
+        return Path("own")
+
+    def _forget(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As a new process would be."""
+        monkeypatch.setattr(code, "_used", {})
+        Path("ran").unlink(missing_ok=True)
+
+    def test_every_command_that_loads_it(
+        self, run: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        Image.new("RGB", (40, 30)).save("picture.png")
+        for words in (
+            ("evaluate", "own", "--json"),
+            ("predict", "own", "picture.png", "--json"),
+            ("export", "own", "--format", "pth"),
+            ("summary", "own", "--json"),
+            ("check", "own", "--max-parameters", "1000", "--json"),
+            ("report", "own"),
+        ):
+            refused = here(*words)
+            assert refused.returncode == 2, words
+            assert refused.stdout == ""
+            assert not Path("ran").exists(), words
+            _, command = refused.stderr.rstrip().split("\n")
+            assert shlex.split(command) == ["sprat", *words, "--code", "my_nets.py"]
+            done = here(*shlex.split(command)[1:])
+            assert done.returncode == 0, done.stderr
+            self._forget(monkeypatch)
+
+    def test_resumed(
+        self, run: Path, here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        shutil.copytree(run, "stopped")
+        before = (run / "model.safetensors").read_bytes()
+        Path("stopped/results.json").unlink()
+        refused = here("train", "--resume", "stopped")
+        assert (refused.returncode, Path("ran").exists()) == (2, False)
+        assert "sprat train --resume stopped --code my_nets.py" in refused.stderr
+        done = here("train", "--resume", "stopped", "--code", "my_nets.py")
+        assert done.returncode == 0, done.stderr
+        assert Path("stopped/model.safetensors").read_bytes() == before
+
+    def test_a_recipe_that_names_it_does_not_run_it(self, run: Path, here: Here) -> None:
+        Path("recipe.toml").write_text('epochs = 3\n[network]\nname = "my_nets.py:MyNet"\n')
+        refused = here("train", "--recipe", "recipe.toml", "--dataset", "shapes10")
+        assert (refused.returncode, Path("ran").exists()) == (2, False)
+        assert "--code my_nets.py" in refused.stderr
+
+    def test_its_costs_are_compared_without_it(self, run: Path, here: Here) -> None:
+        done = here("compare", "own", "--no-published", "--json")
+        assert done.returncode == 0, done.stderr
+        (entry,) = json.loads(done.stdout)
+        assert (entry["parameters"], entry["name"]) == (314, "MyNet, quick")
+        assert not Path("ran").exists()
+
+
+def test_network_settings_on_the_command_line(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    short = ("train", "--dataset", "shapes10", "--train-images", "64", "--epochs", "1")
+    for name, words in {
+        "comma": ("--network.name", "SpratNet", "--network.widths", "8,12", "--network.depth", "1"),
+        "space": ("--model", "SpratNet", "--network.widths", "8", "12", "--network.depth", "1,1"),
+    }.items():
+        done = here(*short, *words, "--output", name)
+        assert done.returncode == 0, done.stderr
+    assert weights(Path("comma")) == weights(Path("space"))
+    refused = here(*short, "--model", "ResNet8", "--network.widths", "8,12")
+    assert refused.returncode == 2
+    assert "network.widths is [8, 12], but ResNet8 does not take it" in refused.stderr
+    done = here("evaluate", "comma", "--json")
+    assert json.loads(done.stdout)["network"]["widths"] == [8, 12]

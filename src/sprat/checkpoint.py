@@ -63,6 +63,11 @@ class Model:
     about: dict[str, Any]  # recipe, dataset, seed, …: what a person wants to know
     spec: NetworkConfig | None = None  # of the network; None: all that `name` stands for
 
+    @property
+    def network_config(self) -> NetworkConfig:
+        """The network's name and settings."""
+        return self.spec or NetworkConfig(name=self.name)
+
 
 CLASS = Kind("a name of 1 to 255 characters", lambda v: TEXT.fits(v) and 1 <= len(v) <= 255)
 DATA: dict[str, Shape] = {  # what the images decide of the metadata

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from sprat import names
 from sprat.api.images import check_dataset, default_split, find_config, load_images
 from sprat.errors import SpratError, did_you_mean
-from sprat.evaluation.records import Evaluation, Split
+from sprat.evaluation.records import Evaluation, NetworkSpec, Split
 from sprat.models.code import Code, use_all
 from sprat.text import warn
 from sprat.zoo import best, cards, is_model, locate
@@ -24,6 +24,10 @@ class ModelEvaluation(Evaluation):
     """Evaluation of a model: which, on what, and what a run's results.json holds of its own."""
 
     model: str
+    network: NetworkSpec
+    parameters: int
+    macs: int | None
+    receptive_field: int | None
     recipe: str | None
     side: int
     dataset: str
@@ -100,6 +104,7 @@ def evaluate(
     config = find_config(place)
     chosen = _choose_split(split, default_split(config), model)
 
+    from sprat.budget import costs
     from sprat.checkpoint import load_model
     from sprat.display import make_console, progress_bar
     from sprat.evaluation.evaluate import evaluate as evaluate_network
@@ -115,6 +120,8 @@ def evaluate(
         evaluation = evaluate_network(network, images, loaded.normalization, views, progress)
     return {
         "model": loaded.name,
+        "network": loaded.network_config.to_dict(),
+        **costs(network, loaded.side),
         "recipe": loaded.about.get("recipe"),
         "side": loaded.side,
         "dataset": name,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from sprat import names
 from sprat.api.images import check_dataset, load_images
 from sprat.errors import SpratError
-from sprat.models.code import Code, use_all
+from sprat.models.code import Code, CodeNotNamed, use_all
 from sprat.text import warn
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ def report(
         _, _, images = load_images(
             console, str(run), loaded, config, split, dataset, data_dir, exactly=True
         )
+    except CodeNotNamed:  # costs are counted of the network too
+        raise
     except SpratError as error:  # all else there is to say is in the run's folder
         warn(f"the page has neither diagram nor mistakes: {error}")
         answers = str(error)

@@ -3,13 +3,15 @@
 from sprat.budget.effective import DRAWS, effective_field, effective_side
 from sprat.budget.graph import count_parameters
 from sprat.budget.limits import Verdict, judge_limits
-from sprat.budget.summary import Layer, Summary, receptive_field, summarize
+from sprat.budget.summary import Costs, Layer, Summary, costs, receptive_field, summarize
 
 __all__ = [
     "DRAWS",
+    "Costs",
     "Layer",
     "Summary",
     "Verdict",
+    "costs",
     "count_parameters",
     "effective_field",
     "effective_side",

@@ -1,14 +1,16 @@
 """A network's layers and totals: shapes, parameters, multiply-accumulates, receptive field."""
 
+import contextlib
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import nn
 
 from sprat.budget.graph import Op, count_parameters, trace
 from sprat.budget.memory import peak_activations
 from sprat.budget.reach import Reach, place_before_global_pooling, reaches
+from sprat.errors import SpratError
 from sprat.names import WIDTHS
 
 
@@ -92,6 +94,31 @@ def summarize(network: nn.Module, side: int = 32, depth: int = 0) -> Summary:
         peak_layer=peak.op.module or peak.op.kind,
         layers=tuple(_layers(network, ops, found, depth)),
     )
+
+
+class Costs(TypedDict):
+    """What a network costs on one image, for a record of it.
+
+    macs, receptive_field: as of `Summary`; None also where a user's own network does what cannot be
+    counted.
+    """
+
+    parameters: int
+    macs: int | None
+    receptive_field: int | None
+
+
+def costs(network: nn.Module, side: int) -> Costs:
+    """Return what a network costs on an image of 3 x side x side."""
+    counted: Costs = {
+        "parameters": count_parameters(network),
+        "macs": None,
+        "receptive_field": None,
+    }
+    with contextlib.suppress(SpratError):
+        summary = summarize(network, side)
+        counted["macs"], counted["receptive_field"] = summary.macs, summary.receptive_field
+    return counted
 
 
 def receptive_field(network: nn.Module, side: int = 32) -> int | None:

@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, TypedDict, cast
 
 from sprat.errors import SpratError
 from sprat.evaluation.records import (
@@ -23,6 +23,9 @@ from sprat.evaluation.records import (
 from sprat.models import NetworkConfig
 from sprat.shapes import MOST_CLASSES, ListOf, mismatch, shape_of, whole
 from sprat.text import markdown
+
+if TYPE_CHECKING:
+    from sprat.budget import Costs
 
 PUBLISHED_FILE = Path(__file__).parent / "published.toml"
 PUBLISHED_DATASET = "cifar10"
@@ -156,9 +159,9 @@ def read_published() -> list[Entry]:
     """Return the entries of published.toml."""
     entries = []
     for values in tomllib.loads(PUBLISHED_FILE.read_text(encoding="utf-8"))["network"]:
-        costs = {"macs": None, "receptive_field": None}
+        costs: dict[str, Any] = {"macs": None, "receptive_field": None}
         if model := values.pop("model", None):
-            costs |= _costs(NetworkConfig(name=model), 10, 32)
+            costs |= {**_costs(NetworkConfig(name=model), 10, 32)}
         claimed = values.pop("claimed", False)
         standing: Standing = "claimed" if claimed else "published"
         entries.append(Entry(**costs | values, standing=standing))
@@ -281,20 +284,15 @@ def _named(result: _Named, file: Path, classes: int) -> dict[str, Any]:
     recipe = result.get("recipe")
     name = f"{network}, {recipe}" if recipe else str(network)
     if "macs" in result and "parameters" in result:
-        costs = {key: result.get(key) for key in ("parameters", "macs", "receptive_field")}
+        counted = {key: result.get(key) for key in ("parameters", "macs", "receptive_field")}
     else:
-        costs = _costs(network, classes, result.get("side", 32))
-    return {"name": name, "source": str(file)} | costs
+        counted = {**_costs(network, classes, result.get("side", 32))}
+    return {"name": name, "source": str(file)} | counted
 
 
 @functools.cache
-def _costs(network: NetworkConfig, classes: int, side: int) -> dict[str, Any]:
-    from sprat.budget import summarize
+def _costs(network: NetworkConfig, classes: int, side: int) -> "Costs":
+    from sprat.budget import costs
     from sprat.models import draft_network
 
-    summary = summarize(draft_network(network, classes), side)
-    return {
-        "parameters": summary.parameters,
-        "macs": summary.macs,
-        "receptive_field": summary.receptive_field,
-    }
+    return costs(draft_network(network, classes), side)

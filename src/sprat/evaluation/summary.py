@@ -65,7 +65,7 @@ def _summarize(folder: Path) -> SeedSummary:
         summary["epochs"] = last["epochs"]
     if "network" in last:  # older results name it alone
         summary["network"] = last["network"]
-        summary["macs"], summary["receptive_field"] = last["macs"], last["receptive_field"]
+        summary["macs"], summary["receptive_field"] = last.get("macs"), last.get("receptive_field")
     return summary
 
 

@@ -1,19 +1,16 @@
 """The end of a run: its weights settled and evaluated, its model and results written."""
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
 import torch
 
-from sprat.budget import count_parameters, summarize
+from sprat.budget import costs
 from sprat.checkpoint import Model, save_model
 from sprat.data.imageset import class_counts
-from sprat.errors import SpratError
 from sprat.evaluation.evaluate import evaluate
 from sprat.evaluation.records import RESULTS_FILE, RunResult, original_claims, write_json
-from sprat.models import NetworkConfig, draft_network
 from sprat.names import MODEL_FILE
 from sprat.runtime import Machine, describe_machine, peak_memory, versions
 from sprat.training.observer import Observer
@@ -36,8 +33,7 @@ def finish(run: Run, observer: Observer) -> RunResult:
     evaluation = evaluate(network, judged, dataset.normalization, config.tta, observer.evaluating)
     test, val = (evaluation, None) if config.final else (None, evaluation)
     side = dataset.train.images.shape[-1]
-    parameters = count_parameters(network)
-    macs, field = _cost(config.network, len(dataset.train.classes), side)
+    counted = costs(network, side)
     batches = run.images.batches
     images = progress.epoch * len(batches) * config.batch_size
     training_seconds = math.fsum(row["seconds"] for row in progress.history)
@@ -50,9 +46,9 @@ def finish(run: Run, observer: Observer) -> RunResult:
         "model": config.network.title,
         "network": config.network.to_dict(),
         "side": side,
-        "parameters": parameters,
-        "macs": macs,
-        "receptive_field": field,
+        "parameters": counted["parameters"],
+        "macs": counted["macs"],
+        "receptive_field": counted["receptive_field"],
         "seed": config.seed,
         "final": config.final,
         "epochs": progress.epoch,
@@ -69,8 +65,8 @@ def finish(run: Run, observer: Observer) -> RunResult:
         "git": run.origin.git,
         "teachers": [teacher.about for teacher in run.teachers],
         "original_claims": original_claims(
-            parameters,
-            field,
+            counted["parameters"],
+            counted["receptive_field"],
             run.top1(network, run.images.probe),
             test,
             progress.seconds,
@@ -112,13 +108,3 @@ def _machine(run: Run) -> Machine:
     if reason := why_torch(config):
         machine["kernels_because"] = reason
     return machine
-
-
-@functools.cache
-def _cost(network: NetworkConfig, classes: int, side: int) -> tuple[int | None, int | None]:
-    """Return MACs and receptive field; None for what cannot be counted of a user's own network."""
-    try:
-        summary = summarize(draft_network(network, classes), side)
-    except SpratError:
-        return None, None
-    return summary.macs, summary.receptive_field
