@@ -18,28 +18,24 @@ ROOT = SOURCE.parents[1]
 FLOORS = {
     "cli": 4, "api": 3, "display": 3, "serve": 3,
     "training": 2, "classifier": 2, "ship": 2,
-    "reporting": 2, "export": 2, "formats": 0,
+    "reporting": 2, "deploy": 2,
     # within floor 1 to the left only: records <- data, ... <- evaluation <- figures
-    "evaluation.records": 0.5, "data": 1, "checkpoint": 1, "run_folder": 1, "zoo": 1,
+    "evaluation.records": 0.5, "checkpoint": 1, "run_folder": 1, "zoo": 1,
     "evaluation": 1.5, "figures": 1.6,
-    "settings": 0, "runtime": 0, "models": 0, "augment": 0, "budget": 0,
+    "settings": 0.2, "data": 0.1, "runtime": 0, "models": 0, "augment": 0, "budget": 0,
     "optim": 0, "kernels": 0, "inference": 0,
     "names": -1, "threads": -1, "files": -1, "readers": -1, "shapes": -1,
-    "settings.field": -1, "deferred": -2, "errors": -2, "text": -3,
+    "settings.field": -1, "deferred": -2, "errors": -2, "text": -3, "option": -3,
 }  # fmt: skip
 SIDEWAYS = {
     ("api", "display"),
-    ("ship", "export"),
+    ("ship", "deploy"),
     ("ship", "training"),
-    ("checkpoint", "data"),
     ("inference", "kernels"),
     ("kernels", "models"),
     ("kernels", "runtime"),
     ("optim", "runtime"),
     ("augment", "optim"),  # whose ramps it chooses from
-    ("settings", "models"),
-    ("settings", "augment"),  # which own their settings
-    ("settings", "optim"),
 }
 MODULES = sorted(p for p in SOURCE.rglob("*.py") if p.parent != SOURCE or p.stem[:2] != "__")
 
