@@ -24,7 +24,8 @@ from side_by_side import Figures, noise, parser_for, report, take_turns
 from torch import Tensor
 
 from sprat.checkpoint import Model
-from sprat.export import export
+from sprat.deploy import Options
+from sprat.deploy.writing import export
 from sprat.inference import WORTH_COMPILING, FrozenNetwork
 from sprat.models import NETWORKS, build_network
 from sprat.runtime import describe_machine, keep_freed_memory, set_threads, versions
@@ -71,7 +72,8 @@ def through_onnxruntime(way: str, name: str) -> Callable[[Tensor], Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         seen, training = shown.test, shown.train
-        export(model, path, way, raw=True, compared=seen, training=training, max_drop=100)
+        options = Options(raw=True, max_drop=100)
+        export(model, path, way, options, compared=seen, training=training)
         content = path.read_bytes()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

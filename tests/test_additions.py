@@ -1,4 +1,4 @@
-"""CONTRIBUTING's table holds: an addition touches the one source file that it names."""
+"""CONTRIBUTING's table holds: an addition touches the source files that it names, and no others."""
 
 import json
 import os
@@ -13,9 +13,10 @@ import sprat
 SOURCE = Path(sprat.__file__).parent
 ROOT = SOURCE.parents[1]
 
-# what is added -> what is written before which line of its file; None: at the end
-ADDITIONS: dict[str, list[tuple[str | None, str]]] = {
-    "a mixer": [
+NAMES = {"a dataset": "checkers", "a format": "npz"}  # that stand for NAME in the table
+# what is added -> for each of its files, what is written before which line; None: at the end
+ADDITIONS: dict[str, list[list[tuple[str | None, str]]]] = {
+    "a mixer": [[
         (
             "    per_image: bool",
             """\
@@ -36,8 +37,8 @@ def halving(images, targets, share=0.5, per_image=False, *, generator):
 MIXERS["halving"] = Mixer("Halving", "halving_share", halving)
 """,
         ),
-    ],
-    "a transform": [
+    ]],
+    "a transform": [[
         (
             "    sides: tuple",
             '    invert: float = setting(0.0, "Probability of inverting", at_least=0, at_most=1)\n',
@@ -57,8 +58,8 @@ def invert(images, generator, p=0.5):
     return t.on_some(images, _chosen(images, generator, p), lambda images: 255 - images)
 """,
         ),
-    ],
-    "an optimizer": [
+    ]],
+    "an optimizer": [[
         (
             "OPTIMIZERS: ",
             """\
@@ -74,12 +75,78 @@ def rmsprop(network, config):
             "    warmup_epochs: float",
             '    rmsprop_alpha: float = setting(0.99, "Smoothing of squares", above=0, below=1)\n',
         ),
-    ],
-    "a schedule": [
+    ]],
+    "a schedule": [[
         ("SCHEDULES: ", "def parabola(progress):\n    return 1 - progress**2\n\n\n"),
         ('"linear": linear}', '"parabola": parabola, '),
+    ]],
+    "a dataset": [
+        [(
+            None,
+            """\
+from sprat.deferred import deferred
+from sprat.errors import SpratError
+
+np, torch, imageset = map(deferred, ("numpy", "torch", "sprat.data.imageset"))
+TITLE, PLACES, FETCHED = "Checkers", ("checkers.npy",), ("checkers.npy",)
+
+
+def find(folder):
+    place = folder / PLACES[0]
+    return place if place.is_file() else None
+
+
+def load(place):
+    images = torch.from_numpy(np.load(place))
+    few = imageset.ImageSet(images, torch.arange(len(images)) % 10, tuple("0123456789"))
+    return few, few
+
+
+def download(folder, progress, say):
+    raise SpratError("nobody serves it")
+
+
+def verify(folder):
+    return {find(folder): "ok"} if find(folder) else {}
+""",
+        )],
+        [("PUBLISHED: ", "from sprat.data import checkers\n\n"),
+         ('    "svhn": svhn', '    "checkers": checkers,\n')],
     ],
-}
+    "a format": [
+        [(
+            None,
+            """\
+import copy
+import io
+
+from sprat.deferred import deferred
+from sprat.deploy.format import Format
+
+np, torch = map(deferred, ("numpy", "torch"))
+
+
+def write(source, before):
+    written, state = io.BytesIO(), source.graph.network.state_dict()
+    np.savez(written, **{name: value.numpy() for name, value in state.items()})
+    return written.getvalue()
+
+
+def reopen(content, graph):
+    reloaded, held = copy.deepcopy(graph), np.load(io.BytesIO(content))
+    reloaded.network.load_state_dict({name: torch.from_numpy(held[name]) for name in held})
+    return reloaded
+
+
+NPZ = Format(
+    name="npz", about="the weights for numpy", ending=".npz", write=write, open=reopen,
+    packages=("numpy",), extra="all",
+)
+""",
+        )],
+        [("FORMATS: ", "from sprat.deploy.npz import NPZ\n\n"), ("        PTH,", "        NPZ,\n")],
+    ],
+}  # fmt: skip
 SETTINGS = {
     "mixing.halving": 1.0, "mixing.halving_share": 0.7, "augment.invert": 0.5,
     "optim.name": "rmsprop", "optim.rmsprop_alpha": 0.9, "optim.schedule": "parabola",
@@ -89,51 +156,85 @@ import json, sys
 from pathlib import Path
 from sprat.cli import app
 
-app(["train", "--help"], result_action="return_value")
+
+def command(*words):
+    app(words, result_action="return_value", exit_on_error=False)
+
+
+for words in ("train",), ("evaluate",), ("data", "fetch"), ("export",):
+    command(*words, "--help")
+from sprat.data import check_dataset
+from sprat.deploy import find_format
+from sprat.errors import SpratError
+
+for find in check_dataset, find_format:
+    try:
+        find("nothing")
+    except SpratError as error:
+        print(error)
 assert "torch" not in sys.modules
 
-import torch
+import numpy
 import sprat
 from sprat.checkpoint import load_resume
-from sprat.data import Dataset
-from sprat.data.imageset import ImageSet, Normalization
 from sprat.models import build_network
 from sprat.optim import build_optimizer, restore_state
 from sprat.run_folder import read_config
 
-images = torch.empty(40, 3, 16, 16, dtype=torch.uint8).random_(256)
-few = ImageSet(images, torch.arange(40) % 10, tuple("0123456789"))
-dataset = Dataset("noise", few, few, Normalization((0.5,) * 3, (0.25,) * 3), "")
+images = numpy.random.default_rng(0).integers(0, 256, (40, 3, 16, 16), dtype=numpy.uint8)
+numpy.save("checkers.npy", images)
 quick = {"epochs": 1, "batch_size": 20, "kernels": "torch", "threads": 1, "tta": 1, "final": True}
-sprat.train("quick", quick | json.loads(sys.argv[1]), dataset=dataset, output="run", quiet=True)
+changes = quick | json.loads(sys.argv[1])
+sprat.train("quick", changes, dataset="checkers", data_dir=".", output="run", quiet=True)
+command("data", "verify", "--dataset", "checkers", "--data-dir", ".")
+command("export", "run", "--format", "npz", "--data-dir", ".")
+assert Path("OptimizedCIFAR10Net200K.npz").exists()
 config, _, _ = read_config(Path("run"))
 saved = load_resume(Path("run/last.pt"))["optimizer"]["state"]
 restore_state(build_optimizer(build_network(config.model), config.optim), saved)
 """
 
 
-def test_each_addition_touches_the_file_that_contributing_names(tmp_path: Path) -> None:
-    """All in one copy and one process, which prints the help, trains and resumes the optimizer."""
+def test_each_addition_touches_the_files_that_contributing_names(tmp_path: Path) -> None:
+    """All in one copy and one process, which prints help, trains, exports and resumes the
+    optimizer."""
     table = dict(
-        re.findall(r"^\| (an? \w+) \| `([^`]+)` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+        re.findall(r"^\| (an? \w+) \| (`[^|]+`) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
     )
     shutil.copytree(
         SOURCE, tmp_path / "src" / "sprat", ignore=shutil.ignore_patterns("*.safetensors")
     )
-    for kind, writings in ADDITIONS.items():
-        path = tmp_path / table[kind]
-        text = path.read_text()
-        for place, written in writings:
-            assert place is None or text.count(place) >= 1, f"{kind}: {place}"
-            text = text + written if place is None else text.replace(place, written + place, 1)
-        path.write_text(text)
+    for kind, of_files in ADDITIONS.items():
+        files = re.findall(r"`([^`]+)`", table[kind].replace("NAME", NAMES.get(kind, "")))
+        for file, writings in zip(files, of_files, strict=True):
+            path = tmp_path / file
+            text = path.read_text() if path.exists() else ""
+            for place, written in writings:
+                assert place is None or text.count(place) >= 1, f"{kind}: {place}"
+                text = text + written if place is None else text.replace(place, written + place, 1)
+            path.write_text(text)
     done = subprocess.run(
         [sys.executable, "-c", CODE, json.dumps(SETTINGS)],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path / "src")},
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "src"), "COLUMNS": "200"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     for name in SETTINGS:
         assert f"--{name.replace('_', '-')}" in done.stdout
+    printed = " ".join(done.stdout.replace("│", " ").split())
+    for listed in (
+        "cifar10, cifar100, checkers, svhn, shapes10, auto (CIFAR-10 if available",  # train
+        "cifar10, cifar100, checkers, svhn, shapes10 or a folder",  # evaluate
+        "cifar10, cifar100, checkers, svhn. [default",  # data fetch
+        "Available: auto, cifar10, cifar100, checkers, svhn, shapes10",
+        "pth: a state_dict",
+        "npz: the weights for numpy",
+        "NAME.npz",
+        "pt2, npz, pth]",
+        "Available: onnx, onnx-int8, pt2, npz, pth.",
+        "checkers.npy ok",
+        "40 images of checkers (test): 100.00 %",
+    ):
+        assert listed in printed

@@ -154,7 +154,7 @@ class TestHelp:
         (["train", "--epochs", "1", "--optim.warmup-epochs", "3"], "fewer than epochs (= 1)"),
         (["train", "--optim.lrr", "1"], "Did you mean --optim.lr?"),
         (["train", "--recipe", "quik"], "did you mean 'quick'"),
-        (["train", "--dataset", "cifar"], "there are auto, cifar10, cifar100, svhn"),
+        (["train", "--dataset", "cifar"], "Available: auto, cifar10, cifar100, svhn"),
         (["train", "--dataset", "shapes10", "--model", "resnet"], "there is no model 'resnet'"),
         (["train", "--dataset", "shapes10", "--batch-size", "20000"], "batch_size is 20000"),
         (["train", "--resume", "nowhere"], "there is no nowhere/config.json"),

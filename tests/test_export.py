@@ -16,32 +16,30 @@ from conftest import SMALL, Here
 from PIL import Image
 from torch import Tensor, nn
 
-import sprat.export
 from sprat import __version__
 from sprat.augment.transforms import normalize
 from sprat.checkpoint import Model, load_model, metadata
 from sprat.data import Dataset
 from sprat.data.imageset import ImageSet, Normalization
+from sprat.deploy import FORMATS, Options
+from sprat.deploy.writing import Exported, export
 from sprat.errors import SpratError
 from sprat.evaluation.evaluate import predict_probabilities, top1
-from sprat.export import Exported, export
-from sprat.formats import ENDINGS, Format
 from sprat.models import NetworkConfig, build_network
 from sprat.training.start import train
 
 ROOT = Path(__file__).parents[1]
-FORMATS: tuple[Format, ...] = ("onnx", "onnx-int8", "pt2", "pth")
-GRAPHS: tuple[Format, ...] = ("onnx", "onnx-int8", "pt2")
-Files = dict[Format, Exported]
+GRAPHS = ("onnx", "onnx-int8", "pt2")
+Files = dict[str, Exported]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def briefly() -> Iterator[None]:
     """Fewer images than a user's; each contender timed once, since no test looks at times."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(sprat.export, "COMPARED", 200)
-        monkeypatch.setattr(sprat.export, "CALIBRATION", 100)
-        monkeypatch.setattr(sprat.export, "TIMED_SECONDS", 0.0)
+        monkeypatch.setattr("sprat.deploy.agreement.COMPARED", 200)
+        monkeypatch.setattr("sprat.deploy.int8.CALIBRATION", 100)
+        monkeypatch.setattr("sprat.deploy.agreement.TIMED_SECONDS", 0.0)
         yield
 
 
@@ -71,11 +69,11 @@ def files(model: Model, small: Dataset, tmp_path_factory: pytest.TempPathFactory
     return {
         format: export(
             model,
-            folder / f"small{ENDINGS[format]}",
+            folder / f"small{FORMATS[format].ending}",
             format,
+            Options(max_drop=20),
             compared=small.test,
             training=small.train,
-            max_drop=20,
         )
         for format in FORMATS
     }
@@ -130,7 +128,7 @@ class TestEveryFormat:
     @pytest.mark.parametrize("format", GRAPHS)
     @pytest.mark.parametrize("batch", [1, 3])
     def test_answers_batches_of_any_size(
-        self, format: Format, batch: int, files: Files, model: Model, small: Dataset
+        self, format: str, batch: int, files: Files, model: Model, small: Dataset
     ) -> None:
         images = small.test.images[:batch]
         expected = predict_probabilities(model.network, images, model.normalization)
@@ -138,7 +136,7 @@ class TestEveryFormat:
         assert torch.allclose(answers(files[format], images), expected, rtol=0, atol=close)
 
     @pytest.mark.parametrize("format", GRAPHS)
-    def test_says_what_it_is(self, format: Format, files: Files, model: Model) -> None:
+    def test_says_what_it_is(self, format: str, files: Files, model: Model) -> None:
         described = about(files[format].path)
         assert described.items() >= json.loads(json.dumps(metadata(model))).items()
         assert described["sprat"] == __version__
@@ -146,7 +144,7 @@ class TestEveryFormat:
         assert described["output"].startswith("probabilities: float32")
 
     @pytest.mark.parametrize("format", GRAPHS)
-    def test_tells_nothing_of_the_machine(self, format: Format, files: Files) -> None:
+    def test_tells_nothing_of_the_machine(self, format: str, files: Files) -> None:
         content = files[format].path.read_bytes()
         for place in (ROOT, Path(torch.__file__).parent, files[format].path.parent):
             assert str(place).encode() not in content
@@ -192,7 +190,7 @@ class TestEveryFormat:
         assert {value.data_type for value in weights} == {onnx.TensorProto.UINT8}
 
     @pytest.mark.parametrize("format", ["onnx", "onnx-int8"])
-    def test_is_valid_onnx(self, format: Format, files: Files) -> None:
+    def test_is_valid_onnx(self, format: str, files: Files) -> None:
         import onnx
 
         onnx.checker.check_model(onnx.load(files[format].path), full_check=True)
@@ -212,11 +210,11 @@ class TestEveryFormat:
 
 @pytest.mark.parametrize("format", ["onnx", "pt2"])
 def test_raw_takes_normalised_images_and_gives_logits(
-    format: Format, untrained: Model, tmp_path: Path
+    format: str, untrained: Model, tmp_path: Path
 ) -> None:
     seen = noise(20)
-    path = tmp_path / f"raw{ENDINGS[format]}"
-    file = export(untrained, path, format, raw=True, compared=seen)
+    path = tmp_path / f"raw{FORMATS[format].ending}"
+    file = export(untrained, path, format, Options(raw=True), compared=seen)
     assert about(path)["input"].startswith("images: float32")
     assert about(path)["output"].startswith("logits: float32")
     statistics = (untrained.normalization.mean, untrained.normalization.std)
@@ -263,9 +261,9 @@ class Forgetful(nn.Linear):
 class TestWhatDoesNotAgree:
     @pytest.mark.parametrize("format", ["onnx", "pt2"])
     @pytest.mark.parametrize("bias", [1.0, 1e-3, float("nan")])
-    def test_is_not_written(self, format: Format, bias: float, tmp_path: Path) -> None:
+    def test_is_not_written(self, format: str, bias: float, tmp_path: Path) -> None:
         pytest.importorskip("onnxruntime", reason="needs sprat[export]")
-        path = tmp_path / f"model{ENDINGS[format]}"
+        path = tmp_path / f"model{FORMATS[format].ending}"
         path.write_text("the file before")
         with pytest.raises(SpratError, match="does not agree with torch"):
             export(model_of(TwoFaced(bias)), path, format, compared=noise(20), overwrite=True)
@@ -286,7 +284,7 @@ class TestWhatDoesNotAgree:
         named_rightly = ImageSet(seen.images, said.argmax(1), seen.classes)
         parts = {"compared": named_rightly, "training": noise(50)}
         with pytest.raises(SpratError, match=r"100.00 %: .* at most 0 \(--max-drop\)"):
-            export(untrained, tmp_path / "a.onnx", "onnx-int8", **parts, max_drop=0)
+            export(untrained, tmp_path / "a.onnx", "onnx-int8", Options(max_drop=0), **parts)
         assert list(tmp_path.iterdir()) == []
 
 
@@ -339,9 +337,9 @@ class TestCommand:
         [
             (("--output", "model.bin"), "expected a name that ends in .onnx"),
             (("--format", "pt2", "--output", "model.pth"), "expected a name that ends in .pt2"),
-            (("--format", "pth", "--raw"), "leave it out"),
-            (("--format", "pth", "--max-drop", "-1"), "--max-drop is -1.0"),
-            (("--format", "pth", "--max-drop", "nan"), "--max-drop is nan"),
+            (("--format", "pth", "--raw"), "pth does not take --raw. Leave it out"),
+            (("--format", "pth", "--max-drop", "-1"), "max_drop is -1.0"),
+            (("--format", "pth", "--max-drop", "nan"), "max_drop is nan"),
         ],
     )
     def test_refuses_before_any_work(
@@ -363,14 +361,14 @@ class TestCommand:
     @pytest.mark.parametrize("format", ["pt2", "pth"])
     def test_needs_nothing_for_torchs_own_formats(
         self,
-        format: Format,
+        format: str,
         untrained: Model,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         for name in ("onnx", "onnxscript", "onnxruntime"):
             monkeypatch.setitem(sys.modules, name, None)  # whoever imports it fails
-        path = tmp_path / f"net{ENDINGS[format]}"
+        path = tmp_path / f"net{FORMATS[format].ending}"
         export(untrained, path, format, compared=noise(4))
         assert path.exists()
 

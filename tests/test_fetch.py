@@ -587,7 +587,7 @@ class TestCommandFetch:
         (folder / "data_batch_4").write_text("x")
         done = here("data", "fetch")
         assert done.returncode == 2
-        assert f"{folder} is damaged (data_batch_4); delete it and fetch again" in done.stderr
+        assert f"{folder} is damaged (data_batch_4). Delete it and fetch again" in done.stderr
         assert (folder / "data_batch_4").read_text() == "x"
 
     def test_without_a_network_names_every_mirror_and_the_remedy(
@@ -652,7 +652,7 @@ class TestCommandFetchOfOthers:
     def test_only_what_is_published_can_be_fetched(self, here: Here) -> None:
         done = here("data", "fetch", "--dataset", "shapes10")
         assert done.returncode == 2
-        assert "not a published dataset; there are cifar10, cifar100, svhn" in done.stderr
+        assert "not a published dataset. Available: cifar10, cifar100, svhn." in done.stderr
 
 
 class TestCommandVerify:
@@ -693,7 +693,7 @@ class TestCommandVerify:
     def test_says_where_there_is_nothing(self, here: Here, tmp_path: Path) -> None:
         done = here("data", "verify")
         assert done.returncode == 2
-        assert f"nothing to verify: no {cifar10.FOLDER} and no" in done.stderr
+        assert f"There is nothing to verify: no {cifar10.FOLDER} and no" in done.stderr
         assert str(tmp_path / "cache" / "sprat") in done.stderr
         assert done.stdout == ""
 

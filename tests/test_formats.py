@@ -365,7 +365,7 @@ def test_a_place_that_is_no_folder_is_refused(
     monkeypatch.setenv("SPRAT_DATA", str(place))
     data_dir = place if given_by == "--data-dir" else None
     for use in (verify_dataset, fetch_dataset, load_dataset):
-        with pytest.raises(SpratError, match=rf"\({given_by}\) is not a folder; name the folder"):
+        with pytest.raises(SpratError, match=rf"\({given_by}\) is not a folder. Name the folder"):
             use("cifar10", data_dir)
 
 

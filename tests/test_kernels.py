@@ -627,6 +627,26 @@ class TestDescriptions:
             supported(toy)
 
 
+KERNEL_FILES = [
+    path
+    for path in Path(kernels.__file__).parent.rglob("*")
+    if path.suffix in (".c", ".h") or path.name == "triton.py"
+]
+
+
+@pytest.mark.parametrize("path", KERNEL_FILES, ids=lambda path: path.name)
+def test_every_file_of_kernels_names_its_plain_twin_and_what_compares_both(path: Path) -> None:
+    header = re.split(r'\*/|"""$', path.read_text(), maxsplit=1, flags=re.MULTILINE)[0]
+    assert "Plain twin: " in header
+    root = next(folder for folder in Path(__file__).parents if folder.name == "tests")
+    tests = {file.name: file.read_text() for file in root.rglob("test_*.py")}
+    compared = header.partition("Compared")[2]
+    files = re.findall(r"test_\w+\.py", compared)
+    assert files
+    for name in re.findall(r"\bTest\w+", compared):
+        assert any(f"class {name}:" in tests[file] for file in files)
+
+
 def test_the_kernels_import_no_network() -> None:
     """They know networks by their descriptions alone."""
     for path in Path(kernels.__file__).parent.rglob("*.py"):

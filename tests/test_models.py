@@ -6,7 +6,6 @@ import torch
 from sprat import names
 from sprat.augment.views import VIEWS
 from sprat.budget import count_parameters
-from sprat.data import SOURCES
 from sprat.errors import SpratError
 from sprat.models import NETWORKS, build_network, check_outputs, find_name
 from sprat.models.optimized200k import EfficientBlock, OptimizedCIFAR10Net200K
@@ -53,7 +52,6 @@ def test_resnet8_has_as_many_numbers_as_keras_counts() -> None:
 
 def test_names_that_are_there_without_torch_are_those_of_what_there_is() -> None:
     assert list(names.VIEWS) == list(VIEWS)
-    assert list(names.PUBLISHED) == list(SOURCES)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -433,7 +433,7 @@ class TestCommand:
         assert list(page.all("img")) == []
         done = here("report", final_run, "--output", path, "--overwrite", "--dataset", "nowhere")
         assert done.returncode == 2
-        assert "there is no dataset 'nowhere'" in done.stderr
+        assert "Unknown dataset 'nowhere'" in done.stderr
 
     def test_without_the_model_it_says_so(self, here: Here, run: Path) -> None:
         (run / "model.safetensors").unlink()

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
         train_seeds,
     )
     from sprat.classifier import Classifier, Prediction, Predictions
+    from sprat.deploy.writing import Exported
     from sprat.errors import SpratError
     from sprat.evaluation.compare import Entry
-    from sprat.export import Exported
     from sprat.settings.config import Config
     from sprat.settings.recipes import load_recipe
 
@@ -71,9 +71,9 @@ _HOMES = {
         *("predict", "report", "resume", "train", "train_seeds"),
     ),
     "classifier": ("Classifier", "Prediction", "Predictions"),
+    "deploy.writing": ("Exported",),
     "evaluation.compare": ("Entry",),
     "errors": ("SpratError",),
-    "export": ("Exported",),
     "settings.config": ("Config",),
     "settings.recipes": ("load_recipe",),
 }

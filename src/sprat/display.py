@@ -23,8 +23,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from sprat.data import is_folder
 from sprat.errors import SpratError
-from sprat.names import DATASETS
 from sprat.settings.config import Config, PicturesConfig
 from sprat.text import command, visible, visible_lines, warn
 from sprat.threads import spinning_advice
@@ -33,8 +33,8 @@ from sprat.training.observer import Observer
 if TYPE_CHECKING:  # what only prints a table loads no torch
     from sprat.budget import Summary, Verdict
     from sprat.data import Dataset
+    from sprat.deploy.agreement import Contender
     from sprat.evaluation.records import EpochRow, Evaluation
-    from sprat.export import Contender
     from sprat.training.run import Run
 
 HEADER = "epoch     loss   accuracy   EMA accuracy   learning rate   seconds   images/s"
@@ -367,7 +367,7 @@ def load_shown(
 
     said: list[str] = []  # told when the spinner is gone, which would tear it
     try:
-        counted = "bytes" if name in DATASETS else "pictures"
+        counted = "pictures" if is_folder(name) else "bytes"
         with loading(console, f"loading the dataset ({visible(name)})", counted) as progress:
             return load_dataset(name, data_dir, said.append, progress, noting(console), pictures)
     finally:
@@ -386,7 +386,7 @@ def load_again(
         SpratError: it is not there.
     """
     name = moved or config.dataset
-    if not moved and name not in DATASETS and not Path(name).is_dir():
+    if not moved and is_folder(name) and not Path(name).is_dir():
         raise SpratError(
             f"{run} was trained on {name}, which is no longer there. If that has moved, name its "
             f"new place: {command('sprat', 'train', '--resume', run)} --dataset NEW_PLACE"

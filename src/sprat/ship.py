@@ -18,6 +18,8 @@ from sprat.budget import summarize
 from sprat.checkpoint import Model, load_model, save_model
 from sprat.data import Dataset, load_dataset
 from sprat.data.imageset import ImageSet
+from sprat.deploy.int8 import CALIBRATION, ONNX_INT8
+from sprat.deploy.writing import probabilities_by
 from sprat.evaluation.evaluate import evaluate, predict_probabilities, top1
 from sprat.evaluation.records import (
     RESULTS_FILE,
@@ -28,7 +30,6 @@ from sprat.evaluation.records import (
     teachers_of,
     write_json,
 )
-from sprat.export import CALIBRATION, int8_probabilities
 from sprat.files import write_whole
 from sprat.names import CARD_FILE, MODEL_FILE
 from sprat.run_folder import CURVES_FILE, read_config
@@ -51,7 +52,7 @@ def ship(run: Path, dataset: Dataset, zoo: Path = ZOO) -> Card:
     model = load_model(folder / MODEL_FILE)
     write_whole(folder / CURVES_FILE, (run / CURVES_FILE).read_bytes())
     summary = summarize(model.network, model.side)
-    in_int8 = int8_probabilities(model, dataset.test.images, dataset.train)
+    in_int8 = probabilities_by(ONNX_INT8.name, model, dataset.test.images, dataset.train)
     card: Card = {
         "name": model.name,
         "sha256": hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest(),

@@ -271,11 +271,11 @@ def _without_times(value: Any) -> Any:
 def _warm_up(world: World) -> None:
     """Runs commands in this process, so that its victims find imported what they import, and
     computed what they compute once. Kernels stay out: they would start threads."""
-    import sprat.export
+    import sprat.deploy.agreement
     import sprat.serve.server
     from sprat.cli import main
 
-    sprat.export.TIMED_SECONDS = 0.0
+    sprat.deploy.agreement.TIMED_SECONDS = 0.0
     place = Place(world.scratch / "warm-up", world.env | {"CC": "false"})
     before, here, argv = dict(os.environ), Path.cwd(), sys.argv
     cores = os.sched_getaffinity(0)

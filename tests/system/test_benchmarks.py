@@ -11,6 +11,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -165,6 +166,56 @@ def test_gpu_tried_out_on_the_cpu_agrees_with_it() -> None:
     assert agreement["torch"]["loss"] == 0
     assert agreement["kernels"]["loss"] < 1e-2
     assert figures["speed"].keys() == {"torch-32", "kernels-32"}
+
+
+def test_train_for_trains_where_there_is_little_but_torch(tmp_path: Path) -> None:
+    """Two jobs, the second taught by the first; all of both comes out again, in small parts."""
+    shared = (
+        'model = "ResNet8"\ntrain_images = 128\nbatch_size = 64\nepochs = 2\ntta = 1\nthreads = 1\n'
+    )
+    shared += 'kernels = "torch"\n[optim]\nwarmup_epochs = 1\n'
+    recipes, out, work = (tmp_path / name for name in ("recipes", "out", "work"))
+    recipes.mkdir()
+    (recipes / "first.toml").write_text(shared)
+    (recipes / "second.toml").write_text(shared + '[distill]\nteacher = ["runs/first"]\n')
+    words = ["first=40", "second=40", "--recipes", recipes, "--dataset", "shapes10", "--device"]
+    words += ["cpu", "--work", work, "--output", out, "--part-size", "0.25", "--limit", "1000"]
+    script = str(BENCHMARKS / "train_for.py")
+    bare = (
+        "import runpy, sys\n"
+        "for name in ('cyclopts', 'rich', 'jinja2', 'scipy', 'pyarrow', 'onnx', 'starlette'):\n"
+        "    sys.modules[name] = None\n"
+        f"sys.argv[0] = {script!r}\n"
+        f"runpy.run_path({script!r}, run_name='__main__')"
+    )
+
+    def train(*more: str) -> tuple[int, dict[str, Any]]:
+        command = [sys.executable, "-c", bare, *map(str, words), "--json", *more]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.stdout, done.stderr
+        figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return done.returncode, figures
+
+    assert train("--limit", "0") == (1, {"runs": {}, "parts": [], "stopped": "first"})
+    code, figures = train()
+    assert code == 0
+    assert {run["epochs"] for run in figures["runs"].values()} == {2}
+    parts = [(out / name).read_bytes() for name in figures["parts"]]
+    assert len(parts) > 1
+    assert max(map(len, parts)) <= 2**18
+    with tarfile.open(fileobj=io.BytesIO(b"".join(parts))) as tar:
+        tar.extractall(tmp_path / "back", filter="data")
+    for name in ("first", "second"):
+        back, run = tmp_path / "back" / name, work / "runs" / name
+        kept = {file.name for file in run.iterdir()} - {"last.pt"}
+        assert {file.name: file.read_bytes() for file in back.iterdir()} == {
+            file: (run / file).read_bytes() for file in kept
+        }
+        assert {"config.json", "curves.png", f"{name}-40s.toml"} <= kept
+        results = read_json(back / "results.json")
+        assert results["test"]["top1"] == figures["runs"][name]["top1"]
+        assert results["overrides"] == {}
+        load_model(back)
 
 
 def test_time_to_accuracy_reads_finished_runs(here: Here, cifar10_place: Path) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import sprat.export
 from sprat.checkpoint import Model
 from sprat.data.imageset import ImageSet, Normalization
+from sprat.deploy.writing import export
 from sprat.models import NETWORKS, build_network
 
 SIDE, CLASSES = 24, tuple("abcdefg")
@@ -24,11 +24,11 @@ def test_every_network_goes_through(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs sprat[export]")
-    monkeypatch.setattr(sprat.export, "TIMED_SECONDS", 0.0)
+    monkeypatch.setattr("sprat.deploy.agreement.TIMED_SECONDS", 0.0)
     torch.manual_seed(0)
     network = build_network(name, num_classes=len(CLASSES)).eval()
     model = Model(network, name, CLASSES, Normalization((0.5,) * 3, (0.25,) * 3), SIDE, {})
-    file = sprat.export.export(model, tmp_path / "net.onnx", compared=noise(8))
+    file = export(model, tmp_path / "net.onnx", compared=noise(8))
     session = onnxruntime.InferenceSession(
         file.path.read_bytes(), providers=["CPUExecutionProvider"]
     )

@@ -11,9 +11,9 @@ from sprat.augment.corruptions import CORRUPTIONS
 from sprat.budget import count_parameters
 from sprat.checkpoint import load_model
 from sprat.data import Dataset, load_dataset
+from sprat.deploy.writing import export
 from sprat.evaluation.evaluate import evaluate, predict_probabilities, top1
 from sprat.evaluation.records import read_json
-from sprat.export import export
 from sprat.ship import ship
 from sprat.zoo import best, card_text, cards, find_card, locate
 
@@ -33,7 +33,7 @@ def test_the_best_keeps_its_accuracy_in_int8(
     cifar10_place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs sprat[export]")
-    monkeypatch.setattr("sprat.export.TIMED_SECONDS", 0.0)
+    monkeypatch.setattr("sprat.deploy.agreement.TIMED_SECONDS", 0.0)
     dataset, model = load_dataset("cifar10", cifar10_place.parent), load_model(best())
     path = tmp_path / "int8.onnx"
     test = dataset.test.subset(torch.arange(2_000))

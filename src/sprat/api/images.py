@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sprat import names
+from sprat.data import check_dataset as check_name
 from sprat.errors import SpratError
 from sprat.evaluation.records import Split
 from sprat.settings.config import Config
@@ -25,7 +25,7 @@ def check_dataset(dataset: "Dataset | str | Path | None") -> None:
         SpratError: it is not.
     """
     if isinstance(dataset, str | Path):
-        names.check_dataset(str(dataset))
+        check_name(str(dataset))
 
 
 def find_config(place: Path) -> Config | None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 from sprat import names
 from sprat.api.images import check_dataset, default_split, find_config, load_images
+from sprat.data import FALLBACK
+from sprat.deploy import DEFAULT, FORMATS, Options, check_options, check_output
 from sprat.errors import SpratError, did_you_mean
 from sprat.evaluation.records import Evaluation, NetworkSpec, Split
 from sprat.models.code import Code, use_all
@@ -16,8 +18,7 @@ from sprat.zoo import best, cards, is_model, locate
 if TYPE_CHECKING:
     from sprat.classifier import Classifier, Prediction
     from sprat.data import Dataset
-    from sprat.export import Exported
-    from sprat.formats import Format
+    from sprat.deploy.writing import Exported
 
 
 class ModelEvaluation(Evaluation):
@@ -225,7 +226,7 @@ def _check_predict(files: list[Path], top: int, hint: bool) -> None:
 def export(
     model: str | Path,
     *,
-    format: "Format" = "onnx",
+    format: str = DEFAULT,
     output: str | Path | None = None,
     overwrite: bool = False,
     raw: bool = False,
@@ -239,66 +240,64 @@ def export(
 
     Args:
         model: a model.safetensors, the folder of a finished run, or the name of a pretrained model.
-        format: onnx; onnx-int8, quantised; pt2, a program of torch.export; pth, a state_dict.
-        output: file to write; by default NAME.onnx, NAME-int8.onnx, NAME.pt2 or NAME.pth in the
+        format: one of `sprat.deploy.FORMATS`; onnx by default.
+        output: file to write; by default the model's name with the format's ending, in the
             current folder.
         overwrite: whether a file that exists is replaced.
         raw: whether the file takes normalised float32 images and gives logits; by default it takes
             uint8 images, 0 to 255, and gives probabilities. Both B x 3 x H x W.
-        max_drop: percentage points of accuracy that onnx-int8 may lose on the compared images.
+        max_drop: percentage points of accuracy that a format of lower precision may lose on the
+            compared images.
         dataset: a name, a folder of your own pictures, or a dataset in memory, whose images are
-            compared and calibrate onnx-int8; by default the one that the model was trained on.
+            compared and calibrate a quantised format; by default the one that the model was
+            trained on.
         data_dir: folder of the dataset; by default $SPRAT_DATA, the user's cache or a download.
         code: as of `load`.
         quiet: whether to show no progress on stderr.
 
     Raises:
         SpratError: there is no such model, format or dataset; a package is missing; the output
-            exists; onnx-int8 has no images or loses too much; or the file does not agree with
-            torch. Nothing is written then.
+            exists; a quantised format has no images or loses too much; or the file does not agree
+            with torch. Nothing is written then.
     """
     use_all(code)
-    from sprat.formats import ENDINGS, check_options, check_output
-
     place = locate(str(model))
-    check_options(format, raw, max_drop)
+    options = Options(raw=raw, max_drop=max_drop)
+    check_options(format, options)
     if output is not None:
         check_output(Path(output), format, overwrite)
     check_dataset(dataset)
 
     from sprat.checkpoint import load_model
+    from sprat.deploy.writing import export as write
     from sprat.display import doing, make_console
-    from sprat.export import export as write
     from sprat.runtime import keep_freed_memory, set_threads
 
     keep_freed_memory()
     set_threads()
     loaded = load_model(place)
-    path = Path(output or f"{loaded.name}{ENDINGS[format]}")
+    path = Path(output or f"{loaded.name}{FORMATS[format].ending}")
     check_output(path, format, overwrite)  # rather than after a download
     config = find_config(place)
     console, split = make_console(stderr=True, quiet=quiet), default_split(config)
-    name, training, compared = "shapes10", None, None
+    name, training, compared = FALLBACK, None, None
     try:
         name, training, compared = load_images(
             console, str(model), loaded, config, split, dataset, data_dir
         )
     except SpratError as error:
-        if format == "onnx-int8":
-            why = (
-                f"onnx-int8 is calibrated on images that the model was trained on: {error.args[0]}"
-            )
+        if FORMATS[format].calibrated:
+            why = f"{format} is calibrated on images that the model was trained on: {error.args[0]}"
             raise SpratError(why, *error.args[1:]) from error
-        warn(f"compared on drawings of shapes10 instead: {error}")
+        warn(f"compared on drawings of {FALLBACK} instead: {error}")
     with doing(console, "exporting") as tell:
         exported = write(
             loaded,
             path,
             format,
-            raw=raw,
+            options,
             compared=compared,
             training=training,
-            max_drop=max_drop,
             overwrite=overwrite,
             tell=tell,
         )

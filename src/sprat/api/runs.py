@@ -9,7 +9,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from sprat import names
+from sprat.data import check_dataset
 from sprat.errors import SpratError, in_words
 from sprat.files import WriteError
 from sprat.models import find_name
@@ -349,7 +349,7 @@ def check_names(config: Config, dataset: object = None) -> None:
         SpratError: there is no such dataset, network or teacher.
     """
     if dataset is None or isinstance(dataset, str | Path):
-        names.check_dataset(config.dataset)
+        check_dataset(config.dataset)
     find_name(config.model)
     for teacher in config.distill.teacher:
         locate(teacher)

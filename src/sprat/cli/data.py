@@ -6,18 +6,21 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from sprat import names
 from sprat.cli.app import augment, data
 from sprat.cli.options import DataDir, JsonOutput, check_picture
 from sprat.cli.recipe import DEFAULT_RECIPES
-from sprat.settings.config import Config, PicturesConfig
+from sprat.data import ACCEPTED, PREFERRED, PUBLISHED, check_dataset, check_published
+from sprat.data.own import PicturesConfig
+from sprat.settings.config import Config
 from sprat.text import visible
+
+PublishedDataset = Annotated[str, Parameter(help=f"{', '.join(PUBLISHED)}.")]
 
 
 @data.command
 def show(
     *,
-    dataset: str = "auto",
+    dataset: Annotated[str, Parameter(help=f"{ACCEPTED}.")] = "auto",
     output: Path | None = None,
     columns: int = 12,
     data_dir: DataDir = None,
@@ -27,16 +30,13 @@ def show(
 
     Parameters
     ----------
-    dataset
-        cifar10, cifar100, svhn, shapes10, auto, or a folder that holds a folder of pictures for
-        each class.
     output
         PNG file to write; by default DATASET.png.
     columns
         Images in a row.
     """
     check_picture(output, columns)
-    names.check_dataset(dataset)
+    check_dataset(dataset)
 
     from sprat.display import load_shown, make_console
     from sprat.figures.png import draw_contact_sheet
@@ -52,7 +52,7 @@ def show(
 @data.command
 def fetch(
     *,
-    dataset: str = "cifar10",
+    dataset: PublishedDataset = PREFERRED,
     data_dir: Annotated[
         Path | None,
         Parameter(help="Where to; by default, if it is not in $SPRAT_DATA, the user's cache."),
@@ -60,13 +60,8 @@ def fetch(
 ) -> None:
     """Fetch a dataset unless it is there whole, and say where it lies; an interrupted fetch goes
     on where it was.
-
-    Parameters
-    ----------
-    dataset
-        cifar10, cifar100 or svhn.
     """
-    names.check_published(dataset)
+    check_published(dataset)
 
     from sprat.data import fetch_dataset
     from sprat.display import loading, make_console, noting
@@ -80,7 +75,7 @@ def fetch(
 @data.command
 def verify(
     *,
-    dataset: str = "cifar10",
+    dataset: PublishedDataset = PREFERRED,
     data_dir: Annotated[
         Path | None,
         Parameter(help="Where the dataset lies; by default $SPRAT_DATA, then the user's cache."),
@@ -89,13 +84,8 @@ def verify(
 ) -> int:
     """Hold a dataset's files to their published md5s: a line for each; exit code 0 if all are
     whole, else 1.
-
-    Parameters
-    ----------
-    dataset
-        cifar10, cifar100 or svhn.
     """
-    names.check_published(dataset)
+    check_published(dataset)
 
     from sprat.data import verify_dataset
 

@@ -3,10 +3,13 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
 
 from sprat.cli.app import app
 from sprat.cli.options import Code, DataDir, Device, Flag, JsonOutput, ModelName, Threads
+from sprat.data import DATASETS
 from sprat.errors import SpratError
 from sprat.text import visible, warn
 
@@ -20,7 +23,13 @@ def evaluate(
     /,
     *,
     split: Literal["auto", "val", "test"] = "auto",
-    dataset: str | None = None,
+    dataset: Annotated[
+        str | None,
+        Parameter(
+            help=f"{', '.join(DATASETS)} or a folder of your own pictures; by default the one that "
+            "the model was trained on."
+        ),
+    ] = None,
     data_dir: DataDir = None,
     tta: int | None = None,
     device: Device = "auto",
@@ -34,9 +43,6 @@ def evaluate(
     ----------
     split
         test, or val (the images a run held out); auto: val for a run that has one, else test.
-    dataset
-        cifar10, cifar100, svhn, shapes10 or a folder of your own pictures; by default the one that
-        the model was trained on.
     tta
         Number of views that test-time augmentation averages; by default that of the model's recipe,
         or 2.

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from sprat import names
 from sprat.cli.app import app
 from sprat.cli.options import Code, DataDir, Flag, JsonOutput, ModelName
+from sprat.deploy import CHOICES, DEFAULT, FORMATS, Options
 from sprat.errors import SpratError
 from sprat.models import find_name
 from sprat.models.code import is_own, source_of, use, use_all
@@ -22,17 +23,26 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
 
+    FormatName = str
+else:
+    FormatName = Literal[tuple(FORMATS)]
+
 
 @app.command
 def export(
     model: ModelName,
     /,
     *,
-    format: Literal["onnx", "onnx-int8", "pt2", "pth"] = "onnx",
-    output: Path | None = None,
+    format: Annotated[FormatName, Parameter(help=f"{CHOICES}.")] = DEFAULT,
+    output: Annotated[
+        Path | None,
+        Parameter(
+            help="File to write; by default in this folder and by the format "
+            f"{', '.join(f'NAME{each.ending}' for each in FORMATS.values())}."
+        ),
+    ] = None,
     overwrite: Flag = False,
-    raw: Flag = False,
-    max_drop: float = 2.0,
+    options: Annotated[Options, Parameter(name="*", negative_bool=())] = Options(),  # noqa: B008
     dataset: str | None = None,
     data_dir: DataDir = None,
     code: Code = (),
@@ -42,20 +52,11 @@ def export(
 
     Parameters
     ----------
-    format
-        onnx; onnx-int8, quantised; pt2, a program of torch.export; pth, a state_dict.
-    output
-        File to write; by default NAME.onnx, NAME-int8.onnx, NAME.pt2 or NAME.pth in this folder.
     overwrite
         Replace a file that exists.
-    raw
-        Make the file take normalised float32 images and give logits; by default it takes uint8
-        images, 0 to 255, and gives probabilities.
-    max_drop
-        Percentage points of accuracy that onnx-int8 may lose on the compared images.
     dataset
-        Dataset whose images are compared and calibrate onnx-int8; by default the one that the model
-        was trained on.
+        Dataset whose images are compared and calibrate a quantised format; by default the one that
+        the model was trained on.
     """
     from sprat import api
 
@@ -64,11 +65,10 @@ def export(
         format=format,
         output=output,
         overwrite=overwrite,
-        raw=raw,
-        max_drop=max_drop,
         dataset=dataset,
         code=code,
         data_dir=data_dir,
+        **dataclasses.asdict(options),
     )
     if json_output:
         print(json.dumps(dataclasses.asdict(exported) | {"path": str(exported.path)}))

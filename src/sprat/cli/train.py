@@ -14,6 +14,7 @@ from sprat.cli.app import app
 from sprat.cli.errors import complain
 from sprat.cli.options import Code, DataDir
 from sprat.cli.recipe import DEFAULT_RECIPE, chosen_recipe
+from sprat.data import caution_for
 from sprat.errors import Interrupted, SpratError, in_words
 from sprat.models.code import is_own, source_of
 from sprat.models.code import options as code_options
@@ -160,8 +161,8 @@ def _print_outcome(run: "Run", quiet: bool) -> None:
         f"({which}):"
     )
     print_evaluation(console, evaluation_of(results)[1])
-    if results["dataset"] == "shapes10":
-        console.print("This is shapes10, drawn shapes; it says nothing about CIFAR-10.")
+    if caution := caution_for(results["dataset"]):
+        console.print(caution)
     console.print(
         f"\n{visible(run.folder)}/ holds model.safetensors, results.json, curves.png. "
         "Use the model:\n"

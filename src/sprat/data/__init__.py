@@ -1,54 +1,96 @@
-"""Datasets by name, ready to train on."""
+"""The datasets by name: where each is looked for, fetched and loaded.
+
+A new one is a module that declares what `source.Published` or `source.Built` asks for, and a line
+of the table here.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from sprat.data import cifar10, cifar100, pictures, shapes10, svhn
-from sprat.data.fetch import Progress, Say
-from sprat.data.imageset import PIECE, ImageSet, Normalization
-from sprat.errors import SpratError
+from sprat.data import cifar10, cifar100, shapes10, svhn
+from sprat.data.own import PicturesConfig
+from sprat.deferred import deferred
+from sprat.errors import SpratError, did_you_mean, shown
 from sprat.files import cache_dir
-from sprat.names import DATASETS, check_dataset, check_published
-from sprat.settings.config import PicturesConfig
 from sprat.text import command
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-class Source(Protocol):
-    """What the module of a published dataset offers."""
+    from torch import Tensor
 
-    @property
-    def TITLE(self) -> str:  # noqa: N802
-        """Its name in a sentence."""
+    from sprat.data import imageset as imagesets
+    from sprat.data import pictures as folders_of_pictures
+    from sprat.data.fetch import Progress, Say
+    from sprat.data.imageset import ImageSet, Normalization
+    from sprat.data.source import Built, Published
+else:
+    # under other names than the modules have, which they keep in this package
+    imagesets = deferred("sprat.data.imageset")
+    folders_of_pictures = deferred("sprat.data.pictures")
 
-    @property
-    def PLACES(self) -> tuple[str, ...]:  # noqa: N802
-        """The files or folders in which it is found."""
+PUBLISHED: dict[str, Published] = {
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "svhn": svhn,
+}
+BUILT: dict[str, Built] = {
+    "shapes10": shapes10,
+}
+DATASETS: dict[str, Published | Built] = {**PUBLISHED, **BUILT}
+PREFERRED, FALLBACK = "cifar10", "shapes10"  # what "auto" takes; the second is always there
 
-    @property
-    def FETCHED(self) -> tuple[str, ...]:  # noqa: N802
-        """The files that `download` writes."""
-
-    def find(self, folder: Path) -> Path | None:
-        """What `load` reads, in `folder`; or None."""
-
-    def load(self, place: Path) -> tuple[ImageSet, ImageSet]:
-        """The training and test sets."""
-
-    def download(self, folder: Path, progress: Progress, say: Say) -> Path:
-        """Fetches it into `folder`; gives what `load` reads."""
-
-    def verify(self, folder: Path) -> dict[Path, str]:
-        """Each of its files in `folder`, "ok", "damaged" or "missing"."""
+ACCEPTED = (
+    f"{', '.join(DATASETS)}, auto ({DATASETS[PREFERRED].TITLE} if available, else {FALLBACK}), or "
+    "a folder with a folder of pictures for each class"
+)
 
 
-SOURCES: dict[str, Source] = {"cifar10": cifar10, "cifar100": cifar100, "svhn": svhn}
+def is_folder(name: str) -> bool:
+    """Return whether a dataset is the path of a folder rather than a name of sprat's."""
+    return name != "auto" and name not in DATASETS
+
+
+def check_dataset(name: str) -> None:
+    """Check that a dataset has that name, or that it is a folder.
+
+    Raises:
+        SpratError: it is neither.
+    """
+    if is_folder(name) and not Path(name).is_dir():
+        known = ["auto", *DATASETS]
+        raise SpratError(
+            f"Unknown dataset {shown(name)}{did_you_mean(name, known) or '.'} Available: "
+            f"{', '.join(known)}, or the path of a folder with a folder of pictures for each class."
+        )
+
+
+def check_published(name: str) -> None:
+    """Check that a published dataset has that name.
+
+    Raises:
+        SpratError: none has.
+    """
+    if name not in PUBLISHED:
+        raise SpratError(
+            f"{shown(name)} is not a published dataset. Available: {', '.join(PUBLISHED)}."
+        )
+
+
+def caution_for(name: str) -> str:
+    """Return the sentence printed below results on a dataset, or ""."""
+    return BUILT[name].CAUTION if name in BUILT else ""
+
+
+def title_of(name: str) -> str:
+    """Return a dataset's name in a sentence: "CIFAR-10"; that of your own is its folder."""
+    return DATASETS[name].TITLE if name in DATASETS else name
 
 
 @dataclass(frozen=True)
@@ -79,39 +121,39 @@ def load_dataset(
     note: Say = lambda text: None,
     own: PicturesConfig = PicturesConfig(),  # noqa: B008
 ) -> Dataset:
-    """Loads a dataset, by its name or by the path of a folder of own pictures.
+    """Load a dataset by its name or by the path of a folder of your own pictures.
 
     A published one is looked for in `data_dir` (which, if given, is the only place), then in
-    $SPRAT_DATA, then in the user's cache, and then downloaded into the cache. "auto" means
-    cifar10 if it can be had by any of these ways, else shapes10, and says so through `say`.
-    What a download meets on its way goes to `note`. Own pictures are read by `own`, and only
-    mapped into memory.
+    $SPRAT_DATA, then in the user's cache, and then downloaded into the cache. "auto" means CIFAR-10
+    if any of these ways gives it, else shapes10, and says so through `say`. What a download meets
+    on its way goes to `note`. A folder is read by the settings `own`, and only mapped into memory.
 
     Raises:
-        SpratError: there is no such dataset, or it cannot be had, or is not what was published, or
-            the folder does not hold what own pictures are.
+        SpratError: there is no such dataset, it is not available, a file is not what was published,
+            or the folder has no folders of pictures.
     """
     check_dataset(name)
-    if name not in DATASETS:
+    if is_folder(name):
         folder = Path(name).resolve()
-        train, test, val = pictures.load(folder, own, say, progress)
+        train, test, val = folders_of_pictures.load(folder, own, say, progress)
         return assemble(str(folder), train, test, val, own)
-    if name == "shapes10":
-        return assemble("shapes10", *shapes10.load())
-    known = "cifar10" if name == "auto" else name
+    if name in BUILT:
+        return assemble(name, *BUILT[name].load())
+    chosen = PREFERRED if name == "auto" else name
+    source = PUBLISHED[chosen]
     try:
-        place = _find(known, data_dir, progress, note)
+        place = _find(chosen, data_dir, progress, note)
     except SpratError as error:
         if name != "auto":
             raise
+        built = BUILT[FALLBACK]
         say(
-            f"CIFAR-10 cannot be had: {error}.\n"
-            "TRAINING ON shapes10 INSTEAD, the built-in dataset of drawn shapes: "
-            "its accuracies say nothing about CIFAR-10."
+            f"{source.TITLE} is not available: {error}\n"
+            f"TRAINING ON {built.TITLE} INSTEAD. {built.CAUTION}"
         )
-        return assemble("shapes10", *shapes10.load())
+        return assemble(FALLBACK, *built.load())
     with _reading(place):
-        return assemble(known, *SOURCES[known].load(place))
+        return assemble(chosen, *source.load(place))
 
 
 def fetch_dataset(
@@ -120,12 +162,13 @@ def fetch_dataset(
     progress: Progress = lambda done, total: None,
     note: Say = lambda text: None,
 ) -> Path:
-    """Where a dataset lies whole; fetched into `data_dir` or the user's cache if it does nowhere.
+    """Return where a whole copy of a published dataset is; fetch it into `data_dir` or the user's
+    cache if there is none.
 
     Raises:
-        SpratError: it cannot be had, or there is a damaged one that is not ours to replace.
+        SpratError: no source gave it, or there is a damaged copy that is not sprat's to replace.
     """
-    source = _source(name)
+    source = _published(name)
     to = cache_dir() if data_dir is None else data_dir
     for folder in _folders(source, data_dir):
         with _reading(folder):
@@ -138,18 +181,20 @@ def fetch_dataset(
             return place
         if any(path not in {to / file for file in source.FETCHED} for path in damaged):
             names = ", ".join(path.name for path in damaged)
-            raise SpratError(f"{place} is damaged ({names}); delete it and fetch again")
+            raise SpratError(f"{place} is damaged ({names}). Delete it and fetch again.")
     return _download(source, to, progress, note)
 
 
 def verify_dataset(name: str, data_dir: Path | None = None) -> tuple[Path, dict[Path, str]]:
-    """The folder where a dataset is looked for and found, whole or not, and what its published
-    md5s say of each file: "ok", "damaged" or "missing".
+    """Compare the files of a published dataset with their md5s.
+
+    Returns:
+        The first folder that has a file of it, and each file there: "ok", "damaged" or "missing".
 
     Raises:
-        SpratError: there is nothing of it.
+        SpratError: no folder has one.
     """
-    source = _source(name)
+    source = _published(name)
     folders = _folders(source, data_dir)
     for folder in folders:
         with _reading(folder):
@@ -158,18 +203,18 @@ def verify_dataset(name: str, data_dir: Path | None = None) -> tuple[Path, dict[
     where = [] if data_dir is None else ["--data-dir", data_dir]
     fetching = command("sprat", "data", "fetch", "--dataset", name, *where)
     raise SpratError(
-        f"there is nothing to verify: no {' and no '.join(source.PLACES)} in "
-        f"{' or '.join(map(str, folders))}; {fetching} fetches it"
+        f"There is nothing to verify: no {' and no '.join(source.PLACES)} in "
+        f"{' or '.join(map(str, folders))}. Fetch it with {fetching}"
     )
 
 
-def _source(name: str) -> Source:
+def _published(name: str) -> Published:
     check_published(name)
-    return SOURCES[name]
+    return PUBLISHED[name]
 
 
-def _folders(source: Source, data_dir: Path | None) -> list[Path]:
-    """Where a dataset is looked for, in this order: folders, or its archive itself.
+def _folders(source: Published, data_dir: Path | None) -> list[Path]:
+    """Return where a dataset is looked for, in this order: folders, or its archive itself.
 
     Raises:
         SpratError: what the user gave is neither.
@@ -184,13 +229,13 @@ def _folders(source: Source, data_dir: Path | None) -> list[Path]:
             is_archive = place.is_file() and place.name in source.PLACES
             if place.exists() and not place.is_dir() and not is_archive:
                 raise SpratError(
-                    f"{place} ({given_by}) is not a folder; name the folder that holds the dataset"
+                    f"{place} ({given_by}) is not a folder. Name the folder that holds the dataset."
                 )
     return places if data_dir is not None else [*places, cache_dir()]
 
 
 def _find(name: str, data_dir: Path | None, progress: Progress, note: Say) -> Path:
-    source = SOURCES[name]
+    source = PUBLISHED[name]
     for folder in _folders(source, data_dir):
         with _reading(folder):
             if place := source.find(folder):
@@ -199,13 +244,13 @@ def _find(name: str, data_dir: Path | None, progress: Progress, note: Say) -> Pa
         fetching = command("sprat", "data", "fetch", "--dataset", name, "--data-dir", data_dir)
         raise SpratError(
             f"{data_dir} (--data-dir) does not hold {source.TITLE}, expected "
-            f"{' or '.join(source.PLACES)}; name the folder that does, leave the option out to "
+            f"{' or '.join(source.PLACES)}. Name the folder that does, leave the option out to "
             f"look elsewhere, or fetch it there with {fetching}"
         )
     return _download(source, cache_dir(), progress, note)
 
 
-def _download(source: Source, to: Path, progress: Progress, note: Say) -> Path:
+def _download(source: Published, to: Path, progress: Progress, note: Say) -> Path:
     try:
         return source.download(to, progress, note)
     except SpratError as error:
@@ -213,21 +258,21 @@ def _download(source: Source, to: Path, progress: Progress, note: Say) -> Path:
             f"{source.TITLE} could not be fetched: {error.args[0]}",
             *error.args[1:],
             f"Check the network, or give a folder that holds {' or '.join(source.PLACES)} with "
-            "--data-dir or SPRAT_DATA",
+            "--data-dir or SPRAT_DATA.",
         ) from error
 
 
 @contextlib.contextmanager
 def _reading(folder: Path) -> Iterator[None]:
-    """Makes an error with a remedy of what the system refuses."""
+    """Turn the system's refusal to read into an error with a remedy."""
     try:
         if folder.is_dir():
             next(folder.iterdir(), None)  # or else files that may not be seen seem not to be there
         yield
     except OSError as error:
         raise SpratError(
-            f"{error.filename or folder} cannot be read: {error.strerror or error}; see to its "
-            "rights, or give another folder with --data-dir or SPRAT_DATA"
+            f"{error.filename or folder} cannot be read: {error.strerror or error}. Give yourself "
+            "the right to read it, or name another folder with --data-dir or SPRAT_DATA."
         ) from error
 
 
@@ -238,13 +283,13 @@ def assemble(
     val: Tensor | None = None,
     own: PicturesConfig | None = None,
 ) -> Dataset:
-    """A dataset of these parts, with its normalisation and md5, which are computed in pieces."""
+    """Return the dataset of these parts; its normalisation and md5 are computed in pieces."""
     md5 = hashlib.md5(usedforsecurity=False)
     for part in (train, test):
-        for piece in part.images.split(PIECE):
+        for piece in part.images.split(imagesets.PIECE):
             md5.update(piece.numpy().data)
         md5.update(part.targets.numpy().data)
     if val is not None:
         md5.update(val.numpy().data)
-    normalization = Normalization.of(train.images)
+    normalization = imagesets.Normalization.of(train.images)
     return Dataset(name, train, test, normalization, md5.hexdigest(), val, own)

@@ -1,22 +1,32 @@
-"""CIFAR-10 in whichever form it lies, or downloaded (Krizhevsky 2009).
+"""CIFAR-10 in any of its published forms, or downloaded (Krizhevsky 2009).
 
 https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
+from __future__ import annotations
+
 import hashlib
-from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from sprat.data import parquet
-from sprat.data.fetch import Patience, Progress, Say, fetch
-from sprat.data.imageset import ImageSet
 from sprat.data.packed import Packed
-from sprat.data.pickles import read_batch, refusal
+from sprat.deferred import deferred
 from sprat.errors import SpratError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+    from sprat.data import fetch, imageset, parquet, pickles
+    from sprat.data.fetch import Patience, Progress, Say
+    from sprat.data.imageset import ImageSet
+else:
+    np, torch = deferred("numpy"), deferred("torch")
+    fetch, imageset = deferred("sprat.data.fetch"), deferred("sprat.data.imageset")
+    parquet, pickles = deferred("sprat.data.parquet"), deferred("sprat.data.pickles")
 
 TITLE = "CIFAR-10"
 # Trusted for their md5 alone. The first is the official one.
@@ -60,7 +70,7 @@ BINARY = Packed(
     tuple(BINARY_MD5S),
     BINARY_MD5S,
 )
-# Of all images' md5s, sorted: parquet files have no published ones, and another order.
+# The md5 of all images' sorted md5s: parquet files have no published ones, and another order.
 CONTENT_MD5S = {
     "train": "4d941ed38b4cfbad3461e69b65fbf77c",
     "test": "5c541f6619e05a6b3e6c4b873d02048d",
@@ -83,13 +93,13 @@ CLASSES = (
 
 
 def find(folder: Path) -> Path | None:
-    """CIFAR-10 in `folder`: the python version, extracted or as its archive, else the binary
-    version likewise, else parquet files; or None."""
+    """Return CIFAR-10 in `folder`: the python version, extracted or as its archive, else the binary
+    version likewise, else parquet files; None if there is none of these."""
     return PYTHON.find(folder) or BINARY.find(folder) or parquet.find(folder)
 
 
 def load(place: Path) -> tuple[ImageSet, ImageSet]:
-    """Reads the training and test sets from what `find` returned.
+    """Read the training and test sets from what `find` returned.
 
     Returns:
         50,000 training images and 10,000 test images, in the files' order. That of the python
@@ -114,21 +124,22 @@ def download(
     mirrors: Sequence[str] = MIRRORS,
     expected_md5: str = ARCHIVE_MD5,
     size: int = ARCHIVE_SIZE,
-    patience: Patience = Patience(),  # noqa: B008
+    patience: Patience | None = None,
 ) -> Path:
-    """Fetches the archive into `folder` from one of `mirrors`; returns its path.
+    """Fetch the archive into `folder` from one of `mirrors`; return its path.
 
     Raises:
         SpratError: no mirror gave it, or it cannot be written.
     """
-    return fetch(mirrors, folder / ARCHIVE, expected_md5, size, progress, say, patience)
+    patience = patience or fetch.Patience()
+    return fetch.fetch(mirrors, folder / ARCHIVE, expected_md5, size, progress, say, patience)
 
 
 def verify(folder: Path) -> dict[Path, str]:
-    """Each of CIFAR-10's files in `folder`, "ok", "damaged" or "missing" by its published md5,
-    parquet files by the images that they hold.
+    """Return each of CIFAR-10's files in `folder`: "ok", "damaged" or "missing" by its published
+    md5, or for parquet files by the images in them.
 
-    What is not there at all in one form is not missed.
+    A form of which there is no file is not reported as missing.
 
     Raises:
         SpratError: there are parquet files, and pyarrow is not installed.
@@ -152,7 +163,7 @@ def _verify_parquet(folder: Path) -> dict[Path, str]:
 
 
 def _content_md5(images: Tensor, targets: Tensor) -> str:
-    """Over the md5s of all images, each with its label before its pixels, whatever their order."""
+    """Return the md5 of all images' md5s, each image with its label, whatever their order."""
     records = np.column_stack([targets.numpy().astype(np.uint8), images.flatten(1).numpy()])
     each = sorted(hashlib.md5(record, usedforsecurity=False).digest() for record in records)
     return hashlib.md5(b"".join(each), usedforsecurity=False).hexdigest()
@@ -160,21 +171,21 @@ def _content_md5(images: Tensor, targets: Tensor) -> str:
 
 def _image_set(parts: Sequence[tuple[Tensor, Tensor]]) -> ImageSet:
     images, targets = zip(*parts, strict=True)
-    return ImageSet(torch.cat(images), torch.cat(targets), CLASSES)
+    return imageset.ImageSet(torch.cat(images), torch.cat(targets), CLASSES)
 
 
 def _parse_batch(content: bytes, name: str) -> tuple[Tensor, Tensor]:
-    return read_batch(content, name, b"labels", IMAGES_PER_FILE, len(CLASSES))
+    return pickles.read_batch(content, name, b"labels", IMAGES_PER_FILE, len(CLASSES))
 
 
 def _parse_records(content: bytes, name: str) -> tuple[Tensor, Tensor]:
     size = IMAGES_PER_FILE * (1 + 3 * 32 * 32)
     if len(content) != size:
-        raise refusal(name, f"has {len(content):,} bytes, not {size:,}")
+        raise pickles.refusal(name, f"has {len(content):,} bytes, not {size:,}")
     records = np.frombuffer(content, np.uint8).reshape(IMAGES_PER_FILE, -1)
     labels = records[:, 0].astype(np.int64)
     if labels.max() >= len(CLASSES):
-        raise refusal(name, f"does not hold {IMAGES_PER_FILE:,} labels from 0 to 9")
+        raise pickles.refusal(name, f"does not hold {IMAGES_PER_FILE:,} labels from 0 to 9")
     images = torch.from_numpy(records[:, 1:].copy()).view(-1, 3, 32, 32)
     return images, torch.from_numpy(labels)
 

@@ -3,13 +3,22 @@
 https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
 
-from sprat.data.fetch import Progress, Say, fetch
-from sprat.data.imageset import ImageSet
+from typing import TYPE_CHECKING, Any
+
 from sprat.data.packed import Packed
-from sprat.data.pickles import read_batch, read_pickle, refusal
+from sprat.deferred import deferred
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sprat.data import fetch, imageset, pickles
+    from sprat.data.fetch import Progress, Say
+    from sprat.data.imageset import ImageSet
+else:
+    fetch, imageset = deferred("sprat.data.fetch"), deferred("sprat.data.imageset")
+    pickles = deferred("sprat.data.pickles")
 
 TITLE = "CIFAR-100"
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",)  # the official one
@@ -33,12 +42,12 @@ CLASSES = 100
 
 
 def find(folder: Path) -> Path | None:
-    """CIFAR-100 in `folder`: extracted (itself or inside), or its archive; or None."""
+    """Return CIFAR-100 in `folder`: extracted (itself or inside) or its archive; else None."""
     return PYTHON.find(folder)
 
 
 def load(place: Path) -> tuple[ImageSet, ImageSet]:
-    """Reads the training and test sets from what `find` returned.
+    """Read the training and test sets from what `find` returned.
 
     Returns:
         50,000 training images and 10,000 test images, in the files' order.
@@ -48,9 +57,11 @@ def load(place: Path) -> tuple[ImageSet, ImageSet]:
     """
     files = PYTHON.read(place)
     name = f"{place}: meta"
-    classes = _class_names(read_pickle(files["meta"], name), name)
+    classes = _class_names(pickles.read_pickle(files["meta"], name), name)
     train, test = (
-        ImageSet(*read_batch(files[f], f"{place}: {f}", b"fine_labels", count, CLASSES), classes)
+        imageset.ImageSet(
+            *pickles.read_batch(files[f], f"{place}: {f}", b"fine_labels", count, CLASSES), classes
+        )
         for f, count in (("train", TRAIN_IMAGES), ("test", TEST_IMAGES))
     )
     return train, test
@@ -61,17 +72,17 @@ def download(
     progress: Progress = lambda done, total: None,
     say: Say = lambda text: None,
 ) -> Path:
-    """Fetches the archive into `folder`; returns its path.
+    """Fetch the archive into `folder`; return its path.
 
     Raises:
         SpratError: no source gave it, or it cannot be written.
     """
     target = folder / PYTHON.archive
-    return fetch(MIRRORS, target, PYTHON.archive_md5, ARCHIVE_SIZE, progress, say)
+    return fetch.fetch(MIRRORS, target, PYTHON.archive_md5, ARCHIVE_SIZE, progress, say)
 
 
 def verify(folder: Path) -> dict[Path, str]:
-    """Each of CIFAR-100's files in `folder`, "ok", "damaged" or "missing" by its published md5."""
+    """Return each of CIFAR-100's files in `folder`: "ok", "damaged" or "missing" by its md5."""
     return PYTHON.verify(folder)
 
 
@@ -80,5 +91,5 @@ def _class_names(meta: dict[bytes, Any], name: str) -> tuple[str, ...]:
     names = given if isinstance(given, list) else []
     classes = tuple(each.decode() for each in names if type(each) is bytes and each.isascii())
     if len(set(classes)) != CLASSES or not all(map(str.isprintable, classes)):
-        raise refusal(name, f"does not hold {CLASSES} names of classes")
+        raise pickles.refusal(name, f"does not hold {CLASSES} names of classes")
     return classes

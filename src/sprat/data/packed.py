@@ -1,13 +1,22 @@
-"""Published files: in their archive, or in the folder that the archive holds."""
+"""Published files, in their archive or extracted."""
+
+from __future__ import annotations
 
 import gzip
 import tarfile
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sprat.data.fetch import md5_of
+from sprat.deferred import deferred
 from sprat.errors import SpratError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from sprat.data import fetch
+else:
+    fetch = deferred("sprat.data.fetch")
 
 _LARGEST = 1 << 28  # bytes of a file in an archive; the largest published one has 156 million
 
@@ -16,7 +25,7 @@ _LARGEST = 1 << 28  # bytes of a file in an archive; the largest published one h
 class Packed:
     """One form in which a dataset was published.
 
-    folder: its name in the archive, and where that was extracted. archive: its name, a tar.gz.
+    folder: name of the folder in the archive. archive: name of the tar.gz.
     needed: names of the files that are read. md5s: the published ones, by name.
     """
 
@@ -27,18 +36,19 @@ class Packed:
     md5s: Mapping[str, str]
 
     def find(self, folder: Path) -> Path | None:
-        """The extracted files (in `folder` or in theirs inside it), or the archive; or None."""
+        """Return the folder of the extracted files, `folder` or one in it, else the archive, else
+        None."""
         places = (folder / self.folder, folder, folder / self.archive)
         return next((place for place in places if self.holds(place)), None)
 
     def holds(self, place: Path) -> bool:
-        """Whether `place` is the archive, or a folder with every file that is needed."""
+        """Return whether `place` is the archive, or a folder with every file that is needed."""
         if place.name == self.archive:
             return place.is_file()
         return all((place / name).is_file() for name in self.needed)
 
     def read(self, place: Path) -> dict[str, bytes]:
-        """The needed files' bytes by name, from what `find` returned.
+        """Return the needed files' bytes by name, from what `find` returned.
 
         Raises:
             SpratError: the archive is damaged or lacks one of them.
@@ -48,9 +58,9 @@ class Packed:
         return {name: (place / name).read_bytes() for name in self.needed}
 
     def verify(self, folder: Path) -> dict[Path, str]:
-        """Each published file in `folder`, "ok", "damaged" or "missing" by its md5.
+        """Return each published file in `folder`: "ok", "damaged" or "missing" by its md5.
 
-        An archive or an extracted folder that is not there at all is not missed.
+        An archive or a folder that is not there at all is not reported as missing.
         """
         archive = folder if folder.name == self.archive else folder / self.archive
         expected = {archive: self.archive_md5} if archive.is_file() else {}
@@ -61,7 +71,7 @@ class Packed:
         return {path: judge(path, md5) for path, md5 in expected.items()}
 
     def _read_archive(self, archive: Path) -> dict[str, bytes]:
-        """Nothing is extracted, so no path in the archive matters."""
+        """Read without extracting, so no path in the archive matters."""
         files = {}
         with archive.open("rb") as packed:
             try:
@@ -78,16 +88,18 @@ class Packed:
                         pass
             except Exception as error:  # a damaged archive raises anything
                 raise SpratError(
-                    f"{archive} cannot be read as a tar.gz ({error}); delete it and fetch it again"
+                    f"{archive} cannot be read as a tar.gz ({error}). Delete it and fetch it again."
                 ) from error
         missing = set(self.needed) - set(files)
         if missing:
-            raise SpratError(f"{archive} lacks {', '.join(sorted(missing))}; fetch it again")
+            raise SpratError(
+                f"{archive} lacks {', '.join(sorted(missing))}. Delete it and fetch it again."
+            )
         return files
 
 
 def judge(path: Path, md5: str) -> str:
-    """ "ok", "damaged" or "missing": a file beside its published md5."""
+    """Return "ok", "damaged" or "missing", by a file's published md5."""
     if not path.is_file():
         return "missing"
-    return "ok" if md5_of(path) == md5 else "damaged"
+    return "ok" if fetch.md5_of(path) == md5 else "damaged"

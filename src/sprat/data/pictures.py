@@ -23,10 +23,10 @@ from torch import Tensor
 from sprat.data import cache
 from sprat.data.fetch import Progress, Say
 from sprat.data.imageset import ImageSet, Rows, stratified_split
+from sprat.data.own import PicturesConfig
 from sprat.data.picture import is_skipped, read_picture
 from sprat.errors import SpratError, did_you_mean
 from sprat.files import cache_dir, lock, replacing, sweep
-from sprat.settings.config import PicturesConfig
 from sprat.text import command, visible
 from sprat.threads import usable_cores
 

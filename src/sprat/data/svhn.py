@@ -3,18 +3,29 @@
 http://ufldl.stanford.edu/housenumbers/
 """
 
+from __future__ import annotations
+
 import importlib.util
 import io
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-
-from sprat.data.fetch import Progress, Say, fetch
-from sprat.data.imageset import ImageSet
 from sprat.data.packed import judge
-from sprat.data.pickles import refusal
+from sprat.deferred import deferred
 from sprat.errors import SpratError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import torch
+
+    from sprat.data import fetch, imageset, pickles
+    from sprat.data.fetch import Progress, Say
+    from sprat.data.imageset import ImageSet
+else:
+    np, torch = deferred("numpy"), deferred("torch")
+    fetch, imageset = deferred("sprat.data.fetch"), deferred("sprat.data.imageset")
+    pickles = deferred("sprat.data.pickles")
 
 TITLE = "SVHN"
 ADDRESS = "http://ufldl.stanford.edu/housenumbers/"  # the official one
@@ -31,12 +42,12 @@ CLASSES = tuple("0123456789")
 
 
 def find(folder: Path) -> Path | None:
-    """`folder`, if both files are in it; or None."""
+    """Return `folder` if both files are in it, else None."""
     return folder if all((folder / name).is_file() for name in FILE_MD5S) else None
 
 
 def load(place: Path) -> tuple[ImageSet, ImageSet]:
-    """Reads the training and test sets from what `find` returned.
+    """Read the training and test sets from what `find` returned.
 
     Returns:
         73,257 training images and 26,032 test images, in the files' order.
@@ -46,7 +57,7 @@ def load(place: Path) -> tuple[ImageSet, ImageSet]:
     """
     if importlib.util.find_spec("scipy") is None:
         raise SpratError(
-            "SVHN is read through scipy, which is not installed; install it with "
+            "Reading SVHN needs scipy, which is not installed. Install it with "
             "pip install 'sprat[svhn]'"
         )
     return _read(place / TRAIN), _read(place / TEST)
@@ -57,18 +68,18 @@ def download(
     progress: Progress = lambda done, total: None,
     say: Say = lambda text: None,
 ) -> Path:
-    """Fetches both files into `folder`; returns it.
+    """Fetch both files into `folder`; return it.
 
     Raises:
-        SpratError: one cannot be had, or not be written.
+        SpratError: one was not available, or cannot be written.
     """
     for name, md5 in FILE_MD5S.items():
-        fetch([ADDRESS + name], folder / name, md5, SIZES[name], progress, say)
+        fetch.fetch([ADDRESS + name], folder / name, md5, SIZES[name], progress, say)
     return folder
 
 
 def verify(folder: Path) -> dict[Path, str]:
-    """Both files in `folder`, "ok", "damaged" or "missing" by its published md5; nothing if
+    """Return both files in `folder`: "ok", "damaged" or "missing" by its published md5; empty if
     neither is there."""
     if not any((folder / name).exists() for name in FILE_MD5S):
         return {}
@@ -76,7 +87,7 @@ def verify(folder: Path) -> dict[Path, str]:
 
 
 def _read(path: Path) -> ImageSet:
-    """One MATLAB file: X is uint8, 32 x 32 x 3 x N; y is N x 1, and 10 stands for the digit 0."""
+    """Read one MATLAB file: X is uint8, 32 x 32 x 3 x N; y is N x 1, and 10 means the digit 0."""
     from scipy.io import loadmat
 
     content = path.read_bytes()
@@ -84,14 +95,14 @@ def _read(path: Path) -> ImageSet:
         held = loadmat(io.BytesIO(content), variable_names=("X", "y"))
     except Exception as error:  # a damaged file raises anything
         why = f"is damaged or no MATLAB file ({type(error).__name__}: {error})"
-        raise refusal(str(path), why) from error
+        raise pickles.refusal(str(path), why) from error
     count = COUNTS[path.name]
     pixels, digits = (np.asarray(held.get(name)) for name in ("X", "y"))
     shape = (32, 32, 3, count)
     if pixels.dtype != np.uint8 or pixels.shape != shape:
-        raise refusal(str(path), f"holds an X that is not uint8 of shape {shape}")
+        raise pickles.refusal(str(path), f"holds an X that is not uint8 of shape {shape}")
     if digits.shape != (count, 1) or not np.isin(digits, np.arange(1, 11)).all():
-        raise refusal(str(path), f"does not hold {count:,} labels y from 1 to 10")
+        raise pickles.refusal(str(path), f"does not hold {count:,} labels y from 1 to 10")
     images = np.ascontiguousarray(pixels.transpose(3, 2, 0, 1))
     targets = torch.from_numpy(digits[:, 0].astype(np.int64) % 10)
-    return ImageSet(torch.from_numpy(images), targets, CLASSES)
+    return imageset.ImageSet(torch.from_numpy(images), targets, CLASSES)

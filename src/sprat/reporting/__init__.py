@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sprat import __version__
 from sprat.budget import Summary, summarize
+from sprat.data import caution_for
 from sprat.data.imageset import ImageSet
 from sprat.errors import SpratError
 from sprat.evaluation.evaluate import wilson_interval
@@ -170,6 +171,7 @@ def _contents(run: Run, answers: Answers | str) -> dict[str, Any]:
     return {
         "run": run,
         "results": run.results,
+        "caution": caution_for(run.results["dataset"]),
         "evaluation": evaluation,
         "split": run.split,
         "cost": _cost(run),

@@ -1,8 +1,8 @@
 """The tables of settings that decide a run.
 
 A table stands with what it sets: NetworkConfig in models/, OptimConfig in optim/, AugmentConfig and
-MixingConfig in augment/, the others here. A number that switches something off is 0, since TOML has
-no null.
+MixingConfig in augment/, PicturesConfig in data/, the others here. A number that switches something
+off is 0, since TOML has no null.
 """
 
 import dataclasses
@@ -11,15 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
-from cyclopts import Group, Parameter
-
 from sprat.augment.mixing import MixingConfig
 from sprat.augment.pipeline import AugmentConfig
+from sprat.data import ACCEPTED
+from sprat.data.own import PicturesConfig
 from sprat.errors import SpratError, did_you_mean, shown
 from sprat.models.registry import NetworkConfig
-from sprat.names import DATASETS, VIEWS, WIDTHS
+from sprat.names import VIEWS, WIDTHS
 from sprat.optim import OptimConfig
-from sprat.settings.field import LARGEST, Table, refused, setting
+from sprat.option import Group, Parameter
+from sprat.settings.field import LARGEST, MOST_SEED, Table, refused, setting
 from sprat.threads import MOST_THREADS
 
 __all__ = [
@@ -35,7 +36,6 @@ __all__ = [
 ]
 
 MOST_EPOCHS, MOST_BATCH, MOST_IMAGES = 100_000, 65_536, 10**9
-MOST_SEED = 2**63 - 1
 
 # the groups of `sprat train --help`, in this order
 COMMON, RUN = Group("Most used", sort_key=0), Group("Run", sort_key=1)
@@ -43,34 +43,6 @@ COMMON, RUN = Group("Most used", sort_key=0), Group("Run", sort_key=1)
 
 def _group(title: str, place: int) -> Parameter:
     return Parameter(group=Group(title, sort_key=place))
-
-
-@dataclass(frozen=True, kw_only=True)
-class PicturesConfig(Table, name="pictures"):
-    """How your own pictures, a folder for each class, become images and splits."""
-
-    side: int = setting(
-        32,
-        "Side that each picture's central square is resized to",
-        at_least=16,
-        at_most=128,
-        unit="pixels",
-    )
-    unreadable: Literal["refuse", "skip"] = setting(
-        "refuse", "Whether to refuse or skip files that are no pictures; both list them"
-    )
-    test_fraction: float = setting(
-        0.2,
-        "Fraction of each class held out as the test set, unless there is a folder test/",
-        above=0,
-        at_most=0.5,
-    )
-    test_seed: int = setting(
-        0,
-        "Seed of the test split, separate from split_seed: changing val leaves test unchanged",
-        at_least=0,
-        at_most=MOST_SEED,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,11 +125,7 @@ class BudgetConfig(Table, name="budget"):
 class Config(Table):
     """Every setting of a run."""
 
-    dataset: Annotated[str, Parameter(group=COMMON)] = setting(
-        "auto",
-        f"{', '.join(DATASETS[1:])}, auto (CIFAR-10 if available, else shapes10), or a folder "
-        "with a folder of pictures for each class",
-    )
+    dataset: Annotated[str, Parameter(group=COMMON)] = setting("auto", ACCEPTED)
     dropout: Annotated[float, Parameter(group=RUN)] = setting(
         0.2, "Probability of dropping a feature before the classifier", at_least=0, below=1
     )

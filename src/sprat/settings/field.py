@@ -16,11 +16,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from cyclopts import Parameter, Token, convert
-
 from sprat.errors import SpratError, shown
+from sprat.option import Parameter, Token, convert
 
 LARGEST = 2**53  # the whole numbers up to here are floats too
+MOST_SEED = 2**63 - 1
 LONGEST_TEXT = 4_096  # characters; no path is longer
 
 

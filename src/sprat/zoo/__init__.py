@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TypedDict
 
+from sprat.data import title_of
 from sprat.errors import SpratError, did_you_mean, plain
 from sprat.evaluation.records import Evaluation, Overrides, Spread, TeacherRecord
 from sprat.names import CARD_FILE, MODEL_FILE
@@ -12,7 +13,6 @@ from sprat.runtime import GitState, Machine
 from sprat.text import code, markdown
 
 CARD_TEXT_FILE = "CARD.md"
-TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN"}  # of datasets
 ZOO = Path(__file__).parent
 
 
@@ -150,7 +150,7 @@ def card_text(card: Card) -> str:
     test, robustness, training = card["test"], card["robustness"], card["training"]
     low, high = (100 * share for share in test["top1_ci95"])
     classes = [markdown(name) for name in test["per_class"]]
-    dataset = TITLES.get(card["dataset"]) or markdown(card["dataset"])
+    dataset = markdown(title_of(card["dataset"]))
     processor = markdown(training["machine"]["gpu"] or training["machine"]["cpu"])
     seeds = training["seeds"]
     changed = ", ".join(

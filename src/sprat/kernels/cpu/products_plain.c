@@ -1,6 +1,7 @@
 /* products.c's pack_weights, product and outer in vectors: of fp32, or of pairs of bf16.
  *
- * Plain twin: `weight @ x`, and `d @ x.T` for outer. Compared as products.c says.
+ * Plain twin: `weight @ x`, and `d @ x.T` for outer. Compared by test_kernels.py,
+ * TestAgainstPlainTwin, and for other processors by system/test_kernels_elsewhere.py.
  */
 #if USE_PAIRS
 #define PACKED uint16_t

@@ -1,4 +1,8 @@
-/* What plan.py hands over for a training step, structure by structure as there. */
+/* What plan.py hands over for a training step, structure by structure as there.
+ *
+ * Plain twin: the structures of plan.py. Compared by test_kernels.py, TestAgainstPlainTwin: a field
+ * out of place gives other results.
+ */
 /* BatchNorm over the channels of one convolution's output; arrays of `channels` floats. */
 typedef struct {
     int64_t channels, frozen;           /* frozen: scale and shift are given, nothing is counted */

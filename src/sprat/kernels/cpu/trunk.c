@@ -21,6 +21,9 @@
  *
  * The files below are one library. Each names its plain twin: what torch computes the same with, and
  * the test that compares both.
+ *
+ * Plain twin: the network itself, by torch's modules and autograd. Compared by test_kernels.py,
+ * TestAgainstPlainTwin and TestAnyNetworkOfKnownBlocks.
  */
 #define _GNU_SOURCE
 #include <math.h>

@@ -1,4 +1,8 @@
-/* Vectors of as many floats as the processor adds at once, for every C file here. */
+/* Vectors of as many floats as the processor adds at once, for every C file here.
+ *
+ * Plain twin: the same operators on single floats; relu is torch.relu. Compared by every test of a
+ * file that includes this one, and for other widths by system/test_kernels_elsewhere.py.
+ */
 #ifndef SPRAT_VECTORS
 #define SPRAT_VECTORS
 #include <stdint.h>

@@ -8,6 +8,9 @@ As in `cpu/trunk.c`, only the outputs of convolutions (z, before BatchNorm) and 
 BatchNorm and ReLU are applied as z is read. BatchNorm's backward pass is affine in g and z
 (dz = a g + b z + c) once the sums of g and g z are known, and those are summed where g is made.
 Every sum goes by way of parts, added in one order: the same input gives the same bits.
+
+Plain twin: the network itself, by torch's modules and autograd. Compared by test_kernels.py where
+there is a GPU (test_on_a_gpu_output_gradients_and_statistics_in_fp32), and by benchmarks/gpu.py.
 """
 
 # mypy: ignore-errors

@@ -1,0 +1,62 @@
+"""What the module of a dataset declares; `sprat.data` holds the table of these modules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sprat.data.fetch import Progress, Say
+    from sprat.data.imageset import ImageSet
+
+
+class Built(Protocol):
+    """A dataset that is computed where it is needed."""
+
+    @property
+    def TITLE(self) -> str:  # noqa: N802
+        """Its name in a sentence."""
+
+    @property
+    def CAUTION(self) -> str:  # noqa: N802
+        """A sentence printed below results, or ""."""
+
+    def load(self) -> tuple[ImageSet, ImageSet]:
+        """Return the training and test sets."""
+
+
+class Published(Protocol):
+    """A dataset in files with published md5s, which are looked for and fetched."""
+
+    @property
+    def TITLE(self) -> str:  # noqa: N802
+        """Its name in a sentence."""
+
+    @property
+    def PLACES(self) -> tuple[str, ...]:  # noqa: N802
+        """The files or folders in which it is found."""
+
+    @property
+    def FETCHED(self) -> tuple[str, ...]:  # noqa: N802
+        """The files that `download` writes."""
+
+    def find(self, folder: Path) -> Path | None:
+        """Return what `load` reads if it is in `folder`, else None."""
+
+    def load(self, place: Path) -> tuple[ImageSet, ImageSet]:
+        """Read the training and test sets from what `find` returned.
+
+        Raises:
+            SpratError: a file is missing or damaged, or a package is not installed.
+        """
+
+    def download(self, folder: Path, progress: Progress, say: Say) -> Path:
+        """Fetch it into `folder`; return what `load` reads.
+
+        Raises:
+            SpratError: no source gave it, or it cannot be written.
+        """
+
+    def verify(self, folder: Path) -> dict[Path, str]:
+        """Return each of its files in `folder`: "ok", "damaged" or "missing"."""

@@ -1,0 +1,87 @@
+"""The export formats by name, and what is refused before a model is loaded.
+
+A new one is a `Format` in a file of its own and a line of the table here.
+"""
+
+from pathlib import Path
+
+from sprat.deploy.format import Format, Options
+from sprat.deploy.int8 import ONNX_INT8
+from sprat.deploy.onnx import ONNX
+from sprat.deploy.pytorch import PT2, PTH
+from sprat.errors import SpratError, did_you_mean, shown
+
+__all__ = [
+    "CHOICES",
+    "DEFAULT",
+    "FORMATS",
+    "Format",
+    "Options",
+    "check_options",
+    "check_output",
+    "find_format",
+]
+
+FORMATS: dict[str, Format] = {
+    format.name: format
+    for format in (
+        ONNX,
+        ONNX_INT8,
+        PT2,
+        PTH,
+    )
+}
+
+CHOICES = "; ".join(f"{format.name}: {format.about}" for format in FORMATS.values())
+DEFAULT = ONNX.name
+
+
+def find_format(name: str) -> Format:
+    """Return the format of that name.
+
+    Raises:
+        SpratError: there is none.
+    """
+    if name not in FORMATS:
+        hint = did_you_mean(name, FORMATS) or "."
+        raise SpratError(f"Unknown format {shown(name)}{hint} Available: {', '.join(FORMATS)}.")
+    return FORMATS[name]
+
+
+def check_options(name: str, options: Options) -> None:
+    """Check what is wrong with an export whatever the model and the file.
+
+    Raises:
+        SpratError: there is no such format, a package is missing, or the format does not take an
+            option.
+    """
+    format = find_format(name)
+    own = {option for each in FORMATS.values() for option in each.takes}
+    for option in sorted(own.difference(format.takes)):
+        if getattr(options, option) != options.settings[option].default:
+            others = [each.name for each in FORMATS.values() if option in each.takes]
+            raise SpratError(
+                f"The format {name} does not take --{option.replace('_', '-')}. Leave it out, or "
+                f"choose a format that does: {', '.join(others)}."
+            )
+    format.require_packages()
+
+
+def check_output(path: Path, name: str, overwrite: bool) -> None:
+    """Check the file that an export is to write.
+
+    Raises:
+        SpratError: its ending is another format's, or it exists already.
+    """
+    suffix = FORMATS[name].suffix
+    if path.suffix != suffix:
+        raise SpratError(
+            f"--output is {path}, expected a name that ends in {suffix}. Rename it, or leave it "
+            "out for the default."
+        )
+    if path.is_dir():
+        raise SpratError(f"{path} is a folder. Give another --output.")
+    if path.exists() and not overwrite:
+        raise SpratError(
+            f"{path} exists already and is not overwritten. Give another --output, or --overwrite."
+        )

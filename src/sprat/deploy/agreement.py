@@ -1,0 +1,114 @@
+"""Whether a file answers as torch does, and how long each takes for one image."""
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sprat.data import shapes10
+from sprat.data.imageset import Images, ImageSet, Normalization, stratified_split
+from sprat.deploy.graph import Run, graph_input
+from sprat.errors import SpratError
+from sprat.evaluation.evaluate import BATCH, top1
+
+COMPARED = 1_000  # images
+TOLERANCE = 1e-4  # between probabilities in fp32
+TIMED_SECONDS = 1.0  # of all contenders together
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One form of a model, measured."""
+
+    name: str
+    bytes: int
+    """Of the file; of torch, of its weights in memory."""
+    ms_for_one_image: float
+    """Median, on one thread."""
+    top1: float | None
+    """On the compared images; None if they have no labels of the model's classes."""
+
+
+def compared_images(side: int, labelled: ImageSet | None) -> ImageSet:
+    """Return the images to compare on: as many of `labelled` as count, each class its share, or
+    as many drawings of shapes10, resized to `side`."""
+    if labelled is None:
+        drawn, _ = shapes10.load(train_images=COMPARED, test_images=len(shapes10.CLASSES))
+        resized = F.interpolate(
+            drawn.images[:].float(), size=(side, side), mode="bilinear", antialias=True
+        )
+        return ImageSet(resized.round().clamp(0, 255).byte(), drawn.targets, drawn.classes)
+    _, chosen = stratified_split(labelled.targets, min(COMPARED, len(labelled)), seed=0)
+    return labelled.subset(chosen)
+
+
+@torch.inference_mode()
+def answers(run: Run, images: Images, normalization: Normalization, raw: bool) -> Tensor:
+    """Return the probabilities N x K of uint8 images by what runs a file."""
+    parts = [run(graph_input(batch, normalization, raw)) for batch in images.split(BATCH)]
+    return torch.cat(parts).softmax(1) if raw else torch.cat(parts)
+
+
+def agreement(given: Tensor, expected: Tensor) -> tuple[float, float]:
+    """Return the share of images that get the same class, and the largest difference between
+    probabilities."""
+    difference = (given - expected).abs().max().item()
+    return top1(given, expected.argmax(1)), difference
+
+
+def check_same(name: str, given: Tensor, expected: Tensor) -> None:
+    """Check that a format gives torch's class for every image, and its probabilities by 1e-4.
+
+    Raises:
+        SpratError: it does not.
+    """
+    same, difference = agreement(given, expected)
+    if same < 1 or not difference < TOLERANCE:  # nan is not below it either
+        others = round((1 - same) * len(expected))
+        raise SpratError(
+            f"The model as {name} does not agree with torch: {others:,} of {len(expected):,} "
+            f"images get another class, probabilities differ by up to {difference:.2g} (expected: "
+            f"none, and less than {TOLERANCE:.0e}). Nothing was written; choose another format."
+        )
+
+
+def check_drop(name: str, given: float, expected: float, max_drop: float, n: int) -> None:
+    """Check that accuracy drops by at most `max_drop` percentage points.
+
+    Args:
+        given: accuracy of the format, 0 to 1, on n images; expected: that of torch.
+
+    Raises:
+        SpratError: it drops by more.
+    """
+    drop = 100 * (expected - given)
+    if drop > max_drop:
+        raise SpratError(
+            f"Accuracy of the model as {name} is {100 * given:.2f} % on {n:,} images, in fp32 "
+            f"{100 * expected:.2f} %: {drop:.2f} points less, expected at most {max_drop:g} "
+            "(--max-drop). Nothing was written; choose the format onnx, or allow more."
+        )
+
+
+@torch.inference_mode()
+def latencies(runs: Mapping[str, Run], image: Tensor) -> dict[str, float]:
+    """Return each contender's median milliseconds for one image on one thread; they take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for run in runs.values():
+            run(image)
+        ends = time.perf_counter() + TIMED_SECONDS
+        while time.perf_counter() < ends or not seconds["torch"]:
+            for name, run in runs.items():
+                began = time.perf_counter()
+                run(image)
+                seconds[name].append(time.perf_counter() - began)
+    finally:
+        torch.set_num_threads(threads)
+    return {name: 1e3 * statistics.median(turns) for name, turns in seconds.items()}

@@ -1,0 +1,127 @@
+"""What is exported: the network with normalisation and softmax around it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sprat import __version__
+from sprat.augment.transforms import normalize
+from sprat.checkpoint import Model, metadata
+from sprat.data.imageset import ImageSet, Normalization
+from sprat.deploy.format import Options
+
+METADATA = "sprat"  # the key of the JSON that describes a model, as in model.safetensors
+
+Run = Callable[[Tensor], Tensor]  # from a graph's input to its output
+
+
+class Graph(nn.Module):
+    """From uint8 images B x 3 x side x side to probabilities B x K.
+
+    Args:
+        normalization: None for the raw graph, from normalised float32 images to logits.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, network: nn.Module, normalization: Normalization | None) -> None:
+        super().__init__()
+        self.network = network
+        self.raw = normalization is None
+        if normalization is not None:
+            mean, std = torch.tensor(normalization.mean), torch.tensor(normalization.std)
+            self.register_buffer("shift", (mean * 255).view(1, -1, 1, 1))
+            self.register_buffer("scale", (1 / (std * 255)).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.raw:
+            return self.network(images)
+        return self.network((images.float() - self.shift) * self.scale).softmax(1)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a format is written from.
+
+    graph: a copy of the model's network, on the CPU, in evaluation mode. training: images to
+    calibrate on, for formats that need some. tell: hears what is being done.
+    """
+
+    model: Model
+    graph: Graph
+    options: Options
+    training: ImageSet | None = None
+    tell: Callable[[str], None] = lambda doing: None
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        options: Options,
+        training: ImageSet | None = None,
+        tell: Callable[[str], None] = lambda doing: None,
+    ) -> Source:
+        """Return the source for a model, which stays as it is."""
+        network = copy.deepcopy(model.network).cpu().eval()
+        graph = Graph(network, None if options.raw else model.normalization).eval()
+        return cls(model, graph, options, training, tell)
+
+    @property
+    def output(self) -> str:
+        """Name of the graph's output."""
+        return "logits" if self.graph.raw else "probabilities"
+
+    def about(self) -> str:
+        """Return the JSON that a file holds about the model, its input and its output."""
+        side = self.model.side
+        what = "float32, normalised by mean and std" if self.graph.raw else "uint8, 0 to 255"
+        described: dict[str, Any] = metadata(self.model) | {
+            "input": f"images: {what}, batch x 3 (red, green, blue) x {side} x {side}",
+            "output": f"{self.output}: float32, batch x {len(self.model.classes)}",
+            "sprat": __version__,
+        }
+        return json.dumps(described)
+
+    def program(self) -> torch.export.ExportedProgram:
+        """Return the graph as torch.export has it, for batches of any size from 1 up."""
+        side, dtype = self.model.side, torch.float32 if self.graph.raw else torch.uint8
+        # of two images: a size of 1 would be taken for fixed
+        example = torch.zeros(2, 3, side, side, dtype=dtype)
+        batch = {0: torch.export.Dim("batch", min=1)}
+        program = torch.export.export(self.graph, (example,), dynamic_shapes=(batch,))
+        for node in program.graph.nodes:  # holds the path of each line of the source
+            node.meta.pop("stack_trace", None)
+        return program
+
+
+def graph_input(images: Tensor, normalization: Normalization, raw: bool) -> Tensor:
+    """Return what a graph takes, from uint8 images."""
+    if not raw:
+        return images
+    mean, std = torch.tensor(normalization.mean), torch.tensor(normalization.std)
+    return normalize(images, mean, std).contiguous()
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Keep the exporter's and the quantiser's advice to their authors off the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            # torch's own call of its own deprecated class, when it copies a program
+            warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)`", FutureWarning)
+            yield
+    finally:
+        logging.disable(before)

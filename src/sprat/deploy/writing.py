@@ -1,0 +1,153 @@
+"""A trained model written in a format that runs without sprat.
+
+Every file is written next to its place, read back from there and compared with torch on real
+images; only a file that agrees is put in place.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from sprat.checkpoint import Model
+from sprat.data import FALLBACK
+from sprat.data.imageset import Images, ImageSet
+from sprat.deploy import FORMATS, Format, Options, check_options, check_output
+from sprat.deploy.agreement import (
+    Contender,
+    agreement,
+    answers,
+    check_drop,
+    check_same,
+    compared_images,
+    latencies,
+)
+from sprat.deploy.graph import Run, Source, graph_input
+from sprat.errors import SpratError
+from sprat.evaluation.evaluate import predict_probabilities, top1
+from sprat.files import replacing
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was put in place, and how it compares."""
+
+    path: Path
+    format: str
+    raw: bool
+    n: int
+    """Images compared."""
+    same_top1: float
+    """Share of them that get the same class as from torch."""
+    largest_difference: float
+    """Between probabilities."""
+    contenders: tuple[Contender, ...]
+    """Torch first."""
+    model: str = ""
+    dataset: str = FALLBACK
+    """Of the compared images."""
+    split: str = "drawings"
+    """test, val, or drawings."""
+
+
+def export(
+    model: Model,
+    path: Path,
+    format: str = "onnx",
+    options: Options = Options(),  # noqa: B008
+    *,
+    compared: ImageSet | None = None,
+    training: ImageSet | None = None,
+    overwrite: bool = False,
+    tell: Callable[[str], None] = lambda doing: None,
+) -> Exported:
+    """Write a model in another format, if that agrees with torch.
+
+    Args:
+        path: the file; its name ends as the format asks.
+        format: a name of `FORMATS`.
+        compared: labelled images of the model's classes, of which 1,000 are compared; without
+            it drawings of shapes10 are compared, on which there is no accuracy.
+        training: images to calibrate on, for formats that need some; none of `compared`.
+        overwrite: whether a file that exists may be replaced.
+        tell: hears what is being done.
+
+    Raises:
+        SpratError: as `check_options` and `check_output`; a format that is calibrated has no
+            images; or the file does not agree with torch, an exact format on each image's class
+            and by 1e-4 on every probability. Nothing is put in place then.
+    """
+    check_options(format, options)
+    check_output(path, format, overwrite)
+    wanted = FORMATS[format]
+    if wanted.calibrated and (training is None or compared is None):
+        exact = ", ".join(name for name, each in FORMATS.items() if not each.calibrated)
+        raise SpratError(
+            f"The format {format} is calibrated on training images of the model's dataset and "
+            "compared on others, and there are none. Give the dataset, or choose another format: "
+            f"{exact}."
+        )
+    source = Source.of(model, options, training, tell)
+    network, normalization, raw = source.graph.network, model.normalization, options.raw
+    seen = compared_images(model.side, compared)
+
+    tell(f"writing {format}")
+    contents = _contents(wanted, source)
+    with replacing(path, size=len(contents[format])) as beside:
+        beside.write_bytes(contents[format])
+        contents[format] = beside.read_bytes()
+        runs: dict[str, Run] = {"torch": source.graph}
+        runs |= {
+            name: FORMATS[name].open(content, source.graph) for name, content in contents.items()
+        }
+        tell(f"comparing {len(seen):,} images")
+        expected = predict_probabilities(network, seen.images, normalization)
+        given = {"torch": expected}
+        for name in contents:
+            given[name] = answers(runs[name], seen.images, normalization, raw)
+            if FORMATS[name].exact:
+                check_same(name, given[name], expected)
+        accuracy = {
+            name: None if compared is None else top1(probabilities, seen.targets)
+            for name, probabilities in given.items()
+        }
+        before, after = accuracy["torch"], accuracy[format]
+        if not wanted.exact and before is not None and after is not None:
+            check_drop(format, after, before, options.max_drop, len(seen))
+        tell("timing one image")
+        milliseconds = latencies(runs, graph_input(seen.images[:1], normalization, raw))
+    sizes = {"torch": sum(t.nbytes for t in network.state_dict().values())}
+    sizes |= {name: len(content) for name, content in contents.items()}
+    same, difference = agreement(given[format], expected)
+    return Exported(
+        path=path,
+        format=format,
+        raw=raw,
+        n=len(seen),
+        same_top1=same,
+        largest_difference=difference,
+        contenders=tuple(
+            Contender(name, sizes[name], milliseconds[name], accuracy[name]) for name in runs
+        ),
+    )
+
+
+def probabilities_by(format: str, model: Model, images: Images, training: ImageSet) -> Tensor:
+    """Return the probabilities N x K that a model's file in a format gives uint8 images.
+
+    Args:
+        images: N x 3 x H x W.
+        training: images to calibrate on, if the format needs some.
+    """
+    source = Source.of(model, Options(), training)
+    content = _contents(FORMATS[format], source)[format]
+    run = FORMATS[format].open(content, source.graph)
+    return answers(run, images, model.normalization, raw=False)
+
+
+def _contents(format: Format, source: Source) -> dict[str, bytes]:
+    """Return the files' contents of a format and of those it is made from, which come first."""
+    contents = _contents(format.made_from, source) if format.made_from else {}
+    before = contents[format.made_from.name] if format.made_from else b""
+    return contents | {format.name: format.write(source, before)}
