@@ -89,9 +89,9 @@ def evaluate(
         SpratError: there is no such model, dataset, split or device; the dataset has other classes;
             or a file is damaged.
     """
-    use_all(code)
     from sprat.runtime import check_threads, choose_device, keep_freed_memory, set_threads
 
+    use_all(code)
     place = locate(str(model))
     check_threads(threads)
     if tta is not None:
@@ -170,9 +170,9 @@ def predict(
         SpratError: there is no such model, device, file or set of views; no picture is given; or a
             folder has none.
     """
-    use_all(code)
     from sprat.runtime import check_threads, set_threads
 
+    use_all(code)
     files = _flat(pictures)
     if model is None and files and is_model(str(files[0])):
         model, *files = files
@@ -250,9 +250,9 @@ def export(
             exists; onnx-int8 has no images or loses too much; or the file does not agree with
             torch. Nothing is written then.
     """
-    use_all(code)
     from sprat.formats import ENDINGS, check_options, check_output
 
+    use_all(code)
     place = locate(str(model))
     check_options(format, raw, max_drop)
     if output is not None:
