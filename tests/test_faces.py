@@ -218,7 +218,7 @@ def test_a_recipe_is_parsed_once(here: Here, own: Path, monkeypatch: pytest.Monk
         (lambda: api.predict("nosuch.png", tta=4), "tta is 4"),
         (lambda: api.export("SpratS", format="tflite"), "tflite"),  # type: ignore[arg-type]
         (lambda: api.export("SpratS", format="pth", output="x.onnx"), "ends in .pth"),
-        (lambda: api.report("nosuch"), "there is no folder nosuch"),
+        (lambda: api.report("nosuch"), "no folder nosuch"),
         (lambda: api.compare(published=False), "nothing to compare"),
         (lambda: api.compare("nosuch"), "nosuch"),
         (lambda: api.compare(output="x.jpg"), "ends in .png"),
@@ -227,7 +227,7 @@ def test_a_recipe_is_parsed_once(here: Here, own: Path, monkeypatch: pytest.Monk
         (lambda: api.train(time="5"), "time is '5'"),
         (lambda: api.train(changes={"epochs": 2}, time="5m"), "leave --epochs out"),
         (lambda: api.train_seeds(seeds=0), "seeds is 0, expected 1 to"),
-        (lambda: api.resume("nosuch"), "there is no nosuch/config.json"),
+        (lambda: api.resume("nosuch"), "no nosuch/config.json"),
     ],
 )
 def test_a_mistake_is_told_in_words(

@@ -94,9 +94,9 @@ def evaluate(
         SpratError: there is no such model, dataset, split or device; the dataset has other classes;
             or a file is damaged.
     """
-    use_all(code)
     from sprat.runtime import check_threads, choose_device, keep_freed_memory, set_threads
 
+    use_all(code)
     place = locate(str(model))
     check_threads(threads)
     if tta is not None:
@@ -178,9 +178,9 @@ def predict(
         SpratError: there is no such model, device, file or set of views; no picture is given; or a
             folder has none.
     """
-    use_all(code)
     from sprat.runtime import check_threads, set_threads
 
+    use_all(code)
     files = _flat(pictures)
     if model is None and files and is_model(str(files[0])):
         model, *files = files

@@ -49,9 +49,9 @@ def report(
         SpratError: it is no finished run's folder, the output exists or is no HTML file, or there
             is no such device or dataset.
     """
-    use_all(code)
     from sprat.runtime import check_threads
 
+    use_all(code)
     check_threads(threads)
     check_dataset(dataset)
 

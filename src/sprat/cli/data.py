@@ -33,7 +33,7 @@ def show(
     output
         PNG file to write; by default DATASET.png.
     columns
-        Images in a row.
+        Number of images in a row.
     """
     check_picture(output, columns)
     check_dataset(dataset)
@@ -55,12 +55,12 @@ def fetch(
     dataset: PublishedDataset = PREFERRED,
     data_dir: Annotated[
         Path | None,
-        Parameter(help="Where to; by default, if it is not in $SPRAT_DATA, the user's cache."),
+        Parameter(
+            help="Folder to fetch into; by default the user's cache, unless $SPRAT_DATA has it."
+        ),
     ] = None,
 ) -> None:
-    """Fetch a dataset unless it is there whole, and say where it lies; an interrupted fetch goes
-    on where it was.
-    """
+    """Fetch a dataset unless it is complete, and print its folder; an interrupted fetch is resumed."""
     check_published(dataset)
 
     from sprat.data import fetch_dataset
@@ -78,12 +78,12 @@ def verify(
     dataset: PublishedDataset = PREFERRED,
     data_dir: Annotated[
         Path | None,
-        Parameter(help="Where the dataset lies; by default $SPRAT_DATA, then the user's cache."),
+        Parameter(help="Folder of the dataset; by default $SPRAT_DATA, then the user's cache."),
     ] = None,
     json_output: JsonOutput = False,
 ) -> int:
-    """Hold a dataset's files to their published md5s: a line for each; exit code 0 if all are
-    whole, else 1.
+    """Check a dataset's files against their published md5s: a line for each; exit code 0 if all
+    are complete, else 1.
     """
     check_published(dataset)
 
@@ -115,11 +115,12 @@ def preview(
     Parameters
     ----------
     recipe
-        A shipped recipe's name, or the path of a .toml file; its settings can be changed here.
+        Name of a recipe that ships with sprat, or the path of a .toml file; its settings can be
+        changed here.
     output
         PNG file to write; by default augment-RECIPE.png.
     columns
-        Pictures in a row, of as many classes.
+        Number of pictures in a row, each of another class.
     """
     check_picture(output, columns)
     from sprat.api.runs import check_names

@@ -24,26 +24,26 @@ def serve(
     threads: int = 0,
     code: Code = (),
 ) -> None:
-    """Answer over HTTP what pictures show: a page for people, an interface for programs.
+    """Classify pictures over HTTP: a page for people, an interface for programs.
 
     Parameters
     ----------
     model
-        A model.safetensors, the folder of a finished run, or the name of a shipped model; by
-        default the best that ships.
+        A model.safetensors, the folder of a finished run, or the name of a pretrained model; by
+        default the best pretrained one.
     host
-        Address to listen on; 0.0.0.0 lets other machines ask, with --allowed-hosts.
+        Address to listen on; 0.0.0.0 admits other machines, with --allowed-hosts.
     port
-        0: a free one, which is printed.
+        Port to listen on; 0: a free one, which is printed.
     allowed_hosts
         Names by which requests may call this server, separated by commas, besides localhost; '*':
         any.
     trusted_proxies
         Addresses of your own proxies, separated by commas, whose X-Forwarded-For is believed.
     device
-        Where the network runs; auto takes the first there is of cuda, mps, cpu.
+        Where the network runs; auto: the first available of cuda, mps, cpu.
     threads
-        CPU threads of the network; 0: one per core that it may use.
+        CPU threads of the network; 0: one per usable core.
     """
     from sprat.serve import require_packages
 

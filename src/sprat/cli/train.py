@@ -64,7 +64,7 @@ def train(
         Print only errors and warnings.
     """
     from sprat import api
-    from sprat.api.runs import Unfinished, resumable
+    from sprat.api.runs import Unfinished
 
     began_as, stop = chosen_recipe.config, _Stop()
     changes = departures(config, began_as)
@@ -72,21 +72,15 @@ def train(
     how: dict[str, Any] = {"data_dir": data_dir, "code": code, "quiet": quiet, "stopping": stop}
     options = how | {"recipe": recipe, "output": output, "time": time}
     moved = changes.get("dataset") if resume else None  # the place of a run's data, if changed
-
     command = partial(_to_resume, seeds=seeds, moved=moved, data_dir=data_dir)
-
-    def ended(run: "Run") -> None:
-        with resumable(run.folder):
-            _print_outcome(run, quiet)
-
+    ended = partial(_print_outcome, quiet=quiet)
     try:
         if resume is not None:
             _check_resumed(changes, recipe != DEFAULT_RECIPE or output or seeds or time)
             ended(api.resume(resume, dataset=moved, **how))
         elif seeds:
             found = api.train_seeds(began_as, changes, seeds=seeds, ended=ended, **options)
-            with resumable(found.folder):
-                _print_seeds(found, quiet)
+            _print_seeds(found, quiet)
         else:
             ended(api.train(began_as, changes, **options))
     except Interrupted as stopped:
@@ -149,40 +143,44 @@ class _Stop:
 
 
 def _print_outcome(run: "Run", quiet: bool) -> None:
+    from sprat.api.runs import resumable
     from sprat.display import make_console, print_evaluation
     from sprat.evaluation.records import evaluation_of
 
     console, results = make_console(quiet=quiet), run.results
     which = "the test set, read once" if results["final"] else "val"
     minutes = results["seconds"] / 60
-    console.print(
-        f"\n{visible(results['model'])}, {results['parameters']:,} parameters, "
-        f"{results['epochs']} epochs in {minutes:.1f} minutes; on {visible(results['dataset'])} "
-        f"({which}):"
-    )
-    print_evaluation(console, evaluation_of(results)[1])
-    if caution := caution_for(results["dataset"]):
-        console.print(caution)
-    console.print(
-        f"\n{visible(run.folder)}/ holds model.safetensors, results.json, curves.png. "
-        "Use the model:\n"
-        f"  {to_paste('sprat', 'predict', run.folder, 'picture.jpg', *code_options())}\n"
-        f"  {to_paste('sprat', 'evaluate', run.folder, *code_options())}"
-    )
+    with resumable(run.folder):
+        console.print(
+            f"\n{visible(results['model'])}, {results['parameters']:,} parameters, "
+            f"{results['epochs']} epochs in {minutes:.1f} minutes; on "
+            f"{visible(results['dataset'])} ({which}):"
+        )
+        print_evaluation(console, evaluation_of(results)[1])
+        if caution := caution_for(results["dataset"]):
+            console.print(caution)
+        console.print(
+            f"\n{visible(run.folder)}/ holds model.safetensors, results.json, curves.png. "
+            "Use the model:\n"
+            f"  {to_paste('sprat', 'predict', run.folder, 'picture.jpg', *code_options())}\n"
+            f"  {to_paste('sprat', 'evaluate', run.folder, *code_options())}"
+        )
 
 
 def _print_seeds(found: "Seeds", quiet: bool) -> None:
+    from sprat.api.runs import resumable
     from sprat.display import make_console
 
     console, summary = make_console(quiet=quiet), found.summary
     count = len(summary["seeds"])
     seeds = "1 seed" if count == 1 else f"{count} seeds"
-    console.print(f"\n{seeds}, on {summary['split']}:")
-    figures = ((summary["top1"], "accuracy"), (summary["tta_top1"], "with test-time views"))
-    for figure, label in figures:
-        spread = "" if figure["std"] is None else f" ± {100 * figure['std']:.2f}"
-        console.print(
-            f"  {label:24}  {100 * figure['mean']:.2f}{spread} %  (n = {figure['n']}, "
-            f"{100 * figure['min']:.2f} to {100 * figure['max']:.2f})"
-        )
-    console.print(f"{visible(found.folder)}/summary.json holds them.")
+    with resumable(found.folder):
+        console.print(f"\n{seeds}, on {summary['split']}:")
+        figures = ((summary["top1"], "accuracy"), (summary["tta_top1"], "with test-time views"))
+        for figure, label in figures:
+            spread = "" if figure["std"] is None else f" ± {100 * figure['std']:.2f}"
+            console.print(
+                f"  {label:24}  {100 * figure['mean']:.2f}{spread} %  (n = {figure['n']}, "
+                f"{100 * figure['min']:.2f} to {100 * figure['max']:.2f})"
+            )
+        console.print(f"{visible(found.folder)}/summary.json holds them.")
