@@ -60,7 +60,8 @@ def fetch(
         ),
     ] = None,
 ) -> None:
-    """Fetch a dataset unless it is complete, and print its folder; an interrupted fetch is resumed."""
+    """Fetch a dataset unless it is complete, and print its folder. An interrupted fetch is
+    resumed."""
     check_published(dataset)
 
     from sprat.data import fetch_dataset

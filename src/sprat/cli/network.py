@@ -14,7 +14,7 @@ from sprat.cli.app import app
 from sprat.cli.options import Code, DataDir, Flag, JsonOutput, ModelName
 from sprat.deploy import CHOICES, DEFAULT, FORMATS, Options
 from sprat.errors import SpratError
-from sprat.models import find_name
+from sprat.models import NetworkConfig, NetworkSettings, find_name
 from sprat.models.code import is_own, source_of, use, use_all
 from sprat.settings.config import BudgetConfig
 from sprat.text import visible
@@ -94,6 +94,7 @@ def summary(
     *,
     depth: int = 0,
     side: int | None = None,
+    settings: Annotated[NetworkSettings, Parameter(name="network")] = NetworkSettings(),  # noqa: B008
     classes: int = 10,
     effective: Path | None = None,
     code: Code = (),
@@ -123,7 +124,7 @@ def summary(
     from sprat.display import make_console, print_summary
 
     use_all(code)
-    network, side = _find_network(model, side, classes, pretrained=effective is not None)
+    network, side = _find_network(model, settings, side, classes, pretrained=effective is not None)
 
     from sprat.budget import summarize
 
@@ -150,6 +151,7 @@ def check(
     budget: Annotated[BudgetConfig, Parameter(name="*")] = BudgetConfig(),  # noqa: B008
     min_accuracy: float = 0.0,
     side: int | None = None,
+    settings: Annotated[NetworkSettings, Parameter(name="network")] = NetworkSettings(),  # noqa: B008
     classes: int = 10,
     code: Code = (),
     json_output: JsonOutput = False,
@@ -182,7 +184,7 @@ def check(
         results = read_results(Path(model) / RESULTS_FILE)
         accuracy = evaluation_of(results)[1]["top1"]
     use_all(code)
-    network, side = _find_network(model, side, classes)
+    network, side = _find_network(model, settings, side, classes)
 
     from sprat.budget import judge_limits, summarize
 
@@ -196,11 +198,16 @@ def check(
 
 
 def _find_network(
-    model: str, side: int | None, classes: int, pretrained: bool = False
+    model: str,
+    settings: NetworkSettings,
+    side: int | None,
+    classes: int,
+    pretrained: bool = False,
 ) -> "tuple[nn.Module, int]":
     """Return a network by its name, file, run or class, and the side of its images.
 
     Args:
+        settings: where it differs from what its name stands for.
         pretrained: with its pretrained weights, if a network of that name and ten classes has some.
     """
     if side is not None and side < 1:
@@ -208,7 +215,15 @@ def _find_network(
     if classes < 1:
         raise SpratError(f"--classes is {classes}, expected at least 1")
     is_file = Path(model).exists() or model.endswith(".safetensors")
-    if not is_file and not is_own(model):
+    spec = NetworkConfig(name=model, **dataclasses.asdict(settings))
+    if is_file and spec.given:
+        raise SpratError(
+            f"{model} is a saved model, whose network cannot be changed. Leave out "
+            f"{', '.join(f'--network.{key}' for key in spec.given)}, or name a network."
+        )
+    if is_own(model):
+        use(source_of(model))
+    elif not is_file:
         find_name(model)
 
     import torch
@@ -217,16 +232,14 @@ def _find_network(
     from sprat.models import build_network, check_outputs
     from sprat.zoo import is_model, locate
 
-    if is_file or (pretrained and classes == 10 and is_model(model)):
+    if is_file or (pretrained and classes == 10 and not spec.given and is_model(model)):
         loaded = load_model(locate(model))
         return loaded.network, side or loaded.side
     torch.manual_seed(0)  # initial weights are drawn
+    network = build_network(spec, classes)
     if is_own(model):
-        use(source_of(model))
-        network = build_network(model, classes)
         check_outputs(network, classes, side or 32)
-        return network, side or 32
-    return build_network(model, classes), side or 32
+    return network, side or 32
 
 
 def _draw_effective(console: "Console", network: "nn.Module", side: int, path: Path) -> float:

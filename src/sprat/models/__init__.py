@@ -3,6 +3,7 @@
 from sprat.models.registry import (
     NETWORKS,
     NetworkConfig,
+    NetworkSettings,
     build_network,
     check_outputs,
     draft_network,
@@ -13,6 +14,7 @@ from sprat.models.registry import (
 __all__ = [
     "NETWORKS",
     "NetworkConfig",
+    "NetworkSettings",
     "build_network",
     "check_outputs",
     "draft_network",

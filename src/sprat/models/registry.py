@@ -30,14 +30,9 @@ else:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkConfig(Table, name="network"):
-    """The network: a name, and settings where they differ from those that the name stands for."""
+class NetworkSettings(Table, name="network"):
+    """Settings of a network where they differ from those that its name stands for."""
 
-    name: str = setting(
-        "OptimizedCIFAR10Net200K",
-        "Network by name, where case, - and _ do not matter, or a class of your own as "
-        "my_nets.py:MyNet",
-    )
     widths: tuple[int, ...] = setting((), "Channels of each stage", at_least=1, at_most=4_096)
     depth: tuple[int, ...] = setting(
         (), "Blocks of every stage, or of each", at_least=0, at_most=64
@@ -55,6 +50,17 @@ class NetworkConfig(Table, name="network"):
         at_least=1,
         at_most=31,
         unit="pixels",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(NetworkSettings, name="network"):
+    """The network: a name, and settings where they differ from those that the name stands for."""
+
+    name: str = setting(
+        "OptimizedCIFAR10Net200K",
+        "Network by name, where case, - and _ do not matter, or a class of your own as "
+        "my_nets.py:MyNet",
     )
 
     @functools.cached_property

@@ -203,7 +203,8 @@ class Table:
     tables: ClassVar[dict[str, type["Table"]]]
 
     def __init_subclass__(cls, name: str = "") -> None:
-        cls.settings, cls.tables = {}, {}
+        cls.settings = dict(getattr(cls, "settings", {}))
+        cls.tables = dict(getattr(cls, "tables", {}))
         hints = typing.get_type_hints(cls)
         for key in inspect.get_annotations(cls):
             declared = getattr(cls.__dict__.get(key), "metadata", {}).get("setting")
