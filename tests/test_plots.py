@@ -9,8 +9,16 @@ import torch
 from PIL import Image
 
 from sprat.data.imageset import ImageSet
-from sprat.figures.data import Confusion, calibration, confusion, worst_mistakes
+from sprat.evaluation.records import read_metrics
+from sprat.figures.data import (
+    Confusion,
+    calibration,
+    confusion,
+    read_curves,
+    worst_mistakes,
+)
 from sprat.figures.png import draw_calibration, draw_confusion, draw_mistakes
+from sprat.figures.svg import curve_charts
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 
@@ -90,3 +98,24 @@ def test_the_bars_of_calibration_are_as_high_as_accuracy(tmp_path: Path) -> None
         blue.append((drawn == (0x1F, 0x77, 0xB4)).all(2).sum())
     assert blue == sorted(blue)
     assert len(set(blue)) == 3
+
+
+RUNS = sorted((Path(__file__).parents[1] / "results").glob("*/seed-0/metrics.jsonl"))
+
+
+@pytest.mark.parametrize("run", [path.parent for path in RUNS], ids=lambda run: run.parent.name)
+def test_curves_hold_what_was_measured_and_charts_show_it(run: Path) -> None:
+    rows, curves = read_metrics(run), read_curves(run)
+    for curve in (curves.loss, *curves.accuracy, curves.learning_rate):
+        measured = [(row["epoch"], row.get(curve.key)) for row in rows]
+        assert list(curve.points) == [point for point in measured if point[1] is not None]
+    roles = [curve.role for curve in curves.accuracy]
+    assert roles.count("kept") == 1
+    assert ("probe" in roles) <= (curves.on == "val")
+    loss, accuracy, lr = curve_charts(curves)
+    assert [len(chart.lines) for chart in (loss, accuracy, lr)] == [1, len(roles), 1]
+    assert loss.lines[0].last == f"{rows[-1]['loss']:.4f}"
+    for line, curve in zip(accuracy.lines, curves.accuracy, strict=True):
+        assert line.last == f"{100 * curve.points[-1][1]:.2f} %"
+        _, largest = max(zip((value for _, value in curve.points), line.points, strict=True))
+        assert largest[1] == min(y for _, y in line.points), "y counts downwards"
