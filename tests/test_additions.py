@@ -128,7 +128,8 @@ np, torch = map(deferred, ("numpy", "torch"))
 
 def write(source, before):
     written, state = io.BytesIO(), source.graph.network.state_dict()
-    np.savez(written, **{name: value.numpy() for name, value in state.items()})
+    save = np.savez_compressed if source.options.compressed else np.savez
+    save(written, **{name: value.numpy() for name, value in state.items()})
     return written.getvalue()
 
 
@@ -140,11 +141,13 @@ def reopen(content, graph):
 
 NPZ = Format(
     name="npz", about="the weights for numpy", ending=".npz", write=write, open=reopen,
-    packages=("numpy",), extra="all",
+    takes=("compressed",), packages=("numpy",), extra="all",
 )
 """,
         )],
-        [("FORMATS: ", "from sprat.deploy.npz import NPZ\n\n"), ("        PTH,", "        NPZ,\n")],
+        [("FORMATS: ", "from sprat.deploy.npz import NPZ\n\n"),
+         ("        PTH,", "        NPZ,\n"),
+         ("    raw: bool", '    compressed: bool = setting(False, "Compress the weights")\n')],
     ],
 }  # fmt: skip
 SETTINGS = {
@@ -188,7 +191,13 @@ changes = quick | json.loads(sys.argv[1])
 sprat.train("quick", changes, dataset="checkers", data_dir=".", output="run", quiet=True)
 command("data", "verify", "--dataset", "checkers", "--data-dir", ".")
 command("export", "run", "--format", "npz", "--data-dir", ".")
-assert Path("OptimizedCIFAR10Net200K.npz").exists()
+size = Path("OptimizedCIFAR10Net200K.npz").stat().st_size
+command("export", "run", "--format", "npz", "--data-dir", ".", "--compressed", "--overwrite")
+assert Path("OptimizedCIFAR10Net200K.npz").stat().st_size < size
+try:
+    command("export", "run", "--format", "pth", "--compressed")
+except SpratError as error:
+    print(error)
 config, _, _ = read_config(Path("run"))
 saved = load_resume(Path("run/last.pt"))["optimizer"]["state"]
 restore_state(build_optimizer(build_network(config.model), config.optim), saved)
@@ -234,6 +243,8 @@ def test_each_addition_touches_the_files_that_contributing_names(tmp_path: Path)
         "NAME.npz",
         "pt2, npz, pth]",
         "Available: onnx, onnx-int8, pt2, npz, pth.",
+        "--compressed Compress the weights.",
+        "pth does not take --compressed. Leave it out, or choose a format that does: npz.",
         "checkers.npy ok",
         "40 images of checkers (test): 100.00 %",
     ):

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sprat import names
 from sprat.api.images import check_dataset, default_split, find_config, load_images
@@ -235,6 +235,7 @@ def export(
     data_dir: str | Path | None = None,
     code: Code = (),
     quiet: bool = False,
+    **own: Any,
 ) -> "Exported":
     """Write a model in a format that runs without sprat, once it agrees with torch on 1,000 images.
 
@@ -254,6 +255,7 @@ def export(
         data_dir: folder of the dataset; by default $SPRAT_DATA, the user's cache or a download.
         code: as of `load`.
         quiet: whether to show no progress on stderr.
+        own: options that only some formats have, by their names in `sprat.deploy.Options`.
 
     Raises:
         SpratError: there is no such model, format or dataset; a package is missing; the output
@@ -262,7 +264,7 @@ def export(
     """
     use_all(code)
     place = locate(str(model))
-    options = Options(raw=raw, max_drop=max_drop)
+    options = Options(raw=raw, max_drop=max_drop, **own)
     check_options(format, options)
     if output is not None:
         check_output(Path(output), format, overwrite)

@@ -60,8 +60,7 @@ def fetch(
         ),
     ] = None,
 ) -> None:
-    """Fetch a dataset unless it is complete, and print its folder. An interrupted fetch is
-    resumed."""
+    """Fetch a dataset unless it is complete, and print its place; resume an interrupted fetch."""
     check_published(dataset)
 
     from sprat.data import fetch_dataset

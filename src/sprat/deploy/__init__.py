@@ -1,15 +1,18 @@
 """The export formats by name, and what is refused before a model is loaded.
 
-A new one is a `Format` in a file of its own and a line of the table here.
+A new one is a `Format` in a file of its own and a line of the table here; options that it alone has
+go into `Options`.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from sprat.deploy.format import Format, Options
+from sprat.deploy.format import Format
 from sprat.deploy.int8 import ONNX_INT8
 from sprat.deploy.onnx import ONNX
 from sprat.deploy.pytorch import PT2, PTH
 from sprat.errors import SpratError, did_you_mean, shown
+from sprat.settings.field import Table, setting
 
 __all__ = [
     "CHOICES",
@@ -34,6 +37,23 @@ FORMATS: dict[str, Format] = {
 
 CHOICES = "; ".join(f"{format.name}: {format.about}" for format in FORMATS.values())
 DEFAULT = ONNX.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Table):
+    """What an export can be asked for; `Format.takes` names those that only some formats have."""
+
+    raw: bool = setting(
+        False,
+        "Make the file take normalised float32 images and give logits; by default it takes uint8 "
+        "images, 0 to 255, and gives probabilities",
+    )
+    max_drop: float = setting(
+        2.0,
+        "Accuracy that a format of lower precision may lose on the compared images",
+        at_least=0,
+        unit="percentage points",
+    )
 
 
 def find_format(name: str) -> Format:

@@ -1,4 +1,4 @@
-"""What an export format declares, and the options of an export."""
+"""What an export format declares."""
 
 from __future__ import annotations
 
@@ -8,30 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sprat.errors import SpratError
-from sprat.settings.field import Table, setting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sprat.deploy.graph import Graph, Run, Source
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(Table):
-    """What an export can be asked for. A format that has options of its own adds them here and
-    names them in `Format.takes`."""
-
-    raw: bool = setting(
-        False,
-        "Make the file take normalised float32 images and give logits; by default it takes uint8 "
-        "images, 0 to 255, and gives probabilities",
-    )
-    max_drop: float = setting(
-        2.0,
-        "Accuracy that a format of lower precision may lose on the compared images",
-        at_least=0,
-        unit="percentage points",
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

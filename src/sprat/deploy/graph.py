@@ -9,7 +9,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,9 @@ from sprat import __version__
 from sprat.augment.transforms import normalize
 from sprat.checkpoint import Model, metadata
 from sprat.data.imageset import ImageSet, Normalization
-from sprat.deploy.format import Options
+
+if TYPE_CHECKING:
+    from sprat.deploy import Options
 
 METADATA = "sprat"  # the key of the JSON that describes a model, as in model.safetensors
 
