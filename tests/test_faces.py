@@ -7,6 +7,7 @@ import importlib
 import inspect
 import json
 import pkgutil
+import shutil
 import tomllib
 import typing
 from collections.abc import Callable
@@ -21,6 +22,7 @@ import sprat
 from sprat import SpratError
 
 SOURCE = Path(sprat.__file__).parent
+ROOT = SOURCE.parents[1]
 VERBS = (
     *("compare", "evaluate", "export", "load", "predict", "report"),
     *("resume", "train", "train_seeds"),
@@ -137,6 +139,21 @@ def test_export(here: Here, small_run: Path, tmp_path: Path) -> None:
 
 def _plain(exported: Any) -> dict[str, Any]:
     return dataclasses.asdict(exported) | {"path": str(exported.path)}
+
+
+def test_the_pages_script_runs(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(small_run, tmp_path / "runs" / "my-run")
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "picture.jpg")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "how-to" / "read-a-run.md").read_text()
+    names: dict[str, Any] = {}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    assert names["page"].read_text().startswith("<!doctype html>")
+    assert names["evaluation"]["split"] == "val"
+    assert [entry.split for entry in names["entries"]] == ["val"]
+    assert len(names["predictions"][0]["predictions"]) == 3
 
 
 @pytest.fixture
