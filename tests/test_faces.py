@@ -4,9 +4,12 @@ import ast
 import contextlib
 import dataclasses
 import importlib
+import inspect
 import json
 import pkgutil
+import shutil
 import tomllib
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,14 @@ from conftest import Here, weights
 from PIL import Image
 
 import sprat
-from sprat import SpratError, api
+from sprat import SpratError
 
 SOURCE = Path(sprat.__file__).parent
-VERBS = ("compare", "evaluate", "export", "load", "predict", "report", "resume", "train")
+ROOT = SOURCE.parents[1]
+VERBS = (
+    *("compare", "evaluate", "export", "load", "predict", "report"),
+    *("resume", "train", "train_seeds"),
+)
 MOST_STATEMENTS = 25
 # differ from run to run
 MEASURED = {"seconds", "images_per_s", "peak_memory_bytes", "original_claims", "brief"}
@@ -45,13 +52,13 @@ def test_commands_are_thin(path: Path) -> None:
             assert count <= MOST_STATEMENTS, f"{node.name} has {count} statements"
 
 
-def test_every_function_tells_of_its_arguments() -> None:
-    for verb in VERBS:
-        function = getattr(api, verb)
-        arguments = function.__code__.co_varnames[: function.__code__.co_argcount]
-        arguments += tuple(function.__kwdefaults__ or ())
-        for argument in arguments:
-            assert f"{argument}" in function.__doc__, (verb, argument)
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_argument_has_a_type_and_is_documented(verb: str) -> None:
+    function = getattr(sprat, verb)
+    types, documented = typing.get_type_hints(function), function.__doc__.split("Args:")[1]
+    for argument in inspect.signature(function).parameters:
+        assert argument in types
+        assert argument in documented or "Others as of `train`" in documented
 
 
 @pytest.fixture
@@ -68,7 +75,7 @@ def pictures(tmp_path: Path) -> Path:
 def test_evaluate(here: Here, small_run: Path) -> None:
     done = here("evaluate", small_run, "--tta", 1, "--json")
     assert done.returncode == 0, done.stderr
-    found = api.evaluate(small_run, tta=1, quiet=True)
+    found = sprat.evaluate(small_run, tta=1, quiet=True)
     assert json.loads(done.stdout) == json.loads(json.dumps(found))
     assert (found["split"], found["tta_views"]) == ("val", 1)
 
@@ -77,20 +84,22 @@ def test_predict(here: Here, small_run: Path, pictures: Path) -> None:
     done = here("predict", small_run, pictures, "--top", 2, "--tta", 2, "--json")
     assert done.returncode == 2
     heard: list[Any] = []
-    found = api.predict(pictures, model=small_run, top=2, tta=2, quiet=True, each=heard.append)
+    found = sprat.predict(pictures, model=small_run, top=2, tta=2, quiet=True, each=heard.append)
     assert heard == found
     assert [Path(prediction["file"]).name for prediction in found] == ["a.png", "b.png", "c.png"]
     assert json.loads(done.stdout) == [found[0], found[2]]
     assert found[1]["predictions"] == []
     assert found[1]["error"] in done.stderr
-    named_first = api.predict(small_run, [pictures], top=2, tta=2, quiet=True)
+    named_first = sprat.predict(small_run, [pictures], top=2, tta=2, quiet=True)
     assert named_first == found
-    assert api.predict(pictures, model=small_run, top=2, quiet=True) != found, "views are averaged"
+    assert sprat.predict(pictures, model=small_run, top=2, quiet=True) != found, (
+        "views are averaged"
+    )
 
 
 def test_predict_asks_the_classifier(small_run: Path, pictures: Path) -> None:
-    labels, probabilities = api.load(small_run)(pictures / "c.png", tta=6)
-    (found,) = api.predict(pictures / "c.png", model=small_run, top=99, tta=6, quiet=True)
+    labels, probabilities = sprat.load(small_run)(pictures / "c.png", tta=6)
+    (found,) = sprat.predict(pictures / "c.png", model=small_run, top=99, tta=6, quiet=True)
     assert [guess["class"] for guess in found["predictions"]][:1] == labels
     top = [guess["probability"] for guess in found["predictions"]]
     assert top == pytest.approx(sorted(probabilities[0].tolist(), reverse=True), abs=1e-6)
@@ -98,7 +107,7 @@ def test_predict_asks_the_classifier(small_run: Path, pictures: Path) -> None:
 
 def test_compare(here: Here, small_run: Path, tmp_path: Path) -> None:
     done = here("compare", small_run, "--no-published", "--json")
-    (entry,) = api.compare(small_run, published=False)
+    (entry,) = sprat.compare(small_run, published=False)
     (shown,) = json.loads(done.stdout)
     assert shown.pop("front") is False, "a figure of val"
     assert shown == json.loads(json.dumps(entry.to_dict()))
@@ -107,7 +116,7 @@ def test_compare(here: Here, small_run: Path, tmp_path: Path) -> None:
 def test_report(here: Here, small_run: Path, tmp_path: Path) -> None:
     done = here("report", small_run, "--output", tmp_path / "command.html")
     assert done.returncode == 0, done.stderr
-    page = api.report(small_run, output=tmp_path / "python.html", quiet=True)
+    page = sprat.report(small_run, output=tmp_path / "python.html", quiet=True)
     assert page == tmp_path / "python.html"
     assert page.read_bytes() == (tmp_path / "command.html").read_bytes()
 
@@ -116,7 +125,7 @@ def test_export(here: Here, small_run: Path, tmp_path: Path) -> None:
     words = ("--format", "pth", "--output", tmp_path / "command.pth", "--json")
     done = here("export", small_run, *words)
     assert done.returncode == 0, done.stderr
-    exported = api.export(small_run, format="pth", output=tmp_path / "python.pth", quiet=True)
+    exported = sprat.export(small_run, format="pth", output=tmp_path / "python.pth", quiet=True)
     assert exported.path == tmp_path / "python.pth"
     assert exported.path.read_bytes() == (tmp_path / "command.pth").read_bytes()
     shown, values = json.loads(done.stdout), json.loads(json.dumps(_plain(exported)))
@@ -130,6 +139,21 @@ def test_export(here: Here, small_run: Path, tmp_path: Path) -> None:
 
 def _plain(exported: Any) -> dict[str, Any]:
     return dataclasses.asdict(exported) | {"path": str(exported.path)}
+
+
+def test_the_pages_script_runs(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(small_run, tmp_path / "runs" / "my-run")
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "picture.jpg")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "how-to" / "read-a-run.md").read_text()
+    names: dict[str, Any] = {}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    assert names["page"].read_text().startswith("<!doctype html>")
+    assert names["evaluation"]["split"] == "val"
+    assert [entry.split for entry in names["entries"]] == ["val"]
+    assert len(names["predictions"][0]["predictions"]) == 3
 
 
 @pytest.fixture
@@ -159,18 +183,18 @@ def test_train_and_resume(here: Here, own: Path) -> None:
     words = ["--recipe", "mine.toml", "--dataset", own, *WORDS]
     done = here("train", *words, "--output", "command")
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    run = api.train("mine.toml", CHANGES, dataset=own, output="python", quiet=True)
+    run = sprat.train("mine.toml", CHANGES, dataset=own, output="python", quiet=True)
     assert weights(run.folder) == weights(Path("command"))
     assert _settled(run.results) == _settled(_read("command/results.json"))
     assert run.results["overrides"] == {"epochs": 2, "optim.lr": 0.1}
     assert _read("command/config.json") == _read("python/config.json")
     assert here("train", "--resume", "python").returncode == 0
-    assert api.resume("command", quiet=True).results["val"] == run.results["val"]
+    assert sprat.resume("command", quiet=True).results["val"] == run.results["val"]
 
     done = here("train", *words, "--seeds", 2, "--seed", 5, "--output", "seeds-command")
     assert done.returncode == 0, done.stderr
-    heard: list[api.Run] = []
-    found = api.train_seeds(
+    heard: list[sprat.Run] = []
+    found = sprat.train_seeds(
         "mine.toml", CHANGES | {"seed": 5}, seeds=2, dataset=own, output="seeds", quiet=True,
         ended=heard.append,
     )  # fmt: skip
@@ -200,34 +224,34 @@ def test_a_recipe_is_parsed_once(here: Here, own: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: api.load("nosuch"), "there is no model at nosuch"),
-        (lambda: api.load("SpratS", device="gpu"), "device 'gpu' is not available"),
-        (lambda: api.evaluate("nosuch"), "there is no model at nosuch"),
-        (lambda: api.evaluate("SpratS", split="tset"), "split is 'tset', expected auto, val or"),  # type: ignore[arg-type]
-        (lambda: api.evaluate("SpratS", split="val"), "SpratS has no val"),
-        (lambda: api.evaluate("SpratS", tta=3), "tta is 3, expected"),
-        (lambda: api.evaluate("SpratS", dataset="nosuch"), "nosuch"),
-        (lambda: api.evaluate("SpratS", threads=-1), "threads is -1"),
-        (lambda: api.predict(), "no picture is named"),
-        (lambda: api.predict([]), "no picture is named"),
-        (lambda: api.predict("SpratS"), "no picture is named"),
-        (lambda: api.predict("nosuch.png"), "there is no file or folder nosuch.png"),
-        (lambda: api.predict("Sprat-X"), "did you mean 'Sprat"),
-        (lambda: api.predict("nosuch.png", model="SpratS"), "there is no file or folder nosuch"),
-        (lambda: api.predict("nosuch.png", top=0), "top is 0"),
-        (lambda: api.predict("nosuch.png", tta=4), "tta is 4"),
-        (lambda: api.export("SpratS", format="tflite"), "tflite"),  # type: ignore[arg-type]
-        (lambda: api.export("SpratS", format="pth", output="x.onnx"), "ends in .pth"),
-        (lambda: api.report("nosuch"), "no folder nosuch"),
-        (lambda: api.compare(published=False), "nothing to compare"),
-        (lambda: api.compare("nosuch"), "nosuch"),
-        (lambda: api.compare(output="x.jpg"), "ends in .png"),
-        (lambda: api.train("nosuch"), "Unknown recipe 'nosuch'"),
-        (lambda: api.train(dataset="nosuch"), "nosuch"),
-        (lambda: api.train(time="5"), "time is '5'"),
-        (lambda: api.train(changes={"epochs": 2}, time="5m"), "leave --epochs out"),
-        (lambda: api.train_seeds(seeds=0), "seeds is 0, expected 1 to"),
-        (lambda: api.resume("nosuch"), "no nosuch/config.json"),
+        (lambda: sprat.load("nosuch"), "there is no model at nosuch"),
+        (lambda: sprat.load("SpratS", device="gpu"), "device 'gpu' is not available"),
+        (lambda: sprat.evaluate("nosuch"), "there is no model at nosuch"),
+        (lambda: sprat.evaluate("SpratS", split="tset"), "split is 'tset', expected auto, val or"),  # type: ignore[arg-type]
+        (lambda: sprat.evaluate("SpratS", split="val"), "SpratS has no val"),
+        (lambda: sprat.evaluate("SpratS", tta=3), "tta is 3, expected"),
+        (lambda: sprat.evaluate("SpratS", dataset="nosuch"), "nosuch"),
+        (lambda: sprat.evaluate("SpratS", threads=-1), "threads is -1"),
+        (lambda: sprat.predict(), "no picture is named"),
+        (lambda: sprat.predict([]), "no picture is named"),
+        (lambda: sprat.predict("SpratS"), "no picture is named"),
+        (lambda: sprat.predict("nosuch.png"), "there is no file or folder nosuch.png"),
+        (lambda: sprat.predict("Sprat-X"), "did you mean 'Sprat"),
+        (lambda: sprat.predict("nosuch.png", model="SpratS"), "there is no file or folder nosuch"),
+        (lambda: sprat.predict("nosuch.png", top=0), "top is 0"),
+        (lambda: sprat.predict("nosuch.png", tta=4), "tta is 4"),
+        (lambda: sprat.export("SpratS", format="tflite"), "tflite"),  # type: ignore[arg-type]
+        (lambda: sprat.export("SpratS", format="pth", output="x.onnx"), "ends in .pth"),
+        (lambda: sprat.report("nosuch"), "no folder nosuch"),
+        (lambda: sprat.compare(published=False), "nothing to compare"),
+        (lambda: sprat.compare("nosuch"), "nosuch"),
+        (lambda: sprat.compare(output="x.jpg"), "ends in .png"),
+        (lambda: sprat.train("nosuch"), "Unknown recipe 'nosuch'"),
+        (lambda: sprat.train(dataset="nosuch"), "nosuch"),
+        (lambda: sprat.train(time="5"), "time is '5'"),
+        (lambda: sprat.train(changes={"epochs": 2}, time="5m"), "leave --epochs out"),
+        (lambda: sprat.train_seeds(seeds=0), "seeds is 0, expected 1 to"),
+        (lambda: sprat.resume("nosuch"), "no nosuch/config.json"),
     ],
 )
 def test_a_mistake_is_told_in_words(

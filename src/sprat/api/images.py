@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sprat.data import Dataset
 from sprat.data import check_dataset as check_name
 from sprat.errors import SpratError
 from sprat.evaluation.records import Split
@@ -14,11 +15,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sprat.checkpoint import Model
-    from sprat.data import Dataset
     from sprat.data.imageset import ImageSet
 
 
-def check_dataset(dataset: "Dataset | str | Path | None") -> None:
+def check_dataset(dataset: Dataset | str | Path | None) -> None:
     """Check that a dataset given by its name is one, before torch is loaded.
 
     Raises:
@@ -46,7 +46,7 @@ def load_images(
     loaded: "Model",
     config: Config | None,
     split: str,
-    dataset: "Dataset | str | Path | None" = None,
+    dataset: Dataset | str | Path | None = None,
     data_dir: str | Path | None = None,
     *,
     exactly: bool = False,
@@ -62,7 +62,6 @@ def load_images(
     Raises:
         SpratError: the dataset cannot be had, has other classes, or is not the one it must be.
     """
-    from sprat.data import Dataset
     from sprat.display import load_shown
     from sprat.training.images import split_off_val
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sprat import names
 from sprat.api.images import check_dataset, default_split, find_config, load_images
-from sprat.data import FALLBACK
+from sprat.data import FALLBACK, Dataset
+from sprat.deferred import deferred
 from sprat.deploy import DEFAULT, FORMATS, Options, check_options, check_output
 from sprat.errors import SpratError, did_you_mean
 from sprat.evaluation.records import Evaluation, NetworkSpec, Split
@@ -16,9 +17,10 @@ from sprat.text import warn
 from sprat.zoo import best, cards, is_model, locate
 
 if TYPE_CHECKING:
-    from sprat.classifier import Classifier, Prediction
-    from sprat.data import Dataset
-    from sprat.deploy.writing import Exported
+    from sprat import classifier
+    from sprat.deploy import writing
+else:
+    classifier, writing = deferred("sprat.classifier"), deferred("sprat.deploy.writing")
 
 
 class ModelEvaluation(Evaluation):
@@ -35,7 +37,9 @@ class ModelEvaluation(Evaluation):
     split: Split
 
 
-def load(model: str | Path | None = None, device: str = "auto", *, code: Code = ()) -> "Classifier":
+def load(
+    model: str | Path | None = None, device: str = "auto", *, code: Code = ()
+) -> "classifier.Classifier":
     """Load a trained model, ready to classify pictures.
 
     Args:
@@ -53,16 +57,15 @@ def load(model: str | Path | None = None, device: str = "auto", *, code: Code = 
     place = best() if model is None else locate(str(model))
 
     from sprat.checkpoint import load_model
-    from sprat.classifier import Classifier
 
-    return Classifier(load_model(place), device)
+    return classifier.Classifier(load_model(place), device)
 
 
 def evaluate(
     model: str | Path,
     *,
     split: Literal["auto", "val", "test"] = "auto",
-    dataset: "Dataset | str | Path | None" = None,
+    dataset: Dataset | str | Path | None = None,
     data_dir: str | Path | None = None,
     tta: int | None = None,
     device: str = "auto",
@@ -153,8 +156,8 @@ def predict(
     threads: int = 0,
     code: Code = (),
     quiet: bool = False,
-    each: "Callable[[Prediction], object] | None" = None,
-) -> list["Prediction"]:
+    each: "Callable[[classifier.Prediction], object] | None" = None,
+) -> "list[classifier.Prediction]":
     """Classify picture files of any size and mode.
 
     Args:
@@ -190,14 +193,13 @@ def predict(
         locate(str(model))
     _check_predict(files, top, hint=model is None)
 
-    from sprat.classifier import find_pictures
     from sprat.display import make_console, progress_bar
 
     set_threads(threads)
-    classifier, paths, found = load(model, device), find_pictures(files), []
+    asked, paths, found = load(model, device), classifier.find_pictures(files), []
     console = make_console(stderr=True, quiet=quiet)
     with progress_bar(console, "classifying pictures", len(paths)) as progress:
-        for prediction in classifier.predict(paths, top=top, tta=tta):
+        for prediction in asked.predict(paths, top=top, tta=tta):
             progress(1)
             if each:
                 each(prediction)
@@ -231,12 +233,12 @@ def export(
     overwrite: bool = False,
     raw: bool = False,
     max_drop: float = 2.0,
-    dataset: "Dataset | str | Path | None" = None,
+    dataset: Dataset | str | Path | None = None,
     data_dir: str | Path | None = None,
     code: Code = (),
     quiet: bool = False,
     **own: Any,
-) -> "Exported":
+) -> "writing.Exported":
     """Write a model in a format that runs without sprat, once it agrees with torch on 1,000 images.
 
     Args:
@@ -271,7 +273,6 @@ def export(
     check_dataset(dataset)
 
     from sprat.checkpoint import load_model
-    from sprat.deploy.writing import export as write
     from sprat.display import doing, make_console
     from sprat.runtime import keep_freed_memory, set_threads
 
@@ -293,7 +294,7 @@ def export(
             raise SpratError(why, *error.args[1:]) from error
         warn(f"compared on drawings of {FALLBACK} instead: {error}")
     with doing(console, "exporting") as tell:
-        exported = write(
+        exported = writing.export(
             loaded,
             path,
             format,

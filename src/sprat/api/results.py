@@ -1,17 +1,14 @@
 """Verbs of results: report, compare."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sprat import names
 from sprat.api.images import check_dataset, load_images
+from sprat.data import Dataset
 from sprat.errors import SpratError
+from sprat.evaluation.compare import Entry, read_entries
 from sprat.models.code import Code, CodeNotNamed, use_all
 from sprat.text import warn
-
-if TYPE_CHECKING:
-    from sprat.data import Dataset
-    from sprat.evaluation.compare import Entry
 
 
 def report(
@@ -19,7 +16,7 @@ def report(
     *,
     output: str | Path | None = None,
     overwrite: bool = False,
-    dataset: "Dataset | str | Path | None" = None,
+    dataset: Dataset | str | Path | None = None,
     data_dir: str | Path | None = None,
     device: str = "auto",
     threads: int = 0,
@@ -91,7 +88,7 @@ def report(
 
 def compare(
     *results: str | Path, published: bool = True, output: str | Path | None = None
-) -> list["Entry"]:
+) -> list[Entry]:
     """Compare results of runs with published figures: parameters, MACs, accuracy.
 
     Args:
@@ -110,8 +107,6 @@ def compare(
     names.check_png(output, "--output")
     if not results and not published:
         raise SpratError("there is nothing to compare; name a run's folder")
-
-    from sprat.evaluation.compare import read_entries
 
     entries = read_entries([Path(result) for result in results], published)
     if output is not None:

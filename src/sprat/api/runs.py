@@ -9,8 +9,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from sprat.data import check_dataset
+from sprat.data import Dataset, check_dataset
 from sprat.errors import SpratError, in_words
+from sprat.evaluation.records import RunResult, SeedSummary
 from sprat.files import WriteError
 from sprat.models import find_name
 from sprat.models.code import Code, is_own, source_of, use, use_all, used
@@ -29,9 +30,6 @@ from sprat.zoo import locate
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sprat.data import Dataset
-    from sprat.evaluation.records import RunResult, SeedSummary
-
 Stopping = AbstractContextManager[Callable[[], bool]]
 MOST_SEEDS = 10_000
 
@@ -42,7 +40,7 @@ class Run:
 
     folder: Path
     """Holds config.json, metrics.jsonl, results.json, curves.png, model.safetensors, last.pt."""
-    results: "RunResult"
+    results: RunResult
     """What results.json holds: shares from 0 to 1; what was not measured is None."""
 
 
@@ -52,7 +50,7 @@ class Seeds:
 
     folder: Path
     """Holds a run's folder seed-N for each seed, and summary.json."""
-    summary: "SeedSummary"
+    summary: SeedSummary
     """What summary.json holds: mean, standard deviation and range of the seeds' accuracy."""
 
 
@@ -76,7 +74,7 @@ def train(
     changes: Mapping[str, Any] | None = None,
     *,
     recipe: str = "",
-    dataset: "Dataset | str | Path | None" = None,
+    dataset: Dataset | str | Path | None = None,
     output: str | Path | None = None,
     data_dir: str | Path | None = None,
     time: str = "",
@@ -146,7 +144,7 @@ def train_seeds(
     *,
     seeds: int,
     recipe: str = "",
-    dataset: "Dataset | str | Path | None" = None,
+    dataset: Dataset | str | Path | None = None,
     output: str | Path | None = None,
     data_dir: str | Path | None = None,
     time: str = "",
@@ -178,7 +176,7 @@ def train_seeds(
     from sprat.display import TrainingDisplay
     from sprat.training import seeds as training
 
-    def each_ended(run: Path, results: "RunResult") -> None:
+    def each_ended(run: Path, results: RunResult) -> None:
         finished = _finished(run, results)
         if ended:
             ended(finished)
@@ -208,7 +206,7 @@ def train_seeds(
 def resume(
     folder: str | Path,
     *,
-    dataset: "Dataset | str | Path | None" = None,
+    dataset: Dataset | str | Path | None = None,
     data_dir: str | Path | None = None,
     code: Code = (),
     quiet: bool = False,
@@ -232,7 +230,6 @@ def resume(
     if finished := resume_finished(folder):
         return _finished(folder, finished)
 
-    from sprat.data import Dataset
     from sprat.display import TrainingDisplay, load_again, make_console
     from sprat.training import start
 
@@ -261,7 +258,7 @@ def resumable(folder: Path) -> Iterator[None]:
         raise Unfinished(error, folder) from error
 
 
-def _finished(folder: Path, results: "RunResult") -> Run:
+def _finished(folder: Path, results: RunResult) -> Run:
     if not (folder / CURVES_FILE).exists():  # as where a finished run is named again
         from sprat.figures.png import draw_curves
 
@@ -282,7 +279,7 @@ class _Plan:
     recipe: str
     config: Config
     overrides: dict[str, Any]
-    dataset: "Dataset"
+    dataset: Dataset
     console: "Console"
 
     def fitted(self, folder: Path, time: str, since: float, *, again: bool = False) -> "_Plan":
@@ -308,7 +305,7 @@ def _plan(
     config: Config | str,
     changes: Mapping[str, Any] | None,
     recipe: str,
-    dataset: "Dataset | str | Path | None",
+    dataset: Dataset | str | Path | None,
     data_dir: str | Path | None,
     time: str,
     quiet: bool,
@@ -326,7 +323,6 @@ def _plan(
         settings = settings.changed({"dataset": str(dataset)})
     check_names(settings, dataset)
 
-    from sprat.data import Dataset
     from sprat.display import load_shown, make_console
     from sprat.training.prepare import check
 
