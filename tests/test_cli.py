@@ -157,7 +157,7 @@ class TestHelp:
         (["train", "--dataset", "cifar"], "Available: auto, cifar10, cifar100, svhn"),
         (["train", "--dataset", "shapes10", "--model", "resnet"], "there is no model 'resnet'"),
         (["train", "--dataset", "shapes10", "--batch-size", "20000"], "batch_size is 20000"),
-        (["train", "--resume", "nowhere"], "there is no nowhere/config.json"),
+        (["train", "--resume", "nowhere"], "There is no nowhere/config.json"),
         (["train", "--resume", "nowhere", "--seed", "3"], "Leave other settings out"),
         (["train", "--dataset", "shapes10", "--device", NO_GPU], "use --device auto"),
         (
@@ -191,7 +191,7 @@ class TestHelp:
             ["train", "--dataset", "shapes10", "--budget.max-peak-memory", "9000"],
             "the limits contradict each other: max_peak_memory is 9,000 bytes",
         ),
-        (["compare", "nowhere"], "there is no nowhere"),
+        (["compare", "nowhere"], "There is no nowhere"),
         (["compare", "."], "neither results.json nor summary.json"),
         (["compare", "--no-published"], "nothing to compare"),
         (["compare", "--markdown", "--json"], "cannot both be printed"),
