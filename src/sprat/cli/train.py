@@ -68,12 +68,13 @@ def train(
 
     began_as, stop = chosen_recipe.config, _Stop()
     changes = departures(config, began_as)
-    code += (source_of(model),) if is_own(model) else ()  # typed again, if the recipe names it
+    network = model or changes.get("network.name", "")  # typed again, if the recipe names it
+    code += (source_of(network),) if is_own(network) else ()
     how: dict[str, Any] = {"data_dir": data_dir, "code": code, "quiet": quiet, "stopping": stop}
     options = how | {"recipe": recipe, "output": output, "time": time}
     moved = changes.get("dataset") if resume else None  # the place of a run's data, if changed
-    command = partial(_to_resume, seeds=seeds, moved=moved, data_dir=data_dir)
-    ended = partial(_print_outcome, quiet=quiet)
+    command = partial(_to_resume, seeds=seeds, moved=moved, data_dir=data_dir, code=code)
+    ended = partial(_print_outcome, code=code, quiet=quiet)
     try:
         if resume is not None:
             _check_resumed(changes, recipe != DEFAULT_RECIPE or output or seeds or time)
@@ -106,7 +107,9 @@ def _check_resumed(changes: dict[str, Any], others: object) -> None:
         )
 
 
-def _to_resume(run: Path, *, seeds: int, moved: str | None, data_dir: Path | None) -> str:
+def _to_resume(
+    run: Path, *, seeds: int, moved: str | None, data_dir: Path | None, code: tuple[str, ...]
+) -> str:
     """Return the command that resumes a run, or all seeds, or begins what has not begun."""
     from sprat.run_folder import CONFIG_FILE
 
@@ -115,7 +118,7 @@ def _to_resume(run: Path, *, seeds: int, moved: str | None, data_dir: Path | Non
     words: list[str | Path] = ["sprat", "train", "--resume", run]
     words += ["--dataset", moved] if moved else []
     words += ["--data-dir", data_dir] if data_dir else []
-    words += code_options()
+    words += code_options(code)
     return to_paste(*words)
 
 
@@ -142,7 +145,7 @@ class _Stop:
         self.asked = number
 
 
-def _print_outcome(run: "Run", quiet: bool) -> None:
+def _print_outcome(run: "Run", *, code: tuple[str, ...], quiet: bool) -> None:
     from sprat.api.runs import resumable
     from sprat.display import make_console, print_evaluation
     from sprat.evaluation.records import evaluation_of
@@ -162,8 +165,8 @@ def _print_outcome(run: "Run", quiet: bool) -> None:
         console.print(
             f"\n{visible(run.folder)}/ holds model.safetensors, results.json, curves.png. "
             "Use the model:\n"
-            f"  {to_paste('sprat', 'predict', run.folder, 'picture.jpg', *code_options())}\n"
-            f"  {to_paste('sprat', 'evaluate', run.folder, *code_options())}"
+            f"  {to_paste('sprat', 'predict', run.folder, 'picture.jpg', *code_options(code))}\n"
+            f"  {to_paste('sprat', 'evaluate', run.folder, *code_options(code))}"
         )
 
 

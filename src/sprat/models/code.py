@@ -90,9 +90,9 @@ def used() -> list[str]:
     return list(_used)
 
 
-def options() -> list[str]:
-    """Return the options that name the code in use again, for a command to paste."""
-    return [word for source in _used for word in ("--code", source)]
+def options(sources: Iterable[str]) -> list[str]:
+    """Return the options that name files or modules again, for a command to paste."""
+    return [word for source in sources for word in ("--code", source)]
 
 
 def find(name: str) -> type[nn.Module]:
