@@ -240,7 +240,7 @@ def test_grey_arrays_are_pictures() -> None:
         (torch.from_numpy(PIXELS), "3 x height x width"),
         (np.zeros((0, 0, 3), np.uint8), "no pixel"),
         (BATCH[:0], "no pixel"),
-        ([], "no picture to look at"),
+        ([], "no picture to classify"),
         (7, "7 is no picture"),
         ([None], "None is no picture"),
         ("not-there.png", "not-there.png"),

@@ -173,7 +173,7 @@ class TestHelp:
         (["summary", "resnet8", "--depth", "-1"], "--depth is -1"),
         (["summary", "torch.nn:Identity"], "answers one image with (1, 3, 32, 32), expected"),
         (["summary", "resnet8", "--effective", "field.jpg"], "ends in .png"),
-        (["check", "resnet8"], "no limit is given; --max-parameters 200000, say"),
+        (["check", "resnet8"], "No limit is given. Give one, as --max-parameters 200000"),
         (
             ["check", "resnet8", "--min-accuracy", "85"],
             "--min-accuracy is 85.0, expected",
@@ -200,9 +200,9 @@ class TestHelp:
         (["evaluate", "optimizedcifar10net"], "did you mean 'OptimizedCIFAR10Net200K'"),
         (["models", "nothing"], "no model 'nothing' ships with sprat"),
         (["predict", "nowhere.safetensors", "x.png"], "there is no model at nowhere.safetensors"),
-        (["predict", "nowhere.png"], "there is no file or folder nowhere.png"),
-        (["predict", "OptimizedCIFAR10Net200K"], "no picture is named"),
-        (["predict"], "no picture is named"),
+        (["predict", "nowhere.png"], "There is no file or folder nowhere.png"),
+        (["predict", "OptimizedCIFAR10Net200K"], "No picture is named"),
+        (["predict"], "No picture is named"),
         (["predict", "x.png", "--top", "0"], "--top is 0"),
         (["data", "show", "--output", "sheet.txt"], "ends in .png"),
         (["data", "show", "--columns", "0"], "--columns is 0"),
@@ -407,7 +407,7 @@ class TestPredict:
     def test_missing_files_and_empty_folders_are_told(
         self, here: Here, small_run: Path, tmp_path: Path
     ) -> None:
-        assert "there is no file or folder" in here("predict", small_run, "nothing.png").stderr
+        assert "There is no file or folder" in here("predict", small_run, "nothing.png").stderr
         assert "holds no picture" in here("predict", small_run, tmp_path).stderr
 
 

@@ -101,6 +101,7 @@ def test_predict_asks_the_classifier(small_run: Path, pictures: Path) -> None:
     labels, probabilities = sprat.load(small_run)(pictures / "c.png", tta=6)
     (found,) = sprat.predict(pictures / "c.png", model=small_run, top=99, tta=6, quiet=True)
     assert [guess["class"] for guess in found["predictions"]][:1] == labels
+    assert list(sprat.load(small_run).predict(pictures / "c.png", top=99, tta=6)) == [found]
     top = [guess["probability"] for guess in found["predictions"]]
     assert top == pytest.approx(sorted(probabilities[0].tolist(), reverse=True), abs=1e-6)
 
@@ -232,12 +233,12 @@ def test_a_recipe_is_parsed_once(here: Here, own: Path, monkeypatch: pytest.Monk
         (lambda: sprat.evaluate("SpratS", tta=3), "tta is 3, expected"),
         (lambda: sprat.evaluate("SpratS", dataset="nosuch"), "nosuch"),
         (lambda: sprat.evaluate("SpratS", threads=-1), "threads is -1"),
-        (lambda: sprat.predict(), "no picture is named"),
-        (lambda: sprat.predict([]), "no picture is named"),
-        (lambda: sprat.predict("SpratS"), "no picture is named"),
-        (lambda: sprat.predict("nosuch.png"), "there is no file or folder nosuch.png"),
+        (lambda: sprat.predict(), "No picture is named"),
+        (lambda: sprat.predict([]), "No picture is named"),
+        (lambda: sprat.predict("SpratS"), "No picture is named"),
+        (lambda: sprat.predict("nosuch.png"), "There is no file or folder nosuch.png"),
         (lambda: sprat.predict("Sprat-X"), "did you mean 'Sprat"),
-        (lambda: sprat.predict("nosuch.png", model="SpratS"), "there is no file or folder nosuch"),
+        (lambda: sprat.predict("nosuch.png", model="SpratS"), "There is no file or folder nosuch"),
         (lambda: sprat.predict("nosuch.png", top=0), "top is 0"),
         (lambda: sprat.predict("nosuch.png", tta=4), "tta is 4"),
         (lambda: sprat.export("SpratS", format="tflite"), "tflite"),  # type: ignore[arg-type]

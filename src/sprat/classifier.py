@@ -13,7 +13,7 @@ from torch import Tensor
 from sprat.augment.views import Views, find_views
 from sprat.checkpoint import Model
 from sprat.data.picture import SUFFIXES, fit, is_picture, is_skipped, read_picture
-from sprat.errors import SpratError
+from sprat.errors import SpratError, shown
 from sprat.evaluation.evaluate import BATCH, predict_probabilities
 from sprat.inference import WORTH_COMPILING, FrozenNetwork
 from sprat.runtime import choose_device
@@ -86,12 +86,12 @@ class Classifier:
         return Predictions(labels, probabilities)
 
     def predict(
-        self, files: Sequence[str | Path], *, top: int = 3, tta: int = 1
+        self, files: str | Path | Sequence[str | Path], *, top: int = 3, tta: int = 1
     ) -> Iterator[Prediction]:
         """Yield a prediction for each file, in order; one that cannot be read gets an error.
 
         Args:
-            files: pictures, read in batches.
+            files: one picture or several, read in batches.
             top: number of classes of each, the most probable first.
             tta: number of views of each that are averaged: 1, 2, 6, 8, 10 or 26.
 
@@ -99,6 +99,7 @@ class Classifier:
             SpratError: there is no such set of views.
         """
         views = find_views(tta)
+        files = [files] if isinstance(files, str | Path) else files
         self._frozen.expect(len(files) * len(views))
         for start in range(0, len(files), BATCH):
             batch = files[start : start + BATCH]
@@ -155,29 +156,29 @@ def to_pixels(images: Picture | Iterable[Picture], side: int) -> Tensor:
             images = images[..., None].repeat(3, axis=-1)
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-1] != 3:
             raise SpratError(
-                f"an array is {images.dtype} of shape {images.shape}, expected uint8 (0 to 255) of "
-                "height x width x 3, or many of them: N x height x width x 3"
+                f"An array is {images.dtype} of shape {images.shape}, expected uint8 (0 to 255) of "
+                "height x width x 3, or many of them: N x height x width x 3."
             )
         return _fit_all(torch.tensor(images).movedim(-1, -3), side)
     if not isinstance(images, Iterable):
         raise SpratError(
-            f"{images!r} is no picture; give a path, a PIL image, a uint8 array or tensor, or a "
-            "list of them"
+            f"{shown(images)} is no picture. Give a path, a PIL image, a uint8 array or tensor, or "
+            "a list of them."
         )
     parts = [to_pixels(image, side) for image in images]
     if not parts:
-        raise SpratError("there is no picture to look at; give at least one")
+        raise SpratError("There is no picture to classify. Give at least one.")
     return torch.cat(parts)
 
 
 def _fit_all(images: Tensor, side: int) -> Tensor:
     if images.dtype != torch.uint8 or images.ndim not in (3, 4) or images.shape[-3] != 3:
         raise SpratError(
-            f"a tensor is {images.dtype} of shape {tuple(images.shape)}, expected torch.uint8 (0 "
-            "to 255) of 3 x height x width, or many of them: N x 3 x height x width"
+            f"A tensor is {images.dtype} of shape {tuple(images.shape)}, expected torch.uint8 (0 "
+            "to 255) of 3 x height x width, or many of them: N x 3 x height x width."
         )
     if not images.numel():
-        raise SpratError(f"a batch of shape {tuple(images.shape)} holds no pixel; give some")
+        raise SpratError(f"A batch of shape {tuple(images.shape)} holds no pixel. Give some.")
     batch = images if images.ndim == 4 else images[None]
     if batch.shape[-2:] == (side, side):
         return batch
@@ -198,13 +199,14 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
             inside = [p for p in _listed(path) if not p.is_dir() and is_picture(p)]
             if not inside:
                 raise SpratError(
-                    f"the folder {path} holds no picture ({', '.join(sorted(SUFFIXES))})"
+                    f"The folder {path} holds no picture ({', '.join(sorted(SUFFIXES))}). Name one "
+                    "that does."
                 )
             found += inside
         elif path.exists():
             found.append(path)
         else:
-            raise SpratError(f"there is no file or folder {path}")
+            raise SpratError(f"There is no file or folder {path}. Name one that exists.")
     return found
 
 
@@ -213,7 +215,7 @@ def _listed(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if not is_skipped(path.name))
     except OSError as error:
         raise SpratError(
-            f"{folder} cannot be read: {error.strerror}; give yourself the right to: "
+            f"{folder} cannot be read: {error.strerror}. Give yourself the right to: "
             f"{command('chmod', 'u+rx', folder)}"
         ) from error
 

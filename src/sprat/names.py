@@ -29,4 +29,4 @@ def check_png(path: str | Path | None, option: str) -> None:
         SpratError: it does not.
     """
     if path is not None and Path(path).suffix.lower() != ".png":
-        raise SpratError(f"{option} is {path}, expected a name that ends in .png")
+        raise SpratError(f"{option} is {path}, expected a name that ends in .png.")

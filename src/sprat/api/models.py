@@ -216,13 +216,13 @@ def _flat(pictures: Iterable[str | Path | Iterable[str | Path]]) -> list[Path]:
 
 def _check_predict(files: list[Path], top: int, hint: bool) -> None:
     if top < 1:
-        raise SpratError(f"--top is {top}, expected at least 1")
+        raise SpratError(f"--top is {top}, expected at least 1.")
     if not files:
-        raise SpratError("no picture is named; give files or a folder: sprat predict cat.jpg")
+        raise SpratError("No picture is named. Give files or a folder: sprat predict cat.jpg")
     if missing := next((file for file in files if not file.exists()), None):
         pretrained = [card["name"] for card in cards()]
         meant = did_you_mean(str(missing), pretrained) if hint and missing == files[0] else ""
-        raise SpratError(f"there is no file or folder {missing}{meant}")
+        raise SpratError(f"There is no file or folder {missing}{meant or '.'}")
 
 
 def export(
@@ -292,7 +292,7 @@ def export(
         if FORMATS[format].calibrated:
             why = f"{format} is calibrated on images that the model was trained on: {error.args[0]}"
             raise SpratError(why, *error.args[1:]) from error
-        warn(f"compared on drawings of {FALLBACK} instead: {error}")
+        warn(f"Compared on drawings of {FALLBACK} instead: {error}")
     with doing(console, "exporting") as tell:
         exported = writing.export(
             loaded,

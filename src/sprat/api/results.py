@@ -74,7 +74,7 @@ def report(
     except CodeNotNamed:  # costs are counted of the network too
         raise
     except SpratError as error:  # all else there is to say is in the run's folder
-        warn(f"the page has neither diagram nor mistakes: {error}")
+        warn(f"The page has no calibration and no mistakes: {error}")
         answers = str(error)
     else:
         with progress_bar(console, f"evaluating on {split}", len(images)) as progress:
@@ -106,7 +106,7 @@ def compare(
     """
     names.check_png(output, "--output")
     if not results and not published:
-        raise SpratError("there is nothing to compare; name a run's folder")
+        raise SpratError("There is nothing to compare. Name a run's folder.")
 
     entries = read_entries([Path(result) for result in results], published)
     if output is not None:

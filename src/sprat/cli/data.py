@@ -104,6 +104,7 @@ def verify(
 def preview(
     *,
     recipe: str = DEFAULT_RECIPES["augment", "preview"],
+    model: Annotated[str, Parameter(show=False)] = "",  # as sprat train has it; it changes nothing
     output: Path | None = None,
     columns: int = 8,
     data_dir: DataDir = None,

@@ -135,7 +135,7 @@ def compare(
         Print the table as Markdown.
     """
     if markdown and json_output:
-        raise SpratError("--markdown and --json cannot both be printed; leave one out")
+        raise SpratError("--markdown and --json cannot both be printed. Leave one out.")
 
     from sprat import api
     from sprat.evaluation.compare import comparison_table, pareto_front, to_markdown

@@ -118,7 +118,7 @@ def summary(
         network if it has some, else with its initial ones.
     """
     if depth < 0:
-        raise SpratError(f"--depth is {depth}, expected 0 (every layer) or above")
+        raise SpratError(f"--depth is {depth}, expected 0 (every layer) or above.")
     names.check_png(effective, "--effective")
 
     from sprat.display import make_console, print_summary
@@ -172,9 +172,11 @@ def check(
     """
     limits = budget.limits | {"min_accuracy": min_accuracy}
     if not 0 <= min_accuracy <= 1:
-        raise SpratError(f"--min-accuracy is {min_accuracy}, expected a fraction, 0 to 1")
+        raise SpratError(f"--min-accuracy is {min_accuracy}, expected a fraction, 0 to 1.")
     if not any(limits.values()):
-        raise SpratError("no limit is given; --max-parameters 200000, say (see sprat check --help)")
+        raise SpratError(
+            "No limit is given. Give one, as --max-parameters 200000 (see sprat check --help)."
+        )
 
     from sprat.display import make_console, print_verdicts
     from sprat.evaluation.records import RESULTS_FILE, evaluation_of, read_results
@@ -211,9 +213,9 @@ def _find_network(
         pretrained: with its pretrained weights, if a network of that name and ten classes has some.
     """
     if side is not None and side < 1:
-        raise SpratError(f"--side is {side}, expected at least 1 pixel")
+        raise SpratError(f"--side is {side}, expected at least 1 pixel.")
     if classes < 1:
-        raise SpratError(f"--classes is {classes}, expected at least 1")
+        raise SpratError(f"--classes is {classes}, expected at least 1.")
     is_file = Path(model).exists() or model.endswith(".safetensors")
     spec = NetworkConfig(name=model, **dataclasses.asdict(settings))
     if is_file and spec.given:

@@ -47,4 +47,4 @@ def check_picture(output: Path | None, columns: int) -> None:
     """
     names.check_png(output, "--output")
     if not 1 <= columns <= 100:
-        raise SpratError(f"--columns is {columns}, expected 1 to 100")
+        raise SpratError(f"--columns is {columns}, expected 1 to 100.")
