@@ -323,6 +323,7 @@ class _Conv:
         if not maps:  # a shortcut: the block's first convolution adds self.d
             return
         z0, z1 = maps[0], maps[1] if len(maps) > 1 else None
+        assert z0.g is not None
         block = min(ROW_BLOCK, _up(width * images))
         blocks = -(-width * images // block)
         sums = scale.new_empty(3, channels, height * blocks, dtype=torch.float32)
