@@ -13,7 +13,7 @@ from sprat.evaluation.evaluate import predict_probabilities
 from sprat.inference import WORTH_COMPILING, FrozenNetwork
 from sprat.kernels import Inference, NoKernels, is_built
 from sprat.kernels.cpu import build
-from sprat.models import NETWORKS, build_network
+from sprat.models import NETWORKS, NetworkConfig, build_network
 from sprat.models.optimized200k import OptimizedCIFAR10Net200K
 from sprat.models.sprat import SpratS
 
@@ -27,10 +27,10 @@ except NoKernels as reason:
     pytestmark = pytest.mark.skip(reason=str(reason))
 
 
-def trained(name: str) -> nn.Module:
+def trained(spec: str | NetworkConfig) -> nn.Module:
     """A network in evaluation mode whose every BatchNorm does something of its own."""
     torch.manual_seed(7)
-    network = build_network(name).eval()
+    network = build_network(spec).eval()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -91,6 +91,13 @@ class TestKernels:
         logits = Inference(network)(images)
         assert logits[1].isnan().all()
         assert logits[[0, 2]].isfinite().all()
+
+    def test_a_network_of_many_layers(self) -> None:
+        spec = NetworkConfig(
+            name="SpratNet", widths=(2,) * 5, depth=(52,), strides=(1,) * 5, kernels=(1,)
+        )
+        network, images = trained(spec), torch.randn(1, 3, 16, 16)
+        assert far(Inference(network)(images), network(images)) < 1e-4
 
     def test_other_shapes_are_refused_as_the_network_refuses_them(self) -> None:
         network = trained("SpratS")

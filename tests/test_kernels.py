@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -10,17 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALL
+from test_networks import SPECS
 from torch import Tensor, nn
 
 from sprat import kernels
 from sprat.data import Dataset
 from sprat.errors import SpratError
 from sprat.evaluation.records import read_json
-from sprat.kernels import CompiledNetwork, Inference, NoKernels, prepare, why_not
+from sprat.kernels import LANES, CompiledNetwork, Inference, NoKernels, prepare, why_not
 from sprat.kernels.cpu import build
 from sprat.kernels.cpu.plan import CPUTrunk
 from sprat.kernels.support import supported
-from sprat.models import NETWORKS, build_network, draft_network
+from sprat.kernels.wiring import Trunk
+from sprat.models import NETWORKS, NetworkConfig, build_network, draft_network
 from sprat.models.blocks import Block, Blueprint, Head, Normed, Separable, blueprint_of, stem_of
 from sprat.models.classifier import conv_bn
 from sprat.models.optimized200k import OptimizedCIFAR10Net200K
@@ -48,9 +51,13 @@ needs_kernels = pytest.mark.skipif(REASON is not None, reason=f"no compiled kern
 
 @pytest.fixture(params=["OptimizedCIFAR10Net200K", "SpratS", "SpratT"])
 def network(request: pytest.FixtureRequest) -> nn.Module:
+    return built(request.param)
+
+
+def built(spec: str | NetworkConfig) -> nn.Module:
     """A network whose every BatchNorm does something of its own."""
     torch.manual_seed(3)
-    network = build_network(request.param)
+    network = build_network(spec)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -58,9 +65,9 @@ def network(request: pytest.FixtureRequest) -> nn.Module:
     return network.train()
 
 
-def distance(ours: Tensor, theirs: Tensor) -> float:
-    """Length of the difference, as a share of theirs."""
-    return ((ours - theirs).norm() / theirs.norm()).item()
+def distance(ours: Tensor, theirs: Tensor, least: float = 0.0) -> float:
+    """Length of the difference, as a share of theirs, or of `least` where theirs is shorter."""
+    return ((ours - theirs).norm() / max(theirs.norm().item(), least)).item()
 
 
 def gradients(network: nn.Module, pooled: Tensor) -> dict[str, Tensor]:
@@ -73,15 +80,19 @@ def features(network: nn.Module, images: Tensor) -> Tensor:
     return network.features(images).mean(dim=(2, 3))  # type: ignore[operator]
 
 
-def far_from_twin(network: nn.Module, fast: CPUTrunk, images: Tensor) -> dict[str, float]:
-    """Distances of output, gradients and running statistics of one step from the plain ones."""
+def far_from_twin(
+    network: nn.Module, fast: Trunk, images: Tensor, least: float = 0.0
+) -> dict[str, float]:
+    """Distances of output, gradients and running statistics of one step from the plain ones. A
+    gradient that is shorter than `least` of the longest counts as that long."""
     twin = copy.deepcopy(network)
     ours, theirs = fast(images), features(twin, images)
     found = {"pooled": distance(ours, theirs)}
     plain = gradients(twin, theirs)
     fused = gradients(network, ours)
     assert fused.keys() == plain.keys()
-    found |= {name: distance(fused[name], plain[name]) for name in plain}
+    least *= max(gradient.norm().item() for gradient in plain.values())
+    found |= {name: distance(fused[name], plain[name], least) for name in plain}
     for (name, ours), theirs in zip(network.named_buffers(), twin.buffers(), strict=True):
         found[name] = distance(ours.float(), theirs.float())
     return found
@@ -451,6 +462,10 @@ BLOCKS: dict[str, list[tuple[list[tuple[tuple[int, ...], int, int]], str]]] = {
     "a projection beside a last convolution without a window":
         [([((5,), 14, 2), ((1,), 6, 1)], "projection")],
     "windows at the end": [([((1,), 12, 1), ((3, 1, 5), 6, 1)], "identity")],
+    "odd numbers of channels under odd windows":
+        [([((5,), 7, 1), ((3,), 9, 2), ((1, 7, 3), 5, 1)], "projection"),
+         ([((1, 3, 5, 7, 1), 3, 1), ((1,), 5, 1)], "identity")],
+    "a stride longer than the window": [([((3,), 8, 6), ((1, 5), 3, 1)], "projection")],
     "four convolutions, two strides": [([((7, 3), 8, 2), ((1,), 4, 1), ((1, 5), 16, 2),
         ((1,), 8, 1)], "projection"), ([((3,), 8, 1)], "identity")],
 }  # fmt: skip
@@ -531,6 +546,32 @@ class TestAnyNetworkOfKnownBlocks:
     def test_blocks_that_no_network_of_ours_has(self, name: str) -> None:
         self.check(Described(*BLOCKS[name]))
 
+    @pytest.mark.parametrize("spec", SPECS, ids=str)
+    def test_settings_that_no_network_of_ours_has(self, spec: NetworkConfig) -> None:
+        network = built(spec)
+        trunk, found = CPUTrunk(network, bf16=False, threads=2), {}
+        for _ in range(3):  # a draw may have a value within rounding of ReLU's 0, as above
+            network.zero_grad()
+            # a lone input's weights have a gradient of 0: BatchNorm undoes what they change
+            found = far_from_twin(network, trunk, torch.randn(LANES, 3, 16, 17), least=0.01)
+            if max(found.values()) < 1e-4:
+                break
+        else:
+            pytest.fail(f"far from the plain twin: {found}")
+        images = torch.randn(5, 3, 17, 16)
+        answers = network.eval()(images)
+        fast = CompiledNetwork(network, bf16=False, threads=2)
+        assert distance(fast(images), answers) < 1e-5
+        assert distance(Inference(network)(images), answers) < 1e-5
+
+    @pytest.mark.parametrize("spec", SPECS, ids=str)
+    def test_settings_in_bf16(self, spec: NetworkConfig) -> None:
+        network, images = built(spec), torch.randn(LANES, 3, 16, 17)
+        trunk = CPUTrunk(network, bf16=True, threads=2)
+        found = far_from_twin(network, trunk, images, least=0.01)
+        assert found["pooled"] < 0.03
+        assert all(map(math.isfinite, found.values()))
+
     def check(self, network: nn.Module) -> None:
         """Three steps of SGD and an evaluation give what they give in torch."""
         torch.manual_seed(11)
@@ -604,7 +645,9 @@ class TestDescriptions:
         assert blueprint_of(build_network("ResNet8")) is None
 
     @pytest.mark.parametrize(("spoil", "what"), [
-        (lambda toy: setattr(toy, "down", depthwise(12, 9, 2)), r"Conv2d\(12, 12, kernel_size=\(9"),
+        (lambda toy: setattr(toy, "down", depthwise(12, 9, 2)), "windows above 7 pixels.* has 9"),
+        (lambda toy: toy.stem.__setitem__(0, nn.Conv2d(3, 12, 3, (1, 2), 1, bias=False)),
+         "the stem of Toy"),
         (lambda toy: setattr(toy, "near", nn.Conv2d(4, 4, 3, padding=1)), r"Conv2d\(4, 4"),
         (lambda toy: setattr(toy, "near", nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=4,
                                                    bias=False)), "dilation"),
@@ -655,10 +698,11 @@ def test_the_kernels_import_no_network() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
-def test_on_a_gpu_output_gradients_and_statistics_in_fp32(network: nn.Module) -> None:
+@pytest.mark.parametrize("spec", ["OptimizedCIFAR10Net200K", "SpratS", "SpratT", *SPECS], ids=str)
+def test_on_a_gpu_output_gradients_and_statistics_in_fp32(spec: str | NetworkConfig) -> None:
     from sprat.kernels.cuda.plan import GPUTrunk
 
-    network = network.to("cuda", memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = built(spec).to("cuda", memory_format=torch.channels_last)  # type: ignore[call-overload]
     twin, images = copy.deepcopy(network), torch.randn(64, 3, 32, 32, device="cuda")
     ours, theirs = GPUTrunk(network, torch.float32)(images), features(twin, images)
     assert distance(ours, theirs) < 1e-5

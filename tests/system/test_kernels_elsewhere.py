@@ -3,12 +3,14 @@
 import pytest
 import torch
 from test_inference import SUPPORTED, far, trained
-from test_kernels import far_from_twin, needs_kernels, network
+from test_kernels import built, far_from_twin, needs_kernels, network
+from test_networks import SPECS
 from torch import nn
 
 from sprat.kernels.cpu import build
 from sprat.kernels.cpu.inference import Inference
 from sprat.kernels.cpu.plan import CPUTrunk
+from sprat.models import NetworkConfig
 
 __all__ = ["network"]  # a fixture
 
@@ -31,6 +33,19 @@ def test_agree_with_the_network(network: nn.Module, bf16: bool, flag: str, limit
 
 @needs_kernels
 @pytest.mark.skipif(build.platform.machine() != "x86_64", reason="the flags are of x86-64")
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("flag", ["-march=x86-64-v2", "-march=x86-64-v3"])
+def test_agree_whatever_the_settings(spec: NetworkConfig, flag: str) -> None:
+    network = built(spec)
+    fast = CPUTrunk(network, bf16=False, threads=2)
+    fast.library = build.load("trunk", build.store(False), flag)
+    found = far_from_twin(network, fast, torch.randn(16, 3, 16, 17), least=0.01)
+    assert max(found.values()) < 0.05, found
+    assert found["pooled"] < 1e-5
+
+
+@needs_kernels
+@pytest.mark.skipif(build.platform.machine() != "x86_64", reason="the flags are of x86-64")
 @pytest.mark.parametrize(
     "flags", [("-march=x86-64-v2",), ("-march=x86-64-v3",), ("-DLANES=16", "-Wno-psabi")]
 )
@@ -39,6 +54,6 @@ def test_answer_as_the_network_does(
 ) -> None:
     library = build.load("inference", *flags)
     monkeypatch.setattr("sprat.kernels.cpu.inference.load", lambda name: library)
-    for name in SUPPORTED:
-        network, images = trained(name), torch.randn(3, 3, 20, 18)
+    for spec in (*SUPPORTED, *SPECS):
+        network, images = trained(spec), torch.randn(3, 3, 20, 18)
         assert far(Inference(network)(images), network(images)) < 1e-5

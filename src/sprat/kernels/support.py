@@ -9,7 +9,6 @@ from sprat.models.blocks import Block, Blueprint, Normed, Separable, blueprint_o
 
 LANES = 16  # images to the widest vector; batches are multiples of it
 MAX_KERNEL = 7  # px
-MAX_WINDOWS = 4  # of one convolution, each on its share of the channels
 
 
 class NoKernels(Exception):
@@ -25,8 +24,9 @@ def supported(network: nn.Module) -> Blueprint:
     name, blueprint = type(network).__name__, blueprint_of(network)
     if blueprint is None:
         raise _unsupported(name)
-    width = blueprint.stem.conv.out_channels
-    if not _is_conv(blueprint.stem.conv, 3, width, 3):
+    stem = blueprint.stem.conv
+    width = stem.out_channels
+    if not _is_conv(stem, 3, width, 3, stem.stride[0]):
         raise _unsupported(f"the stem of {name}")
     _check_norm(blueprint.stem.norm, width)
     for block in blueprint.blocks:
@@ -62,10 +62,6 @@ def _check_norm(norm: nn.Module, width: int) -> None:
         raise _unsupported(type(norm).__name__)
     if norm.num_features != width or not (norm.affine and norm.track_running_stats):
         raise _unsupported(norm)
-    if width % 2:
-        raise NoKernels(
-            f"the compiled kernels need even widths, and one of the network's is {width}"
-        )
 
 
 def _check_normed(normed: Normed, inputs: int, outputs: int, stride: int) -> None:
@@ -93,14 +89,19 @@ def _check_block(block: Block, inputs: int) -> int:
 
 def _check_windows(conv: Separable, width: int) -> None:
     count = len(conv.windows)
-    if not 1 <= count <= MAX_WINDOWS or width % count:
+    if not count or width % count:
         raise _unsupported(f"{count} windows over {width} channels")
     share = width // count
     for window in conv.windows:
         if type(window) is nn.Identity:
             continue
         kernel = window.kernel_size[0] if isinstance(window, nn.Conv2d) else 0
-        if kernel > MAX_KERNEL or kernel % 2 == 0:
+        if kernel > MAX_KERNEL:
+            raise NoKernels(
+                f"the compiled kernels have no windows above {MAX_KERNEL} pixels, and one of the "
+                f"network's has {kernel}"
+            )
+        if kernel % 2 == 0:
             raise _unsupported(window)
         if not _is_conv(window, share, share, kernel, conv.stride, groups=share):
             raise _unsupported(window)

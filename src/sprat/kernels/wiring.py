@@ -81,8 +81,9 @@ class Wiring:
 def wire(blueprint: Blueprint, height: int, width: int) -> Wiring:
     """Return the steps of a network for images of height x width."""
     conv = blueprint.stem.conv
-    z = Map(conv.out_channels, height, width, blueprint.stem.norm)
-    stem = Conv(Map(3, height, width), z, (), conv, 1, gradient=z)
+    images, stride = Map(conv.in_channels, height, width), conv.stride[0]
+    z = _output(images, conv, blueprint.stem.norm, stride)
+    stem = Conv(images, z, (), conv, stride, gradient=z)
     join = _join(z)
     wiring = Wiring(stem, join, [stem, join], [stem])
     for block in blueprint.blocks:

@@ -4,18 +4,19 @@
  * gradient, written as dz = dz_g g + dz_z z + dz_1. Compared by test_kernels.py,
  * TestAgainstPlainTwin, running statistics and all.
  *
- * Per-tile sums arrive as [tiles][2][channels] doubles.
+ * Sums arrive by tile, as doubles `stride` apart.
  */
 static void add_tiles(const double *sums, int64_t tiles, int64_t stride, int64_t i, double *sum) {
     *sum = 0;
     for (int64_t tile = 0; tile < tiles; tile++) *sum += sums[tile * stride + i];
 }
 
-static void bn_forward(BatchNorm *bn, const double *sums, int64_t tiles, double n) {
+static void bn_forward(BatchNorm *bn, const double *sums, const double *sums_zz, int64_t tiles,
+                       int64_t stride, double n) {
     for (int64_t ch = 0; ch < bn->channels; ch++) {
         double s, ss;
-        add_tiles(sums, tiles, 2 * bn->channels, ch, &s);
-        add_tiles(sums, tiles, 2 * bn->channels, bn->channels + ch, &ss);
+        add_tiles(sums, tiles, stride, ch, &s);
+        add_tiles(sums_zz, tiles, stride, ch, &ss);
         double mean = s / n, var = ss / n - mean * mean;
         if (var < 0) var = 0;
         double invstd = 1 / sqrt(var + bn->eps);

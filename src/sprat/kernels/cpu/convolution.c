@@ -69,7 +69,8 @@ void conv_forward(const Conv *c, int64_t tiles, int threads) {
         END_TILES
     }
     if (!c->bn->frozen)
-        bn_forward(c->bn, sums, tiles, (double)tiles * LANES * c->out_h * c->out_w);
+        bn_forward(c->bn, sums, sums + co, tiles, 2 * co,
+                   (double)tiles * LANES * c->out_h * c->out_w);
     free(weights.values);
     free(sums);
 }

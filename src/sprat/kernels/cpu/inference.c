@@ -33,7 +33,6 @@
 #define GROUP 3
 #define STRIP 16                        /* pixels of a strip, or one row where that is longer */
 #define WIDE 8                          /* pixels of a row that a window computes at once */
-#define MAX_STEPS 256
 /* The compiler would load a weight again for every pixel: loads are then what the loop waits for. */
 #if defined(__SSE2__) && (LANES == 4 || LANES == 8 && defined(__AVX__) || defined(__AVX512F__))
 #define IN_REGISTER(x) __asm__("" : "+v"(x))
@@ -68,6 +67,7 @@ typedef struct {
 
 typedef struct {
     int64_t steps_count, margin, buffers;
+    int64_t stride;                     /* of the stem */
     const Step *steps;
     Product head;                       /* of the means of the last map's channels */
 } Network;
@@ -83,13 +83,12 @@ typedef struct {
 
 /* Where everything lies for images of one size; offsets are in floats from a thread's memory. */
 typedef struct {
-    struct { int64_t h, w, pitch, plane, rows; } map[MAX_STEPS];
+    struct map { int64_t h, w, pitch, plane, rows; } *map; /* that each step makes */
     int64_t buffer, strip, size;        /* sizes of a map's and of a strip's memory, and of all */
     int64_t pixels;                     /* of a strip */
 } Layout;
 
 int64_t lanes(void) { return LANES; }
-int64_t most_steps(void) { return MAX_STEPS; }
 
 INLINE int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -97,14 +96,17 @@ INLINE in_memory *at(float *memory) { return (in_memory *)memory; }
 INLINE const in_memory *of(const float *memory) { return (const in_memory *)memory; }
 
 static void lay_out(const Network *n, int64_t h, int64_t w, Layout *l) {
-    int64_t vectors = n->head.outputs;
+    int64_t vectors = n->head.outputs, reach = 1;
     l->buffer = l->pixels = 0;
+    h = (h - 1) / n->stride + 1;
+    w = (w - 1) / n->stride + 1;
     for (int64_t i = 0; i < n->steps_count; i++) {
         const Step *s = &n->steps[i];
         const Window *window = s->windows;
         if (s->windows_count) {
             h = (l->map[window->map].h - 1) / window->stride + 1;
             w = (l->map[window->map].w - 1) / window->stride + 1;
+            reach = largest(reach, window->stride);
         }
         l->map[i].h = h;
         l->map[i].w = w;
@@ -117,7 +119,7 @@ static void lay_out(const Network *n, int64_t h, int64_t w, Layout *l) {
         vectors = largest(vectors, (s->first.inputs + LANES - 1) / LANES);
         vectors = largest(vectors, largest(s->first.outputs, s->second.outputs));
     }
-    l->buffer += 4 * WIDE * LANES;      /* tiles may read past the end of a row */
+    l->buffer += reach * WIDE * LANES;  /* tiles may read past the end of a row */
     l->pixels += WIDE;                  /* and be written past the end of a strip */
     l->strip = vectors * l->pixels * LANES;
     l->size = n->buffers * l->buffer + 3 * l->strip;
@@ -125,7 +127,8 @@ static void lay_out(const Network *n, int64_t h, int64_t w, Layout *l) {
 
 /* Floats that a thread needs for images of h x w pixels. */
 int64_t memory_size(const Network *n, int64_t h, int64_t w) {
-    Layout layout;
+    struct map maps[n->steps_count];
+    Layout layout = {maps};
     lay_out(n, h, w, &layout);
     return layout.size;
 }
@@ -174,18 +177,20 @@ static void run_windows(const Network *n, const Step *s, const Layout *l, const 
     }
 }
 
-/* The strip of an image with each pixel's 3 x 3 neighbours of 3 channels as channels. */
-static void unfold(const Batch *b, const Layout *l, int64_t image, int64_t y0, int64_t y1,
-                   float *out) {
+/* The strip of an image with the 3 x 3 neighbours, of 3 channels, of every stride-th pixel as
+ * channels. */
+static void unfold(const Batch *b, const Layout *l, int64_t stride, int64_t image, int64_t y0,
+                   int64_t y1, float *out) {
     for (int64_t k = 0; k < 27; k++) {
-        int64_t dy = k % 9 / 3 - 1, dx = k % 3 - 1;
+        int64_t dy = k % 9 / 3 - 1, dx = k % 3 - 1, w = l->map[0].w;
         const float *channel = b->pixels + image * b->image_stride + k / 9 * b->channel_stride;
         float *to = out + k / LANES * l->pixels * LANES + k % LANES;
-        for (int64_t y = y0; y < y1; y++, to += b->w * LANES) {
-            const float *row = channel + (y + dy) * b->row_stride + dx * b->column_stride;
-            int inside = y + dy >= 0 && y + dy < b->h;
-            for (int64_t x = 0; x < b->w; x++)
-                to[x * LANES] = inside && x + dx >= 0 && x + dx < b->w ? row[x * b->column_stride] : 0;
+        for (int64_t line = y0; line < y1; line++) {
+            int64_t y = line * stride + dy, x = dx;
+            const float *row = channel + y * b->row_stride;
+            int inside = y >= 0 && y < b->h;
+            for (int64_t i = 0; i < w; i++, x += stride, to += LANES)
+                *to = inside && x >= 0 && x < b->w ? row[x * b->column_stride] : 0;
         }
     }
 }
@@ -272,7 +277,7 @@ static void run_strip(const Network *n, const Step *s, const Layout *l, const Ba
     if (s->windows_count)
         run_windows(n, s, l, maps, w, y0, y1, in);
     else
-        unfold(b, l, image, y0, y1, in);
+        unfold(b, l, n->stride, image, y0, y1, in);
     multiply(&s->first, pixels, pitch, s->second.outputs > 0, in, middle);
     if (s->second.outputs) {
         multiply(&s->second, pixels, pitch, 0, middle, out);
@@ -305,7 +310,8 @@ static void conclude(const Network *n, const Layout *l, const float *maps, float
 }
 
 void answer(const Network *n, const Batch *b) {
-    Layout layout;
+    struct map maps[n->steps_count];
+    Layout layout = {maps};
     const Layout *l = &layout;
     lay_out(n, b->h, b->w, &layout);
     int64_t whole = b->images - b->images % b->threads; /* images, each by one thread */

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sprat.kernels.cpu.build import load
 from sprat.kernels.cpu.memory import fewest_buffers
-from sprat.kernels.support import NoKernels, supported
+from sprat.kernels.support import supported
 from sprat.models.blocks import Block, Normed, check_images
 
 _Pointer = ctypes.c_void_p
@@ -47,7 +47,7 @@ class _Step(ctypes.Structure):
 
 class _Network(ctypes.Structure):
     _fields_ = (
-        *((name, _Int) for name in ("steps_count", "margin", "buffers")),
+        *((name, _Int) for name in ("steps_count", "margin", "buffers", "stride")),
         ("steps", ctypes.POINTER(_Step)),
         ("head", _Product),
     )
@@ -115,6 +115,7 @@ class Inference:
 
     def __init__(self, network: nn.Module) -> None:
         blueprint = supported(network)
+        stem = blueprint.stem
         self._library = load("inference")
         self._library.memory_size.restype = _Int
         self._lanes: int = self._library.lanes()
@@ -123,11 +124,9 @@ class Inference:
         self._classes: int = linear.out_features
         self._tensors: list[Tensor] = []  # the structures point into them
         with torch.no_grad():
-            maps = [_Map([], _Affine.folded(blueprint.stem.conv, blueprint.stem.norm))]
+            maps = [_Map([], _Affine.folded(stem.conv, stem.norm))]
             for block in blueprint.blocks:
                 self._add(maps, block)
-            if len(maps) > self._library.most_steps():
-                raise NoKernels(f"the compiled kernels do not support {len(maps)} layers")
             steps = (_Step * len(maps))(*map(self._step, maps))
             head = self._product(_Affine(linear.weight, linear.bias))
         for step, buffer in zip(steps, fewest_buffers([made.read for made in maps]), strict=True):
@@ -135,7 +134,8 @@ class Inference:
         kernels = (window.kernel for made in maps for window in made.windows)
         margin = max(kernels, default=1) // 2
         buffers = 1 + max(step.buffer for step in steps)
-        self._network = _Network(len(steps), margin, buffers, steps, head)
+        stride = stem.conv.stride[0]
+        self._network = _Network(len(steps), margin, buffers, stride, steps, head)
         self._memory = torch.empty(0)
         self._turn = Lock()
 

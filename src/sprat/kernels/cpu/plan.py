@@ -5,6 +5,7 @@ About three times as fast as PyTorch; `trunk.c` says how.
 
 import ctypes
 import mmap
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -130,6 +131,18 @@ class _Memory:
         return address
 
 
+@dataclass
+class _Padded:
+    """A convolution whose weights the kernels read from a copy: the inputs last, and zeros where a
+    number of inputs or outputs is odd."""
+
+    conv: nn.Conv2d
+    values: Tensor
+    """The weights in the copy, in the convolution's own order."""
+    gradient: Tensor
+    """Their gradient, likewise."""
+
+
 class _CPUPlan(Plan):
     def __init__(self, trunk: CPUTrunk, shape: torch.Size, key: tuple[int, ...]) -> None:
         super().__init__(trunk, shape)
@@ -139,21 +152,18 @@ class _CPUPlan(Plan):
         self.memory = _Memory()
         self.gradient = FlatGradient(trunk.parameters)
         self.norms: list[tuple[Any, _BatchNorm, Tensor]] = []  # module, structure, its arrays
+        self.padded: list[_Padded] = []
         self.norm_of: dict[Map, _BatchNorm] = {}
         self.memory_of: dict[Map, int] = {}
 
-        stem, last = self.wiring.stem, self.wiring.last
-        self.stem_weight = torch.zeros(stem.z.channels, 3, 3, 4)  # the fourth input is padding
-        self.d_stem_weight = torch.zeros_like(self.stem_weight)
-        stem.u.channels = 4  # of the images as the kernels lay them out
-        self.images = self._map(stem.u)
+        last = self.wiring.last
+        self.images = self._map(self.wiring.stem.u)
         self.units = {step: self._unit(step) for step in self.wiring.forward}
         self.forward_calls = [
             ("conv_forward" if isinstance(step, Conv) else "join_forward", unit)
             for step, unit in self.units.items()
         ]
-        self.pooled = torch.zeros(self.batch, last.z.channels)
-        self.d_pooled = torch.zeros_like(self.pooled)
+        self.pooled, self.d_pooled = _in_pairs(2, self.batch, last.z.channels)
         join = self.units[last]
         join.pooled, join.d_pooled = self.pooled.data_ptr(), self.d_pooled.data_ptr()
         self._place_gradients()
@@ -176,14 +186,14 @@ class _CPUPlan(Plan):
         return self._run_forward(images)
 
     def _run_forward(self, images: Tensor) -> Tensor:
-        stem = self.wiring.stem.pointwise.weight
-        self.stem_weight[..., :3].copy_(stem.permute(0, 2, 3, 1))
+        for padded in self.padded:
+            padded.values.copy_(padded.conv.weight)
         assert images.dtype == torch.float32
-        channels, h, w = (_Int(n) for n in images.shape[1:])
+        channels, h, w = images.shape[1:]
         strides = (_Int * 4)(*images.stride())
         self.library.pack_images(
-            _Pointer(images.data_ptr()), strides, channels, h, w, _Int(4),
-            _Pointer(self.images), self.tiles, self.threads,
+            _Pointer(images.data_ptr()), strides, _Int(channels), _Int(h), _Int(w),
+            _Int(_even(channels)), _Pointer(self.images), self.tiles, self.threads,
         )  # fmt: skip
         self._run(self.forward_calls)
         return self.pooled.clone()
@@ -191,8 +201,8 @@ class _CPUPlan(Plan):
     def backward(self, d_pooled: Tensor) -> dict[Tensor, Tensor]:
         self.d_pooled.copy_(d_pooled)
         self._run(self.backward_calls)
-        stem = self.wiring.stem.pointwise.weight
-        self.gradient[stem].copy_(self.d_stem_weight[..., :3].permute(0, 3, 1, 2))
+        for padded in self.padded:
+            self.gradient[padded.conv.weight].copy_(padded.gradient)
         return self.gradient.copies()
 
     def _run(self, calls: list[tuple[str, Any]]) -> None:
@@ -202,9 +212,13 @@ class _CPUPlan(Plan):
     def _map(self, map_: Map) -> int:
         """Address of a map's values."""
         if map_ not in self.memory_of:
-            size = self.batch * map_.channels * map_.height * map_.width * self.bytes
+            size = self._size(map_.channels, map_.height, map_.width)
             self.memory_of[map_] = self.memory.take(size)
         return self.memory_of[map_]
+
+    def _size(self, channels: int, height: int, width: int) -> int:
+        """Return the bytes of a map."""
+        return self.batch * _even(channels) * height * width * self.bytes
 
     def _norm(self, map_: Map) -> Any:
         """Pointer to the norm that a map's readers apply, or None."""
@@ -212,7 +226,7 @@ class _CPUPlan(Plan):
         if bn is None:
             return None
         if map_ not in self.norm_of:
-            statistics = torch.zeros(7, bn.num_features)
+            statistics = _in_pairs(7, bn.num_features)
             norm = _BatchNorm(bn.num_features, 0, bn.eps, 0.0)
             names = ("mean", "invstd", "scale", "shift", "dz_g", "dz_z", "dz_1")
             places: dict[str, Any] = dict(zip(names, statistics, strict=True))
@@ -232,22 +246,28 @@ class _CPUPlan(Plan):
         u, z, is_stem = conv.u, conv.z, conv is self.wiring.stem
         kernel = 3 if is_stem else max(map(_kernel, conv.windows))
         kind = UNFOLD if is_stem else DEPTHWISE if conv.sums else SUBSAMPLE
-        unit = _Conv(
-            kind, u.channels, z.channels, kernel, conv.stride, u.height, u.width, z.height, z.width
-        )
+        channels = _even(u.channels), _even(z.channels)
+        unit = _Conv(kind, *channels, kernel, conv.stride, u.height, u.width, z.height, z.width)
         unit.in_, unit.z, unit.bn = self._map(u), self._map(z), self._norm(z)
         unit.in_bn = self._norm(u)
-        weight = conv.pointwise.weight
-        places = weight, self.gradient[weight]
-        if is_stem:
-            places = self.stem_weight, self.d_stem_weight
-        unit.pointwise, unit.d_pointwise = (tensor.data_ptr() for tensor in places)
+        unit.pointwise, unit.d_pointwise = self._weight(conv.pointwise)
         if kind == DEPTHWISE:
             unit.windows = self._windows(conv)
         return unit
 
+    def _weight(self, conv: nn.Conv2d) -> tuple[int, int]:
+        """Return the addresses of a convolution's weights, outputs x pixels x inputs, and of their
+        gradient: the network's own memory where it holds them so, else copies."""
+        weight, (outputs, inputs, kernel, _) = conv.weight, conv.weight.shape
+        if kernel == 1 and outputs % 2 == inputs % 2 == 0:
+            return weight.data_ptr(), self.gradient[weight].data_ptr()
+        copies = torch.zeros(2, _even(outputs), kernel, kernel, _even(inputs))
+        own = copies[:, :outputs, ..., :inputs].permute(0, 1, 4, 2, 3)
+        self.padded.append(_Padded(conv, *own))
+        return copies[0].data_ptr(), copies[1].data_ptr()
+
     def _windows(self, conv: Conv) -> Any:
-        """Return an array of each channel's window."""
+        """Return an array of each channel's window; a channel that pads has none."""
         windows = []
         for part in conv.windows:
             for channel in range(conv.u.channels // len(conv.windows)):
@@ -256,11 +276,12 @@ class _CPUPlan(Plan):
                     window.weight = part.weight[channel].data_ptr()
                     window.d_weight = self.gradient[part.weight][channel].data_ptr()
                 windows.append(window)
+        windows += [_Window(1)] * (conv.u.channels % 2)
         return (_Window * len(windows))(*windows)
 
     def _join(self, join: Join) -> _Join:
         z, rest = join.z, join.rest
-        unit = _Join(z.channels, z.height, z.width, self._map(z), self._norm(z))
+        unit = _Join(_even(z.channels), z.height, z.width, self._map(z), self._norm(z))
         unit.out = self._map(join.out)
         if rest is not None:
             unit.rest, unit.rest_bn = self._map(rest), self._norm(rest)
@@ -280,14 +301,13 @@ class _CPUPlan(Plan):
         reads.append({made[stem.gradient]})
         # a shortcut makes the gradient at the pixels that it takes
         sizes = [
-            of.channels * of.height * of.width
+            self._size(of.channels, of.height, of.width)
             if isinstance(of, Map)
-            else of.u.channels * of.z.height * of.z.width
+            else self._size(of.u.channels, of.z.height, of.z.width)
             for of in made
         ]
         buffers = fewest_buffers(reads)[:-1]  # the stem makes no gradient at its input
-        size = self.batch * max(sizes) * self.bytes
-        memory = [self.memory.take(size) for _ in range(1 + max(buffers))]
+        memory = [self.memory.take(max(sizes)) for _ in range(1 + max(buffers))]
         place = {of: memory[buffers[number]] for of, number in made.items()}
         self.units[self.wiring.last].g = place[self.wiring.last.z]
         for conv in self.wiring.backward:
@@ -301,6 +321,16 @@ class _CPUPlan(Plan):
                 unit.add, unit.add_stride = place[conv.add], conv.add.stride
             elif conv.add is not None:
                 unit.add, unit.add_stride = place[conv.add.z], 1
+
+
+def _even(channels: int) -> int:
+    """Return the number of channels that the kernels compute, which take them in pairs."""
+    return channels + channels % 2
+
+
+def _in_pairs(*shape: int) -> Tensor:
+    """Return zeros of a shape; in memory one more follows each row of an odd length."""
+    return torch.zeros(*shape[:-1], _even(shape[-1]))[..., : shape[-1]]
 
 
 def _kernel(window: nn.Conv2d | nn.Identity) -> int:

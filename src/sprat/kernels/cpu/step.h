@@ -3,7 +3,8 @@
  * Plain twin: the structures of plan.py. Compared by test_kernels.py, TestAgainstPlainTwin: a field
  * out of place gives other results.
  */
-/* BatchNorm over the channels of one convolution's output; arrays of `channels` floats. */
+/* BatchNorm over the channels of one convolution's output; arrays of `channels` floats. The number
+ * may be odd: mean to shift and dz_g to dz_1 then have a 0 more, for the channel that pads the maps. */
 typedef struct {
     int64_t channels, frozen;           /* frozen: scale and shift are given, nothing is counted */
     float eps, momentum;

@@ -8,7 +8,7 @@
  *
  * With STORE_BF16 a pair of channels is one vector of bf16; otherwise it is two vectors of fp32.
  * Arithmetic is fp32 either way, except that a CPU that can takes bf16 into its matrix products.
- * Channel counts are even (the caller pads).
+ * Channel counts are even: the caller pads an odd one with a channel of zeros.
  *
  * What is kept. Only the outputs of the convolutions (z, before BatchNorm) and of the blocks are
  * written to memory; BatchNorm and ReLU are applied as z is read, a row at a time, and again in the

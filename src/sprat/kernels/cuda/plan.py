@@ -3,6 +3,7 @@
 Nothing waits for the device, so a step can be recorded as a CUDA graph.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ PIXEL_BLOCK = 64  # columns of a matrix product to one program
 PROGRAMS = 1024  # of a matrix product at most; some for each multiprocessor
 WEIGHT_SPLITS = 512  # of a pointwise gradient's sum, over all its blocks
 WINDOW_SPLITS = 16  # of a window's gradient's sum
+WINDOWS = 4  # to one launch
 MAX_BLOCK = 128  # channels to a program of a product, or half of it where there are more
 
 
@@ -221,15 +223,16 @@ class _Conv:
         programs = min(-(-self.z.pixels // PIXEL_BLOCK), PROGRAMS)
         return programs, -(-channels // _channels(channels))
 
-    def _kernels(self) -> dict[str, int]:
-        sizes = [kernel for kernel, _ in self.windows]
-        sizes += sizes[-1:] * (4 - len(sizes))
-        return {f"k{i}": size for i, size in enumerate(sizes)}
-
-    def _window_weights(self) -> list[Tensor]:
-        """Something to point at for shares without any."""
-        weights = [self.v if weight is None else weight for _, weight in self.windows]
-        return weights + weights[-1:] * (4 - len(weights))
+    def _launches(self) -> Iterator[tuple[slice, list[Tensor], dict[str, int]]]:
+        """Yield the channels, the weights and the kernels of each launch's windows. Shares without
+        weights get something to point at."""
+        share = self.u.shape[0] // len(self.windows)
+        for first in range(0, len(self.windows), WINDOWS):
+            windows = self.windows[first : first + WINDOWS]
+            mine = slice(first * share, (first + len(windows)) * share)
+            windows += windows[-1:] * (WINDOWS - len(windows))
+            weights = [self.v if weight is None else weight for _, weight in windows]
+            yield mine, weights, {f"k{i}": kernel for i, (kernel, _) in enumerate(windows)}
 
     def forward(self) -> None:
         channels, height, width, images = self.u.shape
@@ -238,12 +241,14 @@ class _Conv:
         if self.spatial:
             out_height, out_width = self.v.shape[1:3]
             block = min(ROW_BLOCK, _up(out_width * images))
-            grid = channels, out_height, -(-out_width * images // block)
-            k.depthwise_forward[grid](
-                self.u.values, scale, shift, *self._window_weights(), self.v, height, width,
-                out_height, out_width, channels // len(self.windows), images=images,
-                **self._kernels(), stride=self.stride, normed=normed, block=block,
-            )  # fmt: skip
+            share = channels // len(self.windows)
+            for mine, weights, kernels in self._launches():
+                grid = mine.stop - mine.start, out_height, -(-out_width * images // block)
+                k.depthwise_forward[grid](
+                    self.u.values[mine], scale[mine], shift[mine], *weights, self.v[mine], height,
+                    width, out_height, out_width, share, images=images, **kernels,
+                    stride=self.stride, normed=normed, block=block,
+                )  # fmt: skip
         programs = self._products(self.out)
         sums = scale.new_empty(2, self.out, programs[0], dtype=torch.float32)
         block_out = _channels(self.out)
@@ -318,16 +323,18 @@ class _Conv:
         if not maps:  # a shortcut: the block's first convolution adds self.d
             return
         z0, z1 = maps[0], maps[1] if len(maps) > 1 else None
+        assert z0.g is not None
         block = min(ROW_BLOCK, _up(width * images))
-        grid = channels, height, -(-width * images // block)
-        sums = scale.new_empty(3, channels, grid[1] * grid[2], dtype=torch.float32)
-        k.depthwise_backward_input[grid](
-            self.d, *self._window_weights(), self.u.values, scale, shift,
-            self.d if add is None else add, z0.values, (z1 or z0).values, z0.g, sums,
-            height, width, out_height, out_width, share, channels, images=images,
-            **self._kernels(), stride=self.stride, normed=normed, added=add is not None,
-            add_stride=add_stride, second=z1 is not None, block=block,
-        )  # fmt: skip
+        blocks = -(-width * images // block)
+        sums = scale.new_empty(3, channels, height * blocks, dtype=torch.float32)
+        for mine, weights, kernels in self._launches():
+            k.depthwise_backward_input[(mine.stop - mine.start, height, blocks)](
+                self.d[mine], *weights, self.u.values[mine], scale[mine], shift[mine],
+                (self.d if add is None else add)[mine], z0.values[mine], (z1 or z0).values[mine],
+                z0.g[mine], sums[:, mine], height, width, out_height, out_width, share, channels,
+                images=images, **kernels, stride=self.stride, normed=normed,
+                added=add is not None, add_stride=add_stride, second=z1 is not None, block=block,
+            )  # fmt: skip
         _add_up(sums, maps)
 
 
@@ -382,8 +389,8 @@ class _GPUPlan(Plan):
         self.weights_gradient = self.gradient.flat[: sum(w.numel() for w in weights)]
 
         # the stem: all 3 x 3 x 3 neighbours side by side, then a product
-        unfolded = _Map(self._empty(27, *shape[2:]))
-        self.unfolded = unfolded.values.view(3, 3, 3, *shape[2:], self.batch)  # ky, kx, channel
+        unfolded = _Map(self._empty(27, stem.z.height, stem.z.width))
+        self.unfolded = unfolded.values.unflatten(0, (3, 3, 3))  # ky, kx, channel
         self.stem_weight = torch.zeros(stem.z.channels, 3, 3, 3, device=self.device)
         self.maps = {stem.u: unfolded}
         self.steps: dict[wiring.Conv | wiring.Join, Any] = {}
@@ -430,10 +437,11 @@ class _GPUPlan(Plan):
     def forward(self, images: Tensor) -> Tensor:
         self.stem_weight.copy_(self.wiring.stem.pointwise.weight.permute(0, 2, 3, 1))
         padded = F.pad(images.permute(1, 2, 3, 0), (0, 0, 1, 1, 1, 1))  # 3, H + 2, W + 2, B
-        height, width = images.shape[2:]
+        (height, width), stride = images.shape[2:], self.wiring.stem.stride
         for ky in range(3):
             for kx in range(3):
-                self.unfolded[ky, kx].copy_(padded[:, ky : ky + height, kx : kx + width])
+                rows, columns = slice(ky, ky + height, stride), slice(kx, kx + width, stride)
+                self.unfolded[ky, kx].copy_(padded[:, rows, columns])
         for step in self.steps.values():
             step.forward()
         out = self.maps[self.wiring.last.out].values

@@ -50,7 +50,8 @@ def depthwise_forward(u, scale, shift, w0, w1, w2, w3, v,
                       normed: tl.constexpr, block: tl.constexpr):  # fmt: skip
     """v = windows over u, of kernel k0 for the first `share` of the channels, k1 for the next …
 
-    Grid: channels, rows of v, blocks of a row.
+    Grid: channels of these windows, rows of v, blocks of a row. Every map begins at the first of
+    these channels.
     """
     c, yo = tl.program_id(0), tl.program_id(1)
     i = tl.program_id(2) * block + tl.arange(0, block)
@@ -110,7 +111,8 @@ def depthwise_backward_input(d, w0, w1, w2, w3, u, scale, shift, add, z0, z1, g,
     and `add`, another gradient at every add_stride-th pixel of u; parts of the sums of g, g z0
     and, if `second`, g z1.
 
-    Grid: channels, rows of u, blocks of a row. sums: 3 x channels x programs of a channel.
+    Grid: channels of these windows, rows of u, blocks of a row. Every map and `sums` begin at the
+    first of these channels. sums: 3 x channels x programs of a channel.
     """
     c, y = tl.program_id(0), tl.program_id(1)
     i = tl.program_id(2) * block + tl.arange(0, block)
