@@ -15,7 +15,7 @@ from sprat.evaluation.records import read_json
 from sprat.run_folder import read_config
 from sprat.settings.recipes import load_recipe
 
-BEFORE = Path(__file__).parent / "before"
+BEFORE = Path(__file__).parents[1] / "before"
 
 
 def _answers(run: Path, shapes10: Dataset) -> torch.Tensor:

@@ -294,7 +294,7 @@ class TestChoice:
         assert len(set(places)) == 1 + len(sources)
 
     def test_each_operation_in_c_names_its_plain_twin_and_the_test_of_it(self) -> None:
-        tests = "".join(path.read_text() for path in Path(__file__).parent.rglob("test_*.py"))
+        tests = "".join(path.read_text() for path in Path(__file__).parents[1].rglob("test_*.py"))
         for path in build.FOLDER.glob("*.c"):
             header = path.read_text().split("*/")[0]
             assert len(path.read_text().splitlines()) < 350, path

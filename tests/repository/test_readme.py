@@ -17,7 +17,7 @@ from sprat.settings.config import Config
 from sprat.settings.recipes import load_recipe, overrides, recipe_path
 from sprat.zoo import cards, find_card, listed
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 RESULTS = ROOT / "results"
 DOCS = ROOT / "docs"

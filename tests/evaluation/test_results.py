@@ -14,7 +14,7 @@ from sprat.evaluation.records import read_json, read_metrics, read_results, writ
 from sprat.evaluation.summary import write_summary
 from sprat.run_folder import new_run, read_config
 
-RUN = next((Path(__file__).parents[1] / "results").glob("*/seed-0"))
+RUN = next((Path(__file__).parents[2] / "results").glob("*/seed-0"))
 RESULT = json.loads((RUN / "results.json").read_text())
 JUDGEMENT = RESULT["test"]
 WRONG = [None, True, -1, 0.5, "x", [], {}, 10**30, [None], {"a": None}]

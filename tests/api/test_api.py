@@ -16,7 +16,7 @@ import sprat
 from sprat import SpratError
 from sprat.data import Dataset
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_script_trains_and_uses_what_it_trained(small: Dataset, tmp_path: Path) -> None:

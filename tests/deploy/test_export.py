@@ -28,7 +28,7 @@ from sprat.evaluation.evaluate import predict_probabilities, top1
 from sprat.models import NetworkConfig, build_network
 from sprat.training.start import train
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GRAPHS = ("onnx", "onnx-int8", "pt2")
 Files = dict[str, Exported]
 

@@ -100,7 +100,7 @@ def test_the_bars_of_calibration_are_as_high_as_accuracy(tmp_path: Path) -> None
     assert len(set(blue)) == 3
 
 
-RUNS = sorted((Path(__file__).parents[1] / "results").glob("*/seed-0/metrics.jsonl"))
+RUNS = sorted((Path(__file__).parents[2] / "results").glob("*/seed-0/metrics.jsonl"))
 
 
 @pytest.mark.parametrize("run", [path.parent for path in RUNS], ids=lambda run: run.parent.name)

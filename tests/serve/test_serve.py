@@ -967,7 +967,7 @@ def test_limits_are_checked_from_python_too() -> None:
 
 
 def test_the_documentation_names_each_limit_with_its_default() -> None:
-    documentation = (Path(__file__).parents[1] / "docs" / "how-to" / "serve.md").read_text()
+    documentation = (Path(__file__).parents[2] / "docs" / "how-to" / "serve.md").read_text()
     for name, value in dataclasses.asdict(Limits()).items():
         assert f"| `--{name.replace('_', '-')}` | {value:,.0f} " in documentation
 
