@@ -316,7 +316,7 @@ class TestCommand:
         (tmp_path / "moved").mkdir()
         done = here("export", file, "--format", "pth", "--output", path, "--json", *elsewhere)
         assert done.returncode == 0
-        assert "compared on drawings of shapes10 instead: " in done.stderr
+        assert "Compared on drawings of shapes10 instead: " in done.stderr
         said = json.loads(done.stdout)
         assert said["path"] == str(path)
         assert (said["dataset"], said["split"], said["n"]) == ("shapes10", "drawings", 200)
