@@ -112,3 +112,27 @@ def test_nothing_imports_what_sprat_does_without() -> None:
 def test_albumentations_is_imported_in_one_place_alone() -> None:
     found = [p.name for p in MODULES if "import albumentations" in p.read_text()]
     assert found == ["reference.py"]
+
+
+def test_training_is_read_at_a_glance() -> None:
+    """Short files; the run's loop and the step each fit on one screen; a run is little state."""
+    functions, attributes = {}, {}
+    for path in (SOURCE / "training").glob("*.py"):
+        text = path.read_text()
+        assert len(text.splitlines()) <= 300, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                functions[node.name] = (node.end_lineno or 0) - node.lineno + 1
+            if isinstance(node, ast.ClassDef):
+                attributes[node.name] = {
+                    place.attr
+                    for place in ast.walk(node)
+                    if isinstance(place, ast.Attribute)
+                    and isinstance(place.ctx, ast.Store)
+                    and isinstance(place.value, ast.Name)
+                    and place.value.id == "self"
+                }
+    too_long = {name: lines for name, lines in functions.items() if lines > 60}
+    assert too_long.keys() <= {"finish"}  # most of it is what results.json holds
+    assert len(attributes["Run"]) <= 12
+    assert len(attributes["Step"]) > 5  # they are seen at all
