@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from twins import SUPPORTED, far, trained
 
 from sprat.augment.views import VIEWS
 from sprat.data.imageset import Normalization
@@ -17,7 +18,6 @@ from sprat.models import NETWORKS, NetworkConfig, build_network
 from sprat.models.optimized200k import OptimizedCIFAR10Net200K
 from sprat.models.sprat import SpratS
 
-SUPPORTED = ("OptimizedCIFAR10Net200K", "SpratNet", "SpratT", "SpratS", "SpratM", "SpratL")
 SHAPES = [(3, 16, 16), (1, 17, 23), (17, 32, 32), (2, 33, 64), (1, 128, 101)]
 PLAIN = Normalization((0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
 
@@ -25,26 +25,6 @@ try:
     build.load("inference")
 except NoKernels as reason:
     pytestmark = pytest.mark.skip(reason=str(reason))
-
-
-def trained(spec: str | NetworkConfig) -> nn.Module:
-    """A network in evaluation mode whose every BatchNorm does something of its own."""
-    torch.manual_seed(7)
-    network = build_network(spec).eval()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
-            module.running_mean.uniform_(-0.5, 0.5)  # type: ignore[union-attr]
-            module.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
-    return network.requires_grad_(False)
-
-
-def far(ours: Tensor, theirs: Tensor) -> float:
-    """Largest difference of a probability, or of logits as a share of their size if that is more:
-    probabilities of 0 and 1 are always alike."""
-    probabilities = (ours.softmax(1) - theirs.softmax(1)).abs().max()
-    return max(probabilities.item(), ((ours - theirs).norm() / theirs.norm()).item())
 
 
 @pytest.fixture

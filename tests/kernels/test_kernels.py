@@ -11,8 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALL
-from test_networks import SPECS
 from torch import Tensor, nn
+from twins import (
+    REASON,
+    SPECS,
+    built,
+    distance,
+    far_from_twin,
+    features,
+    gradients,
+    needs_kernels,
+    network,
+)
 
 from sprat import kernels
 from sprat.data import Dataset
@@ -22,7 +32,6 @@ from sprat.kernels import LANES, CompiledNetwork, Inference, NoKernels, prepare,
 from sprat.kernels.cpu import build
 from sprat.kernels.cpu.plan import CPUTrunk
 from sprat.kernels.support import supported
-from sprat.kernels.wiring import Trunk
 from sprat.models import NETWORKS, NetworkConfig, build_network, draft_network
 from sprat.models.blocks import Block, Blueprint, Head, Normed, Separable, blueprint_of, stem_of
 from sprat.models.classifier import conv_bn
@@ -33,69 +42,9 @@ from sprat.training.observer import Observer
 from sprat.training.run import Interrupted
 from sprat.training.start import resume, settle_for, train
 
+__all__ = ["network"]  # a fixture
+
 CPU = torch.device("cpu")
-
-
-def reason_here() -> str | None:
-    """Why there are no kernels on this machine."""
-    try:
-        prepare(CPU, bf16=False)
-    except NoKernels as reason:
-        return str(reason)
-    return None
-
-
-REASON = reason_here()
-needs_kernels = pytest.mark.skipif(REASON is not None, reason=f"no compiled kernels: {REASON}")
-
-
-@pytest.fixture(params=["OptimizedCIFAR10Net200K", "SpratS", "SpratT"])
-def network(request: pytest.FixtureRequest) -> nn.Module:
-    return built(request.param)
-
-
-def built(spec: str | NetworkConfig) -> nn.Module:
-    """A network whose every BatchNorm does something of its own."""
-    torch.manual_seed(3)
-    network = build_network(spec)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
-    return network.train()
-
-
-def distance(ours: Tensor, theirs: Tensor, least: float = 0.0) -> float:
-    """Length of the difference, as a share of theirs, or of `least` where theirs is shorter."""
-    return ((ours - theirs).norm() / max(theirs.norm().item(), least)).item()
-
-
-def gradients(network: nn.Module, pooled: Tensor) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    (pooled * torch.randn(pooled.shape, generator=generator)).sum().backward()
-    return {n: p.grad for n, p in network.named_parameters() if p.grad is not None}
-
-
-def features(network: nn.Module, images: Tensor) -> Tensor:
-    return network.features(images).mean(dim=(2, 3))  # type: ignore[operator]
-
-
-def far_from_twin(
-    network: nn.Module, fast: Trunk, images: Tensor, least: float = 0.0
-) -> dict[str, float]:
-    """Distances of output, gradients and running statistics of one step from the plain ones. A
-    gradient that is shorter than `least` of the longest counts as that long."""
-    twin = copy.deepcopy(network)
-    ours, theirs = fast(images), features(twin, images)
-    found = {"pooled": distance(ours, theirs)}
-    plain = gradients(twin, theirs)
-    fused = gradients(network, ours)
-    assert fused.keys() == plain.keys()
-    least *= max(gradient.norm().item() for gradient in plain.values())
-    found |= {name: distance(fused[name], plain[name], least) for name in plain}
-    for (name, ours), theirs in zip(network.named_buffers(), twin.buffers(), strict=True):
-        found[name] = distance(ours.float(), theirs.float())
-    return found
 
 
 @needs_kernels
@@ -617,8 +566,8 @@ class TestDescriptions:
         class Wider(SpratS):
             widths = (32, 56)
 
-        for network in (Louder(), LouderStill(), Deaf(), Unbent()):
-            assert blueprint_of(network) is None
+        for other in (Louder(), LouderStill(), Deaf(), Unbent()):
+            assert blueprint_of(other) is None
         assert blueprint_of(Wider()) is not None
         replaced = SpratS()
         replaced.forward = lambda images: images  # type: ignore[method-assign]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import SMALL, Here, weights
 from PIL import Image
+from twins import SPECS
 
 from sprat.checkpoint import load_model, metadata, save_model
 from sprat.data import Dataset
@@ -68,26 +69,6 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "my_nets.py"
     path.write_text(OWN)
     return path
-
-
-SPECS = [
-    NetworkConfig(name="SpratNet", widths=(8, 12), depth=(1,)),
-    NetworkConfig(name="SpratNet", widths=(9, 15, 21), kernels=(1, 3, 5), widening=(1.3,)),
-    NetworkConfig(name="SpratNet", widths=(8, 8), depth=(0, 2), strides=(2, 1)),
-    NetworkConfig(name="SpratNet", widths=(5, 10), depth=(1,), strides=(3, 2),
-                  kernels=(1, 3, 5, 7, 3)),
-    NetworkConfig(name="SpratNet", widths=(7, 5), depth=(1,), strides=(4, 3), widening=(0.1, 0.5),
-                  kernels=(3,)),
-    NetworkConfig(name="SpratNet", widths=(1, 3), depth=(1,), kernels=(1,), widening=(3.0,)),
-    NetworkConfig(name="SpratNet", widths=(6, 9), depth=(0,), strides=(1, 4), kernels=(1,)),
-    NetworkConfig(name="SpratNet", widths=(7,), depth=(0,), strides=(3,), kernels=(1,)),
-    NetworkConfig(name="SpratS", depth=(1, 2), widening=(1.0, 2.0)),
-    NetworkConfig(name="OptimizedCIFAR10Net200K", widths=(6, 10, 14), depth=(1, 2, 1)),
-    NetworkConfig(name="OptimizedCIFAR10Net200K", strides=(2, 2, 1, 2)),
-    NetworkConfig(name="OptimizedCIFAR10Net200K", widths=(5, 5, 9), depth=(1,), strides=(3, 4, 1)),
-    NetworkConfig(name="OptimizedCIFAR10Net200K", widths=(5, 9), depth=(0, 1), strides=(1,)),
-    NetworkConfig(name="OptimizedCIFAR10Net200K", widths=(9, 5), depth=(0,)),
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)

@@ -2,10 +2,8 @@
 
 import pytest
 import torch
-from test_inference import SUPPORTED, far, trained
-from test_kernels import built, far_from_twin, needs_kernels, network
-from test_networks import SPECS
 from torch import nn
+from twins import SPECS, SUPPORTED, built, far, far_from_twin, needs_kernels, network, trained
 
 from sprat.kernels.cpu import build
 from sprat.kernels.cpu.inference import Inference
