@@ -77,9 +77,9 @@ def test_weights_in_another_memory_layout_keep_their_values(model: Model, tmp_pa
 
 def test_what_is_no_model_of_ours_is_refused(model: Model, tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
-    with pytest.raises(SpratError, match="there is no model at"):
+    with pytest.raises(SpratError, match="There is no model at"):
         load_model(path)
-    with pytest.raises(SpratError, match="there is no model at"):
+    with pytest.raises(SpratError, match="There is no model at"):
         load_model(tmp_path)
     path.write_bytes(b"junk")
     with pytest.raises(SpratError, match="not a safetensors file, or damaged"):

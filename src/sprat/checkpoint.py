@@ -146,7 +146,7 @@ def load_model(path: Path) -> Model:
         content = read_bytes(path, MODEL_BYTES)
     except FileNotFoundError as error:
         raise SpratError(
-            f"there is no model at {path}; name a {MODEL_FILE} or the folder of a finished run"
+            f"There is no model at {path}. Name a {MODEL_FILE}, or the folder of a finished run."
         ) from error
     of_card = _check_card(path, content)
     tensors, text = _parse(path, content)

@@ -172,7 +172,7 @@ class TrainingDisplay(Observer):
         )
         self._print_imbalance(run)
         if reason := why_torch(config):
-            self._print(f"each step goes through plain torch: {reason}")
+            self._print(f"Training with plain PyTorch: {reason}.")
         if config.device == "cpu" and (advice := spinning_advice(config.threads)):
             self._print(advice)
         if run.steps_taken:
@@ -285,7 +285,7 @@ def print_summary(console: Console, summary: "Summary") -> None:
 
 
 def print_verdicts(console: Console, model: str, verdicts: "Sequence[Verdict]") -> None:
-    """Limits beside what was achieved."""
+    """Print limits next to what was achieved."""
     rows = [(model, "target", "achieved", "margin", "status")]
     rows += [
         (v.metric, v.target, v.achieved, f"{v.margin:+.1%}", "kept" if v.kept else "BROKEN")

@@ -504,7 +504,7 @@ def test_a_folder_without_rights_is_told(
 
 
 def test_a_name_that_is_neither_dataset_nor_folder_says_that_a_folder_would_do() -> None:
-    with pytest.raises(SpratError, match="Available: auto, .*, or the path of a folder"):
+    with pytest.raises(SpratError, match=r"Available: auto, .*, or the path of a folder"):
         load_dataset("flowers")
 
 

@@ -439,8 +439,8 @@ class TestCommand:
         (run / "model.safetensors").unlink()
         done = here("report", run)
         assert done.returncode == 0
-        assert "there is no model at" in done.stderr
-        assert "there is no model at" in Page(run / "report.html").text
+        assert "There is no model at" in done.stderr
+        assert "There is no model at" in Page(run / "report.html").text
 
     @pytest.mark.parametrize(
         ("made", "message"),

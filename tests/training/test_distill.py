@@ -171,5 +171,5 @@ class TestRefused:
             "--dataset", "shapes10",
         )  # fmt: skip
         assert done.returncode == 2
-        assert "there is no model at" in done.stderr
+        assert "There is no model at" in done.stderr
         assert not (tmp_path / "run").exists()

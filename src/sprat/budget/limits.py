@@ -10,7 +10,7 @@ from sprat.names import WIDTHS
 
 @dataclass(frozen=True)
 class Verdict:
-    """One limit beside what was achieved.
+    """One limit next to what was achieved.
 
     margin: how far on the right side of the target, as a share of it; below 0 where it is missed.
     """

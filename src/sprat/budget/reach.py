@@ -60,7 +60,7 @@ def reaches(ops: list[Op]) -> list[Reach | None]:
     """Of every op; None behind global pooling, and where that joins a map again.
 
     Raises:
-        SpratError: an op that the recurrence does not know; names its module.
+        SpratError: the recurrence does not support an op; names its module.
     """
     found: list[Reach | None] = []
     for op in ops:
@@ -137,7 +137,7 @@ def _behind(op: Op, at: Reach) -> Reach | None:
     if op.kind == "linear" and len(op.shape) - 1 not in at.dims:
         return at
     raise SpratError(
-        f"the receptive field's recurrence does not know {op.kind} (in "
+        f"The receptive field's recurrence does not support {op.kind} (in "
         f"{op.module or 'the network itself'})"
     )
 
@@ -160,7 +160,7 @@ def _windowed(
 
 def _sliced(span: Span, start: int, step: int) -> Span:
     if start < 0:
-        raise SpratError("the receptive field's recurrence does not know slices from the end")
+        raise SpratError("The receptive field's recurrence does not support slices from the end.")
     offset = start * span.jump
     return Span(span.jump * step, span.first + offset, span.last + offset)
 
@@ -180,7 +180,7 @@ def _pooled(op: Op, at: Reach) -> Reach | None:
     elif not {dim % 4 for dim in _tuple(op.arg(1))} & set(at.dims) and op.arg(2, False):
         return at  # over channels, which stay as one
     raise SpratError(
-        f"the receptive field's recurrence does not know {op.kind} over part of a map (in "
+        f"The receptive field's recurrence does not support {op.kind} over part of a map (in "
         f"{op.module or 'the network itself'})"
     )
 

@@ -40,7 +40,7 @@ class DepthwiseSeparableConv2d(nn.Module):
 
 
 class EfficientBlock(nn.Module):
-    """Two depthwise separable convolutions beside a shortcut; ReLU after the first and the sum.
+    """Two depthwise separable convolutions next to a shortcut; ReLU after the first and the sum.
 
     The shortcut is a strided 1x1 convolution and BatchNorm where the shape changes, else the
     identity. Takes B x in_channels x H x W, returns B x out_channels x ceil(H/stride) x ….

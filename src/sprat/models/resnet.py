@@ -20,7 +20,7 @@ class _PaddedShortcut(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut.
+    """Two 3x3 convolutions next to a shortcut.
 
     Args:
         projection: where the shape changes the shortcut is a 1x1 convolution with BatchNorm

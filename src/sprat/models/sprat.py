@@ -3,7 +3,7 @@
 Most pixels are kept (one halving, so that few parameters see few of them), depthwise windows of
 several sizes look near and far, and wide 1x1 convolutions mix channels. BatchNorm and ReLU stand
 where the compiled kernels have them, so that these too train fast on a CPU. Begun from what others
-measured; what our own trials made of it is told in docs/explanation/what-helps.md.
+measured; docs/explanation/what-helps.md reports what our own trials made of it.
 
     SpratS   widths 28, 52      SpratM   widths 48, 84      SpratL   widths 64, 120
 
@@ -46,8 +46,8 @@ class Windows(nn.Module):
 
 
 class SpratBlock(nn.Module):
-    """Windows and a wide 1x1 convolution, ReLU, a narrow 1x1 convolution, beside the identity; ReLU
-    after the sum. Keeps the shape."""
+    """Windows and a wide 1x1 convolution, ReLU, a narrow 1x1 convolution, next to the identity;
+    ReLU after the sum. Keeps the shape."""
 
     def __init__(self, channels: int, wide: int, kernels: Sequence[int]) -> None:
         super().__init__()

@@ -49,7 +49,7 @@ class MixedDepthwise(nn.Module):
 
 
 class GatedBlock(nn.Module):
-    """Mixed windows, norm, then a gated pair of 1x1 convolutions, beside a weighted shortcut.
+    """Mixed windows, norm, then a gated pair of 1x1 convolutions, next to a weighted shortcut.
 
     The gate is TanhExp, x tanh(exp x) (Liu and Di 2020, arXiv 2003.09855). Keeps the shape.
     """

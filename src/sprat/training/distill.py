@@ -1,4 +1,4 @@
-"""Trained networks as teachers, whose answers are learnt beside the labels (Hinton, Vinyals and
+"""Trained networks as teachers, whose answers are learnt next to the labels (Hinton, Vinyals and
 Dean 2015, arXiv 1503.02531)."""
 
 import hashlib

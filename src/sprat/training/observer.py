@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 class Observer:
-    """Is told how a run goes; does nothing. A display or a test overrides what it needs."""
+    """Hears how a run goes, and does nothing. A display or a test overrides what it needs."""
 
     def preparing(self, what: str) -> None:
         """Before something that takes seconds and happens once on a machine."""

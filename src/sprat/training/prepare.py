@@ -40,7 +40,7 @@ def check(config: Config) -> None:
 def settle(config: Config, observer: Observer = Observer()) -> Config:  # noqa: B008
     """Return the config with what "auto" and 0 threads stand for on this machine.
 
-    Compiled kernels are built here if they are not yet; `observer` is told before.
+    Compiled kernels are built here if they are not yet, as `observer` hears before.
 
     Raises:
         SpratError: as `check`.
@@ -121,14 +121,14 @@ def check_kernels(config: Config, observer: Observer) -> None:
     """
     if reason := why_not_kernels(config, config.kernels, observer):
         raise SpratError(
-            f"kernels is {config.kernels!r}, but {reason}; mend that, or start with --kernels auto"
+            f"kernels is {config.kernels!r}, but {reason}. Change that, or take --kernels auto."
         )
 
 
 def why_not_kernels(config: Config, kernels: str, observer: Observer | None = None) -> str | None:
     """Return why a settled config's steps cannot be computed that way; None where they can.
 
-    With an observer, which is told, kernels are compiled that are not compiled yet.
+    With an observer, kernels are compiled that are not compiled yet.
     """
     device = torch.device(config.device)
     if kernels == "compiled":

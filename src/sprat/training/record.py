@@ -1,5 +1,5 @@
 """A training step as one CUDA graph, so that a small network does not wait for its launches, and
-one network beside another, where neither fills the device."""
+one network next to another, where neither fills the device."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ WARM_UP_CALLS = 3  # eager ones: lazy initialisation must not end up in the grap
 
 
 class Beside:
-    """Work on a CUDA stream of its own, while the current stream goes on; elsewhere in its turn."""
+    """Work on a CUDA stream of its own, while the current one continues; elsewhere in its turn."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -33,13 +33,13 @@ class CapturedStep:
     """Runs `step(*inputs) -> Tensor` eagerly at first, then replays what it did as a CUDA graph.
 
     Every call does the step once. From the fourth on nothing of it runs in Python: what it
-    reads must lie in tensors that stay where they are, and its random draws must come from the
+    reads must be in tensors that stay where they are, and its random draws must come from the
     device's default generator or from `generators`; both may be seeded between calls. The
     result is overwritten by the next call.
 
     Args:
         step: takes CUDA tensors of the same shapes at every call.
-        generators: of CUDA, beside the default one, that `step` draws from.
+        generators: of CUDA, besides the default one, that `step` draws from.
     """
 
     def __init__(self, step: Callable[..., Tensor], *generators: torch.Generator) -> None:

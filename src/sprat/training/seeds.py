@@ -31,15 +31,15 @@ def train_seeds(
     """Trains under `count` seeds from config.seed on, each into folder/seed-N; returns what
     folder/summary.json then holds, over all finished seeds there.
 
-    Seeds that are finished are left as they are, one that was interrupted goes on.
+    Seeds that are finished are left as they are, and one that was interrupted is resumed.
 
     Args:
-        ended: is told each seed's folder and results, of a finished one too.
+        ended: called with each seed's folder and results, of a finished one too.
         Others as of `train`.
 
     Raises:
         SpratError: as `train`, or a seed's folder holds a run of other settings or data.
-        Interrupted: `should_stop` said so; the same call goes on.
+        Interrupted: `should_stop` said so; the same call resumes.
     """
     for seed in range(config.seed, config.seed + count):
         run, seeded = folder / f"seed-{seed}", dataclasses.replace(config, seed=seed)

@@ -55,8 +55,8 @@ def train(
     Raises:
         SpratError: `folder` holds something already or another process trains there, the config
             does not fit the data or the machine, the loss is no longer finite, or a file cannot
-            be written (a WriteError; `resume` goes on once there is room).
-        Interrupted: `should_stop` said so; `resume` goes on.
+            be written (a WriteError; `resume` continues once there is room).
+        Interrupted: `should_stop` said so; `resume` continues.
     """
     check_free(folder)
     check_empty(folder)

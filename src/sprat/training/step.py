@@ -1,4 +1,4 @@
-"""One optimisation step, which knows no run: no folder, no dataset, no epochs:
+"""One optimisation step, without a run: no folder, no dataset, no epochs:
 
     step = Step(network, config, RunSchedule(config, steps_per_epoch), normalization, 10)
     loss = step(images, labels, number)

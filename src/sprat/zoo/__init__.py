@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from sprat.data import title_of
-from sprat.errors import SpratError, did_you_mean, plain
+from sprat.errors import SpratError, did_you_mean, plain, shown
 from sprat.evaluation.records import Evaluation, Overrides, Spread, TeacherRecord
 from sprat.names import CARD_FILE, MODEL_FILE
 from sprat.runtime import GitState, Machine
@@ -105,13 +105,14 @@ def find_card(name: str) -> Card:
     Raises:
         SpratError: none is called that.
     """
-    known = cards()
-    for card in known:
-        if plain(card["name"]) == plain(name):
-            return card
-    names = [card["name"] for card in known]
-    hint = did_you_mean(name, names)
-    raise SpratError(f"no model {name!r} ships with sprat{hint} Known: {', '.join(names)}")
+    by_plain_name = {plain(card["name"]): card for card in cards()}
+    if plain(name) in by_plain_name:
+        return by_plain_name[plain(name)]
+    names = [card["name"] for card in by_plain_name.values()]
+    raise SpratError(
+        f"Unknown pretrained model {shown(name)}{did_you_mean(name, names) or '.'} Available: "
+        f"{', '.join(names)}."
+    )
 
 
 def best() -> Path:
@@ -140,8 +141,8 @@ def locate(model: str) -> Path:
         return ZOO / find_card(model)["name"] / MODEL_FILE
     except SpratError as error:
         raise SpratError(
-            f"there is no model at {model}, and {error}. Name a {MODEL_FILE}, the folder of a "
-            "finished run, or a shipped model"
+            f"There is no model at {model}. Name a {MODEL_FILE}, the folder of a finished run, or "
+            f"a pretrained model. {error}"
         ) from error
 
 
