@@ -3,12 +3,14 @@
 from sprat.budget.effective import DRAWS, effective_field, effective_side
 from sprat.budget.graph import count_parameters
 from sprat.budget.limits import Verdict, judge_limits
+from sprat.budget.plan import MemoryPlan, memory_plan
 from sprat.budget.summary import Costs, Layer, Summary, costs, receptive_field, summarize
 
 __all__ = [
     "DRAWS",
     "Costs",
     "Layer",
+    "MemoryPlan",
     "Summary",
     "Verdict",
     "costs",
@@ -16,6 +18,7 @@ __all__ = [
     "effective_field",
     "effective_side",
     "judge_limits",
+    "memory_plan",
     "receptive_field",
     "summarize",
 ]

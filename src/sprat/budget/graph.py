@@ -28,13 +28,27 @@ class Map:
     op: int
 
 
+class Stored(tuple[int, ...]):
+    """Stands in an operation's arguments for a parameter or buffer: its shape, and its name in the
+    state_dict ("" for a tensor that is not in it)."""
+
+    name: str = ""
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Stored":
+        """Return what stands for a tensor, whose name is that which `_Recorder` gave it."""
+        stored = cls(tensor.shape)
+        stored.name = getattr(tensor, "_sprat_name", "")
+        return stored
+
+
 @dataclass(frozen=True)
 class Op:
     """One operation of the graph.
 
     kind: ATen's name of it, "conv2d" say; the first op is the "input".
     module: path of the module that calls it, "" for the network itself.
-    args: its arguments; results of other ops are Maps, parameters and buffers their shapes.
+    args: its arguments; results of other ops are Maps, parameters and buffers Stored.
     shape: of its result for a batch of one; () where it has several, as a chunk.
     """
 
@@ -106,6 +120,8 @@ class _Recorder(TorchDispatchMode):
         self.modules: list[str] = [""]
         self.ops: list[Op] = []
         self.device = image.device
+        for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+            tensor._sprat_name = name  # type: ignore[attr-defined]
         for name, module in network.named_modules():
             module.register_forward_pre_hook(lambda *_, name=name: self.modules.append(name))
             module.register_forward_hook(lambda *_: self.modules.pop() and None)
@@ -153,7 +169,7 @@ def _told(value: Any) -> Any:
     """An argument as an Op has it."""
     if isinstance(value, Tensor):
         place = getattr(value, "_sprat_op", None)
-        return tuple(value.shape) if place is None else Map(place)
+        return Stored.of(value) if place is None else Map(place)
     if isinstance(value, list | tuple):
         return tuple(map(_told, value))
     return value
