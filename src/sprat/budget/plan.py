@@ -9,6 +9,7 @@ optimisation, Blacker et al. 2020, arXiv 2010.01668): it makes its pixels row by
 before the first row that is still read is free.
 """
 
+import functools
 import itertools
 import random
 from collections.abc import Iterable, Sequence
@@ -47,10 +48,16 @@ class MemoryPlan:
     buffers: tuple[Buffer, ...]
     offsets: tuple[int, ...]
 
+    @functools.cached_property
+    def places(self) -> dict[Map, int]:
+        """Offset of each buffer's map."""
+        return {
+            buffer.map: offset for buffer, offset in zip(self.buffers, self.offsets, strict=True)
+        }
+
     def offset(self, part: Map) -> int:
         """Return where the first value of a map is."""
-        maps = [buffer.map for buffer in self.buffers]
-        return self.offsets[maps.index(part.buffer)] + part.first
+        return self.places[part.buffer] + part.first
 
 
 def memory_plan(network: nn.Module, side: int) -> MemoryPlan:

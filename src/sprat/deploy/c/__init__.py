@@ -1,0 +1,1 @@
+"""A network in integers, and its C source for microcontrollers."""

@@ -1,0 +1,223 @@
+"""A network in integers, by the int8 specification of TFLite (Jacob et al. 2017, arXiv 1712.05877).
+
+A value x is scale * (q - zero). Weights are int8 with a scale an output channel and zero 0, sums
+and biases int32, maps int8 with one scale a buffer. A sum is brought to the output's scale by a
+multiplier and a shift, rounded once, halves up:
+
+    q = zero + ((sum * multiplier + 2^(shift - 1)) >> shift), clamped
+
+which is TFLite's and CMSIS-NN's single rounding. The image is taken as it is, uint8 with a zero a
+channel: the normalisation is part of the first convolution, exact but for padding, where black is
+the mean to within half a grey level.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sprat.budget.layers import Add, AveragePool, Conv, Layer, Lowered, Map, MaxPool
+from sprat.data.imageset import Normalization
+from sprat.deploy.c.floating import Folded, Range
+from sprat.errors import SpratError
+
+LEAST, MOST = -128, 127  # of int8
+ADD_SHIFT = 20  # bits by which terms are shifted to the left before they are rescaled
+Ints = NDArray[np.signedinteger[Any]]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A quantised value stands for scale * (q - zero)."""
+
+    scale: float
+    zero: int
+
+
+@dataclass(frozen=True)
+class Rescale:
+    """Multipliers, 0 to 2^31 - 1, and shifts, 1 to 62: of each output channel of a convolution; of
+    both terms and the sum of an addition; else one."""
+
+    multipliers: Ints
+    shifts: Ints
+
+    @classmethod
+    def by(cls, factors: Sequence[float]) -> "Rescale":
+        """Return what multiplies by these factors, 0 or above."""
+        pairs = [_multiplier(factor) for factor in factors]
+        return cls(np.array([m for m, _ in pairs]), np.array([s for _, s in pairs]))
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Of a convolution. weights: int8, out x rows x columns x in / groups. biases: int32, out."""
+
+    weights: NDArray[np.int8]
+    biases: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class IntegerLayer:
+    """A layer in integers.
+
+    name: a C identifier, another for every layer. zeros: of each input; of the image, one for each
+    channel. zero, low, high: of the output.
+    """
+
+    name: str
+    layer: Layer
+    zeros: tuple[int, ...]
+    zero: int
+    low: int
+    high: int
+    rescale: Rescale
+    constants: Constants | None = None
+
+
+@dataclass(frozen=True)
+class IntegerNetwork:
+    """The layers, and the scale of the scores."""
+
+    lowered: Lowered
+    layers: tuple[IntegerLayer, ...]
+    scores: Scale
+
+
+def layer_names(lowered: Lowered) -> list[str]:
+    """Return a name for each layer by its place, as a C identifier."""
+    names, seen = [], Counter[str]()
+    for layer in lowered.layers:
+        name = re.sub("[^0-9A-Za-z]", "_", layer.place) or type(layer).__name__.lower()
+        seen[name] += 1
+        again = f"{name}_{seen[name]}" if seen[name] > 1 else name
+        seen[again] += again != name
+        names.append(again)
+    return names
+
+
+def quantize(
+    lowered: Lowered,
+    folded: Mapping[Map, Folded],
+    ranges: Sequence[Range],
+    normalization: Normalization,
+) -> IntegerNetwork:
+    """Return a network in integers.
+
+    Args:
+        ranges: the least and the largest value of each layer's output.
+
+    Raises:
+        SpratError: a sum could exceed int32, or a weight is not finite.
+    """
+    scales = _scales(lowered, ranges)
+    layers = []
+    for layer, name in zip(lowered.layers, layer_names(lowered), strict=True):
+        out = scales[layer.output.buffer]
+        inputs = [scales.get(part.buffer, Scale(1.0, 0)) for part in layer.inputs]
+        zeros, constants = tuple(each.zero for each in inputs), None
+        if isinstance(layer, Conv):
+            weights = folded[layer.output]
+            if layer.inputs[0].buffer is lowered.image:
+                weights, zeros = _from_pixels(layer, weights, normalization)
+            constants, per_channel = _quantize_conv(name, weights, inputs[0])
+            factors = [inputs[0].scale * scale / out.scale for scale in per_channel]
+        elif isinstance(layer, Add):
+            both = 2 * max(each.scale for each in inputs)
+            factors = [*(each.scale / both for each in inputs), both / out.scale / 2**ADD_SHIFT]
+        elif isinstance(layer, AveragePool):
+            factors = [inputs[0].scale / out.scale / math.prod(layer.kernel)]
+        else:
+            factors = [inputs[0].scale / out.scale]
+        layers.append(
+            IntegerLayer(
+                name=name,
+                layer=layer,
+                zeros=zeros,
+                zero=out.zero,
+                low=_bound(layer.low, out),
+                high=_bound(layer.high, out),
+                rescale=Rescale.by(factors),
+                constants=constants,
+            )
+        )
+    return IntegerNetwork(lowered, tuple(layers), scales[lowered.output.buffer])
+
+
+def _scales(lowered: Lowered, ranges: Sequence[Range]) -> dict[Map, Scale]:
+    """Return the scale of each buffer: of all that is written to it."""
+    widest: dict[Map, Range] = {}
+    writers = Counter(layer.output.buffer for layer in lowered.layers)
+    for layer, (low, high) in zip(lowered.layers, ranges, strict=True):
+        before = widest.get(layer.output.buffer, (0.0, 0.0))
+        widest[layer.output.buffer] = min(before[0], low), max(before[1], high)
+    scales: dict[Map, Scale] = {}
+    for buffer, (low, high) in widest.items():
+        scale = (high - low) / (MOST - LEAST) or 1.0
+        scales[buffer] = Scale(scale, min(MOST, max(LEAST, round(LEAST - low / scale))))
+    for layer in lowered.layers:  # a maximum is one of the values, with nothing to round
+        if isinstance(layer, MaxPool) and writers[layer.output.buffer] == 1:
+            scales[layer.output.buffer] = scales[layer.inputs[0].buffer]
+    return scales
+
+
+def _from_pixels(
+    conv: Conv, folded: Folded, normalization: Normalization
+) -> tuple[Folded, tuple[int, ...]]:
+    """Return weights that take pixels 0 to 255, and the zero of each channel of the image."""
+    first = conv.inputs[0].first
+    channels = slice(first, first + conv.inputs[0].channels)
+    mean = folded.weight.new_tensor(normalization.mean[channels]) * 255
+    deviation = folded.weight.new_tensor(normalization.std[channels]) * 255
+    outs, each_in = folded.weight.shape[:2]
+    group = outs // conv.groups
+    # the image's channels that each output's weights are of, out x in / groups
+    of = torch.arange(outs)[:, None] // group * each_in + torch.arange(each_in)
+    zeros = mean.round()
+    weight = folded.weight / deviation[of].view(outs, each_in, 1, 1)
+    bias = folded.bias + (weight.sum((2, 3)) * (zeros - mean)[of]).sum(1)
+    return Folded(weight, bias), tuple(int(zero) for zero in zeros)
+
+
+def _quantize_conv(name: str, folded: Folded, source: Scale) -> tuple[Constants, list[float]]:
+    """Return the integers of a convolution and the scale of each output channel's weights."""
+    weight, bias = folded.weight.numpy(), folded.bias.numpy()
+    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        raise SpratError(f"The weights of {name} are not finite. Train the model again.")
+    # small enough for every weight to be told apart, and large enough for the bias in 30 bits
+    scales = np.maximum(np.abs(weight).max((1, 2, 3)) / MOST, np.abs(bias) / source.scale / 2**29)
+    scales[scales == 0] = 1.0
+    weights = np.rint(weight / scales[:, None, None, None]).astype(np.int64)
+    biases = np.rint(bias / (source.scale * scales)).astype(np.int64)
+    largest = (np.abs(weights).sum((1, 2, 3)) * 255 + np.abs(biases)).max()
+    if largest >= 2**31:
+        raise SpratError(
+            f"The sums of {name} can exceed 32 bits: each has {weights[0].size:,} terms. Use "
+            "narrower layers."
+        )
+    ordered = np.ascontiguousarray(weights.transpose(0, 2, 3, 1)).astype(np.int8)
+    return Constants(ordered, biases.astype(np.int32)), scales.tolist()
+
+
+def _bound(value: float, scale: Scale) -> int:
+    quantized = value / scale.scale + scale.zero
+    return round(min(MOST, max(LEAST, quantized)))
+
+
+def _multiplier(factor: float) -> tuple[int, int]:
+    """Return a multiplier below 2^31 and a shift: factor = multiplier / 2^shift."""
+    mantissa, exponent = math.frexp(factor)
+    multiplier, shift = round(mantissa * 2**31), 31 - exponent
+    if multiplier == 2**31:
+        multiplier, shift = multiplier // 2, shift - 1
+    if shift > 62:
+        return 0, 1
+    if shift < 1:
+        raise SpratError(f"A layer's scales differ by {factor:.3g}. Train the model again.")
+    return multiplier, shift

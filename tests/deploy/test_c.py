@@ -1,0 +1,192 @@
+"""Models in C: the integer reference next to torch, and what a compiler makes next to it."""
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sprat import zoo
+from sprat.budget.graph import trace
+from sprat.budget.layers import Lowered, lower
+from sprat.budget.plan import plan_memory
+from sprat.checkpoint import load_model
+from sprat.data.imageset import Normalization
+from sprat.deploy.c import reference
+from sprat.deploy.c.floating import fold_all, measure_ranges, run
+from sprat.deploy.c.quantize import IntegerNetwork, Rescale, quantize
+from sprat.deploy.c.source import Program, write_source
+from sprat.models import NETWORKS, build_network
+
+STRICT = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-pedantic"]
+NORMALIZATION = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
+UNSUPPORTED = {"ResNet20A", "Tiniest", "ShuffleNetV2x05"}
+needs_gcc = pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc")
+
+
+class Everything(nn.Module):
+    """A layer of every kind, put together in every way that has an integer form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = nn.BatchNorm2d(3)
+        self.stem = nn.Conv2d(3, 6, 3, stride=2, padding=1)
+        self.pointwise = nn.Conv2d(3, 2, 1, stride=2)
+        self.grouped = nn.Conv2d(8, 12, 3, padding=2, dilation=2, groups=4)
+        self.tall = nn.Conv2d(6, 6, (5, 1), padding=(2, 0), groups=6, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.multiplied = nn.Conv2d(6, 12, 3, padding="same", groups=6)
+        self.middle = nn.Linear(12 * 4 * 4, 9)
+        self.head = nn.Linear(9, 7)
+
+    def forward(self, images: Tensor) -> Tensor:
+        both = torch.cat(
+            [self.stem(self.mean(images)), F.relu6(self.pointwise(images))], 1
+        )  # 8 channels
+        mixed = self.grouped(both)
+        left, right = mixed.split([6, 6], 1)
+        left = self.norm(self.tall(left)) + F.hardtanh(right)
+        joined = F.relu(torch.cat([left, right], 1))  # right is copied
+        joined = joined + self.multiplied(mixed[:, 3:9])
+        pooled = F.max_pool2d(joined, 3, 2, 1) + F.avg_pool2d(joined, 3, 2, 1)
+        return self.head(F.relu(self.middle(pooled.flatten(1))))
+
+
+def noise_images(count: int, side: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+def with_statistics(network: nn.Module) -> nn.Module:
+    """The network in evaluation mode, its BatchNorm as if trained."""
+    torch.manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, 0, 0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.3)
+    return network.eval()
+
+
+def integer_of(
+    network: nn.Module, images: Tensor, normalization: Normalization = NORMALIZATION
+) -> IntegerNetwork:
+    lowered = lower(trace(network, images.shape[-1]))
+    folded = fold_all(lowered, network.state_dict())
+    ranges = measure_ranges(lowered, folded, images, normalization)
+    return quantize(lowered, folded, ranges, normalization)
+
+
+def compiled(program: Program, folder: Path, flags: tuple[str, ...] = ("-O1",)) -> ctypes.CDLL:
+    drawn = np.zeros((1, 3, program.side, program.side), np.uint8)
+    files = write_source(program, drawn, np.zeros((1, len(program.classes)), np.int8))
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    prefix, library = program.prefix, folder / f"{program.prefix}.so"
+    sources = [folder / f"{prefix}.c", folder / f"{prefix}_data.c"]
+    command = ["gcc", *STRICT, *flags, "-shared", "-fPIC", "-o", library, *sources]
+    made = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (made.returncode, made.stderr) == (0, "")
+    return ctypes.CDLL(str(library))
+
+
+def scores_by(library: ctypes.CDLL, program: Program, images: Tensor) -> NDArray[np.int8]:
+    """The compiled program's scores; each index that it returned must be theirs."""
+    classify = getattr(library, f"{program.prefix}_classify")
+    rows = []
+    for image in images if program.layout == "planes" else images.permute(0, 2, 3, 1):
+        scores = (ctypes.c_int8 * len(program.classes))()
+        best = classify(image.numpy().tobytes(), scores)
+        rows.append(np.array(scores, np.int8))
+        assert best == rows[-1].argmax()
+    return np.stack(rows)
+
+
+def program_of(network: IntegerNetwork, **values: str) -> Program:
+    count = network.lowered.output.channels
+    names = [f"class {n}" for n in range(count)]
+    return Program(network, plan_memory(network.lowered), "a model", names, **values)
+
+
+class TestLayersInFloatingPoint:
+    @pytest.mark.parametrize("name", sorted(NETWORKS.keys() - UNSUPPORTED))
+    def test_are_the_network(self, name: str) -> None:
+        network = with_statistics(build_network(name))
+        assert_same_logits(network, lower(trace(network, 16)), torch.randn(2, 3, 16, 16))
+
+    def test_are_a_network_with_every_kind_of_layer(self) -> None:
+        network = with_statistics(Everything())
+        assert_same_logits(network, lower(trace(network, 16)), torch.randn(4, 3, 16, 16))
+
+
+def assert_same_logits(network: nn.Module, lowered: Lowered, images: Tensor) -> None:
+    with torch.inference_mode():
+        expected = network(images)
+        *_, logits = run(lowered, fold_all(lowered, network.state_dict()), images)
+    assert torch.allclose(logits.flatten(1), expected, rtol=1e-4, atol=1e-4)
+
+
+class TestReference:
+    def test_rescales_as_a_product_rounded_halves_up(self) -> None:
+        rescale = Rescale.by([0.5, 0.25, 1.0, 3.0, 1e-30])
+        sums = np.arange(-9, 10).reshape(1, -1, 1, 1).repeat(5, 0)
+        given = reference._rescale(sums, rescale, slice(None))[:, :, 0, 0]
+        for row, factor in zip(given, [0.5, 0.25, 1.0, 3.0, 0.0], strict=True):
+            assert row.tolist() == np.floor(np.arange(-9, 10) * factor + 0.5).tolist()
+
+    def test_is_near_the_network(self) -> None:
+        network, images = with_statistics(Everything()), noise_images(64, 16)
+        integer = integer_of(network, images)
+        given = reference.scores(integer, images.numpy())
+        logits = integer.scores.scale * (torch.from_numpy(given).float() - integer.scores.zero)
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in vars(NORMALIZATION).values())
+        with torch.inference_mode():
+            expected = network((images / 255 - mean) / std)
+        assert (logits - expected).abs().max() < 0.05 * (expected.max() - expected.min())
+
+
+@needs_gcc
+class TestC:
+    @pytest.mark.parametrize("layout", ["planes", "hwc"])
+    def test_every_kind_of_layer_is_the_reference_byte_for_byte(
+        self, layout: str, tmp_path: Path
+    ) -> None:
+        images = noise_images(64, 16)
+        integer = integer_of(with_statistics(Everything()), images)
+        program = program_of(integer, layout=layout, prefix="every_1")
+        given = scores_by(compiled(program, tmp_path), program, images)
+        assert (given == reference.scores(integer, images.numpy())).all()
+
+    @pytest.mark.parametrize("name", ["WRN16x1", "DenseNetBC40"])
+    def test_networks_are_the_reference_byte_for_byte(self, name: str, tmp_path: Path) -> None:
+        images = noise_images(4, 16)
+        integer = integer_of(with_statistics(build_network(name)), images)
+        program = program_of(integer)
+        given = scores_by(compiled(program, tmp_path), program, images)
+        assert (given == reference.scores(integer, images.numpy())).all()
+
+    @pytest.mark.parametrize("name", ["SpratS", "SpratM"])
+    def test_the_smallest_shipped_models_are_the_reference_byte_for_byte(
+        self, name: str, tmp_path: Path
+    ) -> None:
+        model, images = load_model(zoo.ZOO / name), noise_images(20, 32)
+        integer = integer_of(model.network, images, model.normalization)
+        program = program_of(integer)
+        given = scores_by(compiled(program, tmp_path, ("-O2",)), program, images)
+        assert (given == reference.scores(integer, images.numpy())).all()
+        assert len(np.unique(given)) > 20
+
+    def test_names_of_any_kind_are_written(self, tmp_path: Path) -> None:
+        names = ['"quoted" \\n ??/ */', "Żółw\n", "\x019", "x" * 255, "1234567"[:3], "a", "b"]
+        integer = integer_of(with_statistics(Everything()), noise_images(4, 16))
+        program = Program(integer, plan_memory(integer.lowered), "*/ ??/ \\", names)
+        library = compiled(program, tmp_path)
+        listed = (ctypes.c_char_p * len(names)).in_dll(library, "model_class_names")
+        assert [name.decode() for name in listed] == names
