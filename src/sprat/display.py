@@ -301,7 +301,7 @@ def print_contenders(console: Console, contenders: "Sequence[Contender]") -> Non
         (
             "torch fp32" if contender.name == "torch" else contender.name,
             f"{contender.bytes:,}",
-            f"{contender.ms_for_one_image:.2f}",
+            "—" if contender.ms_for_one_image is None else f"{contender.ms_for_one_image:.2f}",
             "—" if contender.top1 is None else f"{100 * contender.top1:.2f} %",
         )
         for contender in contenders

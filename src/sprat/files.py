@@ -10,10 +10,10 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from sprat.errors import SpratError
+from sprat.errors import SpratError, shown
 
 # What is written beside a file until it is whole: .last-0a1b2c3d.sprat.pt
 _TEMPORARY = ".*-????????.sprat*"
@@ -215,6 +215,40 @@ def temporary_folder() -> Iterator[Path]:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         with writing(folder):
             yield folder
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path, names: Collection[str]) -> Iterator[Path]:
+    """Gives a folder next to `path` to write files into; puts it in place only if the block ends
+    well. A folder that is there is replaced if it holds no other files than these.
+
+    Raises:
+        SpratError: there is something else at `path`, or in it.
+        WriteError: the system refuses to write it.
+    """
+    with writing(path), contextlib.ExitStack() as stack:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if sys.platform == "win32":
+            work = Path(tempfile.mkdtemp(prefix=".sprat-", suffix=".tmp", dir=path.parent))
+        else:
+            work = stack.enter_context(_locked_folder(path.parent))
+        stack.callback(shutil.rmtree, work, ignore_errors=True)
+        made = work / "new"
+        made.mkdir()
+        yield made
+        for name in names:
+            with (made / name).open("rb+") as file:
+                os.fsync(file.fileno())
+        if path.exists():
+            if not path.is_dir():
+                raise SpratError(f"{path} is a file, expected a folder. Give another name.")
+            if others := sorted(each.name for each in path.iterdir() if each.name not in names):
+                raise SpratError(
+                    f"{path} holds {shown(others[0])} too, which would be lost. Give another "
+                    "folder, or move that file."
+                )
+            path.replace(work / "old")
+        made.replace(path)
 
 
 @contextlib.contextmanager

@@ -4,15 +4,17 @@ A new one is a `Format` in a file of its own and a line of the table here; optio
 go into `Options`.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from sprat.deploy.c import C
 from sprat.deploy.format import Format
 from sprat.deploy.int8 import ONNX_INT8
 from sprat.deploy.onnx import ONNX
 from sprat.deploy.pytorch import PT2, PTH
 from sprat.errors import SpratError, did_you_mean, shown
-from sprat.settings.field import Table, setting
+from sprat.settings.field import Table, refused, setting
 
 __all__ = [
     "CHOICES",
@@ -32,6 +34,7 @@ FORMATS: dict[str, Format] = {
         ONNX_INT8,
         PT2,
         PTH,
+        C,
     )
 }
 
@@ -54,6 +57,26 @@ class Options(Table):
         at_least=0,
         unit="percentage points",
     )
+    layout: str = setting(
+        "planes",
+        "Order of an image's bytes for C: planes red, green, blue, or hwc, pixel by pixel",
+        choices=("planes", "hwc"),
+    )
+    prefix: str = setting(
+        "model", "Beginning of every C name and file name, so that two models fit into one program"
+    )
+    verify: bool = setting(
+        False, "Compile the C and run its self-test, if there is a C compiler (CC, or cc)"
+    )
+
+    def check_together(self) -> None:
+        if not re.fullmatch("[A-Za-z][A-Za-z0-9_]{0,39}", self.prefix) or self.prefix == "main":
+            raise refused(
+                "prefix",
+                self.prefix,
+                "1 to 40 letters, digits and _ without accents, a letter first, and not main",
+                "The default is 'model'.",
+            )
 
 
 def find_format(name: str) -> Format:
@@ -88,12 +111,20 @@ def check_options(name: str, options: Options) -> None:
 
 
 def check_output(path: Path, name: str, overwrite: bool) -> None:
-    """Check the file that an export is to write.
+    """Check the file or folder that an export is to write.
 
     Raises:
-        SpratError: its ending is another format's, or it exists already.
+        SpratError: its ending is another format's, it exists already, or is no folder of an export.
     """
-    suffix = FORMATS[name].suffix
+    format = FORMATS[name]
+    if format.folder:
+        if path.exists() and not overwrite:
+            raise SpratError(
+                f"{path} exists already and is not overwritten. Give another --output, or "
+                "--overwrite."
+            )
+        return
+    suffix = format.suffix
     if path.suffix != suffix:
         raise SpratError(
             f"--output is {path}, expected a name that ends in {suffix}. Rename it, or leave it "

@@ -27,8 +27,8 @@ class Contender:
     name: str
     bytes: int
     """Of the file; of torch, of its weights in memory."""
-    ms_for_one_image: float
-    """Median, on one thread."""
+    ms_for_one_image: float | None
+    """Median, on one thread; None for what runs elsewhere."""
     top1: float | None
     """On the compared images; None if they have no labels of the model's classes."""
 
@@ -37,13 +37,18 @@ def compared_images(side: int, labelled: ImageSet | None) -> ImageSet:
     """Return the images to compare on: as many of `labelled` as count, each class its share, or
     as many drawings of shapes10, resized to `side`."""
     if labelled is None:
-        drawn, _ = shapes10.load(train_images=COMPARED, test_images=len(shapes10.CLASSES))
-        resized = F.interpolate(
-            drawn.images[:].float(), size=(side, side), mode="bilinear", antialias=True
-        )
-        return ImageSet(resized.round().clamp(0, 255).byte(), drawn.targets, drawn.classes)
+        return drawings(COMPARED, side)
     _, chosen = stratified_split(labelled.targets, min(COMPARED, len(labelled)), seed=0)
     return labelled.subset(chosen)
+
+
+def drawings(count: int, side: int) -> ImageSet:
+    """Return drawings of shapes10, always the same, resized to `side`."""
+    drawn, _ = shapes10.load(train_images=count, test_images=len(shapes10.CLASSES))
+    resized = F.interpolate(
+        drawn.images[:].float(), size=(side, side), mode="bilinear", antialias=True
+    )
+    return ImageSet(resized.round().clamp(0, 255).byte(), drawn.targets, drawn.classes)
 
 
 @torch.inference_mode()

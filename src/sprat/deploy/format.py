@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sprat.errors import SpratError
 
@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sprat.deploy.graph import Graph, Run, Source
+
+Content = bytes | dict[str, bytes]  # of a file, or of the files of a folder by their names
+
+
+def total_bytes(content: Content) -> int:
+    """Return the size of a file, or of a folder's files together."""
+    return len(content) if isinstance(content, bytes) else sum(map(len, content.values()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +30,17 @@ class Format:
     about: str
     """A phrase for the help, after the name: "quantised to 8 bits"."""
     ending: str
-    """Of the file, after the model's name: "-int8.onnx"."""
-    write: Callable[[Source, bytes], bytes]
-    """Return the file's content; the second argument is that of `made_from`."""
-    open: Callable[[bytes, Graph], Run]
-    """Return a function from the graph's input to its output that runs a file's content."""
+    """Of the file or folder, after the model's name: "-int8.onnx"."""
+    write: Callable[[Source, Any], Content]
+    """Return the content; the second argument is that of `made_from`."""
+    open: Callable[[Any, Graph], Run]
+    """Return a function from the graph's input to its output that runs a content."""
+    folder: bool = False
+    """Whether it is a folder of files."""
+    size: Callable[[Any], int] = total_bytes
+    """Return the bytes that a content takes where it is used."""
+    timed: bool = True
+    """Whether what `open` returns is what a user runs, so that its time means something."""
     made_from: Format | None = None
     """The format that is written first, compared too, and handed to `write`."""
     exact: bool = True

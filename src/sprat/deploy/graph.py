@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sprat import __version__
 from sprat.augment.transforms import normalize
 from sprat.checkpoint import Model, metadata
-from sprat.data.imageset import ImageSet, Normalization
+from sprat.data.imageset import Images, ImageSet, Normalization, stratified_split
 
 if TYPE_CHECKING:
     from sprat.deploy import Options
@@ -78,6 +78,14 @@ class Source:
         network = copy.deepcopy(model.network).cpu().eval()
         graph = Graph(network, None if options.raw else model.normalization).eval()
         return cls(model, graph, options, training, tell)
+
+    def calibration(self, most: int) -> Images:
+        """Return training images to calibrate on, each class its share."""
+        assert self.training is not None
+        count = min(most, len(self.training))
+        self.tell(f"calibrating on {count:,} images")
+        _, chosen = stratified_split(self.training.targets, count, seed=0)
+        return self.training.subset(chosen).images
 
     @property
     def output(self) -> str:

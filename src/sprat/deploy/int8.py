@@ -10,11 +10,10 @@ from sprat.deploy.format import Format
 from sprat.files import temporary_folder
 
 if TYPE_CHECKING:
-    from sprat.data import imageset
     from sprat.deploy import graph as graphs
     from sprat.deploy.graph import Source
 else:
-    imageset, graphs = deferred("sprat.data.imageset"), deferred("sprat.deploy.graph")
+    graphs = deferred("sprat.deploy.graph")
 
 CALIBRATION = 512  # images; the shipped model lost 0 to 0.2 points with 128 to 1,024, in no order
 
@@ -48,12 +47,7 @@ def write(source: Source, before: bytes) -> bytes:
 
     from sprat.evaluation.evaluate import BATCH
 
-    training = source.training
-    assert training is not None
-    count = min(CALIBRATION, len(training))
-    source.tell(f"calibrating on {count:,} images")
-    _, chosen = imageset.stratified_split(training.targets, count, seed=0)
-    batches = training.subset(chosen).images.split(BATCH)
+    batches = source.calibration(CALIBRATION).split(BATCH)
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def get_next(self) -> dict[str, Any] | None:

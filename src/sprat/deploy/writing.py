@@ -4,7 +4,8 @@ Every file is written next to its place, read back from there and compared with 
 images; only a file that agrees is put in place.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +24,11 @@ from sprat.deploy.agreement import (
     compared_images,
     latencies,
 )
+from sprat.deploy.format import Content
 from sprat.deploy.graph import Run, Source, graph_input
 from sprat.errors import SpratError
 from sprat.evaluation.evaluate import predict_probabilities, top1
-from sprat.files import replacing
+from sprat.files import replacing, replacing_folder
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,12 @@ def export(
     """Write a model in another format, if that agrees with torch.
 
     Args:
-        path: the file; its name ends as the format asks.
+        path: the file, or the folder of a format of several; its name ends as the format asks.
         format: a name of `FORMATS`.
         compared: labelled images of the model's classes, of which 1,000 are compared; without
             it drawings of shapes10 are compared, on which there is no accuracy.
         training: images to calibrate on, for formats that need some; none of `compared`.
-        overwrite: whether a file that exists may be replaced.
+        overwrite: whether a file that exists may be replaced; a folder, if it holds nothing else.
         tell: hears what is being done.
 
     Raises:
@@ -94,9 +96,7 @@ def export(
 
     tell(f"writing {format}")
     contents = _contents(wanted, source)
-    with replacing(path, size=len(contents[format])) as beside:
-        beside.write_bytes(contents[format])
-        contents[format] = beside.read_bytes()
+    with _placing(path, contents[format]) as contents[format]:
         runs: dict[str, Run] = {"torch": source.graph}
         runs |= {
             name: FORMATS[name].open(content, source.graph) for name, content in contents.items()
@@ -116,9 +116,10 @@ def export(
         if not wanted.exact and before is not None and after is not None:
             check_drop(format, after, before, options.max_drop, len(seen))
         tell("timing one image")
-        milliseconds = latencies(runs, graph_input(seen.images[:1], normalization, raw))
+        timed = {name: run for name, run in runs.items() if name == "torch" or FORMATS[name].timed}
+        milliseconds = latencies(timed, graph_input(seen.images[:1], normalization, raw))
     sizes = {"torch": sum(t.nbytes for t in network.state_dict().values())}
-    sizes |= {name: len(content) for name, content in contents.items()}
+    sizes |= {name: FORMATS[name].size(content) for name, content in contents.items()}
     same, difference = agreement(given[format], expected)
     return Exported(
         path=path,
@@ -128,7 +129,7 @@ def export(
         same_top1=same,
         largest_difference=difference,
         contenders=tuple(
-            Contender(name, sizes[name], milliseconds[name], accuracy[name]) for name in runs
+            Contender(name, sizes[name], milliseconds.get(name), accuracy[name]) for name in runs
         ),
     )
 
@@ -146,8 +147,23 @@ def probabilities_by(format: str, model: Model, images: Images, training: ImageS
     return answers(run, images, model.normalization, raw=False)
 
 
-def _contents(format: Format, source: Source) -> dict[str, bytes]:
-    """Return the files' contents of a format and of those it is made from, which come first."""
+@contextlib.contextmanager
+def _placing(path: Path, content: Content) -> Iterator[Content]:
+    """Write a content next to its place and give what is read back from there; it is put in place
+    only if the block ends well."""
+    if isinstance(content, bytes):
+        with replacing(path, size=len(content)) as beside:
+            beside.write_bytes(content)
+            yield beside.read_bytes()
+        return
+    with replacing_folder(path, content) as beside:
+        for name, part in content.items():
+            (beside / name).write_bytes(part)
+        yield {name: (beside / name).read_bytes() for name in content}
+
+
+def _contents(format: Format, source: Source) -> dict[str, Content]:
+    """Return the contents of a format and of those it is made from, which come first."""
     contents = _contents(format.made_from, source) if format.made_from else {}
     before = contents[format.made_from.name] if format.made_from else b""
     return contents | {format.name: format.write(source, before)}
