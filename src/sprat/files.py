@@ -223,7 +223,7 @@ def replacing_folder(path: Path, names: Collection[str]) -> Iterator[Path]:
     well. A folder that is there is replaced if it holds no other files than these.
 
     Raises:
-        SpratError: there is something else at `path`, or in it.
+        SpratError: there is something else in it.
         WriteError: the system refuses to write it.
     """
     with writing(path), contextlib.ExitStack() as stack:
@@ -240,8 +240,6 @@ def replacing_folder(path: Path, names: Collection[str]) -> Iterator[Path]:
             with (made / name).open("rb+") as file:
                 os.fsync(file.fileno())
         if path.exists():
-            if not path.is_dir():
-                raise SpratError(f"{path} is a file, expected a folder. Give another name.")
             if others := sorted(each.name for each in path.iterdir() if each.name not in names):
                 raise SpratError(
                     f"{path} holds {shown(others[0])} too, which would be lost. Give another "

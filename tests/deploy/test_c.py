@@ -3,7 +3,9 @@
 import ctypes
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +18,16 @@ from sprat import zoo
 from sprat.budget.graph import trace
 from sprat.budget.layers import Lowered, lower
 from sprat.budget.plan import plan_memory
-from sprat.checkpoint import load_model
+from sprat.checkpoint import Model, load_model
+from sprat.data import Dataset
 from sprat.data.imageset import Normalization
+from sprat.deploy import Options
 from sprat.deploy.c import reference
 from sprat.deploy.c.floating import fold_all, measure_ranges, run
 from sprat.deploy.c.quantize import IntegerNetwork, Rescale, quantize
 from sprat.deploy.c.source import Program, write_source
+from sprat.deploy.writing import Exported, export
+from sprat.errors import SpratError
 from sprat.models import NETWORKS, build_network
 
 STRICT = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-pedantic"]
@@ -190,3 +196,115 @@ class TestC:
         library = compiled(program, tmp_path)
         listed = (ctypes.c_char_p * len(names)).in_dll(library, "model_class_names")
         assert [name.decode() for name in listed] == names
+
+
+@pytest.fixture(scope="module", autouse=True)
+def briefly() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("sprat.deploy.c.CALIBRATION", 20)
+        monkeypatch.setattr("sprat.deploy.agreement.TIMED_SECONDS", 0.0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    network = with_statistics(Everything())
+    names = tuple(f"class {n}" for n in range(7))
+    return Model(network, "Everything", names, NORMALIZATION, 16, {})
+
+
+@pytest.fixture(scope="module")
+def sets(tiny: Dataset) -> dict[str, Any]:
+    """Images of seven classes, to calibrate on and to compare."""
+    return {
+        name: images.subset((images.targets < 7).nonzero().flatten()[:40])
+        for name, images in (("training", tiny.train), ("compared", tiny.test))
+    }
+
+
+class TestExport:
+    def export(self, model: Model, path: Path, sets: dict[str, Any], **options: Any) -> Exported:
+        overwrite = bool(options.pop("overwrite", False))
+        wanted = Options(max_drop=100, **options)
+        return export(model, path, "c", wanted, overwrite=overwrite, **sets)
+
+    @needs_gcc
+    def test_the_folder_compiles_and_its_self_test_passes(
+        self, model: Model, sets: dict[str, Any], tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "made" / "here.v1"
+        exported = self.export(model, folder, sets, layout="hwc", prefix="tiny", verify=True)
+        names = {"tiny.h", "tiny.c", "tiny_data.c", "main.c", "Makefile"}
+        assert {path.name for path in folder.iterdir()} == names
+        assert [path.name for path in folder.parent.iterdir()] == ["here.v1"]
+        assert folder.stat().st_mode & 0o777 == tmp_path.joinpath("made").stat().st_mode & 0o777
+        assert exported.same_top1 > 0.9
+        strict = " ".join(STRICT)
+        made = subprocess.run(
+            ["make", "-C", folder, f"CFLAGS=-Os {strict}"],
+            check=False, capture_output=True, text=True,
+        )  # fmt: skip
+        assert "16 of 16 as expected" in made.stdout, made.stderr
+
+    @needs_gcc
+    def test_the_self_test_fails_on_other_scores(self, model: Model, tmp_path: Path) -> None:
+        program = program_of(integer_of(model.network, noise_images(20, 16)))
+        images = noise_images(2, 16).numpy()
+        scores = reference.scores(program.network, images)
+        scores[1, 3] ^= 1
+        for name, content in write_source(program, images, scores).items():
+            (tmp_path / name).write_bytes(content)
+        made = subprocess.run(["make", "-C", tmp_path], check=False, capture_output=True, text=True)
+        assert made.returncode != 0
+        assert "1 of 2 as expected" in made.stdout
+
+    def test_a_folder_is_replaced_only_if_nothing_of_the_users_is_in_it(
+        self, model: Model, sets: dict[str, Any], tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "folder"
+        self.export(model, folder, sets)
+        with pytest.raises(SpratError, match="exists already"):
+            self.export(model, folder, sets)
+        (folder / "Makefile").write_text("changed")
+        self.export(model, folder, sets, overwrite=True)
+        assert "selftest" in (folder / "Makefile").read_text()
+        (folder / "board.c").touch()
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        with pytest.raises(SpratError, match=r"holds 'board\.c' too"):
+            self.export(model, folder, sets, overwrite=True)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+        assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+    @pytest.mark.parametrize("compiler", ["false", "nothing-of-this-name"])
+    def test_verify_reports_a_compiler_that_fails_or_is_not_there(
+        self,
+        compiler: str,
+        model: Model,
+        sets: dict[str, Any],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setenv("CC", compiler)
+        folder = tmp_path / "folder"
+        if compiler == "false":
+            with pytest.raises(SpratError, match="The C compiler failed"):
+                self.export(model, folder, sets, verify=True)
+            assert not list(tmp_path.iterdir())
+        else:
+            self.export(model, folder, sets, verify=True)
+            assert "no C compiler (nothing-of-this-name)" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("prefix", ["", "9", "a-b", "ä", "main", "x" * 41])
+    def test_a_prefix_that_is_no_name_in_c_is_refused(self, prefix: str) -> None:
+        with pytest.raises(SpratError, match="prefix is "):
+            Options(prefix=prefix)
+
+    def test_a_name_that_c_cannot_hold_is_refused(
+        self, model: Model, sets: dict[str, Any], tmp_path: Path
+    ) -> None:
+        names = ("a\0b", *model.classes[1:])
+        cut = Model(model.network, "Everything", names, NORMALIZATION, 16, {})
+        with pytest.raises(SpratError, match="holds a character 0"):
+            self.export(cut, tmp_path / "folder", sets)
+        assert not list(tmp_path.iterdir())

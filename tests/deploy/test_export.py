@@ -39,6 +39,7 @@ def briefly() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr("sprat.deploy.agreement.COMPARED", 200)
         monkeypatch.setattr("sprat.deploy.int8.CALIBRATION", 100)
+        monkeypatch.setattr("sprat.deploy.c.CALIBRATION", 100)
         monkeypatch.setattr("sprat.deploy.agreement.TIMED_SECONDS", 0.0)
         yield
 
@@ -168,8 +169,10 @@ class TestEveryFormat:
             assert file.n == len(small.test)
             first, last = file.contenders[0], file.contenders[-1]
             assert first.top1 == top1(expected, small.test.targets)
-            assert last.bytes == file.path.stat().st_size
-            assert all(contender.ms_for_one_image > 0 for contender in file.contenders)
+            if file.path.is_file():
+                assert last.bytes == file.path.stat().st_size
+            timed = [each.ms_for_one_image for each in file.contenders if each.name != "c"]
+            assert all(milliseconds > 0 for milliseconds in timed)
             if format in GRAPHS:
                 said = answers(file, small.test.images[:])
                 assert last.top1 == top1(said, small.test.targets)

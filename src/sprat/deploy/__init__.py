@@ -114,7 +114,7 @@ def check_output(path: Path, name: str, overwrite: bool) -> None:
     """Check the file or folder that an export is to write.
 
     Raises:
-        SpratError: its ending is another format's, it exists already, or is no folder of an export.
+        SpratError: its ending is another format's, or it exists already.
     """
     format = FORMATS[name]
     if format.folder:
@@ -123,6 +123,8 @@ def check_output(path: Path, name: str, overwrite: bool) -> None:
                 f"{path} exists already and is not overwritten. Give another --output, or "
                 "--overwrite."
             )
+        if path.is_file():
+            raise SpratError(f"{path} is a file, expected a folder. Give another --output.")
         return
     suffix = format.suffix
     if path.suffix != suffix:
