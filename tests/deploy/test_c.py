@@ -1,6 +1,7 @@
 """Models in C: the integer reference next to torch, and what a compiler makes next to it."""
 
 import ctypes
+import dataclasses
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -11,26 +12,32 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
+from compiled_c import (
+    STRICT,
+    compile_files,
+    integer_of,
+    noise_images,
+    program_of,
+    scores_by,
+    write_files,
+)
 from torch import Tensor, nn
 
 from sprat import zoo
 from sprat.budget.graph import trace
 from sprat.budget.layers import Lowered, lower
-from sprat.budget.plan import plan_memory
 from sprat.checkpoint import Model, load_model
 from sprat.data import Dataset
 from sprat.data.imageset import Normalization
 from sprat.deploy import Options
 from sprat.deploy.c import reference
-from sprat.deploy.c.floating import fold_all, measure_ranges, run
-from sprat.deploy.c.quantize import IntegerNetwork, Rescale, quantize
-from sprat.deploy.c.source import Program, write_source
+from sprat.deploy.c.floating import fold_all, run
+from sprat.deploy.c.quantize import Rescale
+from sprat.deploy.c.source import write_source
 from sprat.deploy.writing import Exported, export
 from sprat.errors import SpratError
 from sprat.models import NETWORKS, build_network
 
-STRICT = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-pedantic"]
 NORMALIZATION = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 UNSUPPORTED = {"ResNet20A", "Tiniest", "ShuffleNetV2x05"}
 needs_gcc = pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc")
@@ -64,11 +71,6 @@ class Everything(nn.Module):
         return self.head(F.relu(self.middle(pooled.flatten(1))))
 
 
-def noise_images(count: int, side: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
-
-
 def with_statistics(network: nn.Module) -> nn.Module:
     """The network in evaluation mode, its BatchNorm as if trained."""
     torch.manual_seed(0)
@@ -79,46 +81,6 @@ def with_statistics(network: nn.Module) -> nn.Module:
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, 0, 0.3)
     return network.eval()
-
-
-def integer_of(
-    network: nn.Module, images: Tensor, normalization: Normalization = NORMALIZATION
-) -> IntegerNetwork:
-    lowered = lower(trace(network, images.shape[-1]))
-    folded = fold_all(lowered, network.state_dict())
-    ranges = measure_ranges(lowered, folded, images, normalization)
-    return quantize(lowered, folded, ranges, normalization)
-
-
-def compiled(program: Program, folder: Path, flags: tuple[str, ...] = ("-O1",)) -> ctypes.CDLL:
-    drawn = np.zeros((1, 3, program.side, program.side), np.uint8)
-    files = write_source(program, drawn, np.zeros((1, len(program.classes)), np.int8))
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    prefix, library = program.prefix, folder / f"{program.prefix}.so"
-    sources = [folder / f"{prefix}.c", folder / f"{prefix}_data.c"]
-    command = ["gcc", *STRICT, *flags, "-shared", "-fPIC", "-o", library, *sources]
-    made = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert (made.returncode, made.stderr) == (0, "")
-    return ctypes.CDLL(str(library))
-
-
-def scores_by(library: ctypes.CDLL, program: Program, images: Tensor) -> NDArray[np.int8]:
-    """The compiled program's scores; each index that it returned must be theirs."""
-    classify = getattr(library, f"{program.prefix}_classify")
-    rows = []
-    for image in images if program.layout == "planes" else images.permute(0, 2, 3, 1):
-        scores = (ctypes.c_int8 * len(program.classes))()
-        best = classify(image.numpy().tobytes(), scores)
-        rows.append(np.array(scores, np.int8))
-        assert best == rows[-1].argmax()
-    return np.stack(rows)
-
-
-def program_of(network: IntegerNetwork, **values: str) -> Program:
-    count = network.lowered.output.channels
-    names = [f"class {n}" for n in range(count)]
-    return Program(network, plan_memory(network.lowered), "a model", names, **values)
 
 
 class TestLayersInFloatingPoint:
@@ -149,7 +111,7 @@ class TestReference:
 
     def test_is_near_the_network(self) -> None:
         network, images = with_statistics(Everything()), noise_images(64, 16)
-        integer = integer_of(network, images)
+        integer = integer_of(network, images, NORMALIZATION)
         given = reference.scores(integer, images.numpy())
         logits = integer.scores.scale * (torch.from_numpy(given).float() - integer.scores.zero)
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in vars(NORMALIZATION).values())
@@ -165,17 +127,17 @@ class TestC:
         self, layout: str, tmp_path: Path
     ) -> None:
         images = noise_images(64, 16)
-        integer = integer_of(with_statistics(Everything()), images)
+        integer = integer_of(with_statistics(Everything()), images, NORMALIZATION)
         program = program_of(integer, layout=layout, prefix="every_1")
-        given = scores_by(compiled(program, tmp_path), program, images)
+        given = scores_by(program, images, tmp_path)
         assert (given == reference.scores(integer, images.numpy())).all()
 
     @pytest.mark.parametrize("name", ["WRN16x1", "DenseNetBC40"])
     def test_networks_are_the_reference_byte_for_byte(self, name: str, tmp_path: Path) -> None:
         images = noise_images(4, 16)
-        integer = integer_of(with_statistics(build_network(name)), images)
+        integer = integer_of(with_statistics(build_network(name)), images, NORMALIZATION)
         program = program_of(integer)
-        given = scores_by(compiled(program, tmp_path), program, images)
+        given = scores_by(program, images, tmp_path)
         assert (given == reference.scores(integer, images.numpy())).all()
 
     @pytest.mark.parametrize("name", ["SpratS", "SpratM"])
@@ -185,15 +147,17 @@ class TestC:
         model, images = load_model(zoo.ZOO / name), noise_images(20, 32)
         integer = integer_of(model.network, images, model.normalization)
         program = program_of(integer)
-        given = scores_by(compiled(program, tmp_path, ("-O2",)), program, images)
+        given = scores_by(program, images, tmp_path, "gcc -O2")
         assert (given == reference.scores(integer, images.numpy())).all()
         assert len(np.unique(given)) > 20
 
     def test_names_of_any_kind_are_written(self, tmp_path: Path) -> None:
         names = ['"quoted" \\n ??/ */', "Żółw\n", "\x019", "x" * 255, "1234567"[:3], "a", "b"]
-        integer = integer_of(with_statistics(Everything()), noise_images(4, 16))
-        program = Program(integer, plan_memory(integer.lowered), "*/ ??/ \\", names)
-        library = compiled(program, tmp_path)
+        integer = integer_of(with_statistics(Everything()), noise_images(4, 16), NORMALIZATION)
+        program = dataclasses.replace(program_of(integer, names), title="*/ ??/ \\")
+        write_files(program, tmp_path)
+        compile_files(program, tmp_path, "gcc -shared -fPIC", "model.so")
+        library = ctypes.CDLL(str(tmp_path / "model.so"))
         listed = (ctypes.c_char_p * len(names)).in_dll(library, "model_class_names")
         assert [name.decode() for name in listed] == names
 
@@ -248,7 +212,7 @@ class TestExport:
 
     @needs_gcc
     def test_the_self_test_fails_on_other_scores(self, model: Model, tmp_path: Path) -> None:
-        program = program_of(integer_of(model.network, noise_images(20, 16)))
+        program = program_of(integer_of(model.network, noise_images(20, 16), NORMALIZATION))
         images = noise_images(2, 16).numpy()
         scores = reference.scores(program.network, images)
         scores[1, 3] ^= 1
