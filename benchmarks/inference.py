@@ -72,7 +72,7 @@ def through_onnxruntime(way: str, name: str) -> Callable[[Tensor], Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         seen, training = shown.test, shown.train
-        options = Options(raw=True, max_drop=100)
+        options = Options(raw=True, max_drop=100, max_class_drop=100)
         export(model, path, way, options, compared=seen, training=training)
         content = path.read_bytes()
     options = onnxruntime.SessionOptions()

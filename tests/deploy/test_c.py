@@ -25,14 +25,14 @@ from torch import Tensor, nn
 
 from sprat import zoo
 from sprat.budget.graph import trace
-from sprat.budget.layers import Lowered, lower
+from sprat.budget.layers import Add, Lowered, Map, lower
 from sprat.checkpoint import Model, load_model
 from sprat.data import Dataset
 from sprat.data.imageset import Normalization
 from sprat.deploy import Options
 from sprat.deploy.c import reference
 from sprat.deploy.c.floating import fold_all, run
-from sprat.deploy.c.quantize import Rescale
+from sprat.deploy.c.quantize import Rescale, layer_names
 from sprat.deploy.c.source import write_source
 from sprat.deploy.writing import Exported, export
 from sprat.errors import SpratError
@@ -108,6 +108,20 @@ class TestReference:
         given = reference._rescale(sums, rescale, slice(None))[:, :, 0, 0]
         for row, factor in zip(given, [0.5, 0.25, 1.0, 3.0, 0.0], strict=True):
             assert row.tolist() == np.floor(np.arange(-9, 10) * factor + 0.5).tolist()
+
+    def test_every_layer_has_a_name_of_its_own(self) -> None:
+        layers = [
+            Add(place=place, inputs=(), output=Map(1, 1, 1))
+            for place in ("", "a.b_2", "a.b", "a.b", "a_b", "add_2", "")
+        ]
+        lowered = Lowered(tuple(layers), Map(3, 1, 1), Map(1, 1, 1))
+        assert layer_names(lowered) == ["add", "a_b_2", "a_b", "a_b_3", "a_b_4", "add_2", "add_3"]
+
+    def test_values_that_are_no_numbers_are_refused(self) -> None:
+        network = with_statistics(Everything())
+        network.norm.running_var.fill_(float("nan"))
+        with pytest.raises(SpratError, match="not finite"):
+            integer_of(network, noise_images(2, 16), NORMALIZATION)
 
     def test_is_near_the_network(self) -> None:
         network, images = with_statistics(Everything()), noise_images(64, 16)
@@ -189,7 +203,7 @@ def sets(tiny: Dataset) -> dict[str, Any]:
 class TestExport:
     def export(self, model: Model, path: Path, sets: dict[str, Any], **options: Any) -> Exported:
         overwrite = bool(options.pop("overwrite", False))
-        wanted = Options(max_drop=100, **options)
+        wanted = Options(max_drop=100, max_class_drop=100, **options)
         return export(model, path, "c", wanted, overwrite=overwrite, **sets)
 
     @needs_gcc

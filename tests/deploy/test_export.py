@@ -15,6 +15,7 @@ import torch
 from conftest import SMALL, Here
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sprat import __version__
 from sprat.augment.transforms import normalize
@@ -22,6 +23,7 @@ from sprat.checkpoint import Model, load_model, metadata
 from sprat.data import Dataset
 from sprat.data.imageset import ImageSet, Normalization
 from sprat.deploy import FORMATS, Options
+from sprat.deploy.agreement import check_class_drop
 from sprat.deploy.writing import Exported, export
 from sprat.errors import SpratError
 from sprat.evaluation.evaluate import predict_probabilities, top1
@@ -72,7 +74,7 @@ def files(model: Model, small: Dataset, tmp_path_factory: pytest.TempPathFactory
             model,
             folder / f"small{FORMATS[format].ending}",
             format,
-            Options(max_drop=20),
+            Options(max_drop=20, max_class_drop=100),
             compared=small.test,
             training=small.train,
         )
@@ -289,6 +291,23 @@ class TestWhatDoesNotAgree:
         with pytest.raises(SpratError, match=r"100.00 %: .* at most 0 \(--max-drop\)"):
             export(untrained, tmp_path / "a.onnx", "onnx-int8", Options(max_drop=0), **parts)
         assert list(tmp_path.iterdir()) == []
+
+    def test_a_class_that_an_average_hides_is_not_lost(self) -> None:
+        names = ("cat", "dog", "frog")
+        targets = torch.tensor([0] * 95 + [1] * 4 + [2])
+        labelled = ImageSet(torch.zeros(100, 3, 1, 1, dtype=torch.uint8), targets, names)
+        right = F.one_hot(targets, 3).float()
+        for lost, refused in ((slice(95, 97), False), (slice(95, 98), True), (slice(0, 4), False)):
+            given = right.clone()
+            given[lost] = torch.tensor([0.4, 0.4, 0.5])
+            if refused:
+                with pytest.raises(
+                    SpratError, match=r"1 of 4 images of 'dog', in fp32 on 4: 75\.00"
+                ):
+                    check_class_drop("c", given, right, labelled, 5.0)
+                check_class_drop("c", given, right, labelled, 75.0)
+            else:
+                check_class_drop("c", given, right, labelled, 5.0)
 
 
 class TestCommand:

@@ -33,7 +33,7 @@ def shortened(words: list[str]) -> list[str]:
         elif "--resume" not in words:
             words += ["--dataset", FEW]
     if words[0] == "export":  # a network that learned nothing keeps nothing in int8
-        words += ["--max-drop", "100"]
+        words += ["--max-drop", "100", "--max-class-drop", "100"]
     if words[0] == "train" and "--resume" not in words:
         changes = dict(SHORT)
         if "--time" in words:  # which decides the epochs

@@ -233,6 +233,7 @@ def export(
     overwrite: bool = False,
     raw: bool = False,
     max_drop: float = 2.0,
+    max_class_drop: float = 5.0,
     dataset: Dataset | str | Path | None = None,
     data_dir: str | Path | None = None,
     code: Code = (),
@@ -251,6 +252,7 @@ def export(
             uint8 images, 0 to 255, and gives probabilities. Both B x 3 x H x W.
         max_drop: percentage points of accuracy that a format of lower precision may lose on the
             compared images.
+        max_class_drop: the same, on the images of any one class.
         dataset: a name, a folder of your own pictures, or a dataset in memory, whose images are
             compared and calibrate a quantised format; by default the one that the model was
             trained on.
@@ -266,7 +268,7 @@ def export(
     """
     use_all(code)
     place = locate(str(model))
-    options = Options(raw=raw, max_drop=max_drop, **own)
+    options = Options(raw=raw, max_drop=max_drop, max_class_drop=max_class_drop, **own)
     check_options(format, options)
     if output is not None:
         check_output(Path(output), format, overwrite)

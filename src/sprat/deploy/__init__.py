@@ -57,6 +57,13 @@ class Options(Table):
         at_least=0,
         unit="percentage points",
     )
+    max_class_drop: float = setting(
+        5.0,
+        "Accuracy that such a format may lose on the compared images of any one class; a loss of "
+        "one or two images is never too much",
+        at_least=0,
+        unit="percentage points",
+    )
     layout: str = setting(
         "planes",
         "Order of an image's bytes for C: planes red, green, blue, or hwc, pixel by pixel",

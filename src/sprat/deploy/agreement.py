@@ -12,11 +12,12 @@ from torch import Tensor
 from sprat.data import shapes10
 from sprat.data.imageset import Images, ImageSet, Normalization, stratified_split
 from sprat.deploy.graph import Run, graph_input
-from sprat.errors import SpratError
+from sprat.errors import SpratError, shown
 from sprat.evaluation.evaluate import BATCH, top1
 
 COMPARED = 1_000  # images
 TOLERANCE = 1e-4  # between probabilities in fp32
+FEW = 2  # images of a class; to lose so many may be chance, however few there are
 TIMED_SECONDS = 1.0  # of all contenders together
 
 
@@ -96,6 +97,36 @@ def check_drop(name: str, given: float, expected: float, max_drop: float, n: int
             f"Accuracy of the model as {name} is {100 * given:.2f} % on {n:,} images, in fp32 "
             f"{100 * expected:.2f} %: {drop:.2f} points less, expected at most {max_drop:g} "
             "(--max-drop). Nothing was written; choose the format onnx, or allow more."
+        )
+
+
+def check_class_drop(
+    name: str, given: Tensor, expected: Tensor, labelled: ImageSet, max_drop: float
+) -> None:
+    """Check that no class loses more than `max_drop` percentage points of accuracy, nor more than
+    two images, which an average over all classes would hide.
+
+    Args:
+        given: probabilities N x K of the format; expected: those of torch.
+
+    Raises:
+        SpratError: one does.
+    """
+    targets = labelled.targets
+    count = targets.bincount(minlength=len(labelled.classes))
+    right = [
+        targets[each.argmax(1) == targets].bincount(minlength=len(count))
+        for each in (expected, given)
+    ]
+    lost = right[0] - right[1]
+    drops = 100 * lost / count.clamp_min(1)
+    worst = int(torch.where(lost > FEW, drops, -1.0).argmax())
+    if lost[worst] > FEW and drops[worst] > max_drop:
+        raise SpratError(
+            f"The model as {name} is right on {int(right[1][worst])} of {int(count[worst])} images "
+            f"of {shown(labelled.classes[worst])}, in fp32 on {int(right[0][worst])}: "
+            f"{drops[worst]:.2f} points less, expected at most {max_drop:g} (--max-class-drop). "
+            "Nothing was written; choose the format onnx, or allow more."
         )
 
 

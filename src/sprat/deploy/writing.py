@@ -19,6 +19,7 @@ from sprat.deploy.agreement import (
     Contender,
     agreement,
     answers,
+    check_class_drop,
     check_drop,
     check_same,
     compared_images,
@@ -115,6 +116,7 @@ def export(
         before, after = accuracy["torch"], accuracy[format]
         if not wanted.exact and before is not None and after is not None:
             check_drop(format, after, before, options.max_drop, len(seen))
+            check_class_drop(format, given[format], expected, seen, options.max_class_drop)
         tell("timing one image")
         timed = {name: run for name, run in runs.items() if name == "torch" or FORMATS[name].timed}
         milliseconds = latencies(timed, graph_input(seen.images[:1], normalization, raw))

@@ -11,10 +11,11 @@ channel: the normalisation is part of the first convolution, exact but for paddi
 the mean to within half a grey level.
 """
 
+import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,14 +93,16 @@ class IntegerNetwork:
 
 def layer_names(lowered: Lowered) -> list[str]:
     """Return a name for each layer by its place, as a C identifier."""
-    names, seen = [], Counter[str]()
+    names: dict[str, None] = {}
     for layer in lowered.layers:
         name = re.sub("[^0-9A-Za-z]", "_", layer.place) or type(layer).__name__.lower()
-        seen[name] += 1
-        again = f"{name}_{seen[name]}" if seen[name] > 1 else name
-        seen[again] += again != name
-        names.append(again)
-    return names
+        names.setdefault(next(each for each in _variants(name) if each not in names))
+    return list(names)
+
+
+def _variants(name: str) -> Iterator[str]:
+    yield name
+    yield from (f"{name}_{n}" for n in itertools.count(2))
 
 
 def quantize(
@@ -114,8 +117,13 @@ def quantize(
         ranges: the least and the largest value of each layer's output.
 
     Raises:
-        SpratError: a sum could exceed int32, or a weight is not finite.
+        SpratError: a sum could exceed int32, or a weight or a range is not finite.
     """
+    if not np.isfinite(ranges).all():
+        raise SpratError(
+            "The network's values are not finite on the images that it was calibrated on. Train "
+            "the model again."
+        )
     scales = _scales(lowered, ranges)
     layers = []
     for layer, name in zip(lowered.layers, layer_names(lowered), strict=True):
@@ -212,12 +220,12 @@ def _bound(value: float, scale: Scale) -> int:
 
 def _multiplier(factor: float) -> tuple[int, int]:
     """Return a multiplier below 2^31 and a shift: factor = multiplier / 2^shift."""
+    if not 0 <= factor < 2**29:
+        raise SpratError(f"A layer's scales differ by {factor:.3g}. Train the model again.")
     mantissa, exponent = math.frexp(factor)
     multiplier, shift = round(mantissa * 2**31), 31 - exponent
     if multiplier == 2**31:
         multiplier, shift = multiplier // 2, shift - 1
     if shift > 62:
         return 0, 1
-    if shift < 1:
-        raise SpratError(f"A layer's scales differ by {factor:.3g}. Train the model again.")
     return multiplier, shift
