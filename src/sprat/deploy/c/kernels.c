@@ -33,6 +33,37 @@ static int8_t clamped(int64_t value, const range *to)
     }
     return (int8_t)value;
 }
+/*** area ***/
+/* The part of a window that is not padding, in rows and columns of the window, whose own first row
+ * and column are at y, x of the map. */
+typedef struct {
+    int32_t top, bottom, left, right, y, x;
+} area;
+
+static int32_t first_inside(int32_t start, int32_t dilation)
+{
+    return start < 0 ? (dilation - 1 - start) / dilation : 0;
+}
+
+static int32_t last_inside(int32_t start, int32_t dilation, int32_t taps, int32_t size)
+{
+    const int32_t end = start < size ? (size - 1 - start) / dilation + 1 : 0;
+    return end < taps ? end : taps;
+}
+
+static area covered(window over, map in, int32_t row, int32_t column)
+{
+    const int32_t y = row * over.row_stride - over.top, x = column * over.column_stride - over.left;
+    const area inside = {
+        .top = first_inside(y, over.row_dilation),
+        .bottom = last_inside(y, over.row_dilation, over.height, in.height),
+        .left = first_inside(x, over.column_dilation),
+        .right = last_inside(x, over.column_dilation, over.width, in.width),
+        .y = y,
+        .x = x,
+    };
+    return inside;
+}
 /*** conv_layer ***/
 typedef struct {
     map in, out;
@@ -50,24 +81,20 @@ static void image_conv(const conv_layer *l, const uint8_t *image, const int32_t 
     const int32_t depth = l->in.channels / l->groups, wide = l->out.channels / l->groups;
     for (int32_t row = 0; row < l->out.height; row++) {
         for (int32_t column = 0; column < l->out.width; column++) {
+            const area taps = covered(l->over, l->in, row, column);
             int8_t *made = out + (row * l->out.width + column) * l->out.pitch;
             for (int32_t o = 0; o < l->out.channels; o++) {
-                const int8_t *weight = l->weights + o * l->over.height * l->over.width * depth;
                 const int32_t first = o / wide * depth;
                 int32_t sum = l->biases[o];
-                for (int32_t i = 0; i < l->over.height; i++) {
-                    const int32_t y =
-                        row * l->over.row_stride - l->over.top + i * l->over.row_dilation;
-                    for (int32_t j = 0; j < l->over.width; j++, weight += depth) {
-                        const int32_t x = column * l->over.column_stride - l->over.left +
-                                          j * l->over.column_dilation;
-                        if (y < 0 || y >= l->in.height || x < 0 || x >= l->in.width) {
-                            continue;
-                        }
+                for (int32_t i = taps.top; i < taps.bottom; i++) {
+                    for (int32_t j = taps.left; j < taps.right; j++) {
+                        const int8_t *weight =
+                            l->weights + ((o * l->over.height + i) * l->over.width + j) * depth;
+                        const int32_t at = first * CHANNEL_STEP +
+                                           (taps.y + i * l->over.row_dilation) * ROW_STEP +
+                                           (taps.x + j * l->over.column_dilation) * PIXEL_STEP;
                         for (int32_t c = 0; c < depth; c++) {
-                            const int32_t at =
-                                (first + c) * CHANNEL_STEP + y * ROW_STEP + x * PIXEL_STEP;
-                            sum += (image[at] - zeros[first + c]) * weight[c];
+                            sum += (image[at + c * CHANNEL_STEP] - zeros[first + c]) * weight[c];
                         }
                     }
                 }
@@ -77,33 +104,72 @@ static void image_conv(const conv_layer *l, const uint8_t *image, const int32_t 
     }
 }
 /*** conv ***/
+/* One output channel of one pixel. */
+static void conv_one(const conv_layer *l, const int8_t *in, const area *taps, int32_t o, int8_t *made)
+{
+    const int32_t depth = l->in.channels / l->groups, zero = l->zero;
+    int32_t sum = l->biases[o];
+    for (int32_t i = taps->top; i < taps->bottom; i++) {
+        for (int32_t j = taps->left; j < taps->right; j++) {
+            const int32_t y = taps->y + i * l->over.row_dilation;
+            const int32_t x = taps->x + j * l->over.column_dilation;
+            const int8_t *pixel = in + (y * l->in.width + x) * l->in.pitch;
+            const int8_t *weight =
+                l->weights + ((o * l->over.height + i) * l->over.width + j) * depth;
+            for (int32_t c = 0; c < depth; c++) {
+                sum += (pixel[c] - zero) * weight[c];
+            }
+        }
+    }
+    made[o] = clamped(rescale(sum, l->multipliers[o], l->shifts[o]), &l->to);
+}
+
+/* Four of them, each input being read once for all. */
+static void conv_four(const conv_layer *l, const int8_t *in, const area *taps, int32_t o,
+                      int8_t *made)
+{
+    const int32_t depth = l->in.channels / l->groups, zero = l->zero;
+    const int32_t size = l->over.height * l->over.width * depth; /* weights of one */
+    const int32_t *biases = l->biases + o;
+    int32_t sums[4] = {biases[0], biases[1], biases[2], biases[3]};
+    for (int32_t i = taps->top; i < taps->bottom; i++) {
+        for (int32_t j = taps->left; j < taps->right; j++) {
+            const int32_t y = taps->y + i * l->over.row_dilation;
+            const int32_t x = taps->x + j * l->over.column_dilation;
+            const int8_t *pixel = in + (y * l->in.width + x) * l->in.pitch;
+            const int8_t *weight = l->weights + o * size + (i * l->over.width + j) * depth;
+            for (int32_t c = 0; c < depth; c++) {
+                const int32_t value = pixel[c] - zero;
+                sums[0] += value * weight[c];
+                sums[1] += value * weight[size + c];
+                sums[2] += value * weight[2 * size + c];
+                sums[3] += value * weight[3 * size + c];
+            }
+        }
+    }
+    for (int32_t k = 0; k < 4; k++) {
+        made[o + k] = clamped(rescale(sums[k], l->multipliers[o + k], l->shifts[o + k]), &l->to);
+    }
+}
+
 /* A convolution, in groups of channels; a linear layer is one whose window is the whole map. */
 static void conv(const conv_layer *l, const int8_t *in, int8_t *out)
 {
     const int32_t depth = l->in.channels / l->groups, wide = l->out.channels / l->groups;
     for (int32_t row = 0; row < l->out.height; row++) {
         for (int32_t column = 0; column < l->out.width; column++) {
+            const area taps = covered(l->over, l->in, row, column);
             int8_t *made = out + (row * l->out.width + column) * l->out.pitch;
-            for (int32_t o = 0; o < l->out.channels; o++) {
-                const int8_t *weight = l->weights + o * l->over.height * l->over.width * depth;
-                const int8_t *first = in + o / wide * depth;
-                int32_t sum = l->biases[o];
-                for (int32_t i = 0; i < l->over.height; i++) {
-                    const int32_t y =
-                        row * l->over.row_stride - l->over.top + i * l->over.row_dilation;
-                    for (int32_t j = 0; j < l->over.width; j++, weight += depth) {
-                        const int32_t x = column * l->over.column_stride - l->over.left +
-                                          j * l->over.column_dilation;
-                        if (y < 0 || y >= l->in.height || x < 0 || x >= l->in.width) {
-                            continue; /* padding is zero */
-                        }
-                        const int8_t *pixel = first + (y * l->in.width + x) * l->in.pitch;
-                        for (int32_t c = 0; c < depth; c++) {
-                            sum += (pixel[c] - l->zero) * weight[c];
-                        }
-                    }
+            for (int32_t group = 0; group < l->groups; group++) {
+                const int8_t *first = in + group * depth;
+                const int32_t end = (group + 1) * wide;
+                int32_t o = group * wide;
+                for (; o + 4 <= end; o += 4) {
+                    conv_four(l, first, &taps, o, made);
                 }
-                made[o] = clamped(rescale(sum, l->multipliers[o], l->shifts[o]), &l->to);
+                for (; o < end; o++) {
+                    conv_one(l, first, &taps, o, made);
+                }
             }
         }
     }
@@ -112,22 +178,21 @@ static void conv(const conv_layer *l, const int8_t *in, int8_t *out)
 /* A convolution of each channel by itself. */
 static void depthwise(const conv_layer *l, const int8_t *in, int8_t *out)
 {
+    const int32_t channels = l->out.channels, zero = l->zero;
+    const int32_t step = l->over.column_dilation * l->in.pitch;
     for (int32_t row = 0; row < l->out.height; row++) {
         for (int32_t column = 0; column < l->out.width; column++) {
+            const area taps = covered(l->over, l->in, row, column);
             int8_t *made = out + (row * l->out.width + column) * l->out.pitch;
-            const int32_t top = row * l->over.row_stride - l->over.top;
-            const int32_t left = column * l->over.column_stride - l->over.left;
-            for (int32_t c = 0; c < l->out.channels; c++) {
+            for (int32_t c = 0; c < channels; c++) {
                 int32_t sum = l->biases[c];
-                for (int32_t i = 0; i < l->over.height; i++) {
-                    const int32_t y = top + i * l->over.row_dilation;
-                    for (int32_t j = 0; j < l->over.width; j++) {
-                        const int32_t x = left + j * l->over.column_dilation;
-                        if (y < 0 || y >= l->in.height || x < 0 || x >= l->in.width) {
-                            continue; /* padding is zero */
-                        }
-                        sum += (in[(y * l->in.width + x) * l->in.pitch + c] - l->zero) *
-                               l->weights[(i * l->over.width + j) * l->out.channels + c];
+                for (int32_t i = taps.top; i < taps.bottom; i++) {
+                    const int32_t y = taps.y + i * l->over.row_dilation;
+                    const int32_t x = taps.x + taps.left * l->over.column_dilation;
+                    const int8_t *pixel = in + (y * l->in.width + x) * l->in.pitch + c;
+                    const int8_t *weight = l->weights + i * l->over.width * channels + c;
+                    for (int32_t j = taps.left; j < taps.right; j++) {
+                        sum += (pixel[(j - taps.left) * step] - zero) * weight[j * channels];
                     }
                 }
                 made[c] = clamped(rescale(sum, l->multipliers[c], l->shifts[c]), &l->to);
@@ -171,16 +236,14 @@ static void average_pool(const pool_layer *l, const int8_t *in, int8_t *out)
 {
     for (int32_t row = 0; row < l->out.height; row++) {
         for (int32_t column = 0; column < l->out.width; column++) {
+            const area taps = covered(l->over, l->in, row, column);
             int8_t *made = out + (row * l->out.width + column) * l->out.pitch;
-            const int32_t top = row * l->over.row_stride - l->over.top;
-            const int32_t left = column * l->over.column_stride - l->over.left;
             for (int32_t c = 0; c < l->out.channels; c++) {
                 int32_t sum = 0;
-                for (int32_t y = top; y < top + l->over.height; y++) {
-                    for (int32_t x = left; x < left + l->over.width; x++) {
-                        if (y >= 0 && y < l->in.height && x >= 0 && x < l->in.width) {
-                            sum += in[(y * l->in.width + x) * l->in.pitch + c] - l->zero;
-                        }
+                for (int32_t i = taps.top; i < taps.bottom; i++) {
+                    for (int32_t j = taps.left; j < taps.right; j++) {
+                        const int32_t pixel = (taps.y + i) * l->in.width + taps.x + j;
+                        sum += in[pixel * l->in.pitch + c] - l->zero;
                     }
                 }
                 made[c] = clamped(rescale(sum, l->multiplier, l->shift), &l->to);
@@ -194,18 +257,14 @@ static void max_pool(const pool_layer *l, const int8_t *in, int8_t *out)
 {
     for (int32_t row = 0; row < l->out.height; row++) {
         for (int32_t column = 0; column < l->out.width; column++) {
+            const area taps = covered(l->over, l->in, row, column);
             int8_t *made = out + (row * l->out.width + column) * l->out.pitch;
-            const int32_t top = row * l->over.row_stride - l->over.top;
-            const int32_t left = column * l->over.column_stride - l->over.left;
             for (int32_t c = 0; c < l->out.channels; c++) {
                 int32_t most = INT8_MIN;
-                for (int32_t i = 0; i < l->over.height; i++) {
-                    for (int32_t j = 0; j < l->over.width; j++) {
-                        const int32_t y = top + i * l->over.row_dilation;
-                        const int32_t x = left + j * l->over.column_dilation;
-                        if (y < 0 || y >= l->in.height || x < 0 || x >= l->in.width) {
-                            continue;
-                        }
+                for (int32_t i = taps.top; i < taps.bottom; i++) {
+                    for (int32_t j = taps.left; j < taps.right; j++) {
+                        const int32_t y = taps.y + i * l->over.row_dilation;
+                        const int32_t x = taps.x + j * l->over.column_dilation;
                         const int32_t value = in[(y * l->in.width + x) * l->in.pitch + c];
                         most = value > most ? value : most;
                     }

@@ -163,7 +163,7 @@ def _kernels(network: IntegerNetwork) -> str:
     """Return the kernels that a network needs, and their types."""
     pieces = re.split(r"/\*\*\* (\w+) \*\*\*/\n", KERNELS.read_text(encoding="utf-8"))[1:]
     used = {kernel_of(network, each) for each in network.layers}
-    used |= {_STRUCTS[kernel] for kernel in used} | {"types", "rescale"}
+    used |= {_STRUCTS[kernel] for kernel in used} | {"types", "rescale", "area"}
     names, texts = pieces[::2], pieces[1::2]
     return "\n".join(text for name, text in zip(names, texts, strict=True) if name in used)
 
