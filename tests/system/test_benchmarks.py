@@ -141,6 +141,16 @@ def test_inference(here: Here) -> None:
     assert (figures["model"], figures["others"]) == ("ResNet8", {})
 
 
+def test_microcontroller(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    from side_by_side import noise
+
+    monkeypatch.setattr("sprat.data.load_dataset", lambda *_: noise(40))
+    figures = here("microcontroller.py", "--models", "SpratS", "--images", "20")
+    found = figures["models"]["SpratS"]
+    assert (found["images"], found["other_scores"]) == (20, 0)
+    assert found["arena_bytes"] < 114_688  # what ExecuTorch plans
+
+
 def test_cost(here: Here, tmp_path: Path) -> None:
     picture = tmp_path / "cost.png"
     options = ("--rounds", "1", "--images", "64", "--lines", "images", "--ends")

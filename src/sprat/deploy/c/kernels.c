@@ -105,7 +105,8 @@ static void image_conv(const conv_layer *l, const uint8_t *image, const int32_t 
 }
 /*** conv ***/
 /* One output channel of one pixel. */
-static void conv_one(const conv_layer *l, const int8_t *in, const area *taps, int32_t o, int8_t *made)
+static void conv_one(const conv_layer *l, const int8_t *in, const area *taps, int32_t o,
+                     int8_t *made)
 {
     const int32_t depth = l->in.channels / l->groups, zero = l->zero;
     int32_t sum = l->biases[o];
@@ -214,10 +215,10 @@ static void add(const add_layer *l, const int8_t *a, const int8_t *b, int8_t *ou
 {
     for (int32_t pixel = 0; pixel < l->out.height * l->out.width; pixel++) {
         for (int32_t c = 0; c < l->out.channels; c++) {
-            const int32_t left = (a[pixel * l->a.pitch + c] - l->zero_a) * ((int32_t)1 << ADD_SHIFT);
-            const int32_t right = (b[pixel * l->b.pitch + c] - l->zero_b) * ((int32_t)1 << ADD_SHIFT);
-            const int64_t sum = rescale(left, l->multipliers[0], l->shifts[0]) +
-                                rescale(right, l->multipliers[1], l->shifts[1]);
+            const int32_t left = a[pixel * l->a.pitch + c] - l->zero_a;
+            const int32_t right = b[pixel * l->b.pitch + c] - l->zero_b;
+            const int64_t sum = rescale(left * ADD_FACTOR, l->multipliers[0], l->shifts[0]) +
+                                rescale(right * ADD_FACTOR, l->multipliers[1], l->shifts[1]);
             out[pixel * l->out.pitch + c] =
                 clamped(rescale((int32_t)sum, l->multipliers[2], l->shifts[2]), &l->to);
         }

@@ -114,7 +114,7 @@ def _code(program: Program) -> str:
         f'/* See {prefix}.h. */\n#include "{prefix}.h"\n',
         f"/* Places of the image's values. */\n#define CHANNEL_STEP {channel}\n"
         f"#define ROW_STEP {row}\n#define PIXEL_STEP {pixel}\n"
-        f"\n#define ADD_SHIFT {ADD_SHIFT} /* bits that a sum's terms are shifted to the left */\n",
+        f"\n#define ADD_FACTOR {1 << ADD_SHIFT} /* of a sum's terms, before they are rescaled */\n",
         _kernels(network),
         "\n".join(
             f"extern const {type_} {prefix}_{name}[{numbers.size}];"
