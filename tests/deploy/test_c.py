@@ -23,10 +23,11 @@ from compiled_c import (
 )
 from torch import Tensor, nn
 
+import sprat
 from sprat import zoo
 from sprat.budget.graph import trace
 from sprat.budget.layers import Add, Lowered, Map, lower
-from sprat.checkpoint import Model, load_model
+from sprat.checkpoint import Model, load_model, save_model
 from sprat.data import Dataset
 from sprat.data.imageset import Normalization
 from sprat.deploy import Options
@@ -277,6 +278,22 @@ class TestExport:
     def test_a_prefix_that_is_no_name_in_c_is_refused(self, prefix: str) -> None:
         with pytest.raises(SpratError, match="prefix is "):
             Options(prefix=prefix)
+
+    def test_a_network_without_an_integer_form_is_refused_before_its_images_are_loaded(
+        self, tmp_path: Path
+    ) -> None:
+        network = build_network("Tiniest").eval()
+        names = tuple(map(str, range(10)))
+        save_model(
+            tmp_path / "m.safetensors", Model(network, "Tiniest", names, NORMALIZATION, 16, {})
+        )
+        with pytest.raises(SpratError, match=r"permute in stem\.1 cannot be computed in integers"):
+            sprat.export(
+                tmp_path / "m.safetensors",
+                format="c",
+                output=tmp_path / "folder",
+                data_dir=tmp_path / "nowhere",
+            )
 
     def test_a_name_that_c_cannot_hold_is_refused(
         self, model: Model, sets: dict[str, Any], tmp_path: Path

@@ -283,6 +283,7 @@ def export(
     loaded = load_model(place)
     path = Path(output or f"{loaded.name}{FORMATS[format].ending}")
     check_output(path, format, overwrite)  # rather than after a download
+    FORMATS[format].check(loaded)
     config = find_config(place)
     console, split = make_console(stderr=True, quiet=quiet), default_split(config)
     name, training, compared = FALLBACK, None, None

@@ -12,6 +12,7 @@ from sprat.errors import SpratError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sprat.checkpoint import Model
     from sprat.deploy.graph import Graph, Run, Source
 
 Content = bytes | dict[str, bytes]  # of a file, or of the files of a folder by their names
@@ -35,6 +36,8 @@ class Format:
     """Return the content; the second argument is that of `made_from`."""
     open: Callable[[Any, Graph], Run]
     """Return a function from the graph's input to its output that runs a content."""
+    check: Callable[[Model], None] = lambda model: None
+    """Raise a SpratError for a model that has no such form, before any image is loaded."""
     folder: bool = False
     """Whether it is a folder of files."""
     size: Callable[[Any], int] = total_bytes

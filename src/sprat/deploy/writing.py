@@ -77,13 +77,14 @@ def export(
         tell: hears what is being done.
 
     Raises:
-        SpratError: as `check_options` and `check_output`; a format that is calibrated has no
-            images; or the file does not agree with torch, an exact format on each image's class
-            and by 1e-4 on every probability. Nothing is put in place then.
+        SpratError: as `check_options` and `check_output`; the model has no such form; a format that
+            is calibrated has no images; or the file does not agree with torch, an exact format on
+            each image's class and by 1e-4 on every probability. Nothing is put in place then.
     """
     check_options(format, options)
     check_output(path, format, overwrite)
     wanted = FORMATS[format]
+    wanted.check(model)
     if wanted.calibrated and (training is None or compared is None):
         exact = ", ".join(name for name, each in FORMATS.items() if not each.calibrated)
         raise SpratError(

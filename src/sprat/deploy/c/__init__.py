@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from sprat.budget import graph as budget_graph
     from sprat.budget import layers, plan
+    from sprat.checkpoint import Model
     from sprat.deploy import agreement
     from sprat.deploy.c import floating, quantize, reading, reference, source
     from sprat.deploy.graph import Graph, Run, Source
@@ -39,19 +40,27 @@ SECONDS = 300  # that compiling or the self-test may take
 Files = dict[str, bytes]
 
 
-def write(given: Source, before: bytes) -> Files:
-    """Return the C files of a model, its ranges measured on training images.
+def check(model: Model) -> None:
+    """Check that a model can be written in C.
 
     Raises:
-        SpratError: a layer has no integer form, a class name cannot be written in C, or the
-            self-test that was asked for fails.
+        SpratError: a layer has no integer form, or a class name cannot be written in C.
     """
-    model, network = given.model, given.graph.network
+    layers.lower(budget_graph.trace(model.network, model.side))
     if held := [name for name in model.classes if "\0" in name]:
         raise SpratError(
             f"The class {shown(held[0])} holds a character 0, which ends a text in C. Give the "
             "class another name, and train again."
         )
+
+
+def write(given: Source, before: bytes) -> Files:
+    """Return the C files of a model, its ranges measured on training images.
+
+    Raises:
+        SpratError: a layer has no integer form, or the self-test that was asked for fails.
+    """
+    model, network = given.model, given.graph.network
     lowered = layers.lower(budget_graph.trace(network, model.side))
     folded = floating.fold_all(lowered, network.state_dict())
     images = given.calibration(CALIBRATION)
@@ -131,6 +140,7 @@ C = Format(
     about="C11 in 8-bit integers for microcontrollers, a folder",
     ending="-c",
     write=write,
+    check=check,
     open=open_files,
     folder=True,
     size=lambda files: reading.weight_bytes(files),
