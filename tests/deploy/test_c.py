@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import sprat
 from sprat import zoo
+from sprat.budget import memory_plan
 from sprat.budget.graph import trace
 from sprat.budget.layers import Add, Lowered, Map, lower
 from sprat.checkpoint import Model, load_model, save_model
@@ -36,6 +37,7 @@ from sprat.deploy.c.floating import fold_all, run
 from sprat.deploy.c.quantize import Rescale, layer_names
 from sprat.deploy.c.source import write_source
 from sprat.deploy.writing import Exported, export
+from sprat.display import make_console, print_contenders
 from sprat.errors import SpratError
 from sprat.models import NETWORKS, build_network
 
@@ -209,7 +211,11 @@ class TestExport:
 
     @needs_gcc
     def test_the_folder_compiles_and_its_self_test_passes(
-        self, model: Model, sets: dict[str, Any], tmp_path: Path
+        self,
+        model: Model,
+        sets: dict[str, Any],
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         folder = tmp_path / "made" / "here.v1"
         exported = self.export(model, folder, sets, layout="hwc", prefix="tiny", verify=True)
@@ -218,6 +224,9 @@ class TestExport:
         assert [path.name for path in folder.parent.iterdir()] == ["here.v1"]
         assert folder.stat().st_mode & 0o777 == tmp_path.joinpath("made").stat().st_mode & 0o777
         assert exported.same_top1 > 0.9
+        print_contenders(make_console(), exported.contenders)
+        weights = memory_plan(model.network, 16).weights
+        assert f"{weights:,} — " in " ".join(capsys.readouterr().out.split())
         strict = " ".join(STRICT)
         made = subprocess.run(
             ["make", "-C", folder, f"CFLAGS=-Os {strict}"],

@@ -10,11 +10,11 @@ before the first row that is still read is free.
 """
 
 import functools
-import itertools
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import nn
 
 from sprat.budget.graph import trace
@@ -120,20 +120,19 @@ def gap(layer: Layer) -> int:
     by_channel = (
         not isinstance(layer, Conv) or layer.groups == source.channels == layer.output.channels
     )
-    most, first = 0, source.height * source.width
-    for row, column in itertools.product(
-        reversed(range(layer.output.height)), reversed(range(layer.output.width))
-    ):
-        top = max(0, row * layer.stride[0] - layer.padding[0])
-        left = max(0, column * layer.stride[1] - layer.padding[1])
-        first = min(first, top * source.width + left)
-        pixel = row * layer.output.width + column
-        if by_channel:
-            most = max(most, (pixel - first) * source.channels)
-        else:
-            written = (pixel + 1) * layer.output.channels - 1  # before all was read
-            most = max(most, written - first * source.channels)
-    return most
+    tops, lefts = (
+        np.maximum(0, np.arange(count) * stride - padding)
+        for count, stride, padding in zip(
+            (layer.output.height, layer.output.width), layer.stride, layer.padding, strict=True
+        )
+    )
+    reads = (tops[:, None] * source.width + lefts).ravel()  # the first pixel of each window
+    first = np.minimum.accumulate(reads[::-1])[::-1]
+    pixel = np.arange(len(first))
+    if by_channel:
+        return int(max(0, ((pixel - first) * source.channels).max()))
+    written = (pixel + 1) * layer.output.channels - 1  # before all of the window was read
+    return int(max(0, (written - first * source.channels).max()))
 
 
 Gaps = dict[tuple[int, int], int]  # (output, input), by number: the gap between them
