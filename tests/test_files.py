@@ -1,5 +1,6 @@
 """Files: whole or not at all, errors in words, locks between processes, the user's cache."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -19,6 +20,7 @@ from sprat.files import (
     lock,
     own_temporary,
     replacing,
+    replacing_folder,
     sweep,
     temporary_folder,
     write_whole,
@@ -286,3 +288,34 @@ def test_the_cache_is_where_it_is_said_to_be(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert cache_dir() == Path("/somewhere/sprat")
     assert WriteError("in words", OSError(errno.EIO, "x")).errno == errno.EIO
+
+
+class TestReplacingFolder:
+    def test_puts_a_folder_in_place_only_if_all_went_well(self, tmp_path: Path) -> None:
+        folder = tmp_path / "a" / "folder"
+        for content in ("old", "new"):
+            with replacing_folder(folder, ["file"]) as made:
+                (made / "file").write_text(content)
+        with contextlib.suppress(KeyboardInterrupt), replacing_folder(folder, ["file"]) as made:
+            (made / "file").write_text("half")
+            raise KeyboardInterrupt
+        assert (folder / "file").read_text() == "new"
+        assert list(folder.parent.iterdir()) == [folder]
+
+    def test_what_was_there_is_put_back(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder, replace = tmp_path / "folder", Path.replace
+        folder.mkdir()
+        (folder / "file").write_text("old")
+
+        def fails(path: Path, target: Path) -> Path:
+            if path.name == "new":
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(target))
+            return replace(path, target)
+
+        monkeypatch.setattr(Path, "replace", fails)
+        with pytest.raises(WriteError), replacing_folder(folder, ["file"]) as made:
+            (made / "file").write_text("new")
+        assert (folder / "file").read_text() == "old"
+        assert list(tmp_path.iterdir()) == [folder]

@@ -227,11 +227,12 @@ def replacing_folder(path: Path, names: Collection[str]) -> Iterator[Path]:
         WriteError: the system refuses to write it.
     """
     with writing(path), contextlib.ExitStack() as stack:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        place = path.resolve()  # "." has no folder that it is in, a link is not replaced
+        place.parent.mkdir(parents=True, exist_ok=True)
         if sys.platform == "win32":
-            work = Path(tempfile.mkdtemp(prefix=".sprat-", suffix=".tmp", dir=path.parent))
+            work = Path(tempfile.mkdtemp(prefix=".sprat-", suffix=".tmp", dir=place.parent))
         else:
-            work = stack.enter_context(_locked_folder(path.parent))
+            work = stack.enter_context(_locked_folder(place.parent))
         stack.callback(shutil.rmtree, work, ignore_errors=True)
         made = work / "new"
         made.mkdir()
@@ -239,14 +240,21 @@ def replacing_folder(path: Path, names: Collection[str]) -> Iterator[Path]:
         for name in names:
             with (made / name).open("rb+") as file:
                 os.fsync(file.fileno())
-        if path.exists():
-            if others := sorted(each.name for each in path.iterdir() if each.name not in names):
+        if place.exists():
+            if others := sorted(each.name for each in place.iterdir() if each.name not in names):
                 raise SpratError(
                     f"{path} holds {shown(others[0])} too, which would be lost. Give another "
                     "folder, or move that file."
                 )
-            path.replace(work / "old")
-        made.replace(path)
+            place.replace(work / "old")
+            stack.callback(_put_back, work / "old", place)
+        made.replace(place)
+
+
+def _put_back(old: Path, place: Path) -> None:
+    """Undo that a folder was moved away, if no other has come into its place."""
+    if not place.exists():
+        old.replace(place)
 
 
 @contextlib.contextmanager

@@ -247,7 +247,11 @@ class TestExport:
         assert "1 of 2 as expected" in made.stdout
 
     def test_a_folder_is_replaced_only_if_nothing_of_the_users_is_in_it(
-        self, model: Model, sets: dict[str, Any], tmp_path: Path
+        self,
+        model: Model,
+        sets: dict[str, Any],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         folder = tmp_path / "folder"
         self.export(model, folder, sets)
@@ -262,6 +266,9 @@ class TestExport:
             self.export(model, folder, sets, overwrite=True)
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
         assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+        monkeypatch.chdir(folder)
+        with pytest.raises(SpratError, match=r"\. holds 'board\.c' too"):
+            self.export(model, Path(), sets, overwrite=True)
 
     @pytest.mark.parametrize("compiler", ["false", "nothing-of-this-name"])
     def test_verify_reports_a_compiler_that_fails_or_is_not_there(
