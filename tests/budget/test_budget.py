@@ -394,7 +394,7 @@ class TestLimits:
             ("max_macs", 8_409_920),
             ("min_receptive_field", 109),
             ("max_flash", 150_690),
-            ("max_peak_memory", 61_440),
+            ("max_ram", 61_440),
             ("min_accuracy", 0.875),
         ],
     )
@@ -427,6 +427,6 @@ class TestLimits:
 
     def test_less_memory_than_the_image_takes_is_a_contradiction(self, summary: Summary) -> None:
         with pytest.raises(SpratError, match=r"contradict.* 3,071 bytes.* int8 alone takes 3,072"):
-            judge_limits({"max_peak_memory": 3071}, summary, "int8")
+            judge_limits({"max_ram": 3071}, summary, "int8")
         (verdict,) = judge_limits({"max_peak_memory": 3072}, summary, "int8")
         assert not verdict.kept

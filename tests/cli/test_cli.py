@@ -173,7 +173,7 @@ class TestHelp:
         (["summary", "resnet8", "--depth", "-1"], "--depth is -1"),
         (["summary", "torch.nn:Identity"], "answers one image with (1, 3, 32, 32), expected"),
         (["summary", "resnet8", "--effective", "field.jpg"], "ends in .png"),
-        (["check", "resnet8"], "No limit is given. Give one, as --max-parameters 200000"),
+        (["check", "resnet8"], "No limit is given. Give one, as --max-parameters 200k"),
         (
             ["check", "resnet8", "--min-accuracy", "85"],
             "--min-accuracy is 85.0, expected",
@@ -189,7 +189,7 @@ class TestHelp:
         ),
         (
             ["train", "--dataset", "shapes10", "--budget.max-peak-memory", "9000"],
-            "the limits contradict each other: max_peak_memory is 9,000 bytes",
+            "the limits contradict each other: max_ram is 9,000 bytes",
         ),
         (["compare", "nowhere"], "There is no nowhere"),
         (["compare", "."], "neither results.json nor summary.json"),

@@ -398,8 +398,8 @@ def test_the_summary_shown_is_the_summary_there_is(capsys: pytest.CaptureFixture
 def test_the_limits_shown_are_judged_as_shown(capsys: pytest.CaptureFixture[str]) -> None:
     from sprat.cli import app
 
-    limits = ["--max-parameters", "200000", "--min-receptive-field", "45"]
-    limits += ["--max-peak-memory", "65536", "--stored-as", "int8"]
+    limits = ["--max-parameters", "200k", "--min-receptive-field", "45"]
+    limits += ["--max-ram", "64K", "--stored-as", "int8"]
     app(["check", "OptimizedCIFAR10Net200K", *limits], result_action="return_value")
     shown = FIT.split("A build can do so")[1].split("```text\n")[1].split("```")[0]
     assert capsys.readouterr().out == shown

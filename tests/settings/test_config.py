@@ -296,6 +296,88 @@ class TestHostileRecipes:
             Config().changed(changes)
 
 
+WRITTEN = {  # as typed: what it stands for, of parameters and of bytes; None: refused
+    "0": (0, 0),
+    "65536": (65_536, 65_536),
+    "0065536": (65_536, 65_536),
+    "20_000_000": (20_000_000, 20_000_000),
+    "0x10000": (65_536, 65_536),
+    "100k": (100_000, None),  # 100,000 or 102,400 bytes?
+    "64K": (None, 65_536),
+    "20M": (20_000_000, 20 * 2**20),
+    "2G": (2 * 10**9, 2 * 2**30),
+    "1.5M": (1_500_000, 1_572_864),
+    "0.5K": (None, 512),
+    "0.001K": (None, None),
+    "1.0": (1, 1),
+    "1.5": (None, None),
+    "-1": (None, None),
+    "-64K": (None, None),
+    "64 K": (None, None),
+    "64KB": (None, None),
+    "64KiB": (None, None),
+    "64m": (None, None),
+    "65,536": (None, None),
+    "1e6": (None, None),
+    "K": (None, None),
+    "": (None, None),
+    "nan": (None, None),
+    "9" * 20: (None, None),
+    "9" * 5_000: (None, None),
+    "9000000G": (9_000_000 * 10**9, None),  # more than 2**53 bytes
+    "٣": (3, 3),
+    "٣k": (None, None),
+}
+
+
+@pytest.mark.parametrize("name", ["max_parameters", "max_macs", "max_flash", "max_ram"])
+@pytest.mark.parametrize("text", WRITTEN, ids=lambda text: text[:12])
+def test_a_limit_is_written_with_its_own_letters(text: str, name: str) -> None:
+    number = WRITTEN[text][name in ("max_flash", "max_ram")]
+    if number is None:
+        with pytest.raises(SpratError, match=rf"budget\.{name} is .*, expected .*\d") as caught:
+            Config().changed({f"budget.{name}": text})
+        assert len(str(caught.value)) < 300
+    else:
+        budget = Config().changed({f"budget.{name}": text}).budget
+        assert getattr(budget, name) == number
+        assert type(getattr(budget, name)) is int
+
+
+def test_a_limits_error_names_the_value_and_gives_an_example() -> None:
+    expected = r"max_ram is '64k', .* number of bytes, such as 65536 or 64K \(K is 1,024, M is 1"
+    with pytest.raises(SpratError, match=expected):
+        Config().changed({"budget.max_ram": "64k"})
+    with pytest.raises(SpratError, match=r"max_macs is 1\.5, .* such as 100000 or 100k \(k is"):
+        Config().changed({"budget.max_macs": 1.5})
+
+
+class TestFormerName:
+    """max_peak_memory, which recipes and runs from before have."""
+
+    def test_is_the_limit_of_ram(self, tmp_path: Path) -> None:
+        path = tmp_path / "mine.toml"
+        path.write_text("[budget]\nmax_peak_memory = 65_536")
+        config = load_recipe(str(path))
+        assert config.budget.max_ram == 65_536
+        assert config.changed({"budget.max_peak_memory": "32K"}).budget.max_ram == 32_768
+        assert config.changed({"budget.max_peak_memory": 0}).budget.max_ram == 0
+
+    def test_is_refused_next_to_another_value_of_todays(self) -> None:
+        both = {"max_peak_memory": 65_536, "max_ram": "64K"}
+        assert Config.from_dict({"budget": both}).budget.max_ram == 65_536
+        assert Config.from_dict({"budget": both | {"max_peak_memory": 0}}).budget.max_ram == 65_536
+        for limits in (both | {"max_ram": "32K"}, both | {"max_peak_memory": "32K"}):
+            with pytest.raises(SpratError, match=r"max_peak_memory, its former name, is \d+"):
+                Config.from_dict({"budget": limits})
+            with pytest.raises(SpratError, match="former name"):
+                Config().changed({f"budget.{key}": value for key, value in limits.items()})
+
+    def test_with_a_value_that_cannot_be_is_refused(self) -> None:
+        with pytest.raises(SpratError, match=r"budget\.max_ram is '64k'"):
+            Config.from_dict({"budget": {"max_peak_memory": "64k"}})
+
+
 def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
     with pytest.raises(SpratError, match="Unknown recipe 'quik'; did you mean 'quick'"):
         load_recipe("quik")

@@ -32,7 +32,7 @@ def judge_limits(
 
     Args:
         limits: any of max_parameters, max_macs, min_receptive_field (pixels), max_flash and
-            max_peak_memory (bytes), min_accuracy (a fraction).
+            max_ram (bytes; max_peak_memory is its former name), min_accuracy (a fraction).
         stored_as: "fp32", "fp16" or "int8": what flash and peak memory hold.
         accuracy: for min_accuracy.
 
@@ -40,10 +40,10 @@ def judge_limits(
         SpratError: min_accuracy without an accuracy, or a limit that no network can keep.
     """
     image = 3 * summary.side**2 * WIDTHS[stored_as]
-    memory = limits.get("max_peak_memory", 0)
-    if 0 < memory < image:
+    ram = limits.get("max_ram", 0) or limits.get("max_peak_memory", 0)
+    if 0 < ram < image:
         raise SpratError(
-            f"the limits contradict each other: max_peak_memory is {memory:,} bytes, but an image "
+            f"the limits contradict each other: max_ram is {ram:,} bytes, but an image "
             f"of 3 x {summary.side} x {summary.side} in {stored_as} alone takes {image:,}; allow "
             "more, store it as a smaller type or make the image smaller"
         )
@@ -54,14 +54,14 @@ def judge_limits(
         "max_macs": ("MACs", summary.macs, "{:,.0f}"),
         "min_receptive_field": ("receptive field", field, "{:.0f} px"),
         "max_flash": (f"weights in {stored_as}", summary.flash_bytes[stored_as], "{:,.0f} bytes"),
-        "max_peak_memory": (
+        "max_ram": (
             f"peak activations in {stored_as}", summary.peak_bytes[stored_as], "{:,.0f} bytes"
         ),
         "min_accuracy": ("accuracy", accuracy, "{:.2%}"),
     }  # fmt: skip
     verdicts = []
     for name, (metric, value, shown) in achieved.items():
-        target = limits.get(name, 0)
+        target = ram if name == "max_ram" else limits.get(name, 0)
         if not target:
             continue
         if value is None:

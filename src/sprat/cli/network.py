@@ -175,7 +175,7 @@ def check(
         raise SpratError(f"--min-accuracy is {min_accuracy}, expected a fraction, 0 to 1.")
     if not any(limits.values()):
         raise SpratError(
-            "No limit is given. Give one, as --max-parameters 200000 (see sprat check --help)."
+            "No limit is given. Give one, as --max-parameters 200k (see sprat check --help)."
         )
 
     from sprat.display import make_console, print_verdicts

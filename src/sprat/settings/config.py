@@ -20,7 +20,7 @@ from sprat.models.registry import NetworkConfig
 from sprat.names import VIEWS, WIDTHS
 from sprat.optim import OptimConfig
 from sprat.option import Group, Parameter
-from sprat.settings.field import LARGEST, MOST_SEED, Table, refused, setting
+from sprat.settings.field import BYTES, COUNT, LARGEST, MOST_SEED, Table, refused, setting
 from sprat.threads import MOST_THREADS
 
 __all__ = [
@@ -77,39 +77,22 @@ class DistillConfig(Table, name="distill"):
     )
 
 
+def _limit(about: str, unit: str = "", **how: Any) -> Any:
+    return setting(0, about, at_least=0, at_most=LARGEST, unit=unit, zero="no limit", **how)
+
+
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig(Table, name="budget"):
     """Limits on the network; training is refused if one is broken."""
 
-    max_parameters: int = setting(
-        0, "Most parameters", at_least=0, at_most=LARGEST, zero="no limit"
-    )
-    max_macs: int = setting(
-        0, "Most multiply-accumulates per image", at_least=0, at_most=LARGEST, zero="no limit"
-    )
-    min_receptive_field: int = setting(
-        0,
-        "Smallest receptive field before global pooling",
-        at_least=0,
-        at_most=LARGEST,
-        unit="pixels",
-        zero="no limit",
-    )
-    max_flash: int = setting(
-        0,
-        "Most bytes of weights, stored as budget.stored_as",
-        at_least=0,
-        at_most=LARGEST,
-        unit="bytes",
-        zero="no limit",
-    )
-    max_peak_memory: int = setting(
-        0,
+    max_parameters: int = _limit("Most parameters", scale=COUNT)
+    max_macs: int = _limit("Most multiply-accumulates per image", scale=COUNT)
+    min_receptive_field: int = _limit("Smallest receptive field before global pooling", "pixels")
+    max_flash: int = _limit("Most bytes of weights, stored as budget.stored_as", scale=BYTES)
+    max_ram: int = _limit(
         "Most bytes of one image's activations at their peak, stored as budget.stored_as",
-        at_least=0,
-        at_most=LARGEST,
-        unit="bytes",
-        zero="no limit",
+        scale=BYTES,
+        formerly="max_peak_memory",
     )
     stored_as: str = setting(
         "fp32", "Type that weights and activations have on the device", choices=WIDTHS
@@ -282,6 +265,8 @@ class Config(Table):
             rest = {key: value for key, value in settings.items() if key != "model"}
             network = NetworkConfig(name=settings["model"])
             return dataclasses.replace(self, network=network).changed(rest)
+        for table, each in self.tables.items():
+            settings = each.with_names_of_today(settings, f"{table}.")
         known = flatten(self.to_dict())
         for name in settings:
             if name not in known:
@@ -352,6 +337,7 @@ def _build(table: Any, values: Any, prefix: str = "") -> Any:
             "of its own and its settings below it."
         )
     known = [*table.settings, *table.tables]
+    values = table.with_names_of_today(values)
     for key in values:
         if key not in known:
             raise _unknown(f"{prefix}{key}", did_you_mean(str(key), known))

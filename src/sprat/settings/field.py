@@ -11,9 +11,11 @@ import dataclasses
 import inspect
 import math
 import os
+import re
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Literal
 
 from sprat.errors import SpratError, shown
@@ -22,6 +24,41 @@ from sprat.option import Parameter, Token, convert
 LARGEST = 2**53  # the whole numbers up to here are floats too
 MOST_SEED = 2**63 - 1
 LONGEST_TEXT = 4_096  # characters; no path is longer
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Short forms of a large whole number: "64K" bytes, "100k" parameters."""
+
+    suffixes: Mapping[str, int]
+    example: str
+    unit: str = ""
+
+    @property
+    def expected(self) -> str:
+        """What an error says that it expects."""
+        factors = ", ".join(f"{suffix} is {factor:,}" for suffix, factor in self.suffixes.items())
+        of_unit = f" of {self.unit}" if self.unit else ""
+        plain = self.number(self.example)
+        return f"a whole number{of_unit}, such as {plain} or {self.example} ({factors})"
+
+    def number(self, text: str) -> int | None:
+        """Return the number that a text stands for; None if it is no whole number.
+
+        Capitals matter: k is 1,000 and K 1,024, so that neither is taken for the other.
+        """
+        try:
+            return int(text, 0)  # 0x10000 and 20_000_000 too
+        except ValueError:
+            parts = re.fullmatch(r"(\d{1,16}(?:\.\d{1,16})?)([A-Za-z]?)", text, re.ASCII)
+        if parts is None or parts[2] not in ("", *self.suffixes):
+            return None
+        number = Fraction(parts[1]) * self.suffixes.get(parts[2], 1)
+        return int(number) if number.denominator == 1 else None
+
+
+COUNT = Scale({"k": 10**3, "M": 10**6, "G": 10**9}, "100k")
+BYTES = Scale({"K": 2**10, "M": 2**20, "G": 2**30}, "64K", "bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +74,8 @@ class Setting:
     choices: tuple[Any, ...]
     unit: str
     zero: str
+    scale: Scale | None
+    formerly: str
     name: str = ""
     """With its table: "optim.lr"."""
     type: Any = None
@@ -49,6 +88,8 @@ class Setting:
             about += f", in {self.unit}"
         if self.choices and not isinstance(self.choices[0], str):  # the command line lists names
             about += f": {either(self.choices)}"
+        if self.scale is not None:
+            about += f", such as {self.scale.example}"
         return f"{about}; 0: {self.zero}." if self.zero else f"{about}."
 
     def converted(self, value: Any) -> Any:
@@ -72,6 +113,9 @@ class Setting:
             if not any(item == choice and type(item) is type(choice) for choice in self.choices):
                 raise self._refused(value, self._expected)
             return item
+        if self.scale is not None and isinstance(item, str):
+            item = self.scale.number(item)
+            value = value if item is None else item
         if self._kind is float and type(item) is int and abs(item) <= LARGEST:
             item = float(item)
         if not self._has_type(item):
@@ -106,6 +150,8 @@ class Setting:
 
     @property
     def _expected_type(self) -> str:
+        if self.scale is not None:
+            return self.scale.expected
         least = 1 if self._is_list else 0
         kind = {
             int: "a whole number",
@@ -163,6 +209,8 @@ def setting(
     choices: Iterable[Any] = (),
     unit: str = "",
     zero: str = "",
+    scale: Scale | None = None,
+    formerly: str = "",
 ) -> Any:
     """Declare a setting of a `Table`. The field's annotation is its type: int, float, bool, str,
     a Literal of its choices, or a tuple of one of these.
@@ -172,6 +220,8 @@ def setting(
         choices: the table it chooses from.
         unit: "pixels", say.
         zero: what 0 stands for, if that is special.
+        scale: COUNT or BYTES, if it may be written as 100k or 64K.
+        formerly: the name it once had, which recipes and commands may still use.
     """
     declared = Setting(
         about=about,
@@ -181,8 +231,10 @@ def setting(
         at_most=at_most,
         below=below,
         choices=tuple(choices),
-        unit=unit,
+        unit=unit or (scale.unit if scale else ""),
         zero=zero,
+        scale=scale,
+        formerly=formerly,
     )
     # the command line takes "help" from here
     return dataclasses.field(default=default, metadata={"setting": declared, "help": declared.help})
@@ -221,6 +273,36 @@ class Table:
                 cls.__annotations__[key] = Literal.__getitem__(choices)
             if hints[key] in (tuple[int, ...], tuple[float, ...]):
                 cls.__annotations__[key] = Annotated[hints[key], Parameter(converter=_split)]
+            if declared.scale is not None:
+                former = declared.formerly.replace("_", "-")
+                how = Parameter(converter=_as_typed, alias=former or None)
+                cls.__annotations__[key] = Annotated[hints[key], how]
+
+    @classmethod
+    def with_names_of_today(cls, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        """Return values whose settings may have former names by the names of today.
+
+        Args:
+            prefix: of every name in `values`: "budget." if they stand beside those of other tables.
+
+        Raises:
+            SpratError: a setting is given by both names, and differently.
+        """
+        renamed = dict(values)
+        for key, declared in cls.settings.items():
+            now, then = f"{prefix}{key}", f"{prefix}{declared.formerly}"
+            if not declared.formerly or then not in renamed:
+                continue
+            value = declared.converted(renamed.pop(then))
+            other = declared.converted(renamed.get(now, declared.default))
+            if declared.default not in (value, other) and value != other:
+                raise SpratError(
+                    f"{declared.name} is {other}, but {declared.formerly}, its former name, is "
+                    f"{value}. Keep {key}."
+                )
+            if other == declared.default:
+                renamed[now] = value
+        return renamed
 
     def __post_init__(self) -> None:
         for key, declared in self.settings.items():
@@ -249,6 +331,11 @@ def either(choices: Iterable[Any]) -> str:
 def _split(hint: Any, tokens: Sequence[Token]) -> Any:
     """Return the numbers that were typed as 40,72 or as 40 72."""
     return convert(hint, [t.evolve(value=part) for t in tokens for part in t.value.split(",")])
+
+
+def _as_typed(hint: Any, tokens: Sequence[Token]) -> Any:
+    """Return the text that was typed, which the setting reads."""
+    return tokens[-1].value
 
 
 def _literals(hint: Any) -> tuple[Any, ...]:
