@@ -24,6 +24,8 @@ from sprat.data import Dataset
 from sprat.data.imageset import ImageSet, Normalization
 from sprat.deploy import FORMATS, Options
 from sprat.deploy.agreement import check_class_drop
+from sprat.deploy.int8 import shorten
+from sprat.deploy.onnx import IR_VERSION, OPSET
 from sprat.deploy.writing import Exported, export
 from sprat.errors import SpratError
 from sprat.evaluation.evaluate import predict_probabilities, top1
@@ -66,9 +68,27 @@ def model(run: Path) -> Model:
 
 
 @pytest.fixture(scope="module")
-def files(model: Model, small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """The model in every format."""
-    folder = tmp_path_factory.mktemp("files")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("files")
+
+
+@pytest.fixture(scope="module")
+def files(model: Model, small: Dataset, folder: Path) -> Iterator[Files]:
+    """The model in every format, and in long.onnx int8 as onnxruntime's quantiser wrote it."""
+    import onnx
+
+    def keep_long(graph: Any) -> None:
+        opset = onnx.helper.make_opsetid("", OPSET)
+        long = onnx.helper.make_model(graph, ir_version=IR_VERSION, opset_imports=[opset])
+        onnx.save(long, folder / "long.onnx")
+        shorten(graph)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("sprat.deploy.int8.shorten", keep_long)
+        yield _in_every_format(model, small, folder)
+
+
+def _in_every_format(model: Model, small: Dataset, folder: Path) -> Files:
     return {
         format: export(
             model,
@@ -184,12 +204,30 @@ class TestEveryFormat:
         _, fp32, int8 = files["onnx-int8"].contenders
         assert int8.bytes < fp32.bytes / 2
 
+    def test_int8_is_shortened_without_another_answer(
+        self, files: Files, folder: Path, small: Dataset
+    ) -> None:
+        import onnx
+
+        short, long = files["onnx-int8"].path, folder / "long.onnx"
+        assert short.stat().st_size < 0.9 * long.stat().st_size
+        images = small.test.images[:].numpy()
+        said, expected = (opened(path).run(None, {"images": images})[0] for path in (short, long))
+        assert said.tobytes() == expected.tobytes()
+        proto = onnx.load(short)
+        arrays = [onnx.numpy_helper.to_array(constant) for constant in proto.graph.initializer]
+        contents = [(each.dtype, each.shape, each.tobytes()) for each in arrays]
+        assert len(set(contents)) == len(contents)
+        assert not any(node.name or node.doc_string for node in proto.graph.node)
+        assert {entry.key for entry in proto.metadata_props} == {"sprat"}
+
     def test_no_processor_cuts_off_the_sums_of_int8(self, files: Files) -> None:
         """Without VNNI, onnxruntime adds products of uint8 and int8 in pairs, in 16 bits."""
         import onnx
 
         graph = onnx.load(files["onnx-int8"].path).graph
-        weights = [value for value in graph.initializer if value.name.endswith("weight_quantized")]
+        quantised = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+        weights = [c for c in graph.initializer if c.name in quantised and len(c.dims) > 1]
         assert len(weights) == 10  # 9 convolutions, 1 linear layer
         # whose products are added in 32 bits everywhere
         assert {value.data_type for value in weights} == {onnx.TensorProto.UINT8}
