@@ -252,7 +252,7 @@ def export(
             uint8 images, 0 to 255, and gives probabilities. Both B x 3 x H x W.
         max_drop: percentage points of accuracy that a format of lower precision may lose on the
             compared images.
-        max_class_drop: the same, on the images of any one class.
+        max_class_drop: the same, on the images of any one class, beyond what chance explains.
         dataset: a name, a folder of your own pictures, or a dataset in memory, whose images are
             compared and calibrate a quantised format; by default the one that the model was
             trained on.
@@ -263,8 +263,8 @@ def export(
 
     Raises:
         SpratError: there is no such model, format or dataset; a package is missing; the output
-            exists; a quantised format has no images or loses too much; or the file does not agree
-            with torch. Nothing is written then.
+            exists; a quantised format has no images or loses too much, on average or in a class;
+            or the file does not agree with torch. Nothing is written then.
     """
     use_all(code)
     place = locate(str(model))

@@ -82,9 +82,15 @@ def export(
     console.print(
         f"\n{exported.n:,} images of {visible(exported.dataset)} ({exported.split}): {same} are "
         "classified as by torch, probabilities differ by up to "
-        f"{exported.largest_difference:.2g}; one image is timed on one thread\n"
-        f"{visible(exported.path)}"
+        f"{exported.largest_difference:.2g}; one image is timed on one thread"
     )
+    if worst := exported.worst_class:
+        console.print(
+            f"The class that loses most: {visible(worst.name)}, {worst.points:.2f} points "
+            f"({worst.before:,} of {worst.n:,} images correct by torch, {worst.after:,} by "
+            f"{exported.format})"
+        )
+    console.print(visible(exported.path))
 
 
 @app.command

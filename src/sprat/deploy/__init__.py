@@ -59,9 +59,10 @@ class Options(Table):
     )
     max_class_drop: float = setting(
         5.0,
-        "Accuracy that such a format may lose on the compared images of any one class; a loss of "
-        "one or two images is never too much",
+        "Accuracy that each class may lose in a format of lower precision, beyond what chance "
+        "explains",
         at_least=0,
+        at_most=100,
         unit="percentage points",
     )
     layout: str = setting(

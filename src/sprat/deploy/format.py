@@ -47,7 +47,8 @@ class Format:
     made_from: Format | None = None
     """The format that is written first, compared too, and handed to `write`."""
     exact: bool = True
-    """Whether every answer must agree with torch; otherwise accuracy may drop by max_drop."""
+    """Whether every answer must agree with torch; otherwise accuracy may drop by max_drop,
+    that of each class by max_class_drop."""
     calibrated: bool = False
     """Whether training images are needed."""
     takes: tuple[str, ...] = ()

@@ -16,6 +16,7 @@ from sprat.data import FALLBACK
 from sprat.data.imageset import Images, ImageSet
 from sprat.deploy import FORMATS, Format, Options, check_options, check_output
 from sprat.deploy.agreement import (
+    ClassDrop,
     Contender,
     agreement,
     answers,
@@ -52,6 +53,8 @@ class Exported:
     """Of the compared images."""
     split: str = "drawings"
     """test, val, or drawings."""
+    worst_class: ClassDrop | None = None
+    """The class whose accuracy drops most; None if every answer agrees."""
 
 
 def export(
@@ -115,9 +118,10 @@ def export(
             for name, probabilities in given.items()
         }
         before, after = accuracy["torch"], accuracy[format]
+        worst = None
         if not wanted.exact and before is not None and after is not None:
             check_drop(format, after, before, options.max_drop, len(seen))
-            check_class_drop(format, given[format], expected, seen, options.max_class_drop)
+            worst = check_class_drop(format, given[format], expected, seen, options.max_class_drop)
         tell("timing one image")
         timed = {name: run for name, run in runs.items() if name == "torch" or FORMATS[name].timed}
         milliseconds = latencies(timed, graph_input(seen.images[:1], normalization, raw))
@@ -134,6 +138,7 @@ def export(
         contenders=tuple(
             Contender(name, sizes[name], milliseconds.get(name), accuracy[name]) for name in runs
         ),
+        worst_class=worst,
     )
 
 
