@@ -19,7 +19,7 @@ import torch
 import sprat
 from sprat.budget import summarize
 from sprat.cli import app
-from sprat.models import NETWORKS, build_network
+from sprat.models import NETWORKS, build_network, find_class
 from sprat.settings.field import Setting, Table
 from sprat.settings.recipes import recipe_names, recipe_path
 
@@ -39,19 +39,23 @@ def networks() -> str:
     lines = [
         "# Networks",
         "",
-        "For `--model`; case, `-` and `_` do not matter. Counted for ten classes and 32 px.",
+        "For `--model`; case, `-` and `_` do not matter. Counted for ten classes and 32 px. Arena "
+        "and weights: bytes of the [memory plan](../how-to/fit-a-budget.md#memory) in int8; —: no "
+        "plan.",
         "",
-        "| name | what | parameters | MACs | receptive field | peak activations in int8 |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| name | what | parameters | MACs | receptive field | arena | weights |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, cls in NETWORKS.items():
+    for name in NETWORKS:
         torch.manual_seed(0)
         summary = summarize(build_network(name), 32)
-        about = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
+        about = " ".join((inspect.getdoc(find_class(name)) or "").split("\n\n")[0].split())
         field = "—" if summary.receptive_field is None else f"{summary.receptive_field} px"
+        plan = summary.plan
+        memory = "— | —" if plan is None else f"{plan.arena:,} | {plan.weights:,}"
         lines.append(
             f"| `{name}` | {about} | {summary.parameters:,} | "
-            f"{summary.macs:,} | {field} | {summary.peak_activations:,} bytes |"
+            f"{summary.macs:,} | {field} | {memory} |"
         )
     return "\n".join(lines) + "\n"
 

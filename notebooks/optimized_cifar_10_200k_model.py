@@ -117,7 +117,7 @@ Image(draw_contact_sheet(data.train, title, pictures / "data.png", columns=8))
 # - *MACs* are multiplications with an addition each: the work for one picture.
 # - *Field* is how many pixels of the picture, across, one value can depend on. The last block's
 #   109 is more than the 32 that there are, so it can see all of the picture.
-# - *Peak activations* is the memory that intermediate results need, for one picture.
+# - *Arena* is the memory that intermediate results need, for one picture.
 #
 # The last lines hold the network to two limits: at most 200,000 parameters, and a field of at
 # least 44 pixels.

@@ -270,17 +270,27 @@ def print_summary(console: Console, summary: "Summary") -> None:
     print_table(console, rows, left=2)
     field = summary.receptive_field
     seen = "the whole image" if field is None else f"{field} x {field} px"
-    flash, peak = (
+    flash, ram, peak = (
         ", ".join(f"{size / 1024:,.1f} KiB in {name}" for name, size in sizes.items())
-        for sizes in (summary.flash_bytes, summary.peak_bytes)
+        for sizes in (summary.flash_bytes, summary.ram_bytes or {}, summary.peak_bytes)
     )
+    if plan := summary.plan:
+        memory = (
+            f"  arena              {ram}, in {visible(plan.layer)}\n"
+            f"  image              {plan.image / 1024:,.1f} KiB, not in the arena"
+        )
+    else:
+        memory = (
+            f"  arena              not planned: {visible(summary.unplanned)}\n"
+            f"  peak activations   {peak}, in {visible(summary.peak_layer)}, where no layer writes "
+            "over its input"
+        )
     console.print(
         f"\n{visible(summary.model)} on 3 x {summary.side} x {summary.side}\n"
         f"  parameters         {summary.parameters:,}\n"
         f"  MACs               {summary.macs:,}  (of convolutions and linear layers)\n"
         f"  receptive field    {seen}, before global pooling\n"
-        f"  weights            {flash}\n"
-        f"  peak activations   {peak}, in {visible(summary.peak_layer)}"
+        f"  weights            {flash}\n{memory}"
     )
 
 

@@ -35,7 +35,7 @@ from sprat.names import CARD_FILE, MODEL_FILE
 from sprat.run_folder import CURVES_FILE, read_config
 from sprat.runtime import keep_freed_memory
 from sprat.training.images import split_off_val
-from sprat.zoo import CARD_TEXT_FILE, ZOO, Card, Robustness, Training, card_text
+from sprat.zoo import CARD_TEXT_FILE, ZOO, Card, Memory, Robustness, Training, card_text
 
 CORRUPTED_IMAGES = 2_000
 
@@ -52,6 +52,9 @@ def ship(run: Path, dataset: Dataset, zoo: Path = ZOO) -> Card:
     model = load_model(folder / MODEL_FILE)
     write_whole(folder / CURVES_FILE, (run / CURVES_FILE).read_bytes())
     summary = summarize(model.network, model.side)
+    plan, memory = summary.plan, None
+    if plan is not None:
+        memory = Memory(arena=plan.arena, image=plan.image, weights=plan.weights)
     in_int8 = probabilities_by(ONNX_INT8.name, model, dataset.test.images, dataset.train)
     card: Card = {
         "name": model.name,
@@ -61,6 +64,7 @@ def ship(run: Path, dataset: Dataset, zoo: Path = ZOO) -> Card:
         "parameters": summary.parameters,
         "macs": summary.macs,
         "receptive_field": summary.receptive_field,
+        "memory": memory,
         "test": evaluate(model.network, dataset.test, model.normalization, tta=2),
         "int8": {"top1": top1(in_int8, dataset.test.targets), "calibrated_on": CALIBRATION},
         "robustness": robustness(model, dataset.test),

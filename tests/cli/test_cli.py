@@ -189,7 +189,7 @@ class TestHelp:
         ),
         (
             ["train", "--dataset", "shapes10", "--budget.max-peak-memory", "9000"],
-            "the limits contradict each other: max_ram is 9,000 bytes",
+            "does not fit the budget: arena in fp32 166,632 bytes, limit ≤ 9,000 bytes",
         ),
         (["compare", "nowhere"], "There is no nowhere"),
         (["compare", "."], "neither results.json nor summary.json"),
@@ -493,7 +493,7 @@ class TestPreview:
 class TestSummary:
     def test_of_a_name_as_text(self, here: Here) -> None:
         shown = here("summary", "OptimizedCIFAR10Net200K", "--depth", "1").stdout
-        for text in ("150,690", "8,409,920", "109 x 109 px", "240.0 KiB in fp32", "layer4"):
+        for text in ("150,690", "8,409,920", "109 x 109 px", "40.7 KiB in int8", "layer4"):
             assert text in shown
 
     def test_of_a_name_as_json_with_the_effective_field_as_a_picture(

@@ -20,7 +20,7 @@ from conftest import SMALL, Here
 from PIL import Image
 
 import sprat
-from sprat.budget import summarize
+from sprat.budget import memory_plan, summarize
 from sprat.cli import app
 from sprat.data import Dataset
 from sprat.data.imageset import ImageSet
@@ -218,8 +218,13 @@ def test_figures_are_those_of_the_runs_files(
     assert facts["Parameters"] == f"{results['parameters']:,}"
     assert facts["Receptive field"] == f"{results['original_claims']['receptive_field']} px"
     (costs,) = [rows for rows in page.tables() if rows[0][0] == "stored as"]
-    sizes = [width * results["parameters"] / 1024 for width in (4, 2, 1)]
-    assert costs[1][1:] == [f"{size:.1f} KiB" for size in sizes]
+    plan = memory_plan(draft_network(NetworkConfig(name=results["model"])), 32)
+    for row, sizes in (
+        (costs[1], [4 * results["parameters"], 2 * results["parameters"], plan.weights]),
+        (costs[2], [4 * plan.arena, 2 * plan.arena, plan.arena]),
+    ):
+        assert row[1:] == [f"{size / 1024:.1f} KiB" for size in sizes]
+    assert facts["Arena in int8"] == costs[2][-1]
     for said in (
         results["dataset_md5"], results["machine"]["cpu"], results["versions"]["torch"]
     ):  # fmt: skip

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from sprat.augment.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from sprat.budget import memory_plan
 from sprat.checkpoint import load_model
 from sprat.cli import app
 from sprat.data import Dataset
@@ -37,6 +38,10 @@ class TestEveryShippedModel:
         assert (ZOO / name / "curves.png").exists()
         model = load_model(locate(name))
         assert sum(p.numel() for p in model.network.parameters()) == card["parameters"] < 200_000
+        plan = memory_plan(model.network, model.side)
+        assert card["memory"] == {
+            "arena": plan.arena, "image": plan.image, "weights": plan.weights
+        }  # fmt: skip
         assert model.about["recipe"] == card["training"]["recipe"]
         assert card["training"]["git"]["dirty"] is False
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from sprat.budget.summary import Summary
 from sprat.errors import SpratError
-from sprat.names import WIDTHS
 
 
 @dataclass(frozen=True)
@@ -33,19 +32,19 @@ def judge_limits(
     Args:
         limits: any of max_parameters, max_macs, min_receptive_field (pixels), max_flash and
             max_ram (bytes; max_peak_memory is its former name), min_accuracy (a fraction).
-        stored_as: "fp32", "fp16" or "int8": what flash and peak memory hold.
+        stored_as: "fp32", "fp16" or "int8": what flash and RAM hold.
         accuracy: for min_accuracy.
 
     Raises:
-        SpratError: min_accuracy without an accuracy, or a limit that no network can keep.
+        SpratError: min_accuracy without an accuracy, or max_ram of a network whose memory cannot be
+            planned.
     """
-    image = 3 * summary.side**2 * WIDTHS[stored_as]
     ram = limits.get("max_ram", 0) or limits.get("max_peak_memory", 0)
-    if 0 < ram < image:
+    planned = summary.ram_bytes
+    if ram and planned is None:
         raise SpratError(
-            f"the limits contradict each other: max_ram is {ram:,} bytes, but an image "
-            f"of 3 x {summary.side} x {summary.side} in {stored_as} alone takes {image:,}; allow "
-            "more, store it as a smaller type or make the image smaller"
+            f"max_ram is {ram:,.0f} bytes, but the memory of {summary.model} cannot be planned: "
+            f"{summary.unplanned} Leave the limit out, or change the network."
         )
     # a field that is the whole image is as large as any
     field = summary.receptive_field or float("inf")
@@ -54,9 +53,7 @@ def judge_limits(
         "max_macs": ("MACs", summary.macs, "{:,.0f}"),
         "min_receptive_field": ("receptive field", field, "{:.0f} px"),
         "max_flash": (f"weights in {stored_as}", summary.flash_bytes[stored_as], "{:,.0f} bytes"),
-        "max_ram": (
-            f"peak activations in {stored_as}", summary.peak_bytes[stored_as], "{:,.0f} bytes"
-        ),
+        "max_ram": (f"arena in {stored_as}", planned[stored_as] if planned else 0, "{:,.0f} bytes"),
         "min_accuracy": ("accuracy", accuracy, "{:.2%}"),
     }  # fmt: skip
     verdicts = []

@@ -2,13 +2,15 @@
 
 import contextlib
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, TypedDict
 
 from torch import nn
 
 from sprat.budget.graph import Op, count_parameters, trace
+from sprat.budget.layers import lower
 from sprat.budget.memory import peak_activations
+from sprat.budget.plan import MemoryPlan, plan_memory
 from sprat.budget.reach import Reach, place_before_global_pooling, reaches
 from sprat.errors import SpratError
 from sprat.names import WIDTHS
@@ -39,7 +41,10 @@ class Summary:
     product and its sum count as one.
     receptive_field: side in pixels of what one value before global pooling depends on; None
     where that is the whole image.
-    peak_activations: the most values held at once (see memory.py); peak_layer: where.
+    plan: the memory that it takes in int8, image and stack apart; None where it cannot be planned,
+    and `unplanned` says why.
+    peak_activations: the most values held at once where no layer writes over its input while it
+    reads it, as few runtimes do (see memory.py); peak_layer: where.
     """
 
     model: str
@@ -47,29 +52,49 @@ class Summary:
     parameters: int
     macs: int
     receptive_field: int | None
+    plan: MemoryPlan | None
+    unplanned: str
     peak_activations: int
     peak_layer: str
     layers: tuple[Layer, ...]
 
     @property
     def flash_bytes(self) -> dict[str, int]:
-        """What the parameters take, by the type they are stored in."""
-        return {name: width * self.parameters for name, width in WIDTHS.items()}
+        """What the weights take, by the type they are stored in: as many values as parameters; in
+        int8, where there is a plan, its constants."""
+        sizes = {name: width * self.parameters for name, width in WIDTHS.items()}
+        return sizes if self.plan is None else sizes | {"int8": self.plan.weights}
+
+    @property
+    def ram_bytes(self) -> dict[str, int] | None:
+        """What the plan's arena takes, by the type of its values: the same plan, each value as wide
+        as the type. None without a plan."""
+        if self.plan is None:
+            return None
+        return {name: width * self.plan.arena for name, width in WIDTHS.items()}
 
     @property
     def peak_bytes(self) -> dict[str, int]:
-        """What the activations of one image take at their peak, by type."""
+        """What `peak_activations` take, by type."""
         return {name: width * self.peak_activations for name, width in WIDTHS.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        memory = {"flash_bytes": self.flash_bytes, "peak_bytes": self.peak_bytes}
-        values = asdict(self)
-        return (
-            {k: v for k, v in values.items() if k != "layers"}
-            | memory
-            | {"layers": values["layers"]}
-        )
+        plan = self.plan
+        values = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in ("plan", "unplanned", "layers")
+        }
+        return values | {
+            "peak_bytes": self.peak_bytes,
+            "flash_bytes": self.flash_bytes,
+            "ram_bytes": self.ram_bytes,
+            "ram_layer": None if plan is None else plan.layer,
+            "image_bytes": 3 * self.side**2,
+            "unplanned": self.unplanned or None,
+            "layers": [asdict(layer) for layer in self.layers],
+        }
 
 
 def summarize(network: nn.Module, side: int = 32, depth: int = 0) -> Summary:
@@ -84,12 +109,19 @@ def summarize(network: nn.Module, side: int = 32, depth: int = 0) -> Summary:
     """
     ops = trace(network, side)
     found, peak = reaches(ops), peak_activations(ops)
+    plan, unplanned = None, ""
+    try:
+        plan = plan_memory(lower(ops))
+    except SpratError as error:
+        unplanned = str(error)
     return Summary(
         model=type(network).__name__,
         side=side,
         parameters=count_parameters(network),
         macs=sum(map(macs, ops)),
         receptive_field=_field(ops, found),
+        plan=plan,
+        unplanned=unplanned,
         peak_activations=peak.values,
         peak_layer=peak.op.module or peak.op.kind,
         layers=tuple(_layers(network, ops, found, depth)),
@@ -116,8 +148,9 @@ def costs(network: nn.Module, side: int) -> Costs:
         "receptive_field": None,
     }
     with contextlib.suppress(SpratError):
-        summary = summarize(network, side)
-        counted["macs"], counted["receptive_field"] = summary.macs, summary.receptive_field
+        ops = trace(network, side)
+        field = _field(ops, reaches(ops))
+        counted["macs"], counted["receptive_field"] = sum(map(macs, ops)), field
     return counted
 
 

@@ -201,7 +201,13 @@ def check(
     if json_output:
         print(json.dumps([dataclasses.asdict(verdict) for verdict in verdicts]))
     else:
-        print_verdicts(make_console(), summarized.model, verdicts)
+        console = make_console()
+        print_verdicts(console, summarized.model, verdicts)
+        if budget.max_ram:
+            console.print(
+                f"The arena holds activations. The image ({3 * side**2:,} bytes), stack and code "
+                "come on top."
+            )
     return 0 if all(verdict.kept for verdict in verdicts) else 1
 
 

@@ -90,7 +90,7 @@ class BudgetConfig(Table, name="budget"):
     min_receptive_field: int = _limit("Smallest receptive field before global pooling", "pixels")
     max_flash: int = _limit("Most bytes of weights, stored as budget.stored_as", scale=BYTES)
     max_ram: int = _limit(
-        "Most bytes of one image's activations at their peak, stored as budget.stored_as",
+        "Most bytes of the arena that holds one image's activations, stored as budget.stored_as",
         scale=BYTES,
         formerly="max_peak_memory",
     )

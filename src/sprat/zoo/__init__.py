@@ -23,6 +23,14 @@ class Int8(TypedDict):
     calibrated_on: int
 
 
+class Memory(TypedDict):
+    """Bytes of the memory plan in int8; see sprat.budget.plan."""
+
+    arena: int
+    image: int
+    weights: int
+
+
 class Robustness(TypedDict):
     """Accuracy on corrupted test images. clean: without corruption. top1: by type and severity."""
 
@@ -63,6 +71,7 @@ class Card(TypedDict):
     parameters: int
     macs: int
     receptive_field: int | None
+    memory: Memory | None
     test: Evaluation
     int8: Int8
     robustness: Robustness
@@ -168,6 +177,14 @@ def card_text(card: Card) -> str:
         f"{markdown(teacher['model'])} ({code(teacher['recipe'])})"
         for teacher in training["teachers"]
     ]
+    memory = []
+    if plan := card["memory"]:
+        memory = [
+            f"Memory in int8, as planned by sprat: {plan['arena']:,} bytes of RAM for activations "
+            f"and {plan['weights']:,} bytes of flash for weights. The image ({plan['image']:,} "
+            "bytes), stack and code come on top.",
+            "",
+        ]
     taught = f", taught by {' and '.join(teachers)}" if teachers else ""
     time = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
     lines = [
@@ -177,6 +194,7 @@ def card_text(card: Card) -> str:
         f"receptive field {card['receptive_field']} px, input {card['side']} x {card['side']} px. "
         f"Classes: {', '.join(classes)}.",
         "",
+        *memory,
         f"## On the test set of {dataset}",
         "",
         f"As shipped, in fp16, {test['n']:,} images:",
