@@ -405,6 +405,24 @@ def test_the_limits_shown_are_judged_as_shown(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == shown
 
 
+def test_what_fits_a_board_follows_from_the_memory_plans() -> None:
+    page = (DOCS / "how-to" / "microcontroller.md").read_text()
+    header, _, *rows = _rows(page)
+    fitting = sorted(cards(), key=lambda card: card["memory"]["arena"])
+    assert header[4:] == [card["name"] for card in fitting]
+    boards = json.loads((DOCS / "how-to" / "boards.json").read_text())
+    assert len(rows) == len(boards) == 10
+    for row, board in zip(rows, boards, strict=True):
+        ram, flash = board["ram_kib"], board["flash_kib"]
+        assert row[:4] == [
+            f"[{board['board']}]({board['source']})", board["chip"], str(ram), str(flash)
+        ]  # fmt: skip
+        for cell, memory in zip(row[4:], (card["memory"] for card in fitting), strict=True):
+            left = ram - (memory["arena"] + memory["image"]) / 1024
+            fits = left >= 0 and memory["weights"] <= 1024 * flash
+            assert cell == (f"{left:.1f}" if fits else "—")
+
+
 COMPARED = [
     "results/taught-l/seed-0",
     "results/taught-m/seed-0",
