@@ -13,7 +13,7 @@ import math
 import os
 import re
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Literal
@@ -275,7 +275,7 @@ class Table:
                 cls.__annotations__[key] = Annotated[hints[key], Parameter(converter=_split)]
             if declared.scale is not None:
                 former = declared.formerly.replace("_", "-")
-                how = Parameter(converter=_as_typed, alias=former or None)
+                how = Parameter(converter=_read_by(cls.settings[key]), alias=former or None)
                 cls.__annotations__[key] = Annotated[hints[key], how]
 
     @classmethod
@@ -333,9 +333,13 @@ def _split(hint: Any, tokens: Sequence[Token]) -> Any:
     return convert(hint, [t.evolve(value=part) for t in tokens for part in t.value.split(",")])
 
 
-def _as_typed(hint: Any, tokens: Sequence[Token]) -> Any:
-    """Return the text that was typed, which the setting reads."""
-    return tokens[-1].value
+def _read_by(declared: Setting) -> Callable[[Any, Sequence[Token]], Any]:
+    """Return what reads the text that was typed as the setting does."""
+
+    def read(hint: Any, tokens: Sequence[Token]) -> Any:
+        return declared.converted(tokens[-1].value)
+
+    return read
 
 
 def _literals(hint: Any) -> tuple[Any, ...]:
