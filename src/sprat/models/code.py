@@ -112,9 +112,10 @@ def find(name: str) -> type[nn.Module]:
         raise CodeNotNamed(source, class_name)
     where = [source] if source in _used else used()
     networks = [k for each in where for k, v in vars(_used[each]).items() if _is_network(v)]
+    hint = did_you_mean(class_name, networks) or "."
     raise SpratError(
-        f"{' and '.join(where)} has no network {class_name!r}{did_you_mean(class_name, networks)} "
-        "Name a class that is a torch.nn.Module."
+        f"{' and '.join(where)} has no network {class_name!r}{hint} Name a class that is a "
+        "torch.nn.Module."
     )
 
 
