@@ -2,6 +2,8 @@
 
     PYTHONPATH=src python benchmarks/train_for.py teacher=75 taught-l=330 \\
         --recipes my-recipes --data-dir data --output out --limit 570
+    PYTHONPATH=src python benchmarks/train_for.py taught-s taught-s@1 taught-s@2 --at-once 3 \\
+        --data-dir data --output out
 
 For a GPU that is lent by the minute. A shallow clone is enough: nothing is installed or downloaded,
 and only torch, numpy, safetensors and matplotlib are imported.
@@ -9,9 +11,13 @@ and only torch, numpy, safetensors and matplotlib are imported.
 Each job NAME=SECONDS trains the recipe NAME (my-recipes/NAME.toml, or one that ships) on all
 training images into runs/NAME, for as many of its epochs as fit into about SECONDS, which is
 measured first. What it counts in epochs changes in proportion, and the recipe as it is run is kept
-with the run, so no setting departs from it. Jobs run in the order given; a recipe whose teacher is
-an earlier job names it as runs/NAME. When --limit is reached, the run under way is saved and the
-script ends with 1; the same command resumes it.
+with the run, so no setting departs from it. Without =SECONDS the recipe's own epochs are trained.
+NAME@SEED trains into runs/NAME-SEED under another seed. Jobs begin in the order given; a recipe
+whose teacher is an earlier job names it as runs/NAME. When --limit is reached, what is under way is
+saved and the script ends with 1; the same command resumes it.
+
+A small network leaves most of a GPU idle. --at-once N trains N jobs in turns, step by step, each on
+a CUDA stream of its own, so that the GPU computes them at the same time.
 
 The output folder gets what is kept of every finished run (all files but last.pt) as one tar
 archive, cut into parts that a small channel can carry. To unpack: cat out/runs.tar.* | tar x
@@ -20,14 +26,21 @@ A dry run on a CPU: --device cpu --dataset shapes10, with a recipe of few train_
 """
 
 import argparse
+import collections
+import contextlib
 import io
 import json
 import os
 import sys
 import tarfile
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from sprat.data import Dataset, load_dataset
 from sprat.errors import Interrupted, SpratError
@@ -45,6 +58,52 @@ from sprat.training.start import resume, train
 MIB = 2**20
 NOT_KEPT = "last.pt"  # the state needed to resume: several times the size of all else
 PART = "runs.tar.{:02}"
+
+
+class Job(NamedTuple):
+    """A recipe to train, under which seed, for how many seconds; None: for its own epochs."""
+
+    recipe: str
+    seed: int
+    seconds: float | None
+
+    @property
+    def run(self) -> Path:
+        return Path("runs") / (f"{self.recipe}-{self.seed}" if self.seed else self.recipe)
+
+
+class Turns:
+    """Threads of which one runs at a time; each gives way after a step, to the one that has waited
+    longest. What they asked of a GPU goes on meanwhile."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.line: collections.deque[object] = collections.deque()  # its head runs
+
+    @contextlib.contextmanager
+    def taking_part(self) -> Iterator[None]:
+        """Within it the calling thread runs only in its turns."""
+        self._queue()
+        try:
+            yield
+        finally:
+            self._leave()
+
+    def give_way(self) -> None:
+        self._queue(leaving=True)
+
+    def _queue(self, leaving: bool = False) -> None:
+        place = object()
+        with self.changed:
+            self.line.append(place)
+            if leaving:
+                self._leave()
+            self.changed.wait_for(lambda: self.line[0] is place)
+
+    def _leave(self) -> None:
+        with self.changed:  # a Condition's lock may be taken again by the thread that has it
+            self.line.popleft()
+            self.changed.notify_all()
 
 
 class Lines(Observer):
@@ -66,30 +125,94 @@ class Lines(Observer):
             )
 
 
-def train_for(
-    name: str, seconds: float, dataset: Dataset, arguments: argparse.Namespace, lines: Lines
-) -> RunResult:
-    """Train a recipe into runs/NAME, or resume it there; return what its results.json holds.
+class Trainer:
+    """Trains jobs, several at once if so asked, and packs what is finished."""
 
-    Raises:
-        SpratError: there is no such recipe, or not even one epoch fits.
-        Interrupted: the limit was reached, and the run saved.
-    """
-    began, run = time.perf_counter(), Path("runs") / name
+    def __init__(self, dataset: Dataset, arguments: argparse.Namespace) -> None:
+        self.dataset, self.arguments = dataset, arguments
+        self.lines, self.turns = Lines(), Turns()
+        self.figures: dict[str, Any] = {}
+        self.stopped: list[str] = []
+        self.parts: list[str] = []
 
-    def should_stop() -> bool:
-        return time.perf_counter() - lines.began > arguments.limit
+    def train_all(self, jobs: list[Job]) -> None:
+        """
+        Raises:
+            SpratError: a job cannot be trained; those beside it are saved first.
+        """
+        with ThreadPoolExecutor(self.arguments.at_once) as threads:
+            running = [threads.submit(self._in_turns, job) for job in jobs]
+        for job in running:
+            job.result()
 
-    if (run / CONFIG_FILE).exists():
-        return resume(run, dataset, observer=lines, should_stop=should_stop)
-    recipe = name
-    if arguments.recipes and (arguments.recipes / f"{name}.toml").exists():
-        recipe = str(arguments.recipes / f"{name}.toml")
-    config = load_recipe(recipe).changed({"final": True, "device": arguments.device})
-    fitted = _fitted(config, dataset, seconds, began)
-    lines.say(f"{name}: {fitted.epochs} of {config.epochs} epochs fit into {seconds:g} s")
-    kept = keep_recipe(fitted, fitted_recipe(run, recipe, f"{seconds:g}s"))
-    return train(fitted, dataset, run, recipe=kept, observer=lines, should_stop=should_stop)
+    def _in_turns(self, job: Job) -> None:
+        on_gpu = self.arguments.device == "cuda"
+        stream = torch.cuda.stream(torch.cuda.Stream()) if on_gpu else contextlib.nullcontext()
+        with self.turns.taking_part(), stream:
+            if self._late():
+                self.stopped.append(job.run.name)
+                return
+            try:
+                results = self._train(job)
+            except Interrupted:
+                self.stopped.append(job.run.name)
+                self.lines.say(f"{job.run.name}: saved at the limit; the same command resumes it")
+                return
+            self._keep(job, results)
+
+    def _late(self) -> bool:
+        return time.perf_counter() - self.lines.began > self.arguments.limit
+
+    def _should_stop(self) -> bool:
+        self.turns.give_way()
+        return self._late()
+
+    def _train(self, job: Job) -> RunResult:
+        """Train a job, or resume it.
+
+        Raises:
+            SpratError: there is no such recipe, or not even one epoch fits.
+            Interrupted: the limit was reached, and the run saved.
+        """
+        began, run, lines = time.perf_counter(), job.run, self.lines
+        if (run / CONFIG_FILE).exists():
+            return resume(run, self.dataset, observer=lines, should_stop=self._should_stop)
+        recipe, recipes = job.recipe, self.arguments.recipes
+        if recipes and (recipes / f"{recipe}.toml").exists():
+            recipe = str(recipes / f"{recipe}.toml")
+        config = load_recipe(recipe).changed(
+            {"final": True, "device": self.arguments.device, "seed": job.seed}
+        )
+        kept = recipe
+        if job.seconds is not None:
+            fitted = _fitted(config, self.dataset, job.seconds, began)
+            lines.say(f"{run.name}: {fitted.epochs} of {config.epochs} epochs fit")
+            kept = keep_recipe(fitted, fitted_recipe(run, recipe, f"{job.seconds:g}s"))
+            config = fitted
+        return train(
+            config, self.dataset, run, recipe=kept, observer=lines, should_stop=self._should_stop
+        )
+
+    def _keep(self, job: Job, results: RunResult) -> None:
+        name, run = job.run.name, job.run
+        if not (run / CURVES_FILE).exists():
+            draw_curves(run)
+        test = results["test"]
+        assert test is not None  # every run is final
+        self.figures[name] = {
+            "parameters": results["parameters"],
+            "epochs": results["epochs"],
+            "seconds": results["seconds"],
+            "top1": test["top1"],
+            "tta_top1": test["tta_top1"],
+        }
+        done = [Path("runs") / name for name in self.figures]
+        part_bytes = max(1, int(self.arguments.part_size * MIB))
+        self.parts = pack(done, self.arguments.output, part_bytes)
+        self.lines.say(
+            f"{name}: {100 * test['top1']:.2f} % on test ({100 * test['tta_top1']:.2f} % with "
+            f"views) after {results['epochs']} epochs in {results['seconds']:.0f} s"
+        )
 
 
 def _fitted(config: Config, dataset: Dataset, seconds: float, began: float) -> Config:
@@ -115,23 +238,26 @@ def pack(runs: list[Path], output: Path, part_bytes: int) -> list[str]:
     return names
 
 
-def parse_job(text: str) -> tuple[str, float]:
-    """Return the recipe's name and the seconds of a job, "quick=60"."""
-    name, _, seconds = text.rpartition("=")
-    if not name or "/" in name or not 0 < float(seconds) < float("inf"):
+def parse_job(text: str) -> Job:
+    """Return a job, "quick=60", "quick@1" or "quick@1=60" (seed 1, 60 seconds)."""
+    name, _, seconds = text.partition("=")
+    name, _, seed = name.partition("@")
+    job = Job(name, int(seed or 0), float(seconds) if seconds else None)
+    if not name or "/" in name or not 0 < (job.seconds or 1) < float("inf"):
         raise ValueError(text)
-    return name, float(seconds)
+    return job
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("jobs", nargs="+", type=parse_job, metavar="NAME=SECONDS")
+    parser.add_argument("jobs", nargs="+", type=parse_job, metavar="NAME[@SEED][=SECONDS]")
     parser.add_argument("--recipes", type=Path, help="folder of recipes, before those that ship")
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--data-dir", type=Path, help="folder of the dataset")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--at-once", type=int, default=1, help="jobs that are trained in turns")
     parser.add_argument("--limit", type=float, default=570, help="seconds of the whole script")
     parser.add_argument("--output", type=Path, required=True, help="folder for the parts")
     parser.add_argument(
@@ -147,47 +273,19 @@ def main() -> None:
     for name in ("recipes", "data_dir", "output"):  # the folder is left below
         if given := getattr(arguments, name):
             setattr(arguments, name, given.resolve())
-    lines = Lines()
+    if arguments.at_once > 1 and any(job.seconds for job in arguments.jobs):
+        parser.error("with --at-once jobs train the recipes' own epochs: leave =SECONDS out")
     dataset = load_dataset(arguments.dataset, arguments.data_dir)
     arguments.work.mkdir(parents=True, exist_ok=True)
     os.chdir(arguments.work)
-
-    figures: dict[str, Any] = {}
-    parts: list[str] = []
-    stopped = None
-    for name, seconds in arguments.jobs:
-        try:
-            results = train_for(name, seconds, dataset, arguments, lines)
-        except Interrupted:
-            stopped = name
-            lines.say(f"{name}: saved at the limit; the same command resumes it")
-            break
-        run = Path("runs") / name
-        if not (run / CURVES_FILE).exists():
-            draw_curves(run)
-        test = results["test"]
-        assert test is not None  # every run is final
-        figures[name] = {
-            "parameters": results["parameters"],
-            "epochs": results["epochs"],
-            "seconds": results["seconds"],
-            "top1": test["top1"],
-            "tta_top1": test["tta_top1"],
-        }
-        parts = pack([Path("runs") / done for done in figures], arguments.output, _bytes(arguments))
-        lines.say(
-            f"{name}: {100 * test['top1']:.2f} % on test ({100 * test['tta_top1']:.2f} % with "
-            f"views) after {results['epochs']} epochs in {results['seconds']:.0f} s"
-        )
+    trainer = Trainer(dataset, arguments)
+    trainer.train_all(arguments.jobs)
+    figures, parts, stopped = trainer.figures, trainer.parts, trainer.stopped
     if arguments.json:
         print(json.dumps({"runs": figures, "parts": parts, "stopped": stopped}))
     if len(parts) > arguments.parts:
         sys.exit(f"{len(parts)} parts are more than {arguments.parts}: train fewer runs at once.")
-    sys.exit(stopped is not None)
-
-
-def _bytes(arguments: argparse.Namespace) -> int:
-    return max(1, int(arguments.part_size * MIB))
+    sys.exit(bool(stopped))
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ def test_train_for_trains_where_there_is_little_but_torch(tmp_path: Path) -> Non
         figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return done.returncode, figures
 
-    assert train("--limit", "0") == (1, {"runs": {}, "parts": [], "stopped": "first"})
+    assert train("--limit", "0") == (1, {"runs": {}, "parts": [], "stopped": ["first", "second"]})
     code, figures = train()
     assert code == 0
     assert {run["epochs"] for run in figures["runs"].values()} == {2}
