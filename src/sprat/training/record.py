@@ -39,11 +39,15 @@ class CapturedStep:
 
     Args:
         step: takes CUDA tensors of the same shapes at every call.
+        stream: to record on, and for the calls before. cuBLAS keeps a workspace for each stream,
+            so graphs recorded on the same one must not be replayed at the same time.
         generators: of CUDA, besides the default one, that `step` draws from.
     """
 
-    def __init__(self, step: Callable[..., Tensor], *generators: torch.Generator) -> None:
-        self.step, self.generators = step, generators
+    def __init__(
+        self, step: Callable[..., Tensor], stream: torch.cuda.Stream, *generators: torch.Generator
+    ) -> None:
+        self.step, self.stream, self.generators = step, stream, generators
         self.graph: torch.cuda.CUDAGraph | None = None
         self.calls = 0
 
@@ -60,12 +64,11 @@ class CapturedStep:
         return self.output
 
     def _aside(self, *inputs: Tensor) -> Tensor:
-        """On a stream of its own, as recording will be."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        """Not on the current stream, as recording will not be."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
             output = self.step(*inputs)
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self.stream)
         return output
 
     def _capture(self, *inputs: Tensor) -> None:
@@ -73,5 +76,5 @@ class CapturedStep:
         self.graph = torch.cuda.CUDAGraph()
         for generator in self.generators:
             self.graph.register_generator_state(generator)
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, stream=self.stream):
             self.output = self.step(*self.inputs)

@@ -153,12 +153,14 @@ class Step:
         for group in self.optimizer.param_groups:  # a graph reads it where it is
             group["lr"] = torch.tensor(group["lr"], device=self.device)
         graphs: dict[tuple[int, str | None], CapturedStep] = {}
+        stream = torch.cuda.Stream(self.device)
 
         def update(
             how: tuple[int, str | None], images: Tensor, targets: Tensor, strength: Tensor
         ) -> Tensor:
             if how not in graphs:
-                graphs[how] = CapturedStep(functools.partial(self._update, how), self.generator)
+                step = functools.partial(self._update, how)
+                graphs[how] = CapturedStep(step, stream, self.generator)
             return graphs[how](images, targets, strength.to(self.device, non_blocking=True))
 
         return update
