@@ -1,6 +1,7 @@
 """Files of weights: they come back the same, say what they are, and cannot execute."""
 
 import copy
+import dataclasses
 import hashlib
 import json
 import os
@@ -27,7 +28,7 @@ from sprat.checkpoint import (
 from sprat.data.imageset import Normalization
 from sprat.errors import SpratError
 from sprat.files import replacing
-from sprat.models import build_network
+from sprat.models import NetworkConfig, build_network, to_record
 
 
 @pytest.fixture
@@ -53,6 +54,32 @@ def test_a_model_comes_back_the_same_without_its_recipe(model: Model, tmp_path: 
         assert (loaded.name, loaded.classes, loaded.side) == (model.name, model.classes, 32)
         assert loaded.normalization == model.normalization
         assert loaded.about == {"recipe": "quick"}
+
+
+def test_what_half_precision_cannot_hold_stays_as_it_is(model: Model, tmp_path: Path) -> None:
+    key = next(key for key in model.network.state_dict() if key.endswith("running_var"))
+    model.network.state_dict()[key].fill_(1e6)
+    path = tmp_path / "model.safetensors"
+    save_model(path, model, torch.float16)
+    state = load_model(path).network.state_dict()
+    assert (state[key] == 1e6).all()
+    with safe_open(path, "pt") as file:
+        types = {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118
+    assert [name for name, dtype in types.items() if dtype is torch.float32] == [key]
+
+
+def test_a_name_means_in_a_file_what_it_meant_when_that_was_written(
+    model: Model, tmp_path: Path
+) -> None:
+    """SpratM was wider, and files did not say how wide."""
+    path = tmp_path / "model.safetensors"
+    before = build_network(NetworkConfig(name="SpratM", widths=(48, 84)), 3).eval()
+    save_model(path, dataclasses.replace(model, network=before, name="SpratM"))
+    loaded = load_model(path)
+    assert loaded.network_config == NetworkConfig(name="SpratM", widths=(48, 84))
+    save_model(path, loaded)
+    assert load_model(path).network_config == loaded.network_config
+    assert to_record(NetworkConfig(name="spratm")).widths == (48, 80)
 
 
 def test_nothing_in_the_file_carries_a_wrappers_prefix(model: Model, tmp_path: Path) -> None:

@@ -96,17 +96,25 @@ METADATA: Shape = DATA | {
 def save_model(path: Path, model: Model, dtype: torch.dtype = torch.float32) -> None:
     """Writes weights and buffers as safetensors, everything else into the file's metadata.
 
-    dtype: of what is stored of floats; computed is in float32 whatever it is.
+    dtype: of what is stored of floats, but of tensors with values too large for it; computed is in
+        float32 whatever it is.
     """
+    state = model.network.state_dict()
     tensors = {
-        key: value.detach().cpu().to(dtype if value.is_floating_point() else value.dtype)
-        for key, value in model.network.state_dict().items()
+        key: _stored(value.detach().cpu(), dtype).contiguous() for key, value in state.items()
     }
-    tensors = {key: value.contiguous() for key, value in tensors.items()}
     about = metadata(model)
     about["sha256"] = _digest(tensors, about)
     # one entry: safetensors writes several in an order that changes from time to time
     write_whole(path, serialize(tensors, {"sprat": json.dumps(about)}))
+
+
+def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return floats in a dtype, unless it would make infinite values of them."""
+    if not value.is_floating_point():
+        return value
+    rounded = value.to(dtype)
+    return rounded if torch.equal(rounded.isfinite(), value.isfinite()) else value
 
 
 def metadata(model: Model) -> dict[str, Any]:
@@ -176,7 +184,7 @@ def load_model(path: Path) -> Model:
         ),
         side=meta["side"],
         about=meta["about"],
-        spec=spec if "network" in meta else None,
+        spec=spec if "network" in meta or spec.given else None,
     )
     if wrong := wrong or _wrong_answers(model):
         raise SpratError(f"{path} cannot be used: {wrong}. Train the model again.")
@@ -191,7 +199,7 @@ def _network(path: Path, meta: dict[str, Any]) -> tuple[NetworkConfig, nn.Module
         SpratError: there is no such network, or it is the user's own code, which was not named.
     """
     try:
-        spec = NetworkConfig.from_dict(meta.get("network", {"name": meta["model"]}))
+        spec = NetworkConfig.recorded(meta.get("network", {"name": meta["model"]}))
         spec = dataclasses.replace(spec, name=find_name(spec.name))
         with torch.device("meta"):
             return spec, build_network(spec, len(meta["classes"]))

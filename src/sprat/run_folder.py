@@ -187,7 +187,7 @@ def read_config(run: Path) -> tuple[Config, str, dict[str, Any]]:
         raise SpratError(
             f"{path} is not what a run of sprat writes: {wrong}. Name the folder of a run."
         )
-    config = Config.from_dict(values["config"], source=str(path))
+    config = Config.recorded(values["config"], source=str(path))
     return config, values["recipe"], values["overrides"]
 
 

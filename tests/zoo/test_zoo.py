@@ -29,8 +29,11 @@ class TestEveryShippedModel:
         path = ZOO / name / "model.safetensors"
         assert path.stat().st_size <= 450_000
         with safe_open(path, "pt") as file:
-            types = {file.get_tensor(key).dtype for key in file.keys()}  # noqa: SIM118
-        assert types <= {torch.float16, torch.int64}
+            tensors = [file.get_tensor(key) for key in file.keys()]  # noqa: SIM118
+        too_large = [tensor for tensor in tensors if tensor.dtype is torch.float32]
+        assert all(tensor.half().isinf().any() for tensor in too_large)
+        assert {tensor.dtype for tensor in tensors} <= {torch.float16, torch.float32, torch.int64}
+        assert sum(tensor.nbytes for tensor in too_large) < 1_000
 
     def test_has_its_card_in_words_too(self, name: str) -> None:
         card = find_card(name)

@@ -280,7 +280,7 @@ def _of_one(result: _Named, split: Split, accuracy: Accuracy, file: Path) -> Ent
 def _named(result: _Named, file: Path, classes: int) -> dict[str, Any]:
     """Return an entry's name, source and costs: those that a result records, or, of an older one,
     those of the network it names."""
-    network = NetworkConfig.from_dict(result.get("network", {"name": result["model"]}))
+    network = NetworkConfig.recorded(result.get("network", {"name": result["model"]}))
     recipe = result.get("recipe")
     name = f"{network}, {recipe}" if recipe else str(network)
     if "macs" in result and "parameters" in result:

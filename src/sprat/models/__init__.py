@@ -9,6 +9,7 @@ from sprat.models.registry import (
     draft_network,
     find_class,
     find_name,
+    to_record,
 )
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "draft_network",
     "find_class",
     "find_name",
+    "to_record",
 ]

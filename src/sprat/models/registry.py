@@ -88,6 +88,17 @@ class NetworkConfig(NetworkSettings, name="network"):
             )
         return cls(**values)
 
+    @classmethod
+    def recorded(cls, values: Mapping[str, Any]) -> NetworkConfig:
+        """Return the network that a model, run or result describes, maybe one of an older sprat.
+
+        Raises:
+            SpratError: as `from_dict`.
+        """
+        config = cls.from_dict(values)
+        former = FORMER.get(config.name, {})
+        return dataclasses.replace(config, **{k: v for k, v in former.items() if not values.get(k)})
+
     def to_dict(self) -> dict[str, Any]:
         """Return the name and the settings that are given, as JSON has them."""
         return {"name": self.name} | {key: list(value) for key, value in self.given.items()}
@@ -116,6 +127,9 @@ NETWORKS = {
     "MobileNetV2": "mobilenetv2",
     "ResNet18": "resnet",
 }
+
+# settings that a name once stood for: what records that do not say mean by it
+FORMER: dict[str, dict[str, Any]] = {"SpratM": {"widths": (48, 84)}}
 
 
 def find_name(name: str) -> str:
@@ -147,6 +161,19 @@ def find_class(name: str) -> type[nn.Module]:
     name = find_name(name)
     cls: type[nn.Module] = getattr(import_module(f"sprat.models.{NETWORKS[name]}"), name)
     return cls
+
+
+def to_record(network: NetworkConfig) -> NetworkConfig:
+    """Return the same network for a record: its name as `NETWORKS` spells it, and what that stands
+    for now, where it once stood for something else.
+
+    Raises:
+        SpratError: as `find_class`.
+    """
+    name = find_name(network.name)
+    now = {key: getattr(find_class(name), key) for key in FORMER.get(name, {})}
+    given = {key: value for key, value in now.items() if not getattr(network, key)}
+    return dataclasses.replace(network, name=name, **given)
 
 
 def build_network(

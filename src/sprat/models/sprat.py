@@ -5,7 +5,7 @@ several sizes look near and far, and wide 1x1 convolutions mix channels. BatchNo
 where the compiled kernels have them, so that these too train fast on a CPU. Begun from what others
 measured; docs/explanation/what-helps.md reports what our own trials made of it.
 
-    SpratS   widths 28, 52      SpratM   widths 48, 84      SpratL   widths 64, 120
+    SpratS   widths 28, 52      SpratM   widths 48, 80      SpratL   widths 64, 120
 
 SpratT is for microcontrollers, where arithmetic and memory are what is dear: it halves the side
 twice, narrows where the maps are large, and has 3x3 windows alone, so that nothing splits or joins
@@ -74,7 +74,7 @@ class Halving(DepthwiseSeparableConv2d):
 
 
 class SpratNet(PooledClassifier):
-    """The family, with SpratM's widths unless others are given.
+    """The family.
 
     Args:
         num_classes: length of the logits.
@@ -160,9 +160,9 @@ class SpratS(SpratNet):
 
 
 class SpratM(SpratNet):
-    """About 100,000 parameters."""
+    """Just under 95,000 parameters."""
 
-    widths = (48, 84)
+    widths = (48, 80)
 
 
 class SpratL(SpratNet):

@@ -244,6 +244,17 @@ class Config(Table):
         except SpratError as error:
             raise SpratError(f"{source}: {error}") from error
 
+    @classmethod
+    def recorded(cls, values: dict[str, Any], source: str) -> Self:
+        """Build a config from what a run wrote of it, maybe one of an older sprat.
+
+        Raises:
+            SpratError: as `from_dict`.
+        """
+        config = cls.from_dict(values, source)
+        network = NetworkConfig.recorded(config.network.to_dict())
+        return dataclasses.replace(config, network=network)
+
     @property
     def model(self) -> str:
         """Name of the network."""

@@ -13,7 +13,7 @@ from sprat.data import Dataset
 from sprat.data.imageset import ImageSet
 from sprat.errors import SpratError
 from sprat.kernels import NoKernels, prepare, why_not
-from sprat.models import NetworkConfig, check_outputs, draft_network, find_name
+from sprat.models import NetworkConfig, check_outputs, draft_network, to_record
 from sprat.models.code import is_own
 from sprat.runtime import choose_device, choose_precision, set_threads
 from sprat.settings.config import Config
@@ -57,7 +57,7 @@ def settle(config: Config, observer: Observer = Observer()) -> Config:  # noqa: 
         precision = "fp32"
     config = dataclasses.replace(
         config,
-        network=dataclasses.replace(config.network, name=find_name(config.model)),
+        network=to_record(config.network),
         device=device.type,  # type: ignore[arg-type]
         precision=precision,  # type: ignore[arg-type]
         threads=set_threads(config.threads),

@@ -46,7 +46,7 @@ def restore(run: "Run") -> None:
     state = load_resume(path)
     try:
         # by way of Config: a sprat that has more settings has the old behaviour by default
-        if Config.from_dict(state["config"], source=str(path)) != run.config:
+        if Config.recorded(state["config"], source=str(path)) != run.config:
             raise SpratError(
                 f"{run.folder}/config.json was changed after the run began; put it back, or "
                 "start a new run with the new settings"
