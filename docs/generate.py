@@ -1,4 +1,5 @@
-"""Writes docs/reference from the code: commands, networks, recipes and Python.
+"""Writes docs/reference: commands, networks, recipes and Python from the code, pretrained models in
+C from results; without FOLDER also the table of boards in docs/how-to/microcontroller.md.
 
     python docs/generate.py [FOLDER]
 
@@ -8,6 +9,7 @@ A test holds the committed pages to what this writes.
 import ast
 import inspect
 import itertools
+import json
 import re
 import sys
 import textwrap
@@ -19,11 +21,16 @@ import torch
 import sprat
 from sprat.budget import summarize
 from sprat.cli import app
+from sprat.evaluation.records import read_json
 from sprat.models import NETWORKS, build_network, find_class
 from sprat.settings.field import Setting, Table
 from sprat.settings.recipes import recipe_names, recipe_path
+from sprat.zoo import cards
 
 REFERENCE = Path(__file__).parent / "reference"
+HOW_TO = Path(__file__).parent / "how-to" / "microcontroller.md"
+BOARDS = HOW_TO.with_name("boards.json")
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def commands() -> str:
@@ -70,6 +77,77 @@ def recipes() -> str:
     for name in recipe_names():
         parts.append(f"## {name}\n\n```toml\n{recipe_path(name).read_text().strip()}\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def microcontroller(results: Path = RESULTS) -> str:
+    """Every pretrained model, and what was measured of it in C; how long C takes on a computer."""
+    file = results / "microcontroller.json"
+    measured = read_json(file) if file.exists() else {"models": {}}
+    lines = [
+        "# Pretrained models in C",
+        "",
+        "Each as `sprat export NAME --format c` writes it, on images of CIFAR-10's test set, by "
+        "`benchmarks/microcontroller.py`. Other scores: images that get a score that is not the "
+        "integer reference's. Accuracy in int8 is that of the C. The class that loses most, by "
+        "its accuracy in fp32 less that in int8, in points. —: not measured since the model "
+        "last changed.",
+        "",
+        "| model | images | other scores | fp32 | int8 | class that loses most |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for card in cards():
+        found = measured["models"].get(card["name"])
+        cells = ["—"] * 5
+        if found and found["sha256"] == card["sha256"]:
+            accuracy = (f"{100 * found[key]:.2f} %" for key in ("top1_fp32", "top1_int8"))
+            worst = f"{found['worst_class']}, {100 * found['worst_class_drop']:.2f}"
+            cells = [f"{found['images']:,}", f"{found['other_scores']:,}", *accuracy, worst]
+        lines.append(f"| {' | '.join([card['name'], *cells])} |")
+    if measured["models"]:
+        lines += ["", f"Compiled by {measured['compiler']} with `{measured['flags']}`."]
+    speed = read_json(results / "inference.json")
+    networks = {speed["model"]: speed["measured"], **speed["others"]}
+    timed = {name: ways for name, ways in networks.items() if {"c-1", "onnx-int8-1"} <= ways.keys()}
+    if timed:
+        lines += [
+            "",
+            "## On a computer",
+            "",
+            f"Milliseconds for one image of 32 px on one thread of an {speed['machine']['cpu']}, "
+            "in int8, by `benchmarks/inference.py`. Those of a microcontroller have not been "
+            "measured.",
+            "",
+            "| network | C, gcc -O2 | onnxruntime |",
+            "| --- | --- | --- |",
+            *(
+                f"| {name} | {ways['c-1']['ms_for_one_image']:.2f} | "
+                f"{ways['onnx-int8-1']['ms_for_one_image']:.2f} |"
+                for name, ways in timed.items()
+            ),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def boards(page: str) -> str:
+    """The page with its table of boards by boards.json and the plans of pretrained models."""
+    fitting = sorted(
+        (card for card in cards() if card["memory"]), key=lambda c: c["memory"]["arena"]
+    )
+    names = " | ".join(card["name"] for card in fitting)
+    lines = [
+        f"| board | chip | RAM, KiB | flash, KiB | {names} |",
+        "| --- " * (4 + len(fitting)) + "|",
+    ]
+    for board in json.loads(BOARDS.read_text()):
+        ram, flash = board["ram_kib"], board["flash_kib"]
+        cells = [f"[{board['board']}]({board['source']})", board["chip"], str(ram), str(flash)]
+        for memory in (card["memory"] for card in fitting):
+            left = ram - (memory["arena"] + memory["image"]) / 1024
+            fits = left >= 0 and memory["weights"] <= 1024 * flash
+            cells.append(f"{left:.1f}" if fits else "—")
+        lines.append(f"| {' | '.join(cells)} |")
+    table = "\n".join(lines) + "\n"
+    return re.sub(r"^\| board \|.*\n(?:\|.*\n)+", lambda _: table, page, flags=re.MULTILINE)
 
 
 def python() -> str:
@@ -121,7 +199,13 @@ def _type(declared: Setting) -> str:
     return " | ".join(map(repr, names)) or re.sub(r"<class '(\w+)'>", r"\1", str(declared.type))
 
 
-PAGES = {"commands": commands, "networks": networks, "recipes": recipes, "python": python}
+PAGES = {
+    "commands": commands,
+    "networks": networks,
+    "recipes": recipes,
+    "microcontroller": microcontroller,
+    "python": python,
+}
 
 
 def main() -> None:
@@ -129,6 +213,8 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     for name, page in PAGES.items():
         (folder / f"{name}.md").write_text(page(), encoding="utf-8")
+    if folder == REFERENCE:
+        HOW_TO.write_text(boards(HOW_TO.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

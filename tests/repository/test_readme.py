@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import runpy
 from pathlib import Path
 from statistics import median, stdev
 from typing import Any
@@ -409,6 +410,12 @@ def test_the_limits_shown_are_judged_as_shown(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == shown
 
 
+def test_the_table_of_boards_is_written_by_the_generator() -> None:
+    page = (DOCS / "how-to" / "microcontroller.md").read_text()
+    boards = runpy.run_path(str(DOCS / "generate.py"))["boards"]
+    assert boards(page.replace("128 | 512", "1 | 2").replace("| SpratS |", "|")) == page
+
+
 def test_what_fits_a_board_follows_from_the_memory_plans() -> None:
     page = (DOCS / "how-to" / "microcontroller.md").read_text()
     header, _, *rows = _rows(page)
@@ -425,6 +432,20 @@ def test_what_fits_a_board_follows_from_the_memory_plans() -> None:
             left = ram - (memory["arena"] + memory["image"]) / 1024
             fits = left >= 0 and memory["weights"] <= 1024 * flash
             assert cell == (f"{left:.1f}" if fits else "—")
+
+
+def test_pretrained_models_in_c_are_exact_and_near_fp32_where_measured() -> None:
+    results = RESULTS / "microcontroller.json"
+    if not results.exists():  # then docs/reference/microcontroller.md has no figure
+        return
+    measured = read_json(results)["models"]
+    assert {name: found["sha256"] for name, found in measured.items()} == {
+        card["name"]: card["sha256"] for card in cards()
+    }, "run benchmarks/microcontroller.py again"
+    for name, found in measured.items():
+        assert (found["images"], found["other_scores"]) == (10_000, 0), name
+        assert found["top1_fp32"] - found["top1_int8"] <= 0.003, name
+        assert found["worst_class_drop"] <= 0.05, name
 
 
 COMPARED = [
