@@ -28,7 +28,8 @@ from sprat.data.batches import Batches
 from sprat.data.cache import Mapped, Writer, read
 from sprat.data.imageset import PIECE, ImageSet, Normalization, Rows, stratified_split
 from sprat.data.picture import SUFFIXES, read_picture
-from sprat.data.pictures import cache_file, list_folder
+from sprat.data.layout import find
+from sprat.data.pictures import cache_file
 from sprat.errors import SpratError
 from sprat.evaluation.records import read_json
 from sprat.run_folder import read_config
@@ -150,7 +151,7 @@ class TestSplit:
         classes = tuple(map(str, range(len(counts))))
 
         def parts(config: PicturesConfig) -> list[list[int]]:
-            set_ = assemble("x", *pictures.split(Path("x"), classes, *found, config))
+            set_ = assemble("x", *pictures.split(classes, *found, config))
             kept, val = split_off_val(set_, replace(SMALL, val_fraction=0.2, split_seed=trial))
             sets = [set_.train.subset(kept), set_.train.subset(val), set_.test]
             for part, share in ((set_.test, config.test_fraction), (sets[1], None)):
@@ -339,7 +340,7 @@ class TestUnreadable:
         for name in ("notes.txt", "empty.png", "cut.bmp", "link.png", "pipe"):
             assert f"{name} cannot be read as a picture" in text
         assert "bomb.png has too many pixels to be safe" in text
-        assert "leave them out by --pictures.unreadable skip" in text
+        assert "leave them out with --pictures.unreadable skip" in text
 
     def test_or_listed_and_skipped_by_choice_without_reading_the_others_again(
         self, folder: Path
@@ -379,48 +380,45 @@ def _nested(folder: Path) -> None:
 
 
 BAD: list[tuple[Callable[[Path], object], str]] = [
-    (_empty, "the class folder .*/green is empty; put pictures into it"),
+    (_empty, "The class folder .*/green is empty. Put pictures into it"),
     (lambda f: _draw(f, blue=3), "holds only 'blue'; expected a folder of pictures for each class"),
     (lambda f: f.mkdir(), "holds no folder; expected a folder of pictures for each class"),
-    (_nested, r"the class folder .*/red holds folders \(dark\); expected pictures alone"),
+    (_nested, r"The class folder .*/red holds folders \(dark\), expected pictures alone"),
     (
-        lambda f: _draw(f, train__blue=2, train__red=2),
-        "holds train/ but no test/; add it, or move",
+        lambda f: _draw(f, train__blue=3, train__red=3, train__red__dark=2, dev__red=1),
+        r"The class folder .*/red holds folders \(dark\), expected pictures alone",
     ),
-    (lambda f: _draw(f, test__blue=2, test__red=2), "holds test/ but no train/; add it$"),
+    (
+        lambda f: _draw(f, test__blue=2, test__red=2),
+        "holds test but no train, so .* sprat evaluate MODEL --dataset ",
+    ),
+    (lambda f: _draw(f, VAL__blue=2, test__red=2), "holds val and test but no train, so"),
     (
         lambda f: _draw(f, train__blue=2, train__red=2, test__Red=1, test__blue=1),
-        r"test/Red is a class that .*/train lacks; did you mean 'red'\?; add its training",
+        r"test/Red is a class that .*/train lacks; did you mean 'red'\? Add its training",
+    ),
+    (
+        lambda f: _draw(f, Training__blue=9, Training__red=9, dev__green=1),
+        r"dev/green is a class that .*/Training lacks. Add its training",
     ),
     (
         lambda f: _draw(f, train__blue=2, train__red=2, test__red=1, more__red=1),
-        "holds train, test and beside them more; expected",
+        "holds test/, train/ and next to them more; expected",
     ),
     (
-        lambda f: _draw(f, train__blue=2, train__red=2, test__red=1, valid__red=1),
-        "holds test/, train/, valid/, but the parts .* val/; rename valid/ to val/$",
+        lambda f: _draw(f, training__blue=2, testing__blue=2, rest__x=1),
+        "holds testing/, training/ and next to them rest; expected",
     ),
-    (
-        lambda f: _draw(f, Train__blue=2, Train__red=2, Test__blue=2, Test__red=2),
-        "holds Test/, Train/, but .*; rename Test/ to test/, rename Train/ to train/$",
-    ),
-    (lambda f: _draw(f, Train=2, Test=2), "rename Test/ to test/, rename Train/ to train/$"),
-    (lambda f: _draw(f, training__blue=2, testing__blue=2, rest__x=1), "rename testing/ to test/,"),
-    (lambda f: _draw(f, TRAIN__blue=2, TRAIN__red=2), "rename TRAIN/ to train/$"),
+    (lambda f: _draw(f, Train=2, Test=2), "/Train holds no class folder, so the labels of its 2"),
     (
         lambda f: _draw(f, train__blue=2, Training__red=2, test__red=2),
-        "several of them are the same part, so merge or rename them$",
+        "Training/, test/, train/, several of which are the same part. Merge or rename them.",
     ),
-    (
-        lambda f: _draw(f, train__blue=2, train__red=2, val__red=2),
-        "holds train/, val/ but no test/; add it, or rename val/ to test/",
-    ),
-    (lambda f: _draw(f, val__blue=2, test__red=2), "holds val/, test/ but no train/; add it$"),
     (
         lambda f: _draw(f, all__train__blue=2, all__test__blue=2, red=2),
-        r"/all holds folders \(test, train\) that are parts of a set; give that folder itself",
+        r"/all holds folders \(test, train\) that are parts of a set. Give that folder itself",
     ),
-    (lambda f: _draw(f, blue=1, red=1), "none of the 2 pictures in .* is there to test on"),
+    (lambda f: _draw(f, blue=1, red=1), "None of the 2 pictures in .* is there to test on"),
 ]
 
 
@@ -458,9 +456,9 @@ def test_all_agree_on_what_a_picture_is(tmp_path: Path) -> None:
     loaded = load_dataset(str(folder), say=said.append, own=PicturesConfig(side=16))
     assert said == []
     assert loaded.train.classes == ("blue", "red")
-    (listed,) = [each for each in list_folder(folder).folders if each.path == blue]
+    listed = [each for each in find(folder, PicturesConfig()).pictures() if each.parent == blue]
     found = find_pictures([blue])
-    assert [path.name for path in found] == listed.names
+    assert found == listed
     assert len(found) == 5 + 2 * len(SUFFIXES) + 2
     assert len(loaded.train) + len(loaded.test) == len(found) + 5
 
@@ -470,7 +468,7 @@ def test_a_class_whose_pictures_cannot_be_read_is_refused(tmp_path: Path, hostil
     (folder / "green").mkdir()
     (folder / "green" / "x.png").write_text("")
     said = hostile.offer(folder, lambda: _load(folder, unreadable="skip"))
-    assert re.search(r"no picture of 'green' in .* is left to train on", said)
+    assert re.search(r"No picture of 'green' in .* is left to train on", said)
 
 
 @pytest.fixture
