@@ -149,8 +149,8 @@ def _members(archive: Path, most: int) -> Iterator[_Member]:
                 if not found.isdir():
                     kind = "" if found.isreg() and not found.issparse() else "a link or a device"
                     yield _Member(found.name, found.size, kind, partial(_opened, tar, found))
-            if stream.tell() <= tar.offset:
-                raise tarfile.ReadError("it ends before the mark of its end")
+            if stream.last != bytes(tarfile.BLOCKSIZE):  # tarfile takes a damaged header for it
+                raise tarfile.ReadError("it is damaged before the mark of its end")
         while stream.read(_PIECE):  # only at the very end is a checksum compared
             pass
 
@@ -166,13 +166,13 @@ class _Bounded:
 
     def __init__(self, file: IO[bytes], archive: Path, most: int) -> None:
         self._file, self._archive, self._most = file, archive, most
-        self._at = 0
+        self._at, self.last = 0, b""
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= _LONGEST_HEADER:
             raise tarfile.ReadError(f"a header of {size:,} bytes")
         content = self._file.read(size)
-        self._at += len(content)
+        self._at, self.last = self._at + len(content), content
         if self._at > self._most + _LONGEST_HEADER:
             raise _too_large(self._archive, self._most)
         return content

@@ -70,7 +70,7 @@ def find_columns(
         label = label or next((name for name in names if path and name != path), "")
     for found, kind, what in (
         (path, "path", "names the pictures"),
-        (label, "label", "labels them"),
+        (label, "label", "labels the pictures"),
     ):
         if not found:
             raise SpratError(
