@@ -376,9 +376,10 @@ def load_shown(
     pictures: PicturesConfig,
     *,
     whole: bool = False,
+    table: bool = True,
 ) -> "Dataset":
-    """`load_dataset`, with a bar for what takes long and warnings on stderr; and then, unless
-    `whole`, a table of the own pictures that were found."""
+    """`load_dataset`, with a bar for what takes long and warnings on stderr; and then, unless told
+    otherwise, a table of the own pictures that were found."""
     from sprat.data import load_dataset
 
     said: list[str] = []  # told when the spinner is gone, which would tear it
@@ -392,7 +393,7 @@ def load_shown(
     finally:
         for text in said:
             warn(text)
-    if loaded.found is not None and not whole:
+    if loaded.found is not None and table:
         print_found(console, loaded.name, loaded.found)
     return loaded
 

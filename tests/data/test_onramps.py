@@ -313,6 +313,14 @@ class TestArchives:
         assert loaded.md5 == md5
         assert _parts(loaded)["train"][1] == "labels.csv, files in images/"
 
+    def test_are_named_where_something_in_them_is_wrong(self, tmp_path: Path) -> None:
+        packed = _pack(draw(tmp_path / "set", blue=2), tmp_path / "x.zip")
+        with pytest.raises(SpratError, match=rf"{packed} holds only 'blue'; expected"):
+            _load(packed)
+        packed = _pack(draw(tmp_path / "set", blue=2, red__dark=2), tmp_path / "y.zip")
+        with pytest.raises(SpratError, match=rf"The class folder {packed}/set/red holds folders"):
+            _load(packed)
+
     def test_a_killed_extraction_leaves_nothing_half_done(self, flowers: Path) -> None:
         packed = _pack(flowers, flowers.parent / "x.zip")
         code = (

@@ -182,7 +182,7 @@ def _load(
     changes = {f"pictures.{key}": value for key, value in (pictures or {}).items()}
     own = dataclasses.replace(config, pictures=own).changed(changes).pictures
     place = None if data_dir is None else Path(data_dir)
-    return load_shown(console, name, place, own, whole=whole), config
+    return load_shown(console, name, place, own, whole=whole, table=False), config
 
 
 def _check_unchanged(

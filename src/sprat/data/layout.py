@@ -7,6 +7,7 @@ from sprat.data import archive, folders, shards, tables
 from sprat.data.fetch import Say
 from sprat.data.found import Found, first_part, part_of
 from sprat.data.own import PicturesConfig, form_of
+from sprat.errors import SpratError
 
 _DEEPEST = 10  # folders that wrap one another around a set
 
@@ -21,7 +22,12 @@ def find(place: Path, config: PicturesConfig, say: Say = lambda text: None) -> F
         return _find_in_folder(place, config)
     form = form_of(place.name)
     if form == "archive":
-        found = _find_in_folder(archive.extract(place, say), config)
+        folder = archive.extract(place, say)
+        try:
+            found = _find_in_folder(folder, config)
+        except SpratError as error:  # nobody mends what is in the cache
+            lines = (line.replace(str(folder), str(place)) for line in error.args)
+            raise SpratError(*lines) from error
         return replace(found, layout=f"an archive, which holds {found.layout}")
     if form == "parquet":
         return shards.find({place: ""}, place, config)
