@@ -205,6 +205,15 @@ class TestTables:
             (hub / part / "metadata.csv").write_text(_csv(",", "file_name")(named))
         assert _parts(_load(hub))["train"][0] == parts["train"][0]
 
+    def test_parts_are_those_of_the_folders_that_pictures_are_in(self, tmp_path: Path) -> None:
+        folder = draw(tmp_path / "set", train=9, Test=4)
+        files = sorted(path.relative_to(folder) for path in folder.rglob("*.*"))
+        rows = [(str(path), str(n % 2)) for n, path in enumerate(files)]
+        (folder / "labels.csv").write_text(_csv()(rows))
+        parts = _parts(_load(folder))
+        assert [sum(counts.values()) for counts, _ in parts.values()] == [9, 0, 4]
+        assert parts["test"][1] == "labels.csv, Test/"
+
     def test_class_folders_stay_what_they_are_next_to_a_table(self, flowers: Path) -> None:
         """As before there were tables: old runs find the same data."""
         md5 = _load(flowers).md5
@@ -240,6 +249,8 @@ BAD_TABLES: list[tuple[str, str]] = [
     ("path,label,split\nblue/0.png,a,train\nred/0.png,b,val\n", "class 'b' in val alone. Add"),
     ("path,label,split\nblue/0.png,a,train\nred/0.png,b,\n", "has the part '', expected train"),
     ("path,label,split\nblue/0.png,a,test\nred/0.png,b,test\n", "holds test but no train"),
+    ("path,label\n.,a\nred/0.png,b\n", "names '.', which is outside"),
+    ("path,label\nblue,a\nred/0.png,b\n", "pictures that are not there: blue"),
     (f"path,label\nblue/0.png,{'x' * 300}\nred/0.png,b\n", "a label of 300 characters"),
     ("path,label\n" + "x" * 200_000 + ",a\n", "cannot be read as a table: field larger"),
     ('path,label\n"blue/0.png,a\n', "cannot be read as a table: unexpected end of data"),
@@ -255,6 +266,20 @@ def test_a_bad_table_is_refused_with_the_remedy(
     (flowers / "a.csv").write_text(text)
     said = _refused(hostile, flowers, lambda: _load(flowers / "a.csv"))
     assert re.search(message, said), said
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+@pytest.mark.parametrize("bound", ["MOST_ROWS", "MOST_COLUMNS", "MOST_BYTES"])
+def test_a_table_that_is_too_large_is_refused(
+    flowers: Path, hostile: Hostile, monkeypatch: pytest.MonkeyPatch, name: str, bound: str
+) -> None:
+    rows = [(path, label, "") for path, label in _rows(flowers)]
+    lines = [json.dumps({"path": path, "label": label, "x": x}) for path, label, x in rows]
+    text = _csv()(rows, "x") if name == "a.csv" else "\n".join(lines)
+    (flowers / name).write_text(text)
+    monkeypatch.setattr(f"sprat.data.rows.{bound}", 2)
+    said = _refused(hostile, flowers, lambda: _load(flowers / name))
+    assert re.search("more than .* rows or .* columns|expected at most 2", said), said
 
 
 @pytest.mark.parametrize(

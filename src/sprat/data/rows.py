@@ -2,13 +2,14 @@
 
 import csv
 import io
+import itertools
 from pathlib import Path
 
 from sprat.errors import SpratError, shown
 from sprat.readers import parse_json, read_text
 
-MOST_BYTES = 256 << 20  # of a table
-MOST_COLUMNS = 1_000
+MOST_BYTES = 64 << 20  # of a table
+MOST_ROWS, MOST_COLUMNS = 2_000_000, 1_000
 Row = tuple[int, list[str]]  # the number of a line, and its cells
 
 
@@ -25,6 +26,11 @@ def read(table: Path) -> tuple[list[str], list[Row]]:
         raise SpratError(
             f"{table} cannot be read as a table: {error}. Mend it, or give another one."
         ) from error
+    if len(records) > MOST_ROWS or len(header) > MOST_COLUMNS:
+        raise SpratError(
+            f"{table} has more than {MOST_ROWS:,} rows or {MOST_COLUMNS:,} columns. Split it up, "
+            "or remove what is not needed."
+        )
     if not any(header):
         raise SpratError(f"{table} is empty. Give a table with a row for each picture.")
     if twice := next((name for name in header if header.count(name) > 1), None):
@@ -41,7 +47,8 @@ def _parse_csv(table: Path, text: str) -> tuple[list[str], list[Row]]:
     separator = "\t" if table.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     header = [name.strip() for name in next(reader, [])]
-    return header, [(reader.line_num, cells) for cells in reader if any(cells)]
+    rows = ((reader.line_num, cells) for cells in reader if any(cells))
+    return header, list(itertools.islice(rows, MOST_ROWS + 1))
 
 
 def _parse_json(text: str) -> tuple[list[str], list[Row]]:
@@ -58,8 +65,8 @@ def _parse_json(text: str) -> tuple[list[str], list[Row]]:
             raise ValueError(f"line {line:,} is {shown(values)}, expected an object")
         for name in values:
             names.setdefault(name, len(names))
-        if len(names) > MOST_COLUMNS:
-            raise ValueError(f"it has more than {MOST_COLUMNS:,} columns")
+        if max(len(records) - MOST_ROWS, len(names) - MOST_COLUMNS) > 0:
+            break
         cells = [""] * len(names)
         for name, value in values.items():
             cells[names[name]] = str(value) if isinstance(value, str | int | float) else ""

@@ -111,7 +111,11 @@ def find(tables: dict[Path, str], root: Path, config: PicturesConfig) -> Found:
                 "with --pictures.unreadable skip."
             )
         left_out.append(f"left out: {what}")
-    found = ((Labelled(row.part, row.label), file) for file, row in named.items())
+    found = {file: Labelled(row.part, row.label) for file, row in named.items()}
+    if parts := _parts_of_folders(found, root):
+        sources = {part: f"{', '.join(sources.values())}, {name}/" for name, part in parts.items()}
+        for file, labelled in found.items():
+            found[file] = labelled._replace(part=parts[file.relative_to(root).parts[0]])
     place = root if len(tables) > 1 else next(iter(tables))
     return _listed(place, f"a table: {'; '.join(layout)}", found, sources, left_out)
 
@@ -119,13 +123,13 @@ def find(tables: dict[Path, str], root: Path, config: PicturesConfig) -> Found:
 def _listed(
     place: Path,
     layout: str,
-    found: Iterable[tuple[Labelled, Path]],
+    found: dict[Path, Labelled],
     sources: dict[str, str],
     left_out: list[str],
 ) -> Found:
     """Return the pictures by part, class and name: their order in the table changes nothing."""
     groups: dict[Labelled, list[Path]] = {}
-    for labelled, file in found:
+    for file, labelled in found.items():
         groups.setdefault(labelled, []).append(file)
     classes = classes_of(place, groups)
     order = {name: label for label, name in enumerate(classes)}
@@ -145,6 +149,15 @@ def _listed(
         sources,
         left_out,
     )
+
+
+def _parts_of_folders(found: dict[Path, Labelled], root: Path) -> dict[str, str]:
+    """Return the parts that folders of pictures stand for, train/ and test/, by their names; none
+    where something else says the parts, or a picture is elsewhere."""
+    folders = {file.relative_to(root).parts[0] for file in found}
+    parts = {folder: part_of(folder) or "" for folder in folders}
+    told = any(labelled.part for labelled in found.values())
+    return {} if told or "" in parts.values() or len(set(parts.values())) < 2 else parts
 
 
 def _check_same(first: _Named, second: _Named) -> None:
@@ -167,9 +180,10 @@ class _Files:
 
     def __init__(self, root: Path, table: Path, sample: Sequence[str]) -> None:
         self._root, self._home = root, table.parent
+        self._inside = f"{root}{os.sep}" if root.name else str(root)  # how paths in it begin
         self._listed: dict[str, tuple[dict[str, None], dict[str, str]]] = {}
         part = first_part(table.name)
-        names = sorted(name for name in _names(table.parent) if (table.parent / name).is_dir())
+        names = _names(table.parent, folders=True)
         names.sort(key=lambda name: first_part(name) != part)  # train/ first for trainLabels.csv
         self.base, most = "", -1
         for base in ("", *names):
@@ -186,7 +200,7 @@ class _Files:
             SpratError: it is not in the folder.
         """
         place = self._place(self.base, row.path)
-        if Path(place) != self._root and self._root not in Path(place).parents:
+        if not place.startswith(self._inside):
             raise SpratError(
                 f"{row.where} names {shown(row.path)}, which is outside {self._root}. Give paths "
                 "from the table's folder, and keep the pictures there."
@@ -201,7 +215,7 @@ class _Files:
     def _find(self, base: str, path: str) -> Path | None:
         folder, name = os.path.split(self._place(base, path))
         if folder not in self._listed:
-            names = dict.fromkeys(sorted(_names(Path(folder))))
+            names = dict.fromkeys(_names(Path(folder)))
             pictures = [each for each in reversed(names) if Path(each).suffix.lower() in SUFFIXES]
             self._listed[folder] = names, {Path(each).stem: each for each in pictures}
         names, by_stem = self._listed[folder]
@@ -209,11 +223,15 @@ class _Files:
         return None if found is None else Path(folder, found)
 
 
-def _names(folder: Path) -> list[str]:
+def _names(folder: Path, folders: bool = False) -> list[str]:
+    """Return the names of the files in a folder, or of the folders; none where there is no such
+    folder."""
     try:
-        return [path.name for path in folder.iterdir() if not is_skipped(path.name)]
-    except (OSError, ValueError):  # none of that name, or a name that none can have
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.is_dir() is folders]
+    except (OSError, ValueError):  # or a name that none can have
         return []
+    return sorted(name for name in names if not is_skipped(name))
 
 
 def _with_parts(columns: Columns, header: list[str], records: list[Row]) -> Columns:
