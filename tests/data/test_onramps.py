@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from conftest import Hostile
-from own_pictures import draw
+from own_pictures import draw, draw_picture
 from pyarrow import parquet
 
 from sprat.data import Dataset, archive, load_dataset
@@ -564,6 +564,22 @@ class TestParquet:
             (tmp_path / "hub" / part).mkdir(parents=True, exist_ok=True)
             shutil.copy(old, tmp_path / "hub" / part / f"{old.name[-22:-17]}.parquet")
         assert _load(tmp_path / "hub").md5 == loaded.md5
+
+    def test_pictures_may_be_files_of_their_own_in_the_same_folder(
+        self, flowers: Path, files: list[Path]
+    ) -> None:
+        """As `datasets` writes a set of local files."""
+        place, md5 = flowers.parent / "a.parquet", _load(flowers).md5
+        names = [str(files[0]), *(str(file.relative_to(flowers.parent)) for file in files[1:])]
+        images = [{"bytes": None, "path": name} for name in names]
+        labels = [file.parent.name for file in files]
+        parquet.write_table(pa.table({"image": pa.array(images, IMAGE), "label": labels}), place)
+        assert _load(place).md5 == md5
+        draw_picture(files[3], seed=99)
+        assert _load(place).md5 == _load(flowers).md5 != md5, "a change is noticed"
+        away = shutil.move(place, flowers / "red")
+        with pytest.raises(SpratError, match=r"no picture in row 0 but names '.*', which is outsi"):
+            _load(away)
 
     def test_a_picture_that_cannot_be_read_is_named_by_its_row(
         self, tmp_path: Path, files: list[Path]

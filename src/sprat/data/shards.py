@@ -3,6 +3,7 @@ part, with a column of pictures (a struct of bytes and path) and one of labels."
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +14,7 @@ from sprat.data.folders import scan
 from sprat.data.found import PARTS, Found, Group, first_part, new_digest, part_of, stamp
 from sprat.data.own import PicturesConfig, form_of
 from sprat.data.parquet import require_pyarrow
-from sprat.data.picture import Embedded
+from sprat.data.picture import Embedded, Picture
 from sprat.errors import SpratError, shown
 
 MOST_ROWS = 10_000_000  # of one file
@@ -22,12 +23,17 @@ _WITHIN = ("data", "plain_text")  # folders of a downloaded set that files are i
 
 
 class _Shard(NamedTuple):
-    """A file, its columns, and the part and label of each row."""
+    """A file, its columns, and the part and label of each row.
+
+    names: of the classes, in order; none if labels are names themselves. linked: paths of pictures,
+    if some are in files of their own.
+    """
 
     path: Path
     columns: Columns
     rows: list[Labelled]
-    names: list[str]  # of the classes, in order; none if labels are names themselves
+    names: list[str]
+    linked: list[str | None]
 
 
 def shards_in(folder: Path) -> dict[Path, str]:
@@ -81,6 +87,9 @@ def find(files: dict[Path, str], place: Path, config: PicturesConfig) -> Found:
     digest = new_digest(place)
     stamps = [(shard.path.name, files[shard.path], *stamp(shard.path)) for shard in shards]
     digest.update(repr((stamps, first.columns, classes)).encode())
+    for shard in shards:
+        files_of_their_own = filter(None, (_linked(shard.path, path) for path in shard.linked))
+        digest.update(repr([(str(file), *stamp(file)) for file in files_of_their_own]).encode())
     counts = {part: sum(files[path] == part for path in files) for part in PARTS}
     count = "1 parquet file" if len(files) == 1 else f"{len(files)} parquet files"
     return Found(
@@ -114,7 +123,7 @@ def _look_at(path: Path, part: str, config: PicturesConfig) -> _Shard:
         if part:
             columns = columns._replace(split="")
         names = _class_names(schema, columns.label)
-        labels = _column(file, columns.label)
+        labels, linked = _column(file, columns.label), _paths(file, columns.path)
         parts: list[Any] = []
         if columns.split:
             parts = _column(file, columns.split)
@@ -127,19 +136,54 @@ def _look_at(path: Path, part: str, config: PicturesConfig) -> _Shard:
     ]
     if not rows or len(rows) != count:
         raise SpratError(f"{path} has {len(rows):,} of {count:,} rows. Get it again, or remove it.")
-    return _Shard(path, columns, rows, names)
+    return _Shard(path, columns, rows, names, linked)
 
 
-def _pictures(shard: _Shard) -> Iterator[Embedded]:
+def _pictures(shard: _Shard) -> Iterator[Picture]:
     row = 0
     with _opened(shard.path) as file:
         for batch in file.iter_batches(_AT_ONCE, columns=[shard.columns.path]):
             for cell in batch.column(0).to_pylist():
-                content = cell.get("bytes") if isinstance(cell, dict) else cell
-                yield Embedded(f"{shard.path}, row {row:,}", content or b"")
+                yield _picture(shard.path, row, cell)
                 row += 1
     if row != len(shard.rows):
         raise SpratError(f"{shard.path} changed while it was read. Try again.")
+
+
+def _picture(shard: Path, row: int, cell: Any) -> Picture:
+    """Return the picture in a row, or the file that it names."""
+    content, path = cell, None
+    if isinstance(cell, dict):
+        content, path = cell.get("bytes"), cell.get("path")
+    if content is not None or path is None:
+        return Embedded(f"{shard}, row {row:,}", content or b"")
+    file = _linked(shard, path)
+    if file is None:
+        raise SpratError(
+            f"{shard} has no picture in row {row:,} but names {shown(path)}, which is outside "
+            f"{shard.parent}. Write the file with the pictures in it, or move it next to them."
+        )
+    return file
+
+
+def _linked(shard: Path, path: object) -> Path | None:
+    """Return the file that a path in a parquet file names, if it is in the same folder."""
+    if not isinstance(path, str):
+        return None
+    file = Path(os.path.normpath(shard.parent / path))
+    return file if shard.parent in file.parents and "\0" not in path else None
+
+
+def _paths(file: Any, column: str) -> list[str | None]:
+    """Return the paths in a column of pictures, if some of its rows hold no bytes."""
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    held = [chunk for chunk in chunks if chunk.path_in_schema == f"{column}.bytes"]
+    known = [chunk.statistics is not None and chunk.statistics.has_null_count for chunk in held]
+    if all(known) and not any(chunk.statistics.null_count for chunk in held):
+        return []
+    cells = file.read(columns=[f"{column}.path"])
+    return [cell and cell.get("path") for cell in cells.column(0).to_pylist()] if len(cells) else []
 
 
 @contextlib.contextmanager
