@@ -188,7 +188,7 @@ def _fit_all(images: Tensor, side: int) -> Tensor:
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
-    """Return the files among `paths`, and the pictures directly in each folder, sorted.
+    """Return the files among `paths`, and the pictures in each folder and those in it, sorted.
 
     Raises:
         SpratError: a path does not exist, or a folder cannot be read or holds no picture.
@@ -196,11 +196,11 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     found = []
     for path in paths:
         if path.is_dir():
-            inside = [p for p in _listed(path) if not p.is_dir() and is_picture(p)]
+            inside = [file for file in _files_in(path) if is_picture(file)]
             if not inside:
                 raise SpratError(
-                    f"The folder {path} holds no picture ({', '.join(sorted(SUFFIXES))}). Name one "
-                    "that does."
+                    f"The folder {path} holds no picture ({', '.join(sorted(SUFFIXES))}), nor do "
+                    "folders in it. Name one that does."
                 )
             found += inside
         elif path.exists():
@@ -210,9 +210,24 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
+def _files_in(folder: Path) -> list[Path]:
+    """Return the files in a folder and in those within it, sorted; each folder counts once, so
+    that a link to one above ends."""
+    files: list[Path] = []
+    folders, seen = [folder], {folder.resolve()}
+    while folders:
+        for path in _listed(folders.pop()):
+            if not path.is_dir():
+                files.append(path)
+            elif (place := path.resolve()) not in seen:
+                seen.add(place)
+                folders.append(path)
+    return sorted(files)
+
+
 def _listed(folder: Path) -> list[Path]:
     try:
-        return sorted(path for path in folder.iterdir() if not is_skipped(path.name))
+        return [path for path in folder.iterdir() if not is_skipped(path.name)]
     except OSError as error:
         raise SpratError(
             f"{folder} cannot be read: {error.strerror}. Give yourself the right to: "

@@ -23,7 +23,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from sprat.data import is_folder
+from sprat.data import is_path
 from sprat.errors import SpratError
 from sprat.settings.config import Config, PicturesConfig
 from sprat.text import command, visible, visible_lines, warn
@@ -32,7 +32,7 @@ from sprat.training.observer import Observer
 
 if TYPE_CHECKING:  # what only prints a table loads no torch
     from sprat.budget import Summary, Verdict
-    from sprat.data import Dataset
+    from sprat.data import Dataset, found
     from sprat.deploy.agreement import Contender
     from sprat.evaluation.records import EpochRow, Evaluation
     from sprat.training.run import Run
@@ -370,19 +370,38 @@ def progress_bar(console: Console, what: str, total: int) -> Iterator[Callable[[
 
 
 def load_shown(
-    console: Console, name: str, data_dir: Path | None, pictures: PicturesConfig
+    console: Console,
+    name: str,
+    data_dir: Path | None,
+    pictures: PicturesConfig,
+    *,
+    whole: bool = False,
+    table: bool = True,
 ) -> "Dataset":
-    """`load_dataset`, with a bar for what takes long and warnings on stderr."""
+    """`load_dataset`, with a bar for what takes long and warnings on stderr; and then, unless told
+    otherwise, a table of the own pictures that were found."""
     from sprat.data import load_dataset
 
     said: list[str] = []  # told when the spinner is gone, which would tear it
     try:
-        counted = "pictures" if is_folder(name) else "bytes"
+        counted = "pictures" if is_path(name) else "bytes"
         with loading(console, f"loading the dataset ({visible(name)})", counted) as progress:
-            return load_dataset(name, data_dir, said.append, progress, noting(console), pictures)
+            note = noting(console)
+            loaded = load_dataset(
+                name, data_dir, said.append, progress, note, pictures, whole=whole
+            )
     finally:
         for text in said:
             warn(text)
+    if loaded.found is not None and table:
+        print_found(console, loaded.name, loaded.found)
+    return loaded
+
+
+def print_found(console: Console, place: str, summary: "found.Summary") -> None:
+    """Print what own pictures hold, as a table of their parts."""
+    console.print(f"{visible(place)}: {visible(summary.layout)}")
+    print_table(console, summary.rows(), left=1, left_again=3)
 
 
 def load_again(
@@ -396,7 +415,7 @@ def load_again(
         SpratError: it is not there.
     """
     name = moved or config.dataset
-    if not moved and is_folder(name) and not Path(name).is_dir():
+    if not moved and is_path(name) and not Path(name).exists():
         raise SpratError(
             f"{run} was trained on {name}, which is no longer there. If that has moved, name its "
             f"new place: {command('sprat', 'train', '--resume', run)} --dataset NEW_PLACE"

@@ -228,7 +228,10 @@ def test_a_recipe_is_parsed_once(here: Here, own: Path, monkeypatch: pytest.Monk
         (lambda: sprat.load("nosuch"), "There is no model at nosuch"),
         (lambda: sprat.load("SpratS", device="gpu"), "device 'gpu' is not available"),
         (lambda: sprat.evaluate("nosuch"), "There is no model at nosuch"),
-        (lambda: sprat.evaluate("SpratS", split="tset"), "split is 'tset', expected auto, val or"),  # type: ignore[arg-type]
+        (
+            lambda: sprat.evaluate("SpratS", split="tset"),
+            "split is 'tset', expected auto, val, test",
+        ),  # type: ignore[arg-type]
         (lambda: sprat.evaluate("SpratS", split="val"), "SpratS has no val"),
         (lambda: sprat.evaluate("SpratS", tta=3), "tta is 3, expected"),
         (lambda: sprat.evaluate("SpratS", dataset="nosuch"), "nosuch"),

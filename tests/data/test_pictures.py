@@ -1,7 +1,9 @@
 """Own pictures: folders drawn here, good and bad, are read, split, cached and trained on."""
 
+import csv
 import io
 import itertools
+import json
 import os
 import random
 import re
@@ -14,11 +16,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conftest import SMALL, Hostile
+from own_pictures import draw, draw_picture
 from PIL import Image
 
 from sprat.classifier import find_pictures
@@ -27,8 +30,9 @@ from sprat.data import Dataset, assemble, load_dataset, pictures
 from sprat.data.batches import Batches
 from sprat.data.cache import Mapped, Writer, read
 from sprat.data.imageset import PIECE, ImageSet, Normalization, Rows, stratified_split
+from sprat.data.layout import find
 from sprat.data.picture import SUFFIXES, read_picture
-from sprat.data.pictures import cache_file, list_folder
+from sprat.data.pictures import cache_file
 from sprat.errors import SpratError
 from sprat.evaluation.records import read_json
 from sprat.run_folder import read_config
@@ -36,11 +40,6 @@ from sprat.settings.config import PicturesConfig
 from sprat.training.images import balanced_weights, split_off_val
 from sprat.training.run import Run
 from sprat.training.start import settle_for, train
-
-FORMS = [
-    ("1", "png"), ("L", "jpg"), ("LA", "png"), ("P", "gif"), ("RGB", "bmp"), ("RGBA", "webp"),
-    ("CMYK", "tif"), ("I;16", "png"), ("RGB", "jpg"),
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -54,30 +53,6 @@ def _cached_there(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
 
 
-def _picture(path: Path, mode: str = "RGB", seed: int = 0) -> None:
-    """Noise of any size; the first class's pictures, in "red", are red."""
-    rng = np.random.default_rng(seed)
-    height, width = rng.integers(20, 60, 2)
-    if mode == "I;16":
-        image = Image.fromarray(rng.integers(0, 65536, (height, width), dtype=np.uint16))
-    else:
-        pixels = rng.integers(0, 120, (height, width, 3), dtype=np.uint8)
-        if path.parent.name == "red":
-            pixels[:, :, 0] = 255
-        image = Image.fromarray(pixels).convert(mode)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
-
-
-def _draw(folder: Path, **counts: int) -> Path:
-    """A folder with so many pictures in each class folder; "__" in a name stands for a slash."""
-    for seed, (name, count) in enumerate(counts.items()):
-        for i in range(count):
-            mode, suffix = FORMS[i % len(FORMS)]
-            _picture(folder / name.replace("__", "/") / f"{i}.{suffix}", mode, 1000 * seed + i)
-    return folder
-
-
 def _load(folder: Path, **changes: object) -> Dataset:
     return load_dataset(str(folder), own=PicturesConfig(side=16, **changes))  # type: ignore[arg-type]
 
@@ -88,7 +63,7 @@ def _bytes(images: object) -> list[bytes]:
 
 class TestReading:
     def test_every_mode_and_format_is_what_predict_sees_of_it(self, tmp_path: Path) -> None:
-        folder = _draw(tmp_path / "set", blue=9, red=9)
+        folder = draw(tmp_path / "set", blue=9, red=9)
         loaded = _load(folder)
         files = [path for name in ("blue", "red") for path in sorted((folder / name).iterdir())]
         seen = [read_picture(path, 16).numpy().tobytes() for path in files]
@@ -100,19 +75,19 @@ class TestReading:
 
     @pytest.mark.parametrize("side", [16, 33, 128])
     def test_has_the_side_that_is_asked_for(self, tmp_path: Path, side: int) -> None:
-        folder = _draw(tmp_path / "set", blue=3, red=3)
+        folder = draw(tmp_path / "set", blue=3, red=3)
         loaded = load_dataset(str(folder), own=PicturesConfig(side=side))
         assert loaded.train.images.shape[1:] == (3, side, side)
 
     def test_normalisation_is_that_of_the_training_pixels(self, tmp_path: Path) -> None:
-        loaded = _load(_draw(tmp_path / "set", blue=6, red=6))
+        loaded = _load(draw(tmp_path / "set", blue=6, red=6))
         pixels = loaded.train.images[:].double() / 255
         assert loaded.normalization.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist())
 
     def test_hidden_files_are_none_of_it_and_others_beside_the_classes_are_told(
         self, tmp_path: Path
     ) -> None:
-        folder = _draw(tmp_path / "set", blue=3, red=3)
+        folder = draw(tmp_path / "set", blue=3, red=3)
         (folder / ".DS_Store").write_text("")
         (folder / "blue" / ".DS_Store").write_text("")
         (folder / ".git").mkdir()
@@ -124,7 +99,7 @@ class TestReading:
 
     def test_tells_its_progress(self, tmp_path: Path) -> None:
         told: list[tuple[int, int]] = []
-        folder = _draw(tmp_path / "set", blue=4, red=3)
+        folder = draw(tmp_path / "set", blue=4, red=3)
         load_dataset(str(folder), progress=lambda *done: told.append(done))
         assert told == [(done, 7) for done in range(1, 8)]
 
@@ -150,7 +125,7 @@ class TestSplit:
         classes = tuple(map(str, range(len(counts))))
 
         def parts(config: PicturesConfig) -> list[list[int]]:
-            set_ = assemble("x", *pictures.split(Path("x"), classes, *found, config))
+            set_ = assemble("x", *pictures.split(classes, *found, config))
             kept, val = split_off_val(set_, replace(SMALL, val_fraction=0.2, split_seed=trial))
             sets = [set_.train.subset(kept), set_.train.subset(val), set_.test]
             for part, share in ((set_.test, config.test_fraction), (sets[1], None)):
@@ -172,7 +147,7 @@ class TestSplit:
         assert parts(replace(config, test_seed=trial + 99))[2] != first[2]
 
     def test_parts_that_are_there_are_taken_as_they_are(self, tmp_path: Path) -> None:
-        folder = _draw(
+        folder = draw(
             tmp_path / "set", train__blue=5, train__red=6, val__blue=2, val__red=1, test__red=4,
         )  # fmt: skip
         loaded = _load(folder)
@@ -185,14 +160,14 @@ class TestSplit:
         assert loaded.test.targets.tolist() == [1] * 4
 
     def test_val_is_split_off_where_there_is_none(self, tmp_path: Path) -> None:
-        folder = _draw(tmp_path / "set", train__blue=10, train__red=10, test__red=2, test__blue=2)
+        folder = draw(tmp_path / "set", train__blue=10, train__red=10, test__red=2, test__blue=2)
         kept, val = split_off_val(_load(folder), replace(SMALL, val_fraction=0.2))
         assert (len(kept), len(val)) == (16, 4)
 
 
 class TestCache:
     def test_gives_the_bytes_of_a_fresh_reading(self, tmp_path: Path) -> None:
-        folder = _draw(tmp_path / "set", blue=5, red=5)
+        folder = draw(tmp_path / "set", blue=5, red=5)
         fresh = _load(folder)
         told: list[int] = []
         again = load_dataset(
@@ -204,14 +179,14 @@ class TestCache:
         assert _load(folder).md5 == fresh.md5
 
     def test_notices_a_changed_an_added_and_a_removed_file(self, tmp_path: Path) -> None:
-        folder = _draw(tmp_path / "set", blue=5, red=5)
+        folder = draw(tmp_path / "set", blue=5, red=5)
         _load(folder)
         caches = len(list(cache_file(folder, 16).parent.glob("*.pixels")))
         md5s, sizes = [], []
         changes: list[Callable[[], object]] = [
             lambda: None,
-            lambda: _picture(folder / "blue" / "0.png", "RGB", 77),
-            lambda: _picture(folder / "blue" / "more.png", "RGB", 78),
+            lambda: draw_picture(folder / "blue" / "0.png", "RGB", 77),
+            lambda: draw_picture(folder / "blue" / "more.png", "RGB", 78),
             lambda: (folder / "red" / "1.jpg").unlink(),
         ]
         for change in changes:
@@ -228,7 +203,7 @@ class TestCache:
     def test_a_damaged_one_and_another_versions_are_made_anew(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
     ) -> None:
-        folder = _draw(tmp_path / "set", blue=5, red=5)
+        folder = draw(tmp_path / "set", blue=5, red=5)
         if damage == "version":
             with monkeypatch.context() as older:
                 older.setattr("sprat.data.cache.FORMAT", 0)
@@ -253,7 +228,7 @@ class TestCache:
             assert path.read_bytes() == whole
 
     def test_damage_anywhere_is_noticed(self, tmp_path: Path, hostile: Hostile) -> None:
-        folder = _draw(tmp_path / "set", blue=2, red=2)
+        folder = draw(tmp_path / "set", blue=2, red=2)
         _load(folder)
         path, rng = cache_file(folder, 16), random.Random(0)
         whole = path.read_bytes()
@@ -265,7 +240,7 @@ class TestCache:
             hostile.offer(path.parent, lambda: read(path, lambda about: True))
 
     def test_a_killed_writer_leaves_nothing_half_written(self, tmp_path: Path) -> None:
-        folder = _draw(tmp_path / "set", blue=40, red=40)
+        folder = draw(tmp_path / "set", blue=40, red=40)
         code = (
             "import sys, time; from sprat.data import load_dataset\n"
             "def slow(done, total): print(done, flush=True); time.sleep(0.05)\n"
@@ -292,7 +267,7 @@ class TestCache:
 
     def test_a_full_disk_is_told_and_leaves_nothing(self, tmp_path: Path) -> None:
         """The system's limit on a file's size stands in for the disk's."""
-        folder = _draw(tmp_path / "set", blue=5, red=5)
+        folder = draw(tmp_path / "set", blue=5, red=5)
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
         try:
@@ -309,7 +284,7 @@ class TestCache:
     def test_too_small_a_disk_is_told_before_anything_is_read(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        folder = _draw(tmp_path / "set", blue=5, red=5)
+        folder = draw(tmp_path / "set", blue=5, red=5)
         usage = shutil.disk_usage(tmp_path)._replace(free=1_000)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
         told: list[int] = []
@@ -322,7 +297,7 @@ class TestUnreadable:
     @pytest.fixture
     def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         """Ten pictures, and six files that are none."""
-        folder = _draw(tmp_path / "set", blue=5, red=5)
+        folder = draw(tmp_path / "set", blue=5, red=5)
         (folder / "blue" / "notes.txt").write_text("not a picture")
         (folder / "blue" / "empty.png").write_bytes(b"")
         whole = (folder / "red" / "4.bmp").read_bytes()
@@ -339,7 +314,7 @@ class TestUnreadable:
         for name in ("notes.txt", "empty.png", "cut.bmp", "link.png", "pipe"):
             assert f"{name} cannot be read as a picture" in text
         assert "bomb.png has too many pixels to be safe" in text
-        assert "leave them out by --pictures.unreadable skip" in text
+        assert "leave them out with --pictures.unreadable skip" in text
 
     def test_or_listed_and_skipped_by_choice_without_reading_the_others_again(
         self, folder: Path
@@ -360,7 +335,7 @@ class TestUnreadable:
         assert "notes.txt" in said[0]
 
     def test_only_the_first_are_named_one_by_one(self, tmp_path: Path) -> None:
-        folder = _draw(tmp_path / "set", blue=2, red=2)
+        folder = draw(tmp_path / "set", blue=2, red=2)
         for i in range(30):
             (folder / "blue" / f"x{i}.png").write_text("")
         with pytest.raises(SpratError, match="30 of the files in") as caught:
@@ -370,57 +345,54 @@ class TestUnreadable:
 
 
 def _empty(folder: Path) -> None:
-    _draw(folder, blue=3, red=3)
+    draw(folder, blue=3, red=3)
     (folder / "green").mkdir()
 
 
 def _nested(folder: Path) -> None:
-    _draw(folder, blue=3, red=3, red__dark=2)
+    draw(folder, blue=3, red=3, red__dark=2)
 
 
 BAD: list[tuple[Callable[[Path], object], str]] = [
-    (_empty, "the class folder .*/green is empty; put pictures into it"),
-    (lambda f: _draw(f, blue=3), "holds only 'blue'; expected a folder of pictures for each class"),
+    (_empty, "The class folder .*/green is empty. Put pictures into it"),
+    (lambda f: draw(f, blue=3), "holds only 'blue'; expected a folder of pictures for each class"),
     (lambda f: f.mkdir(), "holds no folder; expected a folder of pictures for each class"),
-    (_nested, r"the class folder .*/red holds folders \(dark\); expected pictures alone"),
+    (_nested, r"The class folder .*/red holds folders \(dark\), expected pictures alone"),
     (
-        lambda f: _draw(f, train__blue=2, train__red=2),
-        "holds train/ but no test/; add it, or move",
-    ),
-    (lambda f: _draw(f, test__blue=2, test__red=2), "holds test/ but no train/; add it$"),
-    (
-        lambda f: _draw(f, train__blue=2, train__red=2, test__Red=1, test__blue=1),
-        r"test/Red is a class that .*/train lacks; did you mean 'red'\?; add its training",
+        lambda f: draw(f, train__blue=3, train__red=3, train__red__dark=2, dev__red=1),
+        r"The class folder .*/red holds folders \(dark\), expected pictures alone",
     ),
     (
-        lambda f: _draw(f, train__blue=2, train__red=2, test__red=1, more__red=1),
-        "holds train, test and beside them more; expected",
+        lambda f: draw(f, test__blue=2, test__red=2),
+        "holds test but no train, so .* sprat evaluate MODEL --dataset ",
+    ),
+    (lambda f: draw(f, VAL__blue=2, test__red=2), "holds val and test but no train, so"),
+    (
+        lambda f: draw(f, train__blue=2, train__red=2, test__Red=1, test__blue=1),
+        r"test/Red is a class that .*/train lacks; did you mean 'red'\? Add its training",
     ),
     (
-        lambda f: _draw(f, train__blue=2, train__red=2, test__red=1, valid__red=1),
-        "holds test/, train/, valid/, but the parts .* val/; rename valid/ to val/$",
+        lambda f: draw(f, Training__blue=9, Training__red=9, dev__green=1),
+        r"dev/green is a class that .*/Training lacks. Add its training",
     ),
     (
-        lambda f: _draw(f, Train__blue=2, Train__red=2, Test__blue=2, Test__red=2),
-        "holds Test/, Train/, but .*; rename Test/ to test/, rename Train/ to train/$",
-    ),
-    (lambda f: _draw(f, Train=2, Test=2), "rename Test/ to test/, rename Train/ to train/$"),
-    (lambda f: _draw(f, training__blue=2, testing__blue=2, rest__x=1), "rename testing/ to test/,"),
-    (lambda f: _draw(f, TRAIN__blue=2, TRAIN__red=2), "rename TRAIN/ to train/$"),
-    (
-        lambda f: _draw(f, train__blue=2, Training__red=2, test__red=2),
-        "several of them are the same part, so merge or rename them$",
+        lambda f: draw(f, train__blue=2, train__red=2, test__red=1, more__red=1),
+        "holds test/, train/ and next to them more; expected",
     ),
     (
-        lambda f: _draw(f, train__blue=2, train__red=2, val__red=2),
-        "holds train/, val/ but no test/; add it, or rename val/ to test/",
+        lambda f: draw(f, training__blue=2, testing__blue=2, rest__x=1),
+        "holds testing/, training/ and next to them rest; expected",
     ),
-    (lambda f: _draw(f, val__blue=2, test__red=2), "holds val/, test/ but no train/; add it$"),
+    (lambda f: draw(f, Train=2, Test=2), "/Train holds no class folder, so the labels of its 2"),
     (
-        lambda f: _draw(f, all__train__blue=2, all__test__blue=2, red=2),
-        r"/all holds folders \(test, train\) that are parts of a set; give that folder itself",
+        lambda f: draw(f, train__blue=2, Training__red=2, test__red=2),
+        "Training/, test/, train/, several of which are the same part. Merge or rename them.",
     ),
-    (lambda f: _draw(f, blue=1, red=1), "none of the 2 pictures in .* is there to test on"),
+    (
+        lambda f: draw(f, all__train__blue=2, all__test__blue=2, red=2),
+        r"/all holds folders \(test, train\) that are parts of a set. Give that folder itself",
+    ),
+    (lambda f: draw(f, blue=1, red=1), "None of the 2 pictures in .* is there to test on"),
 ]
 
 
@@ -434,13 +406,13 @@ def test_what_is_no_set_of_pictures_is_refused_with_the_remedy(
 
 
 def test_one_class_among_others_may_be_called_like_a_part(tmp_path: Path) -> None:
-    folder = _draw(tmp_path / "set", Train=3, bus=3)
+    folder = draw(tmp_path / "set", Train=3, bus=3)
     assert _load(folder).train.classes == ("Train", "bus")
 
 
 def test_all_agree_on_what_a_picture_is(tmp_path: Path) -> None:
     """What trains is what `sprat predict FOLDER` finds, whatever it is called."""
-    folder = _draw(tmp_path / "set", blue=5, red=5)
+    folder = draw(tmp_path / "set", blue=5, red=5)
     blue = folder / "blue"
     for suffix, format in SUFFIXES.items():
         Image.new("RGB" if suffix != ".pbm" else "1", (20, 20)).save(saved := io.BytesIO(), format)
@@ -458,19 +430,19 @@ def test_all_agree_on_what_a_picture_is(tmp_path: Path) -> None:
     loaded = load_dataset(str(folder), say=said.append, own=PicturesConfig(side=16))
     assert said == []
     assert loaded.train.classes == ("blue", "red")
-    (listed,) = [each for each in list_folder(folder).folders if each.path == blue]
+    listed = [each for each in find(folder, PicturesConfig()).pictures() if each.parent == blue]
     found = find_pictures([blue])
-    assert [path.name for path in found] == listed.names
+    assert found == listed
     assert len(found) == 5 + 2 * len(SUFFIXES) + 2
     assert len(loaded.train) + len(loaded.test) == len(found) + 5
 
 
 def test_a_class_whose_pictures_cannot_be_read_is_refused(tmp_path: Path, hostile: Hostile) -> None:
-    folder = _draw(tmp_path / "set", blue=5, red=5)
+    folder = draw(tmp_path / "set", blue=5, red=5)
     (folder / "green").mkdir()
     (folder / "green" / "x.png").write_text("")
     said = hostile.offer(folder, lambda: _load(folder, unreadable="skip"))
-    assert re.search(r"no picture of 'green' in .* is left to train on", said)
+    assert re.search(r"No picture of 'green' in .* is left to train on", said)
 
 
 @pytest.fixture
@@ -497,7 +469,7 @@ def test_a_folder_without_rights_is_told(
     nobody: Path, hostile: Hostile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(nobody / "cache"))
-    folder = _draw(nobody / "set", blue=3, red=3)
+    folder = draw(nobody / "set", blue=3, red=3)
     (folder / "red").chmod(0)
     said = hostile.offer(folder / "blue", lambda: _load(folder))
     assert re.search(r"red cannot be read: .*chmod u\+rx", said)
@@ -611,7 +583,7 @@ class TestEndToEnd:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("COLUMNS", "200")
-        folder = _draw(tmp_path / "set", blue=30, green=30, red=60)
+        folder = draw(tmp_path / "set", blue=30, green=30, red=60)
         few = ["--epochs", 6, "--optim.warmup-epochs", 1, "--batch-size", 16, "--device", "cpu"]
         few += ["--pictures.side", 16, "--class-weights", "balanced", "--optim.lr", "0.05"]
         assert _sprat("train", "--dataset", "set", *few, "--output", "run") == 0
@@ -636,18 +608,82 @@ class TestEndToEnd:
         assert told.err == ""
         assert _sprat("predict", tmp_path / "run", folder / "red" / "0.png") == 0
         assert capsys.readouterr().out.count("%") == 3
+        self._check_other_pictures(tmp_path, folder, results, capsys)
+        self._check_csv(tmp_path, folder, capsys)
 
-        _picture(folder / "red" / "more.png", "RGB", 5)
+        draw_picture(folder / "red" / "more.png", "RGB", 5)
         assert _sprat("evaluate", tmp_path / "run", "--split", "test") == 0
         assert "have changed since" in capsys.readouterr().err
         with pytest.raises(SpratError, match="was trained on other images"):
             _sprat("evaluate", tmp_path / "run")
 
+    def _check_other_pictures(
+        self,
+        tmp_path: Path,
+        folder: Path,
+        results: dict[str, Any],
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """All of those that the model never saw, whatever classes and parts there are."""
+
+        def evaluate(*words: object) -> dict[str, Any]:
+            assert _sprat("evaluate", tmp_path / "run", "--json", *words) == 0
+            return json.loads(capsys.readouterr().out)
+
+        other = draw(tmp_path / "other", red=3, blue=2)
+        found = evaluate("--dataset", other)
+        assert (found["split"], found["n"], found["dataset"]) == ("all", 5, str(other))
+        assert found["per_class"]["green"] is None
+        assert [sum(row) for row in found["confusion"]] == [2, 0, 3]
+        assert found["found"]["parts"]["all"]["per_class"] == {"blue": 2, "red": 3}
+        assert evaluate("--dataset", other, "--split", "test")["n"] == 1
+        labels = "".join(f"{path.relative_to(other)},red\n" for path in other.glob("red/*"))
+        (other / "labels.csv").write_text(f"what,kind\n{labels}")
+        columns = ["--pictures.path-column", "what", "--pictures.label-column", "kind"]
+        assert evaluate("--dataset", other / "labels.csv", *columns)["n"] == 3
+        parts = draw(tmp_path / "parts", Test__red=2)
+        assert evaluate("--dataset", parts)["found"]["parts"]["all"] == {
+            "from": "Test/", "per_class": {"red": 2}
+        }  # fmt: skip
+        moved = shutil.copytree(folder, tmp_path / "moved")
+        same = evaluate("--dataset", moved)
+        assert (same["split"], same["top1"]) == ("val", results["val"]["top1"])
+        assert evaluate("--split", "all")["n"] == 120
+        assert _sprat("evaluate", tmp_path / "run", "--split", "all", "--dataset", moved) == 0
+        assert "include those that" in capsys.readouterr().err
+        draw(parts, Test__Red=1)
+        with pytest.raises(SpratError, match=r"class 'Red', but .* did you mean 'red'\? Rename"):
+            _sprat("evaluate", tmp_path / "run", "--dataset", parts)
+        with pytest.raises(SpratError, match="was trained on other images"):
+            _sprat("evaluate", tmp_path / "run", "--dataset", other, "--split", "val")
+        with pytest.raises(SpratError, match="has no images to evaluate as test"):
+            _sprat("evaluate", tmp_path / "run", "--dataset", draw(tmp_path / "one", red=1),
+                   "--split", "test")  # fmt: skip
+
+    def _check_csv(self, tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (folder / "red" / "up").symlink_to(folder)  # ends
+        (tmp_path / "notes.png").write_text("no picture")
+        words = [tmp_path / "run", folder, tmp_path / "notes.png", "--csv", "--top", 2]
+        assert _sprat("predict", *words) == 2
+        told = capsys.readouterr()
+        assert "notes.png cannot be read as a picture" in told.err
+        header, *rows = csv.reader(told.out.splitlines())
+        assert header == ["file", "class", "probability", "class_2", "probability_2"]
+        assert [row[0] for row in rows] == sorted(
+            (str(path) for path in folder.glob("*/*.*")), key=Path
+        )
+        for _, first, probability, second, less in rows:
+            assert {first, second} < {"blue", "green", "red"}
+            assert 1 >= float(probability) >= float(less) > 0
+        (folder / "red" / "up").unlink()
+        with pytest.raises(SpratError, match="--csv and --json cannot both be printed"):
+            _sprat("predict", *words, "--json")
+
     def test_shows_them(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        _draw(tmp_path / "set", blue=3, red=9)
+        draw(tmp_path / "set", blue=3, red=9)
         assert _sprat("data", "show", "--dataset", "set", "--pictures.side", 48) == 0
         assert capsys.readouterr().out.strip().endswith("set.png")
         assert _sprat("augment", "preview", "--dataset", "set") == 0
@@ -656,7 +692,7 @@ class TestEndToEnd:
 
     @pytest.mark.parametrize("side", [16, 33, 128])
     def test_a_step_and_a_judgement_at_any_side(self, tmp_path: Path, side: int) -> None:
-        folder = _draw(tmp_path / "set", blue=12, red=12)
+        folder = draw(tmp_path / "set", blue=12, red=12)
         dataset = load_dataset(str(folder), own=PicturesConfig(side=side))
         config = replace(
             SMALL, epochs=1, batch_size=16, optim=replace(SMALL.optim, warmup_epochs=0.0)
@@ -666,13 +702,13 @@ class TestEndToEnd:
         assert results["val"]["n"] == 2
 
     def test_a_crop_wider_than_the_images_is_refused(self, tmp_path: Path) -> None:
-        dataset = _load(_draw(tmp_path / "set", blue=12, red=12))
+        dataset = _load(draw(tmp_path / "set", blue=12, red=12))
         config = replace(SMALL, augment=replace(SMALL.augment, crop=16))
         with pytest.raises(SpratError, match=r"augment\.crop is 16, but the images are 16 px wide"):
             train(config, dataset, tmp_path / "run", recipe="small")
 
     def test_final_trains_on_val_too(self, tmp_path: Path) -> None:
-        folder = _draw(
+        folder = draw(
             tmp_path / "set", train__blue=9, train__red=9, val__blue=4, val__red=4,
             test__blue=2, test__red=2,
         )  # fmt: skip

@@ -92,6 +92,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(40):
             picture(folder / "flowers" / name / f"{number}.png")
     shutil.copytree(folder / "flowers", folder / "moved" / "flowers")
+    shutil.make_archive(str(folder / "more-flowers"), "zip", folder, "flowers")
     (folder / "my-recipe.toml").write_text("epochs = 3\n[optim]\nwarmup_epochs = 1\n")
     (folder / "results").symlink_to(ROOT / "results")
     return folder

@@ -1,13 +1,16 @@
 """The images that a trained model is evaluated on."""
 
 import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from sprat.data import Dataset
 from sprat.data import check_dataset as check_name
-from sprat.errors import SpratError
-from sprat.evaluation.records import Split
+from sprat.deferred import deferred
+from sprat.errors import SpratError, did_you_mean, shown
+from sprat.evaluation import records
 from sprat.settings.config import Config
 from sprat.text import visible, warn
 
@@ -15,7 +18,11 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sprat.checkpoint import Model
+    from sprat.data import imageset
+    from sprat.data.found import Summary
     from sprat.data.imageset import ImageSet
+else:
+    imageset = deferred("sprat.data.imageset")
 
 
 def check_dataset(dataset: Dataset | str | Path | None) -> None:
@@ -35,9 +42,81 @@ def find_config(place: Path) -> Config | None:
     return read_config(place)[0] if place.is_dir() else None
 
 
-def default_split(config: Config | None) -> Split:
+def default_split(config: Config | None) -> records.Split:
     """Return val for a run that held one out, else test."""
     return "val" if config is not None and not config.final else "test"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The images that a model is evaluated on, of which dataset, and which of them these are."""
+
+    dataset: str
+    split: records.Evaluated
+    images: "ImageSet"
+    found: "Summary | None"
+
+
+def load_evaluated(
+    console: "Console",
+    model: str,
+    loaded: "Model",
+    config: Config | None,
+    split: str,
+    dataset: Dataset | str | Path | None = None,
+    data_dir: str | Path | None = None,
+    pictures: Mapping[str, Any] | None = None,
+) -> Evaluated:
+    """Return the images that a model is evaluated on, with its classes.
+
+    Own pictures that it was not trained on are evaluated whole, unless a split is named.
+
+    Args:
+        split: auto, val, test or all.
+        pictures: settings by which other own pictures than those it was trained on are read.
+        Others as of `load_images`.
+
+    Raises:
+        SpratError: the dataset cannot be had, has classes that the model lacks, or has no such
+            split.
+    """
+    from sprat.display import print_found
+
+    best_guess = default_split(config)
+    source, config = _load(console, model, loaded, config, dataset, data_dir, pictures, whole=True)
+    at_home = source.name == loaded.about.get("dataset")
+    at_home |= source.md5 == loaded.about.get("dataset_md5")
+    if split == "auto":
+        split = "all" if source.own and not at_home else best_guess
+    found = source.found
+    if split == "all":
+        if at_home:
+            warn(
+                f"all images of {visible(source.name)} include those that {visible(model)} was "
+                "trained on, so its accuracy is no measure of what it has learnt"
+            )
+        images = imageset.joined(source.train, source.test)
+        found = found and found.whole(images)
+    else:
+        _check_unchanged(model, loaded, source, split)
+        images = _part(source, config, split)[1]
+    if found is not None and not at_home:
+        print_found(console, source.name, found)
+    if not len(images):
+        raise SpratError(
+            f"{source.name} has no images to evaluate as {split}. Use --split all, or another "
+            "--dataset."
+        )
+    if lacking := [name for name in images.classes if name not in loaded.classes]:
+        meant = did_you_mean(lacking[0], loaded.classes)
+        raise SpratError(
+            f"{source.name} holds the class {shown(lacking[0])}, but {model} classifies "
+            f"{', '.join(loaded.classes[:10])}{meant or '.'} Rename the class, or choose another "
+            "--dataset."
+        )
+    which = cast(records.Evaluated, split)
+    aligned = imageset.with_classes(images, loaded.classes)
+    return Evaluated(source.name, which, aligned, found)
 
 
 def load_images(
@@ -62,23 +141,59 @@ def load_images(
     Raises:
         SpratError: the dataset cannot be had, has other classes, or is not the one it must be.
     """
-    from sprat.display import load_shown
-    from sprat.training.images import split_off_val
-
-    if config is None:  # how own pictures were split is in the model too
-        config = Config.from_dict({"pictures": loaded.about.get("pictures", {})}, model)
-    if isinstance(dataset, Dataset):
-        source = dataset
-    else:
-        pictures = dataclasses.replace(config.pictures, side=loaded.side)
-        place = None if data_dir is None else Path(data_dir)
-        name = str(dataset or loaded.about.get("dataset", "auto"))
-        source = load_shown(console, name, place, pictures)
+    source, config = _load(console, model, loaded, config, dataset, data_dir)
     if loaded.classes != source.train.classes:
         raise SpratError(
             f"{model} classifies {', '.join(loaded.classes)}, but {source.name} holds "
             f"{', '.join(source.train.classes)}. Choose another --dataset."
         )
+    _check_unchanged(model, loaded, source, split, exactly)
+    return source.name, *_part(source, config, split)
+
+
+def _load(
+    console: "Console",
+    model: str,
+    loaded: "Model",
+    config: Config | None,
+    dataset: Dataset | str | Path | None,
+    data_dir: str | Path | None,
+    pictures: Mapping[str, Any] | None = None,
+    *,
+    whole: bool = False,
+) -> tuple[Dataset, Config]:
+    """Return the dataset, by default the one that the model was trained on, and the settings that
+    decide its val.
+
+    Args:
+        pictures: settings by which pictures of another place are read.
+    """
+    from sprat.display import load_shown
+
+    if config is None:  # how own pictures were split is in the model too
+        config = Config.from_dict({"pictures": loaded.about.get("pictures", {})}, model)
+    if isinstance(dataset, Dataset):
+        return dataset, config
+    trained_on = str(loaded.about.get("dataset", "auto"))
+    name = str(dataset or trained_on)
+    own = dataclasses.replace(config.pictures, side=loaded.side)
+    if str(Path(name).resolve()) != trained_on:  # another table has its own columns
+        own = dataclasses.replace(own, path_column="", label_column="")
+    changes = {f"pictures.{key}": value for key, value in (pictures or {}).items()}
+    own = dataclasses.replace(config, pictures=own).changed(changes).pictures
+    place = None if data_dir is None else Path(data_dir)
+    return load_shown(console, name, place, own, whole=whole, table=False), config
+
+
+def _check_unchanged(
+    model: str, loaded: "Model", source: Dataset, split: str, exactly: bool = False
+) -> None:
+    """Check that val is that of the very images that a model was trained on; warn if test may not
+    be.
+
+    Args:
+        exactly: whether test must be too.
+    """
     changed = loaded.about.get("dataset_md5") != source.md5
     if changed and (exactly or split == "val"):
         remedy = "" if exactly else ", or use --split test"
@@ -92,7 +207,13 @@ def load_images(
             "trained; a test part that was split off by a seed may now hold some that it was "
             "trained on"
         )
+
+
+def _part(source: Dataset, config: Config, split: str) -> "tuple[ImageSet, ImageSet]":
+    """Return a dataset's training images, and the images of its test or val."""
+    from sprat.training.images import split_off_val
+
     if split == "test":
-        return source.name, source.train, source.test
+        return source.train, source.test
     kept, held_out = split_off_val(source, config)
-    return source.name, source.train.subset(kept), source.train.subset(held_out)
+    return source.train.subset(kept), source.train.subset(held_out)

@@ -1,18 +1,25 @@
 """Verbs of a trained model: load, evaluate, predict, export."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sprat import names
-from sprat.api.images import check_dataset, default_split, find_config, load_images
+from sprat.api.images import (
+    check_dataset,
+    default_split,
+    find_config,
+    load_evaluated,
+    load_images,
+)
 from sprat.data import FALLBACK, Dataset
 from sprat.deferred import deferred
 from sprat.deploy import DEFAULT, FORMATS, Options, check_options, check_output
 from sprat.errors import SpratError, did_you_mean
-from sprat.evaluation.records import Evaluation, NetworkSpec, Split
+from sprat.evaluation.records import Evaluated, Evaluation, NetworkSpec
 from sprat.models.code import Code, use_all
+from sprat.settings.config import Config
 from sprat.text import warn
 from sprat.zoo import best, cards, is_model, locate
 
@@ -34,7 +41,9 @@ class ModelEvaluation(Evaluation):
     recipe: str | None
     side: int
     dataset: str
-    split: Split
+    split: Evaluated
+    found: dict[str, Any] | None
+    """How own pictures were found: layout and parts."""
 
 
 def load(
@@ -64,9 +73,10 @@ def load(
 def evaluate(
     model: str | Path,
     *,
-    split: Literal["auto", "val", "test"] = "auto",
+    split: Literal["auto", "val", "test", "all"] = "auto",
     dataset: Dataset | str | Path | None = None,
     data_dir: str | Path | None = None,
+    pictures: Mapping[str, Any] | None = None,
     tta: int | None = None,
     device: str = "auto",
     threads: int = 0,
@@ -77,11 +87,12 @@ def evaluate(
 
     Args:
         model: a model.safetensors, the folder of a finished run, or the name of a pretrained model.
-        split: test, or val (the images a run held out); auto: val for a run that has one, else
-            test.
-        dataset: a name, a folder of your own pictures, or a dataset in memory; by default the one
+        split: test, val (the images a run held out) or all; auto: all of your own pictures that
+            the model was not trained on, else val for a run that has one, else test.
+        dataset: a name, the path of your own pictures, or a dataset in memory; by default the one
             that the model was trained on.
         data_dir: folder of the dataset; by default $SPRAT_DATA, the user's cache or a download.
+        pictures: settings of your own pictures to change, by name: {"label_column": "species"}.
         tta: number of views that test-time augmentation averages; by default that of the model's
             recipe, or 2.
         device: cpu, cuda or mps; auto: the first available of cuda, mps, cpu.
@@ -91,11 +102,12 @@ def evaluate(
 
     Returns:
         What `sprat evaluate --json` prints, with shares from 0 to 1: model, recipe, side, dataset,
-        split, top1, top1_ci95, tta_top1, tta_views, tta_p, n, per_class, confusion, ece.
+        split, top1, top1_ci95, tta_top1, tta_views, tta_p, n, per_class, confusion, ece,
+        found: how your own pictures were found, or None.
 
     Raises:
-        SpratError: there is no such model, dataset, split or device; the dataset has other classes;
-            or a file is damaged.
+        SpratError: there is no such model, dataset, split or device; the dataset has classes that
+            the model lacks; or a file is damaged.
     """
     from sprat.runtime import check_threads, choose_device, keep_freed_memory, set_threads
 
@@ -106,7 +118,7 @@ def evaluate(
         names.check_views(tta)
     check_dataset(dataset)
     config = find_config(place)
-    chosen = _choose_split(split, default_split(config), model)
+    _check_split(split, config, model)
 
     from sprat.budget import costs
     from sprat.checkpoint import load_model
@@ -118,8 +130,9 @@ def evaluate(
     loaded, to = load_model(place), choose_device(device)
     views = tta or (config.tta if config else 2)
     console = make_console(stderr=True, quiet=quiet)
-    name, _, images = load_images(console, str(model), loaded, config, chosen, dataset, data_dir)
-    with progress_bar(console, f"evaluating on {chosen}", views * len(images)) as progress:
+    chosen = load_evaluated(console, str(model), loaded, config, split, dataset, data_dir, pictures)
+    images = chosen.images
+    with progress_bar(console, f"evaluating on {chosen.split}", views * len(images)) as progress:
         network = loaded.network.to(to)
         evaluation = evaluate_network(network, images, loaded.normalization, views, progress)
     return {
@@ -128,23 +141,21 @@ def evaluate(
         **costs(network, loaded.side),
         "recipe": loaded.about.get("recipe"),
         "side": loaded.side,
-        "dataset": name,
-        "split": chosen,
+        "dataset": chosen.dataset,
+        "split": chosen.split,
+        "found": None if chosen.found is None else chosen.found.to_dict(),
         **evaluation,
     }
 
 
-def _choose_split(split: str, best_guess: Split, model: str | Path) -> Split:
-    if split == "auto":
-        return best_guess
-    if split not in ("val", "test"):
-        raise SpratError(f"split is {split!r}, expected auto, val or test.")
-    if split == "val" and best_guess != "val":
+def _check_split(split: str, config: Config | None, model: str | Path) -> None:
+    if split not in ("auto", "val", "test", "all"):
+        raise SpratError(f"split is {split!r}, expected auto, val, test or all.")
+    if split == "val" and default_split(config) != "val":
         raise SpratError(
             f"{model} has no val: it is no run's folder, or was trained on all training images. "
             "Use --split test."
         )
-    return "val" if split == "val" else "test"
 
 
 def predict(

@@ -1,5 +1,7 @@
 """Commands that evaluate: evaluate, report, compare, predict."""
 
+import csv
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from cyclopts import Parameter
 from sprat.cli.app import app
 from sprat.cli.options import Code, DataDir, Device, Flag, JsonOutput, ModelName, Threads
 from sprat.data import DATASETS
+from sprat.data.own import OWN
 from sprat.errors import SpratError
 from sprat.text import visible, warn
 
@@ -22,15 +25,20 @@ def evaluate(
     model: ModelName,
     /,
     *,
-    split: Literal["auto", "val", "test"] = "auto",
+    split: Literal["auto", "val", "test", "all"] = "auto",
     dataset: Annotated[
         str | None,
         Parameter(
-            help=f"{', '.join(DATASETS)} or a folder of your own pictures; by default the one that "
-            "the model was trained on."
+            help=f"{', '.join(DATASETS)} or {OWN}; by default the one that the model was trained "
+            "on."
         ),
     ] = None,
     data_dir: DataDir = None,
+    path_column: Annotated[str, Parameter(name="--pictures.path-column")] = "",
+    label_column: Annotated[str, Parameter(name="--pictures.label-column")] = "",
+    unreadable: Annotated[
+        Literal["refuse", "skip"] | None, Parameter(name="--pictures.unreadable")
+    ] = None,
     tta: int | None = None,
     device: Device = "auto",
     threads: Threads = 0,
@@ -42,18 +50,31 @@ def evaluate(
     Parameters
     ----------
     split
-        test, or val (the images a run held out); auto: val for a run that has one, else test.
+        test, val (the images a run held out) or all; auto: all of your own pictures that the model
+        was not trained on, else val for a run that has one, else test.
+    path_column
+        Column of a table that names the picture files, or that holds them in parquet files.
+    label_column
+        Column of a table or of parquet files that holds the labels.
+    unreadable
+        Whether to refuse or skip files that are missing or no pictures.
     tta
         Number of views that test-time augmentation averages; by default that of the model's recipe,
         or 2.
     """
     from sprat import api
 
+    settings = {
+        "path_column": path_column,
+        "label_column": label_column,
+        "unreadable": unreadable,
+    }
     found = api.evaluate(
         model,
         split=split,
         dataset=dataset,
         data_dir=data_dir,
+        pictures={name: value for name, value in settings.items() if value},
         tta=tta,
         device=device,
         code=code,
@@ -160,6 +181,9 @@ def predict(
     device: Device = "auto",
     threads: Threads = 0,
     code: Code = (),
+    csv_output: Annotated[
+        bool, Parameter(name="--csv", negative=(), help="Print CSV, a row for each picture.")
+    ] = False,
     json_output: JsonOutput = False,
 ) -> int:
     """Classify pictures.
@@ -167,18 +191,25 @@ def predict(
     Parameters
     ----------
     pictures
-        Files or folders of pictures, of any size and mode. A model's file, run or name before them
-        is used; else the best pretrained one.
+        Files or folders of pictures, nested or not, of any size and mode. A model's file, run or
+        name before them is used; else the best pretrained one.
     top
         Number of classes to print for each picture, the most probable first.
     tta
         Number of views that test-time augmentation averages: 1, 2, 6, 8, 10 or 26.
     """
+    if csv_output and json_output:
+        raise SpratError("--csv and --json cannot both be printed. Leave one out.")
+
     from sprat import api
+
+    rows = itertools.count()
 
     def tell(prediction: "Prediction") -> None:
         if "error" in prediction:
             warn(prediction["error"])
+        elif csv_output:
+            _print_row(prediction, header=next(rows) == 0)
         elif not json_output:
             _print_prediction(prediction)
 
@@ -198,6 +229,20 @@ def predict(
     if json_output:
         print(json.dumps(read))
     return 0 if len(read) == len(found) else 2
+
+
+def _print_row(prediction: "Prediction", header: bool) -> None:
+    """Print a row of CSV, below the names of its columns if it is the first."""
+    shown = visible if sys.stdout.isatty() else str  # a file gets names exactly as they are
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    columns, cells = ["file"], [shown(prediction["file"])]
+    for rank, guess in enumerate(prediction["predictions"], 1):
+        nth = f"_{rank}" if rank > 1 else ""
+        columns += [f"class{nth}", f"probability{nth}"]
+        cells += [shown(guess["class"]), str(guess["probability"])]
+    if header:
+        writer.writerow(columns)
+    writer.writerow(cells)
 
 
 def _print_prediction(prediction: "Prediction") -> None:

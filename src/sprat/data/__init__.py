@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sprat.data import cifar10, cifar100, shapes10, svhn
-from sprat.data.own import PicturesConfig
+from sprat.data.own import OWN, PicturesConfig, is_own
 from sprat.deferred import deferred
 from sprat.errors import SpratError, did_you_mean, shown
 from sprat.files import cache_dir
@@ -26,14 +26,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sprat.data import imageset as imagesets
-    from sprat.data import pictures as folders_of_pictures
+    from sprat.data import pictures as own_pictures
     from sprat.data.fetch import Progress, Say
+    from sprat.data.found import Summary
     from sprat.data.imageset import ImageSet, Normalization
     from sprat.data.source import Built, Published
 else:
     # under other names than the modules have, which they keep in this package
     imagesets = deferred("sprat.data.imageset")
-    folders_of_pictures = deferred("sprat.data.pictures")
+    own_pictures = deferred("sprat.data.pictures")
 
 PUBLISHED: dict[str, Published] = {
     "cifar10": cifar10,
@@ -48,26 +49,28 @@ PREFERRED, FALLBACK = "cifar10", "shapes10"  # what "auto" takes; the second is 
 
 ACCEPTED = (
     f"{', '.join(DATASETS)}, auto ({DATASETS[PREFERRED].TITLE} if available, else {FALLBACK}), or "
-    "a folder with a folder of pictures for each class"
+    f"{OWN}"
 )
 
 
-def is_folder(name: str) -> bool:
-    """Return whether a dataset is the path of a folder rather than a name of sprat's."""
+def is_path(name: str) -> bool:
+    """Return whether a dataset is the path of own pictures rather than a name of sprat's."""
     return name != "auto" and name not in DATASETS
 
 
 def check_dataset(name: str) -> None:
-    """Check that a dataset has that name, or that it is a folder.
+    """Check that a dataset has that name, or that own pictures may be there.
 
     Raises:
         SpratError: it is neither.
     """
-    if is_folder(name) and not Path(name).is_dir():
+    if is_path(name) and not is_own(Path(name)):
+        if Path(name).exists():
+            raise SpratError(f"{name} is not a dataset. Give {OWN}.")
         known = ["auto", *DATASETS]
         raise SpratError(
             f"Unknown dataset {shown(name)}{did_you_mean(name, known) or '.'} Available: "
-            f"{', '.join(known)}, or the path of a folder with a folder of pictures for each class."
+            f"{', '.join(known)}, or the path of {OWN}."
         )
 
 
@@ -89,7 +92,7 @@ def caution_for(name: str) -> str:
 
 
 def title_of(name: str) -> str:
-    """Return a dataset's name in a sentence: "CIFAR-10"; that of your own is its folder."""
+    """Return a dataset's name in a sentence: "CIFAR-10"; that of your own is its path."""
     return DATASETS[name].TITLE if name in DATASETS else name
 
 
@@ -97,11 +100,11 @@ def title_of(name: str) -> str:
 class Dataset:
     """A training and a test set of one name.
 
-    name is that of a dataset, or the path of the folder that own pictures came from.
+    name is that of a dataset, or the path that own pictures came from.
     md5 is over pixels and labels (training, then test) and `val`, so that it is the same whatever
     file the images came from.
     val: int64, indices of the training images that are set apart as val; None to split it off.
-    own: how own pictures were read; None for other datasets.
+    own: how own pictures were read. found: what was found there. None for other datasets.
     """
 
     name: str
@@ -111,6 +114,7 @@ class Dataset:
     md5: str
     val: Tensor | None = None
     own: PicturesConfig | None = None
+    found: Summary | None = None
 
 
 def load_dataset(
@@ -120,23 +124,27 @@ def load_dataset(
     progress: Progress = lambda done, total: None,
     note: Say = lambda text: None,
     own: PicturesConfig = PicturesConfig(),  # noqa: B008
+    *,
+    whole: bool = False,
 ) -> Dataset:
-    """Load a dataset by its name or by the path of a folder of your own pictures.
+    """Load a dataset by its name or by the path of your own pictures.
 
     A published one is looked for in `data_dir` (which, if given, is the only place), then in
     $SPRAT_DATA, then in the user's cache, and then downloaded into the cache. "auto" means CIFAR-10
     if any of these ways gives it, else shapes10, and says so through `say`. What a download meets
-    on its way goes to `note`. A folder is read by the settings `own`, and only mapped into memory.
+    on its way goes to `note`. Own pictures are read by the settings `own`, and only mapped into
+    memory; with `whole`, they may be such that no network can be trained on them: of a test part
+    alone, or of one class.
 
     Raises:
         SpratError: there is no such dataset, it is not available, a file is not what was published,
-            or the folder has no folders of pictures.
+            or own pictures are in no form that is read.
     """
     check_dataset(name)
-    if is_folder(name):
-        folder = Path(name).resolve()
-        train, test, val = folders_of_pictures.load(folder, own, say, progress)
-        return assemble(str(folder), train, test, val, own)
+    if is_path(name):
+        place = Path(name).resolve()
+        loaded = own_pictures.load(place, own, say, progress, whole=whole)
+        return assemble(str(place), *loaded[:3], own, loaded[3])
     if name in BUILT:
         return assemble(name, *BUILT[name].load())
     chosen = PREFERRED if name == "auto" else name
@@ -282,6 +290,7 @@ def assemble(
     test: ImageSet,
     val: Tensor | None = None,
     own: PicturesConfig | None = None,
+    found: Summary | None = None,
 ) -> Dataset:
     """Return the dataset of these parts; its normalisation and md5 are computed in pieces."""
     md5 = hashlib.md5(usedforsecurity=False)
@@ -291,5 +300,6 @@ def assemble(
         md5.update(part.targets.numpy().data)
     if val is not None:
         md5.update(val.numpy().data)
-    normalization = imagesets.Normalization.of(train.images)
-    return Dataset(name, train, test, normalization, md5.hexdigest(), val, own)
+    # of a test part alone there is none; whatever is evaluated on it has its own
+    normalization = imagesets.Normalization.of((train if len(train) else test).images)
+    return Dataset(name, train, test, normalization, md5.hexdigest(), val, own, found)

@@ -56,7 +56,7 @@ class Rows:
 
     def split(self, size: int) -> Iterator[Tensor]:
         """All of them in pieces of `size`, the last perhaps smaller."""
-        return (self.source[rows] for rows in self.rows.split(size))
+        return (self.source[rows] for rows in self.rows.split(size) if len(rows))
 
 
 Images = Tensor | Rows
@@ -125,6 +125,27 @@ class ImageSet:
         images = images.to(device, non_blocking=True)
         targets = targets.to(device, non_blocking=True)
         return ImageSet(images, targets, self.classes)
+
+
+def joined(first: ImageSet, second: ImageSet) -> ImageSet:
+    """Return the images of two sets of the same classes as one: a view, if both are of one source,
+    else a copy."""
+    a, b = first.images, second.images
+    if isinstance(a, Rows) and isinstance(b, Rows) and a.source is b.source:
+        images: Images = Rows(a.source, torch.cat([a.rows, b.rows]))
+    else:
+        images = torch.cat([a[:], b[:]])
+    return ImageSet(images, torch.cat([first.targets, second.targets]), first.classes)
+
+
+def with_classes(images: ImageSet, classes: tuple[str, ...]) -> ImageSet:
+    """Return the same images with their targets counted among other classes, by name.
+
+    Raises:
+        ValueError: one of their classes is not among them.
+    """
+    places = torch.tensor([classes.index(name) for name in images.classes], dtype=torch.int64)
+    return ImageSet(images.images, places.to(images.targets.device)[images.targets], classes)
 
 
 def class_counts(dataset: ImageSet) -> dict[str, int]:

@@ -1,14 +1,37 @@
-"""The settings by which a folder of your own pictures is read."""
+"""Own pictures: the forms they come in, and the settings by which they are read."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from sprat.settings.field import MOST_SEED, Table, setting
 
+Form = Literal["table", "archive", "parquet"]
+FORMS: dict[str, Form] = {
+    ".csv": "table", ".tsv": "table", ".jsonl": "table", ".ndjson": "table",
+    ".zip": "archive", ".tar": "archive", ".tgz": "archive", ".tbz2": "archive",
+    ".txz": "archive", ".tar.gz": "archive", ".tar.bz2": "archive", ".tar.xz": "archive",
+    ".parquet": "parquet",
+}  # fmt: skip
+OWN = (
+    "a folder of your own pictures, a table of them (.csv, .tsv, .jsonl), an archive (.zip, .tar, "
+    ".tar.gz, .tar.bz2, .tar.xz) or a .parquet file"
+)
+
+
+def form_of(name: str) -> Form | None:
+    """Return the form of own pictures that a file has by its name; None for another file."""
+    return next((form for ending, form in FORMS.items() if name.lower().endswith(ending)), None)
+
+
+def is_own(path: Path) -> bool:
+    """Return whether a path may be own pictures: a folder, or a file of one of the forms."""
+    return path.is_dir() or (path.is_file() and form_of(path.name) is not None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PicturesConfig(Table, name="pictures"):
-    """How your own pictures, a folder for each class, become images and splits."""
+    """How your own pictures become images, labels and splits."""
 
     side: int = setting(
         32,
@@ -18,11 +41,15 @@ class PicturesConfig(Table, name="pictures"):
         unit="pixels",
     )
     unreadable: Literal["refuse", "skip"] = setting(
-        "refuse", "Whether to refuse or skip files that are no pictures; both list them"
+        "refuse", "Whether to refuse or skip files that are missing or no pictures; both list them"
     )
+    path_column: str = setting(
+        "", "Column of a table that names the picture files, or that holds them in parquet files"
+    )
+    label_column: str = setting("", "Column of a table or of parquet files that holds the labels")
     test_fraction: float = setting(
         0.2,
-        "Fraction of each class held out as the test set, unless there is a folder test/",
+        "Fraction of each class held out as the test set, unless there is a test part",
         above=0,
         at_most=0.5,
     )

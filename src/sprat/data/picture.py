@@ -1,6 +1,8 @@
 """Picture files: which files are pictures, and one as a network is to see it."""
 
+import io
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,23 @@ _KINDS = {
 }
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """A picture file within another file.
+
+    name: of the place, for a message. content: the file's bytes.
+    """
+
+    name: str
+    content: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Picture = Path | Embedded
+
+
 def is_skipped(name: str) -> bool:
     """Whether a file or folder of this name is never looked at: hidden, or left by a system."""
     return name.startswith(".") or name.lower() in _LEFT_BY_SYSTEMS
@@ -61,15 +80,17 @@ def is_picture(path: Path) -> bool:
         return False
 
 
-def read_picture(path: Path, side: int) -> Tensor:
+def read_picture(path: Picture, side: int) -> Tensor:
     """A picture file as the network is to see it: uint8, 3 x side x side.
 
     Raises:
         SpratError: the file is no picture, no file, damaged, or larger than is safe.
     """
     try:
-        _require_file(path)
-        with Image.open(path, formats=FORMATS) as image:
+        if isinstance(path, Path):
+            _require_file(path)
+        file = path if isinstance(path, Path) else io.BytesIO(path.content)
+        with Image.open(file, formats=FORMATS) as image:
             pixels = image.width * image.height
             if Image.MAX_IMAGE_PIXELS and pixels > Image.MAX_IMAGE_PIXELS:  # Pillow only warns
                 raise Image.DecompressionBombError(

@@ -13,6 +13,7 @@ from sprat.evaluation.records import (
     SUMMARY_FILE,
     Accuracy,
     Count,
+    Evaluated,
     NetworkSpec,
     Ordinal,
     Share,
@@ -50,7 +51,7 @@ class _Named(TypedDict):
 class _Evaluated(_Named, Accuracy):
     """What `sprat evaluate --json` prints."""
 
-    split: Split
+    split: Evaluated
 
 
 class _Finished(_Named):
@@ -89,7 +90,7 @@ class Entry:
     top1: a fraction; the mean of several seeds.
     ci95: of one run, over the images it was evaluated on. std, n: over several seeds.
     standing: "measured" by sprat, "published" elsewhere, or only "claimed".
-    split: "test", or "val" of a run that has not read the test set.
+    split: "test", "val" of a run that has not read the test set, or "all" of other images.
     protocol: how the figure was measured. source: its file, or who published it.
     parameters_sign, top1_sign: "<", ">" or "~" where the figure is a bound or approximate.
     """
@@ -102,7 +103,7 @@ class Entry:
     protocol: str
     source: str
     standing: Standing = "measured"
-    split: Split = "test"
+    split: Evaluated = "test"
     ci95: tuple[float, float] | None = None
     std: float | None = None
     n: int = 1
@@ -266,7 +267,7 @@ def _of_seeds(summary: _Seeds, file: Path) -> Entry:
     )
 
 
-def _of_one(result: _Named, split: Split, accuracy: Accuracy, file: Path) -> Entry:
+def _of_one(result: _Named, split: Evaluated, accuracy: Accuracy, file: Path) -> Entry:
     low, high = accuracy["top1_ci95"]
     return Entry(
         **_named(result, file, len(accuracy["per_class"])),

@@ -33,6 +33,7 @@ from sprat.shapes import (
 METRICS_FILE, RESULTS_FILE, SUMMARY_FILE = "metrics.jsonl", "results.json", "summary.json"
 
 Split = Literal["test", "val"]
+Evaluated = Literal["test", "val", "all"]  # all: every image of own pictures, whatever its part
 Share = Annotated[float, SHARE]
 Positive = Annotated[float, POSITIVE]  # seconds, a learning rate, images per second
 Count = Annotated[int, whole()]

@@ -1,0 +1,169 @@
+"""Own pictures in folders: one for each class, directly or within folders of parts.
+
+flowers/daisy/1.jpg         flowers/Training/daisy/1.jpg
+flowers/rose/2.png          flowers/valid/rose/2.png
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sprat.data.found import PARTS, Found, Group, few, new_digest, part_of, stamp
+from sprat.data.picture import is_skipped
+from sprat.errors import SpratError, did_you_mean
+from sprat.text import command
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Names of the folders and of the files in a folder, sorted, without what `is_skipped`."""
+
+    folders: list[str]
+    files: list[str]
+
+
+def find(folder: Path) -> Found:
+    """List a folder's class folders and their files, without reading a picture.
+
+    Raises:
+        SpratError: it does not hold a folder for each class, directly or in folders of parts.
+    """
+    inside = scan(folder)
+    parts = find_parts(folder, inside.folders)
+    beside = list(inside.files)
+    found = {} if parts else {"": ("", inside.folders)}
+    for part, name in parts.items():
+        within = scan(folder / name)
+        if not within.folders:
+            raise SpratError(
+                f"{folder / name} holds no class folder, so the labels of its "
+                f"{len(within.files):,} files are unknown. Sort them into a folder for each class, "
+                "add a table of their labels, or move that folder away."
+            )
+        found[part] = (name, within.folders)
+        beside += [f"{name}/{file}" for file in within.files]
+    classes = _classes(folder, found)
+    digest, groups, files = new_digest(folder), [], []
+    for part, (name, names) in found.items():
+        for of_class in names:
+            path = folder / name / of_class
+            pictures = _files_of_class(path)
+            stamps = [(file, *stamp(path / file)) for file in pictures]
+            digest.update(repr((part, of_class, stamps)).encode())
+            groups.append(Group(part, classes.index(of_class), len(pictures)))
+            files.append((path, pictures))
+
+    def pictures_of_all() -> Iterator[Path]:
+        return (path / name for path, names in files for name in names)
+
+    return Found(
+        "a folder for each class" + (" in each part" if parts else ""),
+        classes,
+        groups,
+        pictures_of_all,
+        digest.hexdigest(),
+        {part: f"{name}/" for part, (name, _) in found.items() if part},
+        [f"left out, being in no class folder of {folder}: {few(beside)}"] if beside else [],
+    )
+
+
+def find_parts(folder: Path, names: list[str]) -> dict[str, str]:
+    """Return the folders of parts among those in `folder`, in the order of PARTS; none if they are
+    classes. Where only one of several is called like a part and holds no folder, it is a class:
+    trains next to buses.
+
+    Raises:
+        SpratError: two of them are the same part, or others are next to them.
+    """
+    meant = {name: part for name in names if (part := part_of(name))}
+    parts = {part: name for name, part in meant.items()}
+    others = [name for name in names if name not in meant]
+    if not parts or (len(parts) == 1 and others and not _holds_folders(folder, meant)):
+        return {}
+    if len(parts) < len(meant):
+        raise SpratError(
+            f"{folder} holds {', '.join(f'{name}/' for name in meant)}, several of which are the "
+            "same part. Merge or rename them."
+        )
+    if others:
+        raise SpratError(
+            f"{folder} holds {', '.join(f'{name}/' for name in meant)} and next to them "
+            f"{few(others)}; expected a folder for each class, or folders of parts alone. Move or "
+            "rename the others."
+        )
+    return {part: parts[part] for part in PARTS if part in parts}
+
+
+def scan(folder: Path) -> Contents:
+    """Return what is in a folder.
+
+    Raises:
+        SpratError: it cannot be read, or a folder's name cannot be a class's.
+    """
+    folders: list[str] = []
+    files: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not is_skipped(entry.name):
+                    (folders if entry.is_dir() else files).append(entry.name)
+    except PermissionError as error:
+        raise SpratError(
+            f"{folder} cannot be read: {error.strerror}. Give yourself the right to: "
+            f"{command('chmod', 'u+rx', folder)}"
+        ) from error
+    for name in folders:
+        if not _is_unicode(name):  # models, pages and other programs hold names in UTF-8
+            raise SpratError(f"{folder / name} has a name that is not UTF-8. Rename that folder.")
+    return Contents(sorted(folders), sorted(files))
+
+
+def _classes(folder: Path, found: dict[str, tuple[str, list[str]]]) -> tuple[str, ...]:
+    """Return the names of the classes: those of the training part, or of all parts without one."""
+    first, names = next(iter(found.values()))
+    if not next(iter(found)) or "train" in found:
+        for name, others in found.values():
+            for other in others:
+                if other not in names:
+                    meant = did_you_mean(other, names)
+                    raise SpratError(
+                        f"{folder / name / other} is a class that {folder / first} lacks"
+                        f"{meant or '.'} Add its training pictures, or remove it."
+                    )
+        classes = tuple(names)
+    else:
+        classes = tuple(sorted({name for _, names in found.values() for name in names}))
+    if not classes:
+        raise SpratError(
+            f"{folder} holds no folder; expected a folder of pictures for each class, at least "
+            "two. Sort its pictures into folders, or add a table of their labels."
+        )
+    return classes
+
+
+def _files_of_class(path: Path) -> list[str]:
+    inside = scan(path)
+    if any(part_of(name) for name in inside.folders):
+        raise SpratError(
+            f"The class folder {path} holds folders ({few(inside.folders)}) that are parts of a "
+            "set. Give that folder itself as the dataset."
+        )
+    if inside.folders:
+        raise SpratError(
+            f"The class folder {path} holds folders ({few(inside.folders)}), expected pictures "
+            "alone. Move them up into it, or make each folder a class."
+        )
+    if not inside.files:
+        raise SpratError(
+            f"The class folder {path} is empty. Put pictures into it, or remove that class."
+        )
+    return inside.files
+
+
+def _holds_folders(folder: Path, names: dict[str, str]) -> bool:
+    return any(scan(folder / name).folders for name in names)
+
+
+def _is_unicode(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)

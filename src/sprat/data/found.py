@@ -1,0 +1,138 @@
+"""What a set of own pictures holds, whatever form it came in: pictures, labels and parts."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import PIL
+
+from sprat.data.imageset import ImageSet, class_counts
+from sprat.data.picture import Picture
+from sprat.text import visible
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+PARTS = ("train", "val", "test")
+# Other names that parts go by elsewhere, in lower case.
+_SAME_PART = {part: part for part in PARTS} | {
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "testing": "test",
+}
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Za-z][a-z]*")
+_READER = 2  # raised whenever the same files give other pixels, or others can be read
+
+
+@dataclass(frozen=True)
+class Group:
+    """Pictures of one class in one part, which follow one another.
+
+    part: one of PARTS, or "" where nothing says to which part they belong.
+    """
+
+    part: str
+    label: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """A set of own pictures that was found and listed, but not read.
+
+    layout: in words, "a folder for each class". pictures: yields every picture in the order of the
+    groups. digest: another one is another set. sources: where each part was found, in words.
+    left_out: sentences about what is no part of the set.
+    """
+
+    layout: str
+    classes: tuple[str, ...]
+    groups: list[Group]
+    pictures: Callable[[], Iterator[Picture]]
+    digest: str
+    sources: dict[str, str] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return sum(group.count for group in self.groups)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was found, as it is printed before anything trains.
+
+    sources: where parts were found, in words. parts: of each its images, None where there are none,
+    and where they came from.
+    """
+
+    layout: str
+    sources: dict[str, str]
+    parts: dict[str, tuple[ImageSet | None, str]]
+
+    def whole(self, images: ImageSet) -> "Summary":
+        """Return the summary of all images, whatever their part."""
+        source = ", ".join(self.sources.values()) or "all of it"
+        return Summary(self.layout, self.sources, {"all": (images, source)})
+
+    def rows(self) -> list[list[str]]:
+        """Return the rows of a table, its header first."""
+        rows = [["part", "pictures", "classes", "fewest", "most", "from"]]
+        for part, (images, source) in self.parts.items():
+            counts = _present(images)
+            cells = ["-"] * 4
+            if counts:
+                ends = [end(counts, key=counts.__getitem__) for end in (min, max)]
+                cells = [f"{sum(counts.values()):,}", f"{len(counts):,}"]
+                cells += [f"{name} ({counts[name]:,})" for name in ends]
+            rows.append([part, *cells, source])
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        parts = {
+            part: {"from": source, "per_class": _present(images)}
+            for part, (images, source) in self.parts.items()
+        }
+        return {"layout": self.layout, "parts": parts}
+
+
+def part_of(name: str) -> str | None:
+    """Return the part that a name such as "Validation" stands for; None if it is no part's."""
+    return _SAME_PART.get(name.lower())
+
+
+def first_part(name: str) -> str | None:
+    """Return the part that a file's or a folder's name begins with: "train" for trainLabels.csv,
+    TRAIN-1 and train_2."""
+    word = _WORD.match(name)
+    return part_of(word[0]) if word else None
+
+
+def new_digest(place: Path) -> "_Hash":
+    """Return the beginning of a set's digest; another Pillow may read other pixels."""
+    reader = (_READER, PIL.__version__, place)
+    return hashlib.md5(repr(reader).encode(), usedforsecurity=False)
+
+
+def stamp(file: Path) -> tuple[int, int]:
+    """Return size (bytes) and time of change (ns); another of either is another file."""
+    try:
+        stat = file.stat()
+    except OSError:  # a link to nowhere: reported as unreadable with the others
+        return -1, -1
+    return stat.st_size, stat.st_mtime_ns
+
+
+def few(names: Sequence[object]) -> str:
+    """Return the first three names, for a sentence."""
+    return ", ".join(map(visible, names[:3])) + (", …" if len(names) > 3 else "")
+
+
+def _present(images: ImageSet | None) -> dict[str, int]:
+    counts = {} if images is None else class_counts(images)
+    return {name: count for name, count in counts.items() if count}

@@ -1,0 +1,260 @@
+"""Own pictures in a table: CSV, TSV or JSON lines, with a path and a label in each row.
+
+path,label                  id,level                    (Kaggle's trainLabels.csv, next to
+images/1.jpg,daisy          10_left,0                    train/10_left.jpeg)
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from sprat.data.columns import Columns, Labelled, classes_of, find_columns, part_in
+from sprat.data.found import (
+    PARTS,
+    Found,
+    Group,
+    few,
+    first_part,
+    new_digest,
+    part_of,
+    stamp,
+)
+from sprat.data.own import PicturesConfig, form_of
+from sprat.data.picture import SUFFIXES, is_skipped
+from sprat.data.rows import Row, read
+from sprat.errors import SpratError, plain, shown
+
+_SAMPLE = 200  # rows by which the folder that paths start from is found
+
+
+class _Named(NamedTuple):
+    """A picture that a table names. where: "line 3 of labels.csv"."""
+
+    where: str
+    path: str
+    label: str
+    part: str
+
+
+def tables_in(folder: Path, files: Iterable[str]) -> tuple[dict[Path, str], list[str]]:
+    """Return the tables among the files of a folder, each with the part that its name says, or "";
+    and a sentence about each that is left out.
+
+    Raises:
+        SpratError: there are several, and their names do not say which is which part.
+    """
+    names = [name for name in files if form_of(name) == "table"]
+    submissions = [name for name in names if "submission" in plain(name)]  # Kaggle's, to fill in
+    names = [name for name in names if name not in submissions]
+    parts = {name: first_part(name) for name in names}
+    if len(names) > 1 and any(parts.values()):
+        submissions += [name for name in names if not parts[name]]
+        names = [name for name in names if parts[name]]
+    if len(names) > 1 and len({parts[name] for name in names}) < len(names):
+        raise SpratError(
+            f"{folder} holds several tables: {few(names)}. Give the one that has the labels as the "
+            "dataset."
+        )
+    alone = len(names) == 1
+    tables = {folder / name: "" if alone else parts[name] or "" for name in names}
+    return tables, [f"left out: {few(submissions)} in {folder}"] if submissions else []
+
+
+def has_columns(table: Path, config: PicturesConfig) -> bool:
+    """Return whether a table can be read, and has columns of paths and labels."""
+    try:
+        find_columns(table, read(table)[0], config)
+    except SpratError:
+        return False
+    return True
+
+
+def find(tables: dict[Path, str], root: Path, config: PicturesConfig) -> Found:
+    """List the pictures that tables name.
+
+    Args:
+        tables: with the part that all pictures of each are of, or "".
+        root: the folder that all pictures must be in.
+
+    Raises:
+        SpratError: a table is damaged or lacks a column, or a row names no file in `root`.
+    """
+    named: dict[Path, _Named] = {}
+    columns: Columns | None = None
+    layout: list[str] = []
+    sources: dict[str, str] = {}
+    left_out: list[str] = []
+    missing: list[str] = []
+    for table, part in sorted(tables.items(), key=lambda each: (*PARTS, "").index(each[1])):
+        header, records = read(table)
+        if columns and columns.label not in header:  # Kaggle's test.csv
+            left_out.append(f"left out: {table}, which has no column {shown(columns.label)}")
+            continue
+        columns = _with_parts(find_columns(table, header, config), header, records)
+        rows = list(_rows(table, part, columns, header, records))
+        files = _Files(root, table, [row.path for row in rows[:_SAMPLE]])
+        for row in rows:
+            file = files.find(row)
+            if file is None:
+                missing.append(f"{row.path} ({row.where})")
+            elif (other := named.setdefault(file, row)) != row:
+                _check_same(other, row)
+        layout.append(f"{table.name} with {columns}")
+        source = f"{table.name}, files in {files.base}/" if files.base else table.name
+        sources |= {row.part: source for row in rows}
+    if missing:
+        what = f"{len(missing):,} pictures that are not there: {few(missing)}"
+        if config.unreadable == "refuse" or not named:
+            raise SpratError(
+                f"{few(list(tables))} names {what}. Add them, remove their rows, or leave them out "
+                "with --pictures.unreadable skip."
+            )
+        left_out.append(f"left out: {what}")
+    found = {file: Labelled(row.part, row.label) for file, row in named.items()}
+    if parts := _parts_of_folders(found, root):
+        sources = {part: f"{', '.join(sources.values())}, {name}/" for name, part in parts.items()}
+        for file, labelled in found.items():
+            found[file] = labelled._replace(part=parts[file.relative_to(root).parts[0]])
+    place = root if len(tables) > 1 else next(iter(tables))
+    return _listed(place, f"a table: {'; '.join(layout)}", found, sources, left_out)
+
+
+def _listed(
+    place: Path,
+    layout: str,
+    found: dict[Path, Labelled],
+    sources: dict[str, str],
+    left_out: list[str],
+) -> Found:
+    """Return the pictures by part, class and name: their order in the table changes nothing."""
+    groups: dict[Labelled, list[Path]] = {}
+    for file, labelled in found.items():
+        groups.setdefault(labelled, []).append(file)
+    classes = classes_of(place, groups)
+    order = {name: label for label, name in enumerate(classes)}
+    ordered = sorted(groups, key=lambda each: ((*PARTS, "").index(each.part), order[each.label]))
+    digest, files = new_digest(place), []
+    for labelled in ordered:
+        of_group = sorted(groups[labelled])
+        stamps = [(str(file), *stamp(file)) for file in of_group]
+        digest.update(repr((labelled.part, labelled.label, stamps)).encode())
+        files += of_group
+    return Found(
+        layout,
+        classes,
+        [Group(each.part, order[each.label], len(groups[each])) for each in ordered],
+        lambda: iter(files),
+        digest.hexdigest(),
+        sources,
+        left_out,
+    )
+
+
+def _parts_of_folders(found: dict[Path, Labelled], root: Path) -> dict[str, str]:
+    """Return the parts that folders of pictures stand for, train/ and test/, by their names; none
+    where something else says the parts, or a picture is elsewhere."""
+    folders = {file.relative_to(root).parts[0] for file in found}
+    parts = {folder: part_of(folder) or "" for folder in folders}
+    told = any(labelled.part for labelled in found.values())
+    return {} if told or "" in parts.values() or len(set(parts.values())) < 2 else parts
+
+
+def _check_same(first: _Named, second: _Named) -> None:
+    if (first.label, first.part) != (second.label, second.part):
+        raise SpratError(
+            f"{second.where} gives {shown(second.path)} another label or part than {first.where}. "
+            "Remove one of these rows."
+        )
+
+
+class _Files:
+    """The picture files that a table's paths name; each folder is listed once.
+
+    Args:
+        root: the folder that they must be in.
+        sample: paths, which decide from where all are counted: the table's folder, or one in it.
+
+    base: that folder, within the table's; "" if it is that itself.
+    """
+
+    def __init__(self, root: Path, table: Path, sample: Sequence[str]) -> None:
+        self._root, self._home = root, table.parent
+        self._inside = f"{root}{os.sep}" if root.name else str(root)  # how paths in it begin
+        self._listed: dict[str, tuple[dict[str, None], dict[str, str]]] = {}
+        part = first_part(table.name)
+        names = _names(table.parent, folders=True)
+        names.sort(key=lambda name: first_part(name) != part)  # train/ first for trainLabels.csv
+        self.base, most = "", -1
+        for base in ("", *names):
+            count = sum(self._find(base, path) is not None for path in sample)
+            if count > most:
+                self.base, most = base, count
+            if count == len(sample):
+                break
+
+    def find(self, row: _Named) -> Path | None:
+        """Return a row's file, if it is there.
+
+        Raises:
+            SpratError: it is not in the folder.
+        """
+        place = self._place(self.base, row.path)
+        if not place.startswith(self._inside):
+            raise SpratError(
+                f"{row.where} names {shown(row.path)}, which is outside {self._root}. Give paths "
+                "from the table's folder, and keep the pictures there."
+            )
+        return self._find(self.base, row.path)
+
+    def _place(self, base: str, path: str) -> str:
+        if "\\" in path and "/" not in path:  # as Windows writes it
+            path = path.replace("\\", "/")
+        return os.path.normpath(self._home / base / path)
+
+    def _find(self, base: str, path: str) -> Path | None:
+        folder, name = os.path.split(self._place(base, path))
+        if folder not in self._listed:
+            names = dict.fromkeys(_names(Path(folder)))
+            pictures = [each for each in reversed(names) if Path(each).suffix.lower() in SUFFIXES]
+            self._listed[folder] = names, {Path(each).stem: each for each in pictures}
+        names, by_stem = self._listed[folder]
+        found = name if name in names else by_stem.get(name)
+        return None if found is None else Path(folder, found)
+
+
+def _names(folder: Path, folders: bool = False) -> list[str]:
+    """Return the names of the files in a folder, or of the folders; none where there is no such
+    folder."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.is_dir() is folders]
+    except (OSError, ValueError):  # or a name that none can have
+        return []
+    return sorted(name for name in names if not is_skipped(name))
+
+
+def _with_parts(columns: Columns, header: list[str], records: list[Row]) -> Columns:
+    """Return the columns without that of parts if it names none: "set" may mean anything."""
+    if not columns.split:
+        return columns
+    at = header.index(columns.split)
+    named = any(at < len(cells) and part_of(cells[at].strip()) for _, cells in records)
+    return columns if named else columns._replace(split="")
+
+
+def _rows(
+    table: Path, part: str, columns: Columns, header: list[str], records: list[Row]
+) -> Iterator[_Named]:
+    at = [header.index(name) for name in columns if name]
+    if not records:
+        raise SpratError(f"{table} has no rows. Give a table with a row for each picture.")
+    for line, cells in records:
+        where = f"Line {line:,} of {table}"
+        path, label, *split = (cells[i].strip() if i < len(cells) else "" for i in at)
+        if not path or not label:
+            lacks = columns.label if path else columns.path
+            raise SpratError(
+                f"{where} has nothing in {shown(lacks)}. Fill that in, or remove the line."
+            )
+        yield _Named(where, path, label, part_in(where, split[0]) if split else part)
