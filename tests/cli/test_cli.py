@@ -138,9 +138,9 @@ def test_a_summary_loads_no_compiler() -> None:
 
 
 class TestHelp:
-    def test_names_every_command_and_setting_with_its_unit(self) -> None:
-        assert all(word in sprat("--help").stdout for word in ("train", "evaluate", "predict"))
-        text = sprat("train", "--help").stdout
+    def test_names_every_command_and_setting_with_its_unit(self, here: Here) -> None:
+        assert all(word in here("--help").stdout for word in ("train", "evaluate", "predict"))
+        text = here("train", "--help").stdout
         assert "--optim.lr" in text
         assert "Peak learning rate" in text
         assert "Images per step" in text
@@ -248,9 +248,12 @@ def test_a_recipe_with_an_unknown_key_names_the_file_and_the_key(
 
 
 def test_cifar10_asked_for_by_name_never_falls_back(
-    tmp_path: Path, no_network: dict[str, str]
+    here: Here, tmp_path: Path, no_network: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = sprat("train", "--dataset", "cifar10", cwd=tmp_path, **no_network)
+    monkeypatch.chdir(tmp_path)
+    for name, value in no_network.items():
+        monkeypatch.setenv(name, value)
+    done = here("train", "--dataset", "cifar10")
     assert done.returncode == 2
     assert "CIFAR-10 could not be fetched" in done.stderr
     assert "--data-dir or SPRAT_DATA" in done.stderr
@@ -285,7 +288,7 @@ def test_a_run_whose_pictures_have_moved_is_resumed_where_they_are(
         device="cpu",
         threads=1,
         kernels="torch",
-        network=NetworkConfig(name="SpratS"),
+        network=NetworkConfig(name="SpratNet", widths=(8, 12), depth=(1,)),
         epochs=1,
         batch_size=16,
         tta=1,
@@ -510,7 +513,7 @@ class TestSummary:
         self, here: Here, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         values = json.loads(here("summary", small_run / "model.safetensors", "--json").stdout)
-        assert (values["parameters"], values["side"]) == (150_690, 32)
+        assert (values["parameters"], values["side"]) == (1_693, 32)
         (tmp_path / "mine.py").write_text(
             "from torch import nn\n"
             "class Net(nn.Sequential):\n"
@@ -528,11 +531,11 @@ class TestSummary:
 
 
 def test_check_holds_a_network_to_limits_by_its_exit_code(here: Here, small_run: Path) -> None:
-    limits = ("--max-parameters", "200000", "--min-receptive-field", "45")
+    limits = ("--max-parameters", "200000", "--min-receptive-field", "20")
     kept = here("check", small_run, *limits, "--min-accuracy", "0.01")
     assert kept.returncode == 0, kept.stderr
     assert [line.split()[-1] for line in kept.stdout.splitlines()] == ["status", *["kept"] * 3]
-    broken = here("check", small_run, *limits, "--max-macs", "8000000", "--json")
+    broken = here("check", small_run, *limits, "--max-macs", "800000", "--json")
     assert broken.returncode == 1
     verdicts = {v["metric"]: v for v in json.loads(broken.stdout)}
     assert verdicts["parameters"]["kept"] is True

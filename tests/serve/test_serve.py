@@ -52,7 +52,7 @@ from sprat.classifier import to_pixels
 from sprat.data import shapes10
 from sprat.serve.app import make_app
 from sprat.serve.batching import Batcher
-from sprat.serve.decoding import Decoders, _Process
+from sprat.serve.decoding import Decoders, _Process, prepare
 from sprat.serve.guard import Guard
 from sprat.serve.limits import Limits
 from sprat.serve.log import MOST_WAITING, Log
@@ -520,6 +520,7 @@ class TestLog:
 
 class TestDecoders:
     def test_one_that_overruns_is_ended_and_the_next_is_decoded(self) -> None:
+        prepare()
         process = _Process(32, Limits(decode_seconds=60))
         picture = encoded(NOISE, "WEBP")
         seen = to_pixels(Image.open(io.BytesIO(picture)), 32)[0]
@@ -582,6 +583,21 @@ def test_a_model_that_gives_no_numbers_is_told_in_words(monkeypatch: pytest.Monk
     answers = asyncio.run(ask())
     assert [answer.status_code for answer in answers] == [422, 503, 503]
     assert "no probabilities" in answers[0].json()["error"]
+
+
+def test_a_model_of_shapes_is_tried_with_shapes(small_run: Path) -> None:
+    async def ask() -> tuple[str, httpx.Response]:
+        app = make_app(load_model(small_run), small_run, Limits(), Metrics(), "cpu")
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            ring = (await client.get("/samples/ring.png")).content
+            page = (await client.get("/")).text
+            return page, await client.post("/predict?top=10", files={"images": ring})
+
+    page, answer = asyncio.run(ask())
+    assert page.count("data-sample=") == 10
+    assert "images of shapes10 (val)" in page
+    assert len(answer.json()["pictures"][0]["predictions"]) == 10
 
 
 def test_a_client_that_leaves_is_not_missed(server: Server) -> None:
