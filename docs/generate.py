@@ -1,4 +1,5 @@
-"""Writes docs/reference from the code: commands, networks, recipes and Python.
+"""Writes docs/reference from the code: commands, networks, recipes and Python; and from
+results/microcontroller.json: shipped models in C.
 
     python docs/generate.py [FOLDER]
 
@@ -19,11 +20,14 @@ import torch
 import sprat
 from sprat.budget import summarize
 from sprat.cli import app
+from sprat.evaluation.records import read_json
 from sprat.models import NETWORKS, build_network, find_class
 from sprat.settings.field import Setting, Table
 from sprat.settings.recipes import recipe_names, recipe_path
+from sprat.zoo import cards
 
 REFERENCE = Path(__file__).parent / "reference"
+MICROCONTROLLER = Path(__file__).parents[1] / "results" / "microcontroller.json"
 
 
 def commands() -> str:
@@ -70,6 +74,34 @@ def recipes() -> str:
     for name in recipe_names():
         parts.append(f"## {name}\n\n```toml\n{recipe_path(name).read_text().strip()}\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def microcontroller(results: Path = MICROCONTROLLER) -> str:
+    """Every pretrained model, and what was measured of it in C."""
+    measured = read_json(results) if results.exists() else {"models": {}}
+    lines = [
+        "# Pretrained models in C",
+        "",
+        "Each as `sprat export NAME --format c` writes it, on images of CIFAR-10's test set, by "
+        "`benchmarks/microcontroller.py`. Other scores: images that get a score that is not the "
+        "integer reference's. Accuracy in int8 is that of the C. The class that loses most, by "
+        "its accuracy in fp32 less that in int8, in points. —: not measured since the model "
+        "last changed.",
+        "",
+        "| model | images | other scores | fp32 | int8 | class that loses most |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for card in cards():
+        found = measured["models"].get(card["name"])
+        cells = ["—"] * 5
+        if found and found["sha256"] == card["sha256"]:
+            accuracy = (f"{100 * found[key]:.2f} %" for key in ("top1_fp32", "top1_int8"))
+            worst = f"{found['worst_class']}, {100 * found['worst_class_drop']:.2f}"
+            cells = [f"{found['images']:,}", f"{found['other_scores']:,}", *accuracy, worst]
+        lines.append(f"| {' | '.join([card['name'], *cells])} |")
+    if measured["models"]:
+        lines += ["", f"Compiled by {measured['compiler']} with `{measured['flags']}`."]
+    return "\n".join(lines) + "\n"
 
 
 def python() -> str:
@@ -121,7 +153,13 @@ def _type(declared: Setting) -> str:
     return " | ".join(map(repr, names)) or re.sub(r"<class '(\w+)'>", r"\1", str(declared.type))
 
 
-PAGES = {"commands": commands, "networks": networks, "recipes": recipes, "python": python}
+PAGES = {
+    "commands": commands,
+    "networks": networks,
+    "recipes": recipes,
+    "microcontroller": microcontroller,
+    "python": python,
+}
 
 
 def main() -> None:

@@ -1,11 +1,15 @@
 """The pages: they point to what is there, and the reference is what the code says."""
 
+import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 from pages import PAGES, ROOT, commands
+
+from sprat.zoo import cards
 
 
 def test_the_readme_and_every_how_to_tell_what_to_type() -> None:
@@ -35,3 +39,21 @@ def test_the_reference_is_what_the_code_says(tmp_path: Path) -> None:
     for page in tmp_path.iterdir():
         said = (written / page.name).read_text()
         assert said == page.read_text(), f"run python docs/generate.py: {page.name} is out of date"
+
+
+def test_a_model_that_changed_is_not_shown_as_measured_in_c(tmp_path: Path) -> None:
+    first, second, *_ = cards()
+    found = {
+        "images": 10_000, "other_scores": 0, "top1_fp32": 0.92345, "top1_int8": 0.92,
+        "worst_class": "cat", "worst_class_drop": 0.011,
+    }  # fmt: skip
+    models = {
+        first["name"]: found | {"sha256": first["sha256"]},
+        second["name"]: found | {"sha256": "of another file"},
+    }
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({"compiler": "gcc 1", "flags": "-O2", "models": models}))
+    page = runpy.run_path(str(ROOT / "docs" / "generate.py"))["microcontroller"](results)
+    assert f"| {first['name']} | 10,000 | 0 | 92.34 % | 92.00 % | cat, 1.10 |" in page
+    assert f"| {second['name']} | — | — | — | — | — |" in page
+    assert "gcc 1 with `-O2`" in page

@@ -427,6 +427,20 @@ def test_what_fits_a_board_follows_from_the_memory_plans() -> None:
             assert cell == (f"{left:.1f}" if fits else "—")
 
 
+def test_pretrained_models_in_c_are_exact_and_near_fp32_where_measured() -> None:
+    results = RESULTS / "microcontroller.json"
+    if not results.exists():  # then docs/reference/microcontroller.md has no figure
+        return
+    measured = read_json(results)["models"]
+    assert {name: found["sha256"] for name, found in measured.items()} == {
+        card["name"]: card["sha256"] for card in cards()
+    }, "run benchmarks/microcontroller.py again"
+    for name, found in measured.items():
+        assert (found["images"], found["other_scores"]) == (10_000, 0), name
+        assert found["top1_fp32"] - found["top1_int8"] <= 0.003, name
+        assert found["worst_class_drop"] <= 0.05, name
+
+
 COMPARED = [
     "results/taught-l/seed-0",
     "results/taught-m/seed-0",

@@ -141,14 +141,27 @@ def test_inference(here: Here) -> None:
     assert (figures["model"], figures["others"]) == ("ResNet8", {})
 
 
-def test_microcontroller(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_microcontroller_measures_what_changed(
+    here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from side_by_side import noise
 
     monkeypatch.setattr("sprat.data.load_dataset", lambda *_: noise(40))
-    figures = here("microcontroller.py", "--models", "SpratS", "--images", "20")
+    output = tmp_path / "figures.json"
+    options = ("--images", "20", "--output", str(output), "--models")
+    figures = here("microcontroller.py", *options, "SpratS")
     found = figures["models"]["SpratS"]
     assert (found["images"], found["other_scores"]) == (20, 0)
     assert found["arena_bytes"] < 114_688  # what ExecuTorch plans
+    kept = figures["models"]["SpratS"] | {"top1_int8": 0.5}
+    other = dict.fromkeys(found, 0)
+    models = {"SpratS": kept, "OptimizedCIFAR10Net200K": other, "no longer shipped": other}
+    output.write_text(json.dumps(figures | {"models": models}))
+    figures = here("microcontroller.py", *options, "SpratS", "OptimizedCIFAR10Net200K")
+    assert read_json(output) == figures
+    assert set(figures["models"]) == {"SpratS", "OptimizedCIFAR10Net200K"}
+    assert figures["models"]["SpratS"] == kept
+    assert figures["models"]["OptimizedCIFAR10Net200K"]["images"] == 20
 
 
 def test_cost(here: Here, tmp_path: Path) -> None:
