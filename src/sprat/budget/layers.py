@@ -7,18 +7,25 @@ a concatenation, are views of another map. Needs no trained weights: layers name
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from sprat.budget import graph
 from sprat.budget.graph import Op, Stored
 from sprat.errors import SpratError
 
 SUPPORTED = (
-    "convolutions, BatchNorm, ReLU and ReLU6, additions, concatenation and split of channels, "
-    "average and max pooling, linear layers"
+    "convolutions, BatchNorm, ReLU and ReLU6, additions, concatenation, split and shuffle of "
+    "channels, zero padding, average and max pooling, linear layers"
 )
+MOST_MOVED = 2**24  # values of a map that is not computed but moved; more than a chip has bytes
 Pair = tuple[int, int]  # rows, columns
 
 
@@ -115,6 +122,32 @@ class MaxPool(Windowed):
     """The largest value of each window; of 1x1 windows a copy."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Gather(Windowed):
+    """Some of a map's channels and pixels, zeros between and around them; its windows are 1x1.
+
+    channels: the input's channel that each channel of the output is; -1 for zeros. padding: below 0
+    where the first rows or columns are left out.
+    """
+
+    channels: tuple[int, ...]
+
+    def taken(self) -> tuple[list[int], list[int], list[int]]:
+        """Return the input's channel, row and column that each of the output's is; -1 for zeros."""
+        source, output = self.inputs[0], self.output
+        rows, columns = (
+            [at if 0 <= (at := n * stride - padding) < size else -1 for n in range(count)]
+            for count, stride, padding, size in zip(
+                (output.height, output.width),
+                self.stride,
+                self.padding,
+                (source.height, source.width),
+                strict=True,
+            )
+        )
+        return list(self.channels), rows, columns
+
+
 @dataclass(frozen=True)
 class Lowered:
     """A network's layers in the order they run.
@@ -128,10 +161,13 @@ class Lowered:
 
     @property
     def weight_bytes(self) -> int:
-        """What the constants take in int8: a byte a weight; 9 bytes, of bias, multiplier and shift,
-        an output channel."""
+        """What the constants take in int8: a byte a weight; an output channel 9 bytes, of bias,
+        multiplier and shift, or 2, of the channel that it is."""
         convs = [layer for layer in self.layers if isinstance(layer, Conv)]
-        return sum(conv_weights(conv) + 9 * conv.output.channels for conv in convs)
+        gathers = [layer for layer in self.layers if isinstance(layer, Gather)]
+        return sum(conv_weights(conv) + 9 * conv.output.channels for conv in convs) + sum(
+            2 * gather.output.channels for gather in gathers
+        )
 
 
 def conv_weights(conv: Conv) -> int:
@@ -152,30 +188,48 @@ class _Unsupported(Exception):
     """Why an operation has no layer."""
 
 
+@contextmanager
+def _named(op: Op) -> Iterator[None]:
+    """Name the operation that has no layer."""
+    try:
+        yield
+    except _Unsupported as reason:
+        where = f"{op.kind} in {op.module or 'the network itself'}"
+        raise SpratError(
+            f"{where} cannot be computed in integers: {reason}. Supported: {SUPPORTED}."
+        ) from None
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """A map's values in other places, before it is known who takes them so.
+
+    index: int32, of any shape: 1 + the value's number in the map, by channel, row and column; 0 for
+    zeros.
+    """
+
+    source: Map
+    index: Tensor
+
+
 class _Lowering:
     def __init__(self, ops: list[Op]) -> None:
         self.ops = ops
         self.layers: list[Layer] = []
-        self.made: dict[Map, int] = {}  # the layer that makes a map
-        self.maps: list[
-            Any
-        ] = []  # of each op: a Map, or the Map that is split and its parts' sizes
+        self.made: dict[Map, tuple[int, int]] = {}  # the layer, and the op, that make a map
+        # of each op: a Map, a _Moved, or the Map that is split and its parts' sizes
+        self.maps: list[Any] = []
         self.readers = _readers(ops)
 
     def lowered(self) -> Lowered:
         for op in self.ops:
-            try:
-                lower_op = _OPS.get(op.kind)
-                if lower_op is None:
+            with _named(op):
+                if op.kind not in _OPS:
                     raise _Unsupported(f"there is no integer form of {op.kind}")
-                self.maps.append(lower_op(self, op))
-            except _Unsupported as reason:
-                where = f"{op.kind} in {op.module or 'the network itself'}"
-                raise SpratError(
-                    f"{where} cannot be computed in integers: {reason}. Supported: {SUPPORTED}."
-                ) from None
-        output = self.maps[-1]
-        if not isinstance(output, Map) or (output.height, output.width) != (1, 1):
+                self.maps.append(_OPS[op.kind](self, op))
+        with _named(op):
+            output = self.map(graph.Map(len(self.ops) - 1), flat=True)
+        if (output.height, output.width) != (1, 1):
             raise SpratError(
                 f"The network's result has shape {self.ops[-1].shape}, which are no scores. Let "
                 "it end in a linear layer."
@@ -190,8 +244,12 @@ class _Lowering:
         """
         if not isinstance(arg, graph.Map):
             raise _Unsupported("it takes something else than a map that a layer made")
-        found = self.maps[arg.op]
-        shape = self.ops[arg.op].shape
+        found, shape = self.maps[arg.op], self.ops[arg.op].shape
+        if isinstance(found, tuple):
+            raise _Unsupported("it makes several maps")
+        if isinstance(found, _Moved):
+            with _named(self.ops[arg.op]):
+                found = self.maps[arg.op] = self.gathered(found, arg.op)
         allowed: list[tuple[int, ...]] = [(1, found.channels, found.height, found.width)]
         if found.height == found.width == 1 or flat:
             allowed.append((1, found.size))
@@ -199,12 +257,16 @@ class _Lowering:
             raise _Unsupported(f"it takes a map of shape {shape}")
         return found
 
-    def add(self, layer: Layer) -> Map:
-        """Append a layer and return its output."""
+    def add(self, layer: Layer, op: int | None = None) -> Map:
+        """Append a layer and return its output.
+
+        Args:
+            op: the number of the op whose result it is; by default the one that is being lowered.
+        """
         image = self.maps[0]
         if image in [part.buffer for part in layer.inputs] and not isinstance(layer, Conv):
             layer = replace(layer, inputs=tuple(map(self.converted, layer.inputs)))
-        self.made[layer.output] = len(self.layers)
+        self.made[layer.output] = len(self.layers), len(self.maps) if op is None else op
         self.layers.append(layer)
         return layer.output
 
@@ -220,13 +282,19 @@ class _Lowering:
     def fused(self, arg: graph.Map, **values: Any) -> Map | None:
         """Change the layer that makes a map, if nobody else reads the map; None if not possible."""
         found = self.maps[arg.op]
-        if found not in self.made or self.readers[arg.op] > 1:
+        if found not in self.made:
             return None
-        layer = self.layers[self.made[found]]
+        number, maker = self.made[found]
+        op = arg.op
+        while self.readers[op] <= 1 and op != maker:  # back to it through what moved no value
+            op = self.ops[op].inputs[0]
+        if self.readers[op] > 1:
+            return None
+        layer = self.layers[number]
         is_clamped = (layer.low, layer.high) != (-math.inf, math.inf)
         if is_clamped or ("norm" in values and (not isinstance(layer, Conv) or layer.norm)):
             return None
-        self.layers[self.made[found]] = replace(layer, **values)
+        self.layers[number] = replace(layer, **values)
         return found
 
     def window(self, op: Op, windowed: type[Windowed], **values: Any) -> Map:
@@ -365,30 +433,77 @@ class _Lowering:
         sizes.append(op.shape[1])
         return part
 
-    def slice(self, op: Op) -> Map:
-        found = self.map(op.arg(0))
-        if self.ops[op.inputs[0]].shape == op.shape:
-            return found
-        first = op.arg(2) or 0
-        if op.arg(1, 0) % len(op.shape) != 1 or op.arg(4, 1) != 1:
-            raise _Unsupported("it takes some of the pixels, or not every channel in a row")
-        first += found.channels * (first < 0)
-        return Map(op.shape[1], found.height, found.width, (found, first))
+    def moved(self, op: Op) -> _Moved:
+        """An operation that computes nothing, done with numbers of places instead of values."""
+        (source,) = op.inputs
+        found = self.maps[source]
+        if isinstance(found, Map):
+            if found.size > MOST_MOVED:
+                raise _Unsupported(
+                    f"it moves {found.size:,} values, at most {MOST_MOVED:,} expected"
+                )
+            index = torch.arange(1, found.size + 1, dtype=torch.int32)
+            found = _Moved(found, index.view(self.ops[source].shape))
+        if op.kind in ("pad", "constant_pad_nd"):
+            mode, value = ("constant", op.arg(2)) if "_" in op.kind else (op.arg(2), op.arg(3))
+            if mode not in (None, "constant") or value:
+                raise _Unsupported("it pads with other values than zero")
+        index = getattr(torch.ops.aten, op.kind)(found.index, *op.args[1:])
+        return _Moved(found.source, index)
 
-    def alias(self, op: Op) -> Map:
-        found = self.map(op.arg(0), flat=True)
-        if op.shape not in ((1, found.size), (1, found.channels, found.height, found.width)):
-            raise _Unsupported(f"it makes a map of shape {op.shape}")
+    def gathered(self, moved: _Moved, op: int) -> Map:
+        """Return the map of moved values: the source or a view of it if no value has to be moved,
+        else what a layer makes of it."""
+        source, shape = moved.source, tuple(moved.index.shape)
+        numbers = np.arange(1, source.size + 1, dtype=np.int32)
+        if np.array_equal(moved.index.flatten(), numbers):
+            return source
+        if shape[0] != 1 or len(shape) not in (2, 4):
+            raise _Unsupported(f"it makes a map of shape {shape}")
+        channels, height, width = (*shape[1:], 1, 1)[:3]
+        index = moved.index.view(channels, height, width).numpy()
+        sizes = (source.channels, source.height, source.width)
+        of_channel, of_row, of_column = (
+            np.where(some > 0, np.unravel_index(np.maximum(some - 1, 0), sizes)[axis], -1)
+            for axis, some in enumerate(index.max(axes) for axes in ((1, 2), (0, 2), (0, 1)))
+        )
+        top, row_stride = _steps(of_row, source.height)
+        left, column_stride = _steps(of_column, source.width)
+        layer = Gather(
+            place=self.ops[op].module,
+            inputs=(source,),
+            output=Map(channels, height, width),
+            channels=tuple(of_channel.tolist()),
+            stride=(row_stride, column_stride),
+            padding=(top, left),
+        )
+        taken = layer.taken()
+        padded = np.pad(numbers.reshape(sizes), (0, 1))  # -1 is what was added last, zeros
+        if not np.array_equal(padded[np.ix_(*taken)], index):
+            raise _Unsupported("it puts values where no step over rows and columns finds them")
+        first = taken[0][0]
+        every = (range(first, first + channels), range(source.height), range(source.width))
+        if taken == tuple(map(list, every)):
+            return Map(channels, height, width, (source, first))
+        return self.add(layer, op)
+
+    def alias(self, op: Op) -> Any:
         if op.kind == "dropout" and op.arg(2):
             raise _Unsupported("it drops values at random")
-        return found
+        return self.maps[op.inputs[0]]
 
     def input(self, op: Op) -> Map:
         _, channels, height, width = op.shape
         return Map(channels, height, width)
 
 
-_ALIASES = frozenset("dropout flatten view reshape contiguous alias detach squeeze".split())  # noqa: SIM905
+_SAME = frozenset({"dropout", "contiguous", "alias", "detach"})
+_ALIASES = _SAME | {"flatten", "view", "reshape", "squeeze", "unsqueeze", "unflatten"}
+_MOVES = (
+    *("transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis", "select", "narrow"),
+    *("slice", "flip", "roll", "pad", "constant_pad_nd"),
+    *("channel_shuffle", "native_channel_shuffle"),
+)
 _OPS: dict[str, Callable[[_Lowering, Op], Any]] = {
     "input": _Lowering.input,
     "conv2d": _Lowering.conv2d,
@@ -397,13 +512,13 @@ _OPS: dict[str, Callable[[_Lowering, Op], Any]] = {
     "cat": _Lowering.cat,
     "concat": _Lowering.cat,
     "getitem": _Lowering.getitem,
-    "slice": _Lowering.slice,
     "max_pool2d": _Lowering.max_pool2d,
     **dict.fromkeys(("relu", "relu_", "relu6", "relu6_", "hardtanh", "hardtanh_"), _Lowering.clamp),
     **dict.fromkeys(("add", "add_"), _Lowering.sum),
     **dict.fromkeys(("mean", "avg_pool2d", "adaptive_avg_pool2d"), _Lowering.average),
     **dict.fromkeys(("chunk", "split", "split_with_sizes"), _Lowering.split),
-    **dict.fromkeys(_ALIASES, _Lowering.alias),
+    **dict.fromkeys(_SAME, _Lowering.alias),
+    **dict.fromkeys((*_ALIASES - _SAME, *_MOVES), _Lowering.moved),
 }
 
 
@@ -422,3 +537,14 @@ def _readers(ops: list[Op]) -> list[int]:
 def _pair(value: int | tuple[int, ...]) -> Pair:
     values = value if isinstance(value, tuple) else (value,)
     return (values[0], values[-1])
+
+
+def _steps(taken: NDArray[np.intp], size: int) -> Pair:
+    """Return the padding and the stride by which rows or columns `taken`, -1 for zeros, follow one
+    another among `size`."""
+    known = np.flatnonzero(taken >= 0)
+    if not len(known):
+        return size, 1
+    one, *others = known.tolist()
+    stride = int(taken[others[0]] - taken[one]) if others else size
+    return one * stride - int(taken[one]), max(1, stride)

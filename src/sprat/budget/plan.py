@@ -18,7 +18,7 @@ import numpy as np
 from torch import nn
 
 from sprat.budget.graph import trace
-from sprat.budget.layers import Conv, Layer, Lowered, Map, Windowed, lower
+from sprat.budget.layers import Conv, Gather, Layer, Lowered, Map, Windowed, lower
 
 TRIALS = 200  # orders of placing that are tried where the first ones leave a gap
 
@@ -111,15 +111,16 @@ def gap(layer: Layer) -> int:
     writes over.
 
     Pixels are made row by row; what a pixel's windows begin with is the first value that it and
-    every later pixel read. A convolution reads all of a window before each value that it writes, a
-    depthwise one, a sum and pooling only that value's channel.
+    every later pixel read. A convolution or a gather reads all of a window before each value that
+    it writes, a depthwise one, a sum and pooling only that value's channel.
     """
     if not isinstance(layer, Windowed):
         return 0
     (source,) = layer.inputs
-    by_channel = (
-        not isinstance(layer, Conv) or layer.groups == source.channels == layer.output.channels
-    )
+    if isinstance(layer, Conv):
+        by_channel = layer.groups == source.channels == layer.output.channels
+    else:
+        by_channel = not isinstance(layer, Gather)
     tops, lefts = (
         np.maximum(0, np.arange(count) * stride - padding)
         for count, stride, padding in zip(

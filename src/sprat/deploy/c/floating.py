@@ -8,7 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sprat.budget.layers import Add, AveragePool, Conv, Layer, Lowered, Map, MaxPool, Windowed
+from sprat.budget.layers import (
+    Add,
+    AveragePool,
+    Conv,
+    Gather,
+    Layer,
+    Lowered,
+    Map,
+    MaxPool,
+    Windowed,
+)
 from sprat.data.imageset import Images, Normalization
 from sprat.deploy.graph import graph_input
 
@@ -74,6 +84,9 @@ def _output(layer: Layer, folded: Mapping[Map, Folded], inputs: list[Tensor]) ->
     x = inputs[0]
     if isinstance(layer, Add):
         return x + inputs[1]
+    if isinstance(layer, Gather):
+        channels, rows, columns = layer.taken()
+        return F.pad(x, (0, 1, 0, 1, 0, 1))[:, channels][:, :, rows][..., columns]  # -1: zeros
     assert isinstance(layer, Windowed)
     window = (layer.kernel, layer.stride, layer.padding)
     if isinstance(layer, MaxPool):

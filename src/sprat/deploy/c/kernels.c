@@ -275,3 +275,21 @@ static void max_pool(const pool_layer *l, const int8_t *in, int8_t *out)
         }
     }
 }
+/*** gather ***/
+/* Some channels and pixels of a map, zeros between and around them. `channels` holds the input's
+ * channel that each of the output is, -1 for zeros. */
+static void gather(const pool_layer *l, const int16_t *channels, const int8_t *in, int8_t *out)
+{
+    for (int32_t row = 0; row < l->out.height; row++) {
+        for (int32_t column = 0; column < l->out.width; column++) {
+            const area taps = covered(l->over, l->in, row, column);
+            const int inside = taps.top < taps.bottom && taps.left < taps.right;
+            const int8_t *pixel = in + (inside ? taps.y * l->in.width + taps.x : 0) * l->in.pitch;
+            int8_t *made = out + (row * l->out.width + column) * l->out.pitch;
+            for (int32_t c = 0; c < l->out.channels; c++) {
+                const int32_t value = inside && channels[c] >= 0 ? pixel[channels[c]] - l->zero : 0;
+                made[c] = clamped(rescale(value, l->multiplier, l->shift), &l->to);
+            }
+        }
+    }
+}

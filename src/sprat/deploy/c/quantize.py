@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sprat.budget.layers import Add, AveragePool, Conv, Layer, Lowered, Map, MaxPool
+from sprat.budget.layers import Add, AveragePool, Conv, Gather, Layer, Lowered, Map, MaxPool
 from sprat.data.imageset import Normalization
 from sprat.deploy.c.floating import Folded, Range
 from sprat.errors import SpratError
@@ -169,8 +169,8 @@ def _scales(lowered: Lowered, ranges: Sequence[Range]) -> dict[Map, Scale]:
     for buffer, (low, high) in widest.items():
         scale = (high - low) / (MOST - LEAST) or 1.0
         scales[buffer] = Scale(scale, min(MOST, max(LEAST, round(LEAST - low / scale))))
-    for layer in lowered.layers:  # a maximum is one of the values, with nothing to round
-        if isinstance(layer, MaxPool) and writers[layer.output.buffer] == 1:
+    for layer in lowered.layers:  # what is one of the values has nothing to round
+        if isinstance(layer, MaxPool | Gather) and writers[layer.output.buffer] == 1:
             scales[layer.output.buffer] = scales[layer.inputs[0].buffer]
     return scales
 

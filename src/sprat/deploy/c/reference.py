@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sprat.budget.layers import Add, Conv, Map, MaxPool, Windowed
+from sprat.budget.layers import Add, Conv, Gather, Map, MaxPool, Windowed
 from sprat.deploy.c.quantize import ADD_SHIFT, IntegerLayer, IntegerNetwork, Ints, Rescale
 
 BATCH = 50  # images at once; every map of a batch is kept
@@ -48,7 +48,7 @@ def _output(each: IntegerLayer, inputs: list[Ints]) -> Bytes:
         sums = _rescale(terms[0] + terms[1], each.rescale, 2)
     else:
         x = inputs[0] - _per_channel(np.array(each.zeros, np.int32))
-        accumulate = _convolve if isinstance(layer, Conv) else _pool
+        accumulate = _convolve if isinstance(layer, Conv) else _pick
         sums = _rescale(accumulate(each, x), each.rescale, slice(None))
     return np.clip(sums + each.zero, each.low, each.high).astype(np.int8)
 
@@ -102,9 +102,13 @@ def _convolve(each: IntegerLayer, x: Ints) -> Ints:
     return sums + _per_channel(constants.biases)
 
 
-def _pool(each: IntegerLayer, x: Ints) -> Ints:
+def _pick(each: IntegerLayer, x: Ints) -> Ints:
     layer = each.layer
     assert isinstance(layer, Windowed)
+    if isinstance(layer, Gather):
+        channels, rows, columns = layer.taken()
+        padded = np.pad(x, ((0, 1), (0, 0), (0, 1), (0, 1)))  # -1 is what was added, zeros
+        return padded[channels][:, :, rows][..., columns]
     if isinstance(layer, MaxPool):
         return np.maximum.reduce(_windows(layer, x, -(2**15)))
     return np.add.reduce(_windows(layer, x, 0))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sprat import __version__
-from sprat.budget.layers import Add, AveragePool, Conv, Map, Windowed
+from sprat.budget.layers import Add, AveragePool, Conv, Gather, Map, Windowed
 from sprat.budget.plan import MemoryPlan
 from sprat.deploy.c.quantize import ADD_SHIFT, IntegerLayer, IntegerNetwork
 from sprat.text import visible
@@ -150,12 +150,15 @@ def kernel_of(network: IntegerNetwork, each: IntegerLayer) -> str:
         return "depthwise" if is_depthwise(layer) else "conv"
     if isinstance(layer, Add):
         return "add"
+    if isinstance(layer, Gather):
+        return "gather"
     return "average_pool" if isinstance(layer, AveragePool) else "max_pool"
 
 
 _STRUCTS = {
     "image_conv": "conv_layer", "conv": "conv_layer", "depthwise": "conv_layer",
     "add": "add_layer", "average_pool": "pool_layer", "max_pool": "pool_layer",
+    "gather": "pool_layer",
 }  # fmt: skip
 
 
@@ -178,6 +181,8 @@ def _call(program: Program, each: IntegerLayer) -> str:
             f"image + {first} * CHANNEL_STEP" if first else "image",
             f"{program.prefix}_{each.name}_zeros",
         ]
+    if kernel == "gather":
+        places[:0] = [f"{program.prefix}_{each.name}_channels"]
     return f"{kernel}({', '.join([f'&layer_{each.name}', *places])});"
 
 
@@ -221,6 +226,8 @@ def _braced(numbers: Iterable[Any]) -> str:
 def _arrays(network: IntegerNetwork) -> Iterable[tuple[str, str, NDArray[Any]]]:
     """Yield the name, C type and values of every array of constants."""
     for each in network.layers:
+        if isinstance(each.layer, Gather):
+            yield f"{each.name}_channels", "int16_t", np.array(each.layer.channels)
         if each.constants is None:
             continue
         assert isinstance(each.layer, Conv)
