@@ -18,7 +18,7 @@ check: .venv/dev
 
 # what needs a wheel, other compilers or many minutes
 system: .venv/dev
-	$(BIN)/python -m pytest tests/system $(if $(CI),--durations=15)
+	$(BIN)/python -m pytest tests/system -rs $(if $(CI),--durations=15)
 
 # kills, full disks, damage, hostile input; FAULTS=300 kills at random moments unless told otherwise
 faults: .venv/dev

@@ -2,13 +2,15 @@
 
     python benchmarks/inference.py --json
 
-Measures networks seven ways, on one core and on two: as sprat's commands do (compiled kernels for
+Measures networks eight ways, on one core and on two: as sprat's commands do (compiled kernels for
 the networks that they support, else eager), eager fp32, the same channels-last, eager bf16
-(channels-last autocast), the program of `torch.export`, and onnxruntime on what `sprat export`
-writes, in fp32 and in int8. From normalised images to logits; weights are untrained, and int8 is
-calibrated on noise, which changes no time. Each way is a process of its own, in turns; a figure is
-the median turn, a turn's latency the median of its calls. Processor time per image
-is given too, which other processes disturb less. Half an hour on two cores.
+(channels-last autocast), the program of `torch.export`, onnxruntime on what `sprat export`
+writes, in fp32 and in int8, and its C, compiled with gcc -O2, which has one thread and takes one
+image after another, so that a batch of it is eight. From normalised images to logits, in C from
+pixels to scores; weights are untrained, and int8 is calibrated on noise, which changes no time.
+Each way is a process of its own, in turns; a figure is the median turn, a turn's latency the median
+of its calls. Processor time per image is given too, which other processes disturb less. Half an
+hour on two cores.
 """
 
 import argparse
@@ -20,17 +22,20 @@ from functools import cache, partial
 from pathlib import Path
 
 import torch
+from microcontroller import compiled
 from side_by_side import Figures, noise, parser_for, report, take_turns
 from torch import Tensor
 
 from sprat.checkpoint import Model
 from sprat.deploy import Options
+from sprat.deploy.c import C
+from sprat.deploy.graph import Source
 from sprat.deploy.writing import export
 from sprat.inference import WORTH_COMPILING, FrozenNetwork
 from sprat.models import NETWORKS, build_network
 from sprat.runtime import describe_machine, keep_freed_memory, set_threads, versions
 
-WAYS = ("sprat", "eager", "channels-last", "bf16", "export", "onnx", "onnx-int8")
+WAYS = ("sprat", "eager", "channels-last", "bf16", "export", "onnx", "onnx-int8", "c")
 CHANNELS_LAST = ("channels-last", "bf16")
 COMPARED = ("OptimizedCIFAR10Net200K", "SpratM", "ResNet8", "ResNet20")
 
@@ -39,6 +44,8 @@ def answerer(way: str, name: str, images: Tensor) -> Callable[[Tensor], Tensor]:
     """From images to logits; a pair of images or more for a batch that may differ in size."""
     if way in ("onnx", "onnx-int8"):
         return through_onnxruntime(way, name)
+    if way == "c":
+        return through_c(name)
     network = build_network(name).eval()
     if way == "sprat":
         frozen = FrozenNetwork(network)
@@ -61,14 +68,28 @@ def answerer(way: str, name: str, images: Tensor) -> Callable[[Tensor], Tensor]:
     return network
 
 
+def untrained(name: str) -> Model:
+    torch.manual_seed(0)
+    shown = noise(1)
+    return Model(build_network(name), name, shown.train.classes, shown.normalization, 32, {})
+
+
+@cache
+def through_c(name: str) -> Callable[[Tensor], Tensor]:
+    """What `sprat export --format c` writes, one image after another."""
+    model = untrained(name)
+    files = C.write(Source.of(model, Options(), noise(64).train), b"")
+    assert isinstance(files, dict)
+    scores = compiled(files, len(model.classes))
+    return lambda images: torch.from_numpy(scores(images.numpy()))
+
+
 @cache
 def through_onnxruntime(way: str, name: str) -> Callable[[Tensor], Tensor]:
     """What `sprat export` writes, on as many threads as torch has."""
     import onnxruntime
 
-    shown = noise(64)
-    torch.manual_seed(0)
-    model = Model(build_network(name), name, shown.train.classes, shown.normalization, 32, {})
+    model, shown = untrained(name), noise(64)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         seen, training = shown.test, shown.train
@@ -92,6 +113,8 @@ def measure(way: str, name: str, threads: int, arguments: argparse.Namespace) ->
         ):
             if way in CHANNELS_LAST:
                 images = images.contiguous(memory_format=torch.channels_last)
+            if way == "c":
+                images = (64 * images[:8] + 128).clamp(0, 255).byte()
             answer = answerer(way, name, images)
             for _ in range(max(3, calls // 10)):
                 answer(images)
@@ -119,6 +142,7 @@ def main() -> None:
         for name in arguments.models
         for threads in (1, 2)
         for way in arguments.ways
+        if (way, threads) != ("c", 2)
     }
     turns = take_turns(contenders, arguments)
     measured = {
@@ -126,6 +150,7 @@ def main() -> None:
             f"{way}-{threads}": turns[f"{name}-{way}-{threads}"]
             for threads in (1, 2)
             for way in arguments.ways
+            if (way, threads) != ("c", 2)
         }
         for name in arguments.models
     }
@@ -134,7 +159,8 @@ def main() -> None:
     for name, of_network in measured.items():
         print(name)
         for way in arguments.ways:
-            one, two = of_network[f"{way}-1"], of_network[f"{way}-2"]
+            one = of_network[f"{way}-1"]
+            two = of_network.get(f"{way}-2", one)
             print(
                 f"{way:13} {one['ms_for_one_image']:14.2f} {two['ms_for_one_image']:13.2f} "
                 f"{one['images_per_s']:16,.0f} {two['images_per_s']:13,.0f}"

@@ -1,5 +1,5 @@
 """Writes docs/reference from the code: commands, networks, recipes and Python; and from
-results/microcontroller.json: shipped models in C.
+what is in results: shipped models in C.
 
     python docs/generate.py [FOLDER]
 
@@ -27,7 +27,7 @@ from sprat.settings.recipes import recipe_names, recipe_path
 from sprat.zoo import cards
 
 REFERENCE = Path(__file__).parent / "reference"
-MICROCONTROLLER = Path(__file__).parents[1] / "results" / "microcontroller.json"
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def commands() -> str:
@@ -76,9 +76,10 @@ def recipes() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def microcontroller(results: Path = MICROCONTROLLER) -> str:
-    """Every pretrained model, and what was measured of it in C."""
-    measured = read_json(results) if results.exists() else {"models": {}}
+def microcontroller(results: Path = RESULTS) -> str:
+    """Every pretrained model, and what was measured of it in C; how long C takes on a computer."""
+    file = results / "microcontroller.json"
+    measured = read_json(file) if file.exists() else {"models": {}}
     lines = [
         "# Pretrained models in C",
         "",
@@ -101,6 +102,26 @@ def microcontroller(results: Path = MICROCONTROLLER) -> str:
         lines.append(f"| {' | '.join([card['name'], *cells])} |")
     if measured["models"]:
         lines += ["", f"Compiled by {measured['compiler']} with `{measured['flags']}`."]
+    speed = read_json(results / "inference.json")
+    networks = {speed["model"]: speed["measured"], **speed["others"]}
+    timed = {name: ways for name, ways in networks.items() if {"c-1", "onnx-int8-1"} <= ways.keys()}
+    if timed:
+        lines += [
+            "",
+            "## On a computer",
+            "",
+            f"Milliseconds for one image of 32 px on one thread of an {speed['machine']['cpu']}, "
+            "in int8, by `benchmarks/inference.py`. Those of a microcontroller have not been "
+            "measured.",
+            "",
+            "| network | C, gcc -O2 | onnxruntime |",
+            "| --- | --- | --- |",
+            *(
+                f"| {name} | {ways['c-1']['ms_for_one_image']:.2f} | "
+                f"{ways['onnx-int8-1']['ms_for_one_image']:.2f} |"
+                for name, ways in timed.items()
+            ),
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -133,10 +133,10 @@ def test_the_briefs_loop_trains_or_says_what_it_needs() -> None:
 def test_inference(here: Here) -> None:
     pytest.importorskip("onnxruntime", reason="needs sprat[export]")
     options = ("--rounds", "1", "--calls", "20", "--batch-size", "4")
-    some = ("--models", "ResNet8", "--ways", "onnx-int8")
+    some = ("--models", "ResNet8", "--ways", "onnx-int8", "c")
     figures = here("inference.py", *options, *some)
     measured = figures["measured"]
-    assert measured.keys() == {"onnx-int8-1", "onnx-int8-2"}
+    assert measured.keys() == {"onnx-int8-1", "onnx-int8-2", "c-1"}
     assert all(ways["ms_for_one_image"] > 0 for ways in measured.values())
     assert (figures["model"], figures["others"]) == ("ResNet8", {})
 
