@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check system faults clean
+.PHONY: train test check system emulate faults clean
 
 train: .venv/train
 	$(BIN)/sprat train --recipe quick --final --dataset auto
@@ -19,6 +19,10 @@ check: .venv/dev
 # what needs a wheel, other compilers or many minutes
 system: .venv/dev
 	$(BIN)/python -m pytest tests/system -rs $(if $(CI),--durations=15)
+
+# pretrained models in C on an emulated Cortex-M; says which of Debian's packages are missing
+emulate: .venv/train
+	$(BIN)/python benchmarks/emulate.py
 
 # kills, full disks, damage, hostile input; FAULTS=300 kills at random moments unless told otherwise
 faults: .venv/dev

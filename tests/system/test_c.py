@@ -1,6 +1,9 @@
 """Shipped models in C equal the integer reference, whatever the compiler and its flags."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,7 @@ COMPILERS = [
     "clang -O2",
 ]
 IMAGES = 200
+EMULATE = Path(__file__).parents[2] / "benchmarks" / "emulate.py"
 
 
 @pytest.fixture(scope="module", params=[card["name"] for card in zoo.cards()])
@@ -42,3 +46,27 @@ def test_every_shipped_model_is_the_reference_byte_for_byte(
         pytest.skip(f"needs {name}, Debian's package {name}")
     program, images, expected = shipped
     assert (scores_by(program, images, tmp_path, compiler) == expected).all()
+
+
+def emulate(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, EMULATE, *options],
+        check=False, capture_output=True, text=True, env=os.environ | environment,
+    )  # fmt: skip
+
+
+def test_an_emulated_cortex_m_gets_the_same_scores() -> None:
+    quickest = min(zoo.cards(), key=lambda card: card["macs"])["name"]
+    done = emulate("--models", quickest)
+    if "is not installed here" in done.stderr:
+        pytest.skip(done.stderr.strip())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert " ".join(done.stdout.split()) == f"{quickest} 16 of 16 as expected"
+
+
+def test_the_emulation_says_what_is_missing(tmp_path: Path) -> None:
+    done = emulate(PATH=str(tmp_path))
+    assert done.returncode == 1
+    (message,) = done.stderr.splitlines()
+    packages = "qemu-system-arm gcc-arm-none-eabi libnewlib-arm-none-eabi"
+    assert message.endswith(f"apt-get install {packages}")
