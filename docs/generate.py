@@ -1,5 +1,5 @@
-"""Writes docs/reference from the code: commands, networks, recipes and Python; and from
-what is in results: shipped models in C.
+"""Writes docs/reference: commands, networks, recipes and Python from the code, pretrained models in
+C from results; without FOLDER also the table of boards in docs/how-to/microcontroller.md.
 
     python docs/generate.py [FOLDER]
 
@@ -9,6 +9,7 @@ A test holds the committed pages to what this writes.
 import ast
 import inspect
 import itertools
+import json
 import re
 import sys
 import textwrap
@@ -27,6 +28,8 @@ from sprat.settings.recipes import recipe_names, recipe_path
 from sprat.zoo import cards
 
 REFERENCE = Path(__file__).parent / "reference"
+HOW_TO = Path(__file__).parent / "how-to" / "microcontroller.md"
+BOARDS = HOW_TO.with_name("boards.json")
 RESULTS = Path(__file__).parents[1] / "results"
 
 
@@ -125,6 +128,28 @@ def microcontroller(results: Path = RESULTS) -> str:
     return "\n".join(lines) + "\n"
 
 
+def boards(page: str) -> str:
+    """The page with its table of boards by boards.json and the plans of pretrained models."""
+    fitting = sorted(
+        (card for card in cards() if card["memory"]), key=lambda c: c["memory"]["arena"]
+    )
+    names = " | ".join(card["name"] for card in fitting)
+    lines = [
+        f"| board | chip | RAM, KiB | flash, KiB | {names} |",
+        "| --- " * (4 + len(fitting)) + "|",
+    ]
+    for board in json.loads(BOARDS.read_text()):
+        ram, flash = board["ram_kib"], board["flash_kib"]
+        cells = [f"[{board['board']}]({board['source']})", board["chip"], str(ram), str(flash)]
+        for memory in (card["memory"] for card in fitting):
+            left = ram - (memory["arena"] + memory["image"]) / 1024
+            fits = left >= 0 and memory["weights"] <= 1024 * flash
+            cells.append(f"{left:.1f}" if fits else "—")
+        lines.append(f"| {' | '.join(cells)} |")
+    table = "\n".join(lines) + "\n"
+    return re.sub(r"^\| board \|.*\n(?:\|.*\n)+", lambda _: table, page, flags=re.MULTILINE)
+
+
 def python() -> str:
     """Every public name with its signature, fields and docstring."""
     parts = ["# Python", "The public names of `import sprat`. They have type hints."]
@@ -188,6 +213,8 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     for name, page in PAGES.items():
         (folder / f"{name}.md").write_text(page(), encoding="utf-8")
+    if folder == REFERENCE:
+        HOW_TO.write_text(boards(HOW_TO.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import runpy
 from pathlib import Path
 from statistics import median, stdev
 from typing import Any
@@ -407,6 +408,12 @@ def test_the_limits_shown_are_judged_as_shown(capsys: pytest.CaptureFixture[str]
     app(["check", "OptimizedCIFAR10Net200K", *limits], result_action="return_value")
     shown = FIT.split("A build can do so")[1].split("```text\n")[1].split("```")[0]
     assert capsys.readouterr().out == shown
+
+
+def test_the_table_of_boards_is_written_by_the_generator() -> None:
+    page = (DOCS / "how-to" / "microcontroller.md").read_text()
+    boards = runpy.run_path(str(DOCS / "generate.py"))["boards"]
+    assert boards(page.replace("128 | 512", "1 | 2").replace("| SpratS |", "|")) == page
 
 
 def test_what_fits_a_board_follows_from_the_memory_plans() -> None:
