@@ -1,19 +1,51 @@
-"""The layers of a network computed in floating point: what their integer form approximates, and the
-range of each layer's values."""
+"""The range of each layer's values on training images, which a network in integers needs; stored
+with a model, so that it can be had without them.
 
-from collections.abc import Iterator, Mapping
+    lowered = lower(trace(network, side))
+    ranges = measure_ranges(lowered, fold_all(lowered, network.state_dict()), images, normalization)
+
+The layers are computed in floating point as a microcontroller has them: BatchNorm folded.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from sprat.budget.layers import Add, AveragePool, Conv, Layer, Lowered, Map, MaxPool, Windowed
-from sprat.data.imageset import Images, Normalization
-from sprat.deploy.graph import graph_input
+from sprat.augment.transforms import normalize
+from sprat.budget.graph import trace
+from sprat.budget.layers import (
+    Add,
+    AveragePool,
+    Conv,
+    Layer,
+    Lowered,
+    Map,
+    MaxPool,
+    Windowed,
+    layer_names,
+    lower,
+)
+from sprat.budget.plan import find_buffers
+from sprat.data.imageset import Images, ImageSet, Normalization, stratified_split
+from sprat.errors import SpratError, shown
+from sprat.shapes import ListOf, Shape, TableOf, mismatch, number, whole
 
-BATCH = 64  # images; every map of a batch is kept
+CALIBRATION = 512  # images
+BATCH = 64  # of them at once, where a side is 32 pixels
+DIGITS = 6  # of a range that count
+NARROWEST = 1e-30  # that a range may be, unless it is one value
+VERSION = 1  # of the record
 Range = tuple[float, float]
+Ranges = tuple[Range, ...]  # the least and the largest value of each layer's output, in order
+RECORD: Shape = {
+    "version": whole(VERSION, VERSION),
+    "images": whole(1),
+    "layers": TableOf(ListOf(number(), 2, 2)),
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +64,8 @@ def fold(conv: Conv, state: Mapping[str, Tensor]) -> Folded:
     outs, kernel = conv.output.channels, conv.kernel
     weight = torch.ones(outs, 1, 1, 1, dtype=torch.float64)
     if conv.weight is not None:
-        weight = state[conv.weight.name].double().view(outs, -1, *kernel)
+        # flat first: its place in memory decides how sums are rounded
+        weight = state[conv.weight.name].double().flatten().view(outs, -1, *kernel)
     bias = torch.zeros(outs, dtype=torch.float64)
     if conv.bias is not None:
         bias = state[conv.bias.name].double()
@@ -54,9 +87,10 @@ def fold_all(lowered: Lowered, state: Mapping[str, Tensor]) -> dict[Map, Folded]
 
 def run(lowered: Lowered, folded: Mapping[Map, Folded], images: Tensor) -> Iterator[Tensor]:
     """Yield every layer's output, B x channels x H x W, for normalised float images
-    B x 3 x side x side; the last one is the logits."""
+    B x 3 x side x side; the last one is the logits. No map is kept longer than it is needed."""
+    dies = {buffer.map: buffer.dies for buffer in find_buffers(lowered)}
     values = {lowered.image: images}
-    for layer in lowered.layers:
+    for place, layer in enumerate(lowered.layers):
         inputs = [
             values[part.buffer][:, part.first : part.first + part.channels] for part in layer.inputs
         ]
@@ -68,6 +102,8 @@ def run(lowered: Lowered, folded: Mapping[Map, Folded], images: Tensor) -> Itera
             )
         values[buffer][:, output.first : output.first + output.channels] = result
         yield result
+        for buffer in [each for each in values if dies.get(each) == place]:
+            del values[buffer]
 
 
 def _output(layer: Layer, folded: Mapping[Map, Folded], inputs: list[Tensor]) -> Tensor:
@@ -93,17 +129,86 @@ def _output(layer: Layer, folded: Mapping[Map, Folded], inputs: list[Tensor]) ->
     )
 
 
+def calibration_images(training: ImageSet, most: int) -> Images:
+    """Return images to calibrate on, each class its share, always the same."""
+    targets = training.targets.cpu()
+    _, chosen = stratified_split(targets, min(most, len(targets)), seed=0)
+    return training.subset(chosen.to(training.targets.device)).images
+
+
 @torch.inference_mode()
 def measure_ranges(
     lowered: Lowered, folded: Mapping[Map, Folded], images: Images, normalization: Normalization
-) -> tuple[Range, ...]:
-    """Return the least and the largest value of every layer's output over uint8 images
-    N x 3 x side x side."""
+) -> Ranges:
+    """Return the ranges over uint8 images N x 3 x side x side, to six digits.
+
+    Raises:
+        SpratError: a value is not finite.
+    """
+    mean, std = torch.tensor(normalization.mean), torch.tensor(normalization.std)
     lows, highs = [float("inf")] * len(lowered.layers), [float("-inf")] * len(lowered.layers)
-    for batch in images.split(BATCH):
-        normalised = graph_input(batch, normalization, raw=True)
-        for number, values in enumerate(run(lowered, folded, normalised)):
+    at_once = BATCH * 32**2 // images.shape[-1] ** 2
+    for batch in images.split(min(BATCH, max(1, at_once))):
+        normalised = normalize(batch.cpu(), mean, std).contiguous()
+        for layer, values in enumerate(run(lowered, folded, normalised)):
+            if not values.isfinite().all():
+                raise SpratError(
+                    "The network's values are not finite on the images that it was calibrated "
+                    "on. Train the model again."
+                )
             low, high = values.aminmax()
-            lows[number] = min(lows[number], low.item())
-            highs[number] = max(highs[number], high.item())
-    return tuple(zip(lows, highs, strict=True))
+            lows[layer] = min(lows[layer], low.item())
+            highs[layer] = max(highs[layer], high.item())
+    return tuple((_rounded(low), _rounded(high)) for low, high in zip(lows, highs, strict=True))
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
+
+
+def measure_record(
+    network: nn.Module, training: ImageSet, normalization: Normalization
+) -> dict[str, Any]:
+    """Return a network's ranges on training images as a model's file holds them.
+
+    Raises:
+        SpratError: the network has layers that cannot be computed in integers, or a value is not
+            finite.
+    """
+    lowered = lower(trace(network, training.images.shape[-1]))
+    state = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+    images = calibration_images(training, CALIBRATION)
+    ranges = measure_ranges(lowered, fold_all(lowered, state), images, normalization)
+    return {
+        "version": VERSION,
+        "images": len(images),
+        "layers": dict(zip(layer_names(lowered), map(list, ranges), strict=True)),
+    }
+
+
+def read_record(record: Any, lowered: Lowered) -> Ranges:
+    """Return the ranges that a model's file holds, whatever it holds.
+
+    Raises:
+        SpratError: they are not those of the network.
+    """
+    wrong = mismatch(record, RECORD) or _wrong_layers(record["layers"], layer_names(lowered))
+    if wrong:
+        raise SpratError(
+            f"The ranges of activations that are stored with the model cannot be used: {wrong}. "
+            "Measure them anew with --calibrate DATASET."
+        )
+    layers = record["layers"]
+    return tuple((float(layers[name][0]), float(layers[name][1])) for name in layer_names(lowered))
+
+
+def _wrong_layers(layers: Mapping[str, Sequence[float]], names: Sequence[str]) -> str | None:
+    """Return what is wrong with ranges as those of layers, in words."""
+    if missing := [name for name in names if name not in layers]:
+        return f"there are none of the layer {missing[0]}"
+    if others := sorted(layers.keys() - set(names)):
+        return f"the network has no layer {shown(others[0])}"
+    for name, (low, high) in layers.items():
+        if low > high or 0 < high - low < NARROWEST:
+            return f"those of {shown(name)} go from {low:g} to {high:g}"
+    return None
