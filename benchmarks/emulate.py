@@ -18,7 +18,6 @@ from pathlib import Path
 from sprat import zoo
 from sprat.checkpoint import load_model
 from sprat.deploy import Options
-from sprat.deploy.agreement import drawings
 from sprat.deploy.c import C
 from sprat.deploy.graph import Source
 
@@ -56,7 +55,7 @@ def _output(command: list[str]) -> str:
 def self_test(name: str, folder: Path) -> bool:
     """Compile a pretrained model's self-test and run it; print its last line."""
     model = load_model(zoo.ZOO / name)
-    files = C.write(Source.of(model, Options(), drawings(64, model.side)), b"")
+    files = C.write(Source.of(model, Options()), b"")
     assert isinstance(files, dict)
     for file, content in files.items():
         (folder / file).write_bytes(content)

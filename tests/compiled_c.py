@@ -14,9 +14,9 @@ from sprat.budget.graph import trace
 from sprat.budget.layers import lower
 from sprat.budget.plan import plan_memory
 from sprat.data.imageset import Normalization
-from sprat.deploy.c.floating import fold_all, measure_ranges
 from sprat.deploy.c.quantize import IntegerNetwork, quantize
 from sprat.deploy.c.source import Program, write_source
+from sprat.evaluation.ranges import fold_all, measure_ranges
 
 STRICT = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-pedantic"]
 # classifies the images of stdin; prints the index and the scores of each

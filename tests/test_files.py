@@ -302,12 +302,45 @@ class TestReplacingFolder:
         assert (folder / "file").read_text() == "new"
         assert list(folder.parent.iterdir()) == [folder]
 
+    @posix
+    @pytest.mark.parametrize(
+        ("dies", "left"),
+        [
+            ("files._exchanged = lambda *names: end()", "old"),
+            ("real = files._exchanged; files._exchanged = lambda *n: real(*n) and end()", "new"),
+            (  # where names cannot be exchanged, when the old folder is moved away
+                "files._exchanged = lambda *names: False\n"
+                "real = Path.replace\n"
+                "Path.replace = lambda path, to: end() if path.name == 'new' else real(path, to)",
+                "old",
+            ),
+        ],
+    )
+    def test_a_kill_while_a_folder_is_replaced_leaves_one_of_the_two(
+        self, dies: str, left: str, tmp_path: Path
+    ) -> None:
+        folder, next_one = tmp_path / "folder", tmp_path / "next"
+        folder.mkdir()
+        (folder / "file").write_text("old")
+        code = (
+            "import os\nfrom pathlib import Path\nfrom sprat import files\n"
+            f"end = lambda: os.kill(os.getpid(), 9)\n{dies}\n"
+            f"with files.replacing_folder(Path({str(folder)!r}), ['file']) as made:\n"
+            "    (made / 'file').write_text('new')"
+        )
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+        with replacing_folder(next_one, ["file"]) as made:
+            (made / "file").write_text("next")
+        assert (folder / "file").read_text() == left
+        assert sorted(tmp_path.iterdir()) == [folder, next_one]
+
     def test_what_was_there_is_put_back(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         folder, replace = tmp_path / "folder", Path.replace
         folder.mkdir()
         (folder / "file").write_text("old")
+        monkeypatch.setattr("sprat.files._exchanged", lambda *names: False)
 
         def fails(path: Path, target: Path) -> Path:
             if path.name == "new":

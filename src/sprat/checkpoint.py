@@ -62,6 +62,7 @@ class Model:
     side: int  # of the square images it was trained on, pixels
     about: dict[str, Any]  # recipe, dataset, seed, …: what a person wants to know
     spec: NetworkConfig | None = None  # of the network; None: all that `name` stands for
+    ranges: Any = None  # of activations, as evaluation/ranges.py reads them; older files have none
 
     @property
     def network_config(self) -> NetworkConfig:
@@ -103,10 +104,37 @@ def save_model(path: Path, model: Model, dtype: torch.dtype = torch.float32) -> 
     tensors = {
         key: _stored(value.detach().cpu(), dtype).contiguous() for key, value in state.items()
     }
-    about = metadata(model)
-    about["sha256"] = _digest(tensors, about)
+    ranges = {} if model.ranges is None else {"ranges": model.ranges}
+    write_whole(path, _whole_file(tensors, metadata(model) | ranges))
+
+
+def _whole_file(tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> bytes:
+    """Return the content of a model's file, given its metadata without the digest."""
+    meta = meta | {"sha256": _digest(tensors, meta)}
     # one entry: safetensors writes several in an order that changes from time to time
-    write_whole(path, serialize(tensors, {"sprat": json.dumps(about)}))
+    return serialize(dict(tensors), {"sprat": json.dumps(meta)})
+
+
+def with_ranges(path: Path, content: bytes, ranges: Any) -> bytes:
+    """Return a model's file with these ranges of activations, or with none; all else is as it was,
+    bit for bit.
+
+    Args:
+        path: what `content` was read from, for messages.
+
+    Raises:
+        SpratError: it is no model's file.
+    """
+    tensors, text = _parse(path, content)
+    meta = _parse_metadata(path, text)
+    digest, before = meta.pop("sha256", None), meta.pop("ranges", None)
+    if before is None and ranges is None:
+        return content
+    if ranges is not None:
+        meta["ranges"] = ranges
+    if digest:
+        return _whole_file(tensors, meta)
+    return serialize(tensors, {"sprat": json.dumps(meta)})
 
 
 def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -118,7 +146,7 @@ def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def metadata(model: Model) -> dict[str, Any]:
-    """Everything of a model but its weights; plain values for JSON."""
+    """Everything of a model but its weights and ranges; plain values for JSON."""
     return {
         "format": FORMAT,
         "model": model.name,
@@ -185,6 +213,7 @@ def load_model(path: Path) -> Model:
         side=meta["side"],
         about=meta["about"],
         spec=spec if "network" in meta or spec.given else None,
+        ranges=meta.get("ranges"),
     )
     if wrong := wrong or _wrong_answers(model):
         raise SpratError(f"{path} cannot be used: {wrong}. Train the model again.")

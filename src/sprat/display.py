@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # what only prints a table loads no torch
     from sprat.budget import Summary, Verdict
     from sprat.data import Dataset, found
     from sprat.deploy.agreement import Contender
+    from sprat.deploy.c.compiler import Compiled
     from sprat.evaluation.records import EpochRow, Evaluation
     from sprat.training.run import Run
 
@@ -317,6 +318,19 @@ def print_contenders(console: Console, contenders: "Sequence[Contender]") -> Non
         for contender in contenders
     ]
     print_table(console, rows, left=1)
+
+
+def print_compiled(console: Console, compiled: "Compiled") -> None:
+    """Print what a compiler made of a model in C."""
+    ram, flash = compiled.arena + compiled.stack, compiled.constants + compiled.code
+    calls, library = " > ".join(compiled.chain), ", ".join(compiled.library)
+    console.print(
+        f"Compiled by {visible(compiled.compiler)} with {visible(compiled.flags)}:\n"
+        f"  RAM    {ram:,} bytes: arena {compiled.arena:,}, stack {compiled.stack:,} (frames of "
+        f"the deepest calls: {visible(calls)})\n"
+        f"  flash  {flash:,} bytes: constants {compiled.constants:,}, code {compiled.code:,}"
+        + (f"\n  not counted: {visible(library)} of the compiler's library" if library else "")
+    )
 
 
 def print_evaluation(console: Console, evaluation: "Evaluation") -> None:

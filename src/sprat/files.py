@@ -1,6 +1,7 @@
 """Files: whole or not at all, errors in words, locks between processes, the user's cache."""
 
 import contextlib
+import ctypes
 import errno
 import os
 import secrets
@@ -18,6 +19,7 @@ from sprat.errors import SpratError, shown
 # What is written beside a file until it is whole: .last-0a1b2c3d.sprat.pt
 _TEMPORARY = ".*-????????.sprat*"
 _TEMPORARY_FOLDER = ".sprat-????????.tmp"
+_OLD = "old"  # holds in there, for a moment, a folder that is being replaced
 _ABANDONED = 24 * 3600  # seconds after which a temporary is swept where there are no locks
 
 
@@ -217,10 +219,28 @@ def temporary_folder() -> Iterator[Path]:
             yield folder
 
 
+def check_folder(path: Path, names: Collection[str]) -> None:
+    """Check that a folder may be replaced: there is none, or it holds no other files than these.
+
+    Raises:
+        SpratError: there is something else in it.
+        WriteError: the system refuses to list it.
+    """
+    with writing(path):
+        found = sorted(path.iterdir()) if path.is_dir() else []
+        others = [each for each in found if each.name not in names or each.is_dir()]
+    if others:
+        raise SpratError(
+            f"{path} holds {shown(others[0].name)} too, which would be lost. Give another folder, "
+            "or move that file."
+        )
+
+
 @contextlib.contextmanager
 def replacing_folder(path: Path, names: Collection[str]) -> Iterator[Path]:
     """Gives a folder next to `path` to write files into; puts it in place only if the block ends
-    well. A folder that is there is replaced if it holds no other files than these.
+    well. A folder that is there is replaced if it holds no other files than those of these names;
+    a kill at any moment leaves one of the two.
 
     Raises:
         SpratError: there is something else in it.
@@ -237,24 +257,34 @@ def replacing_folder(path: Path, names: Collection[str]) -> Iterator[Path]:
         made = work / "new"
         made.mkdir()
         yield made
-        for name in names:
-            with (made / name).open("rb+") as file:
+        for each in made.iterdir():
+            with each.open("rb+") as file:
                 os.fsync(file.fileno())
+        check_folder(path, names)
         if place.exists():
-            if others := sorted(each.name for each in place.iterdir() if each.name not in names):
-                raise SpratError(
-                    f"{path} holds {shown(others[0])} too, which would be lost. Give another "
-                    "folder, or move that file."
-                )
-            place.replace(work / "old")
-            stack.callback(_put_back, work / "old", place)
+            if _exchanged(made, place):
+                return
+            (work / _OLD).mkdir()
+            stack.callback(_put_back, work, place.parent)
+            place.replace(work / _OLD / place.name)
         made.replace(place)
 
 
-def _put_back(old: Path, place: Path) -> None:
-    """Undo that a folder was moved away, if no other has come into its place."""
-    if not place.exists():
-        old.replace(place)
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange two names, which only some systems can do at once; return whether it was done."""
+    if not sys.platform.startswith("linux"):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    names = os.fsencode(one), os.fsencode(other)
+    return rename is not None and rename(here, names[0], here, names[1], exchange) == 0
+
+
+def _put_back(work: Path, root: Path) -> None:
+    """Put a folder back that was moved away to be replaced, if no other has come into its place."""
+    for old in (work / _OLD).glob("*"):
+        if not (root / old.name).exists():
+            old.replace(root / old.name)
 
 
 @contextlib.contextmanager
@@ -263,6 +293,7 @@ def _locked_folder(root: Path) -> Iterator[Path]:
     for old in root.glob(_TEMPORARY_FOLDER):
         with contextlib.suppress(OSError), _opened_folder(old) as handle:
             if os.fstat(handle).st_uid == os.getuid() and _is_abandoned(old, handle):
+                _put_back(old, root)
                 shutil.rmtree(old, ignore_errors=True)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=".sprat-", suffix=".tmp", dir=root))

@@ -1,26 +1,39 @@
 """Put a finished run's model into the package, with a card measured on what is shipped.
 
     python -m sprat.ship RUN [--dataset NAME] [--data-dir DIR]
+    python -m sprat.ship --refresh [MODEL ...] [--dataset NAME] [--data-dir DIR]
 
 RUN is a run's folder; if it is next to other seeds with a summary.json, the card gives their
 spread. Seed 0 is shipped, not the best of them.
+
+With --refresh, the ranges of activations are measured and stored in the files of the models, by
+default of all that ship, whose weights stay as they are, bit for bit; and a card that is next to
+one gets its sha256 anew, its memory, and what a compiler makes of the model in C: gcc for a
+Cortex-M4 (arm-none-eabi-gcc), or where that is missing, cc.
 """
 
 import argparse
 import dataclasses
 import hashlib
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from sprat.augment.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from sprat.budget import summarize
-from sprat.checkpoint import Model, load_model, save_model
+from sprat.checkpoint import Model, load_model, save_model, with_ranges
 from sprat.data import Dataset, load_dataset
 from sprat.data.imageset import ImageSet
+from sprat.deploy import Options
+from sprat.deploy.c import C
+from sprat.deploy.c.compiler import Compiler, measure
+from sprat.deploy.graph import Source
 from sprat.deploy.int8 import CALIBRATION, ONNX_INT8
 from sprat.deploy.writing import probabilities_by
+from sprat.errors import SpratError
 from sprat.evaluation.evaluate import evaluate, predict_probabilities, top1
+from sprat.evaluation.ranges import measure_record
 from sprat.evaluation.records import (
     RESULTS_FILE,
     SUMMARY_FILE,
@@ -35,9 +48,21 @@ from sprat.names import CARD_FILE, MODEL_FILE
 from sprat.run_folder import CURVES_FILE, read_config
 from sprat.runtime import keep_freed_memory
 from sprat.training.images import split_off_val
-from sprat.zoo import CARD_TEXT_FILE, ZOO, Card, Memory, Robustness, Training, card_text
+from sprat.zoo import (
+    CARD_TEXT_FILE,
+    ZOO,
+    Card,
+    Compiled,
+    Memory,
+    Robustness,
+    Training,
+    card_text,
+    cards,
+    locate,
+)
 
 CORRUPTED_IMAGES = 2_000
+CORTEX_M4 = Compiler(("arm-none-eabi-gcc",), ("-std=c11", "-O2", "-mcpu=cortex-m4", "-mthumb"))
 
 
 def ship(run: Path, dataset: Dataset, zoo: Path = ZOO) -> Card:
@@ -49,30 +74,81 @@ def ship(run: Path, dataset: Dataset, zoo: Path = ZOO) -> Card:
     folder = zoo / trained.name
     (folder / CARD_FILE).unlink(missing_ok=True)  # of the file before
     save_model(folder / MODEL_FILE, trained, torch.float16)
-    model = load_model(folder / MODEL_FILE)
+    model = store_ranges(folder / MODEL_FILE, dataset.train)
     write_whole(folder / CURVES_FILE, (run / CURVES_FILE).read_bytes())
     summary = summarize(model.network, model.side)
-    plan, memory = summary.plan, None
-    if plan is not None:
-        memory = Memory(arena=plan.arena, image=plan.image, weights=plan.weights)
     in_int8 = probabilities_by(ONNX_INT8.name, model, dataset.test.images, dataset.train)
     card: Card = {
         "name": model.name,
-        "sha256": hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest(),
+        "sha256": _sha256(folder / MODEL_FILE),
         "dataset": dataset.name,
         "side": model.side,
         "parameters": summary.parameters,
         "macs": summary.macs,
         "receptive_field": summary.receptive_field,
-        "memory": memory,
+        "memory": _memory(model),
+        "compiled": _compiled(model),
         "test": evaluate(model.network, dataset.test, model.normalization, tta=2),
         "int8": {"top1": top1(in_int8, dataset.test.targets), "calibrated_on": CALIBRATION},
         "robustness": robustness(model, dataset.test),
         "training": _training(run, dataset),
     }
+    _write_card(folder, card)
+    return card
+
+
+def store_ranges(file: Path, training: ImageSet) -> Model:
+    """Measure the ranges of a model's activations, store them in its file, whose weights stay as
+    they are, and return the model."""
+    model = load_model(file)
+    try:
+        ranges = measure_record(model.network, training, model.normalization)
+    except SpratError:  # no integer form
+        ranges = None
+    write_whole(file, with_ranges(file, file.read_bytes(), ranges))
+    return dataclasses.replace(model, ranges=ranges)
+
+
+def refresh(file: Path, dataset: Dataset) -> Card | None:
+    """Store the ranges of a model's activations in its file; renew what a card next to it says of
+    the file, of memory and of the model in C, and return the card."""
+    model = store_ranges(file, dataset.train)
+    if not file.with_name(CARD_FILE).exists():
+        return None
+    card: Card = read_json(file.with_name(CARD_FILE))
+    renewed = {"sha256": _sha256(file), "memory": _memory(model), "compiled": _compiled(model)}
+    fields = dict(card) | renewed
+    card = cast(Card, {key: fields[key] for key in Card.__annotations__ if key in fields})
+    _write_card(file.parent, card)
+    return card
+
+
+def _write_card(folder: Path, card: Card) -> None:
     write_json(folder / CARD_FILE, card)
     write_whole(folder / CARD_TEXT_FILE, card_text(card))
-    return card
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _memory(model: Model) -> Memory | None:
+    plan = summarize(model.network, model.side).plan
+    if plan is None:
+        return None
+    return Memory(arena=plan.arena, image=plan.image, weights=plan.weights)
+
+
+def _compiled(model: Model) -> Compiled | None:
+    """Return what a compiler makes of a model in C; None without a compiler or an integer form."""
+    compiler = CORTEX_M4 if CORTEX_M4.is_there else Compiler.of_environment()
+    if model.ranges is None or not compiler.is_there:
+        return None
+    files = C.write(Source.of(model, Options()), b"")
+    assert isinstance(files, dict)
+    found = measure(files, compiler)
+    lists = {"chain": list(found.chain), "library": list(found.library)}
+    return cast(Compiled, dataclasses.asdict(found) | lists)
 
 
 def robustness(model: Model, test: ImageSet, count: int = CORRUPTED_IMAGES) -> Robustness:
@@ -132,14 +208,24 @@ def _training(run: Path, dataset: Dataset) -> Training:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--dataset", help="by default the one that the run was trained on")
+    parser.add_argument("models", nargs="*", metavar="RUN or MODEL")
+    parser.add_argument("--refresh", action="store_true", help="renew what is stored with models")
+    parser.add_argument("--dataset", help="by default the one that it was trained on")
     parser.add_argument("--data-dir", type=Path)
     arguments = parser.parse_args()
     keep_freed_memory()
-    name = arguments.dataset or read_config(arguments.run)[0].dataset
-    card = ship(arguments.run, load_dataset(name, arguments.data_dir))
-    print(f"{card['name']}: {100 * card['test']['top1']:.2f} % as shipped")
+
+    def dataset(name: str) -> Dataset:
+        return load_dataset(arguments.dataset or name, arguments.data_dir)
+
+    if not arguments.refresh:
+        for run in map(Path, arguments.models):
+            card = ship(run, dataset(read_config(run)[0].dataset))
+            print(f"{card['name']}: {100 * card['test']['top1']:.2f} % as shipped")
+        return
+    for file in map(locate, arguments.models or [card["name"] for card in cards()]):
+        refresh(file, dataset(load_model(file).about["dataset"]))
+        print(f"{file}: {file.stat().st_size:,} bytes with ranges of activations")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import json
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -21,25 +22,29 @@ from compiled_c import (
     scores_by,
     write_files,
 )
+from conftest import Here
 from torch import Tensor, nn
 
 import sprat
 from sprat import zoo
 from sprat.budget import memory_plan
 from sprat.budget.graph import trace
-from sprat.budget.layers import Add, Lowered, Map, lower
-from sprat.checkpoint import Model, load_model, save_model
+from sprat.budget.layers import Add, Lowered, Map, layer_names, lower
+from sprat.checkpoint import Model, load_model, save_model, with_ranges
 from sprat.data import Dataset
 from sprat.data.imageset import Normalization
 from sprat.deploy import Options
 from sprat.deploy.c import reference
-from sprat.deploy.c.floating import fold_all, run
-from sprat.deploy.c.quantize import Rescale, layer_names
+from sprat.deploy.c.compiler import deepest_chain
+from sprat.deploy.c.quantize import Rescale
 from sprat.deploy.c.source import write_source
 from sprat.deploy.writing import Exported, export
-from sprat.display import make_console, print_contenders
+from sprat.display import make_console, print_compiled, print_contenders
 from sprat.errors import SpratError
+from sprat.evaluation.ranges import fold_all, measure_record, run
 from sprat.models import NETWORKS, build_network
+from sprat.run_folder import read_config
+from sprat.training.images import split_off_val
 
 NORMALIZATION = Normalization((0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
 UNSUPPORTED = {"Tiniest"}
@@ -248,7 +253,8 @@ class TestC:
 @pytest.fixture(scope="module", autouse=True)
 def briefly() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("sprat.deploy.c.CALIBRATION", 20)
+        monkeypatch.setattr("sprat.evaluation.ranges.CALIBRATION", 20)
+        monkeypatch.setattr("sprat.deploy.agreement.COMPARED", 40)
         monkeypatch.setattr("sprat.deploy.agreement.TIMED_SECONDS", 0.0)
         yield
 
@@ -324,12 +330,15 @@ class TestExport:
         with pytest.raises(SpratError, match="exists already"):
             self.export(model, folder, sets)
         (folder / "Makefile").write_text("changed")
+        (folder / "selftest").write_text("which make makes")
         self.export(model, folder, sets, overwrite=True)
         assert "selftest" in (folder / "Makefile").read_text()
         (folder / "board.c").touch()
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
-        with pytest.raises(SpratError, match=r"holds 'board\.c' too"):
-            self.export(model, folder, sets, overwrite=True)
+        with monkeypatch.context() as early:
+            early.setattr("sprat.deploy.writing.Source", None)  # refused before any work
+            with pytest.raises(SpratError, match=r"holds 'board\.c' too"):
+                self.export(model, folder, sets, overwrite=True)
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
         assert [path.name for path in tmp_path.iterdir()] == ["folder"]
         monkeypatch.chdir(folder)
@@ -355,6 +364,13 @@ class TestExport:
         else:
             self.export(model, folder, sets, verify=True)
             assert "no C compiler (nothing-of-this-name)" in capsys.readouterr().err
+
+    def test_a_folder_of_the_users_is_not_taken_for_a_file_of_that_name(
+        self, model: Model, sets: dict[str, Any], tmp_path: Path
+    ) -> None:
+        (tmp_path / "folder" / "selftest").mkdir(parents=True)
+        with pytest.raises(SpratError, match="holds 'selftest' too"):
+            self.export(model, tmp_path / "folder", sets, overwrite=True)
 
     @pytest.mark.parametrize("prefix", ["", "9", "a-b", "ä", "main", "x" * 41])
     def test_a_prefix_that_is_no_name_in_c_is_refused(self, prefix: str) -> None:
@@ -385,3 +401,209 @@ class TestExport:
         with pytest.raises(SpratError, match="holds a character 0"):
             self.export(cut, tmp_path / "folder", sets)
         assert not list(tmp_path.iterdir())
+
+
+@needs_gcc
+class TestCompiled:
+    def test_is_what_the_compiler_and_the_plan_say(
+        self, model: Model, sets: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder = tmp_path / "folder"
+        options = Options(max_drop=100, max_class_drop=100, compile=True)
+        found = export(model, folder, "c", options, **sets).compiled
+        assert found is not None
+        plan = memory_plan(model.network, 16)
+        assert found.arena == plan.arena
+        assert found.constants > plan.weights
+        assert "-O2" in found.flags
+        assert found.chain[0] == "model_classify"
+        command = ["gcc", "-std=c11", "-O2", "-fstack-usage", "-c", "model.c"]
+        subprocess.run(command, cwd=folder, check=True)
+        rows = [row.split("\t") for row in (folder / "model.su").read_text().splitlines()]
+        frames = {row[0].rpartition(":")[2].partition(".")[0]: int(row[1]) for row in rows}
+        assert found.stack == sum(frames[name] for name in found.chain)
+        assert found.stack >= frames["model_classify"] + max(frames["conv"], frames["add"])
+        listed = subprocess.run(
+            ["size", "-A", "model.o"], cwd=folder, check=True, capture_output=True, text=True
+        ).stdout
+        sections = {
+            row.split()[0]: int(row.split()[1]) for row in listed.splitlines() if row[:1] == "."
+        }
+        assert found.code == sum(size for name, size in sections.items() if name[:5] == ".text")
+        assert found.arena <= sections[".bss"] < found.arena + 64
+        print_compiled(make_console(), found)
+        assert f"stack {found.stack:,}" in capsys.readouterr().out
+
+    def test_limits_count_stack_and_code(
+        self, model: Model, sets: dict[str, Any], tmp_path: Path
+    ) -> None:
+        plan = memory_plan(model.network, 16)
+        fits = Options(max_ram=plan.arena, max_flash=plan.weights, max_drop=100, max_class_drop=100)
+        export(model, tmp_path / "fits", "c", fits, **sets)
+        ram = Options(max_ram=plan.arena, compile=True)
+        with pytest.raises(SpratError, match=r"\(arena .*, stack "):
+            export(model, tmp_path / "folder", "c", ram, **sets)
+        flash = Options(max_flash=plan.weights, compile=True)
+        with pytest.raises(SpratError, match=r"\(constants .*, code "):
+            export(model, tmp_path / "folder", "c", flash, **sets)
+        assert [path.name for path in tmp_path.iterdir()] == ["fits"]
+
+    @pytest.mark.parametrize(
+        ("compiler", "words"),
+        [
+            ("false", "The C compiler failed"),
+            ("nothing-of-this-name", "no C compiler"),
+            ("true", "The compiler's size failed"),
+            ("gcc '", "expected words as in a shell"),
+        ],
+    )
+    def test_a_compiler_that_fails_is_refused(
+        self,
+        compiler: str,
+        words: str,
+        model: Model,
+        sets: dict[str, Any],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("CC", compiler)
+        with pytest.raises(SpratError, match=words):
+            export(model, tmp_path / "folder", "c", Options(compile=True), **sets)
+        assert not list(tmp_path.iterdir())
+
+
+def test_the_deepest_calls_are_those_that_take_most_stack() -> None:
+    frames = {"a": 8, "b": 100, "c": 60, "d": 50, "main": 999}
+    calls = ["a b", "a c", "c d", "c memset", "main a"]
+    graph = ['node: { title: "memset" label: "memset\\nstring.h:1:1" shape : ellipse }']
+    for name, size in frames.items():
+        graph.append(
+            f'node: {{ title: "{name}" label: "{name}\\nm.c:1:1\\n{size} bytes (static)" }}'
+        )
+    for by, to in map(str.split, calls):
+        graph.append(f'edge: {{ sourcename: "{by}" targetname: "{to}" label: "m.c:1:1" }}')
+    assert deepest_chain("\n".join(graph), "a") == ["a", "c", "d"]
+    assert deepest_chain("\n".join(graph), "nothing") == []
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"max_ram": "1K"}, r"bytes of RAM \(arena .*expected at most 1,024 \(--max-ram\)"),
+        ({"max_flash": 100}, r"bytes of flash \(weights .*\(--max-flash\)"),
+        ({"max_parameters": "1k"}, r"parameters, expected ≤ 1,000 \(--max-parameters\)"),
+        ({"max_macs": "1k"}, r"MACs, expected ≤ 1,000 \(--max-macs\)"),
+    ],
+)
+def test_a_model_beyond_a_limit_is_refused_before_its_images_are_loaded(
+    limits: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SpratError, match=words):
+        sprat.export(
+            "SpratS",
+            format="c",
+            output=tmp_path / "folder",
+            data_dir=tmp_path / "nowhere",
+            **limits,
+        )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def file(tiny: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose dataset is nowhere, with ranges."""
+    network = with_statistics(build_network("ResNet8"))
+    about = {"dataset": "/nowhere/pictures"}
+    model = Model(network, "ResNet8", tiny.train.classes, tiny.normalization, 16, about)
+    ranges = measure_record(network, tiny.train, tiny.normalization)
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    save_model(path, dataclasses.replace(model, ranges=ranges))
+    return path
+
+
+class TestStoredRanges:
+    def export(self, file: Path, folder: Path, **options: Any) -> Exported:
+        return sprat.export(
+            file, format="c", output=folder, max_drop=100, max_class_drop=100, quiet=True, **options
+        )
+
+    def test_are_those_that_export_measures(
+        self, file: Path, tiny: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        exported = self.export(file, tmp_path / "stored")
+        assert (exported.dataset, exported.split, exported.n) == ("shapes10", "drawings", 40)
+        assert exported.contenders[-1].top1 is None
+        assert "Compared on drawings" in capsys.readouterr().err
+        exported = self.export(file, tmp_path / "measured", calibrate=tiny)
+        assert (exported.dataset, exported.split) == ("shapes10", "test")
+        files = {
+            name: {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+            for name in ("stored", "measured")
+        }
+        assert files["stored"] == files["measured"]
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            (lambda ranges: ranges["layers"].pop("stem_0"), "there are none of the layer stem_0"),
+            (lambda ranges: ranges["layers"].update(more=[0.0, 1.0]), "has no layer 'more'"),
+            (lambda ranges: ranges["layers"].update(stem_0=[1.0, -1.0]), "from 1 to -1"),
+            (lambda ranges: ranges["layers"].update(stem_0=[0.0, 1e-310]), "from 0 to 1e-310"),
+            (lambda ranges: ranges["layers"].update(stem_0=[0.0]), r"'stem_0' is \[0\.0\]"),
+            (lambda ranges: ranges["layers"].update(stem_0=[0.0, 1e300]), "expected a number"),
+            (lambda ranges: ranges["layers"].update(stem_0=[0.0, None]), "expected a number"),
+            (lambda ranges: ranges["layers"].update(classifier=[-1e9, 1e9]), "torch's class to"),
+            (lambda ranges: ranges["layers"].update(stem_0=[0.0, 1e30]), "scales differ by"),
+            (lambda ranges: ranges.update(layers=[]), "layers is \\[\\], expected a table"),
+            (lambda ranges: ranges.update(version=2), "version is 2"),
+            (lambda ranges: ranges.clear(), "version is missing"),
+        ],
+    )
+    def test_that_cannot_be_used_are_refused(
+        self, change: Callable[[Any], Any], words: str, file: Path, tiny: Dataset, tmp_path: Path
+    ) -> None:
+        model = load_model(file)
+        ranges = json.loads(json.dumps(model.ranges))
+        change(ranges)
+        damaged = tmp_path / "model.safetensors"
+        damaged.write_bytes(with_ranges(file, file.read_bytes(), ranges))
+        assert sprat.load(damaged).classes == model.classes
+        with pytest.raises(SpratError, match=words):
+            self.export(damaged, tmp_path / "folder")
+        assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+        self.export(damaged, tmp_path / "folder", calibrate=tiny)
+
+    def test_that_are_not_there_are_asked_for(self, file: Path, here: Here, tmp_path: Path) -> None:
+        (tmp_path / "old.safetensors").write_bytes(with_ranges(file, file.read_bytes(), None))
+        words = ("export", tmp_path / "old.safetensors", "--format", "c")
+        done = here(*words, "--output", tmp_path / "folder")
+        assert done.returncode == 2
+        assert "since it holds no ranges of activations: Unknown dataset" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "folder").exists()
+
+    def test_a_dataset_that_is_named_must_be_there(self, file: Path, tmp_path: Path) -> None:
+        for option in ("dataset", "calibrate"):
+            with pytest.raises(SpratError, match="gone"):
+                self.export(file, tmp_path / "folder", **{option: str(tmp_path / "gone")})
+
+    def test_are_not_measured_anew_for_formats_that_need_none(self, file: Path) -> None:
+        with pytest.raises(SpratError, match="onnx does not take --calibrate"):
+            sprat.export(file, format="onnx", calibrate="shapes10")
+
+    def test_a_run_stores_those_of_its_training_images(
+        self, small_run: Path, small: Dataset
+    ) -> None:
+        model, (config, _, _) = load_model(small_run), read_config(small_run)
+        kept, _ = split_off_val(small, config)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr("sprat.evaluation.ranges.CALIBRATION", model.ranges["images"])
+            trained_on = small.train.subset(kept)
+            expected = measure_record(model.network, trained_on, model.normalization)
+        assert model.ranges == expected
+
+    def test_leave_the_rest_of_a_file_as_it_was(self, file: Path) -> None:
+        model = load_model(file)
+        without = with_ranges(file, file.read_bytes(), None)
+        assert with_ranges(file, without, model.ranges) == file.read_bytes()
+        assert with_ranges(file, without, None) == without

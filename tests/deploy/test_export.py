@@ -45,7 +45,7 @@ def briefly() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr("sprat.deploy.agreement.COMPARED", 200)
         monkeypatch.setattr("sprat.deploy.int8.CALIBRATION", 100)
-        monkeypatch.setattr("sprat.deploy.c.CALIBRATION", 100)
+        monkeypatch.setattr("sprat.evaluation.ranges.CALIBRATION", 100)
         monkeypatch.setattr("sprat.deploy.agreement.TIMED_SECONDS", 0.0)
         monkeypatch.setattr("torch.onnx.export", Translated(torch.onnx.export))
         yield

@@ -1,6 +1,7 @@
 """A teacher: what is learnt of it, and which teachers are refused."""
 
 import dataclasses
+import hashlib
 import math
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ from conftest import SMALL, Here, weights
 from torch import Tensor, nn
 
 from sprat.augment.transforms import normalize
-from sprat.checkpoint import load_model
+from sprat.checkpoint import load_model, with_ranges
 from sprat.data import Dataset
 from sprat.data.imageset import Normalization
 from sprat.errors import SpratError
@@ -117,6 +118,17 @@ def test_the_teacher_changes_what_is_learnt_and_is_told(
     assert told["sha256"] == load_teacher(str(small_run)).sha256
     assert told["val_top1"] == read_json(small_run / "results.json")["val"]["top1"]
     assert teachers_of(read_json(small_run / "results.json")) == []
+
+
+def test_a_teacher_stays_the_same_when_ranges_are_stored_with_it(
+    small_run: Path, tmp_path: Path
+) -> None:
+    file = small_run / "model.safetensors"
+    content = with_ranges(file, file.read_bytes(), None)
+    (tmp_path / "old.safetensors").write_bytes(content)
+    old, now = (load_teacher(str(path)) for path in (tmp_path / "old.safetensors", file))
+    assert old.model.ranges is None is not now.model.ranges
+    assert old.sha256 == now.sha256 == hashlib.sha256(content).hexdigest()
 
 
 def test_resumes_bit_for_bit_but_not_with_another_teacher(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,13 @@ from safetensors import safe_open
 
 from sprat.augment.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from sprat.budget import memory_plan
-from sprat.checkpoint import load_model
+from sprat.budget.graph import trace
+from sprat.budget.layers import lower
+from sprat.checkpoint import load_model, with_ranges
 from sprat.cli import app
 from sprat.data import Dataset
+from sprat.evaluation.ranges import read_record
+from sprat.ship import refresh
 from sprat.zoo import ZOO, best, card_text, cards, find_card, is_model, listed, locate
 
 SHIPPED = sorted(path.parent.name for path in ZOO.glob("*/card.json"))
@@ -47,6 +52,40 @@ class TestEveryShippedModel:
         }  # fmt: skip
         assert model.about["recipe"] == card["training"]["recipe"]
         assert card["training"]["git"]["dirty"] is False
+        assert card["compiled"]["arena"] == plan.arena
+        assert card["compiled"]["constants"] > plan.weights
+        assert f"{card['compiled']['stack']:,} bytes of stack" in card_text(card)
+
+    def test_holds_the_ranges_of_its_activations(self, name: str) -> None:
+        model = load_model(locate(name))
+        lowered = lower(trace(model.network, model.side))
+        assert len(read_record(model.ranges, lowered)) == len(lowered.layers)
+
+
+def test_ranges_and_cards_are_renewed_and_weights_stay(
+    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sprat.evaluation.ranges.CALIBRATION", 20)
+    folder = shutil.copytree(ZOO / "SpratS", tmp_path / "SpratS")
+    file, card_file = folder / "model.safetensors", folder / "card.json"
+    before, card = load_model(file), json.loads(card_file.read_text())
+    card_file.write_text(json.dumps({key: card[key] for key in card if key != "compiled"}))
+    seen = []
+    for _ in range(2):
+        renewed = refresh(file, small)
+        assert renewed == json.loads(card_file.read_text())
+        assert list(renewed) == list(card)
+        assert (folder / "CARD.md").read_text() == card_text(renewed)
+        seen.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert seen[0] == seen[1]
+    after = load_model(file)  # whose sha256 is the card's
+    assert after.ranges["images"] == 20
+    assert with_ranges(file, seen[0][file.name], None) == with_ranges(
+        file, (ZOO / "SpratS" / file.name).read_bytes(), None
+    )
+    same = ("test", "int8", "robustness", "training", "memory")
+    assert {key: renewed[key] for key in same} == {key: card[key] for key in same}
+    assert (after.classes, after.about) == (before.classes, before.about)
 
 
 class TestList:

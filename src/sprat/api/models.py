@@ -1,6 +1,7 @@
 """Verbs of a trained model: load, evaluate, predict, export."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +16,7 @@ from sprat.api.images import (
 )
 from sprat.data import FALLBACK, Dataset
 from sprat.deferred import deferred
-from sprat.deploy import DEFAULT, FORMATS, Options, check_options, check_output
+from sprat.deploy import DEFAULT, FORMATS, Format, Options, check_options, check_output
 from sprat.errors import SpratError, did_you_mean
 from sprat.evaluation.records import Evaluated, Evaluation, NetworkSpec
 from sprat.models.code import Code, use_all
@@ -25,6 +26,8 @@ from sprat.zoo import best, cards, is_model, locate
 
 if TYPE_CHECKING:
     from sprat import classifier
+    from sprat.checkpoint import Model
+    from sprat.data.imageset import ImageSet
     from sprat.deploy import writing
 else:
     classifier, writing = deferred("sprat.classifier"), deferred("sprat.deploy.writing")
@@ -246,6 +249,7 @@ def export(
     max_drop: float = 2.0,
     max_class_drop: float = 5.0,
     dataset: Dataset | str | Path | None = None,
+    calibrate: Dataset | str | Path | None = None,
     data_dir: str | Path | None = None,
     code: Code = (),
     quiet: bool = False,
@@ -265,25 +269,30 @@ def export(
             compared images.
         max_class_drop: the same, on the images of any one class, beyond what chance explains.
         dataset: a name, a folder of your own pictures, or a dataset in memory, whose images are
-            compared and calibrate a quantised format; by default the one that the model was
-            trained on.
+            compared; by default the one that the model was trained on. Its training images
+            calibrate a quantised format, but for c where ranges of activations are stored with the
+            model.
+        calibrate: the same, whose training images calibrate a quantised format, whatever is stored
+            with the model.
         data_dir: folder of the dataset; by default $SPRAT_DATA, the user's cache or a download.
         code: as of `load`.
         quiet: whether to show no progress on stderr.
-        own: options that only some formats have, by their names in `sprat.deploy.Options`.
+        own: limits, and options that only some formats have, by their names in
+            `sprat.deploy.Options`.
 
     Raises:
         SpratError: there is no such model, format or dataset; a package is missing; the output
-            exists; a quantised format has no images or loses too much, on average or in a class;
-            or the file does not agree with torch. Nothing is written then.
+            exists; a quantised format has no images or loses too much, on average or in a class; a
+            limit is exceeded; or the file does not agree with torch. Nothing is written then.
     """
     use_all(code)
     place = locate(str(model))
     options = Options(raw=raw, max_drop=max_drop, max_class_drop=max_class_drop, **own)
     check_options(format, options)
     if output is not None:
-        check_output(Path(output), format, overwrite)
+        check_output(Path(output), format, overwrite, options)
     check_dataset(dataset)
+    _check_calibrate(format, calibrate)
 
     from sprat.checkpoint import load_model
     from sprat.display import doing, make_console
@@ -293,20 +302,13 @@ def export(
     set_threads()
     loaded = load_model(place)
     path = Path(output or f"{loaded.name}{FORMATS[format].ending}")
-    check_output(path, format, overwrite)  # rather than after a download
-    FORMATS[format].check(loaded)
-    config = find_config(place)
-    console, split = make_console(stderr=True, quiet=quiet), default_split(config)
-    name, training, compared = FALLBACK, None, None
-    try:
-        name, training, compared = load_images(
-            console, str(model), loaded, config, split, dataset, data_dir
-        )
-    except SpratError as error:
-        if FORMATS[format].calibrated:
-            why = f"{format} is calibrated on images that the model was trained on: {error.args[0]}"
-            raise SpratError(why, *error.args[1:]) from error
-        warn(f"Compared on drawings of {FALLBACK} instead: {error}")
+    check_output(path, format, overwrite, options)  # rather than after a download
+    writing.check_model(loaded, format, options)
+    console, config = make_console(stderr=True, quiet=quiet), find_config(place)
+    images = functools.partial(load_images, console, str(model), loaded, config, data_dir=data_dir)
+    name, split, compared, training = _images_for(
+        FORMATS[format], loaded, str(model), images, default_split(config), dataset, calibrate
+    )
     with doing(console, "exporting") as tell:
         exported = writing.export(
             loaded,
@@ -318,5 +320,58 @@ def export(
             overwrite=overwrite,
             tell=tell,
         )
-    split_named = split if compared else "drawings"
-    return dataclasses.replace(exported, model=loaded.name, dataset=name, split=split_named)
+    return dataclasses.replace(exported, model=loaded.name, dataset=name, split=split)
+
+
+def _check_calibrate(format: str, calibrate: Dataset | str | Path | None) -> None:
+    if calibrate is not None and not FORMATS[format].calibrated:
+        others = ", ".join(each.name for each in FORMATS.values() if each.calibrated)
+        raise SpratError(
+            f"The format {format} does not take --calibrate. Leave it out, or choose a format "
+            f"that does: {others}."
+        )
+    check_dataset(calibrate)
+
+
+def _images_for(
+    format: Format,
+    loaded: "Model",
+    model: str,
+    images: "Callable[..., tuple[str, ImageSet, ImageSet]]",
+    split: str,
+    dataset: Dataset | str | Path | None,
+    calibrate: Dataset | str | Path | None,
+) -> "tuple[str, str, ImageSet | None, ImageSet | None]":
+    """Return the name and the part of the dataset that an export is compared on, its images, and
+    training images to calibrate on; None for drawings, and where there is nothing to calibrate.
+
+    Args:
+        images: `load_images`, from its split on.
+
+    Raises:
+        SpratError: there are no images to calibrate on.
+    """
+    stored = format.stored_ranges and loaded.ranges is not None
+    name, training, compared, failed = FALLBACK, None, None, None
+    try:
+        name, training, compared = images(split, dataset)
+    except SpratError as error:
+        failed = error
+    if calibrate is not None:
+        other, training, others = images("test", calibrate)
+        if failed:
+            name, split, compared, failed = other, "test", others, None
+    elif failed and format.calibrated and not stored:
+        lacking = ", since it holds no ranges of activations" if format.stored_ranges else ""
+        raise SpratError(
+            f"{format.name} is calibrated on images that the model was trained on{lacking}: "
+            f"{failed.args[0]}",
+            *failed.args[1:],
+        ) from failed
+    elif failed and stored and dataset is not None:
+        raise failed
+    elif stored:
+        training = None
+    if failed:
+        warn(f"Compared on drawings of {FALLBACK} instead: {failed}")
+    return name, split if compared else "drawings", compared, training

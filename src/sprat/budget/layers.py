@@ -6,7 +6,9 @@ BatchNorm and activations are part of the layer before them. A part of the chann
 a concatenation, are views of another map. Needs no trained weights: layers name their parameters.
 """
 
+import itertools
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -173,6 +175,20 @@ class Lowered:
 def conv_weights(conv: Conv) -> int:
     """Return the number of weights of a convolution."""
     return conv.output.channels * conv.inputs[0].channels // conv.groups * math.prod(conv.kernel)
+
+
+def layer_names(lowered: Lowered) -> list[str]:
+    """Return a name for each layer by its place, as a C identifier."""
+    names: dict[str, None] = {}
+    for layer in lowered.layers:
+        name = re.sub("[^0-9A-Za-z]", "_", layer.place) or type(layer).__name__.lower()
+        names.setdefault(next(each for each in _variants(name) if each not in names))
+    return list(names)
+
+
+def _variants(name: str) -> Iterator[str]:
+    yield name
+    yield from (f"{name}_{n}" for n in itertools.count(2))
 
 
 def lower(ops: list[Op]) -> Lowered:

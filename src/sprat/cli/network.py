@@ -44,6 +44,7 @@ def export(
     overwrite: Flag = False,
     options: Annotated[Options, Parameter(name="*", negative_bool=())] = Options(),  # noqa: B008
     dataset: str | None = None,
+    calibrate: str | None = None,
     data_dir: DataDir = None,
     code: Code = (),
     json_output: JsonOutput = False,
@@ -56,7 +57,10 @@ def export(
         Replace a file that exists.
     dataset
         Dataset whose images are compared and calibrate a quantised format; by default the one that
-        the model was trained on.
+        the model was trained on. The format c calibrates on none if the model holds its ranges of
+        activations.
+    calibrate
+        Dataset whose training images calibrate a quantised format, whatever the model holds.
     """
     from sprat import api
 
@@ -66,6 +70,7 @@ def export(
         output=output,
         overwrite=overwrite,
         dataset=dataset,
+        calibrate=calibrate,
         code=code,
         data_dir=data_dir,
         **dataclasses.asdict(options),
@@ -74,7 +79,7 @@ def export(
         print(json.dumps(dataclasses.asdict(exported) | {"path": str(exported.path)}))
         return
 
-    from sprat.display import make_console, print_contenders
+    from sprat.display import make_console, print_compiled, print_contenders
 
     console = make_console()
     print_contenders(console, exported.contenders)
@@ -90,6 +95,8 @@ def export(
             f"({worst.before:,} of {worst.n:,} images correct by torch, {worst.after:,} by "
             f"{exported.format})"
         )
+    if exported.compiled:
+        print_compiled(console, exported.compiled)
     console.print(visible(exported.path))
 
 

@@ -14,7 +14,8 @@ from sprat.deploy.int8 import ONNX_INT8
 from sprat.deploy.onnx import ONNX
 from sprat.deploy.pytorch import PT2, PTH
 from sprat.errors import SpratError, did_you_mean, shown
-from sprat.settings.field import Table, refused, setting
+from sprat.files import check_folder
+from sprat.settings.field import BYTES, COUNT, Table, limit, refused, setting
 
 __all__ = [
     "CHOICES",
@@ -76,6 +77,16 @@ class Options(Table):
     verify: bool = setting(
         False, "Compile the C and run its self-test, if there is a C compiler (CC, or cc)"
     )
+    compile: bool = setting(
+        False,
+        "Compile the C (by CC with CFLAGS; cc with -O2), and report its stack, code and constants",
+    )
+    max_parameters: int = limit("Most parameters", scale=COUNT)
+    max_macs: int = limit("Most multiply-accumulates per image", scale=COUNT)
+    max_flash: int = limit(
+        "Most bytes of weights, with --compile of constants and code", scale=BYTES
+    )
+    max_ram: int = limit("Most bytes of arena, with --compile of arena and stack", scale=BYTES)
 
     def check_together(self) -> None:
         if not re.fullmatch("[A-Za-z][A-Za-z0-9_]{0,39}", self.prefix) or self.prefix == "main":
@@ -118,31 +129,27 @@ def check_options(name: str, options: Options) -> None:
     format.require_packages()
 
 
-def check_output(path: Path, name: str, overwrite: bool) -> None:
+def check_output(path: Path, name: str, overwrite: bool, options: Options) -> None:
     """Check the file or folder that an export is to write.
 
     Raises:
-        SpratError: its ending is another format's, or it exists already.
+        SpratError: its ending is another format's, it exists already, or it is a folder that holds
+            something else too.
     """
     format = FORMATS[name]
-    if format.folder:
-        if path.exists() and not overwrite:
-            raise SpratError(
-                f"{path} exists already and is not overwritten. Give another --output, or "
-                "--overwrite."
-            )
-        if path.is_file():
-            raise SpratError(f"{path} is a file, expected a folder. Give another --output.")
-        return
     suffix = format.suffix
-    if path.suffix != suffix:
+    if format.names is None and path.suffix != suffix:
         raise SpratError(
             f"--output is {path}, expected a name that ends in {suffix}. Rename it, or leave it "
             "out for the default."
         )
-    if path.is_dir():
+    if format.names is None and path.is_dir():
         raise SpratError(f"{path} is a folder. Give another --output.")
+    if format.names is not None and path.exists() and not path.is_dir():
+        raise SpratError(f"{path} is a file, expected a folder. Give another --output.")
     if path.exists() and not overwrite:
         raise SpratError(
             f"{path} exists already and is not overwritten. Give another --output, or --overwrite."
         )
+    if format.names is not None:
+        check_folder(path, format.names(options))

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from sprat.errors import SpratError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from sprat.checkpoint import Model
+    from sprat.deploy import Options
+    from sprat.deploy.c.compiler import Compiled
     from sprat.deploy.graph import Graph, Run, Source
 
 Content = bytes | dict[str, bytes]  # of a file, or of the files of a folder by their names
@@ -36,10 +38,12 @@ class Format:
     """Return the content; the second argument is that of `made_from`."""
     open: Callable[[Any, Graph], Run]
     """Return a function from the graph's input to its output that runs a content."""
-    check: Callable[[Model], None] = lambda model: None
+    check: Callable[[Model, Options], None] = lambda model, options: None
     """Raise a SpratError for a model that has no such form, before any image is loaded."""
-    folder: bool = False
-    """Whether it is a folder of files."""
+    names: Callable[[Options], Collection[str]] | None = None
+    """Return the names of what may be in the folder, of a format that is one."""
+    compile: Callable[[Any, Options], Compiled] | None = None
+    """Compile a content and return what it takes, or raise a SpratError."""
     size: Callable[[Any], int] = total_bytes
     """Return the bytes that a content takes where it is used."""
     timed: bool = True
@@ -51,6 +55,8 @@ class Format:
     that of each class by max_class_drop."""
     calibrated: bool = False
     """Whether training images are needed."""
+    stored_ranges: bool = False
+    """Whether ranges of activations that are stored with the model do instead."""
     takes: tuple[str, ...] = ()
     """Options that not every format has."""
     packages: tuple[str, ...] = ()

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from sprat import __version__
 from sprat.augment.transforms import normalize
 from sprat.checkpoint import Model, metadata
-from sprat.data.imageset import Images, ImageSet, Normalization, stratified_split
+from sprat.data.imageset import Images, ImageSet, Normalization
+from sprat.evaluation.ranges import calibration_images
 
 if TYPE_CHECKING:
     from sprat.deploy import Options
@@ -82,10 +83,9 @@ class Source:
     def calibration(self, most: int) -> Images:
         """Return training images to calibrate on, each class its share."""
         assert self.training is not None
-        count = min(most, len(self.training))
-        self.tell(f"calibrating on {count:,} images")
-        _, chosen = stratified_split(self.training.targets, count, seed=0)
-        return self.training.subset(chosen).images
+        images = calibration_images(self.training, most)
+        self.tell(f"calibrating on {len(images):,} images")
+        return images
 
     @property
     def output(self) -> str:

@@ -21,12 +21,6 @@ else:
     graphs = deferred("sprat.deploy.graph")
 
 CALIBRATION = 512  # images; the shipped model lost 0 to 0.2 points with 128 to 1,024, in no order
-# A map's range is the mean over groups of so many images of each group's extremes, so that one
-# outlier does not make every value coarser. Next to the extremes of all images, answers came closer
-# to fp32's (Kullback-Leibler divergence on 512 to 1,000 training images, emulated): SpratT 0.0019
-# and 0.0043, SpratS 0.0023 and 0.0032, SpratM 0.0008 and 0.0017. Groups of 1, 8, 16 and 64 were
-# worse where they were tried.
-GROUP = 4
 
 # What is computed in int8. Softmax is not: with it, probabilities of the shipped model were four
 # times as far from fp32's (Kullback-Leibler divergence on 5,000 training images, one try each, as
@@ -55,6 +49,8 @@ def write(source: Source, before: bytes) -> bytes:
         QuantType,
         quantize_static,
     )
+
+    from sprat.evaluation.ranges import GROUP
 
     batches = source.calibration(CALIBRATION).split(GROUP)
 

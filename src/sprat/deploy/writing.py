@@ -5,12 +5,13 @@ images; only a file that agrees is put in place.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
+from sprat.budget import judge_limits, summarize
 from sprat.checkpoint import Model
 from sprat.data import FALLBACK
 from sprat.data.imageset import Images, ImageSet
@@ -20,12 +21,14 @@ from sprat.deploy.agreement import (
     Contender,
     agreement,
     answers,
+    check_alike,
     check_class_drop,
     check_drop,
     check_same,
     compared_images,
     latencies,
 )
+from sprat.deploy.c.compiler import Compiled
 from sprat.deploy.format import Content
 from sprat.deploy.graph import Run, Source, graph_input
 from sprat.errors import SpratError
@@ -55,6 +58,8 @@ class Exported:
     """test, val, or drawings."""
     worst_class: ClassDrop | None = None
     """The class whose accuracy drops most; None if every answer agrees."""
+    compiled: Compiled | None = None
+    """What a compiler made of it, if that was asked for."""
 
 
 def export(
@@ -75,20 +80,23 @@ def export(
         format: a name of `FORMATS`.
         compared: labelled images of the model's classes, of which 1,000 are compared; without
             it drawings of shapes10 are compared, on which there is no accuracy.
-        training: images to calibrate on, for formats that need some; none of `compared`.
+        training: images to calibrate on, for formats that need some; none of `compared`. Without
+            them the ranges that are stored with the model are used, if the format takes them.
         overwrite: whether a file that exists may be replaced; a folder, if it holds nothing else.
         tell: hears what is being done.
 
     Raises:
-        SpratError: as `check_options` and `check_output`; the model has no such form; a format that
-            is calibrated has no images; or the file does not agree with torch, an exact format on
-            each image's class and by 1e-4 on every probability. Nothing is put in place then.
+        SpratError: as `check_options`, `check_output` and `check_model`; a format that is
+            calibrated has no images; the compiler fails; or the file does not agree with torch, an
+            exact format on each image's class and by 1e-4 on every probability. Nothing is put in
+            place then.
     """
     check_options(format, options)
-    check_output(path, format, overwrite)
+    check_output(path, format, overwrite, options)
+    check_model(model, format, options)
     wanted = FORMATS[format]
-    wanted.check(model)
-    if wanted.calibrated and (training is None or compared is None):
+    stored = wanted.stored_ranges and model.ranges is not None
+    if wanted.calibrated and not stored and (training is None or compared is None):
         exact = ", ".join(name for name, each in FORMATS.items() if not each.calibrated)
         raise SpratError(
             f"The format {format} is calibrated on training images of the model's dataset and "
@@ -100,8 +108,12 @@ def export(
     seen = compared_images(model.side, compared)
 
     tell(f"writing {format}")
-    contents = _contents(wanted, source)
-    with _placing(path, contents[format]) as contents[format]:
+    contents, compiled = _contents(wanted, source), None
+    if options.compile and wanted.compile:
+        tell("compiling")
+        compiled = wanted.compile(contents[format], options)
+    names = wanted.names(options) if wanted.names else ()
+    with _placing(path, contents[format], names) as contents[format]:
         runs: dict[str, Run] = {"torch": source.graph}
         runs |= {
             name: FORMATS[name].open(content, source.graph) for name, content in contents.items()
@@ -122,6 +134,8 @@ def export(
         if not wanted.exact and before is not None and after is not None:
             check_drop(format, after, before, options.max_drop, len(seen))
             worst = check_class_drop(format, given[format], expected, seen, options.max_class_drop)
+        elif not wanted.exact:
+            check_alike(format, given[format], expected)
         tell("timing one image")
         timed = {name: run for name, run in runs.items() if name == "torch" or FORMATS[name].timed}
         milliseconds = latencies(timed, graph_input(seen.images[:1], normalization, raw))
@@ -139,7 +153,27 @@ def export(
             Contender(name, sizes[name], milliseconds.get(name), accuracy[name]) for name in runs
         ),
         worst_class=worst,
+        compiled=compiled,
     )
+
+
+def check_model(model: Model, format: str, options: Options) -> None:
+    """Check what is wrong with exporting a model before any image is loaded.
+
+    Raises:
+        SpratError: it has no such form, or exceeds a limit.
+    """
+    FORMATS[format].check(model, options)
+    limits = {"max_parameters": options.max_parameters, "max_macs": options.max_macs}
+    if not any(limits.values()):
+        return
+    for verdict in judge_limits(limits, summarize(model.network, model.side)):
+        if not verdict.kept:
+            raise SpratError(
+                f"{model.name} has {verdict.achieved} {verdict.metric}, expected "
+                f"{verdict.target} (--max-{verdict.metric.lower()}). Choose a smaller network, or "
+                "allow more."
+            )
 
 
 def probabilities_by(format: str, model: Model, images: Images, training: ImageSet) -> Tensor:
@@ -156,15 +190,19 @@ def probabilities_by(format: str, model: Model, images: Images, training: ImageS
 
 
 @contextlib.contextmanager
-def _placing(path: Path, content: Content) -> Iterator[Content]:
+def _placing(path: Path, content: Content, names: Collection[str]) -> Iterator[Content]:
     """Write a content next to its place and give what is read back from there; it is put in place
-    only if the block ends well."""
+    only if the block ends well.
+
+    Args:
+        names: of the files of a folder that may be replaced.
+    """
     if isinstance(content, bytes):
         with replacing(path, size=len(content)) as beside:
             beside.write_bytes(content)
             yield beside.read_bytes()
         return
-    with replacing_folder(path, content) as beside:
+    with replacing_folder(path, names) as beside:
         for name, part in content.items():
             (beside / name).write_bytes(part)
         yield {name: (beside / name).read_bytes() for name in content}

@@ -20,7 +20,7 @@ from sprat.models.registry import NetworkConfig
 from sprat.names import VIEWS, WIDTHS
 from sprat.optim import OptimConfig
 from sprat.option import Group, Parameter
-from sprat.settings.field import BYTES, COUNT, LARGEST, MOST_SEED, Table, refused, setting
+from sprat.settings.field import BYTES, COUNT, MOST_SEED, Table, limit, refused, setting
 from sprat.threads import MOST_THREADS
 
 __all__ = [
@@ -77,19 +77,15 @@ class DistillConfig(Table, name="distill"):
     )
 
 
-def _limit(about: str, unit: str = "", **how: Any) -> Any:
-    return setting(0, about, at_least=0, at_most=LARGEST, unit=unit, zero="no limit", **how)
-
-
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig(Table, name="budget"):
     """Limits on the network; training is refused if one is broken."""
 
-    max_parameters: int = _limit("Most parameters", scale=COUNT)
-    max_macs: int = _limit("Most multiply-accumulates per image", scale=COUNT)
-    min_receptive_field: int = _limit("Smallest receptive field before global pooling", "pixels")
-    max_flash: int = _limit("Most bytes of weights, stored as budget.stored_as", scale=BYTES)
-    max_ram: int = _limit(
+    max_parameters: int = limit("Most parameters", scale=COUNT)
+    max_macs: int = limit("Most multiply-accumulates per image", scale=COUNT)
+    min_receptive_field: int = limit("Smallest receptive field before global pooling", "pixels")
+    max_flash: int = limit("Most bytes of weights, stored as budget.stored_as", scale=BYTES)
+    max_ram: int = limit(
         "Most bytes of the arena that holds one image's activations, stored as budget.stored_as",
         scale=BYTES,
         formerly="max_peak_memory",

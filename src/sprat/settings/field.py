@@ -240,6 +240,11 @@ def setting(
     return dataclasses.field(default=default, metadata={"setting": declared, "help": declared.help})
 
 
+def limit(about: str, unit: str = "", **how: Any) -> Any:
+    """Declare a `setting` of a whole number that is not to be exceeded, 0 for none."""
+    return setting(0, about, at_least=0, at_most=LARGEST, unit=unit, zero="no limit", **how)
+
+
 def probability_setting(default: float, about: str) -> Any:
     """Declare a `setting` from 0 to 1."""
     return setting(default, about, at_least=0, at_most=1)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sprat.budget import count_parameters
-from sprat.checkpoint import Model, load_model
+from sprat.checkpoint import Model, load_model, with_ranges
 from sprat.data import Dataset
 from sprat.data.imageset import Normalization
 from sprat.errors import SpratError
@@ -25,7 +25,8 @@ from sprat.zoo import locate
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained model, and its file's sha256."""
+    """A trained model, and the sha256 of its file without ranges of activations: runs that an older
+    file taught, which had none, can be resumed."""
 
     model: Model
     sha256: str
@@ -126,7 +127,8 @@ def load_teacher(name: str) -> Teacher:
     path = locate(name)
     file = path / MODEL_FILE if path.is_dir() else path
     model = load_model(file)
-    return Teacher(model, hashlib.sha256(file.read_bytes()).hexdigest())
+    content = with_ranges(file, file.read_bytes(), None)
+    return Teacher(model, hashlib.sha256(content).hexdigest())
 
 
 def together(logits: list[Tensor], temperature: float) -> Tensor:

@@ -1,15 +1,19 @@
 """The end of a run: its weights settled and evaluated, its model and results written."""
 
+import contextlib
 import dataclasses
 import math
 from typing import Any
 
 import torch
+from torch import nn
 
 from sprat.budget import costs
 from sprat.checkpoint import Model, save_model
 from sprat.data.imageset import class_counts
+from sprat.errors import SpratError
 from sprat.evaluation.evaluate import evaluate
+from sprat.evaluation.ranges import measure_record
 from sprat.evaluation.records import RESULTS_FILE, RunResult, original_claims, write_json
 from sprat.names import MODEL_FILE
 from sprat.runtime import Machine, describe_machine, peak_memory, versions
@@ -94,11 +98,20 @@ def finish(run: Run, observer: Observer) -> RunResult:
         side=side,
         about=about,
         spec=config.network,
+        ranges=_ranges(run, network),
     )
     check_folder(run)
     save_model(run.folder / MODEL_FILE, model)
     write_json(run.folder / RESULTS_FILE, results)
     return results
+
+
+def _ranges(run: Run, network: nn.Module) -> dict[str, Any] | None:
+    """Return the ranges of activations on training images; None for a network without an integer
+    form, or with values that are no numbers."""
+    with contextlib.suppress(SpratError):
+        return measure_record(network, run.images.batches.dataset, run.dataset.normalization)
+    return None
 
 
 def _machine(run: Run) -> Machine:

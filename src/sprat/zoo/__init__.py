@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from sprat.data import title_of
 from sprat.errors import SpratError, did_you_mean, plain, shown
@@ -29,6 +29,19 @@ class Memory(TypedDict):
     arena: int
     image: int
     weights: int
+
+
+class Compiled(TypedDict):
+    """What a compiler made of the model in C, as sprat.deploy.c.compiler has it."""
+
+    compiler: str
+    flags: str
+    stack: int
+    chain: list[str]
+    library: list[str]
+    code: int
+    constants: int
+    arena: int
 
 
 class Robustness(TypedDict):
@@ -72,6 +85,7 @@ class Card(TypedDict):
     macs: int
     receptive_field: int | None
     memory: Memory | None
+    compiled: NotRequired[Compiled | None]
     test: Evaluation
     int8: Int8
     robustness: Robustness
@@ -177,12 +191,22 @@ def card_text(card: Card) -> str:
         f"{markdown(teacher['model'])} ({code(teacher['recipe'])})"
         for teacher in training["teachers"]
     ]
-    memory = []
+    memory, compiled = [], card.get("compiled")
     if plan := card["memory"]:
         memory = [
             f"Memory in int8, as planned by sprat: {plan['arena']:,} bytes of RAM for activations "
             f"and {plan['weights']:,} bytes of flash for weights. The image ({plan['image']:,} "
             "bytes), stack and code come on top.",
+            "",
+        ]
+    if compiled:
+        uncounted = f"; not counted: {code(', '.join(compiled['library']))}"
+        memory += [
+            f"In C, compiled by {markdown(compiled['compiler'])} with {code(compiled['flags'])}: "
+            f"{compiled['stack']:,} bytes of stack, the frames of the deepest calls "
+            f"({code(' > '.join(compiled['chain']))}); {compiled['code']:,} bytes of code and "
+            f"{compiled['constants']:,} of constants, weights among them"
+            f"{uncounted if compiled['library'] else ''}.",
             "",
         ]
     taught = f", taught by {' and '.join(teachers)}" if teachers else ""

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import shutil
-import subprocess
 from typing import TYPE_CHECKING
 
 from sprat.deferred import deferred
 from sprat.deploy.format import Format
 from sprat.errors import SpratError, shown
-from sprat.files import temporary_folder
-from sprat.text import warn
 
 if TYPE_CHECKING:
     import torch
@@ -20,33 +14,45 @@ if TYPE_CHECKING:
     from sprat.budget import graph as budget_graph
     from sprat.budget import layers, plan
     from sprat.checkpoint import Model
-    from sprat.deploy import agreement
-    from sprat.deploy.c import floating, quantize, reading, reference, source
+    from sprat.deploy import Options, agreement
+    from sprat.deploy.c import compiler, quantize, reading, reference, source
+    from sprat.deploy.c.compiler import Compiled
     from sprat.deploy.graph import Graph, Run, Source
+    from sprat.evaluation import ranges
 else:
     torch, agreement = deferred("torch"), deferred("sprat.deploy.agreement")
+    ranges = deferred("sprat.evaluation.ranges")
     budget_graph, layers, plan = (
         deferred(f"sprat.budget.{name}") for name in ("graph", "layers", "plan")
     )
-    floating, quantize, reading, reference, source = (
+    compiler, quantize, reading, reference, source = (
         deferred(f"sprat.deploy.c.{name}")
-        for name in ("floating", "quantize", "reading", "reference", "source")
+        for name in ("compiler", "quantize", "reading", "reference", "source")
     )
 
-CALIBRATION = 512  # images
 DRAWINGS = 16  # of the self-test
-SECONDS = 300  # that compiling or the self-test may take
 
 Files = dict[str, bytes]
 
 
-def check(model: Model) -> None:
+def names(options: Options) -> tuple[str, ...]:
+    """Return the names of the files, and of what their Makefile makes."""
+    prefix = options.prefix
+    own = (f"{prefix}.h", f"{prefix}.c", f"{prefix}_data.c")
+    return (*own, "main.c", "Makefile", "selftest")
+
+
+def check(model: Model, options: Options) -> None:
     """Check that a model can be written in C.
 
     Raises:
-        SpratError: a layer has no integer form, or a class name cannot be written in C.
+        SpratError: a layer has no integer form, a class name cannot be written in C, or the arena
+            or the weights exceed a limit.
     """
-    layers.lower(budget_graph.trace(model.network, model.side))
+    lowered = layers.lower(budget_graph.trace(model.network, model.side))
+    if options.max_ram or options.max_flash:
+        arena = plan.plan_memory(lowered).arena
+        _check_limits(options, {"arena": arena}, {"weights": lowered.weight_bytes})
     if held := [name for name in model.classes if "\0" in name]:
         raise SpratError(
             f"The class {shown(held[0])} holds a character 0, which ends a text in C. Give the "
@@ -55,18 +61,23 @@ def check(model: Model) -> None:
 
 
 def write(given: Source, before: bytes) -> Files:
-    """Return the C files of a model, its ranges measured on training images.
+    """Return the C files of a model, its ranges measured on training images, or without any those
+    that are stored with it.
 
     Raises:
-        SpratError: a layer has no integer form, or the self-test that was asked for fails.
+        SpratError: a layer has no integer form, the stored ranges are not the network's, or the
+            self-test that was asked for fails.
     """
     model, network = given.model, given.graph.network
     lowered = layers.lower(budget_graph.trace(network, model.side))
-    folded = floating.fold_all(lowered, network.state_dict())
-    images = given.calibration(CALIBRATION)
-    ranges = floating.measure_ranges(lowered, folded, images, model.normalization)
+    folded = ranges.fold_all(lowered, network.state_dict())
+    if given.training is None:
+        found = ranges.read_record(model.ranges, lowered)
+    else:
+        images = given.calibration(ranges.CALIBRATION)
+        found = ranges.measure_ranges(lowered, folded, images, model.normalization)
     program = source.Program(
-        network=quantize.quantize(lowered, folded, ranges, model.normalization),
+        network=quantize.quantize(lowered, folded, found, model.normalization),
         plan=plan.plan_memory(lowered),
         title=model.name,
         classes=model.classes,
@@ -77,50 +88,40 @@ def write(given: Source, before: bytes) -> Files:
     files = source.write_source(program, drawn, reference.scores(program.network, drawn))
     if given.options.verify:
         given.tell("compiling and running the self-test")
-        verify(files)
+        compiler.verify(files)
     return files
 
 
-def verify(files: Files) -> None:
-    """Compile the files and run their self-test; print that it was not done where there is no
-    compiler.
+def compile_files(files: Files, options: Options) -> Compiled:
+    """Compile the files and measure what they take.
 
     Raises:
-        SpratError: the compiler or the self-test fails.
+        SpratError: there is no compiler, it fails, or a limit is exceeded.
     """
-    compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
-    if not shutil.which(compiler[0]):
-        warn(f"The self-test was not run: there is no C compiler ({compiler[0]}) on the path.")
-        return
-    with temporary_folder() as folder:
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
-        sources = sorted(name for name in files if name.endswith(".c"))
-        program = folder / "selftest"
-        _run([*compiler, "-std=c11", "-O2", "-o", str(program), *sources], folder, "The C compiler")
-        _run([str(program)], folder, "The self-test")
+    found = compiler.measure(files)
+    flash = {"constants": found.constants, "code": found.code}
+    _check_limits(options, {"arena": found.arena, "stack": found.stack}, flash)
+    return found
 
 
-def _run(command: list[str], folder: os.PathLike[str], who: str) -> None:
-    try:
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            check=False,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=SECONDS,
-        )
-        said = (done.stderr or done.stdout).strip().splitlines()
-        failed = done.returncode != 0
-    except (OSError, subprocess.TimeoutExpired) as error:
-        failed, said = True, [str(error)]
-    if failed:
-        raise SpratError(
-            f"{who} failed: {said[-1] if said else 'it printed nothing'}. Nothing was written; set "
-            "CC to another compiler, or leave --verify out."
-        )
+def _check_limits(options: Options, ram: dict[str, int], flash: dict[str, int]) -> None:
+    """Check bytes, each by what takes them.
+
+    Raises:
+        SpratError: they are more than a limit allows.
+    """
+    for name, parts, limit in (
+        ("RAM", ram, options.max_ram),
+        ("flash", flash, options.max_flash),
+    ):
+        needed = sum(parts.values())
+        if limit and needed > limit:
+            listed = ", ".join(f"{what} {count:,}" for what, count in parts.items())
+            raise SpratError(
+                f"The model takes {needed:,} bytes of {name} ({listed}), expected at most "
+                f"{limit:,} (--max-{name.lower()}). Nothing was written; choose a smaller network "
+                "or smaller images, or allow more."
+            )
 
 
 def open_files(files: Files, graph: Graph) -> Run:
@@ -142,10 +143,12 @@ C = Format(
     write=write,
     check=check,
     open=open_files,
-    folder=True,
+    names=names,
+    compile=compile_files,
     size=lambda files: reading.weight_bytes(files),
     timed=False,
     exact=False,
     calibrated=True,
-    takes=("layout", "prefix", "verify"),
+    stored_ranges=True,
+    takes=("layout", "prefix", "verify", "compile", "max_ram", "max_flash"),
 )

@@ -11,11 +11,9 @@ channel: the normalisation is part of the first convolution, exact but for paddi
 the mean to within half a grey level.
 """
 
-import itertools
 import math
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +21,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sprat.budget.layers import Add, AveragePool, Conv, Gather, Layer, Lowered, Map, MaxPool
+from sprat.budget.layers import (
+    Add,
+    AveragePool,
+    Conv,
+    Gather,
+    Layer,
+    Lowered,
+    Map,
+    MaxPool,
+    layer_names,
+)
 from sprat.data.imageset import Normalization
-from sprat.deploy.c.floating import Folded, Range
 from sprat.errors import SpratError
+from sprat.evaluation.ranges import Folded, Range
 
 LEAST, MOST = -128, 127  # of int8
 ADD_SHIFT = 20  # bits by which terms are shifted to the left before they are rescaled
@@ -91,20 +99,6 @@ class IntegerNetwork:
     scores: Scale
 
 
-def layer_names(lowered: Lowered) -> list[str]:
-    """Return a name for each layer by its place, as a C identifier."""
-    names: dict[str, None] = {}
-    for layer in lowered.layers:
-        name = re.sub("[^0-9A-Za-z]", "_", layer.place) or type(layer).__name__.lower()
-        names.setdefault(next(each for each in _variants(name) if each not in names))
-    return list(names)
-
-
-def _variants(name: str) -> Iterator[str]:
-    yield name
-    yield from (f"{name}_{n}" for n in itertools.count(2))
-
-
 def quantize(
     lowered: Lowered,
     folded: Mapping[Map, Folded],
@@ -117,13 +111,8 @@ def quantize(
         ranges: the least and the largest value of each layer's output.
 
     Raises:
-        SpratError: a sum could exceed int32, or a weight or a range is not finite.
+        SpratError: a sum could exceed int32, or a weight is not finite.
     """
-    if not np.isfinite(ranges).all():
-        raise SpratError(
-            "The network's values are not finite on the images that it was calibrated on. Train "
-            "the model again."
-        )
     scales = _scales(lowered, ranges)
     layers = []
     for layer, name in zip(lowered.layers, layer_names(lowered), strict=True):

@@ -7,7 +7,7 @@ import numpy as np
 from torch import nn
 
 from sprat.budget.graph import trace
-from sprat.budget.layers import Add, Conv, Layer, lower
+from sprat.budget.layers import Add, Conv, Layer, layer_names, lower
 from sprat.deploy.c.quantize import (
     Constants,
     IntegerLayer,
@@ -15,7 +15,6 @@ from sprat.deploy.c.quantize import (
     Ints,
     Rescale,
     Scale,
-    layer_names,
 )
 from sprat.deploy.c.source import is_depthwise
 
@@ -23,13 +22,13 @@ _ARRAY = re.compile(r"^const u?int\d+_t (\w+)\[\d+\] = \{([^}]*)\};", re.M)
 _STRUCT = re.compile(r"^static const \w+ layer_(\w+) = \{\n(.*?)^\};", re.M | re.S)
 _FIELD = re.compile(r"^    \.(\w+) = (.*),$", re.M)
 _MACRO = re.compile(
-    r"^#define [A-Z0-9_]+_(SIDE|WEIGHTS|SCORE_SCALE|SCORE_ZERO) \(?([-+.\de]+)", re.M
+    r"^#define [A-Z0-9_]+_(SIDE|ARENA|WEIGHTS|SCORE_SCALE|SCORE_ZERO) \(?([-+.\de]+)", re.M
 )
 
 
 def read_source(files: Mapping[str, bytes], network: nn.Module) -> IntegerNetwork:
     """Return the integer form of a network, its numbers those in the C files."""
-    prefix, macros = _prefix(files), _macros(files)
+    prefix, macros = prefix_of(files), _macros(files)
     data = files[f"{prefix}_data.c"].decode()
     arrays = {name: _numbers(text) for name, text in _ARRAY.findall(data)}
     structs = {
@@ -52,6 +51,11 @@ def read_source(files: Mapping[str, bytes], network: nn.Module) -> IntegerNetwor
 def weight_bytes(files: Mapping[str, bytes]) -> int:
     """Return the bytes of the constants, as the header says."""
     return int(_macros(files)["WEIGHTS"])
+
+
+def arena_bytes(files: Mapping[str, bytes]) -> int:
+    """Return the bytes of the arena, as the header says."""
+    return int(_macros(files)["ARENA"])
 
 
 def _layer(
@@ -89,9 +93,10 @@ def _numbers(text: str) -> Ints:
     return np.array([int(number) for number in re.findall(r"-?\d+", text)])
 
 
-def _prefix(files: Mapping[str, bytes]) -> str:
+def prefix_of(files: Mapping[str, bytes]) -> str:
+    """Return the beginning of every name, "model" say."""
     return next(name.removesuffix("_data.c") for name in files if name.endswith("_data.c"))
 
 
 def _macros(files: Mapping[str, bytes]) -> dict[str, str]:
-    return dict(_MACRO.findall(files[f"{_prefix(files)}.h"].decode()))
+    return dict(_MACRO.findall(files[f"{prefix_of(files)}.h"].decode()))
