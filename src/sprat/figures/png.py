@@ -255,7 +255,7 @@ def draw_explanation(picture: Tensor, explanation: Explanation, title: str, path
     legend = ScalarMappable(scale, ListedColormap(steps.numpy()))
     label = f"evidence for {_name(explanation.label)}"
     figure.colorbar(legend, ax=covered, shrink=0.9, label=label)
-    figure.suptitle(f"{_text(title)}\nwhere: {explanation.where}", fontsize="medium")
+    figure.suptitle(f"{_name(title)}\nwhere: {explanation.where}", fontsize="medium")
     return _save(figure, path, new=True)
 
 
