@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sprat import names
-from sprat.api import maps
 from sprat.api.images import check_dataset, default_split, find_config, load_images
 from sprat.data import FALLBACK, Dataset
 from sprat.deferred import deferred
@@ -199,6 +198,7 @@ def predict(
         locate(str(model))
     _check_predict(files, top, hint=model is None)
 
+    from sprat.api import maps
     from sprat.display import make_console, progress_bar
 
     set_threads(threads)
