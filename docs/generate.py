@@ -156,7 +156,7 @@ def python() -> str:
     for name in sprat.__all__:
         thing = getattr(sprat, name)
         parts += [f"## sprat.{name}", _described(thing, name)]
-        for method in ("__call__", "predict", "changed", "to_dict", "from_dict"):
+        for method in ("__call__", "predict", "explain", "changed", "to_dict", "from_dict"):
             if method in vars(thing):
                 parts += [f"### {name}.{method}", _described(getattr(thing, method), method)]
     return "\n\n".join(parts) + "\n"

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sprat.deploy.writing import Exported
     from sprat.errors import SpratError
     from sprat.evaluation.compare import Entry
+    from sprat.evaluation.explain import Explanation
     from sprat.settings.config import Config
     from sprat.settings.recipes import load_recipe
 
@@ -39,6 +40,7 @@ __all__ = [
     "Classifier",
     "Config",
     "Entry",
+    "Explanation",
     "Exported",
     "ModelEvaluation",
     "Prediction",
@@ -73,6 +75,7 @@ _HOMES = {
     "classifier": ("Classifier", "Prediction", "Predictions"),
     "deploy.writing": ("Exported",),
     "evaluation.compare": ("Entry",),
+    "evaluation.explain": ("Explanation",),
     "errors": ("SpratError",),
     "settings.config": ("Config",),
     "settings.recipes": ("load_recipe",),

@@ -1,6 +1,7 @@
 """Classifies pictures of any size and mode: files, images, arrays or tensors."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple, NotRequired, TypedDict
@@ -13,8 +14,9 @@ from torch import Tensor
 from sprat.augment.views import Views, find_views
 from sprat.checkpoint import Model
 from sprat.data.picture import SUFFIXES, fit, is_picture, is_skipped, read_picture
-from sprat.errors import SpratError, shown
+from sprat.errors import SpratError, did_you_mean, shown
 from sprat.evaluation.evaluate import BATCH, predict_probabilities
+from sprat.evaluation.explain import ActivationMaps, Explanation, in_words
 from sprat.inference import WORTH_COMPILING, FrozenNetwork
 from sprat.runtime import choose_device
 from sprat.text import command
@@ -41,6 +43,10 @@ class Prediction(TypedDict):
     """Its path, as it was given."""
     predictions: list[Guess]
     """The most probable classes, the most probable first; none if the file cannot be read."""
+    where: NotRequired[str]
+    """Where in the picture the evidence for the most probable class is, if that was asked."""
+    map: NotRequired[str]
+    """The PNG file that shows it."""
     error: NotRequired[str]
     """Why the file cannot be read, and what to do."""
 
@@ -112,6 +118,56 @@ class Classifier:
                     yield {"file": str(file), "predictions": [], "error": str(picture)}
                 else:
                     yield {"file": str(file), "predictions": self._guesses(next(rows), top)}
+
+    def explain(
+        self, images: Picture | Iterable[Picture], classes: Sequence[str] | None = None
+    ) -> list[Explanation]:
+        """Return where in each picture the evidence for a class is: its class activation map and
+        that map in words. It is exact, of a single view, and takes one pass through the network.
+
+        Args:
+            images: as of a call; a map is about what the network sees of a picture.
+            classes: the class to explain of each picture; by default the predicted one.
+
+        Raises:
+            SpratError: the network does not end in the mean of a map and one linear layer; there is
+                no such class, or not one for each picture; or a picture cannot be read.
+        """
+        self.check_explains()
+        pixels = to_pixels(images, self.side)
+        labels = None if classes is None else [self._label(name) for name in classes]
+        if labels is not None and len(labels) != len(pixels):
+            raise SpratError(
+                f"classes names {len(labels)}, but there are {len(pixels)} pictures. Name a class "
+                "for each."
+            )
+        with self._turn:
+            found, maps = self._maps(pixels, labels)
+        return [
+            Explanation(self.classes[label], each, in_words(each))
+            for label, each in zip(found.tolist(), maps, strict=True)
+        ]
+
+    def check_explains(self) -> None:
+        """Check that the network ends so that `explain` is possible.
+
+        Raises:
+            SpratError: it does not.
+        """
+        with self._turn:
+            _ = self._maps
+
+    @cached_property
+    def _maps(self) -> ActivationMaps:
+        return ActivationMaps(self._frozen.network, self._normalization, self.side)
+
+    def _label(self, name: str) -> int:
+        if name not in self.classes:
+            raise SpratError(
+                f"Unknown class {shown(name)}{did_you_mean(str(name), self.classes) or '.'} The "
+                f"model's classes are {', '.join(self.classes)}."
+            )
+        return self.classes.index(name)
 
     def _probabilities(self, pixels: Tensor, views: Views) -> Tensor:
         with self._turn:

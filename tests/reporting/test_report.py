@@ -8,7 +8,7 @@ import itertools
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ from sprat.cli import app
 from sprat.data import Dataset
 from sprat.data.imageset import ImageSet
 from sprat.errors import SpratError
+from sprat.evaluation.explain import in_words
 from sprat.evaluation.records import read_json, write_json
+from sprat.figures.overlay import overlay
 from sprat.models import NetworkConfig, draft_network
 from sprat.reporting import MISTAKES, Answers, read_run, write_report
 from sprat.run_folder import write_config
@@ -103,13 +105,18 @@ def final_run(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _random_answers(classes: list[str], n: int = 60, side: int = 32) -> Answers:
-    """Noise for pictures and for what is said of them."""
+    """Noise for pictures, for what is said of them and for their maps."""
     generator = torch.Generator().manual_seed(0)
     shape = (n, 3, side, side)
     images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
     targets = torch.randint(len(classes), (n,), generator=generator)
     logits = torch.randn(n, len(classes), generator=generator)
-    return Answers(ImageSet(images, targets, tuple(classes)), logits.softmax(1))
+
+    def maps(pictures: torch.Tensor, labels: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        brightness = pictures[:, 0, ::8, ::8].float()
+        return torch.tensor(labels), brightness * torch.tensor(labels)[:, None, None]
+
+    return Answers(ImageSet(images, targets, tuple(classes)), logits.softmax(1), maps)
 
 
 def _with_classes(run: Path, names: list[str]) -> None:
@@ -157,7 +164,7 @@ class TestEveryPage:
         assert all(below - above <= 1 for above, below in itertools.pairwise(levels))
         assert all(values.get("scope") in ("row", "col") for values, _ in page.all("th"))
         pictures = [values for values, _ in page.all("img")]
-        assert len(pictures) == MISTAKES
+        assert len(pictures) == 2 * MISTAKES
         assert all(len(values["alt"]) > 10 for values in pictures)
         charts = [values for values, _ in page.all("svg")]
         assert charts
@@ -236,6 +243,7 @@ def test_the_worst_mistakes_are_the_most_confident_ones(run: Path, tmp_path: Pat
     answers = _random_answers(list(finished.evaluation["per_class"]))
     write_report(finished, tmp_path / "page.html", answers)
     shown = [values for values, _ in Page(tmp_path / "page.html").all("img")]
+    pictures, maps = shown[::2], shown[1::2]
     images, probabilities = answers.images, answers.probabilities
     wrong = [
         (max(row), place)
@@ -243,13 +251,44 @@ def test_the_worst_mistakes_are_the_most_confident_ones(run: Path, tmp_path: Pat
         if row.index(max(row)) != images.targets[place]
     ]
     expected = [place for _, place in sorted(wrong, reverse=True)][:MISTAKES]
-    for values, place in zip(shown, expected, strict=True):
-        data = base64.b64decode(values["src"].removeprefix("data:image/png;base64,"))
-        pixels = torch.tensor(np.array(Image.open(io.BytesIO(data))))
-        assert torch.equal(pixels.permute(2, 0, 1), images.images[place])
+    assert callable(answers.maps)
+    for values, map_values, place in zip(pictures, maps, expected, strict=True):
+        assert torch.equal(_pixels(values), images.images[place])
+        label = int(probabilities[place].argmax())
+        (activation,) = answers.maps(images.images[place, None], [label])[1]
+        assert torch.equal(_pixels(map_values), overlay(images.images[place], activation))
+        assert map_values["alt"] == (
+            f"Evidence for {images.classes[label]} in it: {in_words(activation)}"
+        )
         truth = images.classes[images.targets[place]]
         answer = images.classes[probabilities[place].argmax()]
         assert values["alt"] == f"Image {place} of val: {truth}, taken for {answer}"
+
+
+def _pixels(image: dict[str, str]) -> torch.Tensor:
+    """Of an image in the page: uint8, 3 x H x W."""
+    data = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"))
+    return torch.tensor(np.array(Image.open(io.BytesIO(data)))).permute(2, 0, 1)
+
+
+def test_without_maps_it_says_why_and_shows_the_mistakes(run: Path, tmp_path: Path) -> None:
+    finished = read_run(run)
+    answers = _random_answers(list(finished.evaluation["per_class"]))
+    without = dataclasses.replace(answers, maps="Flat has no <map>. Change its code.")
+    write_report(finished, tmp_path / "page.html", without)
+    page = Page(tmp_path / "page.html")
+    assert len(list(page.all("img"))) == MISTAKES
+    assert not any("Evidence" in values["alt"] for values, _ in page.all("img"))
+    assert "evidence for each answer is: Flat has no <map>. Change its code." in page.text
+
+
+def test_maps_of_large_pictures_are_small(run: Path, tmp_path: Path) -> None:
+    finished = read_run(run)
+    answers = _random_answers(list(finished.evaluation["per_class"]), side=96)
+    write_report(finished, tmp_path / "page.html", answers)
+    shown = [values for values, _ in Page(tmp_path / "page.html").all("img")]
+    assert {_pixels(each).shape[-1] for each in shown[::2]} == {96}
+    assert {_pixels(each).shape[-1] for each in shown[1::2]} == {64}
 
 
 def test_without_a_mistake_it_says_so(run: Path, tmp_path: Path) -> None:
@@ -257,7 +296,7 @@ def test_without_a_mistake_it_says_so(run: Path, tmp_path: Path) -> None:
     answers = _random_answers(list(finished.evaluation["per_class"]))
     targets = answers.probabilities.argmax(1)
     images = dataclasses.replace(answers.images, targets=targets)
-    write_report(finished, tmp_path / "page.html", Answers(images, answers.probabilities))
+    write_report(finished, tmp_path / "page.html", dataclasses.replace(answers, images=images))
     page = Page(tmp_path / "page.html")
     assert "every image was classified correctly" in page.text
     assert list(page.all("img")) == []
@@ -314,7 +353,7 @@ def test_a_page_stays_small_whatever_the_pictures(run: Path, tmp_path: Path) -> 
     write_report(read_run(run), path, answers)
     assert path.stat().st_size < 1_000_000
     page = Page(path)
-    assert 1 < len(list(page.all("img"))) < MISTAKES
+    assert 2 < len(list(page.all("img"))) < 2 * MISTAKES
     assert list(page.all("table", **{"class": "matrix"})) == []
     assert "a matrix of 100 classes would be too large" in page.text
 
@@ -410,7 +449,7 @@ class TestCommand:
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout == f"{run / 'report.html'}\n"
         page = Page(run / "report.html")
-        assert len(list(page.all("img"))) == MISTAKES
+        assert len(list(page.all("img"))) == 2 * MISTAKES
         assert "Predicted again for this page" in page.text
 
     def test_another_file_is_replaced_only_when_asked(self, here: Here, run: Path) -> None:

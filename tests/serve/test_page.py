@@ -145,11 +145,58 @@ def test_the_keyboard_is_enough(page: Page) -> None:
         page.keyboard.press("Space")
     chosen.value.set_files([FILE])
     assert_answered(page)
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Show where")).to_be_focused()
+    page.keyboard.press("Space")
+    expect(page.get_by_text("Evidence for cat: ")).to_be_visible()
     for _ in range(2):
         page.keyboard.press("Tab")
     expect(page.get_by_role("button", name="automobile")).to_be_focused()
     page.keyboard.press("Enter")
     assert_answered(page, "automobile")
+    expect(page.get_by_text("Evidence for automobile: ")).to_be_visible()
+
+
+def test_where_the_evidence_is_comes_and_goes_by_a_button(page: Page) -> None:
+    toggle, seen = page.get_by_role("button", name="Show where"), page.locator("#seen")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.get_by_label("Choose a picture").set_input_files([FILE])
+    assert_answered(page)
+    plain = seen.get_attribute("src")
+    expect(toggle).to_have_attribute("aria-pressed", "false")
+    toggle.click()
+    words = re.compile(r"^Evidence for cat: (the|mostly the|spread|nowhere) ?.*\.$")
+    expect(page.locator("#where")).to_have_text(words)
+    expect(page.locator("#where")).to_have_attribute("aria-live", "polite")
+    expect(toggle).to_have_attribute("aria-pressed", "true")
+    assert seen.get_attribute("alt") == (
+        f"What the network sees of it, in grey, with a map. {page.locator('#where').inner_text()}"
+    )
+    assert seen.get_attribute("src") != plain
+    assert seen.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [32, 32]
+    expect(page.locator("#legend")).to_be_visible()
+    assert_answered(page)
+    toggle.click()
+    expect(seen).to_have_attribute("src", plain or "")
+    expect(seen).to_have_attribute("alt", "What the network sees of it")
+    expect(page.locator("#where")).to_be_empty()
+    expect(page.locator("#legend")).to_be_hidden()
+    toggle.click()  # the map is there already
+    expect(page.locator("#where")).to_have_text(words)
+    options = [url.partition("?")[2] for url in asked if "/predict" in url]
+    assert options == ["top=10&seen=true", "top=10&seen=true&where=true"]
+    page.get_by_label("Choose a picture").set_input_files([NO_PICTURE])
+    expect(page.get_by_role("alert")).not_to_be_empty()
+    expect(page.locator("#where")).to_be_empty()
+    expect(page.locator("#legend")).to_be_hidden()
+
+
+def test_a_button_pressed_before_any_picture_holds_for_the_first(page: Page) -> None:
+    page.get_by_role("button", name="Show where").click()
+    page.get_by_role("button", name="frog").click()
+    assert_answered(page, "frog")
+    expect(page.locator("#where")).to_contain_text("Evidence for frog: ")
 
 
 def test_what_is_no_picture_is_told_in_words_and_forgotten_at_the_next(page: Page) -> None:
@@ -212,6 +259,9 @@ def test_a_phone_needs_no_sideways_scrolling_in_any_light(
         page.get_by_role("button", name="cat").click()
         assert_answered(page)
         expect(page.locator("#frame")).to_be_in_viewport()
+        assert_fits()
+        page.get_by_role("button", name="Show where").click()
+        expect(page.locator("#legend")).to_be_visible()
         assert_fits()
         page.get_by_label("Choose a picture").set_input_files([NO_PICTURE])
         expect(page.get_by_role("alert")).not_to_be_empty()

@@ -47,19 +47,21 @@ from serving import (
 )
 
 import sprat
-from sprat.checkpoint import load_model
+from sprat.checkpoint import Model, load_model
 from sprat.classifier import to_pixels
 from sprat.data import shapes10
+from sprat.data.imageset import Normalization
+from sprat.figures.overlay import overlay
 from sprat.serve.app import make_app
 from sprat.serve.batching import Batcher
-from sprat.serve.decoding import Decoders, _Process, prepare
+from sprat.serve.decoding import Decoders, _Process, decode, prepare
 from sprat.serve.guard import Guard
 from sprat.serve.limits import Limits
 from sprat.serve.log import MOST_WAITING, Log
 from sprat.serve.metrics import Metrics
 from sprat.serve.refusals import Refused
 from sprat.serve.samples import draw_samples
-from sprat.serve.uploads import png
+from sprat.serve.uploads import data_uri, png
 from sprat.zoo import best
 
 LIMITS = {
@@ -800,6 +802,55 @@ def test_it_does_as_its_description_says(
         case.call_and_validate()
 
     holds()
+
+
+def test_where_the_evidence_is_is_given_to_those_who_ask(
+    server: Server, classifier: sprat.Classifier
+) -> None:
+    answer = post(server, ("a", CAT), ("b", b"no picture"), ("c", CAT), where="true").json()
+    first, bad, last = answer["pictures"]
+    pixels = decode(CAT, 32, Limits())
+    (expected,) = classifier.explain(pixels)
+    assert first.keys() == {"name", "predictions", "where", "map"}
+    assert (first["where"], last["where"]) == (expected.where, expected.where)
+    assert first["map"] == last["map"] == data_uri(overlay(pixels, expected.map))
+    assert bad.keys() == {"name", "error"}
+    for options in ({}, {"where": "false"}):
+        assert post(server, ("a", CAT), **options).json()["pictures"][0].keys() == {
+            "name", "predictions",
+        }  # fmt: skip
+    refused = post(server, ("a", CAT), where="yes")
+    assert refused.status_code == 422
+    assert refused.json() == {"error": "where is 'yes', expected true or false"}
+
+
+def test_a_model_that_cannot_say_where_refuses_that_alone_in_words() -> None:
+    class Flat(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = torch.nn.Linear(3, 2)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.linear(images.mean((2, 3)))
+
+    async def ask() -> list[httpx.Response]:
+        values = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        model = Model(Flat(), "Flat", ("dark", "light"), values, 32, {})
+        app = make_app(model, Path("nowhere.safetensors"), Limits(), Metrics(), "cpu")
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            files = {"images": CAT}
+            return [
+                await client.post("/predict", files=files, params={"where": "true"}),
+                await client.post("/predict", files=files),
+                await client.get("/"),
+            ]
+
+    refused, answered, page = asyncio.run(ask())
+    assert refused.status_code == 422
+    assert "Flat does not end in the mean of a map and one linear layer" in refused.json()["error"]
+    assert answered.status_code == 200
+    assert "Show where" not in page.text
 
 
 class TestBatcher:

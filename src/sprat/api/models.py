@@ -166,6 +166,7 @@ def predict(
     model: str | Path | None = None,
     top: int = 3,
     tta: int = 1,
+    explain: str | Path | None = None,
     device: str = "auto",
     threads: int = 0,
     code: Code = (),
@@ -181,6 +182,8 @@ def predict(
             by default the best pretrained one.
         top: number of classes to return for each picture, the most probable first.
         tta: number of views that test-time augmentation averages: 1, 2, 6, 8, 10 or 26.
+        explain: folder to write a PNG for each picture into, which shows where in it the evidence
+            for the most probable class is; made if it is absent.
         device: cpu, cuda or mps; auto: the first available of cuda, mps, cpu.
         threads: CPU threads, set for the whole process; 0: one per usable core.
         code: as of `load`.
@@ -189,11 +192,13 @@ def predict(
 
     Returns:
         For each picture, in order, {"file": str, "predictions": [{"class": str, "probability":
-        float}, …]}. A file that cannot be read has no predictions, and an "error".
+        float}, …]}. A file that cannot be read has no predictions, and an "error". With `explain`
+        also "where", in words, and "map", the PNG.
 
     Raises:
-        SpratError: there is no such model, device, file or set of views; no picture is given; or a
-            folder has none.
+        SpratError: there is no such model, device, file or set of views; no picture is given; a
+            folder has none; or `explain` would overwrite a file, or the network does not end in the
+            mean of a map and one linear layer.
     """
     from sprat.runtime import check_threads, set_threads
 
@@ -207,14 +212,22 @@ def predict(
         locate(str(model))
     _check_predict(files, top, hint=model is None)
 
+    from sprat.api import maps
     from sprat.display import make_console, progress_bar
 
     set_threads(threads)
-    asked, paths, found = load(model, device), classifier.find_pictures(files), []
+    paths, found = classifier.find_pictures(files), []
+    drawings = iter(() if explain is None else maps.plan(Path(explain), paths))
+    asked = load(model, device)
+    if explain is not None:
+        asked.check_explains()
+        maps.make_folder(Path(explain))
     console = make_console(stderr=True, quiet=quiet)
     with progress_bar(console, "classifying pictures", len(paths)) as progress:
         for prediction in asked.predict(paths, top=top, tta=tta):
             progress(1)
+            if explain is not None:
+                maps.draw(asked, prediction, next(drawings))
             if each:
                 each(prediction)
             found.append(prediction)

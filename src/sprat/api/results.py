@@ -1,6 +1,7 @@
 """Verbs of results: report, compare."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sprat import names
 from sprat.api.images import check_dataset, load_images
@@ -9,6 +10,10 @@ from sprat.errors import SpratError
 from sprat.evaluation.compare import Entry, read_entries
 from sprat.models.code import Code, CodeNotNamed, use_all
 from sprat.text import warn
+
+if TYPE_CHECKING:
+    from sprat.checkpoint import Model
+    from sprat.evaluation.explain import ActivationMaps
 
 
 def report(
@@ -27,6 +32,7 @@ def report(
 
     It shows figures, curves, confusion, calibration, worst mistakes, settings, and how to reproduce
     the run. Without the run's data or model it lacks the calibration and the mistakes, and says so.
+    Each mistake has its class activation map, if the network ends so that it has one.
 
     Args:
         run: folder of a finished run; of several seeds, that of one of them.
@@ -81,9 +87,18 @@ def report(
             probabilities = predict_probabilities(
                 loaded.network.to(to), images.images, loaded.normalization, progress=progress
             )
-        answers = Answers(images, probabilities)
+        answers = Answers(images, probabilities, _maps_or_why_not(loaded))
     write_report(finished, path, answers)
     return path
+
+
+def _maps_or_why_not(model: "Model") -> "ActivationMaps | str":
+    from sprat.evaluation.explain import ActivationMaps
+
+    try:
+        return ActivationMaps(model.network.eval(), model.normalization, model.side)
+    except SpratError as error:
+        return str(error)
 
 
 def compare(

@@ -178,6 +178,7 @@ def predict(
     *pictures: str,
     top: int = 3,
     tta: int = 1,
+    explain: Path | None = None,
     device: Device = "auto",
     threads: Threads = 0,
     code: Code = (),
@@ -197,6 +198,9 @@ def predict(
         Number of classes to print for each picture, the most probable first.
     tta
         Number of views that test-time augmentation averages: 1, 2, 6, 8, 10 or 26.
+    explain
+        Folder to write a PNG for each picture into, which shows where in it the evidence for the
+        most probable class is; made if it is absent.
     """
     if csv_output and json_output:
         raise SpratError("--csv and --json cannot both be printed. Leave one out.")
@@ -219,6 +223,7 @@ def predict(
         *pictures,
         top=top,
         tta=tta,
+        explain=explain,
         device=device,
         threads=threads,
         code=code,
@@ -250,4 +255,5 @@ def _print_prediction(prediction: "Prediction") -> None:
         f"{visible(guess['class'])} {100 * guess['probability']:.1f} %"
         for guess in prediction["predictions"]
     )
-    print(f"{visible(prediction['file'])}   {guesses}")
+    where = f"   where: {prediction['where']}" if "where" in prediction else ""
+    print(f"{visible(prediction['file'])}   {guesses}{where}")

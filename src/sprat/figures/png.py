@@ -11,6 +11,8 @@ import torch
 from matplotlib import rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Rectangle
@@ -22,6 +24,7 @@ from sprat.augment.preview import Row
 from sprat.budget import effective_side
 from sprat.data.imageset import ImageSet
 from sprat.evaluation.compare import Entry, pareto_front
+from sprat.evaluation.explain import Explanation
 from sprat.figures.data import (
     NUMBERED_CLASSES,
     Calibration,
@@ -30,6 +33,7 @@ from sprat.figures.data import (
     Mistake,
     read_curves,
 )
+from sprat.figures.overlay import blended, overlay
 from sprat.files import write_whole
 from sprat.run_folder import CURVES_FILE
 from sprat.text import escape, visible
@@ -232,6 +236,30 @@ def draw_mistakes(mistakes: Sequence[Mistake], title: str, path: Path, columns: 
 
 
 @_plain_text
+def draw_explanation(picture: Tensor, explanation: Explanation, title: str, path: Path) -> Path:
+    """Draw a picture, and next to it the same in grey with its map and a legend over it, as PNG.
+
+    Args:
+        picture: uint8, 3 x side x side, the part that the network saw.
+
+    Raises:
+        WriteError: the file exists, or cannot be written.
+    """
+    figure = Figure(figsize=(9, 4.6), layout="constrained", dpi=100)
+    plain, covered = figure.subplots(1, 2)
+    for axes, pixels in ((plain, picture), (covered, overlay(picture, explanation.map))):
+        axes.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axes.set_axis_off()
+    steps = blended(torch.linspace(0, 1, 256), torch.full((256,), 127.5)) / 255
+    scale = Normalize(0, max(explanation.map.max().item(), 1e-6))
+    legend = ScalarMappable(scale, ListedColormap(steps.numpy()))
+    label = f"evidence for {_name(explanation.label)}"
+    figure.colorbar(legend, ax=covered, shrink=0.9, label=label)
+    figure.suptitle(f"{_name(title)}\nwhere: {explanation.where}", fontsize="medium")
+    return _save(figure, path, new=True)
+
+
+@_plain_text
 def draw_effective_field(
     field: Tensor, receptive_field: int, image_side: int, title: str, path: Path
 ) -> Path:
@@ -389,9 +417,9 @@ def _lighten(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Figure, path: Path, **how: Any) -> Path:
-    """Write a figure as PNG, whole or not at all."""
+def _save(figure: Figure, path: Path, *, new: bool = False, **how: Any) -> Path:
+    """Write a figure as PNG, whole or not at all; `new`: only where no file is yet."""
     png = io.BytesIO()
     figure.savefig(png, format="png", **how)
-    write_whole(path, png.getvalue())
+    write_whole(path, png.getvalue(), new=new)
     return path

@@ -3,13 +3,16 @@
 import base64
 import io
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from sprat import __version__
 from sprat.budget import Summary, summarize
@@ -17,6 +20,7 @@ from sprat.data import caution_for
 from sprat.data.imageset import ImageSet
 from sprat.errors import SpratError
 from sprat.evaluation.evaluate import wilson_interval
+from sprat.evaluation.explain import in_words
 from sprat.evaluation.records import (
     RESULTS_FILE,
     EpochRow,
@@ -29,11 +33,13 @@ from sprat.evaluation.records import (
 )
 from sprat.figures.data import (
     NUMBERED_CLASSES,
+    Mistake,
     calibration,
     confusion,
     curves,
     worst_mistakes,
 )
+from sprat.figures.overlay import overlay
 from sprat.figures.svg import curve_charts, reliability_diagram
 from sprat.files import write_whole
 from sprat.models import draft_network
@@ -45,6 +51,7 @@ from sprat.text import command, visible
 REPORT_FILE = "report.html"
 MISTAKES = 24  # pictures at most
 MISTAKES_BYTES = 400_000  # of their pixels at most, so that a page stays under 1 MB
+MAP_SIDE = 64  # pixels at most; a mistake's map is shown small
 PAIRS = 10  # of confused classes that are listed
 
 
@@ -73,10 +80,24 @@ class Run:
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers of a run's model on the images that the run was evaluated on: N x K, float32."""
+    """The answers of a run's model on the images that the run was evaluated on."""
 
     images: ImageSet
     probabilities: Tensor
+    """N x K, float32."""
+    maps: Callable[[Tensor, Sequence[int]], tuple[Tensor, Tensor]] | str
+    """The `ActivationMaps` of the model, or why it has none."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A mistake on the page."""
+
+    mistake: Mistake
+    map: Tensor | None = None
+    """The picture in grey with the map of the answer over it: uint8, 3 x H x W."""
+    where: str = ""
+    """The map in words."""
 
 
 def read_run(folder: Path) -> Run:
@@ -162,12 +183,12 @@ def write_report(run: Run, path: Path, answers: Answers | str) -> None:
 def _contents(run: Run, answers: Answers | str) -> dict[str, Any]:
     """Return everything that the template names."""
     evaluation, confused = run.evaluation, confusion(run.evaluation)
-    calibrated = diagram = mistakes = None
+    calibrated = diagram = mistakes = unexplained = None
     if isinstance(answers, Answers):
         calibrated = calibration(answers.probabilities, answers.images.targets)
         diagram = reliability_diagram(calibrated)
-        most = min(MISTAKES, MISTAKES_BYTES // answers.images.images.shape[1:].numel())
-        mistakes = worst_mistakes(answers.images, answers.probabilities, most)
+        mistakes = _mistakes(answers)
+        unexplained = answers.maps if isinstance(answers.maps, str) else None
     return {
         "run": run,
         "results": run.results,
@@ -183,6 +204,7 @@ def _contents(run: Run, answers: Answers | str) -> dict[str, Any]:
         "calibration": calibrated,
         "diagram": diagram,
         "mistakes": mistakes,
+        "unexplained": unexplained,
         "missing": " ".join(answers.split("\n")) if isinstance(answers, str) else None,
         "settings": _settings(run.config.to_dict()),
         "command": _command(run),
@@ -190,6 +212,26 @@ def _contents(run: Run, answers: Answers | str) -> dict[str, Any]:
         "dataset": Path(run.results["dataset"]).name,  # own pictures are named by their path
         "version": __version__,
     }
+
+
+def _mistakes(answers: Answers) -> list[Shown]:
+    """Return the worst mistakes, as many as the page has room for, each with its map if it can be
+    had."""
+    shape = answers.images.images.shape[1:]
+    side = min(shape[-1], MAP_SIDE)
+    room = shape.numel() + (0 if isinstance(answers.maps, str) else 3 * side**2)
+    most = min(MISTAKES, MISTAKES_BYTES // room)
+    mistakes = worst_mistakes(answers.images, answers.probabilities, most)
+    if isinstance(answers.maps, str) or not mistakes:
+        return [Shown(mistake) for mistake in mistakes]
+    numbers = [mistake.number for mistake in mistakes]
+    images = torch.stack([mistake.image for mistake in mistakes])
+    _, maps = answers.maps(images, answers.probabilities[numbers].argmax(1).tolist())
+    small = interpolate(images.float(), (side, side), mode="bilinear", antialias=True)
+    return [
+        Shown(mistake, overlay(picture, each), in_words(each))
+        for mistake, picture, each in zip(mistakes, small, maps, strict=True)
+    ]
 
 
 def _cost(run: Run) -> Summary:

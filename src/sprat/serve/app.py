@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -25,6 +25,7 @@ from sprat import __version__
 from sprat.checkpoint import Model
 from sprat.classifier import Classifier
 from sprat.errors import SpratError
+from sprat.figures.overlay import overlay
 from sprat.serve.batching import Batcher
 from sprat.serve.decoding import Decoders
 from sprat.serve.guard import CLIENT_LEFT, HEALTH_PATH, LIMITED_PATH
@@ -38,6 +39,7 @@ HEALTHY_WITHIN = 5.0  # seconds
 TOP = 3  # classes, unless a request says otherwise
 FLAGS = {"true": True, "false": False}
 LOGGER = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
 
 
 def make_app(
@@ -55,9 +57,24 @@ def make_app(
     with suppress(Exception):  # the network answers without its kernels too
         classifier.prepare()
     classifier(_nothing(model))  # the first answer is slow
+    unexplained = _why_unexplained(classifier)
     batcher = Batcher(classifier, limits.max_batch, metrics.batches.observe)
     metrics.queue.set_function(batcher.waiting)
     decoders = Decoders(model.side, limits)
+
+    async def answered(asked: Awaitable[Answer]) -> Answer:
+        """What the model answers.
+
+        Raises:
+            Refused: it does not.
+        """
+        try:
+            return await asked
+        except SpratError as error:
+            raise Refused(422, "model", str(error)) from error
+        except Exception as error:  # out of memory, say
+            LOGGER.exception("the model failed")
+            raise Refused(503, "model", "the model failed; the server's log says why") from error
 
     async def ask(pixels: Tensor) -> list[float]:
         """Class probabilities, K.
@@ -65,19 +82,13 @@ def make_app(
         Raises:
             Refused: the model does not answer, or not with numbers.
         """
-        try:
-            probabilities = await batcher.submit(pixels)
-        except SpratError as error:
-            raise Refused(422, "model", str(error)) from error
-        except Exception as error:  # out of memory, say
-            LOGGER.exception("the model failed")
-            raise Refused(503, "model", "the model failed; the server's log says why") from error
+        probabilities = await answered(batcher.submit(pixels))
         if not all(map(math.isfinite, probabilities)):
             words = "the model gives no probabilities for this picture; try another"
             raise Refused(422, "model", words)
         return probabilities
 
-    async def look_at(upload: UploadFile, client: str, top: int, seen: bool) -> tuple[int, Any]:
+    async def look_at(upload: UploadFile, client: str, wanted: Options) -> tuple[int, Any]:
         """The status that the file alone would have, and what it shows."""
         # some charsets decode to what JSON cannot hold
         name = (upload.filename or "").encode(errors="replace").decode()
@@ -85,23 +96,34 @@ def make_app(
         try:
             pixels = await decoders.decode(upload.file, upload.size or 0, client)
             probabilities = await ask(pixels)
+            labels = heapq.nlargest(
+                wanted.top, range(len(probabilities)), probabilities.__getitem__
+            )
+            if wanted.where:
+                found = await answered(batcher.explain(pixels, model.classes[labels[0]]))
         except Refused as refused:
             metrics.refused(refused.reason)
             return refused.status, picture | {"error": refused.message}
         picture["predictions"] = [
             {"class": model.classes[label], "probability": min(max(probabilities[label], 0), 1)}
-            for label in heapq.nlargest(top, range(len(probabilities)), probabilities.__getitem__)
+            for label in labels
         ]
-        if seen:
+        if wanted.where:
+            picture["where"] = found.where
+            covered = overlay(pixels, found.map)
+            picture["map"] = await asyncio.to_thread(data_uri, covered)
+        if wanted.seen:
             picture["seen"] = await asyncio.to_thread(data_uri, pixels)
         return 200, picture
 
     async def predict(request: Request) -> Response:
-        top, seen = _options(request)
+        wanted = _options(request)
+        if wanted.where and unexplained:
+            raise Refused(422, "option", f"where is true, but {unexplained}")
         client = request.client.host if request.client else ""
         async with read_uploads(request, limits) as uploads:
             began = time.perf_counter()
-            looked = await asyncio.gather(*(look_at(each, client, top, seen) for each in uploads))
+            looked = await asyncio.gather(*(look_at(each, client, wanted) for each in uploads))
         milliseconds = round(1000 * (time.perf_counter() - began), 2)
         statuses, pictures = {status for status, _ in looked}, [picture for _, picture in looked]
         if 200 in statuses:
@@ -135,7 +157,7 @@ def make_app(
 
     decoders.start()
     openapi = describe(model, limits)
-    fixed = fixed_answers(model, place, openapi)
+    fixed = fixed_answers(model, place, openapi, explains=unexplained is None)
     fixed["/openapi.json"] = Fixed(json.dumps(openapi).encode(), "application/json")
     app = Starlette(
         routes=[
@@ -149,6 +171,15 @@ def make_app(
     )
     app.router.redirect_slashes = False  # to an address made of the request's own Host
     return app
+
+
+def _why_unexplained(classifier: Classifier) -> str | None:
+    """Why the model cannot say where in a picture it looked, or None if it can."""
+    try:
+        classifier.check_explains()
+    except SpratError as error:
+        return str(error)
+    return None
 
 
 def _nothing(model: Model) -> Tensor:
@@ -169,14 +200,27 @@ def describe(model: Model, limits: Limits) -> dict[str, Any]:
     return openapi
 
 
-def _options(request: Request) -> tuple[int, bool]:
-    """How many classes a request asks for, and whether for what the network sees."""
-    top, seen = request.query_params.get("top", str(TOP)), request.query_params.get("seen", "false")
+class Options(NamedTuple):
+    """What a request asks for."""
+
+    top: int  # classes
+    seen: bool  # what the network sees
+    where: bool  # where in it the evidence for the first class is
+
+
+def _options(request: Request) -> Options:
+    top = request.query_params.get("top", str(TOP))
     if not (top.isascii() and top.isdigit() and top.strip("0")):
         raise Refused(422, "option", f"top is {top[:20]!r}, expected a whole number above 0")
-    if seen not in FLAGS:
-        raise Refused(422, "option", f"seen is {seen[:20]!r}, expected true or false")
-    return int(top.lstrip("0")[:9]), FLAGS[seen]  # more classes than any model has
+    most = int(top.lstrip("0")[:9])  # more classes than any model has
+    return Options(most, _flag(request, "seen"), _flag(request, "where"))
+
+
+def _flag(request: Request, name: str) -> bool:
+    value = request.query_params.get(name, "false")
+    if value not in FLAGS:
+        raise Refused(422, "option", f"{name} is {value[:20]!r}, expected true or false")
+    return FLAGS[value]
 
 
 def _sender(fixed: Fixed) -> Callable[[Request], Awaitable[Response]]:

@@ -4,17 +4,19 @@ import asyncio
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sprat.classifier import Classifier
+from sprat.evaluation.explain import Explanation
 
 
 class _Job(NamedTuple):
     pixels: Tensor
-    answer: asyncio.Future[list[float]]
+    explained: str | None  # the class to explain; None: probabilities are asked for
+    answer: asyncio.Future[Any]
 
 
 class Batcher:
@@ -38,7 +40,14 @@ class Batcher:
 
     def submit(self, pixels: Tensor) -> asyncio.Future[list[float]]:
         """Class probabilities, K, of one picture: uint8, 3 x side x side."""
-        job = _Job(pixels, asyncio.get_running_loop().create_future())
+        return self._put(pixels, None)
+
+    def explain(self, pixels: Tensor, label: str) -> asyncio.Future[Explanation]:
+        """Where in such a picture the evidence for a class is."""
+        return self._put(pixels, label)
+
+    def _put(self, pixels: Tensor, explained: str | None) -> asyncio.Future[Any]:
+        job = _Job(pixels, explained, asyncio.get_running_loop().create_future())
         self._jobs.put(job)
         return job.answer
 
@@ -66,15 +75,22 @@ class Batcher:
             self._answer(batch)
 
     def _answer(self, batch: list[_Job]) -> None:
-        if wanted := [job for job in batch if not job.answer.cancelled()]:
-            self._told(len(wanted))
-            self._look_at(wanted)
+        wanted = [job for job in batch if not job.answer.cancelled()]
+        plain = [job for job in wanted if job.explained is None]
+        for jobs in (plain, [job for job in wanted if job.explained is not None]):
+            if jobs:
+                self._told(len(jobs))
+                self._look_at(jobs)
 
     def _look_at(self, jobs: list[_Job]) -> None:
-        answers: list[list[float] | Exception]
+        """Answers jobs of one kind."""
+        answers: list[Any]
         try:
             pixels = torch.stack([job.pixels for job in jobs])
-            answers = self._classifier(pixels).probabilities.tolist()
+            if explained := [job.explained for job in jobs if job.explained is not None]:
+                answers = list(self._classifier.explain(pixels, explained))
+            else:
+                answers = self._classifier(pixels).probabilities.tolist()
         except Exception as error:  # who asked is told; the thread lives on
             if len(jobs) > 1:  # it may be for one picture's sake
                 for job in jobs:
@@ -85,7 +101,7 @@ class Batcher:
         jobs[0].answer.get_loop().call_soon_threadsafe(_settle, jobs, answers)
 
 
-def _settle(jobs: list[_Job], answers: list[list[float] | Exception]) -> None:
+def _settle(jobs: list[_Job], answers: list[Any]) -> None:
     for job, answer in zip(jobs, answers, strict=True):
         if job.answer.done():  # nobody waits for it any more
             continue

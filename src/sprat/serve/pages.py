@@ -33,12 +33,15 @@ class Fixed(NamedTuple):
     media_type: str
 
 
-def fixed_answers(model: Model, place: Path, openapi: dict[str, Any]) -> dict[str, Fixed]:
+def fixed_answers(
+    model: Model, place: Path, openapi: dict[str, Any], explains: bool = True
+) -> dict[str, Fixed]:
     """Everything that the page is made of, by path.
 
     Args:
         model: what is served, read from `place`, a file or a run's folder.
         openapi: the interface's description, shown under /docs.
+        explains: whether the model can say where in a picture it looked.
     """
     templates = Environment(loader=FileSystemLoader(PAGE), autoescape=True)
     samples = {name: png(pixels) for name, pixels in draw_samples(model.classes).items()}
@@ -47,6 +50,7 @@ def fixed_answers(model: Model, place: Path, openapi: dict[str, Any]) -> dict[st
         classes=[visible(name) for name in model.classes[:SHOWN]],
         class_count=len(model.classes),
         side=model.side,
+        explains=explains,
         facts=facts(model, place),
         samples=list(samples),
     )

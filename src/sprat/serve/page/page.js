@@ -5,9 +5,13 @@ const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const unseen = /(?![\u200c\u200d])[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu; // bidirectional overrides among them
 const visible = (name) =>
   name.replace(unseen, (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
+const toggle = byId("toggle"); // absent where the model cannot say where it looked
+const seenAlone = byId("seen").alt;
 let asking = new AbortController();
+let asked = null; // the picture, its name and, once it is there, the answer
 
 async function ask(picture, name) {
+  asked = { picture, name };
   asking.abort();
   asking = new AbortController();
   const { signal } = asking;
@@ -16,7 +20,8 @@ async function ask(picture, name) {
   const form = new FormData();
   form.append("images", picture, name);
   try {
-    const response = await fetch("/predict?top=10&seen=true", { method: "POST", body: form, signal });
+    const where = wantsWhere() ? "&where=true" : "";
+    const response = await fetch(`/predict?top=10&seen=true${where}`, { method: "POST", body: form, signal });
     const nothing = { error: `the server answered with status ${response.status}` };
     const answer = await response.json().catch(() => nothing);
     if (signal.aborted) return;
@@ -35,6 +40,7 @@ function show(picture) {
   byId("prompt").hidden = true;
   byId("frame").classList.add("full");
   byId("seen").hidden = true;
+  explain({});
   byId("frame").scrollIntoView({ block: "nearest" });
 }
 
@@ -43,9 +49,30 @@ function say(words) {
   byId("status").textContent = words;
 }
 
-function tell({ pictures: [{ predictions, seen }], milliseconds }) {
+function wantsWhere() {
+  return toggle?.getAttribute("aria-pressed") === "true";
+}
+
+function explain({ predictions, seen, where, map }) {
+  if (!toggle) return;
+  const shown = wantsWhere() && map;
+  if (seen) byId("seen").src = shown ? map : seen;
+  const words = shown ? `Evidence for ${visible(predictions[0].class)}: ${where}.` : "";
+  byId("seen").alt = shown ? `${seenAlone}, in grey, with a map. ${words}` : seenAlone;
+  byId("where").textContent = words;
+  byId("legend").hidden = !shown;
+}
+
+function tell({ pictures: [answer], milliseconds }) {
+  const { predictions, seen } = answer;
+  if (wantsWhere() && !answer.map) { // pressed meanwhile
+    ask(asked.picture, asked.name);
+    return;
+  }
+  asked.answer = answer;
   byId("seen").src = seen;
   byId("seen").hidden = false;
+  explain(answer);
   const best = document.createElement("strong");
   best.textContent = visible(predictions[0].class);
   say("");
@@ -84,6 +111,12 @@ function take(files) {
   else fail("that held no file; give a picture");
 }
 
+toggle?.addEventListener("click", () => {
+  toggle.setAttribute("aria-pressed", String(!wantsWhere()));
+  if (!asked) return;
+  if (asked.answer && wantsWhere() && !asked.answer.map) ask(asked.picture, asked.name);
+  else if (asked.answer) explain(asked.answer);
+});
 byId("shown").addEventListener("error", () => {
   byId("shown").hidden = true;
   byId("prompt").textContent = "The browser cannot show this file";
