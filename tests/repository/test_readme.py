@@ -274,12 +274,12 @@ def test_what_a_teacher_brought_is_as_measured() -> None:
     assert f"reaches {100 * teacher:.2f} % itself" in page
     shown = [
         read_json(RESULTS / recipe / "seed-0" / "results.json")
-        for recipe in ("taught", "taught-m", "taught-l")
+        for recipe in ("taught-s", "taught-t", "taught-m", "taught", "taught-l")
     ]
     assert rows == [
         [
-            run["model"], f"{run['parameters']:,}", str(run["epochs"]),
-            f"{100 * run['brief']['training_accuracy']:.2f} %",
+            run["model"], f"{run['parameters']:,}", f"{find_card(run['model'])['macs']:,}",
+            str(run["epochs"]), f"{100 * run['brief']['training_accuracy']:.2f} %",
             f"{100 * run['test']['top1']:.2f} %",
             f"{100 * (teacher - run['test']['top1']):.2f}",
         ]
