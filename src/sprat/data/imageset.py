@@ -127,6 +127,17 @@ class ImageSet:
         return ImageSet(images, targets, self.classes)
 
 
+def joined(first: ImageSet, second: ImageSet) -> ImageSet:
+    """Return the images of two sets of the same classes as one: a view, if both are of one source,
+    else a copy."""
+    a, b = first.images, second.images
+    if isinstance(a, Rows) and isinstance(b, Rows) and a.source is b.source:
+        images: Images = Rows(a.source, torch.cat([a.rows, b.rows]))
+    else:
+        images = torch.cat([a[:], b[:]])
+    return ImageSet(images, torch.cat([first.targets, second.targets]), first.classes)
+
+
 def class_counts(dataset: ImageSet) -> dict[str, int]:
     """How many images there are of each class, by its name."""
     counts = dataset.targets.bincount(minlength=len(dataset.classes)).tolist()

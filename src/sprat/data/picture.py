@@ -92,6 +92,12 @@ def read_picture(path: Path, side: int) -> Tensor:
         raise SpratError(f"{path} cannot be read as a picture: {error}") from error
 
 
+def read_size(path: Path) -> tuple[int, int]:
+    """Return width and height of a picture file that `read_picture` can read, from its header."""
+    with Image.open(path, formats=FORMATS) as image:
+        return image.size
+
+
 def upright(image: Image.Image) -> Image.Image:
     """Return an image turned as its EXIF says, or as it is where EXIF is absent or damaged."""
     try:

@@ -101,6 +101,37 @@ def load(
     return split(folder, listing.classes, images, about, config)
 
 
+@dataclass(frozen=True)
+class Files:
+    """The files of own pictures.
+
+    read: of each picture that was read, by its row in the cache. unreadable: the others, each with
+    what is wrong with it.
+    """
+
+    read: list[Path]
+    unreadable: list[tuple[Path, str]]
+
+
+def files_of(folder: Path, config: PicturesConfig) -> Files:
+    """Return the files of own pictures as `load` has read them.
+
+    Args:
+        folder: absolute.
+
+    Raises:
+        SpratError: as `load`.
+    """
+    listing = list_folder(folder)
+    _, about = _cached(folder, listing, config.side, lambda text: None, lambda done, total: None)
+    paths = [each.path / name for each in listing.folders for name in each.names]
+    wrong = dict(zip(about["skipped"], about["unreadable"], strict=True))
+    return Files(
+        read=[path for place, path in enumerate(paths) if place not in wrong],
+        unreadable=[(paths[place], error) for place, error in wrong.items()],
+    )
+
+
 def split(
     folder: Path,
     classes: tuple[str, ...],
@@ -288,7 +319,7 @@ def _cached(
     lock_file = path.with_name(f".{path.name}.lock")
 
     def unchanged(about: dict[str, Any]) -> bool:
-        return about["digest"] == listing.digest
+        return about["digest"] == listing.digest and "skipped" in about
 
     if found := cache.read(path, unchanged):
         sweep(path.parent, lock_file.name)  # left by a process killed as it ended
@@ -320,6 +351,7 @@ def _read_into(path: Path, listing: Listing, side: int, progress: Progress) -> N
     """Reads all pictures into the cache file `path`, which appears whole or not at all."""
     counts: list[tuple[str, int, int]] = []
     unreadable: list[str] = []
+    skipped: list[int] = []  # places of these in the listing
     done = 0
     with (
         replacing(path) as beside,
@@ -337,13 +369,21 @@ def _read_into(path: Path, listing: Listing, side: int, progress: Progress) -> N
                         images.append(outcome)
                     else:
                         unreadable.append(str(outcome))
+                        skipped.append(done)
                     done += 1
                     progress(done, len(listing))
                 if images:
                     writer.add(torch.stack(images))
                 kept += len(images)
             counts.append((folder.part, folder.label, kept))
-        writer.finish({"digest": listing.digest, "counts": counts, "unreadable": unreadable})
+        writer.finish(
+            {
+                "digest": listing.digest,
+                "counts": counts,
+                "unreadable": unreadable,
+                "skipped": skipped,
+            }
+        )
 
 
 def _read_or_error(path: Path, side: int) -> Tensor | SpratError:
