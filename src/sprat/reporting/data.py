@@ -22,7 +22,6 @@ class _Picture:
 
     image: Tensor
     name: str
-    part: str
     label: str
 
 
@@ -57,10 +56,12 @@ def write_page(found: DataCheck, path: Path) -> None:
 
 def _pictures(found: DataCheck, places: list[int]) -> list[_Picture]:
     images = found.images.images[torch.tensor(places, dtype=torch.int64)]
-    return [
-        _Picture(image, _short(found, found.names[n]), found.parts[n], found.label(n))
-        for n, image in zip(places, images, strict=True)
-    ]
+    shown = []
+    for place, image in zip(places, images, strict=True):
+        name, part = _short(found, found.names[place]), found.parts[place]
+        where = name if name.startswith(f"{part}/") else f"{part}: {name}"
+        shown.append(_Picture(image, where, found.label(place)))
+    return shown
 
 
 def _short(found: DataCheck, name: str) -> str:
