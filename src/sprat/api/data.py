@@ -8,9 +8,12 @@ from sprat import names
 from sprat.api.images import check_dataset
 from sprat.data import Dataset
 from sprat.data.own import PicturesConfig
+from sprat.deferred import deferred
 
 if TYPE_CHECKING:
-    from sprat.data.check import DataCheck
+    from sprat.data import check as checking
+else:
+    checking = deferred("sprat.data.check")
 
 
 def check_data(
@@ -21,7 +24,7 @@ def check_data(
     data_dir: str | Path | None = None,
     pictures: PicturesConfig = PicturesConfig(),  # noqa: B008
     quiet: bool = False,
-) -> "DataCheck":
+) -> "checking.DataCheck":
     """Look for leaks between train, val and test, duplicates, conflicting labels of the same
     picture, files that are no pictures, and pictures that are tiny, blank or nearly constant.
 
@@ -42,7 +45,6 @@ def check_data(
     check_dataset(dataset)
     path = None if output is None else names.check_page(Path(output), overwrite)
 
-    from sprat.data.check import check
     from sprat.display import doing, load_shown, make_console
 
     console = make_console(stderr=True, quiet=quiet)
@@ -51,7 +53,7 @@ def check_data(
         skipping = dataclasses.replace(pictures, unreadable="skip")
         dataset = load_shown(console, str(dataset), place, skipping)
     with doing(console, "comparing pictures"):
-        found = check(dataset)
+        found = checking.check(dataset)
     if path is not None:
         from sprat.reporting.data import write_page
 

@@ -17,7 +17,7 @@ from sprat.data.pictures import PARTS, files_of
 from sprat.threads import usable_cores
 
 BLANK = 3  # grey levels between the brightest and darkest value of a blank picture's channel
-MOST_COMPARED = 10**10  # pairs of pictures for which training looks for near copies: a minute
+MOST_COMPARED = 2 * 10**9  # pairs of pictures among which training looks for near copies
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def check(dataset: Dataset) -> DataCheck:
 def count_leaks(dataset: Dataset) -> int:
     """Return how many pictures of val and test are in an earlier part too, exactly or nearly.
 
-    Near copies are not looked for in a set so large that it would take more than a minute.
+    Near copies are not looked for in a set so large that it would delay training (MOST_COMPARED).
     """
     images, numbers = _together(dataset)
     traits = traits_of(images.images)
