@@ -47,12 +47,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class Traits:
-    """What images are compared by, an entry for each: digests of the pixels; hashes (uint64);
-    spreads, standard deviations in grey levels (float32); ranges, brightest minus darkest value
-    of a channel (int64)."""
+    """What images are compared by, an entry for each.
+
+    digests: of the pixels. coarse: images at 8 x 8 pixels, N x 3 x 8 x 8, each of length 1.
+    spreads: standard deviations in grey levels. ranges: brightest minus darkest value of a channel.
+    """
 
     digests: list[bytes]
     hashes: NDArray[np.uint64]
+    coarse: NDArray[np.float16]
     spreads: NDArray[np.float32]
     ranges: NDArray[np.int64]
 
@@ -60,15 +63,16 @@ class Traits:
 def traits_of(images: Images) -> Traits:
     """Return what images (uint8, N x 3 x H x W) are compared by."""
     digests: list[bytes] = []
-    hashes, spreads, ranges = [], [], []
+    hashes, coarse, spreads, ranges = [], [], [], []
     for piece in images.split(PIECE):
         pixels = piece.contiguous().numpy()
         digests += [hashlib.blake2b(each, digest_size=16).digest() for each in pixels]
         hashes.append(_hash(piece))
+        coarse.append(_unit(F.avg_pool2d(_small(piece), _SIDE // 8)).half().numpy())
         flat = piece.flatten(2)
         spreads.append(flat.float().std(2, correction=0).amax(1).numpy())
         ranges.append((flat.amax(2).long() - flat.amin(2)).amax(1).numpy())
-    return Traits(digests, *map(np.concatenate, (hashes, spreads, ranges)))
+    return Traits(digests, *map(np.concatenate, (hashes, coarse, spreads, ranges)))
 
 
 def find_pairs(
@@ -107,7 +111,7 @@ def find_pairs(
             if parts[place] == part
             and (part == earlier or (traits.digests[place], earlier) not in first)
         ]
-        nearest = _nearest(images, traits.hashes, unmatched, gallery) if near else {}
+        nearest = _nearest(images, traits, unmatched, gallery) if near else {}
         for place in np.flatnonzero(parts == part).tolist():
             digest = traits.digests[place]
             copy = first.get((digest, earlier), place)
@@ -120,7 +124,7 @@ def find_pairs(
 
 def _nearest(
     images: Images,
-    hashes: NDArray[np.uint64],
+    traits: Traits,
     chosen: list[int],
     gallery: list[int],
 ) -> dict[int, int]:
@@ -131,7 +135,7 @@ def _nearest(
     for begin in range(0, len(chosen), _ROWS):
         rows = np.array(chosen[begin : begin + _ROWS])
         earlier = others[: np.searchsorted(others, rows[-1])]
-        for first, second in _candidates(hashes, rows, earlier):
+        for first, second in _candidates(traits, rows, earlier):
             scores = _correlations(images, first, second)
             for a, b, score in zip(first.tolist(), second.tolist(), scores, strict=True):
                 if score >= NEAR_CORRELATION and (score, -a) > best.get(b, (0.0, 0)):
@@ -140,18 +144,21 @@ def _nearest(
 
 
 def _candidates(
-    hashes: NDArray[np.uint64], rows: NDArray[np.int64], gallery: NDArray[np.int64]
+    traits: Traits, rows: NDArray[np.int64], gallery: NDArray[np.int64]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield places of earlier and later images whose hashes nearly agree, some pairs at a time."""
+    """Yield places of earlier and later images that may be near copies, some pairs at a time."""
     for begin in range(0, len(gallery), _COLUMNS):
         others = gallery[begin : begin + _COLUMNS]
-        differ = hashes[rows][:, None] ^ hashes[others]
+        differ = traits.hashes[rows][:, None] ^ traits.hashes[others]
         near = np.bitwise_count(differ) <= NEAR_BITS
         near |= np.bitwise_count(differ ^ _MIRRORED) <= NEAR_BITS
         row, column = np.nonzero(near)
         first, second = others[column], rows[row]
         earlier = np.flatnonzero(first < second)
         for some in np.split(earlier, range(_PAIRS, len(earlier), _PAIRS)):
+            a, b = (traits.coarse[places[some]].astype(np.float32) for places in (first, second))
+            alike = np.maximum((a * b).sum((1, 2, 3)), (a * b[..., ::-1]).sum((1, 2, 3)))
+            some = some[alike >= _WORTH_MOVING]
             if len(some):
                 yield first[some], second[some]
 
@@ -179,7 +186,13 @@ def _window(images: Tensor, down: int = 0, right: int = 0) -> Tensor:
     without their mean; as vectors of length 1."""
     rows, columns = (slice(_MARGIN + by, _SIDE - _MARGIN + by) for by in (down, right))
     coarse = F.avg_pool2d(images[:, :, rows, columns], 2)
-    return F.normalize((coarse - coarse.mean((1, 2, 3), keepdim=True)).flatten(1))
+    return _unit(coarse).flatten(1)
+
+
+def _unit(images: Tensor) -> Tensor:
+    """Return images without their mean, each of length 1."""
+    centred = images - images.mean((1, 2, 3), keepdim=True)
+    return F.normalize(centred.flatten(1)).view_as(images)
 
 
 def _small(images: Tensor) -> Tensor:
