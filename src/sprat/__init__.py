@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         ModelEvaluation,
         Run,
         Seeds,
+        check_data,
         compare,
         evaluate,
         export,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         train_seeds,
     )
     from sprat.classifier import Classifier, Prediction, Predictions
+    from sprat.data.check import DataCheck
     from sprat.deploy.writing import Exported
     from sprat.errors import SpratError
     from sprat.evaluation.compare import Entry
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Classifier",
     "Config",
+    "DataCheck",
     "Entry",
     "Explanation",
     "Exported",
@@ -48,6 +51,7 @@ __all__ = [
     "Run",
     "Seeds",
     "SpratError",
+    "check_data",
     "compare",
     "evaluate",
     "export",
@@ -69,10 +73,11 @@ bound_spinning()  # now: torch reads it when it is imported
 
 _HOMES = {
     "api": (
-        *("ModelEvaluation", "Run", "Seeds", "compare", "evaluate", "export", "load"),
-        *("predict", "report", "resume", "train", "train_seeds"),
+        *("ModelEvaluation", "Run", "Seeds", "check_data", "compare", "evaluate"),
+        *("export", "load", "predict", "report", "resume", "train", "train_seeds"),
     ),
     "classifier": ("Classifier", "Prediction", "Predictions"),
+    "data.check": ("DataCheck",),
     "deploy.writing": ("Exported",),
     "evaluation.compare": ("Entry",),
     "evaluation.explain": ("Explanation",),

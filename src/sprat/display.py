@@ -33,6 +33,7 @@ from sprat.training.observer import Observer
 if TYPE_CHECKING:  # what only prints a table loads no torch
     from sprat.budget import Summary, Verdict
     from sprat.data import Dataset, found
+    from sprat.data.check import DataCheck
     from sprat.deploy.agreement import Contender
     from sprat.deploy.c.compiler import Compiled
     from sprat.evaluation.records import EpochRow, Evaluation
@@ -40,6 +41,7 @@ if TYPE_CHECKING:  # what only prints a table loads no torch
 
 HEADER = "epoch     loss   accuracy   EMA accuracy   learning rate   seconds   images/s"
 UNEVEN = 1.5  # times as many images of one class as of another that are worth a line
+SHOWN = 10  # findings of a kind that a check of the data names
 PLAIN_EVERY = 30  # seconds between the lines that stand in for the bar
 NOTEBOOK_EVERY = 1  # seconds between two states of a bar in a notebook
 NOTEBOOK_WIDTH = 80  # characters of it
@@ -351,6 +353,43 @@ def print_evaluation(console: Console, evaluation: "Evaluation") -> None:
     for name, share in shares:
         shown = "no image" if share is None else f"{100 * share:6.2f} %  {'█' * round(30 * share)}"
         console.print(f"    {name:{width}}  {shown}")
+
+
+def print_check(console: Console, found: "DataCheck") -> None:
+    """Print what is wrong with a dataset, some of each kind by name, and its pictures by class."""
+    console.print(f"{visible(found.dataset)}: {len(found.names):,} pictures")
+    rows = [["class", *found.per_class]]
+    for name in found.images.classes:
+        rows.append([name, *(f"{counts[name]:,}" for counts in found.per_class.values())])
+    print_table(console, rows, left=1)
+    folder = f"{found.dataset}/"
+
+    def named(place: int) -> str:
+        return visible(found.names[place].removeprefix(folder))
+
+    kinds: list[tuple[str, list[str]]] = []
+    for title, pairs in (
+        ("leaks: the same picture in two parts", found.leaks),
+        ("conflicts: the same picture with two labels", found.conflicts),
+        ("duplicates within a part", found.duplicates),
+    ):
+        kinds.append((title, []))
+        for pair in pairs:
+            ends = [f"{named(n)} ({visible(found.label(n))})" for n in (pair.first, pair.second)]
+            kinds[-1][1].append(f"{' and '.join(ends)}{'' if pair.exact else ', nearly the same'}")
+    kinds.append(("unreadable files", [visible(error) for _, error in found.unreadable]))
+    for title, places in (
+        ("tiny pictures", found.tiny),
+        ("blank pictures", found.blank),
+        ("nearly constant pictures", found.nearly_constant),
+    ):
+        kinds.append((title, [named(place) for place in places]))
+    for title, lines in kinds:
+        console.print(f"{len(lines):,} {title}{':' if lines else ''}")
+        for line in lines[:SHOWN]:
+            console.print(f"  {line}")
+        if len(lines) > SHOWN:
+            console.print(f"  and {len(lines) - SHOWN:,} more, listed by --json")
 
 
 def print_table(

@@ -30,3 +30,22 @@ def check_png(path: str | Path | None, option: str) -> None:
     """
     if path is not None and Path(path).suffix.lower() != ".png":
         raise SpratError(f"{option} is {path}, expected a name that ends in .png.")
+
+
+def check_page(path: Path, overwrite: bool, *, may_replace: Path | None = None) -> Path:
+    """Return the path of a page to write, if it ends in .html and may be written.
+
+    Args:
+        may_replace: a page that is written anew each time, whatever `overwrite` says.
+
+    Raises:
+        SpratError: it does not, or it exists already.
+    """
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise SpratError(f"--output is {path}. Give a name that ends in .html.")
+    own = may_replace is not None and path.resolve() == may_replace.resolve()
+    if path.exists() and not overwrite and not own:
+        raise SpratError(
+            f"{path} exists already and is not overwritten. Give another --output, or --overwrite."
+        )
+    return path

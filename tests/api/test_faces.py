@@ -24,7 +24,7 @@ from sprat import SpratError
 SOURCE = Path(sprat.__file__).parent
 ROOT = SOURCE.parents[1]
 VERBS = (
-    *("compare", "evaluate", "export", "load", "predict", "report"),
+    *("check_data", "compare", "evaluate", "export", "load", "predict", "report"),
     *("resume", "train", "train_seeds"),
 )
 MOST_STATEMENTS = 25
@@ -247,6 +247,8 @@ def test_a_recipe_is_parsed_once(here: Here, own: Path, monkeypatch: pytest.Monk
         (lambda: sprat.export("SpratS", format="tflite"), "tflite"),  # type: ignore[arg-type]
         (lambda: sprat.export("SpratS", format="pth", output="x.onnx"), "ends in .pth"),
         (lambda: sprat.report("nosuch"), "no folder nosuch"),
+        (lambda: sprat.check_data("nosuch"), "Unknown dataset 'nosuch'"),
+        (lambda: sprat.check_data("shapes10", output="x.png"), "ends in .html"),
         (lambda: sprat.compare(published=False), "nothing to compare"),
         (lambda: sprat.compare("nosuch"), "nosuch"),
         (lambda: sprat.compare(output="x.jpg"), "ends in .png"),

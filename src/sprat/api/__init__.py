@@ -3,6 +3,7 @@
 Nothing heavy is imported before a function has checked what it can without.
 """
 
+from sprat.api.data import check_data
 from sprat.api.models import ModelEvaluation, evaluate, export, load, predict
 from sprat.api.results import compare, report
 from sprat.api.runs import Run, Seeds, resume, train, train_seeds
@@ -11,6 +12,7 @@ __all__ = [
     "ModelEvaluation",
     "Run",
     "Seeds",
+    "check_data",
     "compare",
     "evaluate",
     "export",

@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from sprat.data import Dataset, check_dataset
+from sprat.data.own import PicturesConfig
 from sprat.errors import SpratError, in_words
 from sprat.evaluation.records import RunResult, SeedSummary
 from sprat.files import WriteError
@@ -25,6 +26,7 @@ from sprat.run_folder import (
 )
 from sprat.settings.config import Config
 from sprat.settings.recipes import load_recipe, overrides, parse_time, proportion_note
+from sprat.text import command, visible, warn
 from sprat.zoo import locate
 
 if TYPE_CHECKING:
@@ -332,7 +334,32 @@ def _plan(
         console.print(note)
     if not isinstance(dataset, Dataset):
         dataset = load_shown(console, settings.dataset, _path(data_dir), settings.pictures)
+    if dataset.own is not None:
+        _warn_of_leaks(dataset, dataset.own)
     return _Plan(recipe or "custom", settings, changed, dataset, console)
+
+
+def _warn_of_leaks(dataset: Dataset, own: PicturesConfig) -> None:
+    from sprat.data.check import count_leaks
+
+    count = count_leaks(dataset)
+    if count:
+        pictures = "1 picture" if count == 1 else f"{count:,} pictures"
+        changed = {
+            field.name: getattr(own, field.name)
+            for field in dataclasses.fields(own)
+            if getattr(own, field.name) != field.default and field.name != "unreadable"
+        }
+        options = [
+            word
+            for name, value in changed.items()
+            for word in (f"--pictures.{name.replace('_', '-')}", value)
+        ]
+        warn(
+            f"{pictures} of val or test in {visible(dataset.name)}, or nearly the same, can be "
+            "found in another part too, so accuracy will look better than it is. List them with\n"
+            f"  {command('sprat', 'data', 'check', dataset.name, *options)}"
+        )
 
 
 def check_names(config: Config, dataset: object = None) -> None:

@@ -1,4 +1,4 @@
-"""Commands that look at data and augmentation: data show, fetch, verify; augment preview."""
+"""Commands that look at data and augmentation: data show, check, fetch, verify; augment preview."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from sprat.cli.app import augment, data
-from sprat.cli.options import DataDir, JsonOutput, check_picture
+from sprat.cli.options import DataDir, Flag, JsonOutput, check_picture
 from sprat.cli.recipe import DEFAULT_RECIPES
 from sprat.data import ACCEPTED, PREFERRED, PUBLISHED, check_dataset, check_published
 from sprat.data.own import PicturesConfig
@@ -98,6 +98,42 @@ def verify(
         for path, state in states.items():
             print(f"{visible(path)}   {'DAMAGED' if state == 'damaged' else state}")
     return 0 if ok else 1
+
+
+@data.command
+def check(
+    dataset: Annotated[str, Parameter(help=f"{ACCEPTED}.")] = "auto",
+    *,
+    output: Path | None = None,
+    overwrite: Flag = False,
+    data_dir: DataDir = None,
+    pictures: PicturesConfig = PicturesConfig(),  # noqa: B008
+    json_output: JsonOutput = False,
+) -> int:
+    """Look for leaks between train, val and test, duplicates, conflicting labels, and pictures that
+    are unreadable, tiny, blank or nearly constant; exit code 1 if there are leaks or conflicts.
+
+    Parameters
+    ----------
+    output
+        HTML file to write, which shows what was found as pictures.
+    overwrite
+        Replace the output if it exists.
+    """
+    from sprat import api
+
+    found = api.check_data(
+        dataset, output=output, overwrite=overwrite, data_dir=data_dir, pictures=pictures
+    )
+    if json_output:
+        print(json.dumps(found.to_dict()))
+    else:
+        from sprat.display import make_console, print_check
+
+        print_check(make_console(), found)
+        if output is not None:
+            print(visible(output))
+    return 0 if found.ok else 1
 
 
 @augment.command

@@ -113,6 +113,13 @@ def read_picture(path: Picture, side: int) -> Tensor:
         raise SpratError(f"{path} cannot be read as a picture: {error}") from error
 
 
+def read_size(path: Picture) -> tuple[int, int]:
+    """Return width and height of a picture file that `read_picture` can read, from its header."""
+    file = path if isinstance(path, Path) else io.BytesIO(path.content)
+    with Image.open(file, formats=FORMATS) as image:
+        return image.size
+
+
 def upright(image: Image.Image) -> Image.Image:
     """Return an image turned as its EXIF says, or as it is where EXIF is absent or damaged."""
     try:

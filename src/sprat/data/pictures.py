@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from sprat.data.fetch import Progress, Say
 from sprat.data.found import PARTS, Found, Summary
 from sprat.data.imageset import ImageSet, Rows, class_counts, stratified_split
 from sprat.data.own import PicturesConfig
-from sprat.data.picture import Picture, read_picture
+from sprat.data.picture import Picture, read_picture, read_size
 from sprat.errors import SpratError
 from sprat.files import cache_dir, lock, replacing, sweep
 from sprat.text import command, visible
@@ -71,6 +72,45 @@ def load(
     if not whole:
         _check_parts(place, train, test, config)
     return train, test, val, _summarize(found, train, test, val, config)
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of own pictures.
+
+    names, sizes: path, and width and height, of each picture that was read, by its row in the
+    cache. unreadable: path of each of the others, and what is wrong with it.
+    """
+
+    names: list[str]
+    sizes: list[tuple[int, int]]
+    unreadable: list[tuple[str, str]]
+
+
+def files_of(place: Path, config: PicturesConfig) -> Files:
+    """Return the files of own pictures as `load` has read them.
+
+    Args:
+        place: an absolute path.
+
+    Raises:
+        SpratError: as `load`.
+    """
+    found = layout.find(place, config, lambda text: None)
+    _, about = _cached(place, found, config.side, lambda text: None, lambda done, total: None)
+    wrong = dict(zip(about["skipped"], about["unreadable"], strict=True))
+    files = Files([], [], [])
+    pictures, places = found.pictures(), iter(range(len(found)))
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        while some := list(islice(pictures, _AT_ONCE)):
+            numbered = list(zip(some, places, strict=False))
+            read = [picture for picture, place in numbered if place not in wrong]
+            files.names.extend(map(str, read))
+            files.sizes.extend(pool.map(read_size, read))
+            files.unreadable.extend(
+                (str(picture), wrong[place]) for picture, place in numbered if place in wrong
+            )
+    return files
 
 
 def split(
@@ -168,7 +208,7 @@ def _cached(
     lock_file = path.with_name(f".{path.name}.lock")
 
     def unchanged(about: dict[str, Any]) -> bool:
-        return about["digest"] == found.digest
+        return about["digest"] == found.digest and "skipped" in about
 
     if kept := cache.read(path, unchanged):
         sweep(path.parent, lock_file.name)  # left by a process killed as it ended
@@ -200,6 +240,7 @@ def _read_into(path: Path, found: Found, side: int, progress: Progress) -> None:
     """Reads all pictures into the cache file `path`, which appears whole or not at all."""
     kept: list[int] = [0] * len(found.groups)
     unreadable: list[str] = []
+    skipped: list[int] = []  # places of these among the pictures
     of_picture = (n for n, group in enumerate(found.groups) for _ in range(group.count))
     pictures, done = found.pictures(), 0
     with (
@@ -217,12 +258,14 @@ def _read_into(path: Path, found: Found, side: int, progress: Progress) -> None:
                     kept[group] += 1
                 else:
                     unreadable.append(str(outcome))
+                    skipped.append(done)
                 done += 1
                 progress(done, len(found))
             if images:
                 writer.add(torch.stack(images))
         counts = [(g.part, g.label, count) for g, count in zip(found.groups, kept, strict=True)]
-        writer.finish({"digest": found.digest, "counts": counts, "unreadable": unreadable})
+        about = {"digest": found.digest, "counts": counts}
+        writer.finish(about | {"unreadable": unreadable, "skipped": skipped})
 
 
 def _read_or_error(picture: Picture, side: int) -> Tensor | SpratError:

@@ -43,6 +43,7 @@ from sprat.figures.overlay import overlay
 from sprat.figures.svg import curve_charts, reliability_diagram
 from sprat.files import write_whole
 from sprat.models import draft_network
+from sprat.names import check_page
 from sprat.run_folder import CONFIG_FILE, read_config
 from sprat.settings.config import IN_EPOCHS, RUN_FIELDS, Config, flatten
 from sprat.settings.recipes import recipe_names
@@ -133,14 +134,7 @@ def check_output(run: Run, output: Path | None, overwrite: bool) -> Path:
         SpratError: `output` does not end in .html, or is another file that may not be replaced.
     """
     own = run.folder / REPORT_FILE
-    path = own if output is None else output
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise SpratError(f"--output is {path}. Give a name that ends in .html.")
-    if path.exists() and not overwrite and path.resolve() != own.resolve():
-        raise SpratError(
-            f"{path} exists already and is not overwritten. Give another --output, or --overwrite."
-        )
-    return path
+    return check_page(own if output is None else output, overwrite, may_replace=own)
 
 
 def write_report(run: Run, path: Path, answers: Answers | str) -> None:
@@ -152,19 +146,9 @@ def write_report(run: Run, path: Path, answers: Answers | str) -> None:
     Raises:
         SpratError: a file of the run is damaged, or the page cannot be written.
     """
-    environment = Environment(
-        loader=PackageLoader("sprat", "reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_shown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["png"] = _png
+    environment = make_environment()
     environment.filters |= {
-        "percent": lambda share: f"{100 * share:.2f}\N{NO-BREAK SPACE}%",
         "points": lambda share: f"{100 * share:.2f}",
-        "number": lambda count: f"{count:,}",
         "kib": lambda size: f"{size / 1024:,.1f}\N{NO-BREAK SPACE}KiB",
         "duration": _duration,
     }
@@ -178,6 +162,24 @@ def write_report(run: Run, path: Path, answers: Answers | str) -> None:
             "folder of a finished run."
         ) from error
     write_whole(path, page)
+
+
+def make_environment() -> Environment:
+    """Return what a page's template is filled in by: everything that it shows is escaped."""
+    environment = Environment(
+        loader=PackageLoader("sprat", "reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "png": _png,
+        "percent": lambda share: f"{100 * share:.2f}\N{NO-BREAK SPACE}%",
+        "number": lambda count: f"{count:,}",
+    }
+    return environment
 
 
 def _contents(run: Run, answers: Answers | str) -> dict[str, Any]:

@@ -1,0 +1,150 @@
+"""What is wrong with a dataset: leaks, duplicates, conflicting labels, pictures of nothing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sprat.data import Dataset
+from sprat.data.duplicates import FLAT, Pair, find_pairs, traits_of
+from sprat.data.found import PARTS
+from sprat.data.imageset import ImageSet, Rows, class_counts, joined
+from sprat.data.pictures import files_of
+
+BLANK = 3  # grey levels between the brightest and darkest value of a blank picture's channel
+MOST_COMPARED = 2 * 10**9  # pairs of pictures among which training looks for near copies
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """What was found in a dataset. Pictures are counted through train, val and test."""
+
+    dataset: str
+    """Name, or path of the folder of own pictures."""
+    images: ImageSet
+    """All of them."""
+    parts: tuple[str, ...]
+    """Part of each picture: train, val or test."""
+    names: tuple[str, ...]
+    """Path of each picture; where there is none, its part and its number in it: test/17."""
+    per_class: dict[str, dict[str, int]]
+    """Number of pictures of each class, by part."""
+    leaks: list[Pair]
+    """The same picture, or nearly, in two parts."""
+    duplicates: list[Pair]
+    """The same picture, or nearly, twice in one part."""
+    conflicts: list[Pair]
+    """Those of both whose labels differ."""
+    unreadable: list[tuple[str, str]]
+    """Path of each file that is no picture, and why."""
+    tiny: list[int]
+    """Pictures whose shorter side is less than half the side they are trained at."""
+    blank: list[int]
+    """Pictures of one colour."""
+    nearly_constant: list[int]
+    """Pictures of nearly one colour."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether there are neither leaks nor conflicts."""
+        return not self.leaks and not self.conflicts
+
+    def label(self, place: int) -> str:
+        """Return the class of a picture."""
+        return self.images.classes[int(self.images.targets[place])]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; pairs are of names."""
+        named = {
+            name: [[self.names[pair.first], self.names[pair.second]] for pair in pairs]
+            for name, pairs in (
+                ("leaks", self.leaks),
+                ("duplicates", self.duplicates),
+                ("conflicts", self.conflicts),
+                ("near", [p for p in (*self.leaks, *self.duplicates) if not p.exact]),
+            )
+        }
+        return {
+            "dataset": self.dataset,
+            "ok": self.ok,
+            "per_class": self.per_class,
+            **named,
+            "conflict_labels": [
+                [self.label(pair.first), self.label(pair.second)] for pair in self.conflicts
+            ],
+            "unreadable": [list(each) for each in self.unreadable],
+            **{
+                name: [self.names[place] for place in places]
+                for name, places in (
+                    ("tiny", self.tiny),
+                    ("blank", self.blank),
+                    ("nearly_constant", self.nearly_constant),
+                )
+            },
+        }
+
+
+def check(dataset: Dataset) -> DataCheck:
+    """Look for whatever makes figures on a dataset lie.
+
+    Raises:
+        SpratError: own pictures are no longer where they were.
+    """
+    images, numbers = _together(dataset)
+    traits = traits_of(images.images)
+    pairs = find_pairs(images.images, numbers, traits)
+    across = [bool(numbers[pair.first] != numbers[pair.second]) for pair in pairs]
+    targets = images.targets.numpy()
+    blank = traits.ranges <= BLANK
+    names = [f"train/{n}" for n in range(len(dataset.train))]
+    names += [f"test/{n}" for n in range(len(dataset.test))]
+    unreadable: list[tuple[str, str]] = []
+    tiny: list[int] = []
+    if dataset.own is not None and isinstance(images.images, Rows):
+        files, rows = files_of(Path(dataset.name), dataset.own), images.images.rows.tolist()
+        names, unreadable = [files.names[row] for row in rows], files.unreadable
+        least = dataset.own.side / 2
+        tiny = [place for place, row in enumerate(rows) if min(files.sizes[row]) < least]
+    return DataCheck(
+        dataset=dataset.name,
+        images=images,
+        parts=tuple(PARTS[number] for number in numbers.tolist()),
+        names=tuple(names),
+        per_class={
+            PARTS[number]: class_counts(
+                images.subset(torch.from_numpy(np.flatnonzero(numbers == number)))
+            )
+            for number in np.unique(numbers).tolist()
+        },
+        leaks=[pair for pair, leaks in zip(pairs, across, strict=True) if leaks],
+        duplicates=[pair for pair, leaks in zip(pairs, across, strict=True) if not leaks],
+        conflicts=[pair for pair in pairs if targets[pair.first] != targets[pair.second]],
+        unreadable=unreadable,
+        tiny=tiny,
+        blank=np.flatnonzero(blank).tolist(),
+        nearly_constant=np.flatnonzero((traits.spreads < FLAT) & ~blank).tolist(),
+    )
+
+
+def count_leaks(dataset: Dataset) -> int:
+    """Return how many pictures of val and test are in an earlier part too, exactly or nearly.
+
+    Near copies are not looked for in a set so large that it would delay training (MOST_COMPARED).
+    """
+    images, numbers = _together(dataset)
+    traits = traits_of(images.images)
+    counts = np.bincount(numbers, minlength=len(PARTS))
+    near = int(counts[:-1].sum()) * int(counts[1:].sum()) <= MOST_COMPARED
+    pairs = find_pairs(images.images, numbers, traits, within=False, near=near)
+    return len({pair.second for pair in pairs})
+
+
+def _together(dataset: Dataset) -> tuple[ImageSet, NDArray[np.int64]]:
+    """Return the images of all parts, training images first, and of each the number of its part."""
+    numbers = np.repeat([0, 2], [len(dataset.train), len(dataset.test)])
+    if dataset.val is not None:
+        numbers[dataset.val.numpy()] = 1
+    return joined(dataset.train, dataset.test), numbers
