@@ -20,8 +20,8 @@ from torch import Tensor
 from sprat.data.imageset import PIECE, Images
 
 # Begun from copies made on purpose of 2,000 CIFAR-10 images: saved as JPEG of quality 50 or 75,
-# brighter, of more contrast, resized and back, cropped, or moved by a pixel of 32. The correlation was
-# then raised from 0.95 after looking at pairs of drawn shapes that were no copies.
+# brighter, of more contrast, resized and back, cropped, or moved by a pixel of 32. The correlation
+# was then raised from 0.95 after looking at pairs of drawn shapes that were no copies.
 NEAR_BITS = 12  # of 64 in which hashes of near copies may differ
 NEAR_CORRELATION = 0.96  # of their pixels, at least
 FLAT = 4.0  # grey levels: below this standard deviation a picture has nothing to compare
