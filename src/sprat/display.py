@@ -369,8 +369,8 @@ def print_check(console: Console, found: "DataCheck") -> None:
 
     kinds: list[tuple[str, list[str]]] = []
     for title, pairs in (
-        ("leaks: the same picture in two parts", found.leaks),
-        ("conflicts: the same picture with two labels", found.conflicts),
+        ("leaks, the same picture in two parts", found.leaks),
+        ("conflicts, the same picture with two labels", found.conflicts),
         ("duplicates within a part", found.duplicates),
     ):
         kinds.append((title, []))
@@ -385,7 +385,7 @@ def print_check(console: Console, found: "DataCheck") -> None:
     ):
         kinds.append((title, [named(place) for place in places]))
     for title, lines in kinds:
-        console.print(f"{len(lines):,} {title}{':' if lines else ''}")
+        console.print(f"{title}: {len(lines):,}" if lines else f"{title}: none")
         for line in lines[:SHOWN]:
             console.print(f"  {line}")
         if len(lines) > SHOWN:

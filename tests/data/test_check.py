@@ -107,7 +107,7 @@ def test_each_kind_of_fault_is_found_once_and_named_by_its_path(faulty: Path, he
 def test_what_is_found_is_printed_in_words(faulty: Path, here: Here) -> None:
     done = here("data", "check", faulty)
     assert done.returncode == 1
-    assert "2 leaks: the same picture in two parts:" in done.stdout
+    assert "leaks, the same picture in two parts: 2" in done.stdout
     assert "train/dog/1.png (dog) and val/dog/leaked.png (dog), nearly the same" in done.stdout
     assert "train/cat/2.png (cat) and train/dog/two-labels.png (dog)" in done.stdout
     assert "broken.png cannot be read as a picture" in done.stdout
