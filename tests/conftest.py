@@ -33,12 +33,15 @@ from sprat.errors import SpratError
 from sprat.files import cache_dir
 from sprat.kernels import NoKernels
 from sprat.kernels.cpu import build
+from sprat.models import NetworkConfig
 from sprat.settings.config import AugmentConfig, Config, EMAConfig, OptimConfig
 from sprat.threads import usable_cores
 
 KERNELS = cache_dir() / "kernels"
 
 SMALL = Config(
+    # of the blocks that the kernels compute, and trained in a quarter of the default network's time
+    network=NetworkConfig(name="SpratNet", widths=(8, 12), depth=(1,)),
     dataset="shapes10",
     device="cpu",
     epochs=3,

@@ -218,7 +218,7 @@ def test_figures_are_those_of_the_runs_files(
     assert facts["Parameters"] == f"{results['parameters']:,}"
     assert facts["Receptive field"] == f"{results['original_claims']['receptive_field']} px"
     (costs,) = [rows for rows in page.tables() if rows[0][0] == "stored as"]
-    plan = memory_plan(draft_network(NetworkConfig(name=results["model"])), 32)
+    plan = memory_plan(draft_network(SMALL.network), 32)
     for row, sizes in (
         (costs[1], [4 * results["parameters"], 2 * results["parameters"], plan.weights]),
         (costs[2], [4 * plan.arena, 2 * plan.arena, plan.arena]),

@@ -112,8 +112,8 @@ def test_the_teacher_changes_what_is_learnt_and_is_told(
     train(taught(small_run), tiny, tmp_path / "run", recipe="small")
     assert weights(tmp_path / "run") != weights(small_run)
     (told,) = teachers_of(read_json(tmp_path / "run" / "results.json"))
-    assert told["model"] == "OptimizedCIFAR10Net200K"
-    assert told["parameters"] == 150_690
+    assert told["model"] == "SpratNet"
+    assert told["parameters"] == 1_693
     assert told["sha256"] == load_teacher(str(small_run)).sha256
     assert told["val_top1"] == read_json(small_run / "results.json")["val"]["top1"]
     assert teachers_of(read_json(small_run / "results.json")) == []

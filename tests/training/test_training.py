@@ -651,8 +651,8 @@ def test_results_have_their_stable_shape(final_run: Path, small_run: Path) -> No
     }  # fmt: skip
     assert set(final["test"]) == set(chosen["val"]) == judgement
     assert 0 <= final["test"]["top1"] <= 1
-    assert final["parameters"] == 150_690
-    assert final["original_claims"]["receptive_field"] == 109
+    assert final["parameters"] == 1_693
+    assert final["original_claims"]["receptive_field"] == 23
     for results in (final, chosen):
         empty = {k for k, v in results["original_claims"].items() if v is None}
         assert empty == set(results["original_claims"]["reasons"])
