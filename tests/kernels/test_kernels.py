@@ -54,18 +54,20 @@ class TestAgainstPlainTwin:
         self, network: nn.Module, shape: tuple[int, int]
     ) -> None:
         fast, worst = CPUTrunk(network, bf16=False, threads=2), []
+        # of millions of values one within rounding of 0 may fall on the other side of ReLU, and
+        # every gradient before it changes a little at once: not every draw has such a value
         for _ in range(10):
             network.zero_grad()
             found = far_from_twin(network, fast, torch.randn(16, 3, *shape))
             assert found["pooled"] < 1e-5
             worst.append(max(found.values()))
-        # of millions of values one within rounding of 0 may fall on the other side of ReLU, and
-        # every gradient before it changes a little at once: not every draw has such a value
+            if sum(each < 1e-4 for each in worst) == 2:
+                break
         assert sorted(worst)[1] < 1e-4, worst
         assert max(worst) < 0.05, worst
 
     def test_bf16_is_as_near_to_fp32_as_autocast_is(self, network: nn.Module) -> None:
-        images = torch.randn(32, 3, 32, 32)
+        images = torch.randn(16, 3, 32, 32)
         automatic = copy.deepcopy(network)
         found = far_from_twin(network, CPUTrunk(network, bf16=True, threads=2), images)
         twin = copy.deepcopy(automatic)
@@ -80,7 +82,7 @@ class TestAgainstPlainTwin:
     def test_three_steps_of_sgd_end_at_the_same_weights(self, network: nn.Module) -> None:
         twin = copy.deepcopy(network)
         forwards = CompiledNetwork(network, bf16=False, threads=2), twin
-        images, targets = torch.randn(3, 16, 3, 32, 32), torch.randint(10, (3, 16))
+        images, targets = torch.randn(3, 16, 3, 20, 20), torch.randint(10, (3, 16))
         for forward, trained in zip(forwards, (network, twin), strict=True):
             optimizer = torch.optim.SGD(trained.parameters(), lr=0.05, momentum=0.9)
             for step in range(3):
@@ -95,9 +97,9 @@ class TestAgainstPlainTwin:
     @pytest.mark.parametrize("images", [1, 16, 150])
     def test_evaluation_of_any_number_of_images(self, network: nn.Module, images: int) -> None:
         network.train()
-        network(torch.randn(32, 3, 32, 32))  # running statistics of their own
+        network(torch.randn(16, 3, 16, 16))  # running statistics of their own
         fast = CompiledNetwork(network, bf16=False, threads=2).eval()
-        batch = torch.randn(images, 3, 32, 32)
+        batch = torch.randn(images, 3, 16, 16)
         before = {name: buffer.clone() for name, buffer in network.named_buffers()}
         assert distance(fast(batch), network(batch)) < 1e-5
         assert all(torch.equal(b, before[name]) for name, b in network.named_buffers())
@@ -113,7 +115,7 @@ class TestAgainstPlainTwin:
         assert distance(network.stem[1].running_var, twin.stem[1].running_var) < 1e-5  # type: ignore[index,union-attr]
 
     def test_reestimated_statistics_are_the_plain_ones(self, network: nn.Module) -> None:
-        twin, batches = copy.deepcopy(network), torch.randn(3, 32, 3, 32, 32)
+        twin, batches = copy.deepcopy(network), torch.randn(3, 32, 3, 16, 16)
         reestimate_batchnorm(CompiledNetwork(network, bf16=False, threads=2), batches)
         reestimate_batchnorm(twin, batches)
         for (name, ours), theirs in zip(network.named_buffers(), twin.buffers(), strict=True):
@@ -131,7 +133,7 @@ class TestAgainstPlainTwin:
 class TestTrunk:
     @pytest.mark.parametrize("bf16", [False, True])
     def test_threads_change_no_bit(self, network: nn.Module, bf16: bool) -> None:
-        images, results = torch.randn(48, 3, 24, 24), []
+        images, results = torch.randn(48, 3, 16, 16), []
         for threads in (1, 2, 3):
             copied = copy.deepcopy(network)
             pooled = CPUTrunk(copied, bf16=bf16, threads=threads)(images)
@@ -182,6 +184,25 @@ def nothing_loaded() -> Iterator[None]:
     build.load.cache_clear()
 
 
+@pytest.fixture
+def quick_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_loaded: None
+) -> None:
+    """Makes libraries that can only say that they are ready, and an empty cache for them."""
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler")
+    compiler = tmp_path / "compiler"
+    source = "echo 'int ready(void) { return 1; }'"
+    compiler.write_text(
+        "#!/bin/sh\n"
+        'while [ "$1" != -o ]; do shift; done\n'
+        f'{source} | cc -shared -fPIC -x c - -o "$2"\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
 class TestChoice:
     def test_why_not_names_the_reason(self) -> None:
         network = OptimizedCIFAR10Net200K()
@@ -190,7 +211,7 @@ class TestChoice:
         assert "do not support ResNet8" in str(why_not(draft_network("ResNet8"), CPU, 128))
 
     def test_without_a_compiler_torch_trains_and_the_results_say_so(
-        self, small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("CC", "no-such-compiler")
         build.load.cache_clear()
@@ -198,9 +219,9 @@ class TestChoice:
             config = dataclasses.replace(
                 SMALL, epochs=1, optim=dataclasses.replace(SMALL.optim, warmup_epochs=0)
             )
-            train(config, small, tmp_path / "run", recipe="small")
+            train(config, tiny, tmp_path / "run", recipe="small")
             with pytest.raises(SpratError, match=r"there is no C compiler .*--kernels auto"):
-                settle_for(dataclasses.replace(config, kernels="compiled"), small)
+                settle_for(dataclasses.replace(config, kernels="compiled"), tiny)
         finally:
             build.load.cache_clear()
         machine = read_json(tmp_path / "run" / "results.json")["machine"]
@@ -270,21 +291,8 @@ class TestChoice:
         assert called.exists()
         assert "failed: error: no" in str(why_not(draft_network("SpratS"), CPU))
 
-    @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
-    def test_a_damaged_library_is_built_anew(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        compiler = tmp_path / "compiler"
-        source = "echo 'int ready(void) { return 1; }'"
-        compiler.write_text(
-            "#!/bin/sh\n"
-            'while [ "$1" != -o ]; do shift; done\n'
-            f'{source} | cc -shared -fPIC -x c - -o "$2"\n'
-        )
-        compiler.chmod(0o755)
-        monkeypatch.setenv("CC", str(compiler))
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        build.load.cache_clear()
+    @pytest.mark.usefixtures("quick_compiler")
+    def test_a_damaged_library_is_built_anew(self, tmp_path: Path) -> None:
         build.load("trunk")
         (library,) = (tmp_path / "sprat" / "kernels").glob("*.so")
         whole = library.read_bytes()
@@ -297,40 +305,32 @@ class TestChoice:
             assert not build.is_built("trunk")
             assert build.load("trunk").ready() == 1
             assert library.read_bytes() == whole
-        build.load.cache_clear()
 
     @needs_kernels
     def test_a_run_is_not_resumed_by_other_means_than_it_began(
-        self, small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked = iter([False] * 5 + [True])
         with pytest.raises(Interrupted):
-            train(SMALL, small, tmp_path / "run", recipe="small", should_stop=asked.__next__)
+            train(SMALL, tiny, tmp_path / "run", recipe="small", should_stop=asked.__next__)
         monkeypatch.setenv("CC", "no-such-compiler")
         build.load.cache_clear()
         try:
             with pytest.raises(SpratError, match="'compiled', but there is no C compiler"):
-                resume(tmp_path / "run", small)
+                resume(tmp_path / "run", tiny)
         finally:
             build.load.cache_clear()
 
-    @needs_kernels
-    def test_compiling_is_announced_once(
-        self, small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        build.load.cache_clear()
+    @pytest.mark.usefixtures("quick_compiler")
+    def test_compiling_is_announced_once(self, tiny: Dataset) -> None:
         told: list[str] = []
 
         class Tell(Observer):
             def preparing(self, what: str) -> None:
                 told.append(what)
 
-        try:
-            for _ in range(2):
-                settle_for(SMALL, small, Tell())
-                build.load.cache_clear()
-        finally:
+        for _ in range(2):
+            settle_for(SMALL, tiny, Tell())
             build.load.cache_clear()
         assert len(told) == 1
         assert "compiling" in told[0]

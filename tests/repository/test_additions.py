@@ -178,29 +178,32 @@ for find in check_dataset, find_format:
 assert "torch" not in sys.modules
 
 import numpy
-import sprat
 from sprat.checkpoint import load_resume
+from sprat.data import load_dataset
 from sprat.models import build_network
 from sprat.optim import build_optimizer, restore_state
 from sprat.run_folder import read_config
+from sprat.settings.recipes import load_recipe
+from sprat.training.start import train
 
 images = numpy.random.default_rng(0).integers(0, 256, (40, 3, 16, 16), dtype=numpy.uint8)
 numpy.save("checkers.npy", images)
 quick = {"epochs": 1, "batch_size": 20, "kernels": "torch", "threads": 1, "tta": 1, "final": True}
-changes = quick | json.loads(sys.argv[1])
-sprat.train("quick", changes, dataset="checkers", data_dir=".", output="run", quiet=True)
+quick |= {"model": "SpratNet", "network.widths": [8, 12], "network.depth": [1]}
+config = load_recipe("quick").changed(quick | json.loads(sys.argv[1]))
+train(config, load_dataset("checkers", Path(".")), Path("run"), recipe="quick")
 command("data", "verify", "--dataset", "checkers", "--data-dir", ".")
 command("export", "run", "--format", "npz", "--data-dir", ".")
-size = Path("OptimizedCIFAR10Net200K.npz").stat().st_size
+size = Path("SpratNet.npz").stat().st_size
 command("export", "run", "--format", "npz", "--data-dir", ".", "--compressed", "--overwrite")
-assert Path("OptimizedCIFAR10Net200K.npz").stat().st_size < size
+assert Path("SpratNet.npz").stat().st_size < size
 try:
     command("export", "run", "--format", "pth", "--compressed")
 except SpratError as error:
     print(error)
 config, _, _ = read_config(Path("run"))
 saved = load_resume(Path("run/last.pt"))["optimizer"]["state"]
-restore_state(build_optimizer(build_network(config.model), config.optim), saved)
+restore_state(build_optimizer(build_network(config.network), config.optim), saved)
 """
 
 
