@@ -51,10 +51,12 @@ def _unsupported(what: object) -> NoKernels:
 def _is_conv(
     conv: nn.Module, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
 ) -> bool:
-    expected = nn.Conv2d(
-        inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False, device="meta"
-    )
-    return type(conv) is nn.Conv2d and repr(conv) == repr(expected)
+    if type(conv) is not nn.Conv2d or conv.bias is not None or conv.padding_mode != "zeros":
+        return False
+    sizes = conv.kernel_size, conv.stride, conv.padding, conv.dilation
+    expected = tuple((n, n) for n in (kernel, stride, kernel // 2, 1))
+    counts = conv.in_channels, conv.out_channels, conv.groups
+    return sizes == expected and counts == (inputs, outputs, groups)
 
 
 def _check_norm(norm: nn.Module, width: int) -> None:
