@@ -72,6 +72,7 @@ def run(place: Path, folder: Path) -> Path:
     words = ["train", "--recipe", recipe, "--dataset", folder, "--pictures.side", 16, "--epochs", 1]
     words += ["--optim.warmup-epochs", 0, "--batch-size", 29, "--threads", 1, "--output", run]
     words += ["--kernels", "torch", "--final", "--tta", 1]
+    words += ["--model", "SpratNet", "--network.widths", "8,12", "--network.depth", 1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
         assert app([*map(str, words)], result_action="return_value") == 0

@@ -285,7 +285,7 @@ def test_a_run_whose_pictures_have_moved_is_resumed_where_they_are(
         device="cpu",
         threads=1,
         kernels="torch",
-        network=NetworkConfig(name="SpratS"),
+        network=NetworkConfig(name="SpratNet", widths=(8, 12), depth=(1,)),
         epochs=1,
         batch_size=16,
         tta=1,
@@ -510,7 +510,7 @@ class TestSummary:
         self, here: Here, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         values = json.loads(here("summary", small_run / "model.safetensors", "--json").stdout)
-        assert (values["parameters"], values["side"]) == (150_690, 32)
+        assert (values["parameters"], values["side"]) == (1_693, 32)
         (tmp_path / "mine.py").write_text(
             "from torch import nn\n"
             "class Net(nn.Sequential):\n"
@@ -528,11 +528,11 @@ class TestSummary:
 
 
 def test_check_holds_a_network_to_limits_by_its_exit_code(here: Here, small_run: Path) -> None:
-    limits = ("--max-parameters", "200000", "--min-receptive-field", "45")
+    limits = ("--max-parameters", "200000", "--min-receptive-field", "20")
     kept = here("check", small_run, *limits, "--min-accuracy", "0.01")
     assert kept.returncode == 0, kept.stderr
     assert [line.split()[-1] for line in kept.stdout.splitlines()] == ["status", *["kept"] * 3]
-    broken = here("check", small_run, *limits, "--max-macs", "8000000", "--json")
+    broken = here("check", small_run, *limits, "--max-macs", "800000", "--json")
     assert broken.returncode == 1
     verdicts = {v["metric"]: v for v in json.loads(broken.stdout)}
     assert verdicts["parameters"]["kept"] is True

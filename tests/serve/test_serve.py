@@ -52,7 +52,7 @@ from sprat.classifier import to_pixels
 from sprat.data import shapes10
 from sprat.serve.app import make_app
 from sprat.serve.batching import Batcher
-from sprat.serve.decoding import Decoders, _Process
+from sprat.serve.decoding import Decoders, _Process, prepare
 from sprat.serve.guard import Guard
 from sprat.serve.limits import Limits
 from sprat.serve.log import MOST_WAITING, Log
@@ -520,6 +520,7 @@ class TestLog:
 
 class TestDecoders:
     def test_one_that_overruns_is_ended_and_the_next_is_decoded(self) -> None:
+        prepare()
         process = _Process(32, Limits(decode_seconds=60))
         picture = encoded(NOISE, "WEBP")
         seen = to_pixels(Image.open(io.BytesIO(picture)), 32)[0]
