@@ -138,9 +138,9 @@ def test_a_summary_loads_no_compiler() -> None:
 
 
 class TestHelp:
-    def test_names_every_command_and_setting_with_its_unit(self) -> None:
-        assert all(word in sprat("--help").stdout for word in ("train", "evaluate", "predict"))
-        text = sprat("train", "--help").stdout
+    def test_names_every_command_and_setting_with_its_unit(self, here: Here) -> None:
+        assert all(word in here("--help").stdout for word in ("train", "evaluate", "predict"))
+        text = here("train", "--help").stdout
         assert "--optim.lr" in text
         assert "Peak learning rate" in text
         assert "Images per step" in text
@@ -248,9 +248,12 @@ def test_a_recipe_with_an_unknown_key_names_the_file_and_the_key(
 
 
 def test_cifar10_asked_for_by_name_never_falls_back(
-    tmp_path: Path, no_network: dict[str, str]
+    here: Here, tmp_path: Path, no_network: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = sprat("train", "--dataset", "cifar10", cwd=tmp_path, **no_network)
+    monkeypatch.chdir(tmp_path)
+    for name, value in no_network.items():
+        monkeypatch.setenv(name, value)
+    done = here("train", "--dataset", "cifar10")
     assert done.returncode == 2
     assert "CIFAR-10 could not be fetched" in done.stderr
     assert "--data-dir or SPRAT_DATA" in done.stderr

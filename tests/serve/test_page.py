@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, JSHandle, Locator, Page, expect, sync_playwright
@@ -225,14 +224,3 @@ def test_bars_grow_only_for_those_who_like_motion(page: Page) -> None:
         page.get_by_role("button", name="cat").click()
         assert_answered(page)
         expect(page.locator(".bar").first).to_have_css("animation-name", animation)
-
-
-def test_a_model_of_shapes_is_tried_with_shapes(browser: Browser, small_run: Path) -> None:
-    with serving(small_run) as server:
-        page = browser.new_page()
-        page.goto(server.url)
-        expect(page.locator("[data-sample]")).to_have_count(10)
-        expect(page.get_by_text("images of shapes10 (val)")).to_be_visible()
-        page.get_by_role("button", name="ring").click()
-        expect(page.get_by_role("status")).to_contain_text(" ms")
-        page.close()

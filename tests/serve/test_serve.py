@@ -585,6 +585,21 @@ def test_a_model_that_gives_no_numbers_is_told_in_words(monkeypatch: pytest.Monk
     assert "no probabilities" in answers[0].json()["error"]
 
 
+def test_a_model_of_shapes_is_tried_with_shapes(small_run: Path) -> None:
+    async def ask() -> tuple[str, httpx.Response]:
+        app = make_app(load_model(small_run), small_run, Limits(), Metrics(), "cpu")
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            ring = (await client.get("/samples/ring.png")).content
+            page = (await client.get("/")).text
+            return page, await client.post("/predict?top=10", files={"images": ring})
+
+    page, answer = asyncio.run(ask())
+    assert page.count("data-sample=") == 10
+    assert "images of shapes10 (val)" in page
+    assert len(answer.json()["pictures"][0]["predictions"]) == 10
+
+
 def test_a_client_that_leaves_is_not_missed(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(request(part(PNG) + END)[:-200])
