@@ -35,15 +35,11 @@ PYTHON = Packed(
     tuple(FILE_MD5S),
     FILE_MD5S,
 )
+find, verify = PYTHON.find, PYTHON.verify
 PLACES = (PYTHON.folder, PYTHON.archive)
 FETCHED = (PYTHON.archive,)
 TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000
 CLASSES = 100
-
-
-def find(folder: Path) -> Path | None:
-    """Return CIFAR-100 in `folder`: extracted (itself or inside) or its archive; else None."""
-    return PYTHON.find(folder)
 
 
 def load(place: Path) -> tuple[ImageSet, ImageSet]:
@@ -79,11 +75,6 @@ def download(
     """
     target = folder / PYTHON.archive
     return fetch.fetch(MIRRORS, target, PYTHON.archive_md5, ARCHIVE_SIZE, progress, say)
-
-
-def verify(folder: Path) -> dict[Path, str]:
-    """Return each of CIFAR-100's files in `folder`: "ok", "damaged" or "missing" by its md5."""
-    return PYTHON.verify(folder)
 
 
 def _class_names(meta: dict[bytes, Any], name: str) -> tuple[str, ...]:
