@@ -208,7 +208,7 @@ class TrainingDisplay(Observer):
     def epoch_ended(self, run: "Run", row: "EpochRow") -> None:
         self._print_row(row)
         if run.finished:
-            images = run.judged_at_the_end
+            images = run.final_images
             name = "the test set" if run.images.val is None else "val"
             if self.task is not None:
                 self.progress.update(self.task, visible=False)

@@ -70,7 +70,7 @@ def measure(config: Config, dataset: Dataset, seconds: float) -> Pace:
         ended = time.perf_counter()
         save(run)
         checkpoint = time.perf_counter() - ended
-        judged = run.judged_at_the_end
+        judged = run.final_images
         few = judged.subset(torch.arange(min(FINAL_IMAGES, len(judged))))
         final = time.perf_counter()
         evaluate(run.kept_network(), few, dataset.normalization, config.tta)

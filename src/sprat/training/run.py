@@ -113,7 +113,7 @@ class Run:
         return self.step.schedule.total_steps
 
     @property
-    def judged_at_the_end(self) -> ImageSet:
+    def final_images(self) -> ImageSet:
         """The images of the final evaluation: val, or the test set of a final run."""
         return self.dataset.test if self.images.val is None else self.images.val
 
