@@ -47,6 +47,30 @@ def test_a_recipe_is_named_and_a_dataset_too(
     assert "1 epochs of" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("named", ["as a change", "as code"])
+def test_a_file_of_ones_own_is_run_anew_in_each_call(
+    tiny: Dataset, tmp_path: Path, named: str
+) -> None:
+    """What was edited in between counts, as in a notebook."""
+    file = tmp_path / "mine.py"
+    network = {"model": f"{file}:Net"}
+    config = SMALL.changed(network) if named == "as code" else SMALL
+    how = {"code": file} if named == "as code" else {"changes": network}
+    sizes = []
+    for width in (3, 5):
+        file.write_text(
+            "from torch import nn\n"
+            "class Net(nn.Sequential):\n"
+            "    def __init__(self, num_classes):\n"
+            f"        super().__init__(nn.Conv2d(3, {width}, 3), nn.AdaptiveAvgPool2d(1),\n"
+            f"                         nn.Flatten(), nn.Linear({width}, num_classes))\n"
+        )
+        output = tmp_path / str(width)
+        run = sprat.train(config, dataset=tiny, output=output, quiet=True, **how)  # type: ignore[arg-type]
+        sizes.append(run.results["parameters"])
+    assert sizes == [3 * 28 + 4 * 10, 5 * 28 + 6 * 10]
+
+
 def test_an_interrupted_script_goes_on(small: Dataset, tmp_path: Path) -> None:
     whole = sprat.train(SMALL, dataset=small, output=tmp_path / "whole", quiet=True)
     stopping = tmp_path / "stopping"

@@ -14,7 +14,7 @@ from sprat.errors import SpratError, in_words
 from sprat.evaluation.records import RunResult, SeedSummary
 from sprat.files import WriteError
 from sprat.models import find_name
-from sprat.models.code import Code, is_own, source_of, use, use_all, used
+from sprat.models.code import Code, is_own, source_of, use_all
 from sprat.run_folder import (
     CONFIG_FILE,
     CURVES_FILE,
@@ -352,12 +352,14 @@ def check_names(config: Config, dataset: object = None) -> None:
 
 
 def _use(code: Code, changes: Mapping[str, Any] | None) -> None:
-    """Run the user's code that he named: a network among `changes` is in such a file too."""
-    use_all(code)
+    """Run the user's code that he named, each file once: a network among `changes` is in such a
+    file too."""
+    sources = [code] if isinstance(code, str | Path) else [*code]
     for key in ("model", "network.name"):
         name = (changes or {}).get(key, "")
-        if isinstance(name, str) and is_own(name) and source_of(name) not in used():
-            use(source_of(name))
+        if isinstance(name, str) and is_own(name):
+            sources.append(source_of(name))
+    use_all(dict.fromkeys(map(str, sources)))
 
 
 def _path(path: str | Path | None) -> Path | None:
