@@ -39,6 +39,7 @@ from sprat.models.optimized200k import OptimizedCIFAR10Net200K
 from sprat.models.sprat import SpratBlock, SpratS
 from sprat.training.ema import reestimate_batchnorm
 from sprat.training.observer import Observer
+from sprat.training.prepare import why_not_kernels
 from sprat.training.run import Interrupted
 from sprat.training.start import resume, settle_for, train
 
@@ -185,9 +186,7 @@ def nothing_loaded() -> Iterator[None]:
 
 
 @pytest.fixture
-def quick_compiler(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_loaded: None
-) -> None:
+def quick_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_loaded: None) -> None:
     """Makes libraries that can only say that they are ready, and an empty cache for them."""
     if shutil.which("cc") is None:
         pytest.skip("there is no C compiler")
@@ -352,6 +351,18 @@ class TestChoice:
         }
         with pytest.raises(NoKernels, match="do not support Linear"):
             CPUTrunk(nn.Linear(2, 2), bf16=False, threads=1)
+
+    def test_statistics_over_all_steps_are_left_to_torch_on_a_gpu(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("sprat.kernels._check_gpu", lambda device: None)
+        network, gpu = build_network("SpratS"), torch.device("cuda")
+        assert why_not(network, gpu) is None
+        network.stem[1].momentum = None  # type: ignore[index,union-attr]
+        assert "do not support BatchNorm2d(momentum=None)" in str(why_not(network, gpu))
+        config = dataclasses.replace(SMALL, device="cuda", precision="bf16")
+        assert "momentum=None" in str(why_not_kernels(config, "graph", network))
+        assert why_not_kernels(config, "torch", network) is None
 
     def test_a_block_of_another_kind_is_not_taken_for_one_they_know(self) -> None:
         class Other(SpratBlock):

@@ -149,6 +149,18 @@ REFUSED = [
 ]
 
 
+COUNTED = """
+
+class Counted(MyNet):
+    built = 0
+
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        Counted.built += 1
+        self.number = Counted.built
+"""
+
+
 @pytest.mark.parametrize(("spec", "message"), REFUSED, ids=lambda value: str(value)[:40])
 def test_what_cannot_be_is_refused_by_name(spec: NetworkConfig, message: str) -> None:
     with pytest.raises(SpratError, match=message):
@@ -268,6 +280,19 @@ class TestOwnCode:
         loaded = load_model(run)
         assert loaded.name == "MyNet"
         assert json.loads(json.dumps(metadata(loaded)))["network"] == {"name": f"{own}:MyNet"}
+
+    def test_is_drafted_once_before_its_run(self, own: Path, tiny: Dataset, tmp_path: Path) -> None:
+        own.write_text(own.read_text() + COUNTED)
+        code.use(str(own))
+        limits = {"model": f"{own}:Counted", "budget.max_parameters": 1_000, "epochs": 2}
+
+        class Look(Observer):
+            def started(self, run: object) -> None:
+                self.built = draft_network(f"{own}:Counted").number - 1  # type: ignore[operator]
+
+        look = Look()
+        train(SMALL.changed(limits), tiny, tmp_path / "run", recipe="small", observer=look)
+        assert look.built == 2  # the draft, and the run's own
 
     def test_answers_that_are_no_logits_are_refused_before_training(
         self, own: Path, tiny: Dataset, tmp_path: Path

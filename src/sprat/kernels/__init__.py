@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sprat.kernels.cpu.build import check_compiler, is_built, load, load_trunk, store
 from sprat.kernels.cpu.inference import Inference
 from sprat.kernels.cpu.plan import CPUTrunk
-from sprat.kernels.support import LANES, NoKernels, supported
+from sprat.kernels.support import LANES, NoKernels, check_momenta, supported
 
 __all__ = ["LANES", "CompiledNetwork", "Inference", "NoKernels", "is_built", "prepare", "why_not"]
 
@@ -37,7 +37,9 @@ def why_not(network: nn.Module, device: torch.device, batch_size: int = LANES) -
         if device.type == "cuda":
             _check_gpu(device)
         supported(network)
-        if device.type == "cpu":
+        if device.type == "cuda":
+            check_momenta(network)
+        else:
             check_compiler()
     except NoKernels as reason:
         return str(reason)
@@ -100,6 +102,7 @@ class CompiledNetwork(nn.Module):
         if next(network.parameters()).device.type == "cuda":
             from sprat.kernels.cuda.plan import GPUTrunk  # Triton is there only with CUDA
 
+            check_momenta(network)
             self.trunk = GPUTrunk(network, torch.bfloat16 if bf16 else torch.float32, frozen=frozen)
         elif frozen:
             self.inference = Inference(network)

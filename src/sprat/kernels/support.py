@@ -44,6 +44,17 @@ def supported(network: nn.Module) -> Blueprint:
     return blueprint
 
 
+def check_momenta(network: nn.Module) -> None:
+    """Check what a GPU's steps need of BatchNorm, that nothing on the CPU counts them.
+
+    Raises:
+        NoKernels: a BatchNorm averages its statistics over all steps.
+    """
+    norms = (module for module in network.modules() if isinstance(module, nn.BatchNorm2d))
+    if any(norm.momentum is None for norm in norms):
+        raise NoKernels("on a GPU the compiled kernels do not support BatchNorm2d(momentum=None)")
+
+
 def _unsupported(what: object) -> NoKernels:
     return NoKernels(f"the compiled kernels do not support {what}")
 

@@ -4,16 +4,17 @@ import dataclasses
 from typing import Literal
 
 import torch
+from torch import nn
 
 from sprat.augment.reference import require_albumentations
 from sprat.augment.views import find_views
 from sprat.budget import judge_limits, summarize
 from sprat.checkpoint import wrong_metadata
 from sprat.data import Dataset
-from sprat.data.imageset import ImageSet
 from sprat.errors import SpratError
 from sprat.kernels import NoKernels, prepare, why_not
-from sprat.models import NetworkConfig, check_outputs, draft_network, to_record
+from sprat.kernels.support import check_momenta
+from sprat.models import check_outputs, draft_network, to_record
 from sprat.models.code import is_own
 from sprat.runtime import choose_device, choose_precision, set_threads
 from sprat.settings.config import Config
@@ -21,34 +22,43 @@ from sprat.training.observer import Observer
 from sprat.zoo import locate
 
 
-def check(config: Config) -> None:
-    """Check everything that does not need data.
+def check(config: Config, num_classes: int = 10) -> nn.Module:
+    """Check everything that does not need data; return the config's network, to look at.
 
     Raises:
         SpratError: the machine lacks what the config asks for, or there is no such network, teacher
             or set of views.
     """
-    draft_network(config.network)
+    network = draft_network(config.network, num_classes)
     for name in config.distill.teacher:
         locate(name)
     find_views(config.tta)
     choose_precision(config.precision, choose_device(config.device))
     if config.augment.engine == "albumentations":
         require_albumentations()
+    return network
 
 
-def settle(config: Config, observer: Observer = Observer()) -> Config:  # noqa: B008
+def settle(
+    config: Config,
+    observer: Observer = Observer(),  # noqa: B008
+    network: nn.Module | None = None,
+) -> Config:
     """Return the config with what "auto" and 0 threads stand for on this machine.
 
     Compiled kernels are built here if they are not yet, as `observer` hears before.
 
+    Args:
+        network: what `check` returned; without it the config is checked here.
+
     Raises:
-        SpratError: as `check`.
+        SpratError: as `check`, or the machine cannot do what the config asks for.
     """
-    check(config)
+    if network is None:
+        network = check(config)
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
-    if device.type == "cpu" and precision == "bf16" and _has_gapped_windows(config.network):
+    if device.type == "cpu" and precision == "bf16" and _has_gapped_windows(network):
         if config.precision == "bf16":
             raise SpratError(
                 f"precision is 'bf16', but on CPUs torch's bf16 gradients of {config.model}'s "
@@ -64,14 +74,17 @@ def settle(config: Config, observer: Observer = Observer()) -> Config:  # noqa: 
     )
     if config.kernels == "auto":
         ways: tuple[Literal["compiled", "graph", "torch"], ...] = ("compiled", "graph", "torch")
-        possible = (way for way in ways if not why_not_kernels(config, way, observer))
+        possible = (way for way in ways if not why_not_kernels(config, way, network, observer))
         return dataclasses.replace(config, kernels=next(possible))
-    check_kernels(config, observer)
+    check_kernels(config, network, observer)
     return config
 
 
-def check_fit(config: Config, dataset: Dataset) -> None:
+def check_fit(config: Config, network: nn.Module, dataset: Dataset) -> None:
     """Check a config against the data it is to be trained on.
+
+    Args:
+        network: what `check` returned for as many classes as the data has.
 
     Raises:
         SpratError: the config does not fit the data, or no model file could describe the data.
@@ -82,19 +95,18 @@ def check_fit(config: Config, dataset: Dataset) -> None:
     if wrong:
         raise SpratError(f"{dataset.name} cannot be trained on: {wrong}. Change the dataset.")
     if is_own(config.model):
-        check_outputs(draft_network(config.network, len(classes)), len(classes), side)
-    _check_budget(config, dataset.train)
+        check_outputs(network, len(classes), side)
+    _check_budget(config, network, side)
     if config.augment.crop >= side:
         raise SpratError(
             f"augment.crop is {config.augment.crop}, but the images are {side} px wide; give less"
         )
 
 
-def _check_budget(config: Config, train_set: ImageSet) -> None:
+def _check_budget(config: Config, network: nn.Module, side: int) -> None:
     if not any(config.budget.limits.values()):
         return
-    network = draft_network(config.network, len(train_set.classes))
-    summary = summarize(network, side=train_set.images.shape[-1])
+    summary = summarize(network, side=side)
     verdicts = judge_limits(config.budget.limits, summary, config.budget.stored_as)
     broken = [f"{v.metric} {v.achieved}, limit {v.target}" for v in verdicts if not v.kept]
     if broken:
@@ -104,28 +116,28 @@ def _check_budget(config: Config, train_set: ImageSet) -> None:
         )
 
 
-def _has_gapped_windows(network: NetworkConfig) -> bool:
+def _has_gapped_windows(network: nn.Module) -> bool:
     """Return whether a network has dilated depthwise convolutions: torch 2.13's gradient of their
     weights in bf16, channels last, holds memory that was never written."""
-    modules = draft_network(network).modules()
-    return any(
-        isinstance(m, torch.nn.Conv2d) and m.groups > 1 and max(m.dilation) > 1 for m in modules
-    )
+    convs = (m for m in network.modules() if isinstance(m, nn.Conv2d))
+    return any(conv.groups > 1 and max(conv.dilation) > 1 for conv in convs)
 
 
-def check_kernels(config: Config, observer: Observer) -> None:
+def check_kernels(config: Config, network: nn.Module, observer: Observer) -> None:
     """Check that a settled config's steps can be computed as it says.
 
     Raises:
         SpratError: they cannot here.
     """
-    if reason := why_not_kernels(config, config.kernels, observer):
+    if reason := why_not_kernels(config, config.kernels, network, observer):
         raise SpratError(
             f"kernels is {config.kernels!r}, but {reason}. Change that, or take --kernels auto."
         )
 
 
-def why_not_kernels(config: Config, kernels: str, observer: Observer | None = None) -> str | None:
+def why_not_kernels(
+    config: Config, kernels: str, network: nn.Module, observer: Observer | None = None
+) -> str | None:
     """Return why a settled config's steps cannot be computed that way; None where they can.
 
     With an observer, kernels are compiled that are not compiled yet.
@@ -134,7 +146,7 @@ def why_not_kernels(config: Config, kernels: str, observer: Observer | None = No
     if kernels == "compiled":
         if config.precision == "fp16":
             return "the compiled kernels keep maps in bf16 or fp32, not in fp16"
-        reason = why_not(draft_network(config.network), device, config.batch_size)
+        reason = why_not(network, device, config.batch_size)
         if reason is None and observer is not None:
             try:
                 prepare(device, config.precision == "bf16", observer.preparing)
@@ -145,6 +157,11 @@ def why_not_kernels(config: Config, kernels: str, observer: Observer | None = No
         return f"graphs are for CUDA, not {device.type}"
     if kernels == "graph" and config.precision == "fp16":
         return "a graph cannot scale the loss of fp16"
+    if kernels == "graph":
+        try:
+            check_momenta(network)
+        except NoKernels as reason:
+            return str(reason)
     return None
 
 
@@ -152,4 +169,4 @@ def why_torch(config: Config) -> str | None:
     """Return why a settled config trains with plain PyTorch; None where it does not."""
     if config.kernels != "torch":
         return None
-    return why_not_kernels(config, "compiled") or "it was asked for"
+    return why_not_kernels(config, "compiled", draft_network(config.network)) or "it was asked for"

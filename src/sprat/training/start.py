@@ -100,11 +100,11 @@ def resume(
                 "device, precision, kernels and threads it began with. Start a new run with its "
                 "settings."
             )
-        check(config)
-        check_fit(config, dataset)
+        network = check(config, len(dataset.train.classes))
+        check_fit(config, network, dataset)
         if began_on := read_data(folder):
             check_data(folder, dataset, began_on)
-        check_kernels(config, observer)
+        check_kernels(config, network, observer)
         run = Run(config, dataset, folder, Origin(recipe, overrides))
         run.is_ours = is_ours
         if (folder / RESUME_FILE).exists():
@@ -118,8 +118,9 @@ def settle_for(config: Config, dataset: Dataset, observer: Observer = Observer()
     Raises:
         SpratError: as `train`.
     """
-    settled = settle(dataclasses.replace(config, dataset=dataset.name), observer)
-    check_fit(settled, dataset)
+    network = check(config, len(dataset.train.classes))
+    settled = settle(dataclasses.replace(config, dataset=dataset.name), observer, network)
+    check_fit(settled, network, dataset)
     return settled
 
 
