@@ -8,7 +8,7 @@ from torch import Tensor
 from sprat.data.imageset import Normalization
 from sprat.runtime import keep_freed_memory
 from sprat.settings.config import Config
-from sprat.training.prepare import check, settle
+from sprat.training.prepare import settle
 from sprat.training.schedules import RunSchedule
 from sprat.training.step import Step, new_network
 
@@ -26,7 +26,7 @@ class NoiseSteps:
     """
 
     def __init__(self, config: Config, images: int = 10_000, side: int = 32) -> None:
-        self.config = settle(config, check(config))
+        self.config = settle(config)
         keep_freed_memory()
         device, batch_size = self.config.device, self.config.batch_size
         generator = torch.Generator().manual_seed(0)

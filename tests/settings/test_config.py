@@ -19,7 +19,7 @@ from sprat.settings.recipes import (
     recipe_names,
     recipe_path,
 )
-from sprat.training.prepare import check, settle
+from sprat.training.prepare import settle
 
 BAD = [
     ({"epochs": 0}, "epochs is 0, expected 1 to 100,000"),
@@ -229,8 +229,7 @@ def test_a_run_from_before_that_kept_the_recipes_warm_up_is_told_apart() -> None
 def test_a_run_of_before_means_by_a_name_what_it_meant(told: dict) -> None:
     assert Config.recorded(told, "config.json").network.widths == (48, 84)
     assert Config.from_dict(told).network.widths == ()
-    config = Config.from_dict(told | {"device": "cpu", "kernels": "torch"})
-    now = settle(config, check(config))
+    now = settle(Config.from_dict(told | {"device": "cpu", "kernels": "torch"}))
     assert now.network.widths == (48, 80)
     assert Config.recorded(now.to_dict(), "config.json") == now
 

@@ -39,17 +39,23 @@ def check(config: Config, num_classes: int = 10) -> nn.Module:
     return network
 
 
-def settle(config: Config, network: nn.Module, observer: Observer = Observer()) -> Config:  # noqa: B008
+def settle(
+    config: Config,
+    observer: Observer = Observer(),  # noqa: B008
+    network: nn.Module | None = None,
+) -> Config:
     """Return the config with what "auto" and 0 threads stand for on this machine.
 
     Compiled kernels are built here if they are not yet, as `observer` hears before.
 
     Args:
-        network: what `check` returned.
+        network: what `check` returned; without it the config is checked here.
 
     Raises:
-        SpratError: the machine cannot do what the config asks for.
+        SpratError: as `check`, or the machine cannot do what the config asks for.
     """
+    if network is None:
+        network = check(config)
     device = choose_device(config.device)
     precision = choose_precision(config.precision, device)
     if device.type == "cpu" and precision == "bf16" and _has_gapped_windows(network):

@@ -119,7 +119,7 @@ def settle_for(config: Config, dataset: Dataset, observer: Observer = Observer()
         SpratError: as `train`.
     """
     network = check(config, len(dataset.train.classes))
-    settled = settle(dataclasses.replace(config, dataset=dataset.name), network, observer)
+    settled = settle(dataclasses.replace(config, dataset=dataset.name), observer, network)
     check_fit(settled, network, dataset)
     return settled
 
