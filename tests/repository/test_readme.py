@@ -511,6 +511,24 @@ def test_every_teacher_is_a_model_that_ships_or_of_a_committed_run() -> None:
             assert of["test"]["top1"] == teacher["test_top1"]
 
 
+def test_near_duplicates_are_as_counted() -> None:
+    counted = read_json(RESULTS / "near_duplicates.json")
+    page = (DOCS / "how-to" / "check-data.md").read_text().split("## CIFAR-10")[1]
+    assert f"finds {counted['leaked_test_images']} of the 10,000 test images" in page
+    assert counted["exact_leaks"] == 0
+    assert f"found {100 * counted['literature']['share_of_test']:.1f} %" in page
+    assert list(counted["models"]) == [card["name"] for card in cards()]
+    of_parts = [[found[part] for part in ("all", "without", "leaked")]
+                for found in counted["models"].values()]  # fmt: skip
+    for card, (everything, without, _) in zip(cards(), of_parts, strict=True):
+        assert everything["top1"] == card["test"]["top1"]
+        assert 0 < everything["top1"] - without["top1"] < 0.0015
+    assert _rows(page)[2:] == [
+        [f"`{card['name']}`", *(f"{100 * part['top1']:.2f} %" for part in parts)]
+        for card, parts in zip(cards(), of_parts, strict=True)
+    ]
+
+
 def test_the_reference_run_is_as_told() -> None:
     """One run, which chose its weights on val; the test set was read after it."""
     run = RESULTS / "reference" / "seed-0"
