@@ -256,7 +256,7 @@ def test_plots_draw_names_and_no_formulas(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_class_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     for name in (b"a", b"\xff"):
         (tmp_path / os.fsdecode(name)).mkdir()
-    with pytest.raises(SpratError, match=r"\\udcff has a name that is not UTF-8; rename"):
+    with pytest.raises(SpratError, match=r"\\udcff has a name that is not UTF-8. Rename"):
         load_dataset(str(tmp_path))
 
 

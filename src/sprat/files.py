@@ -258,8 +258,9 @@ def replacing_folder(path: Path, names: Collection[str]) -> Iterator[Path]:
         made.mkdir()
         yield made
         for each in made.iterdir():
-            with each.open("rb+") as file:
-                os.fsync(file.fileno())
+            if each.is_file():
+                with each.open("rb+") as file:
+                    os.fsync(file.fileno())
         check_folder(path, names)
         if place.exists():
             if _exchanged(made, place):
