@@ -50,7 +50,7 @@ def measure(share: float, arguments: argparse.Namespace) -> Figures:
         found = cache.read(path, lambda about: True)
         assert found is not None
         own = PicturesConfig(side=arguments.side)
-        dataset = assemble("noise", *pictures.split(Path("noise"), CLASSES, *found, own))
+        dataset = assemble("noise", *pictures.split(CLASSES, *found, own))
         loaded = time.perf_counter()
         config = Config(
             batch_size=64,
