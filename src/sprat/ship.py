@@ -29,11 +29,11 @@ from sprat.deploy import Options
 from sprat.deploy.c import C
 from sprat.deploy.c.compiler import Compiler, measure
 from sprat.deploy.graph import Source
-from sprat.deploy.int8 import CALIBRATION, ONNX_INT8
+from sprat.deploy.int8 import ONNX_INT8
 from sprat.deploy.writing import probabilities_by
 from sprat.errors import SpratError
 from sprat.evaluation.evaluate import evaluate, predict_probabilities, top1
-from sprat.evaluation.ranges import measure_record
+from sprat.evaluation.ranges import CALIBRATION, measure_record
 from sprat.evaluation.records import (
     RESULTS_FILE,
     SUMMARY_FILE,

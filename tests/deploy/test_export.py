@@ -44,7 +44,6 @@ def briefly() -> Iterator[None]:
     """Fewer images than a user's; each contender timed once, since no test looks at times."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr("sprat.deploy.agreement.COMPARED", 200)
-        monkeypatch.setattr("sprat.deploy.int8.CALIBRATION", 100)
         monkeypatch.setattr("sprat.evaluation.ranges.CALIBRATION", 100)
         monkeypatch.setattr("sprat.deploy.agreement.TIMED_SECONDS", 0.0)
         monkeypatch.setattr("torch.onnx.export", Translated(torch.onnx.export))

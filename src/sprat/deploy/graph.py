@@ -80,10 +80,10 @@ class Source:
         graph = Graph(network, None if options.raw else model.normalization).eval()
         return cls(model, graph, options, training, tell)
 
-    def calibration(self, most: int) -> Images:
+    def calibration(self) -> Images:
         """Return training images to calibrate on, each class its share."""
         assert self.training is not None
-        images = calibration_images(self.training, most)
+        images = calibration_images(self.training)
         self.tell(f"calibrating on {len(images):,} images")
         return images
 

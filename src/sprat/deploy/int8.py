@@ -20,12 +20,10 @@ if TYPE_CHECKING:
 else:
     graphs = deferred("sprat.deploy.graph")
 
-CALIBRATION = 512  # images; the shipped model lost 0 to 0.2 points with 128 to 1,024, in no order
-
 # What is computed in int8. Softmax is not: with it, probabilities of the shipped model were four
 # times as far from fp32's (Kullback-Leibler divergence on 5,000 training images, one try each, as
-# all that follows). Ranges by extremes, entropy or percentiles from 99.99 % on, and
-# depthwise layers in fp32, lost 0 to 0.2 points, too near to tell apart; percentile 99.9 lost 0.5.
+# all that follows). Ranges by extremes, entropy or percentiles from 99.99 % on, and depthwise
+# layers in fp32, lost 0 to 0.2 points, too near to tell apart; percentile 99.9 lost 0.5.
 OPERATORS = (
     "Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "Concat", "MaxPool", "AveragePool",
 )  # fmt: skip
@@ -52,7 +50,7 @@ def write(source: Source, before: bytes) -> bytes:
 
     from sprat.evaluation.ranges import GROUP
 
-    batches = source.calibration(CALIBRATION).split(GROUP)
+    batches = source.calibration().split(GROUP)
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def get_next(self) -> dict[str, Any] | None:

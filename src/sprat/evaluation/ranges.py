@@ -36,7 +36,7 @@ from sprat.data.imageset import Images, ImageSet, Normalization, stratified_spli
 from sprat.errors import SpratError, shown
 from sprat.shapes import ListOf, Shape, TableOf, mismatch, number, whole
 
-CALIBRATION = 512  # images
+CALIBRATION = 512  # images; a model lost 0 to 0.2 points with 128 to 1,024, in no order
 BATCH = 64  # of them at once, where a side is 32 pixels
 # A range is the mean over groups of so many images of each group's extremes, so that one outlier
 # does not make every value coarser. Next to the extremes of all images, answers came closer to
@@ -140,10 +140,10 @@ def _output(layer: Layer, folded: Mapping[Map, Folded], inputs: list[Tensor]) ->
     )
 
 
-def calibration_images(training: ImageSet, most: int) -> Images:
+def calibration_images(training: ImageSet) -> Images:
     """Return images to calibrate on, each class its share, always the same."""
     targets = training.targets.cpu()
-    _, chosen = stratified_split(targets, min(most, len(targets)), seed=0)
+    _, chosen = stratified_split(targets, min(CALIBRATION, len(targets)), seed=0)
     return training.subset(chosen.to(training.targets.device)).images
 
 
@@ -191,7 +191,7 @@ def measure_record(
     """
     lowered = lower(trace(network, training.images.shape[-1]))
     state = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
-    images = calibration_images(training, CALIBRATION)
+    images = calibration_images(training)
     ranges = measure_ranges(lowered, fold_all(lowered, state), images, normalization)
     return {
         "version": VERSION,

@@ -74,7 +74,7 @@ def write(given: Source, before: bytes) -> Files:
     if given.training is None:
         found = ranges.read_record(model.ranges, lowered)
     else:
-        images = given.calibration(ranges.CALIBRATION)
+        images = given.calibration()
         found = ranges.measure_ranges(lowered, folded, images, model.normalization)
     program = source.Program(
         network=quantize.quantize(lowered, folded, found, model.normalization),
