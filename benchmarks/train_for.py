@@ -13,10 +13,11 @@ training images into runs/NAME, for as many of its epochs as fit into about SECO
 measured first. What it counts in epochs changes in proportion, and the recipe as it is run is kept
 with the run, so no setting departs from it. Without =SECONDS the recipe's own epochs are trained.
 NAME@SEED trains into runs/NAME-SEED under another seed. Jobs begin in the order given; a recipe
-whose teacher is an earlier job names it as runs/NAME. When --limit is reached, what is under way is
-saved and the script ends with 1; the same command resumes it.
+whose teacher is an earlier job names it as runs/NAME, and must not be trained at the same time as
+that job. When --limit is reached, what is under way is saved and the script ends with 1; the same
+command resumes it.
 
-A small network leaves most of a GPU idle. --at-once N trains N jobs in turns, step by step, each on
+A small network leaves part of a GPU idle. --at-once N trains N jobs in turns, step by step, each on
 a CUDA stream of its own, so that the GPU computes them at the same time.
 
 The output folder gets what is kept of every finished run (all files but last.pt) as one tar
@@ -74,7 +75,7 @@ class Job(NamedTuple):
 
 class Turns:
     """Threads of which one runs at a time; each gives way after a step, to the one that has waited
-    longest. What they asked of a GPU goes on meanwhile."""
+    longest. A GPU continues with the work that the others gave it."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -136,9 +137,10 @@ class Trainer:
         self.parts: list[str] = []
 
     def train_all(self, jobs: list[Job]) -> None:
-        """
+        """Train all jobs, or as many as the limit allows.
+
         Raises:
-            SpratError: a job cannot be trained; those beside it are saved first.
+            SpratError: a job cannot be trained; the others are trained first.
         """
         with ThreadPoolExecutor(self.arguments.at_once) as threads:
             running = [threads.submit(self._in_turns, job) for job in jobs]
