@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sprat.api import (
         ModelEvaluation,
         Run,
+        Search,
         Seeds,
         check_data,
         compare,
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
         predict,
         report,
         resume,
+        resume_search,
+        search,
         train,
         train_seeds,
     )
@@ -49,6 +52,7 @@ __all__ = [
     "Prediction",
     "Predictions",
     "Run",
+    "Search",
     "Seeds",
     "SpratError",
     "check_data",
@@ -60,6 +64,8 @@ __all__ = [
     "predict",
     "report",
     "resume",
+    "resume_search",
+    "search",
     "train",
     "train_seeds",
 ]
@@ -73,8 +79,9 @@ bound_spinning()  # now: torch reads it when it is imported
 
 _HOMES = {
     "api": (
-        *("ModelEvaluation", "Run", "Seeds", "check_data", "compare", "evaluate"),
-        *("export", "load", "predict", "report", "resume", "train", "train_seeds"),
+        *("ModelEvaluation", "Run", "Search", "Seeds", "check_data", "compare", "evaluate"),
+        *("export", "load", "predict", "report", "resume", "resume_search", "search", "train"),
+        "train_seeds",
     ),
     "classifier": ("Classifier", "Prediction", "Predictions"),
     "data.check": ("DataCheck",),

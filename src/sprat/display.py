@@ -25,6 +25,7 @@ from rich.text import Text
 
 from sprat.data import is_path
 from sprat.errors import SpratError
+from sprat.searching.watcher import Watcher
 from sprat.settings.config import Config, PicturesConfig
 from sprat.text import command, visible, visible_lines, warn
 from sprat.threads import spinning_advice
@@ -37,6 +38,9 @@ if TYPE_CHECKING:  # what only prints a table loads no torch
     from sprat.deploy.agreement import Contender
     from sprat.deploy.c.compiler import Compiled
     from sprat.evaluation.records import EpochRow, Evaluation
+    from sprat.searching.driver import Driver
+    from sprat.searching.trial import Rung
+    from sprat.searching.trials import Trial
     from sprat.training.run import Run
 
 HEADER = "epoch     loss   accuracy   EMA accuracy   learning rate   seconds   images/s"
@@ -250,6 +254,105 @@ class TrainingDisplay(Observer):
             f"{row['epoch']:5} {row['loss']:8.4f} {raw:>10} {averaged:>14} "
             f"{row['lr']:15.4g} {row['seconds']:9.1f} {row['images_per_s']:10,.0f}"
         )
+
+    def _print(self, text: str) -> None:
+        self.console.print(text)
+
+
+class SearchDisplay(Watcher):
+    """Shows a search as its watcher: a bar of trials or of time, and a line for each generation; a
+    context manager, since a bar must be taken down whatever happens."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = _make_bar(
+            console,
+            _description(),
+            BarColumn(),
+            TextColumn("{task.fields[best]}"),
+            TextColumn("{task.fields[left]}"),
+            redirect=True,
+        )
+        self.task: TaskID | None = None
+        self.best: Trial | None = None
+        self.done = 0  # trials that came to a rung
+
+    def __enter__(self) -> "SearchDisplay":
+        if _can_move(self.progress):
+            self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if _can_move(self.progress):
+            self.progress.stop()
+
+    def started(self, driver: "Driver", folder: Path) -> None:
+        """Before the first trial, of a fresh or a resumed search."""
+        plan = driver.plan
+        workers = driver.pool.workers
+        self._print(
+            f"searching on {visible(plan.config.dataset)}: trials of {plan.trial_images:,} "
+            f"training images, compared after {', '.join(map(str, plan.rungs))} epochs, "
+            f"{workers} at once with {plan.trial.threads} threads each, into {visible(folder)}"
+        )
+        for trial in driver.trained:
+            self._take(trial)
+        self.done = len(driver.trained)
+        if driver.trials:
+            self._print(f"resumed after {len(driver.trained):,} trials")
+        self.last_line = time.perf_counter()
+        self.task = self.progress.add_task("", total=1, best="", left="")
+        self._show(driver)
+
+    def asked(self, trials: "Sequence[Trial]", driver: "Driver") -> None:
+        refused = sum(trial.refused for trial in [*driver.trials, *trials])
+        number = trials[0].generation + 1
+        count = sum(not trial.refused for trial in trials)
+        self._print(
+            f"generation {number}: {count} trials; {refused:,} refused by the limits so far"
+            f"{self._best()}"
+        )
+        self._show(driver)
+
+    def rung_ended(self, trial: "Trial", rung: "Rung", driver: "Driver") -> None:
+        if rung.val is not None and not rung.key.endswith("-long"):
+            self._take(trial)
+            self.done += len(trial.rungs) == 1
+        self._show(driver)
+
+    def finalists(self, trials: "Sequence[Trial]", epochs: int, driver: "Driver") -> None:
+        if epochs:
+            self._print(
+                f"the best {len(trials)} are trained for {epochs} epochs of all training images"
+            )
+
+    def _take(self, trial: "Trial") -> None:
+        if self.best is None or trial.rank < self.best.rank:
+            self.best = trial
+
+    def _best(self) -> str:
+        if self.best is None or not self.best.rungs:
+            return ""
+        return f"; best {100 * self.best.val:.2f} % after {max(self.best.rungs)} epochs"
+
+    def _show(self, driver: "Driver") -> None:
+        plan, elapsed, left = driver.plan, driver.elapsed, 0.0
+        if plan.seconds:
+            share, left = elapsed / plan.seconds, max(0.0, plan.seconds - elapsed)
+        else:
+            share = self.done / plan.trials
+            left = elapsed * max(0.0, 1 / share - 1) if share else 0.0
+        said = f"{self.done} trials"
+        remaining = f"{_duration(left)} left" if left else ""
+        if _can_move(self.progress):
+            assert self.task is not None
+            best = self._best().removeprefix("; ")
+            self.progress.update(
+                self.task, completed=min(share, 1), description=said, best=best, left=remaining
+            )
+        elif time.perf_counter() - self.last_line > PLAIN_EVERY:
+            self.last_line = time.perf_counter()
+            self._print(f"  {said}{self._best()}{', ' if remaining else ''}{remaining}")
 
     def _print(self, text: str) -> None:
         self.console.print(text)

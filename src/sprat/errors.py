@@ -25,6 +25,10 @@ class SpratError(ValueError):
         return "\n".join(map(visible, self.args))
 
 
+class Diverged(SpratError):
+    """A loss or a weight is no longer finite, which a lower learning rate mends."""
+
+
 class Interrupted(Exception):
     """The run in `folder` was asked to stop; it has saved itself and can be resumed."""
 

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -113,14 +113,20 @@ def _in_use(run: Path, holder: str) -> SpratError:
     )
 
 
-def check_empty(run: Path) -> None:
+def check_empty(run: Path, besides: Collection[str] = ()) -> None:
     """Check that a run can begin in a folder: it does not exist, or holds nothing but a recipe.
+
+    Args:
+        besides: names of what else it may hold.
 
     Raises:
         SpratError: the folder holds something.
     """
     sweep_run(run)
-    if run.exists() and (not run.is_dir() or any(map(_of_a_run, run.iterdir()))):
+    if run.exists() and (
+        not run.is_dir()
+        or any(_of_a_run(path) and path.name not in besides for path in run.iterdir())
+    ):
         begun = (run / CONFIG_FILE).exists()
         hint = f", or resume it: {command('sprat', 'train', '--resume', run)}" if begun else "."
         raise SpratError(

@@ -22,7 +22,7 @@ HOUSE = (
     {"api", "ship"},
     {"serve", "display", "reporting"},
     # activities, each made of the parts below
-    {"deploy"},
+    {"deploy", "searching"},
     {"training", "classifier", "figures"},
     # parts: trained models, what is measured of them, images, kernels
     {"checkpoint", "run_folder", "zoo"},

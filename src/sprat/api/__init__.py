@@ -7,10 +7,12 @@ from sprat.api.data import check_data
 from sprat.api.models import ModelEvaluation, evaluate, export, load, predict
 from sprat.api.results import compare, report
 from sprat.api.runs import Run, Seeds, resume, train, train_seeds
+from sprat.api.searches import Search, resume_search, search
 
 __all__ = [
     "ModelEvaluation",
     "Run",
+    "Search",
     "Seeds",
     "check_data",
     "compare",
@@ -20,6 +22,8 @@ __all__ = [
     "predict",
     "report",
     "resume",
+    "resume_search",
+    "search",
     "train",
     "train_seeds",
 ]

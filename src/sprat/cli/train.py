@@ -1,11 +1,8 @@
 """sprat train."""
 
-import signal
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -14,6 +11,7 @@ from sprat.cli.app import app
 from sprat.cli.errors import complain
 from sprat.cli.options import Code, DataDir
 from sprat.cli.recipe import DEFAULT_RECIPE, chosen_recipe
+from sprat.cli.stop import Stop
 from sprat.data import caution_for
 from sprat.errors import Interrupted, SpratError, in_words
 from sprat.models.code import is_own, source_of
@@ -66,7 +64,7 @@ def train(
     from sprat import api
     from sprat.api.runs import Unfinished
 
-    began_as, stop = chosen_recipe.config, _Stop()
+    began_as, stop = chosen_recipe.config, Stop()
     changes = departures(config, began_as)
     network = model or changes.get("network.name", "")  # typed again, if the recipe names it
     code += (source_of(network),) if is_own(network) else ()
@@ -120,29 +118,6 @@ def _to_resume(
     words += ["--data-dir", data_dir] if data_dir else []
     words += code_options(code)
     return to_paste(*words)
-
-
-class _Stop:
-    """While it is entered, Ctrl-C and SIGTERM let the training step under way end first.
-
-    asked: number of the signal that asked to stop; 0 if none has.
-    """
-
-    asked = 0
-
-    def __enter__(self) -> Callable[[], bool]:
-        both = (signal.SIGINT, signal.SIGTERM)
-        self.before = {number: signal.signal(number, self._ask) for number in both}
-        return lambda: self.asked != 0
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:  # the second time, at once
-            raise KeyboardInterrupt
-        self.asked = number
 
 
 def _print_outcome(run: "Run", *, code: tuple[str, ...], quiet: bool) -> None:

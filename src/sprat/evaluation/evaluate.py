@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sprat.augment.transforms import normalize
 from sprat.augment.views import SINGLE, Views, find_views
 from sprat.data.imageset import Images, ImageSet, Normalization
-from sprat.errors import SpratError
+from sprat.errors import Diverged
 from sprat.evaluation.records import Evaluation
 from sprat.inference import FrozenNetwork, frozen
 
@@ -60,10 +60,10 @@ def check_finite(logits: Tensor) -> None:
     """Check that a network's outputs are numbers; finite weights can overflow on an image.
 
     Raises:
-        SpratError: one is infinite or not a number.
+        Diverged: one is infinite or not a number.
     """
     if not logits.isfinite().all():
-        raise SpratError(
+        raise Diverged(
             "The network's answer is infinite or not a number: its weights are damaged or its "
             "training diverged. Use another model, or train it again."
         )

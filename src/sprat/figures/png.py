@@ -3,12 +3,12 @@
 import io
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib import rc_context, rcParams
+from matplotlib import colormaps, rc_context, rcParams
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
@@ -16,7 +16,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, StrMethodFormatter
 from matplotlib.transforms import Bbox
 from torch import Tensor
 
@@ -342,6 +342,71 @@ def draw_comparison(entries: Sequence[Entry], path: Path) -> Path:
     names = [(entry.parameters, 100 * entry.top1, _name(entry.name)) for entry in entries]
     _label_apart(axes, names)
     return _save(figure, path)
+
+
+@_plain_text
+def draw_pareto(
+    trials: Sequence[Mapping[str, Any]], winner: int, limits: Mapping[str, int], path: Path
+) -> Path:
+    """Draw accuracy on val against each cost that a search limits, the budget among it, as PNG.
+
+    Args:
+        trials: that were trained, as trials.json holds them.
+        winner: number of the one that won.
+        limits: by name, as {"max_macs": 20_000_000}; without any, parameters and MACs are shown.
+    """
+    shown = [name for name in COSTS if name in limits] or ["max_parameters", "max_macs"]
+    figure = Figure(figsize=(max(7.5, 5 * len(shown)), 5.5), layout="constrained", dpi=110)
+    rungs = sorted({max(map(int, trial["rungs"])) for trial in trials if trial["rungs"]})
+    colours = colormaps["viridis_r"]
+    for axes, limit in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        cost, label = COSTS[limit]
+        points = [
+            (trial["cost"][cost], 100 * trial["rungs"][str(rung)], rung, trial["number"])
+            for trial in trials
+            if trial["cost"][cost] is not None and trial["rungs"]
+            for rung in [max(map(int, trial["rungs"]))]
+        ]
+        for place, rung in enumerate(rungs):
+            epochs = "epoch" if rung == 1 else "epochs"
+            axes.plot(
+                [x for x, _, at, _ in points if at == rung],
+                [y for _, y, at, _ in points if at == rung],
+                "o",
+                color=colours(0.15 + 0.8 * place / max(1, len(rungs) - 1)),
+                label=f"came to {rung} {epochs}",
+            )
+        front, best = [], -1.0
+        for x, y, *_ in sorted(point for point in points if point[2] == rungs[-1]):
+            if y > best:
+                front.append((x, y))
+                best = y
+        if len(front) > 1:
+            axes.step(*zip(*front, strict=True), where="post", color="#333333", linewidth=1,
+                      zorder=0, label="Pareto front")  # fmt: skip
+        won = [(x, y) for x, y, _, number in points if number == winner]
+        axes.plot([x for x, _ in won], [y for _, y in won], "*", color="#c33c3c", markersize=14,
+                  label="winner")  # fmt: skip
+        if limit in limits:
+            axes.axvline(limits[limit], color="#c33c3c", linestyle="--", linewidth=1,
+                         label=f"limit: {limits[limit]:,}")  # fmt: skip
+        axes.set_xlabel(label)
+        axes.set_ylabel("accuracy on val, %")
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.tick_params(axis="x", labelrotation=20)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2, fontsize="small")
+        _lighten(axes)
+    figure.suptitle("Trials of the search by the rung they came to", fontsize="medium")
+    return _save(figure, path)
+
+
+COSTS = {
+    "max_parameters": ("parameters", "parameters"),
+    "max_macs": ("macs", "multiply-accumulates"),
+    "min_receptive_field": ("receptive_field", "receptive field, px"),
+    "max_flash": ("flash", "flash, bytes"),
+    "max_ram": ("ram", "RAM, bytes"),
+}
 
 
 class _Thousands(LogFormatter):

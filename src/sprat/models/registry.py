@@ -51,6 +51,12 @@ class NetworkSettings(Table, name="network"):
         at_most=31,
         unit="pixels",
     )
+    shortcut: tuple[int, ...] = setting(
+        (),
+        "Whether the input of a block is added to its output, in every stage or in each: 1 or 0",
+        at_least=0,
+        at_most=1,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

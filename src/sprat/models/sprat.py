@@ -46,8 +46,10 @@ class Windows(nn.Module):
 
 
 class SpratBlock(nn.Module):
-    """Windows and a wide 1x1 convolution, ReLU, a narrow 1x1 convolution, next to the identity;
-    ReLU after the sum. Keeps the shape."""
+    """Windows and a wide 1x1 convolution, ReLU, a narrow 1x1 convolution, next to the identity
+    unless `shortcut` is False; ReLU after the sum. Keeps the shape."""
+
+    shortcut = True
 
     def __init__(self, channels: int, wide: int, kernels: Sequence[int]) -> None:
         super().__init__()
@@ -59,7 +61,8 @@ class SpratBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = F.relu(self.bn1(self.widen(self.windows(x))))
-        return F.relu(x + self.bn2(self.narrow(wide)))
+        out = self.bn2(self.narrow(wide))
+        return F.relu(x + out if self.shortcut else out)
 
 
 class Halving(DepthwiseSeparableConv2d):
@@ -84,6 +87,7 @@ class SpratNet(PooledClassifier):
         strides: of each stage; by default 1, then 2, so that each stage halves the side.
         widening: how many times as wide a block is inside, in every stage or in each.
         kernels: depthwise windows of the blocks, odd; 1 leaves its share of the channels as it is.
+        shortcut: 1 where a block's input is added to its output, else 0; in every stage or in each.
 
     Raises:
         SpratError: the settings contradict each other.
@@ -93,6 +97,7 @@ class SpratNet(PooledClassifier):
     depth: ClassVar[Sequence[int]] = (3,)
     widening: ClassVar[Sequence[float]] = (1.5,)
     kernels: ClassVar[Sequence[int]] = (1, 3, 5, 7)
+    shortcut: ClassVar[Sequence[int]] = (1,)
 
     def __init__(
         self,
@@ -104,6 +109,7 @@ class SpratNet(PooledClassifier):
         strides: Sequence[int] = (),
         widening: Sequence[float] = (),
         kernels: Sequence[int] = (),
+        shortcut: Sequence[int] = (),
     ) -> None:
         super().__init__()
         widths, kernels = widths or self.widths, kernels or self.kernels
@@ -111,11 +117,14 @@ class SpratNet(PooledClassifier):
         strides = each_stage("strides", strides or (1, *(2 for _ in widths[1:])), widths)
         depth = each_stage("depth", depth or self.depth, widths)
         widening = each_stage("widening", widening or self.widening, widths)
+        shortcut = each_stage("shortcut", shortcut or self.shortcut, widths)
         self.stem = nn.Sequential(*conv_bn(3, widths[0], stride=strides[0]), nn.ReLU())
         stages: list[nn.Module] = []
         for i, width in enumerate(widths):
             wide = max(1, round(widening[i] * width))
             stage = nn.Sequential(*(self.block(width, wide, kernels) for _ in range(depth[i])))
+            for block in stage if not shortcut[i] else ():
+                block.shortcut = False  # type: ignore[assignment]
             halving = [Halving(widths[i - 1], width, strides[i])] if i else []
             stages.append(nn.Sequential(*halving, stage) if i else stage)
         self.stages = nn.Sequential(*stages)
@@ -138,7 +147,7 @@ def _described(part: Any) -> Block | None:
         windows: Any = tuple(part.windows.parts)
         widen = Separable(windows, part.widen, part.bn1)
         narrow = Separable((nn.Identity(),), part.narrow, part.bn2)
-        return Block((widen, narrow), nn.Identity())
+        return Block((widen, narrow), nn.Identity() if part.shortcut else None)
     if type(part) is Halving:
         return Block((part.described(),))
     return None

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from sprat.checkpoint import RESUME_FILE
 from sprat.data import Dataset
 from sprat.data.imageset import ImageSet
+from sprat.errors import Diverged
 from sprat.errors import Interrupted as Interrupted
-from sprat.errors import SpratError
 from sprat.evaluation.evaluate import predict_probabilities, top1
 from sprat.evaluation.records import EpochRow, Scores, write_metrics
 from sprat.runtime import GitState, git_state, keep_freed_memory, set_threads
@@ -130,19 +130,25 @@ class Run:
             return False
         return epoch - best["epoch"] >= patience and epoch < self.config.epochs
 
-    def train(self, observer: Observer, should_stop: Callable[[], bool]) -> None:
+    def train(
+        self, observer: Observer, should_stop: Callable[[], bool], until: int | None = None
+    ) -> None:
         """Train until the run is finished; each epoch ends with its scores and a checkpoint.
+
+        Args:
+            until: number of epochs after which to return before that; none by default.
 
         Raises:
             Interrupted: `should_stop` said so after a step; the run is saved.
-            SpratError: the loss or a weight is no longer finite, or a file cannot be written.
+            Diverged: the loss or a weight is no longer finite.
+            SpratError: a file cannot be written.
         """
         progress, batches = self.progress, self.images.batches
         # reading the loss makes a GPU wait, so there it is looked at once an epoch
         look_every = 1 if self.config.device == "cpu" else len(batches)
         observer.started(self)
         self.clock = time.perf_counter()
-        while not self.finished:
+        while not self.finished and (until is None or progress.epoch < until):
             self.step.network.train()
             for images, labels in batches.epoch(progress.epoch, start=progress.batch):
                 progress.losses[progress.batch] = self.step(images, labels, self.steps_taken)
@@ -234,10 +240,10 @@ class Run:
         if not torch.stack([value.isfinite().all() for value in values]).all():
             raise self._not_finite("a weight became infinite or not a number", self.steps_taken - 1)
 
-    def _not_finite(self, what: str, step: int) -> SpratError:
+    def _not_finite(self, what: str, step: int) -> Diverged:
         saved, schedule = self.folder / RESUME_FILE, self.step.schedule
         good = f"the last good checkpoint is {saved}" if saved.exists() else "no checkpoint yet"
-        return SpratError(
+        return Diverged(
             f"{what} at step {step} (epoch {step // schedule.steps_per_epoch + 1}) with learning "
             f"rate {schedule.lr(step):.4g}; {good}. Start anew with a lower --optim.lr, a longer "
             "--optim.warmup-epochs or --optim.max-norm 1"

@@ -8,7 +8,7 @@ Both write into the run's folder, which one process at a time holds.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ def train(
     overrides: dict[str, Any] | None = None,
     observer: Observer | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    besides: Collection[str] = (),
 ) -> RunResult:
     """Train from scratch into the new `folder`; return what results.json holds.
 
@@ -51,6 +52,7 @@ def train(
         overrides: where `config` departs from it.
         observer: hears how the run goes.
         should_stop: asked after every step; true saves and raises Interrupted.
+        besides: names of what `folder` may hold already, next to recipes.
 
     Raises:
         SpratError: `folder` holds something already or another process trains there, the config
@@ -59,13 +61,13 @@ def train(
         Interrupted: `should_stop` said so; `resume` continues.
     """
     check_free(folder)
-    check_empty(folder)
+    check_empty(folder, besides)
     observer = observer or Observer()
     settled = settle_for(config, dataset, observer)
     run = Run(settled, dataset, folder, Origin(recipe, overrides or {}))
     try:
         with locked(folder) as run.is_ours:
-            check_empty(folder)
+            check_empty(folder, besides)
             write_config(folder, settled, recipe, run.origin.overrides, identity(dataset))
             return _to_the_end(run, observer, should_stop)
     finally:

@@ -1,0 +1,385 @@
+"""The verb search: the best network within a budget, found and trained."""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from sprat.api.runs import Stopping, check_names, resumable
+from sprat.data import Dataset
+from sprat.deferred import deferred
+from sprat.errors import Interrupted, SpratError
+from sprat.evaluation.records import RunResult
+from sprat.run_folder import CONFIG_FILE, check_empty, locked, new_run, resume_finished, sweep_run
+from sprat.searching import require_optuna
+from sprat.settings.config import Config
+from sprat.settings.recipes import load_recipe, parse_time
+from sprat.text import command, visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sprat.searching import outcome as outcomes
+    from sprat.searching.outcome import Outcome
+    from sprat.searching.plan import Plan
+    from sprat.searching.source import Source
+else:
+    outcomes = deferred("sprat.searching.outcome")
+
+MOST = {
+    "trials": 100_000, "trial_images": 10**9, "trial_epochs": 100_000, "generation": 10_000,
+    "workers": 256, "cpus_per_trial": 1024,
+}  # fmt: skip
+FOLDER = "search"  # in a run's folder, what the search itself writes
+
+
+@dataclass(frozen=True)
+class Search:
+    """A finished search."""
+
+    folder: Path
+    """Folder of the winner's run; search/ in it holds the trials, drawings and the recipe."""
+    results: RunResult
+    """What results.json holds: the winner's run."""
+    outcome: "Outcome"
+    """What search/outcome.json holds: counts, finalists, the importance of each choice."""
+
+
+def search(
+    config: Config | str = "sprat-cpu",
+    changes: Mapping[str, Any] | None = None,
+    *,
+    max_parameters: int | str = 0,
+    max_macs: int | str = 0,
+    max_ram: int | str = 0,
+    max_flash: int | str = 0,
+    trials: int = 0,
+    time: str = "",
+    recipe: str = "",
+    dataset: Dataset | str | Path | None = None,
+    output: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    trial_images: int = 0,
+    trial_epochs: int = 0,
+    generation: int = 9,
+    workers: int = 1,
+    cpus_per_trial: int = 0,
+    quiet: bool = False,
+    stopping: Stopping | None = None,
+) -> Search:
+    """Search for the most accurate network within limits and train it, as `sprat search` does.
+
+    Needs sprat[search]. With several workers, call it below `if __name__ == "__main__":`.
+
+    Args:
+        config: settings by which the winner is trained, or the name or path of a recipe.
+        changes: settings to change, by name: {"final": True, "budget.stored_as": "int8"}.
+        max_parameters, max_macs, max_ram, max_flash: limits, such as 100_000 or "100k"; bytes as
+            "64K". 0: no limit.
+        trials: networks to train; with the same number, seed and threads the search is repeated
+            bit for bit. 0: as many as there is time for.
+        time: of the whole search, the winner's training included: "2h" or "1h30m".
+        recipe: name that is recorded for the recipe; by default that of `config`, or "custom".
+        dataset: the config's unless given; a dataset in memory is used as it is.
+        output: new folder; by default runs/search-seedN-DATE-TIME.
+        data_dir: folder of the dataset; by default $SPRAT_DATA, the user's cache, or a download.
+        trial_images: training images of a trial; 0: 10,000, or all if there are fewer.
+        trial_epochs: epochs of a trial that is trained to its last rung; 0: by the number of
+            images, and fewer if the time is short.
+        generation: trials that are asked together. Of each three one is trained on for three
+            times as long, twice.
+        workers: trials that are trained at once, each in a process of its own.
+        cpus_per_trial: CPU threads of each; 0: the cores, divided among the workers.
+        quiet: whether to print nothing.
+        stopping: as of `train`.
+
+    Raises:
+        SpratError: Optuna is missing, there is no such recipe or setting, no network keeps the
+            limits, the time is too short, the data cannot be had or does not fit, the folder holds
+            something already, or a file cannot be written.
+        KeyboardInterrupt: it was interrupted; `resume_search` continues.
+    """
+    began = perf_counter()
+    require_optuna()
+    numbers = {
+        "trials": trials, "trial_images": trial_images, "trial_epochs": trial_epochs,
+        "generation": generation, "workers": workers, "cpus_per_trial": cpus_per_trial,
+    }  # fmt: skip
+    seconds = _check_numbers(numbers, time)
+    if isinstance(config, str):
+        recipe, config = recipe or config, load_recipe(config)
+    limits = {"max_parameters": max_parameters, "max_macs": max_macs}
+    limits |= {"max_ram": max_ram, "max_flash": max_flash}
+    given = {f"budget.{name}": limit for name, limit in limits.items() if limit}
+    settings = config.changed({**(changes or {}), **given})
+    if isinstance(dataset, str | Path):
+        settings = settings.changed({"dataset": str(dataset)})
+    check_names(settings, dataset)
+    if output is not None:
+        _check_new(Path(output))
+
+    from sprat.display import TrainingDisplay, load_shown, make_console
+    from sprat.searching.plan import write_plan
+    from sprat.searching.prepare import prepare
+    from sprat.searching.space import sides_of
+    from sprat.training.prepare import check
+
+    console = make_console(quiet=quiet)
+    check(settings)
+    named = not isinstance(dataset, Dataset)
+    if not isinstance(dataset, Dataset):
+        dataset = load_shown(console, settings.dataset, _path(data_dir), settings.pictures)
+    own = dataset.own is not None
+    sides = sides_of(dataset.train.images.shape[-1], own=own)
+    source = _source(settings, dataset, _path(data_dir), sides, named=named)
+
+    with contextlib.ExitStack() as stack:
+        if output is None:
+            folder = stack.enter_context(new_run("search", settings.seed))
+        else:
+            folder = Path(output)
+        plan = prepare(
+            settings,
+            dataset,
+            source.md5,
+            recipe=recipe or "custom",
+            trials=trials,
+            seconds=seconds,
+            began=began,
+            trial_images=trial_images,
+            trial_epochs=trial_epochs,
+            generation=generation,
+            threads=cpus_per_trial or _threads(workers),
+            observer=TrainingDisplay(console),
+        )
+        with _searching(folder, stopping) as should_stop:
+            _check_new(folder)
+            write_plan(folder / FOLDER, plan)
+            return _to_the_end(plan, folder, source, workers, console, should_stop, began)
+
+
+def resume_search(
+    folder: str | Path,
+    *,
+    dataset: Dataset | str | Path | None = None,
+    data_dir: str | Path | None = None,
+    workers: int = 1,
+    quiet: bool = False,
+    stopping: Stopping | None = None,
+) -> Search:
+    """Resume an interrupted search with the settings it began with; return a finished one as it is.
+
+    Args:
+        folder: the search's.
+        dataset: the place of its data, if that has moved, or the dataset itself; the images must
+            be those it began with.
+        workers: trials that are trained at once; the threads of each stay as they were.
+        data_dir, quiet, stopping: as of `search`.
+
+    Raises:
+        SpratError: it is no search's folder, another process searches there, the journal is damaged
+            or of another search, or the data is not what it began with.
+    """
+    began = perf_counter()
+    require_optuna()
+    _check_numbers({"workers": workers, "trials": 1}, "")
+    folder = Path(folder)
+
+    from sprat.display import load_again, make_console
+    from sprat.searching.plan import read_plan
+
+    plan = read_plan(folder / FOLDER)
+    if (finished := resume_finished(folder)) and (
+        outcome := outcomes.read_outcome(folder / FOLDER)
+    ):
+        return Search(folder, finished, outcome)
+    console = make_console(quiet=quiet)
+    named = not isinstance(dataset, Dataset)
+    if not isinstance(dataset, Dataset):
+        moved = None if dataset is None else str(dataset)
+        dataset = load_again(console, folder, plan.config, moved, _path(data_dir))
+    settings = dataclasses.replace(plan.config, dataset=dataset.name)
+    source = dataclasses.replace(
+        _source(settings, dataset, _path(data_dir), plan.sides[:1], named=named), md5=plan.data
+    )
+    if dataset.md5 != plan.data[plan.sides[0]]:
+        raise SpratError(
+            f"{folder} searched on other images than this {dataset.name}. Resume it with the data "
+            "it began with."
+        )
+    with _searching(folder, stopping) as should_stop:
+        sweep_run(folder / FOLDER)
+        return _to_the_end(plan, folder, source, workers, console, should_stop, began)
+
+
+def _check_numbers(numbers: Mapping[str, int], time: str) -> float:
+    """Check what was asked for; return the seconds of the time, 0 if there is none."""
+    for name, number in numbers.items():
+        least = 1 if name in ("generation", "workers") else 0
+        if not least <= number <= MOST[name]:
+            option = f"--{name.replace('_', '-')}"
+            raise SpratError(f"{option} is {number}, expected {least} to {MOST[name]:,}.")
+    if not numbers["trials"] and not time:
+        raise SpratError("The search has no end. Give --time 2h, or --trials 50.")
+    return parse_time(time) if time else 0.0
+
+
+def _check_new(folder: Path) -> None:
+    """Check that a search can begin in a folder."""
+    from sprat.searching.plan import SETTINGS_FILE
+
+    if (folder / FOLDER / SETTINGS_FILE).exists():
+        raise SpratError(
+            f"{folder} holds a search already and is not overwritten. Give another --output, or "
+            f"resume it: {command('sprat', 'search', '--resume', folder)}"
+        )
+    left = folder / FOLDER  # by a search that was ended before it began
+    empty = left.is_dir() and all(path.name.startswith(".") for path in left.iterdir())
+    check_empty(folder, besides=(FOLDER,) if empty else ())
+
+
+@contextlib.contextmanager
+def _searching(folder: Path, stopping: Stopping | None) -> Any:
+    """Hold a search's folder; yield what is asked whether to stop. Nothing is left of a search that
+    came to nothing."""
+    try:
+        with (
+            resumable(folder),
+            locked(folder / FOLDER),
+            stopping or contextlib.nullcontext(lambda: False) as should_stop,
+        ):
+            yield should_stop
+    finally:
+        for empty in (folder / FOLDER, folder):
+            with contextlib.suppress(OSError):
+                empty.rmdir()
+
+
+def _source(
+    config: Config, dataset: Dataset, data_dir: Path | None, sides: tuple[int, ...], *, named: bool
+) -> "Source":
+    """Return the source of a search's images, which are read once at each side."""
+    from sprat.data import load_dataset
+    from sprat.searching.source import Source
+
+    first, *others = sides
+    md5 = {first: dataset.md5}
+    for side in others:
+        pictures = dataclasses.replace(config.pictures, side=side)
+        md5[side] = load_dataset(dataset.name, data_dir, own=pictures).md5
+    own = dataset.own is not None
+    pictures = dataset.own or config.pictures
+    held = None if own and named else dataset
+    return Source(dataset.name, data_dir, pictures, md5, own, held, named)
+
+
+def _threads(workers: int) -> int:
+    from sprat.threads import usable_cores
+
+    return max(1, usable_cores() // workers)
+
+
+def _to_the_end(
+    plan: "Plan",
+    folder: Path,
+    source: "Source",
+    workers: int,
+    console: "Console",
+    should_stop: Any,
+    began: float,
+) -> Search:
+    from sprat.display import TrainingDisplay
+    from sprat.reporting.search import write_search_page
+    from sprat.run_folder import read_config
+    from sprat.training import start
+
+    inner = folder / FOLDER
+    outcome = outcomes.read_outcome(inner)
+    if outcome is None:
+        outcome = _decide(plan, folder, source, workers, console, should_stop, began)
+    path = inner / outcomes.RECIPE_FILE
+    with TrainingDisplay(console) as display:
+        if (folder / CONFIG_FILE).exists():
+            side = read_config(folder)[0].pictures.side
+            dataset = source.load(side if plan.own else plan.sides[0])
+            results = start.resume(folder, dataset, observer=display, should_stop=should_stop)
+        else:
+            config = outcomes.read_recipe(inner, plan)
+            dataset = source.load(config.pictures.side if plan.own else plan.sides[0])
+            config = dataclasses.replace(config, dataset=dataset.name)
+            results = start.train(
+                config,
+                dataset,
+                folder,
+                recipe=str(path),
+                observer=display,
+                should_stop=should_stop,
+                besides=(FOLDER,),
+            )
+    from sprat.figures.png import draw_curves
+
+    draw_curves(folder)
+    write_search_page(inner, plan, outcome, results)
+    return Search(folder, results, outcome)
+
+
+def _decide(
+    plan: "Plan",
+    folder: Path,
+    source: "Source",
+    workers: int,
+    console: "Console",
+    should_stop: Any,
+    began: float,
+) -> "Outcome":
+    """Search; write everything that the search's own folder holds, outcome.json last."""
+    import shutil
+
+    from sprat.display import SearchDisplay
+    from sprat.evaluation.records import write_json
+    from sprat.figures.png import draw_pareto
+    from sprat.reporting.search import write_search_page
+    from sprat.searching.driver import WORK_FOLDER, Driver
+    from sprat.searching.pools import Stopped, make_pool
+    from sprat.training.pace import fit
+
+    inner = folder / FOLDER
+    pool = make_pool(source, should_stop, workers)
+    try:
+        with SearchDisplay(console) as display:
+            driver = Driver(plan, inner, pool, watcher=display, began=began)
+            display.started(driver, folder)
+            decision = driver.run()
+    except Stopped as stopped:
+        raise Interrupted(folder) from stopped
+    finally:
+        pool.close()
+    outcome = outcomes.outcome_of(decision, driver)
+    records = outcomes.write_trials(inner, decision)
+    draw_pareto(
+        [record for record in records if record["state"] != "refused"],
+        decision.winner.number,
+        outcome["limits"],
+        inner / outcomes.PARETO_FILE,
+    )
+    config = outcomes.winning_config(plan, decision)
+    if plan.seconds:
+        dataset = source.load(config.pictures.side if plan.own else plan.sides[0])
+        config = fit(config, dataset, plan.seconds, perf_counter() - driver.elapsed)
+    outcomes.write_recipe(inner, config, outcome)
+    write_search_page(inner, plan, outcome, None)
+    write_json(inner / outcomes.OUTCOME_FILE, outcome)
+    shutil.rmtree(inner / WORK_FOLDER, ignore_errors=True)
+    winner = decision.winner
+    console.print(
+        f"found {visible(winner.design.network)}: {winner.cost['parameters']:,} parameters, "
+        f"{winner.cost['macs']:,} MACs; its recipe is {visible(inner / outcomes.RECIPE_FILE)}"
+    )
+    return outcome
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)

@@ -1,0 +1,28 @@
+"""How Ctrl-C and SIGTERM stop a command that trains."""
+
+import signal
+from collections.abc import Callable
+from types import FrameType
+
+
+class Stop:
+    """While it is entered, Ctrl-C and SIGTERM let the training step under way end first.
+
+    asked: number of the signal that asked to stop; 0 if none has.
+    """
+
+    asked = 0
+
+    def __enter__(self) -> Callable[[], bool]:
+        both = (signal.SIGINT, signal.SIGTERM)
+        self.before = {number: signal.signal(number, self._ask) for number in both}
+        return lambda: self.asked != 0
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:  # the second time, at once
+            raise KeyboardInterrupt
+        self.asked = number

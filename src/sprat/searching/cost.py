@@ -1,0 +1,112 @@
+"""What a network costs next to the limits of a search, counted before it is trained."""
+
+import functools
+from dataclasses import dataclass
+from typing import TypedDict
+
+from sprat.budget import Summary, count_parameters, judge_limits, summarize
+from sprat.evaluation.records import Count
+from sprat.models import NetworkConfig, draft_network
+from sprat.settings.config import BudgetConfig
+
+
+class Cost(TypedDict):
+    """What a network costs on one image; flash and RAM in bytes, stored as the budget says.
+
+    receptive_field: None where that is the whole image. ram: None where it cannot be planned.
+    """
+
+    parameters: Count
+    macs: Count
+    receptive_field: Count | None
+    flash: Count
+    ram: Count | None
+
+
+# the cost that each limit is on
+LIMITED = {
+    "max_parameters": "parameters",
+    "max_macs": "macs",
+    "min_receptive_field": "receptive_field",
+    "max_flash": "flash",
+    "max_ram": "ram",
+}
+UNPLANNED = 1.0  # by how much a network breaks a limit on RAM whose memory cannot be planned
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A network's cost, and by how much it breaks each limit there is: as a share of the limit, 0
+    or below where it is kept."""
+
+    cost: Cost
+    excess: dict[str, float]
+
+    @property
+    def kept(self) -> bool:
+        """Whether no limit is broken."""
+        return all(excess <= 0 for excess in self.excess.values())
+
+
+class Counter:
+    """Counts networks, each once.
+
+    Args:
+        budget: the limits.
+        classes: number of classes.
+    """
+
+    def __init__(self, budget: BudgetConfig, classes: int) -> None:
+        self.budget, self.classes = budget, classes
+        self.limits = {name: limit for name, limit in budget.limits.items() if limit}
+        self.count = functools.cache(self._count)
+
+    def _count(self, network: NetworkConfig, side: int) -> Counted:
+        """Return what a network costs on images of a side, and how that is next to the limits."""
+        stored_as = self.budget.stored_as
+        summary = summarize(draft_network(network, self.classes), side)
+        ram = summary.ram_bytes
+        cost: Cost = {
+            "parameters": summary.parameters,
+            "macs": summary.macs,
+            "receptive_field": summary.receptive_field,
+            "flash": summary.flash_bytes[stored_as],
+            "ram": None if ram is None else ram[stored_as],
+        }
+        return Counted(cost, self._excess(summary))
+
+    def keeps(self, network: NetworkConfig, side: int) -> bool:
+        """Return whether a network keeps every limit; parameters are looked at first, since they
+        are counted in a fraction of the time."""
+        most = self.limits.get("max_parameters")
+        if most and count_parameters(draft_network(network, self.classes)) > most:
+            return False
+        return self.count(network, side).kept
+
+    def _excess(self, summary: Summary) -> dict[str, float]:
+        limits, unplanned = dict(self.limits), {}
+        if summary.plan is None and "max_ram" in limits:
+            del limits["max_ram"]
+            unplanned = {"max_ram": UNPLANNED}
+        # verdicts come in their own order, which is that of LIMITED
+        names = [name for name in LIMITED if name in limits]
+        verdicts = judge_limits(limits, summary, self.budget.stored_as)
+        return unplanned | {
+            name: -verdict.margin for name, verdict in zip(names, verdicts, strict=True)
+        }
+
+    def in_words(self, network: NetworkConfig, side: int) -> str:
+        """Return a network's costs next to the limits that it breaks: "812 parameters (limit 500)
+        and …"."""
+        counted = self.count(network, side)
+        units = {"macs": "MACs", "receptive_field": "px of receptive field", "flash": "bytes of "
+                 "weights", "ram": "bytes of RAM"}  # fmt: skip
+        parts = []
+        for limit, excess in counted.excess.items():
+            if excess <= 0:
+                continue
+            name = LIMITED[limit]
+            value = counted.cost[name]  # type: ignore[literal-required]
+            said = "not planned" if value is None else f"{value:,}"
+            parts.append(f"{said} {units.get(name, name)} (limit {self.limits[limit]:,})")
+        return " and ".join(parts)

@@ -1,0 +1,371 @@
+"""The search itself: generations of trials, halved at each rung, and what is best at the end.
+
+    decision = Driver(plan, folder, pool).run()
+
+Every rung is written down as it ends, so a kill loses the trials under way and nothing else; the
+same call goes on.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sprat.checkpoint import load_resume
+from sprat.errors import SpratError
+from sprat.evaluation.records import read_json, write_json
+from sprat.files import write_whole
+from sprat.searching.cost import Counter
+from sprat.searching.journal import Journal, ask
+from sprat.searching.plan import (
+    FINALISTS,
+    LONGER,
+    Plan,
+    generation_seconds,
+    survivors,
+)
+from sprat.searching.pools import Pool
+from sprat.searching.space import Space
+from sprat.searching.trial import Rung, Task
+from sprat.searching.trials import Trial
+from sprat.searching.watcher import Watcher
+from sprat.shapes import FLAG, POSITIVE, SHARE, Shape, mismatch
+
+JOURNAL_FILE, WORK_FOLDER = "journal.log", "work"
+SLACK = 1.15  # times as long as before a task may take before it is not begun for lack of time
+RUNG: Shape = {
+    "val": SHARE,
+    "seconds": POSITIVE,
+    "elapsed": POSITIVE,
+    "diverged": FLAG,
+}
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """One of the best trials, trained for longer; epochs: over all training images, 0 if there was
+    no time for it, so that `val` is that of its trial."""
+
+    trial: Trial
+    epochs: int
+    val: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a search comes to: every trial in the order asked, and the finalists, best first."""
+
+    trials: list[Trial]
+    finalists: list[Finalist]
+    seconds: float
+
+    @property
+    def winner(self) -> Trial:
+        """The trial whose design is best."""
+        return self.finalists[0].trial
+
+
+class Driver:
+    """Searches by a plan, in a folder of the search's own, from wherever it was stopped.
+
+    Args:
+        pool: what runs the trials.
+        watcher: hears how it goes.
+        clock: seconds, of which only differences count.
+        began: when the search began by that clock; by default now.
+
+    Raises:
+        SpratError: the journal is damaged or of another search, or no network keeps the limits.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        pool: Pool,
+        *,
+        watcher: Watcher | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        began: float | None = None,
+    ) -> None:
+        self.plan, self.folder, self.pool = plan, folder, pool
+        self.watcher, self.clock = watcher or Watcher(), clock
+        self.began = clock() if began is None else began
+        self.counter = Counter(plan.config.budget, plan.classes)
+        self.space = Space(plan.config, plan.sides)
+        self.space.check(self.counter)
+        self.work = folder / WORK_FOLDER
+        self.journal = Journal(folder / JOURNAL_FILE, plan.digest, self.space, plan.rungs[-1])
+        generations = self.journal.read()
+        self.trials = [trial for generation in generations for trial in generation]
+        self.under_way: list[Trial] = []
+        if generations and not self.journal.is_whole(generations[-1]):
+            self.under_way = generations[-1]
+            self.trials = self.trials[: -len(self.under_way)]
+        begun = (trial for trial in [*self.trials, *self.under_way] if trial.rungs)
+        self.rates = [trial.seconds / max(trial.rungs) for trial in begun]  # seconds of an epoch
+        self.spent = self._spent()  # before this process
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of the search so far, those before it was stopped included."""
+        return self.spent + self.clock() - self.began
+
+    @property
+    def trained(self) -> list[Trial]:
+        """The trials that kept the limits, of finished generations."""
+        return [trial for trial in self.trials if not trial.refused]
+
+    def run(self) -> Decision:
+        """Search until the plan's number of trials or its time is reached; return what is best.
+
+        Raises:
+            Stopped: the search is to stop; the same call goes on.
+            SpratError: no trial could be trained, a worker died, or a file cannot be written.
+        """
+        while count := self._to_ask():
+            before = len(self.trained)
+            self._generation(count)
+            if len(self.trained) == before:
+                break
+        return Decision(self.trials, self._finals(), self.elapsed)
+
+    def _to_ask(self) -> int:
+        """Return how many trials the next generation has; 0 if there is none."""
+        plan, count = self.plan, self.plan.generation
+        if self.under_way:
+            return count
+        if plan.trials:
+            count = min(count, plan.trials - len(self.trained))
+        if plan.seconds:
+            left, cost = plan.trials_end - self.elapsed, self._epoch_seconds()
+            workers = self.pool.workers
+            while count > 0 and generation_seconds(plan.rungs, count, cost) > left * workers:
+                count -= 1
+        return count
+
+    def _generation(self, count: int) -> None:
+        plan = self.plan
+        generation = self.trials[-1].generation + 1 if self.trials else 0
+        asked = ask(
+            self.space, self.counter, self.trials, count, generation=generation,
+            seed=plan.config.seed, last=plan.rungs[-1], random=plan.sampler == "random",
+        )  # fmt: skip
+        if not any(not trial.refused for trial in asked):
+            if self.trained:
+                return
+            network, side = self.space.smallest()
+            nearest = min(asked, key=lambda trial: sum(map(_positive, trial.excess.values())))
+            design = nearest.design
+            raise SpratError(
+                f"None of {len(asked):,} networks of the search space keeps the limits: "
+                f"{self.counter.in_words(design.network, design.side)} is the nearest "
+                f"({design.network} at {design.side} px); the smallest is {network} at {side} px. "
+                "Raise the limits."
+            )
+        known = {trial.number: trial for trial in self.under_way}
+        for trial in asked:
+            if trial.number in known:  # told before a kill
+                trial.take(known[trial.number])
+        self.watcher.asked(asked, self)
+        alive = [trial for trial in asked if not trial.refused]
+        for epochs in plan.rungs:
+            self._train(
+                {str(t.number): t for t in alive}, epochs, plan.trials_end, self._task,
+                functools.partial(self._rung_seconds, epochs=epochs),
+            )  # fmt: skip
+            alive = sorted((t for t in alive if epochs in t.rungs), key=_rank)
+            alive = [t for t in alive[: survivors(len(alive))] if not t.diverged]
+        ended = [t for t in asked if t.refused or t.rungs]  # the others found no time
+        self.journal.add([t for t in ended if t.number not in known], len(ended))
+        self.trials, self.under_way = self.trials + ended, []
+        for file in self.work.glob("*"):
+            if file.stem.split("-")[0] in {str(t.number) for t in ended}:
+                file.unlink(missing_ok=True)
+
+    def _task(self, trial: Trial, epochs: int, state: bytes | None) -> Task:
+        config = trial.design.apply(self.plan.trial, own=self.plan.own)
+        return Task(str(trial.number), config, epochs, state)
+
+    def _train(
+        self,
+        trials: dict[str, Trial],
+        epochs: int,
+        end: float,
+        make: Callable[[Trial, int, bytes | None], Task],
+        expected: Callable[[Trial], float],
+    ) -> None:
+        """Bring trials, by the keys of their tasks, to a rung. With a plan that has a time, those
+        whose rung is not expected to end by then are left out.
+
+        Args:
+            end: seconds of the search.
+            make: returns the task of a trial up to a rung, from a state.
+            expected: returns the seconds that it will take.
+        """
+        waiting: deque[Task] = deque()
+        for key, trial in trials.items():
+            if epochs in trial.rungs:
+                continue
+            if (rung := self._read(key, epochs)) is not None:
+                self._count(trial, rung)
+            else:
+                waiting.append(make(trial, epochs, self._state(key)))
+        running = 0
+        while waiting or running:
+            while waiting and running < self.pool.workers:
+                task, left = waiting.popleft(), end - self.elapsed
+                if self.plan.seconds:
+                    if left <= 0 or SLACK * expected(trials[task.key]) > left:
+                        continue
+                    task = dataclasses.replace(task, seconds=left)
+                self.pool.start(task)
+                running += 1
+            if not running:
+                break
+            rung = self.pool.next()
+            running -= 1
+            trial = trials[rung.key]
+            self._write(trial, rung)
+            self._count(trial, rung)
+            self.watcher.rung_ended(trial, rung, self)
+
+    def _rung_seconds(self, trial: Trial, epochs: int) -> float:
+        """Return what it will take to bring a trial to a rung, by what it took so far."""
+        before = max(trial.rungs, default=0)
+        cost = trial.seconds / before if before else self._epoch_seconds()
+        return cost * (epochs - before)
+
+    def _epoch_seconds(self) -> float:
+        """Return what an epoch of a trial takes, by those so far."""
+        return sum(self.rates) / len(self.rates) if self.rates else self.plan.epoch_seconds
+
+    def _count(self, trial: Trial, rung: Rung) -> None:
+        if rung.val is None:
+            return
+        before = max(trial.rungs, default=0)
+        trial.rungs[rung.until] = rung.val
+        trial.seconds += rung.seconds
+        trial.diverged = rung.diverged
+        trial.elapsed = self.elapsed
+        if not rung.diverged:
+            self.rates.append(rung.seconds / (rung.until - before))
+
+    def _finals(self) -> list[Finalist]:
+        """Train the best trials for longer, on all training images; return them, best first."""
+        ranked = sorted((t for t in self.trained if t.rungs and not t.diverged), key=_rank)
+        if not ranked:
+            raise SpratError(
+                "No trial could be trained to its first rung. Give more --time, or lower the "
+                "learning rate of the --recipe."
+            )
+        chosen = ranked[:FINALISTS]
+        # the family's best is among them, so that the end is no worse than the beginning
+        family = self.space.family()
+        if not any(trial.point in family for trial in chosen):
+            chosen[-1:] = [t for t in ranked if t.point in family][:1] or chosen[-1:]
+        epochs = self._finalist_epochs(chosen)
+        self.watcher.finalists(chosen, epochs, self)
+        longer = {f"{t.number}-long": dataclasses.replace(t, rungs={}, seconds=0.0) for t in chosen}
+        if epochs:
+            self._train(
+                longer, epochs, self.plan.finalists_end, self._long_task,
+                lambda trial: epochs * self._pass_seconds(trial),
+            )  # fmt: skip
+        found = [
+            Finalist(before, epochs, trial.val)
+            for before, trial in zip(chosen, longer.values(), strict=True)
+            if trial.rungs and not trial.diverged
+        ]
+        found = found or [Finalist(trial, 0, trial.val) for trial in chosen]
+        return sorted(found, key=lambda finalist: (-finalist.val, finalist.trial.number))
+
+    def _finalist_epochs(self, chosen: Sequence[Trial]) -> int:
+        """Return how long each finalist is trained, in epochs of all training images: as long as
+        there is time, or for so many images; 0 where there is nothing to decide. Written down,
+        since a search that goes on has less time left."""
+        plan, path = self.plan, self.work / "finalists.json"
+        if len(chosen) < 2:
+            return 0
+        if path.exists():
+            epochs: int = read_json(path)["epochs"]
+            return epochs
+        if plan.seconds:
+            rounds = math.ceil(len(chosen) / self.pool.workers)
+            slowest = max(map(self._pass_seconds, chosen))
+            left = plan.finalists_end - self.elapsed
+            epochs = max(0, math.floor(left / (SLACK * rounds * slowest)))
+        else:
+            seen = LONGER * plan.rungs[-1] * plan.trial_images
+            epochs = max(1, round(seen / plan.images))
+        write_json(path, {"epochs": epochs})
+        return epochs
+
+    def _pass_seconds(self, trial: Trial) -> float:
+        """Return what an epoch of all training images takes a trial's design."""
+        trial = next(t for t in self.trials if t.number == trial.number)
+        an_epoch = trial.seconds / max(trial.rungs)
+        return an_epoch * self.plan.images / self.plan.trial_images
+
+    def _long_task(self, trial: Trial, epochs: int, state: bytes | None) -> Task:
+        config = trial.design.apply(self.plan.trial, own=self.plan.own).in_proportion(epochs)
+        config = dataclasses.replace(config, train_images=0)
+        return Task(f"{trial.number}-long", config, epochs, state)
+
+    # what is written down of rungs
+
+    def _spent(self) -> float:
+        """Return the seconds up to the last rung that was written down."""
+        found = [trial.elapsed for trial in [*self.trials, *self.under_way]]
+        for file in self.work.glob("*-*.json"):
+            with contextlib.suppress(SpratError):
+                values = read_json(file)
+                found += [] if mismatch(values, RUNG) else [values["elapsed"]]
+        return max(found, default=0.0)
+
+    def _write(self, trial: Trial, rung: Rung) -> None:
+        """The state first: with it, and without its record, the rung is only evaluated again."""
+        if rung.val is None:
+            return
+        if rung.state:
+            write_whole(self.work / f"{rung.key}.pt", rung.state)
+        record = {
+            "val": rung.val,
+            "seconds": rung.seconds,
+            "elapsed": self.elapsed,
+            "diverged": rung.diverged,
+        }
+        write_json(self.work / f"{rung.key}-{rung.until}.json", record)
+
+    def _read(self, key: str, until: int) -> Rung | None:
+        """Return the rung that was written down, or None; of a damaged file too, since it can be
+        had again."""
+        path = self.work / f"{key}-{until}.json"
+        try:
+            values = read_json(path)
+        except SpratError:
+            return None
+        if mismatch(values, RUNG):
+            return None
+        return Rung(key, until, values["val"], values["seconds"], values["diverged"])
+
+    def _state(self, key: str) -> bytes | None:
+        path = self.work / f"{key}.pt"
+        try:
+            load_resume(path)
+        except SpratError:  # there is none, or it is damaged: the trial begins anew
+            return None
+        return path.read_bytes()
+
+
+def _rank(trial: Trial) -> tuple[int, float, int]:
+    return trial.rank
+
+
+def _positive(excess: float) -> float:
+    return max(0.0, excess)

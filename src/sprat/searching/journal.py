@@ -1,0 +1,241 @@
+"""The trials of a search as Optuna's journal in its folder, and what is asked next.
+
+What a generation asks is a function of the seed and of the generations before, whoever asks. So
+nothing but finished trials is kept: after a kill the same generation is asked again. Optuna's own
+tools read the journal too.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from sprat.errors import SpratError, shown
+from sprat.files import writing
+from sprat.runtime import derive_seed
+from sprat.searching.cost import Counter
+from sprat.searching.space import Space
+from sprat.searching.trials import Trial
+
+if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
+
+STUDY, OF_SEARCH, RECORD, OF = "search", "settings_sha256", "record", "trials_of_generation"
+# draws a trial of a generation, after which it goes without the rest: nearly all break a limit
+MOST_DRAWS = 20
+# what Optuna reads of trials, apart from `record`
+STATES = {"refused": TrialState.PRUNED, "stopped": TrialState.PRUNED}
+
+
+class Journal:
+    """Optuna's journal of one search; the search's folder is locked while it is open.
+
+    Args:
+        path: its file, which is made if there is none.
+        digest: of the search's settings.
+        last: epochs of the last rung.
+
+    Raises:
+        SpratError: it is damaged, of another search, or cannot be written.
+    """
+
+    def __init__(self, path: Path, digest: str, space: Space, last: int) -> None:
+        self.path, self.space, self.last = path, space, last
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with self._reading():
+            _mend(path)
+            self.study = optuna.create_study(
+                study_name=STUDY,
+                direction="maximize",
+                storage=JournalStorage(JournalFileBackend(str(path))),
+                load_if_exists=True,
+            )
+            found = self.study.user_attrs.get(OF_SEARCH)
+        if found is None and not self.study.trials:
+            with writing(path):
+                self.study.set_user_attr(OF_SEARCH, digest)
+        elif found != digest:
+            raise SpratError(
+                f"{path} is the journal of another search. Put this search's journal back, or "
+                "start a new search."
+            )
+
+    def read(self) -> list[list[Trial]]:
+        """Return the trials, generation by generation; the last may lack some after a kill.
+
+        Raises:
+            SpratError: the journal is damaged.
+        """
+        generations: list[list[Trial]] = []
+        with self._reading():
+            for frozen in self.study.get_trials(deepcopy=False):
+                trial = Trial.from_record(frozen.user_attrs[RECORD], self.last)
+                if trial.generation == len(generations):
+                    generations.append([])
+                generations[trial.generation].append(trial)
+        return generations
+
+    def is_whole(self, generation: Sequence[Trial]) -> bool:
+        """Return whether the last generation that was read lacks no trial."""
+        return len(generation) == self.study.get_trials(deepcopy=False)[-1].user_attrs[OF]
+
+    def add(self, trials: Sequence[Trial], of: int) -> None:
+        """Add trials at their end, in their order, to a generation of so many.
+
+        Raises:
+            WriteError: the journal cannot be written.
+        """
+        with writing(self.path):
+            for trial in trials:
+                self.study.add_trial(self._frozen(trial, of))
+
+    def _frozen(self, trial: Trial, of: int = 0) -> FrozenTrial:
+        return frozen(trial, self.space, {RECORD: trial.to_record(), OF: of})
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            with writing(self.path):
+                yield
+        except (SpratError, OSError) as error:
+            if isinstance(error, OSError):
+                raise
+            raise self._damaged(error) from error
+        except Exception as error:  # a damaged journal raises anything
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> SpratError:
+        return SpratError(
+            f"{self.path} is damaged ({shown(str(error))[1:-1]}). Put back a copy of it, or start "
+            "a new search."
+        )
+
+
+def _mend(path: Path) -> None:
+    """Remove what a kill left: the end of a line that was being written, and Optuna's lock, which
+    the search's own makes needless."""
+    for lock in path.parent.glob(f"{path.name}.lock*"):
+        lock.unlink(missing_ok=True)
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        with path.open("rb+") as file:
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def frozen(trial: Trial, space: Space, attributes: dict[str, Any]) -> FrozenTrial:
+    """Return a trial as Optuna keeps it. One that was stopped is "pruned" with its accuracy by
+    epochs, by which TPE ranks it below those that came further."""
+    complete = trial.state in ("complete", "diverged")
+    return create_trial(
+        state=TrialState.COMPLETE if complete else STATES[trial.state],
+        value=trial.val if complete else None,
+        params=trial.point,
+        distributions=space.choices(),
+        intermediate_values=trial.rungs,
+        constraints=trial.excess,
+        user_attrs=attributes,
+    )
+
+
+def ask(
+    space: Space,
+    counter: Counter,
+    before: Sequence[Trial],
+    count: int,
+    *,
+    generation: int,
+    seed: int,
+    last: int,
+    random: bool = False,
+) -> list[Trial]:
+    """Return the trials of a generation: `count` that keep every limit, and with them those that
+    were drawn and refused.
+
+    Points are drawn by TPE (Bergstra et al. 2011), which models where good and bad trials are,
+    jointly over all choices. It takes few trials to be of use, handles choices without an order and
+    trials that were stopped early, and takes constraints: what breaks a limit is bad by how much it
+    breaks it. A genetic algorithm (NSGA-II) would want hundreds of trials, and a Pareto front of
+    accuracy and costs is not what is asked for: the budget is given, and only accuracy counts
+    within it. Trials of the same generation are kept apart by counting those without a result as
+    bad ("constant liar").
+
+    Args:
+        before: trials of the generations before.
+        random: draw at random instead, to compare.
+
+    Returns:
+        In the order they were drawn; fewer than `count` that keep the limits where nearly none do.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize")
+    study.add_trials([frozen(trial, space, {}) for trial in before])
+    asked: list[Trial] = []
+    seen = {trial.design for trial in before}
+    family = [] if before or generation else space.family()
+    for point in family:
+        study.enqueue_trial(point)
+    fitting = 0
+    for draw in range(len(family) + MOST_DRAWS * count):
+        if fitting == count:
+            break
+        study.sampler = _sampler(derive_seed("search", seed, generation, draw), random)
+        drawn = study.ask(space.choices())
+        design, counted = space.design(drawn.params, counter)
+        if design in seen and counted.kept:
+            study.tell(drawn, state=TrialState.FAIL)  # as if it had not been drawn
+            continue
+        seen.add(design)
+        trial = Trial(
+            len(before) + len(asked), generation, drawn.params, design, counted.cost,
+            counted.excess, last=last,
+        )  # fmt: skip
+        asked.append(trial)
+        fitting += not trial.refused
+        if trial.refused:
+            for limit, excess in trial.excess.items():
+                drawn.set_constraint(limit, excess)
+            study.tell(drawn, state=TrialState.PRUNED)
+    return asked
+
+
+def _sampler(seed: int, random: bool) -> "BaseSampler":
+    seed %= 2**32
+    if random:
+        return optuna.samplers.RandomSampler(seed=seed)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
+
+
+STARTUP = 9  # trials at random, or of the family, before TPE models them
+
+
+def importance(trials: Sequence[Trial], space: Space) -> dict[str, float]:
+    """Return how much of the accuracy after the first rung each choice decides: shares that add up
+    to 1, greatest first, by PED-ANOVA (Watanabe et al. 2023) over the better quarter. Empty if
+    there are too few trials to say.
+    """
+    tried = [trial for trial in trials if trial.rungs and not trial.refused]
+    if len(tried) < FEWEST:
+        return {}
+    study = optuna.create_study(direction="maximize")
+    for trial in tried:
+        first = trial.rungs[min(trial.rungs)]
+        study.add_trial(
+            create_trial(value=first, params=trial.point, distributions=space.choices())
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # how few trials there are is said elsewhere
+        found = optuna.importance.get_param_importances(
+            study, evaluator=optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
+        )
+    return {name: share for name, share in found.items() if share > 0}
+
+
+FEWEST = 16  # trials from which importance is said

@@ -1,0 +1,196 @@
+"""What a search was told and what it decided before its first trial: settings.json."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypedDict
+
+from sprat.errors import SpratError
+from sprat.evaluation.records import Count, Ordinal, Positive, read_json, write_json
+from sprat.searching.trial import trial_config
+from sprat.settings.config import Config
+from sprat.shapes import TEXT, ListOf, TableOf, mismatch, shape_of, whole
+
+SEARCH_FOLDER, SETTINGS_FILE = "search", "settings.json"
+TRIAL_IMAGES = 10_000  # training images of a trial, where there are more
+FULL_IMAGES = 180_000  # that a trial to its last rung sees, in at most MOST_PASSES over them
+FEWEST_PASSES, MOST_PASSES = 18, 90
+KEPT = 3  # one of so many trials goes on at each rung, for so many times as long
+GENERATION = 9  # trials asked together: from so many one comes to the last of three rungs
+FINALISTS = 3
+LONGER = 3  # times as many images as a trial to its last rung sees a finalist is trained on
+FINAL_SHARE = 0.35  # of the time, for the training of the winner
+FINALISTS_SHARE = 0.25  # of the rest, for the finalists
+AHEAD = 4  # generations at least that trials are made short for, where there is a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A search.
+
+    config: what the winner is trained by, its limits among it. recipe: the name of the recipe that
+    it began as. trial: what a trial is trained by, but for its design; settled for this machine.
+    rungs: epochs after which trials are compared. generation: trials asked together. trials,
+    seconds: where the search ends; 0: not there. data: the md5 of the images by their side in
+    pixels. classes: of the data, and images: those trained on in a run. epoch_seconds: of a trial,
+    as it was measured if there is a time. sampler: what points are drawn by. train: whether the
+    winner is trained, for which some of the time is kept.
+    """
+
+    config: Config
+    recipe: str
+    trial: Config
+    rungs: tuple[int, ...]
+    generation: int
+    trials: int
+    seconds: float
+    data: dict[int, str]
+    classes: int
+    images: int
+    own: bool
+    epoch_seconds: float = 0.0
+    sampler: Literal["tpe", "random"] = "tpe"
+    train: bool = True
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Sides of the images, largest first."""
+        return tuple(self.data)
+
+    @property
+    def trials_end(self) -> float:
+        """Seconds after which no trial is trained any more."""
+        return self.finalists_end * (1 - FINALISTS_SHARE)
+
+    @property
+    def finalists_end(self) -> float:
+        """Seconds after which the winner is trained."""
+        return self.seconds * (1 - (FINAL_SHARE if self.train else 0))
+
+    @property
+    def trial_images(self) -> int:
+        """Images that a trial is trained on in an epoch."""
+        return self.trial.train_images or self.images
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        return values | {
+            "config": self.config.to_dict(),
+            "trial": self.trial.to_dict(),
+            "rungs": list(self.rungs),
+            "data": {str(side): md5 for side, md5 in self.data.items()},
+        }
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of everything that decides the trials."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+class Settings(TypedDict):
+    """What settings.json holds: a `Plan`."""
+
+    config: dict[str, Any]
+    recipe: str
+    trial: dict[str, Any]
+    rungs: Annotated[list[int], ListOf(whole(1), 1)]
+    generation: Ordinal
+    trials: Count
+    seconds: Positive
+    data: Annotated[dict[str, str], TableOf(TEXT, low=1)]
+    classes: Ordinal
+    images: Ordinal
+    own: bool
+    epoch_seconds: Positive
+    sampler: Literal["tpe", "random"]
+    train: bool
+
+
+SETTINGS = shape_of(Settings)
+
+
+def write_plan(folder: Path, plan: Plan) -> None:
+    """Write settings.json into the search's own folder, which has none yet.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    write_json(folder / SETTINGS_FILE, plan.to_dict(), new=True)
+
+
+def read_plan(folder: Path) -> Plan:
+    """Return the plan of the search in its own folder.
+
+    Raises:
+        SpratError: there is none, or it is damaged.
+    """
+    path = folder / SETTINGS_FILE
+    if not path.exists():
+        raise SpratError(
+            f"There is no search in {folder.parent}: {path} is missing. Name the folder of a "
+            "search, or start one into it."
+        )
+    values = read_json(path)
+    wrong = mismatch(values, SETTINGS)
+    if not wrong and not all(side.isdecimal() for side in values["data"]):
+        wrong = f"data is {list(values['data'])}, expected sides in pixels"
+    if wrong:
+        raise SpratError(f"{path} is damaged: {wrong}. Start a new search.")
+    known = {each.name: values[each.name] for each in dataclasses.fields(Plan)}
+    return Plan(**known | {
+        "config": Config.recorded(values["config"], source=str(path)),
+        "trial": Config.recorded(values["trial"], source=str(path)),
+        "rungs": tuple(values["rungs"]),
+        "data": {int(side): md5 for side, md5 in values["data"].items()},
+    })  # fmt: skip
+
+
+def rungs_of(epochs: int) -> tuple[int, ...]:
+    """Return the epochs after which trials of so many epochs are compared: a ninth, a third, all
+    of them."""
+    return tuple(sorted({max(1, epochs // KEPT**2), max(1, epochs // KEPT), epochs}))
+
+
+def epochs_for(images: int) -> int:
+    """Return the epochs of a trial on so many images: more, the fewer there are."""
+    return min(MOST_PASSES, max(FEWEST_PASSES, round(FULL_IMAGES / images)))
+
+
+def epochs_within(epochs: int, generation: int, cost: float, seconds: float) -> int:
+    """Return the epochs of a trial, at most `epochs`, with which several generations of trials fit
+    into a time; at least 1.
+
+    Args:
+        cost: seconds of an epoch of a trial.
+    """
+    while epochs > 1 and AHEAD * generation_seconds(rungs_of(epochs), generation, cost) > seconds:
+        epochs = max(1, round(epochs * 2 / 3) if epochs > 3 else epochs - 1)
+    return epochs
+
+
+def generation_seconds(rungs: tuple[int, ...], count: int, cost: float) -> float:
+    """Return what a generation takes, one trial after another: of `count`, one in three goes on at
+    each rung.
+
+    Args:
+        cost: seconds of an epoch.
+    """
+    seconds, before = 0.0, 0
+    for epochs in rungs:
+        seconds += count * (epochs - before) * cost
+        count, before = survivors(count), epochs
+    return seconds
+
+
+def survivors(count: int) -> int:
+    """Return how many of so many trials go on at a rung."""
+    return max(1, count // KEPT)
+
+
+def plan_of(config: Config, *, epochs: int, images: int, **rest: Any) -> Plan:
+    """Return the plan whose trials are trained for so many epochs, on so many images (0: all)."""
+    trial = trial_config(config, epochs, images)
+    return Plan(config=config, trial=trial, rungs=rungs_of(epochs), **rest)

@@ -1,0 +1,141 @@
+"""A trial: a design trained up to a rung, a plain function of what can be sent anywhere.
+
+    rung = train_rung(task, source)
+
+A task carries the state of the rung before, so a trial goes on from there in any process.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sprat.checkpoint import RESUME_FILE
+from sprat.errors import Diverged, Interrupted
+from sprat.files import temporary_folder, write_whole
+from sprat.searching.source import Source
+from sprat.settings.config import (
+    MOST_EPOCHS,
+    AugmentConfig,
+    BudgetConfig,
+    Config,
+    DistillConfig,
+    EMAConfig,
+    MixingConfig,
+)
+from sprat.training.observer import Observer
+from sprat.training.prepare import check, check_fit, check_kernels
+from sprat.training.run import Origin, Run
+from sprat.training.saving import restore
+
+# A trial is stopped while its learning rate is high, and its weights are noisy; their average over
+# about so many steps is scored instead, as good as weights whose rate has fallen.
+AVERAGED = 0.98
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a trial is to do next.
+
+    key: names the trial. config: settled for this machine; its threads are the trial's. until: the
+    number of epochs to come to. state: a checkpoint, where the trial has begun. seconds: after
+    which it is given up; 0: never.
+    """
+
+    key: str
+    config: Config
+    until: int
+    state: bytes | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rung:
+    """What a trial came to.
+
+    val: accuracy on val; 0 if training diverged, None if the trial was given up. seconds: that the
+    task took. state: the checkpoint to go on from.
+    """
+
+    key: str
+    until: int
+    val: float | None
+    seconds: float
+    diverged: bool = False
+    state: bytes = b""
+
+
+def trial_config(config: Config, epochs: int, images: int) -> Config:
+    """Return a recipe's settings for short trials: its optimiser, batches and smoothing, without
+    what pays late. What is random is the same in every trial.
+
+    Args:
+        epochs: of a trial that is trained to its last rung.
+        images: training images; 0: all.
+    """
+    augment = AugmentConfig(
+        flip=config.augment.flip,
+        flip_mode=config.augment.flip_mode,
+        crop=config.augment.crop,
+        crop_mode=config.augment.crop_mode,
+    )
+    return dataclasses.replace(
+        config.in_proportion(epochs),
+        train_images=images,
+        final=False,
+        dropout=0.0,
+        weights="ema",
+        ema=EMAConfig(decay=AVERAGED),
+        judge_every=MOST_EPOCHS,
+        patience=0,
+        tta=1,
+        augment=augment,
+        mixing=MixingConfig(),
+        distill=DistillConfig(),
+        budget=BudgetConfig(),  # counted before
+    )
+
+
+def train_rung(task: Task, source: Source, should_stop: Callable[[], bool] = lambda: False) -> Rung:
+    """Train a trial up to a rung; what it comes to is a function of the task and the images alone,
+    but for its seconds.
+
+    Raises:
+        Interrupted: `should_stop`, asked after every step, said so.
+        SpratError: the dataset is not there or has changed, or the machine cannot do what the
+            config says.
+    """
+    began = time.perf_counter()
+    config = task.config
+    dataset = source.load(config.pictures.side if source.own else max(source.md5))
+    network = check(config, len(dataset.train.classes))
+    check_fit(config, network, dataset)
+    check_kernels(config, network, Observer())
+
+    def taken() -> float:
+        return time.perf_counter() - began
+
+    def give_up() -> bool:
+        return should_stop() or bool(task.seconds and taken() > task.seconds)
+
+    with temporary_folder() as folder:
+        run = Run(config, dataset, folder, Origin("search", {}, git=None))
+        try:
+            if task.state is not None:
+                write_whole(folder / RESUME_FILE, task.state)
+                restore(run)
+            run.train(Observer(), give_up, task.until)
+            val = run.progress.history[-1]["ema_top1"]
+            if val is None:  # not the last epoch
+                averaged = run.step.averaged(run.images.batchnorm_batches())
+                val = run.top1(averaged, run.final_images)
+            state = (folder / RESUME_FILE).read_bytes()
+        except Diverged:
+            return Rung(task.key, task.until, 0.0, taken(), diverged=True)
+        except Interrupted:
+            if should_stop():
+                raise
+            return Rung(task.key, task.until, None, taken())
+        finally:
+            run.images.batches.close()
+    return Rung(task.key, task.until, val, taken(), state=state)
