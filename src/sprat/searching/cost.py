@@ -48,6 +48,16 @@ class Counted:
         return all(excess <= 0 for excess in self.excess.values())
 
 
+@functools.cache
+def _summary(network: NetworkConfig, classes: int, side: int) -> Summary:
+    return summarize(draft_network(network, classes), side)
+
+
+@functools.cache
+def _parameters(network: NetworkConfig, classes: int) -> int:
+    return count_parameters(draft_network(network, classes))
+
+
 class Counter:
     """Counts networks, each once.
 
@@ -64,7 +74,7 @@ class Counter:
     def _count(self, network: NetworkConfig, side: int) -> Counted:
         """Return what a network costs on images of a side, and how that is next to the limits."""
         stored_as = self.budget.stored_as
-        summary = summarize(draft_network(network, self.classes), side)
+        summary = _summary(network, self.classes, side)
         ram = summary.ram_bytes
         cost: Cost = {
             "parameters": summary.parameters,
@@ -79,7 +89,7 @@ class Counter:
         """Return whether a network keeps every limit; parameters are looked at first, since they
         are counted in a fraction of the time."""
         most = self.limits.get("max_parameters")
-        if most and count_parameters(draft_network(network, self.classes)) > most:
+        if most and _parameters(network, self.classes) > most:
             return False
         return self.count(network, side).kept
 

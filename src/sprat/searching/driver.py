@@ -37,6 +37,8 @@ from sprat.searching.watcher import Watcher
 from sprat.shapes import FLAG, POSITIVE, SHARE, Shape, mismatch
 
 JOURNAL_FILE, WORK_FOLDER = "journal.log", "work"
+# a task is given up after so many times as long as expected, so that one does not take all the time
+PATIENCE, LEAST_PATIENCE = 4.0, 30.0  # and seconds at least: in a new process it loads the images
 SLACK = 1.15  # times as long as before a task may take before it is not begun for lack of time
 RUNG: Shape = {
     "val": SHARE,
@@ -221,9 +223,11 @@ class Driver:
             while waiting and running < self.pool.workers:
                 task, left = waiting.popleft(), end - self.elapsed
                 if self.plan.seconds:
-                    if left <= 0 or SLACK * expected(trials[task.key]) > left:
+                    seconds = expected(trials[task.key])
+                    if left <= 0 or SLACK * seconds > left:
                         continue
-                    task = dataclasses.replace(task, seconds=left)
+                    most = max(LEAST_PATIENCE, PATIENCE * seconds)
+                    task = dataclasses.replace(task, seconds=min(left, most))
                 self.pool.start(task)
                 running += 1
             if not running:

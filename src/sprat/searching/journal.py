@@ -50,11 +50,12 @@ class Journal:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with self._reading():
             _mend(path)
-            self.study = optuna.create_study(
-                study_name=STUDY,
-                direction="maximize",
-                storage=JournalStorage(JournalFileBackend(str(path))),
-                load_if_exists=True,
+            begun = path.exists() and path.stat().st_size > 0
+            storage = JournalStorage(JournalFileBackend(str(path)))
+            self.study = (
+                optuna.load_study(study_name=STUDY, storage=storage)
+                if begun
+                else optuna.create_study(study_name=STUDY, storage=storage, direction="maximize")
             )
             found = self.study.user_attrs.get(OF_SEARCH)
         if found is None and not self.study.trials:

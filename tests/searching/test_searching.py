@@ -1,0 +1,523 @@
+"""The search: what is asked, trained, refused, halved and kept; resumed as if nothing had been."""
+
+import dataclasses
+import itertools
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Here as CommandLine
+from conftest import weights
+
+import sprat
+from sprat import SpratError
+from sprat.checkpoint import load_model
+from sprat.data import Dataset
+from sprat.errors import Interrupted
+from sprat.models import NetworkConfig, build_network
+from sprat.models.blocks import blueprint_of
+from sprat.run_folder import read_config
+from sprat.searching.cost import Counter
+from sprat.searching.driver import Decision, Driver
+from sprat.searching.plan import (
+    Plan,
+    epochs_for,
+    epochs_within,
+    generation_seconds,
+    read_plan,
+    rungs_of,
+    write_plan,
+)
+from sprat.searching.pools import Here, Processes, Stopped
+from sprat.searching.source import Source
+from sprat.searching.space import Space, sides_of
+from sprat.searching.trial import Rung, Task, train_rung, trial_config
+from sprat.settings.config import BudgetConfig, Config
+from sprat.settings.recipes import load_recipe
+
+RECIPE = load_recipe("sprat-cpu")
+LIMITS = BudgetConfig(max_parameters=4_000, max_macs=400_000)
+NOWHERE = Source("nowhere", None, RECIPE.pictures, {16: "md5"}, own=False)
+
+
+def plan(**changes: Any) -> Plan:
+    """A search of fake trials on images of 16 px."""
+    config = dataclasses.replace(RECIPE, budget=changes.pop("budget", LIMITS))
+    settings: dict[str, Any] = {
+        "config": config, "recipe": "sprat-cpu", "trial": trial_config(config, 9, 1_000),
+        "rungs": (1, 3, 9), "generation": 4, "trials": 8, "seconds": 0.0, "data": {16: "md5"},
+        "classes": 3, "images": 2_000, "own": False,
+    }  # fmt: skip
+    return Plan(**settings | changes)
+
+
+def pretend(task: Task, source: Source, should_stop: Callable[[], bool]) -> Rung:
+    """A trial whose accuracy is a function of its settings alone, and grows from rung to rung."""
+    optim, network = task.config.optim, task.config.network
+    luck = random.Random(repr((optim.lr, network.widths))).random()
+    val = 0.5 + 0.02 * task.until + 0.1 * luck
+    return Rung(task.key, task.until, val, 1.0)
+
+
+class Recorder:
+    """A pool of fake trials, which ends tasks out of their order and may stop the search.
+
+    asked: keys and epochs of the tasks, in the order they were started.
+    """
+
+    def __init__(self, workers: int = 1, most: int = 10**9, train: Any = pretend) -> None:
+        self.workers, self.left, self.train = workers, most, train
+        self.asked: list[tuple[str, int]] = []
+        self.configs: list[Config] = []
+        self.running: list[Task] = []
+
+    def start(self, task: Task) -> None:
+        assert len(self.running) < self.workers
+        self.asked.append((task.key, task.until))
+        self.configs.append(task.config)
+        self.running.append(task)
+
+    def next(self) -> Rung:
+        if not self.left:
+            raise Stopped
+        self.left -= 1
+        return self.train(self.running.pop(), NOWHERE, lambda: False)
+
+    def close(self) -> None:
+        pass
+
+
+def decide(folder: Path, pool: Any, **changes: Any) -> Decision:
+    return Driver(plan(**changes), folder, pool).run()
+
+
+def records(decision: Decision) -> list[dict[str, Any]]:
+    """Every trial, but for what a clock says."""
+    clocks = {"seconds", "elapsed"}
+    found = [trial.to_record() for trial in decision.trials]
+    return [{key: value for key, value in each.items() if key not in clocks} for each in found]
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Decision, Recorder]:
+    """A search that nothing happened to."""
+    folder, pool = tmp_path_factory.mktemp("usual"), Recorder()
+    return folder, decide(folder, pool), pool
+
+
+def test_trials_are_halved_at_each_rung(usual: tuple[Path, Decision, Recorder]) -> None:
+    _, decision, pool = usual
+    for generation in range(2):
+        trials = [t for t in decision.trials if t.generation == generation and not t.refused]
+        reached = [sum(epochs in trial.rungs for trial in trials) for epochs in (1, 3, 9)]
+        assert reached == [4, 1, 1]
+        best = max(trials, key=lambda trial: trial.rungs[1])
+        assert best.state == "complete"
+        assert {trial.state for trial in trials if trial is not best} == {"stopped"}
+    assert len(pool.asked) == len(set(pool.asked)), "nothing is trained twice"
+
+
+def test_the_finalists_are_trained_longer_and_the_best_wins(
+    usual: tuple[Path, Decision, Recorder],
+) -> None:
+    _, decision, pool = usual
+    long = [(key, config) for (key, _), config in zip(pool.asked, pool.configs, strict=True)
+            if key.endswith("-long")]  # fmt: skip
+    assert len(long) == 3
+    for _, config in long:
+        assert (config.train_images, config.epochs) == (0, 14), "27 epochs of 1,000 of 2,000 images"
+    assert decision.winner.number == max(decision.finalists, key=lambda each: each.val).trial.number
+    family = Space(plan().config, (16,)).family()
+    assert any(each.trial.point in family for each in decision.finalists)
+
+
+def test_more_workers_ask_and_decide_the_same(
+    usual: tuple[Path, Decision, Recorder], tmp_path: Path
+) -> None:
+    _, decision, pool = usual
+    three = Recorder(workers=3)
+    found = decide(tmp_path, three)
+    assert records(found) == records(decision)
+    assert [each.trial.number for each in found.finalists] == [
+        each.trial.number for each in decision.finalists
+    ]
+    assert sorted(three.asked) == sorted(pool.asked)
+
+
+@pytest.mark.parametrize("most", [0, 1, 5, 7, 12])
+def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(
+    usual: tuple[Path, Decision, Recorder], tmp_path: Path, most: int
+) -> None:
+    _, decision, whole = usual
+    stopped, resumed = Recorder(workers=2, most=most), Recorder()
+    with pytest.raises(Stopped):
+        decide(tmp_path, stopped)
+    assert records(decide(tmp_path, resumed)) == records(decision)
+    assert most + len(resumed.asked) == len(whole.asked), "what was finished is not trained again"
+
+
+def test_a_kill_while_the_journal_is_written_loses_nothing(
+    usual: tuple[Path, Decision, Recorder], tmp_path: Path
+) -> None:
+    folder, decision, _ = usual
+    lines = (folder / "journal.log").read_bytes().splitlines(keepends=True)
+    for kept, torn in itertools.product((1, 3, 5, len(lines) - 1), (b"", b'{"op_co')):
+        place = tmp_path / f"{kept}{bool(torn)}"
+        place.mkdir()
+        (place / "journal.log").write_bytes(b"".join(lines[:kept]) + torn)
+        assert records(decide(place, Recorder())) == records(decision)
+
+
+def test_what_breaks_a_limit_is_refused_and_never_trained(tmp_path: Path) -> None:
+    tight = BudgetConfig(max_parameters=4_000, max_macs=60_000, max_ram=8_000)
+    pool = Recorder()
+    decision = decide(tmp_path, pool, budget=tight, trials=4)
+    refused = [trial for trial in decision.trials if trial.refused]
+    assert refused
+    counter = Counter(tight, 3)
+    for config in pool.configs:
+        assert counter.count(config.network, 16).kept
+    assert not {str(trial.number) for trial in refused} & {key for key, _ in pool.asked}
+    for trial in decision.trials:
+        assert trial.refused == any(
+            trial.cost[cost] > limit  # type: ignore[literal-required]
+            for cost, limit in (("parameters", 4_000), ("macs", 60_000), ("ram", 8_000))
+        )
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({"max_parameters": 50}, "parameters (limit 50)"),
+        ({"max_macs": 10}, "MACs (limit 10)"),
+        ({"max_ram": 16}, "bytes of RAM (limit 16)"),
+        ({"max_flash": 16, "max_parameters": 16}, "parameters (limit 16) and"),
+        ({"max_macs": 9_500, "min_receptive_field": 60}, "the nearest"),
+    ],
+)
+def test_limits_that_leave_nothing_are_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, int], said: str
+) -> None:
+    monkeypatch.setattr("sprat.searching.journal.MOST_DRAWS", 2)
+    pool = Recorder()
+    with pytest.raises(SpratError) as error:
+        decide(tmp_path, pool, budget=BudgetConfig(**limits), trials=1, generation=1)
+    assert said in str(error.value)
+    assert "the smallest" in str(error.value)
+    assert not pool.asked
+
+
+class Clock:
+    """Seconds that trials take."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def train(self, task: Task, source: Source, should_stop: Callable[[], bool]) -> Rung:
+        slow = task.key == "5"  # far slower than any before
+        rung = pretend(task, source, should_stop)
+        seconds = (500.0 if slow else 2.0) * task.until
+        given_up = bool(task.seconds and seconds > task.seconds)
+        seconds = task.seconds if given_up else seconds
+        self.now += seconds
+        return dataclasses.replace(rung, seconds=seconds, val=None if given_up else rung.val)
+
+
+def test_a_time_bounds_trials_and_finalists(tmp_path: Path) -> None:
+    clock = Clock()
+    timed = plan(trials=0, seconds=400.0, epoch_seconds=2.0)
+    decision = Driver(timed, tmp_path, Recorder(train=clock.train), clock=clock).run()
+    assert 0.7 * timed.trials_end < max(trial.elapsed for trial in decision.trials)
+    assert max(trial.elapsed for trial in decision.trials) <= timed.trials_end
+    assert timed.trials_end < decision.seconds <= timed.finalists_end
+    assert timed.finalists_end == pytest.approx(0.65 * 400)
+
+
+def test_a_time_that_is_spent_is_not_had_again(tmp_path: Path) -> None:
+    clock = Clock()
+    timed = plan(trials=0, seconds=400.0, epoch_seconds=2.0)
+    with pytest.raises(Stopped):
+        Driver(timed, tmp_path, Recorder(most=6, train=clock.train), clock=clock).run()
+    spent, clock.now = clock.now, 1000.0  # in another process
+    driver = Driver(timed, tmp_path, Recorder(train=clock.train), clock=clock)
+    assert driver.elapsed == pytest.approx(spent)
+    assert driver.run().seconds <= timed.finalists_end
+
+
+def diverging(task: Task, source: Source, should_stop: Callable[[], bool]) -> Rung:
+    if task.key in ("0", "1"):
+        return Rung(task.key, task.until, 0.0, 1.0, diverged=True)
+    return pretend(task, source, should_stop)
+
+
+def test_what_diverges_goes_no_further(tmp_path: Path) -> None:
+    pool = Recorder(train=diverging)
+    decision = decide(tmp_path, pool, trials=4)
+    assert [trial.state for trial in decision.trials[:2]] == ["diverged", "diverged"]
+    assert {until for key, until in pool.asked if key in ("0", "1")} == {1}
+    assert decision.winner.number not in (0, 1)
+
+
+def test_nothing_that_can_be_trained_is_said(tmp_path: Path) -> None:
+    def train(task: Task, source: Source, should_stop: Callable[[], bool]) -> Rung:
+        return Rung(task.key, task.until, 0.0, 1.0, diverged=True)
+
+    with pytest.raises(SpratError, match="No trial could be trained"):
+        decide(tmp_path, Recorder(train=train), trials=2, generation=2)
+
+
+def test_a_journal_of_another_search_or_damaged_is_refused_as_it_is(
+    usual: tuple[Path, Decision, Recorder], tmp_path: Path
+) -> None:
+    folder, _, _ = usual
+    whole = (folder / "journal.log").read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for content, said in (
+        (whole, "of another search"),
+        (lines[0] + b"{]\n" + b"".join(lines[1:]), "is damaged"),
+        (b"".join(lines).replace(b'"network"', b'"netvork"'), "is damaged"),
+        (whole.replace(b'"op_code":0', b'"op_code":"x"'), "is damaged"),
+    ):
+        (tmp_path / "journal.log").write_bytes(content)
+        seed = 1 if said == "of another search" else 0
+        config = dataclasses.replace(plan().config, seed=seed)
+        with pytest.raises(SpratError, match=said):
+            decide(tmp_path, Recorder(), config=config)
+        assert (tmp_path / "journal.log").read_bytes() == content
+
+
+def test_a_plan_is_kept(tmp_path: Path) -> None:
+    write_plan(tmp_path, plan())
+    assert read_plan(tmp_path) == plan()
+    file = tmp_path / "settings.json"
+    values = json.loads(file.read_text())
+    for key in values:
+        file.write_text(json.dumps({**values, key: None}))
+        with pytest.raises(SpratError, match=r"settings\.json"):
+            read_plan(tmp_path)
+
+
+def test_the_space_holds_the_family_at_the_budget_of_its_own() -> None:
+    counter = Counter(BudgetConfig(max_parameters=40_726, max_macs=17_280_776), 10)
+    space = Space(RECIPE, (32,))
+    first, counted = space.design(space.family()[0], counter)
+    assert counted.kept
+    torch.manual_seed(0)
+    shipped = build_network("SpratS").state_dict()
+    found = build_network(first.network).state_dict()
+    assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in shipped.items()}
+
+
+def test_every_point_is_a_network_the_compiled_kernels_support() -> None:
+    from sprat.kernels.support import supported
+    from sprat.searching.space import network_of
+
+    space, draw = Space(RECIPE, (64, 48, 32)), random.Random(0)
+    for _ in range(20):
+        point = {}
+        for name, choice in space.choices().items():
+            values = getattr(choice, "choices", None)
+            point[name] = draw.choice(values) if values else draw.choice([choice.low, choice.high])
+        network = build_network(network_of(point, draw.randint(1, 64)), 3)
+        supported(network)
+        with torch.inference_mode():
+            assert network.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+
+
+def test_blocks_without_a_shortcut_say_so() -> None:
+    network = build_network(NetworkConfig(name="SpratNet", widths=(8, 8), shortcut=(0, 1)))
+    blueprint = blueprint_of(network)
+    assert blueprint is not None
+    halving = 1
+    assert [block.shortcut is None for block in blueprint.blocks] == [
+        *[True] * 3, *[True] * halving, *[False] * 3
+    ]  # fmt: skip
+
+
+def test_sides_are_those_of_own_pictures_alone() -> None:
+    assert sides_of(32, own=False) == (32,)
+    assert sides_of(64, own=True) == (64, 48, 32)
+    assert sides_of(16, own=True) == (16,)
+
+
+def test_trials_are_shorter_where_images_or_time_are_few() -> None:
+    assert epochs_for(10_000) == 18
+    assert epochs_for(500) == 90
+    assert rungs_of(18) == (2, 6, 18)
+    assert rungs_of(1) == (1,)
+    assert generation_seconds((2, 6, 18), 9, 10.0) == 10 * (9 * 2 + 3 * 4 + 12)
+    for seconds in (1, 100, 1_000, 10_000):
+        epochs = epochs_within(18, 9, 10.0, seconds)
+        assert epochs == 1 or 4 * generation_seconds(rungs_of(epochs), 9, 10.0) <= seconds
+
+
+def test_two_processes_give_what_one_gives(
+    usual: tuple[Path, Decision, Recorder], tmp_path: Path
+) -> None:
+    _, decision, _ = usual
+    pool = Processes(NOWHERE, lambda: False, 2, pretend)
+    try:
+        assert records(decide(tmp_path, pool)) == records(decision)
+    finally:
+        pool.close()
+
+
+# with real trials
+
+
+@pytest.fixture(scope="module")
+def short() -> Config:
+    return RECIPE.changed({
+        "epochs": 2, "batch_size": 16, "optim.warmup_epochs": 0.5, "augment.crop": 2, "threads": 1,
+        "device": "cpu", "tta": 1, "judge_every": 1,
+    })  # fmt: skip
+
+
+def test_a_trial_goes_on_from_its_rung_as_if_it_had_not_stopped(
+    tiny: Dataset, short: Config
+) -> None:
+    source = Source("tiny", None, short.pictures, {16: tiny.md5}, own=False, held=tiny, named=False)
+    network = NetworkConfig(name="SpratNet", widths=(8, 12), depth=(1,), kernels=(3,))
+    from sprat.training.start import settle_for
+
+    config = dataclasses.replace(trial_config(short, 2, 64), network=network)
+    config = settle_for(config, tiny)
+    at_once = train_rung(Task("0", config, 2), source)
+    first = train_rung(Task("0", config, 1), source)
+    then = train_rung(Task("0", config, 2, first.state), source)
+    assert (then.val, first.until, then.until) == (at_once.val, 1, 2)
+    with pytest.raises(Interrupted):
+        train_rung(Task("0", config, 2), source, lambda: True)
+    assert train_rung(Task("0", config, 2, seconds=1e-9), source).val is None
+    rate = dataclasses.replace(config.optim, lr=1e30, muon_lr=1e30, weight_decay=0.0)
+    wild = dataclasses.replace(config, optim=rate)
+    assert train_rung(Task("0", wild, 2), source).diverged
+
+
+@pytest.fixture(scope="module")
+def searched(tiny: Dataset, short: Config, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    def search(name: str, **how: Any) -> sprat.Search:
+        folder = tmp_path_factory.getbasetemp() / name
+        return sprat.search(
+            short, max_parameters="4k", max_macs=400_000, dataset=tiny, trials=3, trial_epochs=1,
+            generation=3, trial_images=64, cpus_per_trial=1, output=folder, quiet=True, **how,
+        )  # fmt: skip
+
+    return search("searched", changes={"final": True})
+
+
+def test_a_search_ends_as_an_ordinary_run(searched: sprat.Search, tiny: Dataset) -> None:
+    folder, inner = searched.folder, searched.folder / "search"
+    results, outcome = searched.results, searched.outcome
+    assert results["test"] is not None
+    assert results["parameters"] <= 4_000
+    assert (outcome["trained"], outcome["rungs"], outcome["trial_images"]) == (3, [1], 64)
+    trials = json.loads((inner / "trials.json").read_text())
+    winner = trials[outcome["winner"]]
+    assert winner["cost"]["parameters"] == results["parameters"]
+    assert winner["network"] == results["network"]
+    assert load_model(folder).spec == NetworkConfig.from_dict(winner["network"])
+    recipe = load_recipe(str(inner / "winner.toml"))
+    config, name, overrides = read_config(folder)
+    assert (name, overrides) == (str(inner / "winner.toml"), {})
+    assert (recipe.network, recipe.optim) == (config.network, config.optim)
+    assert recipe.budget.max_parameters == 4_000
+    assert not (inner / "work").exists()
+    assert (inner / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    page = (inner / "report.html").read_text()
+    assert f"{100 * results['test']['top1']:.2f}" in page
+    assert "http" not in page.split("<body>")[1]
+    again = sprat.resume_search(folder, dataset=tiny, quiet=True)
+    assert again.results["test"] == results["test"]
+
+
+def test_a_number_of_trials_is_repeated_bit_for_bit(
+    searched: sprat.Search, tiny: Dataset, short: Config, tmp_path: Path
+) -> None:
+    class Stop:
+        """Ends the search in the middle of a trial, and again while the winner is trained."""
+
+        left = 0
+
+        def __init__(self, steps: int) -> None:
+            self.left = steps
+
+        def __enter__(self) -> Callable[[], bool]:
+            return self
+
+        def __call__(self) -> bool:
+            self.left -= 1
+            return self.left <= 0
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+    folder = tmp_path / "again"
+    with pytest.raises(Interrupted):
+        sprat.search(
+            short, {"final": True}, max_parameters=4_000, max_macs="400k", dataset=tiny, trials=3,
+            trial_epochs=1, generation=3, trial_images=64, cpus_per_trial=1, output=folder,
+            quiet=True, stopping=Stop(8),
+        )  # fmt: skip
+    with pytest.raises(SpratError, match="holds a search already"):
+        sprat.search(short, dataset=tiny, trials=1, output=folder, quiet=True)
+    other = dataclasses.replace(tiny, md5="another")
+    with pytest.raises(SpratError, match="other images"):
+        sprat.resume_search(folder, dataset=other, quiet=True)
+    found = sprat.resume_search(folder, dataset=tiny, quiet=True)
+    assert weights(found.folder) == weights(searched.folder)
+    assert found.results["test"] == searched.results["test"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "The search has no end. Give --time"),
+        (["--trials", "-1"], "--trials is -1, expected 0 to"),
+        (["--trials", "1", "--workers", "0"], "--workers is 0, expected 1 to"),
+        (["--time", "5"], "time is '5'"),
+        (["--trials", "1", "--max-parameters", "x"], "max_parameters is 'x'"),
+        (["--trials", "1", "--recipe", "nosuch"], "Unknown recipe 'nosuch'"),
+        (["--trials", "1", "--dataset", "nosuch"], "nosuch"),
+        (["--resume", "nosuch"], "There is no search in nosuch"),
+        (["--resume", "nosuch", "--trials", "3"], "exactly as it began"),
+        (["--trials", "1", "--output", "taken"], "taken exists already and is not overwritten"),
+    ],
+)
+def test_what_cannot_be_searched_is_said(
+    here: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file.txt").touch()
+    done = here("search", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file.txt", "taken"]
+
+
+def test_without_optuna_it_says_what_to_install(
+    here: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    done = here("search", "--trials", 1)
+    assert done.returncode == 2
+    assert "pip install 'sprat[search]'" in done.stderr
+
+
+def test_a_pool_of_one_trains_here() -> None:
+    pool = Here(NOWHERE, lambda: False, pretend)
+    pool.start(Task("7", plan().trial, 3))
+    assert pool.next().key == "7"
+    pool.should_stop = lambda: True
+    pool.start(Task("8", plan().trial, 3))
+    with pytest.raises(Stopped):
+        pool.next()
