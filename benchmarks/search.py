@@ -1,0 +1,222 @@
+"""Does the search find anything? A network as good as SpratS within SpratS's limits; and what
+successive halving brings next to random search.
+
+    python benchmarks/search.py --work FOLDER [--part find halving] [--data-dir DIR]
+        [--output results/search.json] [--json]
+
+find: a search of 90 minutes with SpratS's parameters and MACs as the limits, whose trials are
+trained on 10,000 of CIFAR-10's training images and compared on val. Then the network found and
+SpratS, both decided, are trained by the same recipe (sprat-cpu, with its learning rates) for as
+many epochs, on all training images, and the test set is read once for each: the difference is
+paired over its images.
+
+halving: three seeds of 15 minutes at a smaller budget, by TPE with successive halving and by random
+points that are each trained to the end. What each search decides on is trained by the recipe for as
+many epochs, and compared on val; the test set is not touched.
+
+Whatever was finished in FOLDER is not done again, and what was stopped is resumed. On two cores
+`find` takes about 130 minutes and `halving` about 130. The time of a search is wall time: nothing
+else should run. For a dry run: --dataset shapes10 --images 200 --minutes 1 --halving-minutes 1
+--epochs 1 --seeds 1.
+"""
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from side_by_side import report
+from torch import Tensor
+
+from sprat.checkpoint import load_model
+from sprat.data import Dataset, load_dataset
+from sprat.evaluation.evaluate import predict_probabilities
+from sprat.evaluation.records import RunResult, evaluation_of, read_json, write_json
+from sprat.models import NetworkConfig
+from sprat.run_folder import CONFIG_FILE
+from sprat.runtime import keep_freed_memory
+from sprat.searching.driver import Driver
+from sprat.searching.plan import SETTINGS_FILE, Plan, read_plan, write_plan
+from sprat.searching.pools import make_pool
+from sprat.searching.prepare import prepare
+from sprat.searching.source import Source
+from sprat.settings.config import BudgetConfig, Config
+from sprat.settings.recipes import load_recipe
+from sprat.threads import usable_cores
+from sprat.training.observer import Observer
+from sprat.training.start import resume, train
+
+RECIPE = "sprat-cpu"
+SPRATS = BudgetConfig(max_parameters=40_726, max_macs=17_280_776)
+SMALLER = BudgetConfig(max_parameters=20_000, max_macs=5_000_000)
+COMPARED_EPOCHS = 8  # that the decisions of `halving` are trained for
+
+
+def decide(
+    folder: Path, dataset: Dataset, config: Config, minutes: float, workers: int, random: bool
+) -> dict[str, Any]:
+    """Search for some minutes, in which the network is decided on; return what came out."""
+    decided = folder / "decided.json"
+    if decided.exists():
+        return read_json(decided)
+    began = time.perf_counter()
+    if (folder / SETTINGS_FILE).exists():
+        plan = read_plan(folder)
+    else:
+        plan = make_plan(dataset, config, 60 * minutes, workers, began, random)
+        write_plan(folder, plan)
+    source = Source(dataset.name, None, config.pictures, plan.data, False, dataset, named=False)
+    pool = make_pool(source, lambda: False, workers)
+    try:
+        decision = Driver(plan, folder, pool, began=began).run()
+    finally:
+        pool.close()
+    trained = [trial for trial in decision.trials if not trial.refused]
+    found = {
+        "seconds": decision.seconds,
+        "trained": len(trained),
+        "refused": len(decision.trials) - len(trained),
+        "rungs": list(plan.rungs),
+        "trial_images": plan.trial_images,
+        "network": decision.winner.design.network.to_dict(),
+        "cost": decision.winner.cost,
+        "finalists": [
+            {"number": each.trial.number, "epochs": each.epochs, "val": each.val}
+            for each in decision.finalists
+        ],
+    }
+    write_json(decided, found)
+    return found
+
+
+def make_plan(
+    dataset: Dataset, config: Config, seconds: float, workers: int, began: float, random: bool
+) -> Plan:
+    """Return the plan of a search that ends with its decision."""
+    plan = prepare(
+        config, dataset, {dataset.train.images.shape[-1]: dataset.md5}, recipe=RECIPE, trials=0,
+        seconds=seconds, began=began, trial_images=0, trial_epochs=0, generation=9,
+        threads=max(1, usable_cores() // workers), observer=Observer(), train=False,
+    )  # fmt: skip
+    if random:
+        plan = dataclasses.replace(plan, rungs=plan.rungs[-1:], sampler="random")
+    return plan
+
+
+def trained(folder: Path, dataset: Dataset, config: Config) -> RunResult:
+    """Train into a folder, or resume there; return the results."""
+    if (folder / CONFIG_FILE).exists():
+        return resume(folder, dataset)
+    return train(config, dataset, folder, recipe=RECIPE)
+
+
+def hits(run: Path, dataset: Dataset) -> Tensor:
+    """Whether a run's model is right, for each test image; double, N."""
+    model = load_model(run)
+    probabilities = predict_probabilities(model.network, dataset.test.images, model.normalization)
+    return (probabilities.argmax(1) == dataset.test.targets).double()
+
+
+def find(arguments: argparse.Namespace, dataset: Dataset, recipe: Config) -> dict[str, Any]:
+    """Search within SpratS's limits; return the paired difference on the test set."""
+    work = arguments.work / "find"
+    limited = dataclasses.replace(recipe, budget=SPRATS)
+    found = decide(work, dataset, limited, arguments.minutes, arguments.workers, random=False)
+    epochs = arguments.epochs or recipe.epochs
+    networks = {
+        "found": NetworkConfig.from_dict(found["network"]),
+        "SpratS": NetworkConfig(name="SpratS"),
+    }
+    results, right = {}, {}
+    for name, network in networks.items():
+        config = dataclasses.replace(recipe.in_proportion(epochs), network=network, final=True)
+        run = arguments.work / f"trained-{name}"
+        result = trained(run, dataset, config)
+        right[name] = hits(run, dataset)
+        results[name] = {
+            key: result[key] for key in ("network", "parameters", "macs", "epochs", "seconds")
+        } | {"test_top1": evaluation_of(result)[1]["top1"]}
+    difference = right["found"] - right["SpratS"]
+    error = (difference.std() / len(difference) ** 0.5).item()
+    mean = difference.mean().item()
+    found |= {
+        "minutes": arguments.minutes,
+        "limits": {"max_parameters": SPRATS.max_parameters, "max_macs": SPRATS.max_macs},
+        "trained_networks": results,
+        "difference": mean,
+        "standard_error": error,
+        "standard_errors": mean / error if error else 0.0,
+    }
+    print(
+        f"found {100 * results['found']['test_top1']:.2f} %, SpratS "
+        f"{100 * results['SpratS']['test_top1']:.2f} %: {100 * mean:+.2f} ± {100 * error:.2f} "
+        f"({found['standard_errors']:+.1f} standard errors); {found['trained']} trials",
+        flush=True,
+    )
+    return found
+
+
+def halving(arguments: argparse.Namespace, dataset: Dataset, recipe: Config) -> dict[str, Any]:
+    """Search by both ways under several seeds; return what their decisions reach on val."""
+    ways: dict[str, list[dict[str, Any]]] = {"halving": [], "random": []}
+    for seed in range(arguments.seeds):
+        for way, rows in ways.items():
+            work = arguments.work / f"{way}-{seed}"
+            limited = dataclasses.replace(recipe, budget=SMALLER, seed=seed)
+            found = decide(
+                work, dataset, limited, arguments.halving_minutes, arguments.workers,
+                random=way == "random",
+            )  # fmt: skip
+            epochs = arguments.epochs or COMPARED_EPOCHS
+            network = NetworkConfig.from_dict(found["network"])
+            config = dataclasses.replace(recipe.in_proportion(epochs), network=network)
+            result = trained(arguments.work / f"trained-{way}-{seed}", dataset, config)
+            rows.append(found | {"seed": seed, "val_top1": evaluation_of(result)[1]["top1"]})
+            print(
+                f"{way:8} seed {seed}: {100 * rows[-1]['val_top1']:.2f} % on val, "
+                f"{found['trained']} trials",
+                flush=True,
+            )
+    return {
+        "minutes": arguments.halving_minutes,
+        "limits": {"max_parameters": SMALLER.max_parameters, "max_macs": SMALLER.max_macs},
+        "epochs": arguments.epochs or COMPARED_EPOCHS,
+        "ways": ways,
+    }
+
+
+PARTS = {"find": find, "halving": halving}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="folder for searches and runs")
+    parser.add_argument("--part", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--minutes", type=float, default=90)
+    parser.add_argument("--halving-minutes", type=float, default=15)
+    parser.add_argument("--epochs", type=int, default=0, help="of what is trained after a search")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--dataset", default="cifar10")
+    parser.add_argument("--images", type=int, default=0, help="training images; 0: all")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--output", type=Path, help="JSON file to write the figures into")
+    parser.add_argument("--json", action="store_true", help="end with them as one JSON object")
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    dataset = load_dataset(arguments.dataset, arguments.data_dir)
+    recipe = load_recipe(RECIPE).changed({"train_images": arguments.images})
+    torch.manual_seed(0)
+    figures: dict[str, Any] = {"recipe": RECIPE, "cores": usable_cores()}
+    if arguments.output and arguments.output.exists():  # the other part may be there
+        figures = read_json(arguments.output)
+    for part in arguments.part:
+        figures[part] = PARTS[part](arguments, dataset, recipe)
+        report(figures, argparse.Namespace(output=arguments.output, json=False))
+    report(figures, arguments)
+
+
+if __name__ == "__main__":
+    main()
