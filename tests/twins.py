@@ -15,6 +15,7 @@ SPECS = [
     NetworkConfig(name="SpratNet", widths=(8, 12), depth=(1,)),
     NetworkConfig(name="SpratNet", widths=(9, 15, 21), kernels=(1, 3, 5), widening=(1.3,)),
     NetworkConfig(name="SpratNet", widths=(8, 8), depth=(0, 2), strides=(2, 1)),
+    NetworkConfig(name="SpratNet", widths=(8, 12), depth=(1,), shortcut=(0, 1)),
     NetworkConfig(name="SpratNet", widths=(5, 10), depth=(1,), strides=(3, 2),
                   kernels=(1, 3, 5, 7, 3)),
     NetworkConfig(name="SpratNet", widths=(7, 5), depth=(1,), strides=(4, 3), widening=(0.1, 0.5),
