@@ -15,14 +15,16 @@ from conftest import weights
 
 import sprat
 from sprat import SpratError
+from sprat.budget import summarize
 from sprat.checkpoint import load_model
 from sprat.data import Dataset
 from sprat.errors import Interrupted
 from sprat.models import NetworkConfig, build_network
 from sprat.models.blocks import blueprint_of
 from sprat.run_folder import read_config
-from sprat.searching.cost import Counter
+from sprat.searching.cost import Counter, quickly
 from sprat.searching.driver import Decision, Driver
+from sprat.searching.outcome import read_outcome, read_trials
 from sprat.searching.plan import (
     Plan,
     epochs_for,
@@ -319,13 +321,16 @@ def test_every_point_is_a_network_the_compiled_kernels_support() -> None:
     from sprat.searching.space import network_of
 
     space, draw = Space(RECIPE, (64, 48, 32)), random.Random(0)
-    for _ in range(20):
+    for _ in range(12):
         point = {}
         for name, choice in space.choices().items():
             values = getattr(choice, "choices", None)
             point[name] = draw.choice(values) if values else draw.choice([choice.low, choice.high])
-        network = build_network(network_of(point, draw.randint(1, 64)), 3)
+        spec = network_of(point, draw.randint(1, 64))
+        network = build_network(spec, 3)
         supported(network)
+        counted = summarize(network, 32)
+        assert quickly(spec, 3, 32) == (counted.parameters, counted.macs)
         with torch.inference_mode():
             assert network.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
 
@@ -435,6 +440,25 @@ def test_a_search_ends_as_an_ordinary_run(searched: sprat.Search, tiny: Dataset)
     assert "http" not in page.split("<body>")[1]
     again = sprat.resume_search(folder, dataset=tiny, quiet=True)
     assert again.results["test"] == results["test"]
+
+
+def test_damaged_records_are_refused_in_words(searched: sprat.Search, tmp_path: Path) -> None:
+    inner = searched.folder / "search"
+    outcome = read_outcome(inner)
+    assert outcome is not None
+    for name in ("outcome.json", "trials.json"):
+        values = json.loads((inner / name).read_text())
+        rows = values if isinstance(values, list) else [values]
+        for key in rows[0]:
+            spoilt = [{**rows[0], key: None}, *rows[1:]]
+            content = spoilt if values is rows else spoilt[0]
+            (tmp_path / name).write_text(json.dumps(content))
+            with pytest.raises(SpratError, match=name):
+                read_outcome(tmp_path) if name == "outcome.json" else read_trials(tmp_path, outcome)
+        (tmp_path / name).unlink()
+    (tmp_path / "trials.json").write_text("[]")
+    with pytest.raises(SpratError, match="damaged"):
+        read_trials(tmp_path, outcome)
 
 
 def test_a_number_of_trials_is_repeated_bit_for_bit(

@@ -73,7 +73,7 @@ def test_own_pictures_end_to_end(place: Path) -> None:
     limits = ("--max-parameters", "20k", "--max-macs", "3M", "--max-ram", "128K")
     printed = ended(
         "search", "--dataset", "shapes", "--pictures.side", "64", *limits, "--time", "90s",
-        "--final", "--recipe", "short.toml", "--workers", "2", "--output", "run",
+        "--final", "--recipe", "short.toml", "--output", "run",
     )  # fmt: skip
     assert "networks were trained" in printed
     results = json.loads((place / "run" / "results.json").read_text())

@@ -6,7 +6,7 @@ from typing import Any
 
 from sprat import __version__
 from sprat.data import caution_for
-from sprat.evaluation.records import RunResult, evaluation_of, read_json
+from sprat.evaluation.records import RunResult, evaluation_of
 from sprat.files import write_whole
 from sprat.models import NetworkConfig
 from sprat.reporting import make_environment
@@ -15,8 +15,8 @@ from sprat.searching.outcome import (
     PAGE_FILE,
     PARETO_FILE,
     RECIPE_FILE,
-    TRIALS_FILE,
     Outcome,
+    read_trials,
 )
 from sprat.searching.plan import Plan
 from sprat.searching.trials import TrialRecord
@@ -53,7 +53,7 @@ def write_search_page(
     Raises:
         SpratError: trials.json is missing or damaged, or the page cannot be written.
     """
-    trials: list[TrialRecord] = read_json(folder / TRIALS_FILE)
+    trials = read_trials(folder, outcome)
     by_number = {trial["number"]: trial for trial in trials}
     winner = by_number[outcome["winner"]]
     tried = [trial for trial in trials if trial["rungs"]]

@@ -34,7 +34,7 @@ from sprat.searching.space import Space
 from sprat.searching.trial import Rung, Task
 from sprat.searching.trials import Trial
 from sprat.searching.watcher import Watcher
-from sprat.shapes import FLAG, POSITIVE, SHARE, Shape, mismatch
+from sprat.shapes import FLAG, POSITIVE, SHARE, Shape, mismatch, whole
 
 JOURNAL_FILE, WORK_FOLDER = "journal.log", "work"
 # a task is given up after so many times as long as expected, so that one does not take all the time
@@ -296,9 +296,10 @@ class Driver:
         plan, path = self.plan, self.work / "finalists.json"
         if len(chosen) < 2:
             return 0
-        if path.exists():
-            epochs: int = read_json(path)["epochs"]
-            return epochs
+        with contextlib.suppress(SpratError):  # there is none, or it is damaged
+            values = read_json(path)
+            if not mismatch(values, {"epochs": whole()}):
+                return int(values["epochs"])
         if plan.seconds:
             rounds = math.ceil(len(chosen) / self.pool.workers)
             slowest = max(map(self._pass_seconds, chosen))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sprat.errors import SpratError, shown
@@ -51,7 +51,8 @@ class Journal:
         with self._reading():
             _mend(path)
             begun = path.exists() and path.stat().st_size > 0
-            storage = JournalStorage(JournalFileBackend(str(path)))
+            lock = JournalFileOpenLock(str(path))  # no link, which not every system has
+            storage = JournalStorage(JournalFileBackend(str(path), lock))
             self.study = (
                 optuna.load_study(study_name=STUDY, storage=storage)
                 if begun

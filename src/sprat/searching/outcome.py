@@ -11,7 +11,7 @@ from sprat.files import write_whole
 from sprat.searching.driver import Decision, Driver
 from sprat.searching.journal import importance
 from sprat.searching.plan import Plan
-from sprat.searching.trials import TrialRecord
+from sprat.searching.trials import RECORD, TrialRecord
 from sprat.settings.config import Config
 from sprat.settings.recipes import load_recipe, to_toml
 from sprat.shapes import SHARE, ListOf, TableOf, mismatch, shape_of, whole
@@ -86,6 +86,23 @@ def write_trials(folder: Path, decision: Decision) -> list[TrialRecord]:
     records = [trial.to_record() for trial in decision.trials]
     write_json(folder / TRIALS_FILE, records)
     return records
+
+
+def read_trials(folder: Path, outcome: Outcome) -> list[TrialRecord]:
+    """Return what trials.json holds.
+
+    Raises:
+        SpratError: it is missing or damaged, or lacks a trial that the outcome names.
+    """
+    path = folder / TRIALS_FILE
+    trials: list[TrialRecord] = read_json(path)
+    wrong = mismatch(trials, ListOf(RECORD, 1), "trial")
+    named = {outcome["winner"], *(each["number"] for each in outcome["finalists"])}
+    if not wrong and not named <= {trial["number"] for trial in trials if trial["rungs"]}:
+        wrong = f"it lacks a trial of {OUTCOME_FILE}"
+    if wrong:
+        raise SpratError(f"{path} is damaged: {wrong}. Put back a copy of it.")
+    return trials
 
 
 def winning_config(plan: Plan, decision: Decision) -> Config:

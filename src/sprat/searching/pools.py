@@ -106,6 +106,8 @@ class Processes:
         begin = functools.partial(_begin, source.to_send(), self.stop)
         self.executor = ProcessPoolExecutor(workers, context, begin)
         self.running: set[Future[Rung | None]] = set()
+        for _ in range(workers):  # they load torch while the first trials are asked
+            self.executor.submit(_ready)
 
     def start(self, task: Task) -> None:
         self.running.add(self.executor.submit(_run, self.train, task))
@@ -148,6 +150,10 @@ def _begin(source: Source, stop: Event) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _ready() -> None:
+    """Do nothing, in a worker that has begun."""
 
 
 def _end_with(sentinel: Any) -> None:
