@@ -72,7 +72,7 @@ def test_own_pictures_end_to_end(place: Path) -> None:
     draw(place / "shapes", 300, 64)
     limits = ("--max-parameters", "20k", "--max-macs", "3M", "--max-ram", "128K")
     printed = ended(
-        "search", "--dataset", "shapes", "--pictures.side", "64", *limits, "--time", "90s",
+        "search", "--dataset", "shapes", "--pictures.side", "64", *limits, "--time", "120s",
         "--final", "--recipe", "short.toml", "--output", "run",
     )  # fmt: skip
     assert "networks were trained" in printed
@@ -82,7 +82,7 @@ def test_own_pictures_end_to_end(place: Path) -> None:
     ended("check", "run", *limits)  # all kept, or it fails
     inner = place / "run" / "search"
     outcome = json.loads((inner / "outcome.json").read_text())
-    assert outcome["seconds"] <= 90 * 0.65 * 1.1
+    assert outcome["seconds"] <= 120 * 0.65 * 1.1
     trials = json.loads((inner / "trials.json").read_text())
     assert outcome["trained"] == sum(trial["state"] != "refused" for trial in trials) > 1
     again = ("--recipe", "run/search/winner.toml", "--dataset", "shapes", "--epochs", "1")
