@@ -1,13 +1,20 @@
 """Folds of cross-validation: every image in one, classes even, groups whole."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from own_pictures import draw
 from torch import Tensor
 
+from sprat.data import Dataset, load_dataset
 from sprat.data.folds import folds
 from sprat.data.groups import deal
 from sprat.data.imageset import ImageSet
+from sprat.data.own import PicturesConfig
 from sprat.errors import SpratError
+from sprat.settings.config import Config
+from sprat.training.images import split_off_val
 
 
 def _images(targets: Tensor, classes: int) -> ImageSet:
@@ -100,3 +107,83 @@ def test_what_cannot_be_folded(
     images = _images(torch.tensor(targets), 2)
     with pytest.raises(SpratError, match=said):
         folds(images, count, 0, None if groups is None else torch.tensor(groups))
+
+
+def _patients(folder: Path, rows: str = "") -> Path:
+    """A table of 40 pictures of two classes, four of each patient."""
+    files = sorted(draw(folder / "eyes", red=20, blue=20).rglob("*.*"))
+    lines = ["path,label,patient", *(f"{f},{f.parent.name},{n // 4}" for n, f in enumerate(files))]
+    table = folder / "eyes" / "all.csv"
+    table.write_text("\n".join(lines) + f"\n{rows}")
+    return table
+
+
+def _load(place: Path, column: str = "patient") -> Dataset:
+    own = PicturesConfig(side=16, group_column=column)
+    return load_dataset(str(place), own=own, say=lambda text: None)
+
+
+def test_groups_of_a_table_stay_together_in_test_and_val_too(tmp_path: Path) -> None:
+    table = _patients(tmp_path)
+    dataset = _load(table)
+    groups = dataset.groups
+    assert groups is not None
+    assert groups.shape == dataset.train.targets.shape
+    assert set(groups.bincount().tolist()) == {0, 4}, "none is divided between training and test"
+    assert len(dataset.train) == 32
+    kept, val = split_off_val(dataset, Config(val_fraction=0.25))
+    assert not set(groups[kept].tolist()) & set(groups[val].tolist())
+    assert len(val) == 8
+    without = _load(table, "")
+    assert without.groups is None
+    assert without.md5 != dataset.md5
+    table.write_text(table.read_text().replace(",9\n", ",8\n"))
+    assert _load(table).md5 != dataset.md5, "other groups are other folds"
+    assert _load(table, "").md5 == without.md5
+
+
+def test_groups_of_parquet_files_are_those_of_the_table(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = _patients(tmp_path)
+    rows = [line.split(",") for line in table.read_text().split()[1:]]
+    columns = {
+        "image": [{"bytes": Path(path).read_bytes(), "path": None} for path, _, _ in rows],
+        "label": [label for _, label, _ in rows],
+        "patient": [int(patient) for _, _, patient in rows],
+    }
+    parquet.write_table(pyarrow.table(columns), tmp_path / "eyes.parquet")
+    groups = _load(tmp_path / "eyes.parquet").groups
+    assert groups is not None
+    assert set(groups.bincount().tolist()) == {0, 4}
+
+
+@pytest.mark.parametrize(
+    ("column", "rows", "said"),
+    [
+        ("pateint", "", r"no column 'pateint'; did you mean 'patient'\?|no column 'pateint'"),
+        ("patient", "red/0.png,red,\n", "Line 42 of .* has nothing in 'patient'. Fill that in"),
+        ("patient", "red/0.png,red,99\n", "'red/0.png' another group than Line"),
+    ],
+)
+def test_a_wrong_group_column_is_refused(tmp_path: Path, column: str, rows: str, said: str) -> None:
+    with pytest.raises(SpratError, match=said):
+        _load(_patients(tmp_path, rows), column)
+
+
+def test_class_folders_have_no_column_to_group_by(tmp_path: Path) -> None:
+    with pytest.raises(SpratError, match="no column 'patient' to group pictures by, since it is a"):
+        _load(draw(tmp_path / "eyes", red=4, blue=4))
+
+
+def test_parts_that_divide_groups_are_reported(tmp_path: Path) -> None:
+    table = _patients(tmp_path)
+    lines = [f"{line},{'test' if n % 8 == 0 else 'train'}" for n, line in enumerate(
+        table.read_text().split()[1:]
+    )]  # fmt: skip
+    table.write_text("\n".join(["path,label,patient,split", *lines]))
+    said: list[str] = []
+    own = PicturesConfig(side=16, group_column="patient")
+    load_dataset(str(table), own=own, say=said.append)
+    assert any("5 groups of 'patient' are in more than one part" in text for text in said)
