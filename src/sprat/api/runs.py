@@ -294,7 +294,7 @@ def resumable(folder: Path) -> Iterator[None]:
 
 
 def _check_one_run(config: Config) -> None:
-    if config.folds and not config.fold:
+    if config.all_folds:
         raise SpratError(
             f"folds is {config.folds}, which takes as many runs. Train them with train_folds, or "
             "give the fold to train alone."

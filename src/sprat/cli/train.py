@@ -75,9 +75,8 @@ def train(
     how: dict[str, Any] = {"data_dir": data_dir, "code": code, "quiet": quiet, "stopping": stop}
     options = how | {"recipe": recipe, "output": output, "time": time}
     moved = changes.get("dataset") if resume else None  # the place of a run's data, if changed
-    folds = config.folds > 0 and not config.fold
     command = partial(
-        _to_resume, several=seeds > 0 or folds, moved=moved, data_dir=data_dir, code=code
+        _to_resume, several=seeds > 0 or config.all_folds, moved=moved, data_dir=data_dir, code=code
     )
     ended = partial(_print_outcome, code=code, quiet=quiet)
     try:
@@ -85,9 +84,10 @@ def train(
             _check_resumed(changes, recipe != DEFAULT_RECIPE or output or seeds or time)
             ended(api.resume(resume, dataset=moved, **how))
         elif seeds:
-            found = api.train_seeds(began_as, changes, seeds=seeds, ended=ended, **options)
-            _print_seeds(found, quiet)
-        elif folds:
+            _print_seeds(
+                api.train_seeds(began_as, changes, seeds=seeds, ended=ended, **options), quiet
+            )
+        elif config.all_folds:
             _print_folds(api.train_folds(began_as, changes, ended=ended, **options), quiet)
         else:
             ended(api.train(began_as, changes, **options))

@@ -296,6 +296,11 @@ class Config(Table):
         """Name of the network."""
         return self.network.name
 
+    @property
+    def all_folds(self) -> bool:
+        """Whether a run for each fold is asked for, rather than one run."""
+        return self.folds > 0 and not self.fold
+
     def changed(self, settings: Mapping[str, Any]) -> Self:
         """Return the same config but for some settings, by name: {"epochs": 12, "optim.lr": 0.2}.
 
