@@ -258,6 +258,53 @@ class TrainingDisplay(Observer):
         self.console.print(text)
 
 
+class FoldsDisplay(Observer):
+    """Shows the runs of folds that are trained in passing: one bar, and a line for each that is
+    finished. A context manager, as `TrainingDisplay`."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar = _make_bar(
+            console,
+            _description(),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeRemainingColumn(),
+        )
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> "FoldsDisplay":
+        if _can_move(self.bar):
+            self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if _can_move(self.bar):
+            self.bar.stop()
+
+    def preparing(self, what: str) -> None:
+        self.console.print(f"{what} …")
+
+    def started(self, run: "Run") -> None:
+        total = run.config.folds * run.total_steps
+        if self.task is None:
+            self.task = self.bar.add_task("", total=total)
+        self.stepped(run)
+
+    def stepped(self, run: "Run") -> None:
+        assert self.task is not None
+        fold, folds = run.config.fold, run.config.folds
+        done = (fold - 1) * run.total_steps + run.steps_taken
+        self.bar.update(self.task, completed=done, description=f"fold {fold} of {folds}")
+
+    def epoch_ended(self, run: "Run", row: "EpochRow") -> None:
+        if run.finished and row["top1"] is not None:
+            self.console.print(
+                f"fold {run.config.fold} of {run.config.folds}: {100 * row['top1']:.2f} % of its "
+                f"labels are the model's answer; {run.progress.seconds:.0f} seconds"
+            )
+
+
 def print_summary(console: Console, summary: "Summary") -> None:
     """A network's layers as a table, and its totals."""
     rows = [("layer", "type", "output", "parameters", "MACs", "field", "jump")]
@@ -387,6 +434,20 @@ def print_check(console: Console, found: "DataCheck") -> None:
         ("nearly constant pictures", found.nearly_constant),
     ):
         kinds.append((title, [named(place) for place in places]))
+    if labels := found.labels:
+        console.print(
+            f"labels: {100 * labels.top1:.2f} % are what a model trained without the picture says "
+            f"({labels.folds} folds, recipe {visible(labels.recipe)}, {labels.epochs} epochs); "
+            f"{labels.confident:,} are probably wrong, by confident learning"
+        )
+        kinds.append(("labels that are not, the worst first", []))
+        for each in labels.suspects:
+            names = (visible(found.images.classes[n]) for n in (each.label, each.suggested))
+            shares = (each.label_probability, each.suggested_probability)
+            label, suggested = (
+                f"{n} ({100 * s:.0f} %)" for n, s in zip(names, shares, strict=True)
+            )
+            kinds[-1][1].append(f"{named(each.place)}: labelled {label}, probably {suggested}")
     for title, lines in kinds:
         console.print(f"{title}: {len(lines):,}" if lines else f"{title}: none")
         for line in lines[:SHOWN]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from sprat.errors import SpratError
 
 VIEWS = (1, 2, 6, 8, 10, 26)  # views of an image that test-time augmentation can average
+CHECK_FOLDS = 5  # by which labels are checked
 WIDTHS = {"fp32": 4, "fp16": 2, "int8": 1}  # bytes of a value where a network runs
 MODEL_FILE, CARD_FILE = "model.safetensors", "card.json"
 
