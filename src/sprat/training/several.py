@@ -9,9 +9,10 @@ from sprat.errors import SpratError
 from sprat.evaluation.records import RunResult
 from sprat.run_folder import CONFIG_FILE, read_config, read_data
 from sprat.settings.config import Config
+from sprat.training.head_start import HeadStart
 from sprat.training.observer import Observer
 from sprat.training.saving import check_data
-from sprat.training.start import resume, settle_for, train
+from sprat.training.start import check_start, load_start, resume, settle_for, train
 
 Ended = Callable[[Path, RunResult], None]
 
@@ -23,6 +24,7 @@ class How(TypedDict, total=False):
     overrides: dict[str, Any] | None
     observer: Observer | None
     should_stop: Callable[[], bool]
+    start: HeadStart | None
 
 
 def train_each(
@@ -41,6 +43,8 @@ def train_each(
         SpratError: as `train`, or a folder holds a run of other settings or data.
         Interrupted: `should_stop` said so; the same call resumes.
     """
+    # once, so that all start from the same weights
+    how["start"] = load_start(next(iter(members.values())))
     for folder, config in members.items():
         results = train_member(config, dataset, folder, **how)
         if ended:
@@ -57,6 +61,7 @@ def train_member(config: Config, dataset: Dataset, folder: Path, **how: Unpack[H
     should_stop = how.get("should_stop", lambda: False)
     if (folder / CONFIG_FILE).exists():
         check_same(folder, settle_for(config, dataset, observer), dataset)
+        check_start(folder, how.get("start"))
         return resume(folder, dataset, observer=observer, should_stop=should_stop)
     return train(config, dataset, folder, **how)
 
