@@ -15,6 +15,7 @@ from sprat.threads import bound_spinning
 
 if TYPE_CHECKING:
     from sprat.api import (
+        Imported,
         ModelEvaluation,
         Run,
         Seeds,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         compare,
         evaluate,
         export,
+        import_model,
         load,
         predict,
         report,
@@ -45,6 +47,7 @@ __all__ = [
     "Entry",
     "Explanation",
     "Exported",
+    "Imported",
     "ModelEvaluation",
     "Prediction",
     "Predictions",
@@ -55,6 +58,7 @@ __all__ = [
     "compare",
     "evaluate",
     "export",
+    "import_model",
     "load",
     "load_recipe",
     "predict",
@@ -73,8 +77,8 @@ bound_spinning()  # now: torch reads it when it is imported
 
 _HOMES = {
     "api": (
-        *("ModelEvaluation", "Run", "Seeds", "check_data", "compare", "evaluate"),
-        *("export", "load", "predict", "report", "resume", "train", "train_seeds"),
+        *("Imported", "ModelEvaluation", "Run", "Seeds", "check_data", "compare", "evaluate"),
+        *("export", "import_model", "load", "predict", "report", "resume", "train", "train_seeds"),
     ),
     "classifier": ("Classifier", "Prediction", "Predictions"),
     "data.check": ("DataCheck",),
