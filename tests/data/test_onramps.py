@@ -343,7 +343,7 @@ class TestArchives:
         with pytest.raises(SpratError, match=rf"{packed} holds only 'blue'; expected"):
             _load(packed)
         packed = _pack(draw(tmp_path / "set", blue=2, red__dark=2), tmp_path / "y.zip")
-        with pytest.raises(SpratError, match=rf"The class folder {packed}/set/red holds folders"):
+        with pytest.raises(SpratError, match=rf"The class folder {packed}: set/red holds folders"):
             _load(packed)
 
     def test_a_killed_extraction_leaves_nothing_half_done(self, flowers: Path) -> None:

@@ -249,6 +249,9 @@ def _print_row(prediction: "Prediction", header: bool) -> None:
         nth = f"_{rank}" if rank > 1 else ""
         columns += [f"class{nth}", f"probability{nth}"]
         cells += [shown(guess["class"]), str(guess["probability"])]
+    if "where" in prediction:
+        columns += ["where", "map"]
+        cells += [prediction["where"], shown(prediction["map"])]
     if header:
         writer.writerow(columns)
     writer.writerow(cells)
