@@ -16,6 +16,7 @@ from sprat.threads import bound_spinning
 if TYPE_CHECKING:
     from sprat.api import (
         Folds,
+        Imported,
         ModelEvaluation,
         Run,
         Seeds,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         compare,
         evaluate,
         export,
+        import_model,
         load,
         predict,
         report,
@@ -48,6 +50,7 @@ __all__ = [
     "Explanation",
     "Exported",
     "Folds",
+    "Imported",
     "ModelEvaluation",
     "Prediction",
     "Predictions",
@@ -58,6 +61,7 @@ __all__ = [
     "compare",
     "evaluate",
     "export",
+    "import_model",
     "load",
     "load_recipe",
     "predict",
@@ -77,8 +81,9 @@ bound_spinning()  # now: torch reads it when it is imported
 
 _HOMES = {
     "api": (
-        *("Folds", "ModelEvaluation", "Run", "Seeds", "check_data", "compare", "evaluate"),
-        *("export", "load", "predict", "report", "resume", "train", "train_folds", "train_seeds"),
+        *("Folds", "Imported", "ModelEvaluation", "Run", "Seeds", "check_data", "compare", "evaluate"),
+        *("export", "import_model", "load", "predict", "report", "resume"),
+        *("train", "train_folds", "train_seeds"),
     ),
     "classifier": ("Classifier", "Prediction", "Predictions"),
     "data.check": ("DataCheck",),

@@ -101,12 +101,17 @@ def save_model(path: Path, model: Model, dtype: torch.dtype = torch.float32) -> 
     dtype: of what is stored of floats, but of tensors with values too large for it; computed is in
         float32 whatever it is.
     """
+    write_whole(path, packed(model, dtype))
+
+
+def packed(model: Model, dtype: torch.dtype = torch.float32) -> bytes:
+    """Return the content of a model's file; see `save_model`."""
     state = model.network.state_dict()
     tensors = {
         key: _stored(value.detach().cpu(), dtype).contiguous() for key, value in state.items()
     }
     ranges = {} if model.ranges is None else {"ranges": model.ranges}
-    write_whole(path, _whole_file(tensors, metadata(model) | ranges))
+    return _whole_file(tensors, metadata(model) | ranges)
 
 
 def _whole_file(tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> bytes:
@@ -200,7 +205,7 @@ def load_model(path: Path) -> Model:
     if wrong := wrong_metadata(meta, METADATA):
         raise SpratError(f"{path} is damaged: in its metadata {wrong}. Train the model again.")
     spec, network = _network(path, meta)
-    wrong = _wrong_weights(network, tensors)
+    wrong = wrong_weights(network, tensors)
     if not wrong:
         network = build_network(spec, len(meta["classes"]))
         network.load_state_dict(tensors)
@@ -217,7 +222,7 @@ def load_model(path: Path) -> Model:
         spec=spec if "network" in meta or spec.given else None,
         ranges=meta.get("ranges"),
     )
-    if wrong := wrong or _wrong_answers(model):
+    if wrong := wrong or wrong_answers(model):
         raise SpratError(f"{path} cannot be used: {wrong}. Train the model again.")
     return model
 
@@ -278,7 +283,7 @@ def _parse(path: Path, content: bytes) -> tuple[dict[str, Tensor], str]:
         named = parse_json(content[8 : 8 + length].decode()).get("__metadata__") or {}
     except Exception as error:  # a damaged file raises anything
         raise SpratError(
-            f"{path} is not a safetensors file, or damaged: {_first_line(error)}. Copy it again, "
+            f"{path} is not a safetensors file, or damaged: {first_line(error)}. Copy it again, "
             "or name another file."
         ) from error
     if "sprat" not in named:
@@ -289,7 +294,8 @@ def _parse(path: Path, content: bytes) -> tuple[dict[str, Tensor], str]:
     return tensors, named["sprat"]
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return what a library says of a damaged file, cut short."""
     return str(error).partition("\n")[0][:200].rstrip(". ")
 
 
@@ -322,8 +328,8 @@ def wrong_metadata(meta: Any, shape: Shape = DATA) -> str | None:
     return None
 
 
-def _wrong_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> str | None:
-    """What is wrong with tensors as the state of a network, in words."""
+def wrong_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with tensors as the state of a network, in words; None if they fit."""
     expected, name = network.state_dict(), type(network).__name__
     if missing := sorted(expected.keys() - tensors.keys()):
         return f"it lacks {missing[0]} of {name}"
@@ -352,7 +358,7 @@ def _wrong_side(network: nn.Module, side: int) -> str | None:
 
 
 @torch.inference_mode()
-def _wrong_answers(model: Model) -> str | None:
+def wrong_answers(model: Model) -> str | None:
     """What is wrong if finite weights give logits that are not: seen on a black, a white and a
     grey image, as small as the network takes them."""
     side = getattr(model.network, "min_side", model.side)
@@ -436,18 +442,27 @@ def load_resume(path: Path) -> dict[str, Any]:
     else:
         raise _damaged(path, "it does not begin as such a file does")
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > len(content):  # torch compresses nothing
-            raise _damaged(path, f"it would unpack to {unpacked:,} bytes")
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except SpratError:
-        raise
+        state = unpickle(content)
     except Exception as error:  # a damaged file raises anything
-        raise _damaged(path, _first_line(error)) from error
+        raise _damaged(path, first_line(error)) from error
     if wrong := mismatch(state, RESUME) or wrong_history(state["history"]):
         raise _damaged(path, wrong)
     return dict(state)
+
+
+def unpickle(content: bytes) -> Any:
+    """Return what torch.save wrote: plain values, and tensors on the CPU. Runs nothing that it asks
+    for.
+
+    Raises:
+        Exception: of any kind, where it is damaged or holds anything else.
+    """
+    if content.startswith(b"PK"):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > len(content):  # torch compresses nothing
+            raise ValueError(f"it would unpack to {unpacked:,} bytes")
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def _damaged(path: Path, why: str) -> SpratError:

@@ -440,10 +440,9 @@ def print_check(console: Console, found: "DataCheck") -> None:
     for name in found.images.classes:
         rows.append([name, *(f"{counts[name]:,}" for counts in found.per_class.values())])
     print_table(console, rows, left=1)
-    folder = f"{found.dataset}/"
 
     def named(place: int) -> str:
-        return visible(found.names[place].removeprefix(folder))
+        return visible(found.short(found.names[place]))
 
     kinds: list[tuple[str, list[str]]] = []
     for title, pairs in (

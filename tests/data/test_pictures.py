@@ -9,9 +9,6 @@ import random
 import re
 import resource
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMALL, Hostile
+from killed import kill_after
 from own_pictures import draw, draw_picture
 from PIL import Image
 
@@ -246,14 +244,7 @@ class TestCache:
             "def slow(done, total): print(done, flush=True); time.sleep(0.05)\n"
             "load_dataset(sys.argv[1], progress=slow)"
         )
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        for _ in range(50):
-            process.stdout.readline()
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        kill_after(50, code, folder)
         place = cache_file(folder, 32)
         assert not place.exists()
         assert list(place.parent.glob(".*.pixels")), "it was killed while it wrote"

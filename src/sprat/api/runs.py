@@ -15,7 +15,7 @@ from sprat.errors import SpratError, in_words
 from sprat.evaluation.records import FoldsResult, RunResult, SeedSummary
 from sprat.files import WriteError
 from sprat.models import NetworkConfig, find_name
-from sprat.models.code import Code, is_own, source_of, use_all
+from sprat.models.code import Code, is_own, use_all
 from sprat.run_folder import (
     CONFIG_FILE,
     CURVES_FILE,
@@ -511,7 +511,7 @@ def _use(code: Code, changes: Mapping[str, Any] | None) -> None:
     for key in ("model", "network.name"):
         name = (changes or {}).get(key, "")
         if isinstance(name, str) and is_own(name):
-            sources.append(source_of(name))
+            sources.append(name)
     use_all(dict.fromkeys(map(str, sources)))
 
 

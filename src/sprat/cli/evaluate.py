@@ -1,6 +1,7 @@
 """Commands that evaluate: evaluate, report, compare, predict."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import sys
@@ -14,6 +15,7 @@ from sprat.cli.options import Code, DataDir, Device, Flag, JsonOutput, ModelName
 from sprat.data import DATASETS
 from sprat.data.own import OWN
 from sprat.errors import SpratError
+from sprat.foreign import Foreign
 from sprat.text import visible, warn
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ def evaluate(
     device: Device = "auto",
     threads: Threads = 0,
     code: Code = (),
+    foreign: Annotated[Foreign, Parameter(name="*")] = Foreign(),  # noqa: B008
     json_output: JsonOutput = False,
 ) -> None:
     """Evaluate a trained model: accuracy with its interval, per class, calibration.
@@ -79,6 +82,7 @@ def evaluate(
         device=device,
         code=code,
         threads=threads,
+        **dataclasses.asdict(foreign),
     )
     if json_output:
         print(json.dumps(found))
@@ -245,6 +249,9 @@ def _print_row(prediction: "Prediction", header: bool) -> None:
         nth = f"_{rank}" if rank > 1 else ""
         columns += [f"class{nth}", f"probability{nth}"]
         cells += [shown(guess["class"]), str(guess["probability"])]
+    if "where" in prediction:
+        columns += ["where", "map"]
+        cells += [prediction["where"], shown(prediction["map"])]
     if header:
         writer.writerow(columns)
     writer.writerow(cells)

@@ -1,4 +1,4 @@
-"""Commands about networks and models: summary, check, export, models."""
+"""Commands about networks and models: summary, check, export, import, models."""
 
 import dataclasses
 import json
@@ -14,9 +14,12 @@ from sprat.cli.app import app
 from sprat.cli.options import Code, DataDir, Flag, JsonOutput, ModelName
 from sprat.deploy import CHOICES, DEFAULT, FORMATS, Options
 from sprat.errors import SpratError
+from sprat.foreign import Foreign
 from sprat.models import NetworkConfig, NetworkSettings, find_name
-from sprat.models.code import is_own, source_of, use, use_all
+from sprat.models.code import is_own, use, use_all
+from sprat.models.code import options as code_options
 from sprat.settings.config import BudgetConfig
+from sprat.text import command as to_paste
 from sprat.text import visible
 
 if TYPE_CHECKING:
@@ -98,6 +101,51 @@ def export(
     if exported.compiled:
         print_compiled(console, exported.compiled)
     console.print(visible(exported.path))
+
+
+@app.command(name="import")
+def import_model(
+    network: str,
+    /,
+    *,
+    foreign: Annotated[Foreign, Parameter(name="*")] = Foreign(),  # noqa: B008
+    dataset: str = "",
+    output: Path | None = None,
+    overwrite: Flag = False,
+    code: Code = (),
+    json_output: JsonOutput = False,
+) -> None:
+    """Make a model.safetensors of a network that was trained elsewhere, for every other command.
+
+    Parameters
+    ----------
+    network
+        A network's name, or a class or function of your own that makes one, as my_nets.py:MyNet.
+    dataset
+        Name of the dataset that the network was trained on, which other commands then take by
+        default; its classes are meant if --classes are not given.
+    output
+        File to write; by default NAME.safetensors in this folder.
+    overwrite
+        Replace a file that exists.
+    """
+    from sprat import api
+
+    made = api.import_model(
+        network,
+        **dataclasses.asdict(foreign),
+        dataset=dataset,
+        output=output,
+        overwrite=overwrite,
+        code=code,
+    )
+    if json_output:
+        print(json.dumps(dataclasses.asdict(made) | {"path": str(made.path)}))
+        return
+    named = code_options(dict.fromkeys([*code, *([network] if is_own(network) else [])]))
+    print(f"{visible(made.path)}: {len(made.classes):,} classes, {made.parameters:,} parameters")
+    print(f"  {to_paste('sprat', 'predict', made.path, 'picture.jpg', *named)}")
+    print(f"  {to_paste('sprat', 'evaluate', made.path, *named)}")
 
 
 @app.command
@@ -243,7 +291,7 @@ def _find_network(
             f"{', '.join(f'--network.{key}' for key in spec.given)}, or name a network."
         )
     if is_own(model):
-        use(source_of(model))
+        use(model)
     elif not is_file:
         find_name(model)
 

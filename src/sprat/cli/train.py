@@ -16,7 +16,7 @@ from sprat.cli.options import Code, DataDir
 from sprat.cli.recipe import DEFAULT_RECIPE, chosen_recipe
 from sprat.data import caution_for
 from sprat.errors import Interrupted, SpratError, in_words
-from sprat.models.code import is_own, source_of
+from sprat.models.code import is_own
 from sprat.models.code import options as code_options
 from sprat.settings.config import COMMON, RUN, Config
 from sprat.settings.recipes import departures
@@ -71,7 +71,7 @@ def train(
     began_as, stop = chosen_recipe.config, _Stop()
     changes = departures(config, began_as) | ({"model": model} if model else {})
     network = model or changes.get("network.name", "")  # typed again, if the recipe names it
-    code += (source_of(network),) if is_own(network) else ()
+    code += (network,) if is_own(network) else ()
     how: dict[str, Any] = {"data_dir": data_dir, "code": code, "quiet": quiet, "stopping": stop}
     options = how | {"recipe": recipe, "output": output, "time": time}
     moved = changes.get("dataset") if resume else None  # the place of a run's data, if changed

@@ -61,6 +61,10 @@ class DataCheck:
         """Return the class of a picture."""
         return self.images.classes[int(self.images.targets[place])]
 
+    def short(self, name: str) -> str:
+        """Return a picture's path within the dataset's folder or archive."""
+        return name.removeprefix(f"{self.dataset}/").removeprefix(f"{self.dataset}: ")
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; pairs are of names."""
         named = {

@@ -48,7 +48,9 @@ class Found:
     layout: in words, "a folder for each class". pictures: yields every picture in the order of the
     groups. digest: another one is another set. sources: where each part was found, in words.
     left_out: sentences about what is no part of the set. together: of each picture, what it shares
-    with those that it is not to be split from, as a group column says; None without one.
+    with those that it is not to be split from, as a group column says; None without one. named: of
+    a path or a sentence gives what a person is to read, where pictures were extracted from an
+    archive.
     """
 
     layout: str
@@ -59,6 +61,7 @@ class Found:
     sources: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     together: list[str] | None = None
+    named: Callable[[object], str] = str
 
     def __len__(self) -> int:
         return sum(group.count for group in self.groups)

@@ -1,5 +1,8 @@
 """In which form own pictures are: class folders, a table, an archive or parquet files."""
 
+import contextlib
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +10,7 @@ from sprat.data import archive, folders, shards, tables
 from sprat.data.fetch import Say
 from sprat.data.found import Found, first_part, part_of
 from sprat.data.own import PicturesConfig, form_of
+from sprat.data.picture import Picture
 from sprat.errors import SpratError, shown
 
 _DEEPEST = 10  # folders that wrap one another around a set
@@ -32,16 +36,39 @@ def _find(place: Path, config: PicturesConfig, say: Say) -> Found:
         return _find_in_folder(place, config)
     form = form_of(place.name)
     if form == "archive":
-        folder = archive.extract(place, say)
-        try:
-            found = _find_in_folder(folder, config)
-        except SpratError as error:  # nobody mends what is in the cache
-            lines = (line.replace(str(folder), str(place)) for line in error.args)
-            raise SpratError(*lines) from error
-        return replace(found, layout=f"an archive, which holds {found.layout}")
+        return _find_in_archive(place, archive.extract(place, say), config)
     if form == "parquet":
         return shards.find({place: ""}, place, config)
     return tables.find({place: ""}, place.parent, config)
+
+
+def _find_in_archive(place: Path, folder: Path, config: PicturesConfig) -> Found:
+    """List the pictures of an archive that was extracted into a folder, where nobody mends them:
+    whatever is said names the archive and the file in it, flowers.zip: train/rose/1.jpg."""
+
+    def named(text: object) -> str:
+        return str(text).replace(f"{folder}{os.sep}", f"{place}: ").replace(str(folder), str(place))
+
+    @contextlib.contextmanager
+    def naming() -> Iterator[None]:
+        try:
+            yield
+        except SpratError as error:
+            raise SpratError(*map(named, error.args)) from error
+
+    def pictures() -> Iterator[Picture]:
+        with naming():
+            yield from found.pictures()
+
+    with naming():
+        found = _find_in_folder(folder, config)
+    return replace(
+        found,
+        layout=f"an archive, which holds {found.layout}",
+        pictures=pictures,
+        left_out=list(map(named, found.left_out)),
+        named=named,
+    )
 
 
 def _find_in_folder(folder: Path, config: PicturesConfig, depth: int = 0) -> Found:

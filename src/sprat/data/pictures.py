@@ -77,7 +77,7 @@ def load(
         _check_trainable(place, found)
     images, about = _cached(place, found, config.side, say, progress)
     if about["unreadable"]:
-        first, *more = _unreadable(place, about["unreadable"])
+        first, *more = _unreadable(place, list(map(found.named, about["unreadable"])))
         if config.unreadable == "refuse":
             remedy = "Mend or remove them, or leave them out with --pictures.unreadable skip."
             raise SpratError(first, *more, remedy)
@@ -149,10 +149,12 @@ def files_of(place: Path, config: PicturesConfig) -> Files:
         while some := list(islice(pictures, _AT_ONCE)):
             numbered = list(zip(some, places, strict=False))
             read = [picture for picture, place in numbered if place not in wrong]
-            files.names.extend(map(str, read))
+            files.names.extend(map(found.named, read))
             files.sizes.extend(pool.map(read_size, read))
             files.unreadable.extend(
-                (str(picture), wrong[place]) for picture, place in numbered if place in wrong
+                (found.named(picture), found.named(wrong[place]))
+                for picture, place in numbered
+                if place in wrong
             )
     return files
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 else:
-    torch = deferred("torch")
+    torch, nn = deferred("torch"), deferred("torch.nn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +150,9 @@ def find_name(name: str) -> str:
     )
 
 
-def find_class(name: str) -> type[nn.Module]:
-    """Return the class that a name stands for, one of the user's own from the code in use.
+def find_class(name: str) -> Callable[..., nn.Module]:
+    """Return the class that a name stands for; of the user's own, from the code in use, it may be a
+    function that makes a network too.
 
     Raises:
         SpratError: there is none, or it is in a file that the user did not name.
@@ -159,7 +160,7 @@ def find_class(name: str) -> type[nn.Module]:
     if code.is_own(name):
         return code.find(name)
     name = find_name(name)
-    cls: type[nn.Module] = getattr(import_module(f"sprat.models.{NETWORKS[name]}"), name)
+    cls: Callable[..., nn.Module] = getattr(import_module(f"sprat.models.{NETWORKS[name]}"), name)
     return cls
 
 
@@ -197,18 +198,31 @@ def build_network(
         if key not in takes:
             raise _not_taken(config, key, takes)
     settings = {"num_classes": num_classes, "dropout": dropout}
-    settings = {key: value for key, value in settings.items() if key in takes}
+    passed_on = {"num_classes"} if _passes_on(cls) else set()
+    settings = {key: value for key, value in settings.items() if key in takes or key in passed_on}
     try:
-        return cls(**settings, **config.given)
+        built = cls(**settings, **config.given)
     except SpratError:
         raise
     except Exception as error:
         if not code.is_own(config.name):
             raise
         raise SpratError(
-            f"{config.name} cannot be built: {type(error).__name__}: {error}. Its constructor is "
-            f"given {' and '.join(settings) or 'nothing'}; change its code."
+            f"{config.name} cannot be built: {type(error).__name__}: {error}. It is given "
+            f"{' and '.join(settings) or 'nothing'}; change its code."
         ) from error
+    if not isinstance(built, nn.Module):
+        raise SpratError(
+            f"{config.name} returns {shown(built)}, expected a torch.nn.Module. Name a class or "
+            "function that makes a network."
+        )
+    return built
+
+
+def _passes_on(make: Callable[..., nn.Module]) -> bool:
+    """Return whether a function hands any settings on to a network: def net(**kwargs)."""
+    kinds = [each.kind for each in inspect.signature(make).parameters.values()]
+    return inspect.isfunction(make) and inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def _not_taken(config: NetworkConfig, key: str, takes: Iterable[str]) -> SpratError:
@@ -250,7 +264,12 @@ def check_outputs(network: nn.Module, num_classes: int, side: int) -> None:
         ) from error
     finally:
         network.train(was_training)
-    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if not isinstance(logits, torch.Tensor):
+        raise SpratError(
+            f"{name} answers one image with a {type(logits).__name__}, expected logits of shape "
+            f"(1, {num_classes}). Wrap it in a class whose forward returns the logits alone."
+        )
+    shape = tuple(logits.shape)
     if shape != (1, num_classes):
         raise SpratError(
             f"{name} answers one image with {shape}, expected logits of shape (1, {num_classes}), "

@@ -58,7 +58,7 @@ def write_page(found: DataCheck, path: Path) -> None:
         },
         alone={kind: _pictures(found, each[: 2 * most]) for kind, each in alone.items()},
         sheets=_sheets(found, 2 * most),
-        unreadable=[(_short(found, name), why) for name, why in found.unreadable[:MOST_PAIRS]],
+        unreadable=[(found.short(name), why) for name, why in found.unreadable[:MOST_PAIRS]],
         near_bits=NEAR_BITS,
         near_correlation=NEAR_CORRELATION,
         version=__version__,
@@ -70,7 +70,7 @@ def _pictures(found: DataCheck, places: list[int]) -> list[_Picture]:
     images = found.images.images[torch.tensor(places, dtype=torch.int64)]
     shown = []
     for place, image in zip(places, images, strict=True):
-        name, part = _short(found, found.names[place]), found.parts[place]
+        name, part = found.short(found.names[place]), found.parts[place]
         where = name if name.startswith(f"{part}/") else f"{part}: {name}"
         shown.append(_Picture(image, where, found.label(place)))
     return shown
@@ -89,8 +89,3 @@ def _sheets(found: DataCheck, most: int) -> list[_Sheet]:
         shown = list(zip(pictures, names, worst, strict=True))
         sheets.append(_Sheet(found.images.classes[label], len(suspects), shown))
     return sheets
-
-
-def _short(found: DataCheck, name: str) -> str:
-    """Return a picture's path within its dataset."""
-    return name.removeprefix(f"{found.dataset}/")
