@@ -81,9 +81,9 @@ bound_spinning()  # now: torch reads it when it is imported
 
 _HOMES = {
     "api": (
-        *("Folds", "Imported", "ModelEvaluation", "Run", "Seeds", "check_data", "compare", "evaluate"),
-        *("export", "import_model", "load", "predict", "report", "resume"),
-        *("train", "train_folds", "train_seeds"),
+        *("Folds", "Imported", "ModelEvaluation", "Run", "Seeds"),
+        *("check_data", "compare", "evaluate", "export", "import_model", "load", "predict"),
+        *("report", "resume", "train", "train_folds", "train_seeds"),
     ),
     "classifier": ("Classifier", "Prediction", "Predictions"),
     "data.check": ("DataCheck",),

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,30 +16,43 @@ from sprat.errors import SpratError, shown
 _DEEPEST = 10  # folders that wrap one another around a set
 
 
-def find(place: Path, config: PicturesConfig, say: Say = lambda text: None) -> Found:
+def find(
+    place: Path,
+    config: PicturesConfig,
+    say: Say = lambda text: None,
+    check: Callable[[Found], None] = lambda found: None,
+) -> Found:
     """List own pictures of any form, without reading one.
+
+    Args:
+        check: called with what was found, before an archive comes into the cache; raises to refuse
+            it.
 
     Raises:
         SpratError: the place holds nothing of these forms, or lacks a column that was asked for.
     """
-    found = _find(place, config, say)
-    if config.group_column and found.together is None:
-        raise SpratError(
-            f"{place} has no column {shown(config.group_column)} to group pictures by, since it is "
-            f"{found.layout}. Give a table of its pictures, or leave --pictures.group-column out."
-        )
-    return found
 
+    def checked(found: Found) -> Found:
+        if config.group_column and found.together is None:
+            raise SpratError(
+                f"{place} has no column {shown(config.group_column)} to group pictures by, since "
+                f"it is {found.layout}. Give a table of its pictures, or leave "
+                "--pictures.group-column out."
+            )
+        check(found)
+        return found
 
-def _find(place: Path, config: PicturesConfig, say: Say) -> Found:
-    if place.is_dir():
-        return _find_in_folder(place, config)
-    form = form_of(place.name)
+    def in_archive(folder: Path) -> Found:
+        return checked(_find_in_archive(place, folder, config))
+
+    form = None if place.is_dir() else form_of(place.name)
     if form == "archive":
-        return _find_in_archive(place, archive.extract(place, say), config)
+        return in_archive(archive.extract(place, say, in_archive))
+    if form is None:
+        return checked(_find_in_folder(place, config))
     if form == "parquet":
-        return shards.find({place: ""}, place, config)
-    return tables.find({place: ""}, place.parent, config)
+        return checked(shards.find({place: ""}, place, config))
+    return checked(tables.find({place: ""}, place.parent, config))
 
 
 def _find_in_archive(place: Path, folder: Path, config: PicturesConfig) -> Found:

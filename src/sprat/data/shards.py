@@ -18,7 +18,7 @@ from sprat.data.columns import (
     part_in,
 )
 from sprat.data.folders import scan
-from sprat.data.found import PARTS, Found, Group, first_part, new_digest, part_of, stamp
+from sprat.data.found import PARTS, Found, Group, cut, first_part, new_digest, part_of, stamp
 from sprat.data.own import PicturesConfig, form_of
 from sprat.data.parquet import require_pyarrow
 from sprat.data.picture import Embedded, Picture
@@ -215,12 +215,14 @@ def _opened(path: Path) -> Iterator[Any]:
     from pyarrow.parquet import ParquetFile
 
     try:
+        if not path.is_file():  # opening a pipe would wait
+            raise OSError("it is a device, pipe or socket")
         with ParquetFile(path) as file:
             yield file
     except SpratError:
         raise
     except Exception as error:  # a damaged file raises anything
-        why = str(error).partition("\n")[0] or type(error).__name__
+        why = cut(str(error).partition("\n")[0]) or type(error).__name__
         raise SpratError(
             f"{path} is damaged or no parquet file: {why}. Get it again, or remove it."
         ) from error
