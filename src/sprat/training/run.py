@@ -87,11 +87,12 @@ class Run:
         for teacher in self.teachers:
             teacher.check(dataset, config.final)
         batches, classes = self.images.batches, len(dataset.train.classes)
+        network = new_network(config, classes, dataset.channels)
         weights = None
         if config.class_weights == "balanced":
             weights = balanced_weights(batches.dataset).to(config.device)
         self.step = Step(
-            new_network(config, classes),
+            network,
             config,
             RunSchedule(config, len(batches)),
             dataset.normalization,
