@@ -263,8 +263,8 @@ def _fields(cls: type) -> list[str]:
 
 def _type(declared: Setting) -> str:
     """`int`, or the choices: `'ema' | 'last'`."""
-    names = [choice for choice in declared.choices if isinstance(choice, str)]
-    return " | ".join(map(repr, names)) or re.sub(r"<class '(\w+)'>", r"\1", str(declared.type))
+    choices = declared.choices if any(isinstance(each, str) for each in declared.choices) else ()
+    return " | ".join(map(repr, choices)) or re.sub(r"<class '(\w+)'>", r"\1", str(declared.type))
 
 
 PAGES = {

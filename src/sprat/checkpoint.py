@@ -66,6 +66,11 @@ class Model:
     ranges: Any = None  # of activations, as evaluation/ranges.py reads them; older files have none
 
     @property
+    def channels(self) -> int:
+        """Of its images: 3, or 1 of grey ones."""
+        return len(self.normalization.mean)
+
+    @property
     def network_config(self) -> NetworkConfig:
         """The network's name and settings."""
         return self.spec or NetworkConfig(name=self.name)
@@ -74,8 +79,8 @@ class Model:
 CLASS = Kind("a name of 1 to 255 characters", lambda v: TEXT.fits(v) and 1 <= len(v) <= 255)
 DATA: dict[str, Shape] = {  # what the images decide of the metadata
     "classes": ListOf(CLASS, 2, MOST_CLASSES),
-    "mean": ListOf(number(-1e3, 1e3), 3, 3),
-    "std": ListOf(number(1e-6, 1e3), 3, 3),
+    "mean": ListOf(number(-1e3, 1e3), 1, 3),  # for each channel of the images: 1 or 3
+    "std": ListOf(number(1e-6, 1e3), 1, 3),
     "side": SIDE,
 }
 METADATA: Shape = DATA | {
@@ -207,7 +212,7 @@ def load_model(path: Path) -> Model:
     spec, network = _network(path, meta)
     wrong = wrong_weights(network, tensors)
     if not wrong:
-        network = build_network(spec, len(meta["classes"]))
+        network = build_network(spec, len(meta["classes"]), in_channels=len(meta["mean"]))
         network.load_state_dict(tensors)
         wrong = _wrong_side(network, meta["side"])
     model = Model(
@@ -238,7 +243,8 @@ def _network(path: Path, meta: dict[str, Any]) -> tuple[NetworkConfig, nn.Module
         spec = NetworkConfig.recorded(meta.get("network", {"name": meta["model"]}))
         spec = dataclasses.replace(spec, name=find_name(spec.name))
         with torch.device("meta"):
-            return spec, build_network(spec, len(meta["classes"]))
+            channels = len(meta["mean"])
+            return spec, build_network(spec, len(meta["classes"]), in_channels=channels)
     except CodeNotNamed:
         raise
     except SpratError as error:
@@ -320,6 +326,9 @@ def wrong_metadata(meta: Any, shape: Shape = DATA) -> str | None:
     if a file that says so can be loaded."""
     if wrong := mismatch(meta, shape):
         return wrong
+    channels = len(meta["mean"]), len(meta["std"])
+    if channels not in ((1, 1), (3, 3)):
+        return f"mean and std have {channels[0]} and {channels[1]} values, expected 1 or 3 of each"
     seen: set[str] = set()
     for name in meta["classes"]:
         if name in seen:
@@ -366,7 +375,8 @@ def wrong_answers(model: Model) -> str | None:
         torch.tensor(values)[:, None, None]
         for values in (model.normalization.mean, model.normalization.std)
     )
-    images = torch.linspace(0, 1, 3)[:, None, None, None].expand(3, 3, side, side)
+    greys = torch.linspace(0, 1, 3)[:, None, None, None]
+    images = greys.expand(3, model.channels, side, side)
     if model.network((images - mean) / std).isfinite().all():
         return None
     return "its network answers a plain image with infinite values or none that are numbers"

@@ -367,7 +367,7 @@ def print_summary(console: Console, summary: "Summary") -> None:
             "over its input"
         )
     console.print(
-        f"\n{visible(summary.model)} on 3 x {summary.side} x {summary.side}\n"
+        f"\n{visible(summary.model)} on {summary.channels} x {summary.side} x {summary.side}\n"
         f"  parameters         {summary.parameters:,}\n"
         f"  MACs               {summary.macs:,}  (of convolutions and linear layers)\n"
         f"  receptive field    {seen}, before global pooling\n"

@@ -74,7 +74,7 @@ class TestReading:
 
     @pytest.mark.parametrize("side", [16, 33, 128])
     def test_has_the_side_that_is_asked_for(self, tmp_path: Path, side: int) -> None:
-        folder = draw(tmp_path / "set", blue=3, red=3)
+        folder = draw(tmp_path / "set", blue=5, red=5)
         loaded = load_dataset(str(folder), own=PicturesConfig(side=side))
         assert loaded.train.images.shape[1:] == (3, side, side)
 

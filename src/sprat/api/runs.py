@@ -14,7 +14,7 @@ from sprat.data.own import PicturesConfig
 from sprat.errors import SpratError, in_words
 from sprat.evaluation.records import FoldsResult, RunResult, SeedSummary
 from sprat.files import WriteError
-from sprat.models import NetworkConfig, find_name
+from sprat.models import NetworkConfig, find_name, takes_in_channels
 from sprat.models.code import Code, is_own, use_all
 from sprat.run_folder import (
     CONFIG_FILE,
@@ -433,7 +433,10 @@ def _plan(
     if note := proportion_note(settings, config):
         console.print(note)
     if not isinstance(dataset, Dataset):
-        dataset = load_shown(console, settings.dataset, _path(data_dir), settings.pictures)
+        pictures = settings.pictures
+        if pictures.channels == "auto" and not takes_in_channels(settings.network):
+            pictures = dataclasses.replace(pictures, channels=3)
+        dataset = load_shown(console, settings.dataset, _path(data_dir), pictures)
     if dataset.own is not None:
         _warn_of_leaks(dataset, dataset.own)
     return _Plan(recipe or "custom", settings, changed, dataset, console)

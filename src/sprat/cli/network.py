@@ -22,6 +22,8 @@ from sprat.settings.config import BudgetConfig
 from sprat.text import command as to_paste
 from sprat.text import visible
 
+Channels = Literal[1, 3] | None
+
 if TYPE_CHECKING:
     from rich.console import Console
     from torch import nn
@@ -155,6 +157,7 @@ def summary(
     *,
     depth: int = 0,
     side: int | None = None,
+    channels: Channels = None,
     settings: Annotated[NetworkSettings, Parameter(name="network")] = NetworkSettings(),  # noqa: B008
     classes: int = 10,
     effective: Path | None = None,
@@ -172,6 +175,8 @@ def summary(
         Number of parts of a layer's path that make a row; 0: a row for every layer.
     side
         Side of the images, in pixels; by default what the model was trained on, else 32.
+    channels
+        Channels of the images, 1 for grey; by default what the model was trained on, else 3.
     classes
         Number of outputs of a network that is not a saved model.
     effective
@@ -185,7 +190,9 @@ def summary(
     from sprat.display import make_console, print_summary
 
     use_all(code)
-    network, side = _find_network(model, settings, side, classes, pretrained=effective is not None)
+    network, side = _find_network(
+        model, settings, side, channels, classes, pretrained=effective is not None
+    )
 
     from sprat.budget import summarize
 
@@ -212,6 +219,7 @@ def check(
     budget: Annotated[BudgetConfig, Parameter(name="*")] = BudgetConfig(),  # noqa: B008
     min_accuracy: float = 0.0,
     side: int | None = None,
+    channels: Channels = None,
     settings: Annotated[NetworkSettings, Parameter(name="network")] = NetworkSettings(),  # noqa: B008
     classes: int = 10,
     code: Code = (),
@@ -228,6 +236,8 @@ def check(
         Least accuracy of a run, on what it was evaluated on, as a fraction: 0.85.
     side
         Side of the images, in pixels; by default what the model was trained on, else 32.
+    channels
+        Channels of the images, 1 for grey; by default what the model was trained on, else 3.
     classes
         Number of outputs of a network that is not a saved model.
     """
@@ -247,7 +257,7 @@ def check(
         results = read_results(Path(model) / RESULTS_FILE)
         accuracy = evaluation_of(results)[1]["top1"]
     use_all(code)
-    network, side = _find_network(model, settings, side, classes)
+    network, side = _find_network(model, settings, side, channels, classes)
 
     from sprat.budget import judge_limits, summarize
 
@@ -260,8 +270,8 @@ def check(
         print_verdicts(console, summarized.model, verdicts)
         if budget.max_ram:
             console.print(
-                f"The arena holds activations. The image ({3 * side**2:,} bytes), stack and code "
-                "come on top."
+                f"The arena holds activations. The image ({summarized.image_bytes:,} bytes), stack "
+                "and code come on top."
             )
     return 0 if all(verdict.kept for verdict in verdicts) else 1
 
@@ -270,6 +280,7 @@ def _find_network(
     model: str,
     settings: NetworkSettings,
     side: int | None,
+    channels: int | None,
     classes: int,
     pretrained: bool = False,
 ) -> "tuple[nn.Module, int]":
@@ -301,13 +312,19 @@ def _find_network(
     from sprat.models import build_network, check_outputs
     from sprat.zoo import is_model, locate
 
-    if is_file or (pretrained and classes == 10 and not spec.given and is_model(model)):
+    usual = classes == 10 and channels in (None, 3) and not spec.given
+    if is_file or (pretrained and usual and is_model(model)):
         loaded = load_model(locate(model))
+        if channels not in (None, loaded.channels):
+            raise SpratError(
+                f"--channels is {channels}, but {model} takes images of {loaded.channels}. Leave "
+                "the option out, or name a network."
+            )
         return loaded.network, side or loaded.side
     torch.manual_seed(0)  # initial weights are drawn
-    network = build_network(spec, classes)
+    network = build_network(spec, classes, in_channels=channels or 3)
     if is_own(model):
-        check_outputs(network, classes, side or 32)
+        check_outputs(network, classes, side or 32, channels or 3)
     return network, side or 32
 
 

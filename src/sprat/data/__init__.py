@@ -119,6 +119,11 @@ class Dataset:
     own: PicturesConfig | None = None
     found: Summary | None = None
 
+    @property
+    def channels(self) -> int:
+        """Of its images: 3, or 1 of grey ones."""
+        return self.train.images.shape[1]
+
 
 def load_dataset(
     name: str,

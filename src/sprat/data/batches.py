@@ -50,7 +50,7 @@ class Batches:
         return list(order.split(self.batch_size)[: len(self)])
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields (images uint8 B x 3 x H x W, targets int64 B) from batch `start` on."""
+        """Yields (images uint8 B x C x H x W, targets int64 B) from batch `start` on."""
         for chosen in self.order(epoch)[start:]:
             chosen = chosen.to(self.dataset.images.device, non_blocking=True)
             images = self.dataset.images[chosen]

@@ -40,6 +40,9 @@ class PicturesConfig(Table, name="pictures"):
         at_most=128,
         unit="pixels",
     )
+    channels: Literal["auto", 1, 3] = setting(
+        "auto", "Channels to train with: 1 for grey pictures; auto: 1 where all are grey, else 3"
+    )
     unreadable: Literal["refuse", "skip"] = setting(
         "refuse", "Whether to refuse or skip files that are missing or no pictures; both list them"
     )

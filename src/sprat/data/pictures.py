@@ -20,8 +20,16 @@ from torch import Tensor
 
 from sprat.data import cache, layout
 from sprat.data.fetch import Progress, Say
-from sprat.data.found import PARTS, Found, Summary
-from sprat.data.imageset import ImageSet, Rows, class_counts, stratified_split
+from sprat.data.found import PARTS, Found, Summary, few
+from sprat.data.imageset import (
+    ImageSet,
+    InChannels,
+    Rows,
+    Source,
+    class_counts,
+    is_grey,
+    stratified_split,
+)
 from sprat.data.own import PicturesConfig
 from sprat.data.picture import Picture, read_picture, read_size
 from sprat.errors import SpratError, shown
@@ -30,6 +38,7 @@ from sprat.text import command, visible
 from sprat.threads import usable_cores
 
 LISTED = 20  # unreadable files named in a message
+FEW = 4  # coloured ones kept, to name the first three
 _AT_ONCE = 256  # pictures in memory while they are read
 
 
@@ -69,13 +78,15 @@ def load(
 
     Raises:
         SpratError: the place holds nothing of these forms, a file is no picture and
-            config.unreadable is "refuse", or the cache cannot be written.
+            config.unreadable is "refuse", a picture is coloured and config.channels is 1, or the
+            cache cannot be written.
     """
     check = (lambda found: None) if whole else partial(_check_trainable, place)
     found = layout.find(place, config, say, check)
     for sentence in found.left_out:
         say(sentence)
-    images, about = _cached(place, found, config.side, say, progress)
+    pixels, about = _cached(place, found, config, say, progress)
+    _check_grey(place, about, config)
     if about["unreadable"]:
         first, *more = _unreadable(place, list(map(found.named, about["unreadable"])))
         if config.unreadable == "refuse":
@@ -83,6 +94,7 @@ def load(
             raise SpratError(first, *more, remedy)
         say("\n".join([f"left out: {first}", *more]))
     groups = _groups(found, about["skipped"])
+    images = InChannels(pixels, 3) if config.channels == 3 else pixels
     parts = split(found.classes, images, about, config, groups)
     if not whole:
         _check_parts(place, parts.train, parts.test, config)
@@ -141,7 +153,7 @@ def files_of(place: Path, config: PicturesConfig) -> Files:
         SpratError: as `load`.
     """
     found = layout.find(place, config, lambda text: None)
-    _, about = _cached(place, found, config.side, lambda text: None, lambda done, total: None)
+    _, about = _cached(place, found, config, lambda text: None, lambda done, total: None)
     wrong = dict(zip(about["skipped"], about["unreadable"], strict=True))
     files = Files([], [], [])
     pictures, places = found.pictures(), iter(range(len(found)))
@@ -169,14 +181,14 @@ def names_of(place: Path, config: PicturesConfig) -> list[str]:
         SpratError: as `load`.
     """
     found = layout.find(place, config)
-    _, about = _cached(place, found, config.side, lambda text: None, lambda done, total: None)
+    _, about = _cached(place, found, config, lambda text: None, lambda done, total: None)
     skipped = set(about["skipped"])
     return [str(picture) for n, picture in enumerate(found.pictures()) if n not in skipped]
 
 
 def split(
     classes: tuple[str, ...],
-    images: cache.Mapped,
+    images: Source,
     about: dict[str, Any],
     config: PicturesConfig,
     groups: Tensor | None = None,
@@ -258,7 +270,8 @@ def _summarize(found: Found, parts: Parts, config: PicturesConfig) -> Summary:
         "test": test,
     }
     of_parts = {part: (of_part, sources[part]) for part, of_part in images.items()}
-    return Summary(found.layout, found.sources, of_parts)
+    grey = ", all grey: 1 channel" if test.images.shape[1] == 1 else ""
+    return Summary(found.layout + grey, found.sources, of_parts)
 
 
 def cache_file(place: Path, side: int) -> Path:
@@ -268,19 +281,23 @@ def cache_file(place: Path, side: int) -> Path:
 
 
 def _cached(
-    place: Path, found: Found, side: int, say: Say, progress: Progress
+    place: Path, found: Found, config: PicturesConfig, say: Say, progress: Progress
 ) -> tuple[cache.Mapped, dict[str, Any]]:
-    """The pictures and what is known of them; read anew unless they are cached as they are now."""
-    path = cache_file(place, side)
+    """The pictures and what is known of them; read anew unless they are cached as they are now.
+
+    What is cached does not depend on config.channels: one plane of each if all are grey, else
+    three.
+    """
+    path = cache_file(place, config.side)
     lock_file = path.with_name(f".{path.name}.lock")
 
     def unchanged(about: dict[str, Any]) -> bool:
-        return about["digest"] == found.digest and "skipped" in about
+        return about["digest"] == found.digest and "coloured" in about
 
     if kept := cache.read(path, unchanged):
         sweep(path.parent, lock_file.name)  # left by a process killed as it ended
         return kept
-    size = len(found) * 3 * side**2
+    size = len(found) * 3 * config.side**2
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         waiting = f"another process is reading {place}; waiting for it"
@@ -290,7 +307,7 @@ def _cached(
             free = shutil.disk_usage(path.parent).free
             if free < size:
                 raise OSError(f"{free:,} bytes are free")
-            _read_into(path, found, side, progress)
+            _read_into(path, place, found, config, progress)
     except OSError as error:
         raise SpratError(
             f"the pictures in {place} cannot be kept in {path.parent}, where they need "
@@ -303,26 +320,34 @@ def _cached(
     return kept
 
 
-def _read_into(path: Path, found: Found, side: int, progress: Progress) -> None:
+def _read_into(
+    path: Path, place: Path, found: Found, config: PicturesConfig, progress: Progress
+) -> None:
     """Reads all pictures into the cache file `path`, which appears whole or not at all."""
     kept: list[int] = [0] * len(found.groups)
     unreadable: list[str] = []
+    coloured: list[str] = []  # the first of them
+    count_coloured, side = 0, config.side
     skipped: list[int] = []  # places of these among the pictures
     of_picture = (n for n, group in enumerate(found.groups) for _ in range(group.count))
     pictures, done = found.pictures(), 0
     with (
         replacing(path) as beside,
-        beside.open("wb") as file,
+        beside.open("w+b") as file,
         ThreadPoolExecutor(usable_cores()) as pool,
     ):
         writer = cache.Writer(file, side)
         while some := list(islice(pictures, _AT_ONCE)):
             images = []
-            for outcome in pool.map(lambda picture: _read_or_error(picture, side), some):
+            read = pool.map(lambda picture: _read_or_error(picture, side), some)
+            for picture, outcome in zip(some, read, strict=True):
                 group = next(of_picture)
                 if isinstance(outcome, Tensor):
                     images.append(outcome)
                     kept[group] += 1
+                    if not is_grey(outcome):
+                        count_coloured += 1
+                        coloured += [str(picture)] * (len(coloured) < FEW)
                 else:
                     unreadable.append(str(outcome))
                     skipped.append(done)
@@ -331,8 +356,21 @@ def _read_into(path: Path, found: Found, side: int, progress: Progress) -> None:
             if images:
                 writer.add(torch.stack(images))
         counts = [(g.part, g.label, count) for g, count in zip(found.groups, kept, strict=True)]
-        about = {"digest": found.digest, "counts": counts}
+        about = {"digest": found.digest, "counts": counts, "coloured": [count_coloured, coloured]}
+        _check_grey(place, about, config)
         writer.finish(about | {"unreadable": unreadable, "skipped": skipped})
+
+
+def _check_grey(place: Path, about: dict[str, Any], config: PicturesConfig) -> None:
+    """Raises a SpratError where pictures are coloured and grey ones are asked for."""
+    count, first = about["coloured"]
+    if config.channels == 1 and count:
+        names = few([name.removeprefix(f"{place}{os.sep}") for name in first])
+        pictures = "1 coloured picture" if count == 1 else f"{count:,} coloured pictures"
+        raise SpratError(
+            f"pictures.channels is 1, but {visible(place)} holds {pictures}: {names}. Remove what "
+            "is coloured, or use --pictures.channels auto or 3."
+        )
 
 
 def _read_or_error(picture: Picture, side: int) -> Tensor | SpratError:

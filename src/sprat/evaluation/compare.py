@@ -312,13 +312,14 @@ def _named(result: _Named, file: Path, classes: int) -> dict[str, Any]:
     if "macs" in result and "parameters" in result:
         counted = {key: result.get(key) for key in ("parameters", "macs", "receptive_field")}
     else:
-        counted = {**_costs(network, classes, result.get("side", 32))}
+        seen = result.get("side", 32), result.get("channels", 3)
+        counted = {**_costs(network, classes, *seen)}
     return {"name": name, "source": str(file)} | counted
 
 
 @functools.cache
-def _costs(network: NetworkConfig, classes: int, side: int) -> "Costs":
+def _costs(network: NetworkConfig, classes: int, side: int, channels: int = 3) -> "Costs":
     from sprat.budget import costs
     from sprat.models import draft_network
 
-    return costs(draft_network(network, classes), side)
+    return costs(draft_network(network, classes, channels), side)

@@ -33,7 +33,7 @@ def predict_probabilities(
 
     Args:
         network: put into eval mode meanwhile; or frozen once by a caller that asks several times.
-        images: uint8, N x 3 x H x W, on any device.
+        images: uint8, N x C x H x W, on any device.
         progress: called with the number of images done, batch by batch and view by view.
 
     Raises:

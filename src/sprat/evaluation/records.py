@@ -40,6 +40,7 @@ Count = Annotated[int, whole()]
 Ordinal = Annotated[int, whole(1)]
 Epoch = Annotated[int, whole(1, MOST_EPOCHS)]
 Side = Annotated[int, SIDE]
+Channels = Annotated[int, whole(1, 3)]
 Overrides = dict[str, Annotated[Any, SETTING]]
 NetworkSpec = dict[str, Annotated[Any, SETTING]]  # a name, and settings of the network
 
@@ -160,6 +161,7 @@ class RunResult(TypedDict):
     model: str
     network: NotRequired[NetworkSpec]
     side: NotRequired[Side]
+    channels: NotRequired[Channels]
     parameters: Count
     macs: NotRequired[Count | None]
     receptive_field: NotRequired[Count | None]

@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 from sprat import __version__
 from sprat.budget import Summary, summarize
 from sprat.data import caution_for
-from sprat.data.imageset import ImageSet
+from sprat.data.imageset import ImageSet, to_channels
 from sprat.errors import SpratError
 from sprat.evaluation.evaluate import wilson_interval
 from sprat.evaluation.explain import in_words
@@ -232,7 +232,8 @@ def _mistakes(answers: Answers) -> list[Shown]:
 
 
 def _cost(run: Run) -> Summary:
-    network = draft_network(run.config.network, len(run.evaluation["per_class"]))
+    classes, channels = len(run.evaluation["per_class"]), run.results.get("channels", 3)
+    network = draft_network(run.config.network, classes, channels)
     return summarize(network, run.results.get("side", 32))
 
 
@@ -249,9 +250,9 @@ def _classes(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def _png(image: Tensor) -> str:
-    """Return an image (uint8, 3 x H x W) as PNG in base64."""
+    """Return an image (uint8, C x H x W) as PNG in base64."""
     file = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "PNG", optimize=True)
+    Image.fromarray(to_channels(image, 3).permute(1, 2, 0).numpy()).save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()
 
 

@@ -19,7 +19,7 @@ MOST_BYTES = 500_000  # of a kind's pixels, so that a page stays under about 3 M
 
 @dataclass(frozen=True)
 class _Picture:
-    """A picture as the page shows it: image is uint8, 3 x H x W."""
+    """A picture as the page shows it: image is uint8, C x H x W."""
 
     image: Tensor
     name: str

@@ -294,7 +294,10 @@ class Config(Table):
         """
         config = cls.from_dict(values, source)
         network = NetworkConfig.recorded(config.network.to_dict())
-        return dataclasses.replace(config, network=network)
+        pictures = config.pictures
+        if "channels" not in values.get("pictures", {}):  # once there were always three
+            pictures = dataclasses.replace(pictures, channels=3)
+        return dataclasses.replace(config, network=network, pictures=pictures)
 
     @property
     def model(self) -> str:

@@ -23,9 +23,15 @@ class Teacher(Trained):
     def check(self, dataset: Dataset, final: bool) -> None:
         """
         Raises:
-            SpratError: it was trained on other images than the student will be, or on some that the
-                student is to be evaluated on.
+            SpratError: it was trained on other images than the student will be, in another number
+                of channels, or on some that the student is to be evaluated on.
         """
+        if self.model.channels != dataset.channels:
+            raise SpratError(
+                f"the teacher, {self.model.name}, takes images of {self.model.channels} channels, "
+                f"and those of {dataset.name} have {dataset.channels}; train the teacher on the "
+                f"same, or both with --pictures.channels 3"
+            )
         if self.model.about.get("dataset_md5") != dataset.md5:
             raise SpratError(
                 f"the teacher, {self.model.name}, was trained on other images than this "
@@ -41,7 +47,7 @@ class Teacher(Trained):
 
 
 class Renormalize(nn.Module):
-    """Images B x 3 x H x W as normalised by `given` to what `wanted` would have made of them."""
+    """Images B x C x H x W as normalised by `given` to what `wanted` would have made of them."""
 
     scale: Tensor
     shift: Tensor

@@ -147,7 +147,7 @@ def make_batches(train_set: ImageSet, config: Config) -> Batches:
         train_set,
         config.batch_size,
         config.seed,
-        augment=AlbumentationsPipeline(augment),
+        augment=AlbumentationsPipeline(augment, train_set.images.shape[1]),
         workers=augment.workers or config.threads,
         device=device,
     )

@@ -50,6 +50,7 @@ def finish(run: Run, observer: Observer) -> RunResult:
         "model": config.network.title,
         "network": config.network.to_dict(),
         "side": side,
+        "channels": dataset.channels,
         "parameters": counted["parameters"],
         "macs": counted["macs"],
         "receptive_field": counted["receptive_field"],

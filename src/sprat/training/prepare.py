@@ -22,14 +22,15 @@ from sprat.training.observer import Observer
 from sprat.zoo import locate
 
 
-def check(config: Config, num_classes: int = 10) -> nn.Module:
-    """Check everything that does not need data; return the config's network, to look at.
+def check(config: Config, num_classes: int = 10, channels: int = 3) -> nn.Module:
+    """Check everything that does not need data; return the config's network, to look at, for so
+    many classes and channels of the images.
 
     Raises:
         SpratError: the machine lacks what the config asks for, or there is no such network, teacher
             or set of views.
     """
-    network = draft_network(config.network, num_classes)
+    network = draft_network(config.network, num_classes, channels)
     for name in config.distill.teacher:
         locate(name)
     find_views(config.tta)
@@ -84,7 +85,7 @@ def check_fit(config: Config, network: nn.Module, dataset: Dataset) -> None:
     """Check a config against the data it is to be trained on.
 
     Args:
-        network: what `check` returned for as many classes as the data has.
+        network: what `check` returned for as many classes and channels as the data has.
 
     Raises:
         SpratError: the config does not fit the data, or no model file could describe the data.
@@ -95,7 +96,7 @@ def check_fit(config: Config, network: nn.Module, dataset: Dataset) -> None:
     if wrong:
         raise SpratError(f"{dataset.name} cannot be trained on: {wrong}. Change the dataset.")
     if is_own(config.model):
-        check_outputs(network, len(classes), side)
+        check_outputs(network, len(classes), side, dataset.channels)
     _check_budget(config, network, side)
     if config.augment.crop >= side:
         raise SpratError(

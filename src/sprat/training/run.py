@@ -96,7 +96,7 @@ class Run:
         for teacher in self.teachers:
             teacher.check(dataset, config.final)
         batches, classes = self.images.batches, len(dataset.train.classes)
-        network = new_network(config, classes)
+        network = new_network(config, classes, dataset.channels)
         if start:
             start.check(dataset, config.final)
             self.origin.start = start.give(network, config.network, dataset.train.classes)

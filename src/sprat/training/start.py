@@ -108,7 +108,7 @@ def resume(
                 "device, precision, kernels and threads it began with. Start a new run with its "
                 "settings."
             )
-        network = check(config, len(dataset.train.classes))
+        network = check(config, len(dataset.train.classes), dataset.channels)
         check_fit(config, network, dataset)
         if began_on := read_data(folder):
             check_data(folder, dataset, began_on)
@@ -128,8 +128,13 @@ def settle_for(config: Config, dataset: Dataset, observer: Observer = Observer()
     Raises:
         SpratError: as `train`.
     """
-    network = check(config, len(dataset.train.classes))
-    settled = settle(dataclasses.replace(config, dataset=dataset.name), observer, network)
+    network = check(config, len(dataset.train.classes), dataset.channels)
+    pictures = dataclasses.replace(
+        config.pictures,
+        channels=dataset.channels,  # type: ignore[arg-type]
+    )
+    decided = dataclasses.replace(config, dataset=dataset.name, pictures=pictures)
+    settled = settle(decided, observer, network)
     check_fit(settled, network, dataset)
     return settled
 

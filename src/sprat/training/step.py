@@ -30,10 +30,11 @@ from sprat.training.schedules import RunSchedule
 Update = Callable[[tuple[int, str | None], Tensor, Tensor, Tensor], Tensor]
 
 
-def new_network(config: Config, num_classes: int) -> nn.Module:
-    """Return the config's network on its device, its initial weights drawn from the seed."""
+def new_network(config: Config, num_classes: int, channels: int = 3) -> nn.Module:
+    """Return the config's network for images of so many channels, on its device, its initial
+    weights drawn from the seed."""
     torch.manual_seed(derive_seed("weights", config.seed))
-    network = build_network(config.network, num_classes, config.dropout)
+    network = build_network(config.network, num_classes, config.dropout, channels)
     return network.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -82,7 +83,7 @@ class Step:
         """Take step `number` of a run, counted from 0, and return its loss.
 
         Args:
-            images: uint8 B x 3 x H x W.
+            images: uint8 B x C x H x W.
             labels: int64 B.
         """
         config, schedule = self.config, self.schedule
