@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         compare,
         evaluate,
         export,
+        list_runs,
         load,
         predict,
         report,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from sprat.errors import SpratError
     from sprat.evaluation.compare import Entry
     from sprat.evaluation.explain import Explanation
+    from sprat.run_list import ListedRun
     from sprat.settings.config import Config
     from sprat.settings.recipes import load_recipe
 
@@ -45,6 +47,7 @@ __all__ = [
     "Entry",
     "Explanation",
     "Exported",
+    "ListedRun",
     "ModelEvaluation",
     "Prediction",
     "Predictions",
@@ -55,6 +58,7 @@ __all__ = [
     "compare",
     "evaluate",
     "export",
+    "list_runs",
     "load",
     "load_recipe",
     "predict",
@@ -74,7 +78,8 @@ bound_spinning()  # now: torch reads it when it is imported
 _HOMES = {
     "api": (
         *("ModelEvaluation", "Run", "Seeds", "check_data", "compare", "evaluate"),
-        *("export", "load", "predict", "report", "resume", "train", "train_seeds"),
+        *("export", "list_runs", "load", "predict", "report", "resume", "train"),
+        "train_seeds",
     ),
     "classifier": ("Classifier", "Prediction", "Predictions"),
     "data.check": ("DataCheck",),
@@ -82,6 +87,7 @@ _HOMES = {
     "evaluation.compare": ("Entry",),
     "evaluation.explain": ("Explanation",),
     "errors": ("SpratError",),
+    "run_list": ("ListedRun",),
     "settings.config": ("Config",),
     "settings.recipes": ("load_recipe",),
 }

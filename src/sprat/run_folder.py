@@ -9,6 +9,7 @@ from typing import Any, NotRequired, TypedDict
 
 from sprat.errors import SpratError
 from sprat.evaluation.records import (
+    Count,
     Overrides,
     RunResult,
     read_finished,
@@ -43,6 +44,7 @@ class Beginning(TypedDict):
     overrides: Overrides
     config: dict[str, Any]
     data: NotRequired[DataIdentity | None]
+    parameters: NotRequired[Count]
 
 
 BEGINNING = shape_of(Beginning)
@@ -154,9 +156,15 @@ def resume_finished(run: Path) -> RunResult | None:
 
 
 def write_config(
-    run: Path, config: Config, recipe: str, overrides: dict[str, Any], data: DataIdentity
+    run: Path,
+    config: Config,
+    recipe: str,
+    overrides: dict[str, Any],
+    data: DataIdentity,
+    parameters: int,
 ) -> None:
-    """Write config.json: the recipe's name, what differs from it, the whole config, the data.
+    """Write config.json: the recipe's name, what differs from it, the whole config, the data, the
+    number of the network's parameters.
 
     Raises:
         SpratError: the folder has such a file, or it cannot be written.
@@ -166,6 +174,7 @@ def write_config(
         "overrides": overrides,
         "config": config.to_dict(),
         "data": data,
+        "parameters": parameters,
     }
     write_json(run / CONFIG_FILE, values, new=True)
 
@@ -176,19 +185,29 @@ def read_config(run: Path) -> tuple[Config, str, dict[str, Any]]:
     Raises:
         SpratError: config.json is missing or damaged.
     """
+    values = read_beginning(run)
+    config = Config.recorded(values["config"], source=str(run / CONFIG_FILE))
+    return config, values["recipe"], values["overrides"]
+
+
+def read_beginning(run: Path) -> Beginning:
+    """Return what a run's config.json holds.
+
+    Raises:
+        SpratError: it is missing or damaged.
+    """
     path = run / CONFIG_FILE
     if run.is_dir() and all(found.name.startswith(".") for found in run.iterdir()):
         raise SpratError(
             f"{run} holds no run yet: it was ended before it began. Start it again into the same "
             f"folder: {command('sprat', 'train', '--output', run)}, with its recipe and settings."
         )
-    values = read_json(path)
+    values: Beginning = read_json(path)
     if wrong := mismatch(values, BEGINNING):
         raise SpratError(
             f"{path} is not what a run of sprat writes: {wrong}. Name the folder of a run."
         )
-    config = Config.recorded(values["config"], source=str(path))
-    return config, values["recipe"], values["overrides"]
+    return values
 
 
 def read_data(run: Path) -> DataIdentity | None:

@@ -24,7 +24,7 @@ from sprat import SpratError
 SOURCE = Path(sprat.__file__).parent
 ROOT = SOURCE.parents[1]
 VERBS = (
-    *("check_data", "compare", "evaluate", "export", "load", "predict", "report"),
+    *("check_data", "compare", "evaluate", "export", "list_runs", "load", "predict", "report"),
     *("resume", "train", "train_seeds"),
 )
 MOST_STATEMENTS = 25

@@ -23,7 +23,7 @@ HOUSE = (
     {"serve", "display", "reporting"},
     # activities, each made of the parts below
     {"deploy"},
-    {"training", "classifier", "figures"},
+    {"training", "classifier", "figures", "run_list"},
     # parts: trained models, what is measured of them, images, kernels
     {"checkpoint", "run_folder", "zoo"},
     {"evaluation"},

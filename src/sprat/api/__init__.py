@@ -5,7 +5,7 @@ Nothing heavy is imported before a function has checked what it can without.
 
 from sprat.api.data import check_data
 from sprat.api.models import ModelEvaluation, evaluate, export, load, predict
-from sprat.api.results import compare, report
+from sprat.api.results import compare, list_runs, report
 from sprat.api.runs import Run, Seeds, resume, train, train_seeds
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "compare",
     "evaluate",
     "export",
+    "list_runs",
     "load",
     "predict",
     "report",

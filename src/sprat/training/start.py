@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sprat.budget import count_parameters
 from sprat.checkpoint import RESUME_FILE
 from sprat.data import Dataset
 from sprat.errors import SpratError
@@ -66,7 +67,9 @@ def train(
     try:
         with locked(folder) as run.is_ours:
             check_empty(folder)
-            write_config(folder, settled, recipe, run.origin.overrides, identity(dataset))
+            parameters = count_parameters(run.step.network)
+            data = identity(dataset)
+            write_config(folder, settled, recipe, run.origin.overrides, data, parameters)
             return _to_the_end(run, observer, should_stop)
     finally:
         with contextlib.suppress(OSError):
