@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from sprat.run_list import ListedRun
     from sprat.settings.config import Config
     from sprat.settings.recipes import load_recipe
+    from sprat.tensorboard import TensorBoard
+    from sprat.training.observer import Observer
 
 __all__ = [
     "Classifier",
@@ -49,11 +51,13 @@ __all__ = [
     "Exported",
     "ListedRun",
     "ModelEvaluation",
+    "Observer",
     "Prediction",
     "Predictions",
     "Run",
     "Seeds",
     "SpratError",
+    "TensorBoard",
     "check_data",
     "compare",
     "evaluate",
@@ -90,6 +94,8 @@ _HOMES = {
     "run_list": ("ListedRun",),
     "settings.config": ("Config",),
     "settings.recipes": ("load_recipe",),
+    "tensorboard": ("TensorBoard",),
+    "training.observer": ("Observer",),
 }
 
 

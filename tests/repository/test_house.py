@@ -20,7 +20,7 @@ HOUSE = (
     # what a person types and sees
     {"cli"},
     {"api", "ship"},
-    {"serve", "display", "reporting"},
+    {"serve", "display", "reporting", "tensorboard"},
     # activities, each made of the parts below
     {"deploy"},
     {"training", "classifier", "figures", "run_list"},

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from sprat.run_folder import (
 from sprat.settings.config import Config
 from sprat.settings.recipes import load_recipe, overrides, parse_time, proportion_note
 from sprat.text import command, visible, warn
+from sprat.training.observer import Observer, Observers, check_observers
 from sprat.zoo import locate
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def train(
     code: Code = (),
     quiet: bool = False,
     stopping: Stopping | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Run:
     """Train a network, as `sprat train` does.
 
@@ -101,6 +103,8 @@ def train(
         quiet: whether to print nothing.
         stopping: entered while it trains; gives a function that is asked after every step, where
             true saves the run and raises Interrupted.
+        observers: hear how the run goes (see Observer). One that fails is left out, after a
+            warning; none can change the weights.
 
     Raises:
         SpratError: there is no such recipe or setting, the time is too short, the data cannot be
@@ -109,6 +113,7 @@ def train(
         KeyboardInterrupt: it was interrupted; `resume` continues after the last finished epoch.
     """
     began = perf_counter()
+    check_observers(observers)
     _use(code, changes)
     plan = _plan(config, changes, recipe, dataset, data_dir, time, quiet)
 
@@ -134,7 +139,7 @@ def train(
                 folder,
                 recipe=plan.recipe,
                 overrides=plan.overrides,
-                observer=display,
+                observer=Observers(display, observers),
                 should_stop=should_stop,
             )
         return _finished(folder, results)
@@ -154,6 +159,7 @@ def train_seeds(
     quiet: bool = False,
     stopping: Stopping | None = None,
     ended: Callable[[Run], object] | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Seeds:
     """Train with several seeds, from the config's on, as `sprat train --seeds` does.
 
@@ -172,6 +178,7 @@ def train_seeds(
     began = perf_counter()
     if not 1 <= seeds <= MOST_SEEDS:
         raise SpratError(f"seeds is {seeds}, expected 1 to {MOST_SEEDS:,}")
+    check_observers(observers)
     _use(code, changes)
     plan = _plan(config, changes, recipe, dataset, data_dir, time, quiet)
 
@@ -198,7 +205,7 @@ def train_seeds(
             seeds,
             recipe=plan.recipe,
             overrides=plan.overrides,
-            observer=display,
+            observer=Observers(display, observers),
             should_stop=should_stop,
             ended=each_ended,
         )
@@ -213,6 +220,7 @@ def resume(
     code: Code = (),
     quiet: bool = False,
     stopping: Stopping | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Run:
     """Resume an interrupted run with the settings it began with; return a finished one as it is.
 
@@ -220,12 +228,13 @@ def resume(
         folder: the run's.
         dataset: the place of its data, if that has moved, or the dataset itself; the images,
             labels and classes must be those it began with.
-        data_dir, code, quiet, stopping: as of `train`.
+        data_dir, code, quiet, stopping, observers: as of `train`.
 
     Raises:
         SpratError: it is no run's folder, another process trains there, or the data is not what
             it began with.
     """
+    check_observers(observers)
     use_all(code)
     folder = Path(folder)
     config, _, _ = read_config(folder)
@@ -244,7 +253,9 @@ def resume(
         stopping or _never() as should_stop,
         TrainingDisplay(console) as display,
     ):
-        results = start.resume(folder, dataset, observer=display, should_stop=should_stop)
+        results = start.resume(
+            folder, dataset, observer=Observers(display, observers), should_stop=should_stop
+        )
     return _finished(folder, results)
 
 

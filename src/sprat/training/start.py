@@ -129,7 +129,12 @@ def settle_for(config: Config, dataset: Dataset, observer: Observer = Observer()
 
 def _to_the_end(run: Run, observer: Observer, should_stop: Callable[[], bool]) -> RunResult:
     try:
-        run.train(observer, should_stop)
+        try:
+            run.train(observer, should_stop)
+        finally:
+            run.images.batches.close()
+        results = finish(run, observer)
+        observer.finished(run, results)
+        return results
     finally:
-        run.images.batches.close()
-    return finish(run, observer)
+        observer.closed(run)
