@@ -53,6 +53,12 @@ def test_lists_every_run_however_deep_with_what_it_reached(runs: Path, here: Her
     assert (alone.name, alone.group) == ("ended", "")
 
 
+def test_lists_runs_within_a_run(runs: Path) -> None:
+    shutil.copytree(BEFORE / "finished", runs / "ended" / "search" / "trial-1")
+    within = [(run.name, run.group) for run in list_runs(runs / "ended")]
+    assert within == [("ended", ""), ("search/trial-1", "search")]
+
+
 def test_prints_runs_that_share_a_folder_below_their_mean(runs: Path, here: Here) -> None:
     lines = here("runs", runs).stdout.splitlines()
     assert [line.split("  ")[0] for line in lines[1:4]] == [

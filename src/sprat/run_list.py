@@ -140,7 +140,7 @@ def arranged(runs: Sequence[ListedRun], sort: Order, reverse: bool) -> list[List
 
 
 def _run_folders(folder: Path, depth: int = 0) -> Iterator[Path]:
-    """Return the folders of runs in a folder; a run holds no other."""
+    """Return the folders of runs in a folder, those within a run too, as trials of a search are."""
     try:
         with os.scandir(folder) as entries:
             found = list(entries)
@@ -152,7 +152,7 @@ def _run_folders(folder: Path, depth: int = 0) -> Iterator[Path]:
         return
     if any(entry.name in (CONFIG_FILE, RESULTS_FILE, METRICS_FILE) for entry in found):
         yield folder
-    elif depth < DEEPEST:
+    if depth < DEEPEST:
         for entry in found:
             if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
                 yield from _run_folders(folder / entry.name, depth + 1)
