@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         evaluate,
         export,
         import_model,
+        list_runs,
         load,
         predict,
         report,
@@ -39,8 +40,11 @@ if TYPE_CHECKING:
     from sprat.errors import SpratError
     from sprat.evaluation.compare import Entry
     from sprat.evaluation.explain import Explanation
+    from sprat.run_list import ListedRun
     from sprat.settings.config import Config
     from sprat.settings.recipes import load_recipe
+    from sprat.tensorboard import TensorBoard
+    from sprat.training.observer import Observer
 
 __all__ = [
     "Classifier",
@@ -51,17 +55,21 @@ __all__ = [
     "Exported",
     "Folds",
     "Imported",
+    "ListedRun",
     "ModelEvaluation",
+    "Observer",
     "Prediction",
     "Predictions",
     "Run",
     "Seeds",
     "SpratError",
+    "TensorBoard",
     "check_data",
     "compare",
     "evaluate",
     "export",
     "import_model",
+    "list_runs",
     "load",
     "load_recipe",
     "predict",
@@ -81,9 +89,18 @@ bound_spinning()  # now: torch reads it when it is imported
 
 _HOMES = {
     "api": (
-        *("Folds", "Imported", "ModelEvaluation", "Run", "Seeds"),
-        *("check_data", "compare", "evaluate", "export", "import_model", "load", "predict"),
-        *("report", "resume", "train", "train_folds", "train_seeds"),
+        *("Folds", "Imported", "ModelEvaluation", "Run", "Seeds", "check_data"),
+        *(
+            "compare",
+            "evaluate",
+            "export",
+            "import_model",
+            "list_runs",
+            "load",
+            "predict",
+            "report",
+        ),
+        *("resume", "train", "train_folds", "train_seeds"),
     ),
     "classifier": ("Classifier", "Prediction", "Predictions"),
     "data.check": ("DataCheck",),
@@ -91,8 +108,11 @@ _HOMES = {
     "evaluation.compare": ("Entry",),
     "evaluation.explain": ("Explanation",),
     "errors": ("SpratError",),
+    "run_list": ("ListedRun",),
     "settings.config": ("Config",),
     "settings.recipes": ("load_recipe",),
+    "tensorboard": ("TensorBoard",),
+    "training.observer": ("Observer",),
 }
 
 

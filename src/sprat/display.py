@@ -4,12 +4,14 @@ import collections
 import io
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -38,13 +40,18 @@ if TYPE_CHECKING:  # what only prints a table loads no torch
     from sprat.deploy.agreement import Contender
     from sprat.deploy.c.compiler import Compiled
     from sprat.evaluation.records import EpochRow, Evaluation
+    from sprat.run_list import ListedRun
     from sprat.training.run import Run
 
 HEADER = "epoch     loss   accuracy   EMA accuracy   learning rate   seconds   images/s"
+RUNS_HEADER: tuple[str, ...] = (
+    *("run", "state", "recipe", "network", "parameters", "epochs", "val", "test", "time"),
+)
 UNEVEN = 1.5  # times as many images of one class as of another that are worth a line
 FEW_TENSORS = 6  # that are named each
 SHOWN = 10  # findings of a kind that a check of the data names
 PLAIN_EVERY = 30  # seconds between the lines that stand in for the bar
+WATCH_EVERY = 2  # seconds between two states of a table of runs
 NOTEBOOK_EVERY = 1  # seconds between two states of a bar in a notebook
 NOTEBOOK_WIDTH = 80  # characters of it
 
@@ -488,14 +495,118 @@ def print_table(
 ) -> None:
     """Columns as wide as they must be; the first `left` of them, and all from `left_again` on,
     flush left."""
+    for line in table_lines(rows, left, left_again):
+        console.print(line)
+
+
+def table_lines(rows: Sequence[Sequence[str]], left: int, left_again: int = 1000) -> list[str]:
+    """Return the lines of `print_table`."""
     shown = [[visible(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    lines = []
     for row in shown:
         cells = [
             f"{cell:{'>' if left <= column < left_again else '<'}{width}}"
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        console.print("   ".join(cells).rstrip())
+        lines.append("   ".join(cells).rstrip())
+    return lines
+
+
+def print_runs(console: Console, runs: "Sequence[ListedRun]") -> None:
+    """Print a table of runs, those that share a folder below a line with their mean, and then what
+    is wrong with damaged ones."""
+    for line in _runs_lines(runs):
+        console.print(line)
+
+
+def watch_runs(console: Console, read: "Callable[[], list[ListedRun]]") -> None:
+    """Print a table of runs, and keep it up to date as long as one trains; where nothing can move,
+    print it when none trains any more."""
+
+    def training() -> bool:
+        return any(run.state == "training" for run in runs)
+
+    runs = read()
+    if console.is_terminal and training():
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                text = Text("\n".join(_runs_lines(runs)), no_wrap=True, overflow="ellipsis")
+                live.update(text, refresh=True)
+                if not training():
+                    return
+                time.sleep(WATCH_EVERY)
+                runs = read()
+    while training():
+        time.sleep(WATCH_EVERY)
+        runs = read()
+    print_runs(console, runs)
+
+
+def _runs_lines(runs: "Sequence[ListedRun]") -> list[str]:
+    from sprat.run_list import groups
+
+    if not runs:
+        return ["There is no such run."]
+    rows = [RUNS_HEADER]
+    for group in groups(runs):
+        if len(group) == 1:
+            rows.append(_run_row(group[0].name, group[0]))
+            continue
+        folder = f"{group[0].group}/"
+        rows.append(_group_row(folder, group))
+        rows += [_run_row(f"  {run.name.removeprefix(folder)}", run) for run in group]
+    lines = table_lines(rows, left=4)
+    for run in runs:
+        if run.error:
+            lines.append(f"{visible(run.name)} is damaged: {visible(run.error)}")
+    return lines
+
+
+def _run_row(name: str, run: "ListedRun") -> tuple[str, ...]:
+    state: str = run.state
+    if run.seconds_left is not None:
+        state += f", {_duration(run.seconds_left)} left"
+    epochs = "—" if run.epochs is None else f"{run.epochs}/{run.epochs_in_all}"
+    return (
+        name,
+        state,
+        run.recipe or "—",
+        run.network or "—",
+        "—" if run.parameters is None else f"{run.parameters:,}",
+        epochs,
+        _percent(run.val),
+        _percent(run.test),
+        "—" if run.seconds is None else _duration(run.seconds),
+    )
+
+
+def _group_row(name: str, runs: "Sequence[ListedRun]") -> tuple[str, ...]:
+    """What several runs have in common, the mean accuracy of finished ones, their time in all."""
+
+    def shared(values: Iterable[str]) -> str:
+        found = set(values)
+        return found.pop() if len(found) == 1 else "—"
+
+    def mean(values: Iterable[float | None]) -> str:
+        found = [value for value in values if value is not None]
+        return f"mean {_percent(fmean(found))}" if found else "—"
+
+    rows = [_run_row("", run) for run in runs]
+    finished = [run for run in runs if run.state == "finished"]
+    return (
+        name,
+        f"{len(runs)} runs",
+        *(shared(row[column] for row in rows) for column in (2, 3, 4)),
+        "—",
+        mean(run.val for run in finished),
+        mean(run.test for run in finished),
+        _duration(sum(run.seconds or 0 for run in runs)),
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "—" if share is None else f"{100 * share:.2f} %"
 
 
 @contextmanager

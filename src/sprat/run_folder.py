@@ -9,6 +9,7 @@ from typing import Any, NotRequired, TypedDict
 
 from sprat.errors import SpratError
 from sprat.evaluation.records import (
+    Count,
     Overrides,
     RunResult,
     StartRecord,
@@ -46,6 +47,7 @@ class Beginning(TypedDict):
     config: dict[str, Any]
     data: NotRequired[DataIdentity | None]
     start: NotRequired[StartRecord | None]
+    parameters: NotRequired[Count]
 
 
 BEGINNING = shape_of(Beginning)
@@ -162,10 +164,11 @@ def write_config(
     recipe: str,
     overrides: dict[str, Any],
     data: DataIdentity,
+    parameters: int,
     start: StartRecord | None = None,
 ) -> None:
     """Write config.json: the recipe's name, what differs from it, the whole config, the data, the
-    model that the run starts from.
+    number of the network's parameters, the model that the run starts from.
 
     Raises:
         SpratError: the folder has such a file, or it cannot be written.
@@ -176,6 +179,7 @@ def write_config(
         "config": config.to_dict(),
         "data": data,
         "start": start,
+        "parameters": parameters,
     }
     write_json(run / CONFIG_FILE, values, new=True)
 
@@ -186,6 +190,17 @@ def read_config(run: Path) -> tuple[Config, str, dict[str, Any]]:
     Raises:
         SpratError: config.json is missing or damaged.
     """
+    values = read_beginning(run)
+    config = Config.recorded(values["config"], source=str(run / CONFIG_FILE))
+    return config, values["recipe"], values["overrides"]
+
+
+def read_beginning(run: Path) -> Beginning:
+    """Return what a run's config.json holds.
+
+    Raises:
+        SpratError: it is missing or damaged.
+    """
     path = run / CONFIG_FILE
     if run.is_dir() and all(found.name.startswith(".") for found in run.iterdir()):
         raise SpratError(
@@ -194,13 +209,12 @@ def read_config(run: Path) -> tuple[Config, str, dict[str, Any]]:
         )
     if not path.exists():
         check_one_run(run)
-    values = read_json(path)
+    values: Beginning = read_json(path)
     if wrong := mismatch(values, BEGINNING):
         raise SpratError(
             f"{path} is not what a run of sprat writes: {wrong}. Name the folder of a run."
         )
-    config = Config.recorded(values["config"], source=str(path))
-    return config, values["recipe"], values["overrides"]
+    return values
 
 
 def read_data(run: Path) -> DataIdentity | None:

@@ -24,8 +24,8 @@ from sprat import SpratError
 SOURCE = Path(sprat.__file__).parent
 ROOT = SOURCE.parents[1]
 VERBS = (
-    *("check_data", "compare", "evaluate", "export", "import_model", "load", "predict", "report"),
-    *("resume", "train", "train_folds", "train_seeds"),
+    *("check_data", "compare", "evaluate", "export", "import_model", "list_runs", "load"),
+    *("predict", "report", "resume", "train", "train_folds", "train_seeds"),
 )
 MOST_STATEMENTS = 25
 # differ from run to run

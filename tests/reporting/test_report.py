@@ -269,7 +269,7 @@ def test_the_table_of_confidence_counts_every_image(run: Path, tmp_path: Path) -
 def _begin_anew(run: Path, config: Config, recipe: str, changes: dict[str, Any]) -> None:
     """Lets a run have begun with another config."""
     (run / "config.json").unlink()
-    write_config(run, config, recipe, changes, {"md5": "0" * 32, "classes": []})
+    write_config(run, config, recipe, changes, {"md5": "0" * 32, "classes": []}, 1)
 
 
 def test_what_comes_from_data_is_escaped(run: Path, tmp_path: Path) -> None:

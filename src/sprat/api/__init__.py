@@ -6,7 +6,7 @@ Nothing heavy is imported before a function has checked what it can without.
 from sprat.api.data import check_data
 from sprat.api.foreign import Imported, import_model
 from sprat.api.models import ModelEvaluation, evaluate, export, load, predict
-from sprat.api.results import compare, report
+from sprat.api.results import compare, list_runs, report
 from sprat.api.runs import Folds, Run, Seeds, resume, train, train_folds, train_seeds
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "evaluate",
     "export",
     "import_model",
+    "list_runs",
     "load",
     "predict",
     "report",

@@ -1,4 +1,4 @@
-"""Verbs of results: report, compare."""
+"""Verbs of results: report, compare, list_runs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +9,8 @@ from sprat.data import Dataset
 from sprat.errors import SpratError
 from sprat.evaluation.compare import Entry, read_entries
 from sprat.models.code import Code, CodeNotNamed, use_all
+from sprat.run_list import ListedRun, Order, State
+from sprat.run_list import list_runs as listed
 from sprat.text import warn
 
 if TYPE_CHECKING:
@@ -129,3 +131,41 @@ def compare(
 
         draw_comparison(entries, Path(output))
     return entries
+
+
+def list_runs(
+    folder: str | Path = "runs",
+    *,
+    sort: Order = "name",
+    reverse: bool = False,
+    recipe: str = "",
+    network: str = "",
+    dataset: str = "",
+    state: State | None = None,
+) -> list[ListedRun]:
+    """List the runs in a folder and the folders within it, finished or not, as `sprat runs` does.
+
+    A run whose files are damaged is listed as such, with what is wrong.
+
+    Args:
+        folder: folder that holds runs, or a run's own.
+        sort: name, val, test, parameters, epochs or time. val and test: best first; else ascending.
+            Runs that share a folder, as the seeds of a recipe do, stay together, in the place of
+            their mean; runs without the figure are last.
+        reverse: whether the order is reversed.
+        recipe, network, dataset: names to list alone; case does not matter, and * stands for any
+            characters.
+        state: finished, training, interrupted or damaged: list those alone.
+
+    Raises:
+        SpratError: there is no such folder, or it cannot be read.
+    """
+    return listed(
+        Path(folder),
+        sort=sort,
+        reverse=reverse,
+        recipe=recipe,
+        network=network,
+        dataset=dataset,
+        state=state,
+    )

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from sprat.run_folder import (
 from sprat.settings.config import Config
 from sprat.settings.recipes import load_recipe, overrides, parse_time, proportion_note
 from sprat.text import command, visible, warn
+from sprat.training.observer import Observer, Observers, check_observers
 from sprat.zoo import locate
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def train(
     code: Code = (),
     quiet: bool = False,
     stopping: Stopping | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Run:
     """Train a network, as `sprat train` does.
 
@@ -117,6 +119,8 @@ def train(
         quiet: whether to print nothing.
         stopping: entered while it trains; gives a function that is asked after every step, where
             true saves the run and raises Interrupted.
+        observers: hear how the run goes (see Observer). One that fails is left out, after a
+            warning; none can change the weights.
 
     Raises:
         SpratError: there is no such recipe or setting, the time is too short, the data cannot be
@@ -126,6 +130,7 @@ def train(
         KeyboardInterrupt: it was interrupted; `resume` continues after the last finished epoch.
     """
     began = perf_counter()
+    check_observers(observers)
     _use(code, changes)
     plan = _plan(config, changes, recipe, dataset, data_dir, time, quiet, _check_one_run)
 
@@ -139,7 +144,7 @@ def train(
         if time:
             check_empty(folder)
             plan = plan.fitted(folder, time, began)
-        with plan.training(folder, stopping) as how:
+        with plan.training(folder, stopping, observers) as how:
             results = start.train(plan.config, plan.dataset, folder, **how)
         return _finished(folder, results)
 
@@ -158,6 +163,7 @@ def train_seeds(
     quiet: bool = False,
     stopping: Stopping | None = None,
     ended: Callable[[Run], object] | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Seeds:
     """Train with several seeds, from the config's on, as `sprat train --seeds` does.
 
@@ -176,6 +182,7 @@ def train_seeds(
     began = perf_counter()
     if not 1 <= seeds <= MOST_SEEDS:
         raise SpratError(f"seeds is {seeds}, expected 1 to {MOST_SEEDS:,}")
+    check_observers(observers)
     _use(code, changes)
     plan = _plan(config, changes, recipe, dataset, data_dir, time, quiet, _check_no_folds)
 
@@ -184,7 +191,7 @@ def train_seeds(
     folder = Path(output or Path("runs") / Path(plan.recipe).stem)
     if time:
         plan = plan.fitted(folder, time, began, again=True)
-    with plan.training(folder, stopping) as how:
+    with plan.training(folder, stopping, observers) as how:
         summary = training.train_seeds(
             plan.config, plan.dataset, folder, seeds, _telling(ended), **how
         )
@@ -205,6 +212,7 @@ def train_folds(
     quiet: bool = False,
     stopping: Stopping | None = None,
     ended: Callable[[Run], object] | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Folds:
     """Cross-validate, as `sprat train --folds` does: each training image is predicted once, by a
     run that was not trained on it.
@@ -226,6 +234,7 @@ def train_folds(
         KeyboardInterrupt: it was interrupted; the same call resumes.
     """
     began = perf_counter()
+    check_observers(observers)
     _use(code, changes)
     changes = {**(changes or {}), **({"folds": folds} if folds else {})}
     plan = _plan(config, changes, recipe, dataset, data_dir, time, quiet, _check_all_folds)
@@ -236,7 +245,7 @@ def train_folds(
     if time:
         of_one = dataclasses.replace(plan.config, fold=1)
         plan = dataclasses.replace(plan, config=of_one).fitted(folder, time, began, again=True)
-    with plan.training(folder, stopping) as how:
+    with plan.training(folder, stopping, observers) as how:
         results = training.train_folds(plan.config, plan.dataset, folder, _telling(ended), **how)
     return Folds(folder, results)
 
@@ -249,6 +258,7 @@ def resume(
     code: Code = (),
     quiet: bool = False,
     stopping: Stopping | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Run:
     """Resume an interrupted run with the settings it began with; return a finished one as it is.
 
@@ -256,12 +266,13 @@ def resume(
         folder: the run's.
         dataset: the place of its data, if that has moved, or the dataset itself; the images,
             labels and classes must be those it began with.
-        data_dir, code, quiet, stopping: as of `train`.
+        data_dir, code, quiet, stopping, observers: as of `train`.
 
     Raises:
         SpratError: it is no run's folder, another process trains there, or the data is not what
             it began with.
     """
+    check_observers(observers)
     use_all(code)
     folder = Path(folder)
     config, _, _ = read_config(folder)
@@ -280,7 +291,9 @@ def resume(
         stopping or _never() as should_stop,
         TrainingDisplay(console) as display,
     ):
-        results = start.resume(folder, dataset, observer=display, should_stop=should_stop)
+        results = start.resume(
+            folder, dataset, observer=Observers(display, observers), should_stop=should_stop
+        )
     return _finished(folder, results)
 
 
@@ -357,7 +370,9 @@ class _Plan:
     console: "Console"
 
     @contextlib.contextmanager
-    def training(self, folder: Path, stopping: Stopping | None) -> Iterator["How"]:
+    def training(
+        self, folder: Path, stopping: Stopping | None, observers: Sequence[Observer]
+    ) -> Iterator["How"]:
         """Show training on the console, and stop it when asked, during the block; yield what
         training takes besides config, data and folder."""
         from sprat.display import TrainingDisplay
@@ -370,7 +385,7 @@ class _Plan:
             yield {
                 "recipe": self.recipe,
                 "overrides": self.overrides,
-                "observer": display,
+                "observer": Observers(display, observers),
                 "should_stop": should_stop,
             }
 

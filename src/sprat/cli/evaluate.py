@@ -1,11 +1,13 @@
-"""Commands that evaluate: evaluate, report, compare, predict."""
+"""Commands that evaluate: evaluate, report, compare, runs, predict."""
 
+import contextlib
 import csv
 import dataclasses
 import io
 import itertools
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -178,6 +180,70 @@ def compare(
         from sprat.display import make_console, print_table
 
         print_table(make_console(), comparison_table(entries), left=1, left_again=5)
+
+
+@app.command
+def runs(
+    folder: Path = Path("runs"),
+    /,
+    *,
+    sort: Literal["name", "val", "test", "parameters", "epochs", "time"] = "name",
+    reverse: Flag = False,
+    recipe: str = "",
+    network: str = "",
+    dataset: str = "",
+    state: Literal["finished", "training", "interrupted", "damaged"] | None = None,
+    watch: Flag = False,
+    json_output: JsonOutput = False,
+) -> None:
+    """List runs: recipe, network, parameters, finished epochs, accuracy on val and test, time.
+
+    Parameters
+    ----------
+    folder
+        Folder that holds runs, in folders of their own, nested or not.
+    sort
+        val and test: best first; else ascending. Runs that share a folder stay together.
+    reverse
+        Reverse the order.
+    recipe
+        List runs of this recipe; * stands for any characters.
+    network
+        List runs of this network; * stands for any characters.
+    dataset
+        List runs on this dataset; * stands for any characters.
+    state
+        List runs in this state; an interrupted run can be resumed.
+    watch
+        Keep the table up to date until no run trains any more, with the time that is left.
+    """
+    if watch and json_output:
+        raise SpratError("--watch and --json do not go together. Leave one out.")
+
+    from sprat import api
+
+    read = partial(
+        api.list_runs,
+        folder,
+        sort=sort,
+        reverse=reverse,
+        recipe=recipe,
+        network=network,
+        dataset=dataset,
+        state=state,
+    )
+    if json_output:
+        print(json.dumps([run.to_dict() for run in read()]))
+        return
+
+    from sprat.display import make_console, print_runs, watch_runs
+
+    console = make_console()
+    if not watch:
+        print_runs(console, read())
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        watch_runs(console, read)
 
 
 @app.command

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -40,6 +40,7 @@ def train(
     output: Annotated[Path | None, Parameter(group=COMMON)] = None,
     resume: Annotated[Path | None, Parameter(group=COMMON)] = None,
     data_dir: Annotated[DataDir, Parameter(group=RUN)] = None,
+    log: Annotated[Literal["tensorboard"] | None, Parameter(group=RUN)] = None,
     quiet: Annotated[bool, Parameter(group=RUN, negative=())] = False,
 ) -> int:
     """Train a network from a recipe. Any setting can be changed with its option.
@@ -57,26 +58,40 @@ def train(
         New folder for the run; by default runs/RECIPE-DATE-TIME, with --seeds runs/RECIPE, with
         --folds runs/RECIPE-folds.
     resume
-        Folder of an interrupted run to resume; only --dataset and --data-dir go with it.
+        Folder of an interrupted run to resume; only --dataset, --data-dir and --log go with it.
     seeds
         Number of runs, with seeds from --seed on, each in OUTPUT/seed-N; 0: one run, in OUTPUT.
     time
         Train as many epochs as finish in this time, evaluation included: 5m or 1h30m.
+    log
+        Also write the run for this program, into RUN/tensorboard.
     quiet
         Print only errors and warnings.
     """
     from sprat import api
     from sprat.api.runs import Unfinished
+    from sprat.tensorboard import TensorBoard
 
     began_as, stop = chosen_recipe.config, _Stop()
     changes = departures(config, began_as) | ({"model": model} if model else {})
     network = model or changes.get("network.name", "")  # typed again, if the recipe names it
     code += (network,) if is_own(network) else ()
-    how: dict[str, Any] = {"data_dir": data_dir, "code": code, "quiet": quiet, "stopping": stop}
+    how: dict[str, Any] = {
+        "data_dir": data_dir,
+        "code": code,
+        "quiet": quiet,
+        "stopping": stop,
+        "observers": [TensorBoard()] if log else [],
+    }
     options = how | {"recipe": recipe, "output": output, "time": time}
     moved = changes.get("dataset") if resume else None  # the place of a run's data, if changed
     command = partial(
-        _to_resume, several=seeds > 0 or config.all_folds, moved=moved, data_dir=data_dir, code=code
+        _to_resume,
+        several=seeds > 0 or config.all_folds,
+        moved=moved,
+        data_dir=data_dir,
+        code=code,
+        log=log,
     )
     ended = partial(_print_outcome, code=code, quiet=quiet)
     try:
@@ -115,7 +130,13 @@ def _check_resumed(changes: dict[str, Any], others: object) -> None:
 
 
 def _to_resume(
-    run: Path, *, several: bool, moved: str | None, data_dir: Path | None, code: tuple[str, ...]
+    run: Path,
+    *,
+    several: bool,
+    moved: str | None,
+    data_dir: Path | None,
+    code: tuple[str, ...],
+    log: str | None,
 ) -> str:
     """Return the command that resumes a run, or several, or begins what has not begun."""
     from sprat.run_folder import CONFIG_FILE
@@ -125,6 +146,7 @@ def _to_resume(
     words: list[str | Path] = ["sprat", "train", "--resume", run]
     words += ["--dataset", moved] if moved else []
     words += ["--data-dir", data_dir] if data_dir else []
+    words += ["--log", log] if log else []
     words += code_options(code)
     return to_paste(*words)
 

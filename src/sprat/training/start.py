@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sprat.budget import count_parameters
 from sprat.checkpoint import RESUME_FILE
 from sprat.data import Dataset
 from sprat.errors import SpratError
@@ -73,8 +74,9 @@ def train(
     try:
         with locked(folder) as run.is_ours:
             check_empty(folder)
-            origin = run.origin
-            write_config(folder, settled, recipe, origin.overrides, identity(dataset), origin.start)
+            parameters = count_parameters(run.step.network)
+            origin, data = run.origin, identity(dataset)
+            write_config(folder, settled, recipe, origin.overrides, data, parameters, origin.start)
             return _to_the_end(run, observer, should_stop)
     finally:
         with contextlib.suppress(OSError):
@@ -177,7 +179,12 @@ def _load_start_again(config: Config, folder: Path) -> HeadStart | None:
 
 def _to_the_end(run: Run, observer: Observer, should_stop: Callable[[], bool]) -> RunResult:
     try:
-        run.train(observer, should_stop)
+        try:
+            run.train(observer, should_stop)
+        finally:
+            run.images.batches.close()
+        results = finish(run, observer)
+        observer.finished(run, results)
+        return results
     finally:
-        run.images.batches.close()
-    return finish(run, observer)
+        observer.closed(run)
