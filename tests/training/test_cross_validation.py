@@ -19,6 +19,7 @@ from sprat.data import Dataset
 from sprat.data.imageset import Rows
 from sprat.errors import SpratError
 from sprat.evaluation.records import FoldsResult, read_metrics, read_results
+from sprat.reporting import read_run, write_report
 from sprat.training.folds import train_folds
 from sprat.training.observer import Observer
 from sprat.training.run import Interrupted, Run
@@ -264,3 +265,9 @@ def test_from_python_one_verb_is_for_one_run(tiny: Dataset, tmp_path: Path) -> N
         with pytest.raises(SpratError, match="folds is"):
             verb(config, dataset=tiny, output=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_page_of_a_fold_says_that_it_chose_nothing(folded: Folded, tmp_path: Path) -> None:
+    write_report(read_run(folded.folder / "fold-1"), tmp_path / "page.html", "no answers")
+    page = (tmp_path / "page.html").read_text()
+    assert "(fold 1 of 3) correctly. They chose nothing" in page
