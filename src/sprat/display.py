@@ -474,7 +474,7 @@ def print_check(console: Console, found: "DataCheck") -> None:
             f"({labels.folds} folds, recipe {visible(labels.recipe)}, {labels.epochs} epochs); "
             f"{labels.confident:,} are probably wrong, by confident learning"
         )
-        kinds.append(("labels that are not, the worst first", []))
+        kinds.append(("labels that are not the answer, the worst first", []))
         for each in labels.suspects:
             names = (visible(found.images.classes[n]) for n in (each.label, each.suggested))
             shares = (each.label_probability, each.suggested_probability)
