@@ -335,8 +335,10 @@ def test_outputs_are_of_the_classes_in_the_order_that_is_named(net: nn.Module) -
     plain = sprat.evaluate("my_nets.py:Net", weights="net.pth", **settings)
     names = [list(plain["per_class"])[place] for place in order.tolist()]
     Path("classes.txt").write_text("\n".join(names) + "\n")
-    for classes in (names, "classes.txt"):
-        same = sprat.evaluate("my_nets.py:Net", weights="turned.pth", classes=classes, **settings)
+    for classes in (names, "classes.txt", Path("classes.txt")):
+        same = sprat.evaluate(
+            "my_nets.py:Net", weights=Path("turned.pth"), classes=classes, **settings
+        )
         assert same["top1"] == plain["top1"]
         assert same["per_class"] == plain["per_class"]
     assert sprat.evaluate("my_nets.py:Net", weights="turned.pth", **settings) != plain

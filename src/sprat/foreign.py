@@ -86,6 +86,12 @@ class Foreign(Table):
         "each line; by default those of the dataset, in its order",
     )
 
+    def __post_init__(self) -> None:
+        for key in ("weights", "classes"):
+            if isinstance(path := getattr(self, key), Path):
+                object.__setattr__(self, key, str(path))
+        super().__post_init__()
+
     @property
     def given(self) -> list[str]:
         """Names of the options that were given."""
