@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sprat.data.imageset import Normalization
 from sprat.errors import SpratError, shown
-from sprat.evaluation.records import wrong_history
+from sprat.evaluation.records import StartRecord, wrong_history
 from sprat.files import replacing, write_whole
 from sprat.models import NetworkConfig, build_network, find_name
 from sprat.models.code import CodeNotNamed
@@ -41,6 +41,7 @@ from sprat.shapes import (
     TableOf,
     mismatch,
     number,
+    shape_of,
     whole,
 )
 from sprat.text import visible, warn
@@ -398,6 +399,7 @@ RESUME: Shape = {
     "optimizer": {"state": Kind("tensors for each parameter", _are_slots)},
     "scaler": TableOf(SCALAR),
     "ema": Maybe(STATE),
+    "start?": Maybe(shape_of(StartRecord)),
 }
 
 

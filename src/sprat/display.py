@@ -1,5 +1,6 @@
 """A run on a terminal or in a notebook: a bar by epoch and a table of epochs; else plain lines."""
 
+import collections
 import io
 import threading
 import time
@@ -41,6 +42,7 @@ if TYPE_CHECKING:  # what only prints a table loads no torch
 
 HEADER = "epoch     loss   accuracy   EMA accuracy   learning rate   seconds   images/s"
 UNEVEN = 1.5  # times as many images of one class as of another that are worth a line
+FEW_TENSORS = 6  # that are named each
 SHOWN = 10  # findings of a kind that a check of the data names
 PLAIN_EVERY = 30  # seconds between the lines that stand in for the bar
 NOTEBOOK_EVERY = 1  # seconds between two states of a bar in a notebook
@@ -178,6 +180,7 @@ class TrainingDisplay(Observer):
             self._print(f"Training with plain PyTorch: {reason}.")
         if config.device == "cpu" and (advice := spinning_advice(config.threads)):
             self._print(advice)
+        self._print_start(run)
         if run.steps_taken:
             self._print(f"resumed after step {run.steps_taken:,} of {run.total_steps:,}")
         images = "the probe of training images" if config.final else "val"
@@ -226,6 +229,23 @@ class TrainingDisplay(Observer):
             rate = self.evaluated / (time.perf_counter() - self.evaluating_began)
             self.progress.update(self.evaluating_task, advance=images, rate=rate)
 
+    def _print_start(self, run: "Run") -> None:
+        """Print which weights the model that the run starts from gave, and which are new."""
+        start = run.origin.start
+        if start is None or run.steps_taken:
+            return
+        tensors = len(start["taken"]) + len(start["new"])
+        self._print(
+            f"Starting from {visible(start['model'])}: {len(start['taken']):,} of {tensors:,} "
+            f"tensors taken over, with {start['taken_parameters']:,} parameters; "
+            f"{start['new_parameters']:,} parameters are new"
+        )
+        names = {"taken over": start["taken"], "new": start["new"]}
+        for what, each in names.items():
+            self._print(f"  {what + ':':12} {visible(_in_short(each)) or 'none'}")
+        if start["classifier"] == "reordered":
+            self._print("  The classes are in another order, and the classifier follows it")
+
     def _print_imbalance(self, run: "Run") -> None:
         from sprat.data.imageset import class_counts
 
@@ -253,6 +273,14 @@ class TrainingDisplay(Observer):
 
     def _print(self, text: str) -> None:
         self.console.print(text)
+
+
+def _in_short(names: list[str]) -> str:
+    """Return names of tensors as a line: of more than a few, how many there are in each part."""
+    if len(names) <= FEW_TENSORS:
+        return ", ".join(names)
+    parts = collections.Counter(name.partition(".")[0] for name in names)
+    return ", ".join(f"{part} ({count})" for part, count in parts.items())
 
 
 def print_summary(console: Console, summary: "Summary") -> None:

@@ -11,6 +11,7 @@ from sprat.errors import SpratError
 from sprat.evaluation.records import (
     Overrides,
     RunResult,
+    StartRecord,
     read_finished,
     read_json,
     write_json,
@@ -43,6 +44,7 @@ class Beginning(TypedDict):
     overrides: Overrides
     config: dict[str, Any]
     data: NotRequired[DataIdentity | None]
+    start: NotRequired[StartRecord | None]
 
 
 BEGINNING = shape_of(Beginning)
@@ -154,9 +156,15 @@ def resume_finished(run: Path) -> RunResult | None:
 
 
 def write_config(
-    run: Path, config: Config, recipe: str, overrides: dict[str, Any], data: DataIdentity
+    run: Path,
+    config: Config,
+    recipe: str,
+    overrides: dict[str, Any],
+    data: DataIdentity,
+    start: StartRecord | None = None,
 ) -> None:
-    """Write config.json: the recipe's name, what differs from it, the whole config, the data.
+    """Write config.json: the recipe's name, what differs from it, the whole config, the data, the
+    model that the run starts from.
 
     Raises:
         SpratError: the folder has such a file, or it cannot be written.
@@ -166,6 +174,7 @@ def write_config(
         "overrides": overrides,
         "config": config.to_dict(),
         "data": data,
+        "start": start,
     }
     write_json(run / CONFIG_FILE, values, new=True)
 
@@ -194,4 +203,10 @@ def read_config(run: Path) -> tuple[Config, str, dict[str, Any]]:
 def read_data(run: Path) -> DataIdentity | None:
     """Return what identifies the images that a run began with; None for a run of an older sprat."""
     found: DataIdentity | None = read_json(run / CONFIG_FILE).get("data")
+    return found
+
+
+def read_start(run: Path) -> StartRecord | None:
+    """Return the model that a run started from; None for a run from scratch."""
+    found: StartRecord | None = read_json(run / CONFIG_FILE).get("start")
     return found

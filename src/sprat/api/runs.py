@@ -14,7 +14,7 @@ from sprat.data.own import PicturesConfig
 from sprat.errors import SpratError, in_words
 from sprat.evaluation.records import RunResult, SeedSummary
 from sprat.files import WriteError
-from sprat.models import find_name
+from sprat.models import NetworkConfig, find_name
 from sprat.models.code import Code, is_own, source_of, use_all
 from sprat.run_folder import (
     CONFIG_FILE,
@@ -90,6 +90,8 @@ def train(
         config: settings, or the name or path of a recipe that has them.
         changes: settings to change, by name: {"epochs": 12, "optim.lr": 0.2}. With another number
             of epochs, what the recipe counts in epochs changes in proportion unless it is given.
+            With "start_from", the network is that of the model it names, but for settings of the
+            network among the changes; "model" changes it as a whole.
         recipe: name that the run records for its recipe; by default that of `config`, or "custom".
         dataset: the config's unless given; a dataset in memory is used as it is.
         output: new folder for the run; by default runs/RECIPE-seedN-DATE-TIME.
@@ -104,8 +106,9 @@ def train(
 
     Raises:
         SpratError: there is no such recipe or setting, the time is too short, the data cannot be
-            had or does not fit, the folder holds something already or another process trains
-            there, the loss is no longer finite, or a file cannot be written.
+            had or does not fit, there is no such model to start from or it has no weights in common
+            with the network, the folder holds something already or another process trains there,
+            the loss is no longer finite, or a file cannot be written.
         KeyboardInterrupt: it was interrupted; `resume` continues after the last finished epoch.
     """
     began = perf_counter()
@@ -329,6 +332,10 @@ def _plan(
     from sprat.training.prepare import check
 
     console = make_console(quiet=quiet)
+    if settings.start_from:
+        network = _network_to_start(config, changes or {}, settings)
+        settings = dataclasses.replace(settings, network=network)
+        changed = overrides(settings, config)
     check(settings)  # rather than after a download
     if note := proportion_note(settings, config):
         console.print(note)
@@ -337,6 +344,32 @@ def _plan(
     if dataset.own is not None:
         _warn_of_leaks(dataset, dataset.own)
     return _Plan(recipe or "custom", settings, changed, dataset, console)
+
+
+def _network_to_start(
+    config: Config, changes: Mapping[str, Any], settings: Config
+) -> NetworkConfig:
+    """Return the network of a run that starts from a model: that of the model, unless the network
+    is named where the model is, among the changes or in the recipe.
+
+    Args:
+        settings: `config` with the changes.
+
+    Raises:
+        SpratError: there is no such model, or it has no weights in common with the network.
+    """
+    from sprat.models import draft_network
+    from sprat.training.head_start import HeadStart
+
+    start = HeadStart.load(settings.start_from)
+    names_another = "start_from" not in changes and config.network != NetworkConfig()
+    network = settings.network
+    if not (names_another or {"model", "network.name"} & changes.keys()):
+        of_model = dataclasses.replace(config, network=start.model.network_config)
+        network = of_model.changed(changes).network
+    classes = start.model.classes
+    start.give(draft_network(network, len(classes)), network, classes)
+    return network
 
 
 def _warn_of_leaks(dataset: Dataset, own: PicturesConfig) -> None:
@@ -369,13 +402,13 @@ def check_names(config: Config, dataset: object = None) -> None:
         dataset: the dataset itself, where the config's is not used.
 
     Raises:
-        SpratError: there is no such dataset, network or teacher.
+        SpratError: there is no such dataset, network, teacher or model to start from.
     """
     if dataset is None or isinstance(dataset, str | Path):
         check_dataset(config.dataset)
     find_name(config.model)
-    for teacher in config.distill.teacher:
-        locate(teacher)
+    for model in (*config.distill.teacher, *filter(None, [config.start_from])):
+        locate(model)
 
 
 def _use(code: Code, changes: Mapping[str, Any] | None) -> None:

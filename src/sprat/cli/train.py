@@ -51,7 +51,7 @@ def train(
         Name of a recipe that ships with sprat, or the path of a .toml file.
     model
         Network by name, or a class of your own as my_nets.py:MyNet; drops the recipe's network
-        settings.
+        settings. By default the recipe's, or that of --start-from.
     output
         New folder for the run; by default runs/RECIPE-DATE-TIME, with --seeds runs/RECIPE.
     resume
@@ -67,7 +67,7 @@ def train(
     from sprat.api.runs import Unfinished
 
     began_as, stop = chosen_recipe.config, _Stop()
-    changes = departures(config, began_as)
+    changes = departures(config, began_as) | ({"model": model} if model else {})
     network = model or changes.get("network.name", "")  # typed again, if the recipe names it
     code += (source_of(network),) if is_own(network) else ()
     how: dict[str, Any] = {"data_dir": data_dir, "code": code, "quiet": quiet, "stopping": stop}

@@ -99,8 +99,9 @@ class EpochRow(Scores):
     images_per_s: Positive
 
 
-class TeacherRecord(TypedDict):
-    """A network that taught a run by distillation."""
+class ModelRecord(TypedDict):
+    """A trained model that had a part in a run. sha256: of its file without ranges of activations,
+    which may be added to it."""
 
     model: str
     parameters: NotRequired[Annotated[int, ANYTHING]]
@@ -109,6 +110,22 @@ class TeacherRecord(TypedDict):
     seed: NotRequired[Annotated[int | None, ANYTHING]]
     val_top1: NotRequired[Annotated[float | None, ANYTHING]]
     test_top1: NotRequired[Annotated[float | None, ANYTHING]]
+
+
+class StartRecord(ModelRecord):
+    """The model that a run started from.
+
+    taken, new: names of the network's tensors that have the model's values, and of those that
+    began as in a run from scratch. classifier: whether it was taken over, taken over with the
+    classes in their new order, or is new. *_parameters: trained values alone, without statistics.
+    """
+
+    dataset: str | None
+    classifier: Literal["kept", "reordered", "new"]
+    taken: list[str]
+    taken_parameters: Count
+    new: list[str]
+    new_parameters: Count
 
 
 class OriginalClaims(TypedDict):
@@ -159,10 +176,11 @@ class RunResult(TypedDict):
     machine: Machine
     versions: dict[str, str]
     git: GitState | None
-    teachers: NotRequired[list[TeacherRecord]]
-    teacher: NotRequired[TeacherRecord | None]  # of an older run, which had one at most
+    teachers: NotRequired[list[ModelRecord]]
+    teacher: NotRequired[ModelRecord | None]  # of an older run, which had one at most
     original_claims: NotRequired[Annotated[OriginalClaims, ANYTHING]]
     brief: NotRequired[Annotated[OriginalClaims, ANYTHING]]  # the old name, for one version
+    start: NotRequired[StartRecord | None]  # null: it began from scratch
 
 
 class Spread(TypedDict):
@@ -215,7 +233,7 @@ def evaluation_of(results: RunResult) -> tuple[Split, Evaluation]:
     return split, evaluation
 
 
-def teachers_of(results: RunResult) -> list[TeacherRecord]:
+def teachers_of(results: RunResult) -> list[ModelRecord]:
     """Return what a run's results say of each network that taught it."""
     if "teachers" in results:
         return results["teachers"]

@@ -105,6 +105,11 @@ class Config(Table):
     """Every setting of a run."""
 
     dataset: Annotated[str, Parameter(group=COMMON)] = setting("auto", ACCEPTED)
+    start_from: Annotated[str, Parameter(group=COMMON)] = setting(
+        "",
+        "Model file, run folder or pretrained model whose weights training starts from; empty: "
+        "from scratch",
+    )
     dropout: Annotated[float, Parameter(group=RUN)] = setting(
         0.2, "Probability of dropping a feature before the classifier", at_least=0, below=1
     )

@@ -68,6 +68,7 @@ def finish(run: Run, observer: Observer) -> RunResult:
         "versions": versions(),
         "git": run.origin.git,
         "teachers": [teacher.about for teacher in run.teachers],
+        "start": run.origin.start,
         "original_claims": original_claims(
             counted["parameters"],
             counted["receptive_field"],

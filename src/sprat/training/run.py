@@ -15,10 +15,11 @@ from sprat.data.imageset import ImageSet
 from sprat.errors import Interrupted as Interrupted
 from sprat.errors import SpratError
 from sprat.evaluation.evaluate import predict_probabilities, top1
-from sprat.evaluation.records import EpochRow, Scores, write_metrics
+from sprat.evaluation.records import EpochRow, Scores, StartRecord, write_metrics
 from sprat.runtime import GitState, git_state, keep_freed_memory, set_threads
 from sprat.settings.config import Config
-from sprat.training.distill import load_teacher
+from sprat.training.distill import Teacher
+from sprat.training.head_start import HeadStart
 from sprat.training.images import RunImages, balanced_weights
 from sprat.training.observer import Observer
 from sprat.training.saving import save
@@ -54,11 +55,13 @@ class Progress:
 
 @dataclass
 class Origin:
-    """Where a run comes from: its recipe's name, its departures from it, the state of the code."""
+    """Where a run comes from: its recipe's name, its departures from it, the state of the code, the
+    model that it started from."""
 
     recipe: str = "custom"
     overrides: dict[str, Any] = field(default_factory=dict)
     git: GitState | None = field(default_factory=git_state)  # now: files may be edited later
+    start: StartRecord | None = None
 
 
 class Run:
@@ -69,13 +72,19 @@ class Run:
         dataset: what to learn.
         folder: where it is saved.
         origin: recorded in the results.
+        start: the model whose weights it starts from; none: from scratch, or they will be restored.
 
     Raises:
-        SpratError: there are too few images, or a teacher is missing or unfit.
+        SpratError: there are too few images, or a teacher or `start` is missing or unfit.
     """
 
     def __init__(
-        self, config: Config, dataset: Dataset, folder: Path, origin: Origin | None = None
+        self,
+        config: Config,
+        dataset: Dataset,
+        folder: Path,
+        origin: Origin | None = None,
+        start: HeadStart | None = None,
     ) -> None:
         self.config, self.dataset, self.folder = config, dataset, folder
         self.origin = origin or Origin()
@@ -83,15 +92,19 @@ class Run:
         set_threads(config.threads)
         keep_freed_memory()
         self.images = RunImages.of(dataset, config)
-        self.teachers = [load_teacher(name) for name in config.distill.teacher]
+        self.teachers = [Teacher.load(name) for name in config.distill.teacher]
         for teacher in self.teachers:
             teacher.check(dataset, config.final)
         batches, classes = self.images.batches, len(dataset.train.classes)
+        network = new_network(config, classes)
+        if start:
+            start.check(dataset, config.final)
+            self.origin.start = start.give(network, config.network, dataset.train.classes)
         weights = None
         if config.class_weights == "balanced":
             weights = balanced_weights(batches.dataset).to(config.device)
         self.step = Step(
-            new_network(config, classes),
+            network,
             config,
             RunSchedule(config, len(batches)),
             dataset.normalization,

@@ -70,6 +70,7 @@ def restore(run: "Run") -> None:
         origin = run.origin
         origin.recipe = state.get("recipe", origin.recipe)
         origin.overrides = state.get("overrides", origin.overrides)
+        origin.start = state.get("start")  # an older sprat started none
         if origin.git != state["git"]:  # trained by more than one state of the code
             origin.git = state["git"] and state["git"] | {"dirty": True}
     except SpratError:

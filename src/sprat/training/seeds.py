@@ -13,7 +13,7 @@ from sprat.run_folder import CONFIG_FILE, read_config, read_data
 from sprat.settings.config import Config
 from sprat.training.observer import Observer
 from sprat.training.saving import check_data
-from sprat.training.start import resume, settle_for, train
+from sprat.training.start import check_start, load_start, resume, settle_for, train
 
 
 def train_seeds(
@@ -41,10 +41,12 @@ def train_seeds(
         SpratError: as `train`, or a seed's folder holds a run of other settings or data.
         Interrupted: `should_stop` said so; the same call resumes.
     """
+    start = load_start(config)  # once, so that all seeds start from the same weights
     for seed in range(config.seed, config.seed + count):
         run, seeded = folder / f"seed-{seed}", dataclasses.replace(config, seed=seed)
         if (run / CONFIG_FILE).exists():
             _check_same(run, settle_for(seeded, dataset, observer or Observer()), dataset)
+            check_start(run, start)
             results = resume(run, dataset, observer=observer, should_stop=should_stop)
         else:
             results = train(
@@ -55,6 +57,7 @@ def train_seeds(
                 overrides=overrides,
                 observer=observer,
                 should_stop=should_stop,
+                start=start,
             )
         ended(run, results)
     return write_summary(folder)

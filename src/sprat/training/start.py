@@ -23,10 +23,12 @@ from sprat.run_folder import (
     locked,
     read_config,
     read_data,
+    read_start,
     sweep_run,
     write_config,
 )
 from sprat.settings.config import Config
+from sprat.training.head_start import HeadStart
 from sprat.training.observer import Observer
 from sprat.training.outcome import finish
 from sprat.training.prepare import check, check_fit, check_kernels, settle
@@ -43,30 +45,36 @@ def train(
     overrides: dict[str, Any] | None = None,
     observer: Observer | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    start: HeadStart | None = None,
 ) -> RunResult:
-    """Train from scratch into the new `folder`; return what results.json holds.
+    """Train into the new `folder`, from scratch or from a model's weights; return what results.json
+    holds.
 
     Args:
         recipe: name of the recipe that `config` is or began as.
         overrides: where `config` departs from it.
         observer: hears how the run goes.
         should_stop: asked after every step; true saves and raises Interrupted.
+        start: the model that `config.start_from` names, if it is loaded already.
 
     Raises:
         SpratError: `folder` holds something already or another process trains there, the config
-            does not fit the data or the machine, the loss is no longer finite, or a file cannot
-            be written (a WriteError; `resume` continues once there is room).
+            does not fit the data or the machine, there is no such model to start from or it does
+            not fit, the loss is no longer finite, or a file cannot be written (a WriteError;
+            `resume` continues once there is room).
         Interrupted: `should_stop` said so; `resume` continues.
     """
     check_free(folder)
     check_empty(folder)
     observer = observer or Observer()
+    start = start or load_start(config)
     settled = settle_for(config, dataset, observer)
-    run = Run(settled, dataset, folder, Origin(recipe, overrides or {}))
+    run = Run(settled, dataset, folder, Origin(recipe, overrides or {}), start)
     try:
         with locked(folder) as run.is_ours:
             check_empty(folder)
-            write_config(folder, settled, recipe, run.origin.overrides, identity(dataset))
+            origin = run.origin
+            write_config(folder, settled, recipe, origin.overrides, identity(dataset), origin.start)
             return _to_the_end(run, observer, should_stop)
     finally:
         with contextlib.suppress(OSError):
@@ -105,9 +113,11 @@ def resume(
         if began_on := read_data(folder):
             check_data(folder, dataset, began_on)
         check_kernels(config, network, observer)
-        run = Run(config, dataset, folder, Origin(recipe, overrides))
+        saved = (folder / RESUME_FILE).exists()
+        start = None if saved else _load_start_again(config, folder)
+        run = Run(config, dataset, folder, Origin(recipe, overrides), start)
         run.is_ours = is_ours
-        if (folder / RESUME_FILE).exists():
+        if saved:
             restore(run)
         return _to_the_end(run, observer, should_stop)
 
@@ -122,6 +132,42 @@ def settle_for(config: Config, dataset: Dataset, observer: Observer = Observer()
     settled = settle(dataclasses.replace(config, dataset=dataset.name), observer, network)
     check_fit(settled, network, dataset)
     return settled
+
+
+def load_start(config: Config) -> HeadStart | None:
+    """Return the model that a config's run starts from; None if it starts from scratch.
+
+    Raises:
+        SpratError: there is no such model, or it is damaged.
+    """
+    return HeadStart.load(config.start_from) if config.start_from else None
+
+
+def check_start(folder: Path, start: HeadStart | None) -> None:
+    """Check that the run in a folder started from the same weights.
+
+    Raises:
+        SpratError: it did not.
+    """
+    began_from = read_start(folder)
+    if start and began_from and began_from.get("sha256") != start.sha256:
+        raise SpratError(
+            f"{folder} started from another {start.model.name}: that file has changed since. Put "
+            "it back as it was, or start a new run."
+        )
+
+
+def _load_start_again(config: Config, folder: Path) -> HeadStart | None:
+    """Return the model that a run starts from which was stopped before its first checkpoint."""
+    try:
+        start = load_start(config)
+    except SpratError as error:
+        raise SpratError(
+            f"{folder} was stopped before its first checkpoint, so the model that it starts from "
+            f"is needed again. {error}"
+        ) from error
+    check_start(folder, start)
+    return start
 
 
 def _to_the_end(run: Run, observer: Observer, should_stop: Callable[[], bool]) -> RunResult:
