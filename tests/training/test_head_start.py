@@ -217,8 +217,8 @@ class TestRefused:
             (["--start-from", "text.safetensors"], "is not a safetensors file"),
             (["--start-from", "empty"], "There is no model at empty/model.safetensors"),
             (
-                ["--start-from", "SpratT", "--model", "SpratS"],
-                "SpratS has no weights in common with SpratT",
+                ["--start-from", "SpratT", "--model", "SpratM"],
+                "SpratM has no weights in common with SpratT",
             ),
             (["--start-from", "SpratT", "--resume", "empty"], "--resume continues a run exactly"),
         ],
