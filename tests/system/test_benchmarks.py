@@ -287,7 +287,7 @@ def test_head_start_pairs_runs_and_takes_up_what_is_finished(
 ) -> None:
     from side_by_side import noise
 
-    monkeypatch.setattr("sprat.data.load_dataset", lambda *_: noise(120, 16))
+    monkeypatch.setattr("sprat.data.load_dataset", lambda *_: noise(140, 16))
     options = ("--work", str(tmp_path), "--sizes", "8=1", "--epochs", "1", "--val", "2")
     figures = here("head_start.py", *options, "--seeds", "2", "--threads", "1")
     (size,) = figures["sizes"]
