@@ -1,5 +1,6 @@
 """Own pictures: folders drawn here, good and bad, are read, split, cached and trained on."""
 
+import contextlib
 import csv
 import io
 import itertools
@@ -676,8 +677,34 @@ class TestEndToEnd:
             assert {first, second} < {"blue", "green", "red"}
             assert 1 >= float(probability) >= float(less) > 0
         (folder / "red" / "up").unlink()
+        self._check_csv_of_odd_names(tmp_path, capsys)
         with pytest.raises(SpratError, match="--csv and --json cannot both be printed"):
             _sprat("predict", *words, "--json")
+
+    def _check_csv_of_odd_names(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """A program reads them as they are, a spreadsheet computes none of them."""
+        names = [
+            "=1+1.png",
+            "+x.png",
+            "-x.png",
+            "@x.png",
+            "a,b.png",
+            'a"b.png',
+            "a\nb.png",
+            "a\rb.png",
+        ]
+        folder, bad = tmp_path / "odd", os.fsdecode(b"\xff.png")
+        folder.mkdir()
+        for name in (*names, bad):
+            draw_picture(folder / name)
+        with contextlib.chdir(folder):
+            assert _sprat("predict", "../run", *names, bad, "--csv", "--top", 1) == 0
+        text = capsys.readouterr().out
+        _, *rows = csv.reader(io.StringIO(text.encode().decode(), newline=""))
+        safe = [f"./{name}" if name[0] in "=+-@" else name for name in names]
+        assert [row[0] for row in rows] == [*safe, r"\udcff.png"]
+        with pytest.raises(SpratError, match=r"name of a picture is empty\. Give"):
+            _sprat("predict", tmp_path / "run", "")
 
     def test_shows_them(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -237,6 +237,8 @@ def predict(
 def _flat(pictures: Iterable[str | Path | Iterable[str | Path]]) -> list[Path]:
     paths: list[Path] = []
     for each in pictures:
+        if each == "":  # or it would be the current folder
+            raise SpratError("The name of a picture is empty. Give a file or a folder.")
         paths += [Path(each)] if isinstance(each, str | Path) else map(Path, each)
     return paths
 

@@ -1,6 +1,7 @@
 """Commands that evaluate: evaluate, report, compare, predict."""
 
 import csv
+import io
 import itertools
 import json
 import sys
@@ -18,6 +19,8 @@ from sprat.text import visible, warn
 
 if TYPE_CHECKING:
     from sprat.classifier import Prediction
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a cell begins with that a spreadsheet computes
 
 
 @app.command
@@ -238,16 +241,22 @@ def predict(
 
 def _print_row(prediction: "Prediction", header: bool) -> None:
     """Print a row of CSV, below the names of its columns if it is the first."""
-    shown = visible if sys.stdout.isatty() else str  # a file gets names exactly as they are
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    columns, cells = ["file"], [shown(prediction["file"])]
+    shown = visible if sys.stdout.isatty() else _as_it_is
+    file = shown(prediction["file"])
+    columns, cells = ["file"], [f"./{file}" if file.startswith(_FORMULA) else file]
     for rank, guess in enumerate(prediction["predictions"], 1):
         nth = f"_{rank}" if rank > 1 else ""
         columns += [f"class{nth}", f"probability{nth}"]
         cells += [shown(guess["class"]), str(guess["probability"])]
-    if header:
-        writer.writerow(columns)
-    writer.writerow(cells)
+    for row in ([columns] if header else []) + [cells]:
+        line = io.StringIO()
+        csv.writer(line).writerow(row)  # which quotes the characters of its own line end, \r\n
+        print(line.getvalue().removesuffix("\r\n"))
+
+
+def _as_it_is(text: str) -> str:
+    """Return text for a file, as it is but for bytes that are not UTF-8: \\udcff."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _print_prediction(prediction: "Prediction") -> None:
