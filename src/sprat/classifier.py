@@ -18,8 +18,8 @@ from sprat.errors import SpratError, did_you_mean, shown
 from sprat.evaluation.evaluate import BATCH, predict_probabilities
 from sprat.evaluation.explain import ActivationMaps, Explanation, in_words
 from sprat.inference import WORTH_COMPILING, FrozenNetwork
+from sprat.readers import unlisted
 from sprat.runtime import choose_device
-from sprat.text import command
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -115,7 +115,8 @@ class Classifier:
                 rows = iter(self._probabilities(torch.stack(pictures), views))
             for file, picture in zip(batch, read, strict=True):
                 if isinstance(picture, SpratError):
-                    yield {"file": str(file), "predictions": [], "error": str(picture)}
+                    error = f"{picture}. Give a picture instead, or leave it out."
+                    yield {"file": str(file), "predictions": [], "error": error}
                 else:
                     yield {"file": str(file), "predictions": self._guesses(next(rows), top)}
 
@@ -285,10 +286,7 @@ def _listed(folder: Path) -> list[Path]:
     try:
         return [path for path in folder.iterdir() if not is_skipped(path.name)]
     except OSError as error:
-        raise SpratError(
-            f"{folder} cannot be read: {error.strerror}. Give yourself the right to: "
-            f"{command('chmod', 'u+rx', folder)}"
-        ) from error
+        raise unlisted(folder, error) from error
 
 
 def _read_or_error(path: Path, side: int) -> Tensor | SpratError:

@@ -42,8 +42,10 @@ def in_words(error: SpratError | OSError) -> str:
         return str(error)
     if error.filename is None and error.errno in _NO_ROOM:  # files are written under their names
         return f"standard output cannot be written: {error.strerror}. Send it elsewhere."
-    where = f" ({visible(error.filename)})" if error.filename else ""
-    return f"{error.strerror or error}{where}"
+    if error.filename is None:
+        return f"{error.strerror or error}"
+    reason = f"{visible(error.filename)} cannot be used: {error.strerror or error}"
+    return f"{reason}. Check its name and rights, or give another."
 
 
 def plain(name: str) -> str:

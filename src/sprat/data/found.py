@@ -1,6 +1,7 @@
 """What a set of own pictures holds, whatever form it came in: pictures, labels and parts."""
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ _SAME_PART = {part: part for part in PARTS} | {
     "testing": "test",
 }
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Za-z][a-z]*")
+_END = 150  # characters of a long name in a sentence, at its begin and at its end
 _READER = 2  # raised whenever the same files give other pixels, or others can be read
 
 
@@ -128,9 +130,24 @@ def stamp(file: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder, or a link to one that can be followed."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def is_unicode(name: str) -> bool:
+    """Return whether a name can be a class's: models, pages and other programs hold UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
 def few(names: Sequence[object]) -> str:
-    """Return the first three names, for a sentence."""
-    return ", ".join(map(visible, names[:3])) + (", …" if len(names) > 3 else "")
+    """Return the first three names, for a sentence; of a long one its ends."""
+    shown = [visible(name) for name in names[:3]]
+    shown = [f"{name[:_END]} … {name[-_END:]}" if len(name) > 3 * _END else name for name in shown]
+    return ", ".join(shown) + (", …" if len(names) > 3 else "")
 
 
 def _present(images: ImageSet | None) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """In which form own pictures are: class folders, a table, an archive or parquet files."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,26 +13,45 @@ from sprat.errors import SpratError
 _DEEPEST = 10  # folders that wrap one another around a set
 
 
-def find(place: Path, config: PicturesConfig, say: Say = lambda text: None) -> Found:
+def find(
+    place: Path,
+    config: PicturesConfig,
+    say: Say = lambda text: None,
+    check: Callable[[Found], None] = lambda found: None,
+) -> Found:
     """List own pictures of any form, without reading one.
+
+    Args:
+        check: called with what was found, before an archive comes into the cache; raises to refuse
+            it.
 
     Raises:
         SpratError: the place holds nothing of these forms.
     """
-    if place.is_dir():
-        return _find_in_folder(place, config)
-    form = form_of(place.name)
+    form = None if place.is_dir() else form_of(place.name)
     if form == "archive":
-        folder = archive.extract(place, say)
-        try:
-            found = _find_in_folder(folder, config)
-        except SpratError as error:  # nobody mends what is in the cache
-            lines = (line.replace(str(folder), str(place)) for line in error.args)
-            raise SpratError(*lines) from error
-        return replace(found, layout=f"an archive, which holds {found.layout}")
-    if form == "parquet":
-        return shards.find({place: ""}, place, config)
-    return tables.find({place: ""}, place.parent, config)
+
+        def find_in(folder: Path) -> Found:
+            def named(lines: Iterable[str]) -> list[str]:  # nobody mends what is in the cache
+                return [line.replace(str(folder), str(place)) for line in lines]
+
+            try:
+                found = _find_in_folder(folder, config)
+            except SpratError as error:
+                raise SpratError(*named(error.args)) from error
+            check(found)
+            about = f"an archive, which holds {found.layout}"
+            return replace(found, layout=about, left_out=named(found.left_out))
+
+        return find_in(archive.extract(place, say, find_in))
+    if form is None:
+        found = _find_in_folder(place, config)
+    elif form == "parquet":
+        found = shards.find({place: ""}, place, config)
+    else:
+        found = tables.find({place: ""}, place.parent, config)
+    check(found)
+    return found
 
 
 def _find_in_folder(folder: Path, config: PicturesConfig, depth: int = 0) -> Found:

@@ -110,7 +110,8 @@ def read_picture(path: Picture, side: int) -> Tensor:
         formats = ", ".join(FORMATS)
         raise SpratError(f"{path} cannot be read as a picture: it is none of {formats}") from error
     except Exception as error:  # a damaged file raises anything
-        raise SpratError(f"{path} cannot be read as a picture: {error}") from error
+        why = (isinstance(error, OSError) and error.strerror) or error
+        raise SpratError(f"{path} cannot be read as a picture: {why}") from error
 
 
 def read_size(path: Picture) -> tuple[int, int]:
@@ -138,9 +139,7 @@ def _require_file(path: Path) -> None:
     """
     kind = stat.S_IFMT(path.stat().st_mode)
     if kind != stat.S_IFREG:
-        raise SpratError(
-            f"{path} cannot be read as a picture: it is {_KINDS.get(kind, 'no file')}; give a file"
-        )
+        raise SpratError(f"{path} cannot be read as a picture: it is {_KINDS.get(kind, 'no file')}")
 
 
 def fit(image: Image.Image, side: int) -> Tensor:

@@ -9,6 +9,7 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -56,11 +57,10 @@ def load(
         SpratError: the place holds nothing of these forms, a file is no picture and
             config.unreadable is "refuse", or the cache cannot be written.
     """
-    found = layout.find(place, config, say)
+    check = (lambda found: None) if whole else partial(_check_trainable, place)
+    found = layout.find(place, config, say, check)
     for sentence in found.left_out:
         say(sentence)
-    if not whole:
-        _check_trainable(place, found)
     images, about = _cached(place, found, config.side, say, progress)
     if about["unreadable"]:
         first, *more = _unreadable(place, about["unreadable"])

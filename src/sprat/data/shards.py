@@ -191,6 +191,8 @@ def _opened(path: Path) -> Iterator[Any]:
     from pyarrow.parquet import ParquetFile
 
     try:
+        if not path.is_file():  # opening a pipe would wait
+            raise OSError("it is a device, pipe or socket")
         with ParquetFile(path) as file:
             yield file
     except SpratError:

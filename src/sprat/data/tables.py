@@ -16,6 +16,7 @@ from sprat.data.found import (
     Group,
     few,
     first_part,
+    is_folder,
     new_digest,
     part_of,
     stamp,
@@ -104,7 +105,8 @@ def find(tables: dict[Path, str], root: Path, config: PicturesConfig) -> Found:
         source = f"{table.name}, files in {files.base}/" if files.base else table.name
         sources |= {row.part: source for row in rows}
     if missing:
-        what = f"{len(missing):,} pictures that are not there: {few(missing)}"
+        noun = "picture that is" if len(missing) == 1 else "pictures that are"
+        what = f"{len(missing):,} {noun} not there: {few(missing)}"
         if config.unreadable == "refuse" or not named:
             raise SpratError(
                 f"{few(list(tables))} names {what}. Add them, remove their rows, or leave them out "
@@ -228,7 +230,7 @@ def _names(folder: Path, folders: bool = False) -> list[str]:
     folder."""
     try:
         with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.is_dir() is folders]
+            names = [entry.name for entry in entries if is_folder(entry) is folders]
     except (OSError, ValueError):  # or a name that none can have
         return []
     return sorted(name for name in names if not is_skipped(name))
