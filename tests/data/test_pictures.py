@@ -698,11 +698,11 @@ class TestEndToEnd:
         for name in (*names, bad):
             draw_picture(folder / name)
         with contextlib.chdir(folder):
-            assert _sprat("predict", "../run", *names, bad, "--csv", "--top", 1) == 0
+            assert _sprat("predict", "../run", ".", "--csv", "--top", 1) == 0
         text = capsys.readouterr().out
         _, *rows = csv.reader(io.StringIO(text.encode().decode(), newline=""))
         safe = [f"./{name}" if name[0] in "=+-@" else name for name in names]
-        assert [row[0] for row in rows] == [*safe, r"\udcff.png"]
+        assert {row[0] for row in rows} == {*safe, r"\udcff.png"}
         with pytest.raises(SpratError, match=r"name of a picture is empty\. Give"):
             _sprat("predict", tmp_path / "run", "")
 

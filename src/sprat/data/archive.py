@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, NamedTuple, cast
 
 from sprat.data.fetch import Say
+from sprat.data.found import cut
 from sprat.data.picture import is_skipped
 from sprat.errors import SpratError, shown
 from sprat.files import cache_dir, lock, replacing_folder
@@ -115,8 +116,8 @@ def _extract(archive: Path, folder: Path) -> None:
         if isinstance(error, OSError) and (error.errno or size > room):
             raise
         raise SpratError(
-            f"{archive} is damaged or no archive: {error or type(error).__name__}. Get it again, "
-            "or extract it yourself and give the folder."
+            f"{archive} is damaged or no archive: {cut(error) or type(error).__name__}. Get it "
+            "again, or extract it yourself and give the folder."
         ) from error
     if not files:
         raise SpratError(f"{archive} holds no files. Give an archive of pictures.")

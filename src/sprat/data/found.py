@@ -27,7 +27,7 @@ _SAME_PART = {part: part for part in PARTS} | {
     "testing": "test",
 }
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Za-z][a-z]*")
-_END = 150  # characters of a long name in a sentence, at its begin and at its end
+_END = 150  # characters of a long text in a sentence, at its begin and at its end
 _READER = 2  # raised whenever the same files give other pixels, or others can be read
 
 
@@ -144,10 +144,14 @@ def is_unicode(name: str) -> bool:
 
 
 def few(names: Sequence[object]) -> str:
-    """Return the first three names, for a sentence; of a long one its ends."""
-    shown = [visible(name) for name in names[:3]]
-    shown = [f"{name[:_END]} … {name[-_END:]}" if len(name) > 3 * _END else name for name in shown]
-    return ", ".join(shown) + (", …" if len(names) > 3 else "")
+    """Return the first three names, for a sentence."""
+    return ", ".join(map(cut, names[:3])) + (", …" if len(names) > 3 else "")
+
+
+def cut(text: object) -> str:
+    """Return text for a sentence; of a long one its ends."""
+    shown = visible(text)
+    return f"{shown[:_END]} … {shown[-_END:]}" if len(shown) > 3 * _END else shown
 
 
 def _present(images: ImageSet | None) -> dict[str, int]:

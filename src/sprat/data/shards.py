@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sprat.data.columns import Columns, Labelled, classes_of, find_columns, part_in
 from sprat.data.folders import scan
-from sprat.data.found import PARTS, Found, Group, first_part, new_digest, part_of, stamp
+from sprat.data.found import PARTS, Found, Group, cut, first_part, new_digest, part_of, stamp
 from sprat.data.own import PicturesConfig, form_of
 from sprat.data.parquet import require_pyarrow
 from sprat.data.picture import Embedded, Picture
@@ -198,7 +198,7 @@ def _opened(path: Path) -> Iterator[Any]:
     except SpratError:
         raise
     except Exception as error:  # a damaged file raises anything
-        why = str(error).partition("\n")[0] or type(error).__name__
+        why = cut(str(error).partition("\n")[0]) or type(error).__name__
         raise SpratError(
             f"{path} is damaged or no parquet file: {why}. Get it again, or remove it."
         ) from error
