@@ -42,7 +42,8 @@ def spinning_advice(threads: int) -> str | None:
 
 def usable_cores(root: Path = Path("/")) -> int:
     """Return how many CPU threads can run at once: the cores this process may use (affinity), or
-    what its container's CPU quota comes to, rounded up, where that is less.
+    what its container's CPU quota comes to, rounded up, where that is less; divided by the
+    processes that torchrun started on this machine.
 
     Args:
         root: where /proc and /sys are.
@@ -51,7 +52,9 @@ def usable_cores(root: Path = Path("/")) -> int:
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
-    return min([cores, *(max(1, math.ceil(quota)) for quota in _quotas(root))])
+    cores = min([cores, *(max(1, math.ceil(quota)) for quota in _quotas(root))])
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, cores // int(processes)) if processes.isdecimal() and processes != "0" else cores
 
 
 def _quotas(root: Path) -> Iterator[float]:

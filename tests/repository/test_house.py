@@ -31,7 +31,7 @@ HOUSE = (
     {"data", "inference"},
     {"kernels", "augment"},
     # plain numbers and tensors
-    {"models", "budget", "optim"},
+    {"models", "budget", "optim", "distributed"},
     # what everything stands on
     {"runtime", "files", "names", "settings.field", "readers"},
     {"shapes", "threads", "deferred"},
