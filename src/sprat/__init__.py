@@ -15,6 +15,7 @@ from sprat.threads import bound_spinning
 
 if TYPE_CHECKING:
     from sprat.api import (
+        Folds,
         ModelEvaluation,
         Run,
         Seeds,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         report,
         resume,
         train,
+        train_folds,
         train_seeds,
     )
     from sprat.classifier import Classifier, Prediction, Predictions
@@ -45,6 +47,7 @@ __all__ = [
     "Entry",
     "Explanation",
     "Exported",
+    "Folds",
     "ModelEvaluation",
     "Prediction",
     "Predictions",
@@ -61,6 +64,7 @@ __all__ = [
     "report",
     "resume",
     "train",
+    "train_folds",
     "train_seeds",
 ]
 
@@ -73,8 +77,8 @@ bound_spinning()  # now: torch reads it when it is imported
 
 _HOMES = {
     "api": (
-        *("ModelEvaluation", "Run", "Seeds", "check_data", "compare", "evaluate"),
-        *("export", "load", "predict", "report", "resume", "train", "train_seeds"),
+        *("Folds", "ModelEvaluation", "Run", "Seeds", "check_data", "compare", "evaluate"),
+        *("export", "load", "predict", "report", "resume", "train", "train_folds", "train_seeds"),
     ),
     "classifier": ("Classifier", "Prediction", "Predictions"),
     "data.check": ("DataCheck",),

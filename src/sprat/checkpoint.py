@@ -23,7 +23,7 @@ from sprat.evaluation.records import wrong_history
 from sprat.files import replacing, write_whole
 from sprat.models import NetworkConfig, build_network, find_name
 from sprat.models.code import CodeNotNamed
-from sprat.names import CARD_FILE, MODEL_FILE
+from sprat.names import CARD_FILE, MODEL_FILE, check_one_run
 from sprat.readers import MODEL_BYTES, parse_json, read_bytes, read_text
 from sprat.shapes import (
     ANYTHING,
@@ -181,6 +181,7 @@ def load_model(path: Path) -> Model:
     try:
         content = read_bytes(path, MODEL_BYTES)
     except FileNotFoundError as error:
+        check_one_run(path.parent)
         raise SpratError(
             f"There is no model at {path}. Name a {MODEL_FILE}, or the folder of a finished run."
         ) from error

@@ -181,6 +181,8 @@ class TrainingDisplay(Observer):
         if run.steps_taken:
             self._print(f"resumed after step {run.steps_taken:,} of {run.total_steps:,}")
         images = "the probe of training images" if config.final else "val"
+        if config.fold:
+            images = f"fold {config.fold} of {config.folds}, which decides nothing"
         self._print(f"accuracy is on {images}\n{HEADER}")
         for row in run.progress.history:
             self._print_row(row)
@@ -213,6 +215,7 @@ class TrainingDisplay(Observer):
         if run.finished:
             images = run.final_images
             name = "the test set" if run.images.val is None else "val"
+            name = f"fold {run.config.fold}" if run.config.fold else name
             if self.task is not None:
                 self.progress.update(self.task, visible=False)
             self.evaluating_task = self.progress.add_task(

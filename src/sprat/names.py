@@ -22,6 +22,22 @@ def check_views(views: int) -> None:
         raise SpratError(f"tta is {views}, expected a number of views among {offered}")
 
 
+def check_one_run(folder: Path) -> None:
+    """Check that a folder, which is not a run's, does not hold several runs.
+
+    Raises:
+        SpratError: it holds those of seeds or folds.
+    """
+    for kind in ("seed", "fold"):
+        runs = [path for path in folder.glob(f"{kind}-[0-9]*") if path.is_dir()]
+        runs.sort(key=lambda path: (len(path.name), path.name))
+        if runs:
+            names = ", ".join(path.name for path in runs[:10]) + (", …" if runs[10:] else "")
+            raise SpratError(
+                f"{folder} holds several {kind}s ({names}). Name one of them: {runs[0]}"
+            )
+
+
 def check_png(path: str | Path | None, option: str) -> None:
     """Check that a picture's file, if one is given, ends in .png.
 

@@ -16,6 +16,7 @@ from sprat.evaluation.records import (
     write_json,
 )
 from sprat.files import holder, lock, sweep, writing
+from sprat.names import check_one_run
 from sprat.settings.config import Config
 from sprat.shapes import mismatch, shape_of
 from sprat.text import command
@@ -182,6 +183,8 @@ def read_config(run: Path) -> tuple[Config, str, dict[str, Any]]:
             f"{run} holds no run yet: it was ended before it began. Start it again into the same "
             f"folder: {command('sprat', 'train', '--output', run)}, with its recipe and settings."
         )
+    if not path.exists():
+        check_one_run(run)
     values = read_json(path)
     if wrong := mismatch(values, BEGINNING):
         raise SpratError(

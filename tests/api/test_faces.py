@@ -25,7 +25,7 @@ SOURCE = Path(sprat.__file__).parent
 ROOT = SOURCE.parents[1]
 VERBS = (
     *("check_data", "compare", "evaluate", "export", "load", "predict", "report"),
-    *("resume", "train", "train_seeds"),
+    *("resume", "train", "train_folds", "train_seeds"),
 )
 MOST_STATEMENTS = 25
 # differ from run to run

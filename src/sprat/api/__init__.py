@@ -6,9 +6,10 @@ Nothing heavy is imported before a function has checked what it can without.
 from sprat.api.data import check_data
 from sprat.api.models import ModelEvaluation, evaluate, export, load, predict
 from sprat.api.results import compare, report
-from sprat.api.runs import Run, Seeds, resume, train, train_seeds
+from sprat.api.runs import Folds, Run, Seeds, resume, train, train_folds, train_seeds
 
 __all__ = [
+    "Folds",
     "ModelEvaluation",
     "Run",
     "Seeds",
@@ -21,5 +22,6 @@ __all__ = [
     "report",
     "resume",
     "train",
+    "train_folds",
     "train_seeds",
 ]

@@ -178,7 +178,7 @@ def _load(
     name = str(dataset or trained_on)
     own = dataclasses.replace(config.pictures, side=loaded.side)
     if str(Path(name).resolve()) != trained_on:  # another table has its own columns
-        own = dataclasses.replace(own, path_column="", label_column="")
+        own = dataclasses.replace(own, path_column="", label_column="", group_column="")
     changes = {f"pictures.{key}": value for key, value in (pictures or {}).items()}
     own = dataclasses.replace(config, pictures=own).changed(changes).pictures
     place = None if data_dir is None else Path(data_dir)

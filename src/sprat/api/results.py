@@ -35,7 +35,7 @@ def report(
     Each mistake has its class activation map, if the network ends so that it has one.
 
     Args:
-        run: folder of a finished run; of several seeds, that of one of them.
+        run: folder of a finished run; of several seeds or folds, that of one of them.
         output: HTML file to write; by default RUN/report.html, which is written anew each time.
         overwrite: whether another file that exists is replaced.
         dataset: where the run's own pictures are now, if they have moved, or the dataset itself.
@@ -107,7 +107,7 @@ def compare(
     """Compare results of runs with published figures: parameters, MACs, accuracy.
 
     Args:
-        results: run folders, folders of a recipe's seeds with a summary.json, or files that
+        results: run folders, folders of a recipe's seeds or folds, or files that
             `sprat evaluate --json` printed.
         published: whether published figures are among them.
         output: PNG file to draw accuracy against parameters into, with the Pareto front.

@@ -1,4 +1,4 @@
-"""Verbs of training: train, with several seeds, and resume."""
+"""Verbs of training: train, with several seeds, in folds, and resume."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sprat.data import Dataset, check_dataset
 from sprat.data.own import PicturesConfig
 from sprat.errors import SpratError, in_words
-from sprat.evaluation.records import RunResult, SeedSummary
+from sprat.evaluation.records import FoldsResult, RunResult, SeedSummary
 from sprat.files import WriteError
 from sprat.models import find_name
 from sprat.models.code import Code, is_own, source_of, use_all
@@ -31,6 +31,8 @@ from sprat.zoo import locate
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from sprat.training.several import How
 
 Stopping = AbstractContextManager[Callable[[], bool]]
 MOST_SEEDS = 10_000
@@ -54,6 +56,18 @@ class Seeds:
     """Holds a run's folder seed-N for each seed, and summary.json."""
     summary: SeedSummary
     """What summary.json holds: mean, standard deviation and range of the seeds' accuracy."""
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Finished runs of a cross-validation."""
+
+    folder: Path
+    """Holds a run's folder fold-N for each fold, results.json, and the out-of-fold predictions as
+    out-of-fold.csv and, with the probability of every class, as out-of-fold.safetensors."""
+    results: FoldsResult
+    """What results.json holds: mean, standard deviation and range of the folds' accuracy, and the
+    evaluation of all out-of-fold predictions together."""
 
 
 class Unfinished(WriteError):
@@ -110,9 +124,8 @@ def train(
     """
     began = perf_counter()
     _use(code, changes)
-    plan = _plan(config, changes, recipe, dataset, data_dir, time, quiet)
+    plan = _plan(config, changes, recipe, dataset, data_dir, time, quiet, _check_one_run)
 
-    from sprat.display import TrainingDisplay
     from sprat.training import start
 
     with contextlib.ExitStack() as stack:
@@ -123,20 +136,8 @@ def train(
         if time:
             check_empty(folder)
             plan = plan.fitted(folder, time, began)
-        with (
-            resumable(folder),
-            stopping or _never() as should_stop,
-            TrainingDisplay(plan.console) as display,
-        ):
-            results = start.train(
-                plan.config,
-                plan.dataset,
-                folder,
-                recipe=plan.recipe,
-                overrides=plan.overrides,
-                observer=display,
-                should_stop=should_stop,
-            )
+        with plan.training(folder, stopping) as how:
+            results = start.train(plan.config, plan.dataset, folder, **how)
         return _finished(folder, results)
 
 
@@ -173,36 +174,68 @@ def train_seeds(
     if not 1 <= seeds <= MOST_SEEDS:
         raise SpratError(f"seeds is {seeds}, expected 1 to {MOST_SEEDS:,}")
     _use(code, changes)
-    plan = _plan(config, changes, recipe, dataset, data_dir, time, quiet)
+    plan = _plan(config, changes, recipe, dataset, data_dir, time, quiet, _check_no_folds)
 
-    from sprat.display import TrainingDisplay
     from sprat.training import seeds as training
-
-    def each_ended(run: Path, results: RunResult) -> None:
-        finished = _finished(run, results)
-        if ended:
-            ended(finished)
 
     folder = Path(output or Path("runs") / Path(plan.recipe).stem)
     if time:
         plan = plan.fitted(folder, time, began, again=True)
-    with (
-        resumable(folder),
-        stopping or _never() as should_stop,
-        TrainingDisplay(plan.console) as display,
-    ):
+    with plan.training(folder, stopping) as how:
         summary = training.train_seeds(
-            plan.config,
-            plan.dataset,
-            folder,
-            seeds,
-            recipe=plan.recipe,
-            overrides=plan.overrides,
-            observer=display,
-            should_stop=should_stop,
-            ended=each_ended,
+            plan.config, plan.dataset, folder, seeds, _telling(ended), **how
         )
     return Seeds(folder, summary)
+
+
+def train_folds(
+    config: Config | str = "quick",
+    changes: Mapping[str, Any] | None = None,
+    *,
+    folds: int = 0,
+    recipe: str = "",
+    dataset: Dataset | str | Path | None = None,
+    output: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    time: str = "",
+    code: Code = (),
+    quiet: bool = False,
+    stopping: Stopping | None = None,
+    ended: Callable[[Run], object] | None = None,
+) -> Folds:
+    """Cross-validate, as `sprat train --folds` does: each training image is predicted once, by a
+    run that was not trained on it.
+
+    A fold's run trains for the whole length of its recipe and keeps its last weights, as a final
+    run does, so that nothing is chosen on the fold. The images of a val of the dataset's own are
+    folded with the others; the test set is not read. Folds that are finished are left as they are,
+    and one that was interrupted is resumed.
+
+    Args:
+        folds: number of folds; 0: the config's.
+        output: folder for the runs, each in fold-N; by default runs/RECIPE-folds.
+        ended: called with each fold's run as soon as it is finished.
+        Others as of `train`.
+
+    Raises:
+        SpratError: as `train`, or a class has fewer training images than there are folds, there are
+            fewer groups, or a fold's folder holds a run of other settings or data.
+        KeyboardInterrupt: it was interrupted; the same call resumes.
+    """
+    began = perf_counter()
+    _use(code, changes)
+    changes = {**(changes or {}), **({"folds": folds} if folds else {})}
+    plan = _plan(config, changes, recipe, dataset, data_dir, time, quiet, _check_all_folds)
+
+    from sprat.training import folds as training
+
+    folder = Path(output or Path("runs") / f"{Path(plan.recipe).stem}-folds")
+    if time:
+        of_one = dataclasses.replace(plan.config, fold=1)
+        plan = dataclasses.replace(plan, config=of_one).fitted(folder, time, began, again=True)
+    with plan.training(folder, stopping) as how:
+        results = training.train_folds(plan.config, plan.dataset, folder, _telling(ended), **how)
+    return Folds(folder, results)
 
 
 def resume(
@@ -260,6 +293,42 @@ def resumable(folder: Path) -> Iterator[None]:
         raise Unfinished(error, folder) from error
 
 
+def _check_one_run(config: Config) -> None:
+    if config.folds and not config.fold:
+        raise SpratError(
+            f"folds is {config.folds}, which takes as many runs. Train them with train_folds, or "
+            "give the fold to train alone."
+        )
+
+
+def _check_no_folds(config: Config) -> None:
+    if config.folds:
+        raise SpratError(
+            f"folds is {config.folds}, but seeds are asked for too. Give either several seeds or "
+            "folds."
+        )
+
+
+def _check_all_folds(config: Config) -> None:
+    if not config.folds:
+        raise SpratError("folds is 0, expected at least 2. Give a number of folds.")
+    if config.fold:
+        raise SpratError(
+            f"fold is {config.fold}, but all {config.folds} folds are asked for. Leave fold out."
+        )
+
+
+def _telling(ended: Callable[[Run], object] | None) -> Callable[[Path, RunResult], None]:
+    """Return what is called with each of several runs: it draws the run's curves, and tells."""
+
+    def each_ended(run: Path, results: RunResult) -> None:
+        finished = _finished(run, results)
+        if ended:
+            ended(finished)
+
+    return each_ended
+
+
 def _finished(folder: Path, results: RunResult) -> Run:
     if not (folder / CURVES_FILE).exists():  # as where a finished run is named again
         from sprat.figures.png import draw_curves
@@ -283,6 +352,24 @@ class _Plan:
     overrides: dict[str, Any]
     dataset: Dataset
     console: "Console"
+
+    @contextlib.contextmanager
+    def training(self, folder: Path, stopping: Stopping | None) -> Iterator["How"]:
+        """Show training on the console, and stop it when asked, during the block; yield what
+        training takes besides config, data and folder."""
+        from sprat.display import TrainingDisplay
+
+        with (
+            resumable(folder),
+            stopping or _never() as should_stop,
+            TrainingDisplay(self.console) as display,
+        ):
+            yield {
+                "recipe": self.recipe,
+                "overrides": self.overrides,
+                "observer": display,
+                "should_stop": should_stop,
+            }
 
     def fitted(self, folder: Path, time: str, since: float, *, again: bool = False) -> "_Plan":
         """Return the plan with as many epochs as finish in a time.
@@ -311,11 +398,17 @@ def _plan(
     data_dir: str | Path | None,
     time: str,
     quiet: bool,
+    check_folds: Callable[[Config], None],
 ) -> _Plan:
-    """Check all that was given, before and after torch is loaded, and load the dataset."""
+    """Check all that was given, before and after torch is loaded, and load the dataset.
+
+    Args:
+        check_folds: raises a SpratError unless the verb trains what the config says of folds.
+    """
     if isinstance(config, str):
         recipe, config = recipe or config, load_recipe(config)
     settings = config.changed(changes or {})
+    check_folds(settings)
     changed = overrides(settings, config)
     if time:
         parse_time(time)

@@ -110,7 +110,7 @@ def report(
     Parameters
     ----------
     run
-        Folder of a finished run; of several seeds, that of one of them.
+        Folder of a finished run; of several seeds or folds, that of one of them.
     output
         HTML file to write; by default RUN/report.html, which is written anew each time.
     overwrite
@@ -146,7 +146,7 @@ def compare(
     Parameters
     ----------
     results
-        Run folders, folders of a recipe's seeds with a summary.json, or files that sprat evaluate
+        Run folders, folders of a recipe's seeds or folds, or files that sprat evaluate
         --json printed.
     published
         Include published figures, with their source.

@@ -24,7 +24,8 @@ from sprat.text import command as to_paste
 from sprat.text import visible
 
 if TYPE_CHECKING:
-    from sprat.api import Run, Seeds
+    from sprat.api import Folds, Run, Seeds
+    from sprat.evaluation.records import Spread
 
 
 @app.command
@@ -53,7 +54,8 @@ def train(
         Network by name, or a class of your own as my_nets.py:MyNet; drops the recipe's network
         settings.
     output
-        New folder for the run; by default runs/RECIPE-DATE-TIME, with --seeds runs/RECIPE.
+        New folder for the run; by default runs/RECIPE-DATE-TIME, with --seeds runs/RECIPE, with
+        --folds runs/RECIPE-folds.
     resume
         Folder of an interrupted run to resume; only --dataset and --data-dir go with it.
     seeds
@@ -73,7 +75,10 @@ def train(
     how: dict[str, Any] = {"data_dir": data_dir, "code": code, "quiet": quiet, "stopping": stop}
     options = how | {"recipe": recipe, "output": output, "time": time}
     moved = changes.get("dataset") if resume else None  # the place of a run's data, if changed
-    command = partial(_to_resume, seeds=seeds, moved=moved, data_dir=data_dir, code=code)
+    folds = config.folds > 0 and not config.fold
+    command = partial(
+        _to_resume, several=seeds > 0 or folds, moved=moved, data_dir=data_dir, code=code
+    )
     ended = partial(_print_outcome, code=code, quiet=quiet)
     try:
         if resume is not None:
@@ -82,6 +87,8 @@ def train(
         elif seeds:
             found = api.train_seeds(began_as, changes, seeds=seeds, ended=ended, **options)
             _print_seeds(found, quiet)
+        elif folds:
+            _print_folds(api.train_folds(began_as, changes, ended=ended, **options), quiet)
         else:
             ended(api.train(began_as, changes, **options))
     except Interrupted as stopped:
@@ -108,12 +115,12 @@ def _check_resumed(changes: dict[str, Any], others: object) -> None:
 
 
 def _to_resume(
-    run: Path, *, seeds: int, moved: str | None, data_dir: Path | None, code: tuple[str, ...]
+    run: Path, *, several: bool, moved: str | None, data_dir: Path | None, code: tuple[str, ...]
 ) -> str:
-    """Return the command that resumes a run, or all seeds, or begins what has not begun."""
+    """Return the command that resumes a run, or several, or begins what has not begun."""
     from sprat.run_folder import CONFIG_FILE
 
-    if seeds or not (run / CONFIG_FILE).exists():
+    if several or not (run / CONFIG_FILE).exists():
         return to_paste("sprat", *sys.argv[1:])
     words: list[str | Path] = ["sprat", "train", "--resume", run]
     words += ["--dataset", moved] if moved else []
@@ -152,6 +159,8 @@ def _print_outcome(run: "Run", *, code: tuple[str, ...], quiet: bool) -> None:
 
     console, results = make_console(quiet=quiet), run.results
     which = "the test set, read once" if results["final"] else "val"
+    if "fold" in results:
+        which = f"fold {results['fold']} of {results['folds']}, which it was not trained on"
     minutes = results["seconds"] / 60
     with resumable(run.folder):
         console.print(
@@ -179,11 +188,31 @@ def _print_seeds(found: "Seeds", quiet: bool) -> None:
     seeds = "1 seed" if count == 1 else f"{count} seeds"
     with resumable(found.folder):
         console.print(f"\n{seeds}, on {summary['split']}:")
-        figures = ((summary["top1"], "accuracy"), (summary["tta_top1"], "with test-time views"))
-        for figure, label in figures:
-            spread = "" if figure["std"] is None else f" ± {100 * figure['std']:.2f}"
-            console.print(
-                f"  {label:24}  {100 * figure['mean']:.2f}{spread} %  (n = {figure['n']}, "
-                f"{100 * figure['min']:.2f} to {100 * figure['max']:.2f})"
-            )
+        console.print(_in_words(summary["top1"], "accuracy"))
+        console.print(_in_words(summary["tta_top1"], "with test-time views"))
         console.print(f"{visible(found.folder)}/summary.json holds them.")
+
+
+def _print_folds(found: "Folds", quiet: bool) -> None:
+    from sprat.api.runs import resumable
+    from sprat.display import make_console, print_evaluation
+
+    console, results = make_console(quiet=quiet), found.results
+    with resumable(found.folder):
+        console.print(f"\n{len(results['folds'])} folds, each on the images that it held out:")
+        console.print(_in_words(results["top1"], "accuracy"))
+        console.print(_in_words(results["tta_top1"], "with test-time views"))
+        console.print("All out-of-fold predictions together:")
+        print_evaluation(console, results["out_of_fold"])
+        console.print(
+            f"{visible(found.folder)}/ holds them: results.json, out-of-fold.csv and, with every "
+            "class's probability, out-of-fold.safetensors."
+        )
+
+
+def _in_words(figure: "Spread", label: str) -> str:
+    spread = "" if figure["std"] is None else f" ± {100 * figure['std']:.2f}"
+    return (
+        f"  {label:24}  {100 * figure['mean']:.2f}{spread} %  (n = {figure['n']}, "
+        f"{100 * figure['min']:.2f} to {100 * figure['max']:.2f})"
+    )

@@ -59,6 +59,7 @@ def find_columns(
     """
     path = _asked(place, names, config.path_column, "path")
     label = _asked(place, names, config.label_column, "label")
+    names = [name for name in names if name != config.group_column or not name]
     able = names if paths is None else paths
     path = path or _usual([name for name in able if name != label], PATHS)
     label = label or _usual([name for name in names if name != path], LABELS)
@@ -79,6 +80,15 @@ def find_columns(
             )
     others = [name for name in names if name not in (path, label)]
     return Columns(path, label, _usual(others, SPLITS))
+
+
+def find_group(place: Path, names: Sequence[str], config: PicturesConfig) -> str:
+    """Return the column that groups pictures; "" if none was asked for.
+
+    Raises:
+        SpratError: the one that was asked for is not there.
+    """
+    return _asked(place, names, config.group_column, "group")
 
 
 def classes_of(place: Path, found: Iterable[Labelled]) -> tuple[str, ...]:

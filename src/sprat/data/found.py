@@ -47,7 +47,8 @@ class Found:
 
     layout: in words, "a folder for each class". pictures: yields every picture in the order of the
     groups. digest: another one is another set. sources: where each part was found, in words.
-    left_out: sentences about what is no part of the set.
+    left_out: sentences about what is no part of the set. together: of each picture, what it shares
+    with those that it is not to be split from, as a group column says; None without one.
     """
 
     layout: str
@@ -57,6 +58,7 @@ class Found:
     digest: str
     sources: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    together: list[str] | None = None
 
     def __len__(self) -> int:
         return sum(group.count for group in self.groups)

@@ -7,6 +7,8 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from sprat.data.groups import deal
+
 PIECE = 1_024  # images looked at together where all of a set are: 3 MB at 32 px, 50 at 128
 
 
@@ -154,19 +156,27 @@ def class_counts(dataset: ImageSet) -> dict[str, int]:
     return dict(zip(dataset.classes, counts, strict=True))
 
 
-def stratified_split(targets: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
+def stratified_split(
+    targets: Tensor, held_out: int, seed: int, groups: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Indices to train on and `held_out` indices held out, the same share of every class.
 
     Where the share is no whole number, the classes that lose most by rounding give one more.
+    Groups are held out whole or not at all, so that there are about `held_out` indices.
 
     Args:
         targets: int64, N.
         held_out: how many to hold out, at most N.
         seed: decides which; the same on every machine.
+        groups: int64, N; images of one number stay together.
 
     Returns:
         Two sorted int64 tensors that together hold every index once.
     """
+    if groups is not None and 0 < held_out < len(targets):
+        share = held_out / len(targets)
+        dealt = deal(targets, groups, (1 - share, share), seed)
+        return (dealt == 0).nonzero().flatten(), (dealt == 1).nonzero().flatten()
     counts = targets.bincount()
     shares = counts.double() * held_out / len(targets)
     take = shares.long()

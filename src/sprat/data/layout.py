@@ -7,7 +7,7 @@ from sprat.data import archive, folders, shards, tables
 from sprat.data.fetch import Say
 from sprat.data.found import Found, first_part, part_of
 from sprat.data.own import PicturesConfig, form_of
-from sprat.errors import SpratError
+from sprat.errors import SpratError, shown
 
 _DEEPEST = 10  # folders that wrap one another around a set
 
@@ -16,8 +16,18 @@ def find(place: Path, config: PicturesConfig, say: Say = lambda text: None) -> F
     """List own pictures of any form, without reading one.
 
     Raises:
-        SpratError: the place holds nothing of these forms.
+        SpratError: the place holds nothing of these forms, or lacks a column that was asked for.
     """
+    found = _find(place, config, say)
+    if config.group_column and found.together is None:
+        raise SpratError(
+            f"{place} has no column {shown(config.group_column)} to group pictures by, since it is "
+            f"{found.layout}. Give a table of its pictures, or leave --pictures.group-column out."
+        )
+    return found
+
+
+def _find(place: Path, config: PicturesConfig, say: Say) -> Found:
     if place.is_dir():
         return _find_in_folder(place, config)
     form = form_of(place.name)

@@ -7,11 +7,12 @@ only listed, to see whether a file has come, gone or changed.
 import hashlib
 import os
 import shutil
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,13 +23,27 @@ from sprat.data.found import PARTS, Found, Summary
 from sprat.data.imageset import ImageSet, Rows, class_counts, stratified_split
 from sprat.data.own import PicturesConfig
 from sprat.data.picture import Picture, read_picture, read_size
-from sprat.errors import SpratError
+from sprat.errors import SpratError, shown
 from sprat.files import cache_dir, lock, replacing, sweep
 from sprat.text import command, visible
 from sprat.threads import usable_cores
 
 LISTED = 20  # unreadable files named in a message
 _AT_ONCE = 256  # pictures in memory while they are read
+
+
+class Parts(NamedTuple):
+    """The parts of a set of own pictures.
+
+    train: those of val among them. val: int64, indices of training images; None without val.
+    groups: int64, a number for each training image, the same for those that stay together; None
+    without groups.
+    """
+
+    train: ImageSet
+    test: ImageSet
+    val: Tensor | None
+    groups: Tensor | None
 
 
 def load(
@@ -38,7 +53,7 @@ def load(
     progress: Progress = lambda done, total: None,
     *,
     whole: bool = False,
-) -> tuple[ImageSet, ImageSet, Tensor | None, Summary]:
+) -> tuple[Parts, Summary]:
     """Read own pictures, from the cache if they have not changed since they came there.
 
     Args:
@@ -49,8 +64,7 @@ def load(
         whole: whether to take any pictures that can be evaluated: a part alone, or one class.
 
     Returns:
-        Training images (those of val among them), test images, the indices of the training images
-        that are val's, or None where there is no val, and what was found.
+        Its parts, and what was found.
 
     Raises:
         SpratError: the place holds nothing of these forms, a file is no picture and
@@ -68,10 +82,40 @@ def load(
             remedy = "Mend or remove them, or leave them out with --pictures.unreadable skip."
             raise SpratError(first, *more, remedy)
         say("\n".join([f"left out: {first}", *more]))
-    train, test, val = split(found.classes, images, about, config)
+    groups = _groups(found, about["skipped"])
+    parts = split(found.classes, images, about, config, groups)
     if not whole:
-        _check_parts(place, train, test, config)
-    return train, test, val, _summarize(found, train, test, val, config)
+        _check_parts(place, parts.train, parts.test, config)
+    if count := _count_divided(found):
+        of_column = f"{shown(config.group_column)} are in more than one part"
+        say(
+            f"{count:,} groups of {of_column} of {visible(place)}, so accuracy will look better "
+            "than it is. Keep each group in one part, or leave the column of parts out."
+        )
+    return parts, _summarize(found, parts, config)
+
+
+def _groups(found: Found, skipped: list[int]) -> Tensor | None:
+    """Return a number for the group of each picture in the cache; None without groups.
+
+    Args:
+        skipped: places of the other pictures among all.
+    """
+    if found.together is None:
+        return None
+    left_out = set(skipped)
+    names = [name for place, name in enumerate(found.together) if place not in left_out]
+    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
+    return torch.tensor([numbers[name] for name in names], dtype=torch.int64)
+
+
+def _count_divided(found: Found) -> int:
+    """Return how many groups the parts that pictures came in divide."""
+    if found.together is None:
+        return 0
+    of_picture = (group.part for group in found.groups for _ in range(group.count))
+    parts = Counter(name for name, _ in set(zip(found.together, of_picture, strict=True)))
+    return sum(count > 1 for count in parts.values())
 
 
 @dataclass(frozen=True)
@@ -113,16 +157,33 @@ def files_of(place: Path, config: PicturesConfig) -> Files:
     return files
 
 
+def names_of(place: Path, config: PicturesConfig) -> list[str]:
+    """Return the path of each picture that `load` has read, by its row in the cache.
+
+    Args:
+        place: an absolute path.
+
+    Raises:
+        SpratError: as `load`.
+    """
+    found = layout.find(place, config)
+    _, about = _cached(place, found, config.side, lambda text: None, lambda done, total: None)
+    skipped = set(about["skipped"])
+    return [str(picture) for n, picture in enumerate(found.pictures()) if n not in skipped]
+
+
 def split(
     classes: tuple[str, ...],
     images: cache.Mapped,
     about: dict[str, Any],
     config: PicturesConfig,
-) -> tuple[ImageSet, ImageSet, Tensor | None]:
-    """Return the parts of a set that is in the cache; see `load`.
+    groups: Tensor | None = None,
+) -> Parts:
+    """Return the parts of a set that is in the cache.
 
     Args:
-        about: "counts", the images of each group, [part, label, count] in their order.
+        about: "counts", the images of each part and class, [part, label, count] in their order.
+        groups: int64, a number for each image; those of one number are all in test or none.
     """
     counts = torch.tensor([count for _, _, count in about["counts"]], dtype=torch.int64)
     labels = torch.tensor([label for _, label, _ in about["counts"]], dtype=torch.int64)
@@ -135,10 +196,15 @@ def split(
         rest = (~in_val).nonzero().flatten()
         held_out = round(len(rest) * config.test_fraction)
         if held_out:
-            in_test[rest[stratified_split(targets[rest], held_out, config.test_seed)[1]]] = True
-    train = whole.subset((~in_test).nonzero().flatten())
-    val = in_val[~in_test].nonzero().flatten() if in_val.any() else None
-    return train, whole.subset(in_test.nonzero().flatten()), val
+            of_rest = None if groups is None else groups[rest]
+            _, chosen = stratified_split(targets[rest], held_out, config.test_seed, of_rest)
+            in_test[rest[chosen]] = True
+    return Parts(
+        train=whole.subset((~in_test).nonzero().flatten()),
+        test=whole.subset(in_test.nonzero().flatten()),
+        val=in_val[~in_test].nonzero().flatten() if in_val.any() else None,
+        groups=None if groups is None else groups[~in_test],
+    )
 
 
 def _check_trainable(place: Path, found: Found) -> None:
@@ -173,9 +239,8 @@ def _check_parts(place: Path, train: ImageSet, test: ImageSet, config: PicturesC
             )
 
 
-def _summarize(
-    found: Found, train: ImageSet, test: ImageSet, val: Tensor | None, config: PicturesConfig
-) -> Summary:
+def _summarize(found: Found, parts: Parts, config: PicturesConfig) -> Summary:
+    train, test, val, _ = parts
     sources = {
         "train": found.sources.get("", "all of it"),
         "val": "held out of train by each run (val_fraction), unless --final",
@@ -185,12 +250,12 @@ def _summarize(
     kept = torch.ones(len(train), dtype=torch.bool)
     if val is not None:
         kept[val] = False
-    parts = {
+    images = {
         "train": train.subset(kept.nonzero().flatten()),
         "val": None if val is None else train.subset(val),
         "test": test,
     }
-    of_parts = {part: (images, sources[part]) for part, images in parts.items()}
+    of_parts = {part: (of_part, sources[part]) for part, of_part in images.items()}
     return Summary(found.layout, found.sources, of_parts)
 
 

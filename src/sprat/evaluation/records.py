@@ -128,7 +128,8 @@ class OriginalClaims(TypedDict):
 class RunResult(TypedDict):
     """What results.json holds: how a finished run went, and the evaluation at its end.
 
-    test: of a final run, else null. val: of any other. seconds: of the whole run, evaluations
+    test: of a final run, else null. val: of any other. fold, folds: of a run whose val is one of
+    several folds, which chose nothing. seconds: of the whole run, evaluations
     included. overrides: settings that differ from the recipe's. macs: multiply-accumulates on one
     image; null, like receptive_field (pixels), if they cannot be counted, the latter also if it is
     the whole image.
@@ -147,6 +148,8 @@ class RunResult(TypedDict):
     receptive_field: NotRequired[Count | None]
     seed: Count
     final: bool
+    folds: NotRequired[Count]
+    fold: NotRequired[Count]
     epochs: Epoch
     stopped_early: bool
     weights: str
@@ -166,7 +169,7 @@ class RunResult(TypedDict):
 
 
 class Spread(TypedDict):
-    """One figure over `n` seeds. std: of a sample, null for one seed."""
+    """One figure over `n` runs. std: of a sample, null for one run."""
 
     n: int
     mean: float
@@ -202,6 +205,64 @@ class SeedSummary(TypedDict):
     tta_top1: Spread
     ece: Spread
     seconds: Spread
+
+
+class FoldRecord(TypedDict):
+    """The run of one fold: its accuracy on the `n` images of the fold, which it never saw."""
+
+    fold: Ordinal
+    n: Ordinal
+    top1: Share
+    tta_top1: Share
+    ece: Share
+    seconds: Positive
+
+
+class FoldPredictions(TypedDict):
+    """What the run that held an image out predicts of it; lists in the order of the images.
+
+    image: path of each, or train/ and its number. fold: from 1 on. label, predicted: classes.
+    label_probability, predicted_probability: of these two classes.
+    """
+
+    image: list[str]
+    fold: list[int]
+    label: list[str]
+    predicted: list[str]
+    label_probability: list[float]
+    predicted_probability: list[float]
+
+
+class FoldsResult(TypedDict):
+    """What results.json of a cross-validation holds: its folds, each figure over them, and the
+    evaluation of all out-of-fold predictions together.
+
+    weights: those that every fold's run kept, after its last epoch. predictions: null of a set that
+    is too large to list.
+    """
+
+    recipe: str
+    overrides: Overrides
+    dataset: str
+    dataset_md5: str
+    group_column: str
+    model: str
+    network: NetworkSpec
+    side: Side
+    parameters: Count
+    macs: Count | None
+    receptive_field: Count | None
+    seed: Count
+    split_seed: Count
+    epochs: Epoch
+    weights: str
+    folds: list[FoldRecord]
+    top1: Spread
+    tta_top1: Spread
+    ece: Spread
+    seconds: Spread
+    out_of_fold: Evaluation
+    predictions: FoldPredictions | None
 
 
 EVALUATION, EPOCH_ROW, RUN_RESULT = map(shape_of, (Evaluation, EpochRow, RunResult))

@@ -48,19 +48,20 @@ class Teacher:
     def check(self, dataset: Dataset, final: bool) -> None:
         """
         Raises:
-            SpratError: it was trained on other images than the student will be, or on all training
-                images while the student is to be evaluated on some of them.
+            SpratError: it was trained on other images than the student will be, or on some that the
+                student is to be evaluated on.
         """
         if self.model.about.get("dataset_md5") != dataset.md5:
             raise SpratError(
                 f"the teacher, {self.model.name}, was trained on other images than this "
                 f"{dataset.name}, maybe on those of its test set; train one on the same"
             )
-        if self.model.about.get("test_top1") is not None and not final:
+        about = self.model.about
+        if (about.get("test_top1") is not None or about.get("fold")) and not final:
             raise SpratError(
-                f"the teacher, {self.model.name}, was trained on all training images, those of val "
-                "among them, so a student's accuracy on val would flatter it; add --final, or "
-                "train a teacher without it"
+                f"the teacher, {self.model.name}, was trained on images of val too, so a student's "
+                "accuracy on val would flatter it; add --final, or train a teacher without --final "
+                "and --folds"
             )
 
 

@@ -77,6 +77,8 @@ def finish(run: Run, observer: Observer) -> RunResult:
             progress.seconds,
         ),
     }
+    if config.fold:
+        results["folds"], results["fold"] = config.folds, config.fold
     results["brief"] = results["original_claims"]  # the old name, for one version
     about: dict[str, Any] = {
         "recipe": results["recipe"],
@@ -89,6 +91,8 @@ def finish(run: Run, observer: Observer) -> RunResult:
         "test_top1": test["top1"] if test else None,
         "val_top1": val["top1"] if val else None,
     }
+    if config.fold:
+        about["fold"] = config.fold
     if dataset.own:  # the test part must stay the same where the model is evaluated again
         about["pictures"] = dataclasses.asdict(dataset.own)
     model = Model(

@@ -119,6 +119,14 @@ class Run:
         return self.dataset.test if self.images.val is None else self.images.val
 
     @property
+    def chooses(self) -> bool:
+        """Whether accuracy on val decides which epoch's weights are kept, and when to stop.
+
+        It does not where val is a fold, which is to measure what `final` gives on other images.
+        """
+        return self.images.val is not None and not self.config.fold
+
+    @property
     def finished(self) -> bool:
         """Whether no epoch is left, or the run has stopped early."""
         return self.progress.epoch >= self.config.epochs or self.stopped_early
@@ -184,7 +192,7 @@ class Run:
         progress.history.append(row)
         score = scores[self._kept_score]
         best = progress.best["top1"] if progress.best else -1.0
-        if self.images.val is not None and score is not None and score > best:
+        if self.chooses and score is not None and score > best:
             weights = {k: v.cpu().clone() for k, v in self.kept_network().state_dict().items()}
             progress.best = {"epoch": progress.epoch, "top1": score, "weights": weights}
         progress.epoch_seconds = 0.0

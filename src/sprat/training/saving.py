@@ -144,5 +144,5 @@ def _check_place(run: "Run", state: dict[str, Any]) -> None:
     if len(state["history"]) != state["epoch"] or state["losses"].shape != losses.shape:
         raise ValueError(f"it stands at {place}, but its history is of another length")
     best = state["best"]
-    if best and (run.images.val is None or best["epoch"] > state["epoch"]):
+    if best and (not run.chooses or best["epoch"] > state["epoch"]):
         raise ValueError(f"it stands at {place}, but was best at epoch {best['epoch']}")
