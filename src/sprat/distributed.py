@@ -10,7 +10,6 @@ Without torchrun there is one process, the first, and nothing here has any effec
 import contextlib
 import datetime
 import json
-import os
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -18,32 +17,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sprat.errors import SpratError
+from sprat import torchrun
+from sprat.errors import PeerEnded, SpratError
 from sprat.runtime import choose_device, derive_seed
 
 Value = TypeVar("Value")
 PATIENCE = datetime.timedelta(hours=1)  # for a process that evaluates while others wait
 
 
-class PeerEnded(SpratError):
-    """Another process of the run has ended, so the run cannot continue."""
-
-
-def is_launched() -> bool:
-    """Return whether torchrun started this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def is_restarted() -> bool:
-    """Return whether torchrun started this process again, after a failure of the run."""
-    return is_launched() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-
-
 def rank() -> int:
     """Return the number of this process, counted from 0."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank()
-    return int(os.environ["RANK"]) if is_launched() else 0
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else torchrun.rank()
 
 
 def count() -> int:
@@ -66,7 +50,7 @@ def joined(device: str) -> Iterator[None]:
     Raises:
         SpratError: there are fewer GPUs than processes, or the processes cannot be reached.
     """
-    if not is_launched() or os.environ["WORLD_SIZE"] == "1":
+    if torchrun.world_size() == 1:
         yield
         return
     backend = "gloo"
@@ -82,13 +66,13 @@ def joined(device: str) -> Iterator[None]:
 
 
 def _take_gpu() -> None:
-    local, here = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    here = torchrun.local_world_size()
     if here > torch.cuda.device_count():
         raise SpratError(
             f"torchrun started {here} processes on this machine, but torch finds "
             f"{torch.cuda.device_count()} GPUs. Give at most that many as --nproc-per-node."
         )
-    torch.cuda.set_device(local)
+    torch.cuda.set_device(torchrun.local_rank())
 
 
 def check_batch_size(batch_size: int) -> int:
@@ -190,6 +174,6 @@ def _words() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise PeerEnded(
-            "Another process of this run has ended or cannot be reached. Resume the run by the "
-            "same command with --resume and its folder."
+            "Another process of this run has ended or cannot be reached. Its own message, or "
+            "torchrun's report, says why."
         ) from error

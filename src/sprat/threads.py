@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from sprat import torchrun
+
 SPIN_COUNT = 1000  # rounds of the busy loop; benchmarks/under_load.py compares others
 MOST_THREADS = 1024  # far more than help, and fewer than a system refuses to start
 SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # either one of them decides
@@ -53,8 +55,7 @@ def usable_cores(root: Path = Path("/")) -> int:
     else:
         cores = os.cpu_count() or 1
     cores = min([cores, *(max(1, math.ceil(quota)) for quota in _quotas(root))])
-    processes = os.environ.get("LOCAL_WORLD_SIZE", "")
-    return max(1, cores // int(processes)) if processes.isdecimal() and processes != "0" else cores
+    return max(1, cores // torchrun.local_world_size())
 
 
 def _quotas(root: Path) -> Iterator[float]:

@@ -37,6 +37,7 @@ HOUSE = (
     {"shapes", "threads", "deferred"},
     {"errors"},
     {"text", "option"},
+    {"torchrun"},
 )
 FLOORS = {room: -storey for storey, rooms in enumerate(HOUSE) for room in rooms}
 MODULES = sorted(p for p in SOURCE.rglob("*.py") if p.parent != SOURCE or p.stem[:2] != "__")

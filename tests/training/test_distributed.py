@@ -18,7 +18,7 @@ from sprat.checkpoint import load_resume
 from sprat.data import Dataset, shapes10
 from sprat.data.batches import Batches
 from sprat.data.imageset import ImageSet, Normalization
-from sprat.errors import SpratError
+from sprat.errors import PeerEnded, SpratError
 from sprat.evaluation.records import EpochRow, read_metrics, read_results
 from sprat.settings.config import AugmentConfig, EMAConfig
 from sprat.training.observer import Observer
@@ -129,7 +129,7 @@ def _say_how_it_ends(folder: Path) -> None:
     long = dataclasses.replace(TOGETHER, epochs=10_000)
     try:
         train(long, _small(), folder / "run", recipe="small", observer=_Touch(folder / "stepped"))
-    except distributed.PeerEnded as error:
+    except PeerEnded as error:
         (folder / "ended").write_text(str(error))
 
 
