@@ -70,3 +70,7 @@ def shown(value: object) -> str:
         return " ".join(_SHORT.repr(value).split())
     except ValueError:  # an int of more digits than Python prints
         return f"{type(value).__name__} of too many digits"
+
+
+class PeerEnded(SpratError):
+    """Another of the processes that train one run together has ended, so the run cannot go on."""

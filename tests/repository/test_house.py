@@ -31,12 +31,13 @@ HOUSE = (
     {"data", "inference"},
     {"kernels", "augment"},
     # plain numbers and tensors
-    {"models", "budget", "optim"},
+    {"models", "budget", "optim", "distributed"},
     # what everything stands on
     {"runtime", "files", "names", "settings.field", "readers"},
     {"shapes", "threads", "deferred"},
     {"errors"},
     {"text", "option"},
+    {"torchrun"},
 )
 FLOORS = {room: -storey for storey, rooms in enumerate(HOUSE) for room in rooms}
 MODULES = sorted(p for p in SOURCE.rglob("*.py") if p.parent != SOURCE or p.stem[:2] != "__")

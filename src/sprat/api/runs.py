@@ -27,6 +27,7 @@ from sprat.run_folder import (
 from sprat.settings.config import Config
 from sprat.settings.recipes import load_recipe, overrides, parse_time, proportion_note
 from sprat.text import command, visible, warn
+from sprat.torchrun import is_first, launched, restarted
 from sprat.training.observer import Observer, Observers, check_observers
 from sprat.zoo import locate
 
@@ -110,7 +111,8 @@ def train(
             network among the changes; "model" changes it as a whole.
         recipe: name that the run records for its recipe; by default that of `config`, or "custom".
         dataset: the config's unless given; a dataset in memory is used as it is.
-        output: new folder for the run; by default runs/RECIPE-seedN-DATE-TIME.
+        output: new folder for the run; by default runs/RECIPE-seedN-DATE-TIME. Processes that
+            torchrun started need one, and resume what is there when they are started again.
         data_dir: folder of the dataset; by default $SPRAT_DATA, the user's cache, or a download.
         time: train as many epochs as finish in this time, evaluation included: "5m" or "1h30m". The
             recipe as it is then run is kept in the run's folder.
@@ -130,10 +132,13 @@ def train(
         KeyboardInterrupt: it was interrupted; `resume` continues after the last finished epoch.
     """
     began = perf_counter()
+    if launched():
+        _check_together(output, time)
     check_observers(observers)
     _use(code, changes)
     plan = _plan(config, changes, recipe, dataset, data_dir, time, quiet, _check_one_run)
 
+    from sprat import distributed
     from sprat.training import start
 
     with contextlib.ExitStack() as stack:
@@ -144,8 +149,16 @@ def train(
         if time:
             check_empty(folder)
             plan = plan.fitted(folder, time, began)
-        with plan.training(folder, stopping, observers) as how:
-            results = start.train(plan.config, plan.dataset, folder, **how)
+        with (
+            distributed.joined(plan.config.device),
+            plan.training(folder, stopping, observers) as how,
+        ):
+            if restarted() and (folder / CONFIG_FILE).exists():
+                results = start.resume(
+                    folder, plan.dataset, observer=how["observer"], should_stop=how["should_stop"]
+                )
+            else:
+                results = start.train(plan.config, plan.dataset, folder, **how)
         return _finished(folder, results)
 
 
@@ -180,6 +193,7 @@ def train_seeds(
         KeyboardInterrupt: it was interrupted; the same call resumes.
     """
     began = perf_counter()
+    _check_alone("several seeds")
     if not 1 <= seeds <= MOST_SEEDS:
         raise SpratError(f"seeds is {seeds}, expected 1 to {MOST_SEEDS:,}")
     check_observers(observers)
@@ -234,6 +248,7 @@ def train_folds(
         KeyboardInterrupt: it was interrupted; the same call resumes.
     """
     began = perf_counter()
+    _check_alone("folds")
     check_observers(observers)
     _use(code, changes)
     changes = {**(changes or {}), **({"folds": folds} if folds else {})}
@@ -279,14 +294,16 @@ def resume(
     if finished := resume_finished(folder):
         return _finished(folder, finished)
 
+    from sprat import distributed
     from sprat.display import TrainingDisplay, load_again, make_console
     from sprat.training import start
 
-    console = make_console(quiet=quiet)
+    console = make_console(quiet=quiet or not is_first())
     if not isinstance(dataset, Dataset):
         moved = None if dataset is None else str(dataset)
         dataset = load_again(console, folder, config, moved, _path(data_dir))
     with (
+        distributed.joined(config.device),
         resumable(folder),
         stopping or _never() as should_stop,
         TrainingDisplay(console) as display,
@@ -307,6 +324,27 @@ def resumable(folder: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise Unfinished(error, folder) from error
+
+
+def _check_together(output: str | Path | None, time: str) -> None:
+    """Check what processes that torchrun started must agree on."""
+    if output is None:
+        raise SpratError(
+            "Several processes train into one folder, but no output is given. Give --output."
+        )
+    if time:
+        raise SpratError(
+            "The processes that torchrun started would each find another number of epochs for "
+            f"--time {time}. Give --epochs instead."
+        )
+
+
+def _check_alone(what: str) -> None:
+    """Check that torchrun did not start this process."""
+    if launched():
+        raise SpratError(
+            f"torchrun trains one run, but {what} are asked for. Start sprat without torchrun."
+        )
 
 
 def _check_one_run(config: Config) -> None:
@@ -346,7 +384,7 @@ def _telling(ended: Callable[[Run], object] | None) -> Callable[[Path, RunResult
 
 
 def _finished(folder: Path, results: RunResult) -> Run:
-    if not (folder / CURVES_FILE).exists():  # as where a finished run is named again
+    if is_first() and not (folder / CURVES_FILE).exists():  # as where a finished run is named again
         from sprat.figures.png import draw_curves
 
         with resumable(folder):
@@ -439,7 +477,7 @@ def _plan(
     from sprat.display import load_shown, make_console
     from sprat.training.prepare import check
 
-    console = make_console(quiet=quiet)
+    console = make_console(quiet=quiet or not is_first())
     if settings.start_from:
         network = _network_to_start(config, changes or {}, settings)
         settings = dataclasses.replace(settings, network=network)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from sprat import torchrun
 from sprat.cli.app import app
 from sprat.cli.errors import complain
 from sprat.cli.options import Code, DataDir
 from sprat.cli.recipe import DEFAULT_RECIPE, chosen_recipe
 from sprat.data import caution_for
-from sprat.errors import Interrupted, SpratError, in_words
+from sprat.errors import Interrupted, PeerEnded, SpratError, in_words
 from sprat.models.code import is_own
 from sprat.models.code import options as code_options
 from sprat.settings.config import COMMON, RUN, Config
@@ -93,7 +94,7 @@ def train(
         code=code,
         log=log,
     )
-    ended = partial(_print_outcome, code=code, quiet=quiet)
+    ended = partial(_print_outcome, code=code, quiet=quiet or not torchrun.is_first())
     try:
         if resume is not None:
             _check_resumed(changes, recipe != DEFAULT_RECIPE or output or seeds or time)
@@ -108,7 +109,10 @@ def train(
             ended(api.train(began_as, changes, **options))
     except Interrupted as stopped:
         complain(f"Stopped and saved. Resume with\n  {command(stopped.folder)}")
-        return 128 + stop.asked
+        return 128 + (stop.asked or signal.SIGTERM)  # of several processes another was asked
+    except PeerEnded as error:
+        folder = resume or output or Path()
+        raise SpratError(f"{error} Then resume with", f"  {command(folder)}") from error
     except Unfinished as error:
         raise SpratError(
             f"{in_words(error.reason)} Then resume with", f"  {command(error.folder)}"
@@ -142,8 +146,8 @@ def _to_resume(
     from sprat.run_folder import CONFIG_FILE
 
     if several or not (run / CONFIG_FILE).exists():
-        return to_paste("sprat", *sys.argv[1:])
-    words: list[str | Path] = ["sprat", "train", "--resume", run]
+        return to_paste(*torchrun.command(), *sys.argv[1:])
+    words: list[str | Path] = [*torchrun.command(), "train", "--resume", run]
     words += ["--dataset", moved] if moved else []
     words += ["--data-dir", data_dir] if data_dir else []
     words += ["--log", log] if log else []

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from sprat import distributed
 from sprat.data.batches import Batches
 from sprat.data.imageset import ImageSet
-from sprat.runtime import derive_seed
 
 Augment = Callable[[Tensor, int], Tensor]
 # a batch's images and targets, and the seed of its augmentation; no tensors, which torch would
@@ -83,7 +83,7 @@ class WorkerBatches(Batches):
             for batch, chosen in enumerate(self.order(each)):
                 if each > epoch or batch >= start:
                     images, targets = self.dataset.images[chosen], self.dataset.targets[chosen]
-                    seed = derive_seed("augment", self.seed, each * len(self) + batch)
+                    seed = distributed.seed("augment", self.seed, each * len(self) + batch)
                     yield images.numpy(), targets.numpy(), seed
 
 

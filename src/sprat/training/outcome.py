@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sprat import distributed
 from sprat.budget import costs
 from sprat.checkpoint import Model, save_model
 from sprat.data.imageset import class_counts
@@ -126,4 +127,6 @@ def _machine(run: Run) -> Machine:
     machine["kernels"] = config.kernels
     if reason := why_torch(config):
         machine["kernels_because"] = reason
+    if distributed.count() > 1:
+        machine["processes"] = distributed.count()
     return machine

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from sprat import distributed
 from sprat.augment.reference import require_albumentations
 from sprat.augment.views import find_views
 from sprat.budget import judge_limits, summarize
@@ -147,7 +148,8 @@ def why_not_kernels(
     if kernels == "compiled":
         if config.precision == "fp16":
             return "the compiled kernels keep maps in bf16 or fp32, not in fp16"
-        reason = why_not(network, device, config.batch_size)
+        images = distributed.check_batch_size(config.batch_size)
+        reason = why_not(network, device, images)
         if reason is None and observer is not None:
             try:
                 prepare(device, config.precision == "bf16", observer.preparing)

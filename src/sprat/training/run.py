@@ -9,6 +9,7 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
+from sprat import distributed
 from sprat.checkpoint import RESUME_FILE
 from sprat.data import Dataset
 from sprat.data.imageset import ImageSet
@@ -163,7 +164,7 @@ class Run:
         look_every = 1 if self.config.device == "cpu" else len(batches)
         observer.started(self)
         self.clock = time.perf_counter()
-        while not self.finished:
+        while not distributed.any_of(self.finished):
             self.step.network.train()
             for images, labels in batches.epoch(progress.epoch, start=progress.batch):
                 progress.losses[progress.batch] = self.step(images, labels, self.steps_taken)
@@ -172,18 +173,20 @@ class Run:
                     self._check_losses()
                 observer.stepped(self)
                 progress.epoch_seconds += self._count()
-                if should_stop():
+                if distributed.any_of(should_stop()):
                     self._check_losses()
                     self._check_weights()
                     save(self)
                     raise Interrupted(self.folder)
             progress.epoch, progress.batch = progress.epoch + 1, 0
             self._check_weights()
-            row = self.end_epoch()
-            self._count()
-            save(self)
-            write_metrics(self.folder, progress.history)
-            observer.epoch_ended(self, row)
+            distributed.share(self.step.network.parameters())  # unlike machines round differently
+            if distributed.is_first():
+                row = self.end_epoch()
+                self._count()
+                save(self)
+                write_metrics(self.folder, progress.history)
+                observer.epoch_ended(self, row)
 
     def end_epoch(self) -> EpochRow:
         """Score the epoch just finished, keep its weights if they are the best, return its row."""

@@ -3,15 +3,17 @@
     config, dataset = load_recipe("quick"), load_dataset("cifar10")
     results = train(config, dataset, Path("runs/quick"), recipe="quick")
 
-Both write into the run's folder, which one process at a time holds.
+Both write into the run's folder, which one process at a time holds. Of several processes that
+train one run together it is the first; every one of them calls the same function.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from sprat import distributed
 from sprat.budget import count_parameters
 from sprat.checkpoint import RESUME_FILE
 from sprat.data import Dataset
@@ -65,22 +67,27 @@ def train(
             `resume` continues once there is room).
         Interrupted: `should_stop` said so; `resume` continues.
     """
-    check_free(folder)
-    check_empty(folder)
-    observer = observer or Observer()
+    if distributed.is_first():
+        check_free(folder)
+        check_empty(folder)
+    observer = _heard(observer)
     start = start or load_start(config)
     settled = settle_for(config, dataset, observer)
     run = Run(settled, dataset, folder, Origin(recipe, overrides or {}), start)
     try:
-        with locked(folder) as run.is_ours:
-            check_empty(folder)
-            parameters = count_parameters(run.step.network)
-            origin, data = run.origin, identity(dataset)
-            write_config(folder, settled, recipe, origin.overrides, data, parameters, origin.start)
+        with _held(folder) as run.is_ours:
+            if distributed.is_first():
+                check_empty(folder)
+                parameters = count_parameters(run.step.network)
+                origin, data = run.origin, identity(dataset)
+                write_config(
+                    folder, settled, recipe, origin.overrides, data, parameters, origin.start
+                )
             return _to_the_end(run, observer, should_stop)
     finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # if nothing came of it
+        if distributed.is_first():
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # if nothing came of it
 
 
 def resume(
@@ -99,11 +106,12 @@ def resume(
     are bit for bit those of a run that was never interrupted.
     """
     config, recipe, overrides = read_config(folder)
-    with locked(folder) as is_ours:  # of a finished run too: a kill may have left the lock there
+    with _held(folder) as is_ours:  # of a finished run too: a kill may have left the lock there
         if finished := read_finished(folder):
             return finished
-        sweep_run(folder)
-        observer = observer or Observer()
+        if distributed.is_first():
+            sweep_run(folder)
+        observer = _heard(observer)
         if "auto" in (config.device, config.precision, config.kernels) or not config.threads:
             raise SpratError(
                 f"{folder / CONFIG_FILE} is not what a run of sprat writes: it does not say which "
@@ -122,6 +130,21 @@ def resume(
         if saved:
             restore(run)
         return _to_the_end(run, observer, should_stop)
+
+
+def _heard(observer: Observer | None) -> Observer:
+    """Return what the run reports to: of several processes, the first reports."""
+    return observer if observer and distributed.is_first() else Observer()
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[Callable[[], bool]]:
+    """Lock a run's folder, as `locked` does, in the first process, which alone writes there."""
+    if distributed.is_first():
+        with locked(folder) as is_ours:
+            yield is_ours
+    else:
+        yield lambda: True
 
 
 def settle_for(config: Config, dataset: Dataset, observer: Observer = Observer()) -> Config:  # noqa: B008
@@ -183,7 +206,8 @@ def _to_the_end(run: Run, observer: Observer, should_stop: Callable[[], bool]) -
             run.train(observer, should_stop)
         finally:
             run.images.batches.close()
-        results = finish(run, observer)
+        results = finish(run, observer) if distributed.is_first() else None
+        results = distributed.told(results)
         observer.finished(run, results)
         return results
     finally:

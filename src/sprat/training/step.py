@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sprat import distributed
 from sprat.augment.mixing import MIXERS
 from sprat.augment.transforms import normalize, resize
 from sprat.data.imageset import Normalization
@@ -77,6 +78,7 @@ class Step:
         self.teach = answers_of(teachers, config, normalization) if teachers else None
         self.beside = Beside(self.device)
         recorded = self.device.type == "cuda" and config.kernels != "torch"
+        recorded &= distributed.count() == 1  # an all-reduce is not recorded
         self.update: Update = self._recorded() if recorded else self._update
 
     def __call__(self, images: Tensor, labels: Tensor, number: int) -> Tensor:
@@ -87,9 +89,9 @@ class Step:
             labels: int64 B.
         """
         config, schedule = self.config, self.schedule
-        self.generator.manual_seed(derive_seed("augment", config.seed, number))
+        self.generator.manual_seed(distributed.seed("augment", config.seed, number))
         if config.dropout:
-            torch.manual_seed(derive_seed("dropout", config.seed, number))
+            torch.manual_seed(distributed.seed("dropout", config.seed, number))
         self._set_lr(schedule.lr_share(number))
         mixer, strength = schedule.mixer(number)
         how = schedule.side(number), mixer
@@ -134,12 +136,16 @@ class Step:
 
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
+        loss = loss.detach()
+        if distributed.count() > 1:
+            gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+            distributed.average([*gradients, loss])
         if config.optim.max_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), config.optim.max_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return loss.detach()
+        return loss
 
     def _set_lr(self, share: float) -> None:
         for group in self.optimizer.param_groups:
