@@ -326,8 +326,8 @@ def wrong_metadata(meta: Any, shape: Shape = DATA) -> str | None:
     if a file that says so can be loaded."""
     if wrong := mismatch(meta, shape):
         return wrong
-    channels = len(meta["mean"]), len(meta["std"])
-    if channels not in ((1, 1), (3, 3)):
+    channels = [len(meta[name]) for name in ("mean", "std") if name in meta]
+    if channels not in ([], [1, 1], [3, 3]):
         return f"mean and std have {channels[0]} and {channels[1]} values, expected 1 or 3 of each"
     seen: set[str] = set()
     for name in meta["classes"]:

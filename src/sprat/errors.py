@@ -72,5 +72,5 @@ def shown(value: object) -> str:
         return f"{type(value).__name__} of too many digits"
 
 
-class PeerEnded(SpratError):
+class PeerEnded(SpratError, ConnectionError):
     """Another of the processes that train one run together has ended, so the run cannot go on."""

@@ -103,7 +103,7 @@ def test_a_run_together_resumes_bit_for_bit_and_says_so_on_another_number(
     shutil.copytree(whole, alone)
     (alone / "results.json").unlink()
     resume(alone, _small())
-    assert "was trained by 2 processes and is resumed by 1 process" in capsys.readouterr().err
+    assert "was trained by 2 processes and is resumed by 1, so" in capsys.readouterr().err
 
 
 def test_a_process_whose_peer_is_killed_ends_in_words(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ class Folds:
 
 
 class Unfinished(WriteError):
-    """A run was ended because a file cannot be written.
+    """A run was ended because a file cannot be written, or another process of it has ended.
 
     Args:
         reason: what ended it.
@@ -317,7 +317,7 @@ def resume(
 @contextlib.contextmanager
 def resumable(folder: Path) -> Iterator[None]:
     """Raise Unfinished, which says how to resume the run in `folder`, for a file that cannot be
-    written: what was saved before a full disk, say, is whole."""
+    written or a process that has ended: what was saved before is whole."""
     try:
         yield
     except (BrokenPipeError, Unfinished):

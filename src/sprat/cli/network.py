@@ -290,17 +290,9 @@ def _find_network(
         settings: where it differs from what its name stands for.
         pretrained: with its pretrained weights, if a network of that name and ten classes has some.
     """
-    if side is not None and side < 1:
-        raise SpratError(f"--side is {side}, expected at least 1 pixel.")
-    if classes < 1:
-        raise SpratError(f"--classes is {classes}, expected at least 1.")
     is_file = Path(model).exists() or model.endswith(".safetensors")
     spec = NetworkConfig(name=model, **dataclasses.asdict(settings))
-    if is_file and spec.given:
-        raise SpratError(
-            f"{model} is a saved model, whose network cannot be changed. Leave out "
-            f"{', '.join(f'--network.{key}' for key in spec.given)}, or name a network."
-        )
+    _check_asked(spec, side, classes, is_file)
     if is_own(model):
         use(model)
     elif not is_file:
@@ -326,6 +318,18 @@ def _find_network(
     if is_own(model):
         check_outputs(network, classes, side or 32, channels or 3)
     return network, side or 32
+
+
+def _check_asked(spec: NetworkConfig, side: int | None, classes: int, is_file: bool) -> None:
+    if side is not None and side < 1:
+        raise SpratError(f"--side is {side}, expected at least 1 pixel.")
+    if classes < 1:
+        raise SpratError(f"--classes is {classes}, expected at least 1.")
+    if is_file and spec.given:
+        raise SpratError(
+            f"{spec.name} is a saved model, whose network cannot be changed. Leave out "
+            f"{', '.join(f'--network.{key}' for key in spec.given)}, or name a network."
+        )
 
 
 def _draw_effective(console: "Console", network: "nn.Module", side: int, path: Path) -> float:

@@ -16,7 +16,7 @@ from sprat.cli.errors import complain
 from sprat.cli.options import Code, DataDir
 from sprat.cli.recipe import DEFAULT_RECIPE, chosen_recipe
 from sprat.data import caution_for
-from sprat.errors import Interrupted, PeerEnded, SpratError, in_words
+from sprat.errors import Interrupted, SpratError, in_words
 from sprat.models.code import is_own
 from sprat.models.code import options as code_options
 from sprat.settings.config import COMMON, RUN, Config
@@ -75,8 +75,8 @@ def train(
 
     began_as, stop = chosen_recipe.config, _Stop()
     changes = departures(config, began_as) | ({"model": model} if model else {})
-    network = model or changes.get("network.name", "")  # typed again, if the recipe names it
-    code += (network,) if is_own(network) else ()
+    # a network of the user's own, typed again if the recipe names it
+    code += tuple(filter(is_own, [model or changes.get("network.name", "")]))
     how: dict[str, Any] = {
         "data_dir": data_dir,
         "code": code,
@@ -110,9 +110,6 @@ def train(
     except Interrupted as stopped:
         complain(f"Stopped and saved. Resume with\n  {command(stopped.folder)}")
         return 128 + (stop.asked or signal.SIGTERM)  # of several processes another was asked
-    except PeerEnded as error:
-        folder = resume or output or Path()
-        raise SpratError(f"{error} Then resume with", f"  {command(folder)}") from error
     except Unfinished as error:
         raise SpratError(
             f"{in_words(error.reason)} Then resume with", f"  {command(error.folder)}"
