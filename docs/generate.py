@@ -1,5 +1,6 @@
 """Writes docs/reference: commands, networks, recipes and Python from the code, pretrained models in
-C from results; without FOLDER also the table of boards in docs/how-to/microcontroller.md.
+C from results; without FOLDER also the table of boards in docs/how-to/microcontroller.md and what a
+head start brings in docs/how-to/own-pictures.md.
 
     python docs/generate.py [FOLDER]
 
@@ -29,6 +30,7 @@ from sprat.zoo import cards
 
 REFERENCE = Path(__file__).parent / "reference"
 HOW_TO = Path(__file__).parent / "how-to" / "microcontroller.md"
+OWN_PICTURES = HOW_TO.with_name("own-pictures.md")
 BOARDS = HOW_TO.with_name("boards.json")
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -150,6 +152,72 @@ def boards(page: str) -> str:
     return re.sub(r"^\| board \|.*\n(?:\|.*\n)+", lambda _: table, page, flags=re.MULTILINE)
 
 
+def head_start(page: str, results: Path = RESULTS) -> str:
+    """The page, from a title on to its end by what benchmarks/head_start.py measured."""
+    title = "### Where it helps, and where not\n\n"
+    before, file = page.split(title)[0] + title, results / "head_start.json"
+    if not file.exists():
+        return before + "Not measured yet; `benchmarks/head_start.py` measures it.\n"
+    figures = read_json(file)
+    given, held_out = (", ".join(figures[f"{which}_classes"]) for which in ("given", "held_out"))
+    lines = [
+        f"{figures['model']} was trained on CIFAR-10's {given}; then on few images of {held_out}: "
+        f"by `{figures['recipe']}` from those weights, and from scratch by the best on val of "
+        f"{len(figures['scratch'])} recipes with higher rates. Accuracy on "
+        f"{figures['test_images']:,} test images, mean ± standard deviation of {figures['seeds']} "
+        "seeds; in brackets how many points the head start is ahead, paired by seed, ± the "
+        "standard error (`results/head_start.json`, `benchmarks/head_start.py`):",
+        "",
+        "| images a class | steps | seconds | head start | from scratch, as many steps | from "
+        f"scratch, {figures['longer']} times as many |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for size in figures["sizes"]:
+        measured, ahead = size["measured"], size["head_start_ahead_of"]
+        seconds = (measured[name]["seconds"] for name in ("head start", "from scratch"))
+        cells = [
+            f"{size['images_a_class']:,}",
+            f"{size['steps']:,}",
+            " and ".join(f"{each:.0f}" for each in seconds),
+            _percent(measured["head start"]),
+            *(f"{_percent(measured[name])} ({_points(ahead[name])})" for name in ahead),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"After as many steps the head start is {_verdicts(figures, 'from scratch')}. Compared "
+        f"with {figures['longer']} times as many from scratch it is "
+        f"{_verdicts(figures, 'from scratch, longer')}. Clearly means that the 95 % interval of "
+        "the difference (Student's t over the seeds) does not hold 0.",
+    ]
+    return before + "\n".join(lines) + "\n"
+
+
+T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # standard errors to each side, by number of seeds
+
+
+def _percent(spread: dict[str, Any]) -> str:
+    return f"{100 * spread['mean']:.2f} ± {100 * spread['std']:.2f} %"
+
+
+def _points(ahead: dict[str, Any]) -> str:
+    return f"{100 * ahead['mean']:+.2f} ± {100 * ahead['standard_error']:.2f}"
+
+
+def _verdicts(figures: dict[str, Any], other: str) -> str:
+    """ "clearly ahead with 20 and 100 images a class; not clearly ahead or behind with 500"."""
+    found: dict[str, list[str]] = {}
+    for size in figures["sizes"]:
+        ahead = size["head_start_ahead_of"][other]
+        side = "ahead" if ahead["mean"] > 0 else "behind"
+        clear = abs(ahead["mean"]) > T_95[figures["seeds"]] * ahead["standard_error"]
+        verdict = f"clearly {side}" if clear else "not clearly ahead or behind"
+        found.setdefault(verdict, []).append(f"{size['images_a_class']:,}")
+    return "; ".join(
+        f"{verdict} with {' and '.join(sizes)} images a class" for verdict, sizes in found.items()
+    )
+
+
 def python() -> str:
     """Every public name with its signature, fields and docstring."""
     parts = ["# Python", "The public names of `import sprat`. They have type hints."]
@@ -195,8 +263,8 @@ def _fields(cls: type) -> list[str]:
 
 def _type(declared: Setting) -> str:
     """`int`, or the choices: `'ema' | 'last'`."""
-    names = [choice for choice in declared.choices if isinstance(choice, str)]
-    return " | ".join(map(repr, names)) or re.sub(r"<class '(\w+)'>", r"\1", str(declared.type))
+    choices = declared.choices if any(isinstance(each, str) for each in declared.choices) else ()
+    return " | ".join(map(repr, choices)) or re.sub(r"<class '(\w+)'>", r"\1", str(declared.type))
 
 
 PAGES = {
@@ -215,6 +283,8 @@ def main() -> None:
         (folder / f"{name}.md").write_text(page(), encoding="utf-8")
     if folder == REFERENCE:
         HOW_TO.write_text(boards(HOW_TO.read_text(encoding="utf-8")), encoding="utf-8")
+        page = OWN_PICTURES.read_text(encoding="utf-8")
+        OWN_PICTURES.write_text(head_start(page), encoding="utf-8")
 
 
 if __name__ == "__main__":

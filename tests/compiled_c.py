@@ -37,9 +37,9 @@ int main(void)
 """
 
 
-def noise_images(count: int, side: int) -> Tensor:
+def noise_images(count: int, side: int, channels: int = 3) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+    return torch.randint(256, (count, channels, side, side), dtype=torch.uint8, generator=generator)
 
 
 def integer_of(network: nn.Module, images: Tensor, normalization: Normalization) -> IntegerNetwork:
@@ -57,7 +57,7 @@ def program_of(network: IntegerNetwork, names: Sequence[str] = (), **values: str
 
 def write_files(program: Program, folder: Path) -> None:
     """Write a program whose self-test is a black image, and a main file of these tests."""
-    black = np.zeros((1, 3, program.side, program.side), np.uint8)
+    black = np.zeros((1, program.channels, program.side, program.side), np.uint8)
     files = write_source(program, black, np.zeros((1, len(program.classes)), np.int8))
     for name, content in files.items():
         (folder / name).write_bytes(content)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from platformdirs.macos import MacOS
 
 from sprat.errors import SpratError
 from sprat.files import (
@@ -282,6 +283,23 @@ def test_a_cache_that_another_user_planted_is_not_trusted(
     (tmp_path / f"sprat_cache_{os.getuid()}").symlink_to(tmp_path / "theirs")
     with pytest.raises(WriteError, match="other users can write there"):
         own_temporary()
+
+
+def test_the_cache_is_where_the_system_has_them_unless_an_older_sprat_made_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_dir() == tmp_path / ".cache" / "sprat"
+    monkeypatch.setattr(sys, "platform", "darwin")
+
+    def of_macos(name: str, appauthor: bool) -> str:
+        return MacOS(name, appauthor).user_cache_dir
+
+    monkeypatch.setattr("platformdirs.user_cache_dir", of_macos)
+    assert cache_dir() == tmp_path / "Library" / "Caches" / "sprat"
+    (tmp_path / ".cache" / "sprat").mkdir(parents=True)
+    assert cache_dir() == tmp_path / ".cache" / "sprat"
 
 
 def test_the_cache_is_where_it_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import Here
+from markup import Page
 from PIL import Image
 from rich.text import Text
-from test_report import Page
 
 import sprat
 from sprat.cli import app

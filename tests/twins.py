@@ -50,10 +50,10 @@ def network(request: pytest.FixtureRequest) -> nn.Module:
     return built(request.param)
 
 
-def built(spec: str | NetworkConfig) -> nn.Module:
+def built(spec: str | NetworkConfig, in_channels: int = 3) -> nn.Module:
     """A network whose every BatchNorm does something of its own."""
     torch.manual_seed(3)
-    network = build_network(spec)
+    network = build_network(spec, in_channels=in_channels)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)

@@ -15,6 +15,8 @@ from sprat.threads import bound_spinning
 
 if TYPE_CHECKING:
     from sprat.api import (
+        Folds,
+        Imported,
         ModelEvaluation,
         Run,
         Search,
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
         compare,
         evaluate,
         export,
+        import_model,
+        list_runs,
         load,
         predict,
         report,
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
         resume_search,
         search,
         train,
+        train_folds,
         train_seeds,
     )
     from sprat.classifier import Classifier, Prediction, Predictions
@@ -38,8 +43,11 @@ if TYPE_CHECKING:
     from sprat.errors import SpratError
     from sprat.evaluation.compare import Entry
     from sprat.evaluation.explain import Explanation
+    from sprat.run_list import ListedRun
     from sprat.settings.config import Config
     from sprat.settings.recipes import load_recipe
+    from sprat.tensorboard import TensorBoard
+    from sprat.training.observer import Observer
 
 __all__ = [
     "Classifier",
@@ -48,17 +56,24 @@ __all__ = [
     "Entry",
     "Explanation",
     "Exported",
+    "Folds",
+    "Imported",
+    "ListedRun",
     "ModelEvaluation",
+    "Observer",
     "Prediction",
     "Predictions",
     "Run",
     "Search",
     "Seeds",
     "SpratError",
+    "TensorBoard",
     "check_data",
     "compare",
     "evaluate",
     "export",
+    "import_model",
+    "list_runs",
     "load",
     "load_recipe",
     "predict",
@@ -67,6 +82,7 @@ __all__ = [
     "resume_search",
     "search",
     "train",
+    "train_folds",
     "train_seeds",
 ]
 
@@ -79,9 +95,9 @@ bound_spinning()  # now: torch reads it when it is imported
 
 _HOMES = {
     "api": (
-        *("ModelEvaluation", "Run", "Search", "Seeds", "check_data", "compare", "evaluate"),
-        *("export", "load", "predict", "report", "resume", "resume_search", "search", "train"),
-        "train_seeds",
+        *("Folds", "Imported", "ModelEvaluation", "Run", "Search", "Seeds", "check_data"),
+        *("compare", "evaluate", "export", "import_model", "list_runs", "load", "predict"),
+        *("report", "resume", "resume_search", "search", "train", "train_folds", "train_seeds"),
     ),
     "classifier": ("Classifier", "Prediction", "Predictions"),
     "data.check": ("DataCheck",),
@@ -89,8 +105,11 @@ _HOMES = {
     "evaluation.compare": ("Entry",),
     "evaluation.explain": ("Explanation",),
     "errors": ("SpratError",),
+    "run_list": ("ListedRun",),
     "settings.config": ("Config",),
     "settings.recipes": ("load_recipe",),
+    "tensorboard": ("TensorBoard",),
+    "training.observer": ("Observer",),
 }
 
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from sprat.data.imageset import Normalization
 from sprat.errors import SpratError, shown
-from sprat.evaluation.records import wrong_history
+from sprat.evaluation.records import StartRecord, wrong_history
 from sprat.files import replacing, write_whole
 from sprat.models import NetworkConfig, build_network, find_name
 from sprat.models.code import CodeNotNamed
-from sprat.names import CARD_FILE, MODEL_FILE
+from sprat.names import CARD_FILE, MODEL_FILE, check_one_run
 from sprat.readers import MODEL_BYTES, parse_json, read_bytes, read_text
 from sprat.shapes import (
     ANYTHING,
@@ -41,6 +41,7 @@ from sprat.shapes import (
     TableOf,
     mismatch,
     number,
+    shape_of,
     whole,
 )
 from sprat.text import visible, warn
@@ -65,6 +66,11 @@ class Model:
     ranges: Any = None  # of activations, as evaluation/ranges.py reads them; older files have none
 
     @property
+    def channels(self) -> int:
+        """Of its images: 3, or 1 of grey ones."""
+        return len(self.normalization.mean)
+
+    @property
     def network_config(self) -> NetworkConfig:
         """The network's name and settings."""
         return self.spec or NetworkConfig(name=self.name)
@@ -73,8 +79,8 @@ class Model:
 CLASS = Kind("a name of 1 to 255 characters", lambda v: TEXT.fits(v) and 1 <= len(v) <= 255)
 DATA: dict[str, Shape] = {  # what the images decide of the metadata
     "classes": ListOf(CLASS, 2, MOST_CLASSES),
-    "mean": ListOf(number(-1e3, 1e3), 3, 3),
-    "std": ListOf(number(1e-6, 1e3), 3, 3),
+    "mean": ListOf(number(-1e3, 1e3), 1, 3),  # for each channel of the images: 1 or 3
+    "std": ListOf(number(1e-6, 1e3), 1, 3),
     "side": SIDE,
 }
 METADATA: Shape = DATA | {
@@ -100,12 +106,17 @@ def save_model(path: Path, model: Model, dtype: torch.dtype = torch.float32) -> 
     dtype: of what is stored of floats, but of tensors with values too large for it; computed is in
         float32 whatever it is.
     """
+    write_whole(path, packed(model, dtype))
+
+
+def packed(model: Model, dtype: torch.dtype = torch.float32) -> bytes:
+    """Return the content of a model's file; see `save_model`."""
     state = model.network.state_dict()
     tensors = {
         key: _stored(value.detach().cpu(), dtype).contiguous() for key, value in state.items()
     }
     ranges = {} if model.ranges is None else {"ranges": model.ranges}
-    write_whole(path, _whole_file(tensors, metadata(model) | ranges))
+    return _whole_file(tensors, metadata(model) | ranges)
 
 
 def _whole_file(tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> bytes:
@@ -181,6 +192,7 @@ def load_model(path: Path) -> Model:
     try:
         content = read_bytes(path, MODEL_BYTES)
     except FileNotFoundError as error:
+        check_one_run(path.parent)
         raise SpratError(
             f"There is no model at {path}. Name a {MODEL_FILE}, or the folder of a finished run."
         ) from error
@@ -198,9 +210,9 @@ def load_model(path: Path) -> Model:
     if wrong := wrong_metadata(meta, METADATA):
         raise SpratError(f"{path} is damaged: in its metadata {wrong}. Train the model again.")
     spec, network = _network(path, meta)
-    wrong = _wrong_weights(network, tensors)
+    wrong = wrong_weights(network, tensors)
     if not wrong:
-        network = build_network(spec, len(meta["classes"]))
+        network = build_network(spec, len(meta["classes"]), in_channels=len(meta["mean"]))
         network.load_state_dict(tensors)
         wrong = _wrong_side(network, meta["side"])
     model = Model(
@@ -215,7 +227,7 @@ def load_model(path: Path) -> Model:
         spec=spec if "network" in meta or spec.given else None,
         ranges=meta.get("ranges"),
     )
-    if wrong := wrong or _wrong_answers(model):
+    if wrong := wrong or wrong_answers(model):
         raise SpratError(f"{path} cannot be used: {wrong}. Train the model again.")
     return model
 
@@ -231,7 +243,8 @@ def _network(path: Path, meta: dict[str, Any]) -> tuple[NetworkConfig, nn.Module
         spec = NetworkConfig.recorded(meta.get("network", {"name": meta["model"]}))
         spec = dataclasses.replace(spec, name=find_name(spec.name))
         with torch.device("meta"):
-            return spec, build_network(spec, len(meta["classes"]))
+            channels = len(meta["mean"])
+            return spec, build_network(spec, len(meta["classes"]), in_channels=channels)
     except CodeNotNamed:
         raise
     except SpratError as error:
@@ -276,7 +289,7 @@ def _parse(path: Path, content: bytes) -> tuple[dict[str, Tensor], str]:
         named = parse_json(content[8 : 8 + length].decode()).get("__metadata__") or {}
     except Exception as error:  # a damaged file raises anything
         raise SpratError(
-            f"{path} is not a safetensors file, or damaged: {_first_line(error)}. Copy it again, "
+            f"{path} is not a safetensors file, or damaged: {first_line(error)}. Copy it again, "
             "or name another file."
         ) from error
     if "sprat" not in named:
@@ -287,7 +300,8 @@ def _parse(path: Path, content: bytes) -> tuple[dict[str, Tensor], str]:
     return tensors, named["sprat"]
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return what a library says of a damaged file, cut short."""
     return str(error).partition("\n")[0][:200].rstrip(". ")
 
 
@@ -312,6 +326,9 @@ def wrong_metadata(meta: Any, shape: Shape = DATA) -> str | None:
     if a file that says so can be loaded."""
     if wrong := mismatch(meta, shape):
         return wrong
+    channels = [len(meta[name]) for name in ("mean", "std") if name in meta]
+    if channels not in ([], [1, 1], [3, 3]):
+        return f"mean and std have {channels[0]} and {channels[1]} values, expected 1 or 3 of each"
     seen: set[str] = set()
     for name in meta["classes"]:
         if name in seen:
@@ -320,8 +337,8 @@ def wrong_metadata(meta: Any, shape: Shape = DATA) -> str | None:
     return None
 
 
-def _wrong_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> str | None:
-    """What is wrong with tensors as the state of a network, in words."""
+def wrong_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> str | None:
+    """What is wrong with tensors as the state of a network, in words; None if they fit."""
     expected, name = network.state_dict(), type(network).__name__
     if missing := sorted(expected.keys() - tensors.keys()):
         return f"it lacks {missing[0]} of {name}"
@@ -350,7 +367,7 @@ def _wrong_side(network: nn.Module, side: int) -> str | None:
 
 
 @torch.inference_mode()
-def _wrong_answers(model: Model) -> str | None:
+def wrong_answers(model: Model) -> str | None:
     """What is wrong if finite weights give logits that are not: seen on a black, a white and a
     grey image, as small as the network takes them."""
     side = getattr(model.network, "min_side", model.side)
@@ -358,7 +375,8 @@ def _wrong_answers(model: Model) -> str | None:
         torch.tensor(values)[:, None, None]
         for values in (model.normalization.mean, model.normalization.std)
     )
-    images = torch.linspace(0, 1, 3)[:, None, None, None].expand(3, 3, side, side)
+    greys = torch.linspace(0, 1, 3)[:, None, None, None]
+    images = greys.expand(3, model.channels, side, side)
     if model.network((images - mean) / std).isfinite().all():
         return None
     return "its network answers a plain image with infinite values or none that are numbers"
@@ -398,6 +416,7 @@ RESUME: Shape = {
     "optimizer": {"state": Kind("tensors for each parameter", _are_slots)},
     "scaler": TableOf(SCALAR),
     "ema": Maybe(STATE),
+    "start?": Maybe(shape_of(StartRecord)),
 }
 
 
@@ -433,18 +452,27 @@ def load_resume(path: Path) -> dict[str, Any]:
     else:
         raise _damaged(path, "it does not begin as such a file does")
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > len(content):  # torch compresses nothing
-            raise _damaged(path, f"it would unpack to {unpacked:,} bytes")
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except SpratError:
-        raise
+        state = unpickle(content)
     except Exception as error:  # a damaged file raises anything
-        raise _damaged(path, _first_line(error)) from error
+        raise _damaged(path, first_line(error)) from error
     if wrong := mismatch(state, RESUME) or wrong_history(state["history"]):
         raise _damaged(path, wrong)
     return dict(state)
+
+
+def unpickle(content: bytes) -> Any:
+    """Return what torch.save wrote: plain values, and tensors on the CPU. Runs nothing that it asks
+    for.
+
+    Raises:
+        Exception: of any kind, where it is damaged or holds anything else.
+    """
+    if content.startswith(b"PK"):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > len(content):  # torch compresses nothing
+            raise ValueError(f"it would unpack to {unpacked:,} bytes")
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def _damaged(path: Path, why: str) -> SpratError:

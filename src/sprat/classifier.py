@@ -13,13 +13,14 @@ from torch import Tensor
 
 from sprat.augment.views import Views, find_views
 from sprat.checkpoint import Model
+from sprat.data.imageset import to_channels
 from sprat.data.picture import SUFFIXES, fit, is_picture, is_skipped, read_picture
 from sprat.errors import SpratError, did_you_mean, shown
 from sprat.evaluation.evaluate import BATCH, predict_probabilities
 from sprat.evaluation.explain import ActivationMaps, Explanation, in_words
 from sprat.inference import WORTH_COMPILING, FrozenNetwork
+from sprat.readers import unlisted
 from sprat.runtime import choose_device
-from sprat.text import command
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -67,7 +68,8 @@ class Classifier:
     """
 
     def __init__(self, model: Model, device: str = "auto") -> None:
-        self.name, self.classes, self.side = model.name, model.classes, model.side
+        self.name, self.classes = model.name, model.classes
+        self.side, self.channels = model.side, model.channels
         self.about = model.about  # how it was trained
         self._normalization = model.normalization
         self._frozen = FrozenNetwork(model.network.to(choose_device(device)).eval())
@@ -77,16 +79,17 @@ class Classifier:
         """Return labels and probabilities of one picture or of many, as a batch in any case.
 
         Args:
-            images: a path, a PIL image, an array (uint8, H x W x 3, H x W, or N x H x W x 3), a
-                tensor (uint8, 3 x H x W or N x 3 x H x W), or several of these one after another.
-                What is not `side` pixels square is cropped to its middle square and resized.
+            images: a path, a PIL image, an array (uint8, H x W x C, H x W, or N x H x W x C), a
+                tensor (uint8, C x H x W or N x C x H x W), or several of these one after another;
+                C is 3, or 1 of grey. What is not `side` pixels square is cropped to its middle
+                square and resized; a model of one channel sees colour as grey (its luma).
             tta: number of views of each that are averaged: 1, 2, 6, 8, 10 or 26.
 
         Raises:
             SpratError: there is no picture, one cannot be read, an array is of another dtype or
                 shape, or there is no such set of views.
         """
-        views, pixels = find_views(tta), to_pixels(images, self.side)
+        views, pixels = find_views(tta), to_pixels(images, self.side, self.channels)
         probabilities = self._probabilities(pixels, views)
         labels = [self.classes[label] for label in probabilities.argmax(1).tolist()]
         return Predictions(labels, probabilities)
@@ -109,13 +112,14 @@ class Classifier:
         self._frozen.expect(len(files) * len(views))
         for start in range(0, len(files), BATCH):
             batch = files[start : start + BATCH]
-            read = [_read_or_error(Path(file), self.side) for file in batch]
+            read = [_read_or_error(Path(file), self.side, self.channels) for file in batch]
             pictures = [picture for picture in read if isinstance(picture, Tensor)]
             if pictures:
                 rows = iter(self._probabilities(torch.stack(pictures), views))
             for file, picture in zip(batch, read, strict=True):
                 if isinstance(picture, SpratError):
-                    yield {"file": str(file), "predictions": [], "error": str(picture)}
+                    error = f"{picture}. Give a picture instead, or leave it out."
+                    yield {"file": str(file), "predictions": [], "error": error}
                 else:
                     yield {"file": str(file), "predictions": self._guesses(next(rows), top)}
 
@@ -134,7 +138,7 @@ class Classifier:
                 no such class, or not one for each picture; or a picture cannot be read.
         """
         self.check_explains()
-        pixels = to_pixels(images, self.side)
+        pixels = to_pixels(images, self.side, self.channels)
         labels = None if classes is None else [self._label(name) for name in classes]
         if labels is not None and len(labels) != len(pixels):
             raise SpratError(
@@ -195,52 +199,51 @@ class Classifier:
         return f"Classifier({self.name}: {len(self.classes)} classes, {self.side} px)"
 
 
-def to_pixels(images: Picture | Iterable[Picture], side: int) -> Tensor:
-    """Return pictures as a network takes them: uint8, N x 3 x side x side, on the CPU.
+def to_pixels(images: Picture | Iterable[Picture], side: int, channels: int = 3) -> Tensor:
+    """Return pictures as a network takes them: uint8, N x channels x side x side, on the CPU.
 
     Raises:
         SpratError: as `Classifier`.
     """
     if isinstance(images, str | Path):
-        return read_picture(Path(images), side)[None]
+        return read_picture(Path(images), side, channels)[None]
     if isinstance(images, Image.Image):
-        return fit(images, side)[None]
+        return fit(images, side, channels)[None]
     if isinstance(images, Tensor):
-        return _fit_all(images.detach().cpu(), side)
+        return _fit_all(images.detach().cpu(), side, channels)
     if isinstance(images, np.ndarray):
         if images.ndim == 2:  # grey
-            images = images[..., None].repeat(3, axis=-1)
-        if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-1] != 3:
+            images = images[..., None]
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-1] not in (1, 3):
             raise SpratError(
                 f"An array is {images.dtype} of shape {images.shape}, expected uint8 (0 to 255) of "
-                "height x width x 3, or many of them: N x height x width x 3."
+                "height x width x 3 (or 1), or many of them: N x height x width x 3."
             )
-        return _fit_all(torch.tensor(images).movedim(-1, -3), side)
+        return _fit_all(torch.tensor(images).movedim(-1, -3), side, channels)
     if not isinstance(images, Iterable):
         raise SpratError(
             f"{shown(images)} is no picture. Give a path, a PIL image, a uint8 array or tensor, or "
             "a list of them."
         )
-    parts = [to_pixels(image, side) for image in images]
+    parts = [to_pixels(image, side, channels) for image in images]
     if not parts:
         raise SpratError("There is no picture to classify. Give at least one.")
     return torch.cat(parts)
 
 
-def _fit_all(images: Tensor, side: int) -> Tensor:
-    if images.dtype != torch.uint8 or images.ndim not in (3, 4) or images.shape[-3] != 3:
+def _fit_all(images: Tensor, side: int, channels: int) -> Tensor:
+    if images.dtype != torch.uint8 or images.ndim not in (3, 4) or images.shape[-3] not in (1, 3):
         raise SpratError(
             f"A tensor is {images.dtype} of shape {tuple(images.shape)}, expected torch.uint8 (0 "
-            "to 255) of 3 x height x width, or many of them: N x 3 x height x width."
+            "to 255) of 3 (or 1) x height x width, or many of them: N x 3 x height x width."
         )
     if not images.numel():
         raise SpratError(f"A batch of shape {tuple(images.shape)} holds no pixel. Give some.")
     batch = images if images.ndim == 4 else images[None]
     if batch.shape[-2:] == (side, side):
-        return batch
-    return torch.stack(
-        [fit(Image.fromarray(image.permute(1, 2, 0).numpy()), side) for image in batch]
-    )
+        return to_channels(batch, channels)
+    pixels = to_channels(batch, 3).movedim(1, -1).numpy()
+    return torch.stack([fit(Image.fromarray(image), side, channels) for image in pixels])
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
@@ -285,14 +288,11 @@ def _listed(folder: Path) -> list[Path]:
     try:
         return [path for path in folder.iterdir() if not is_skipped(path.name)]
     except OSError as error:
-        raise SpratError(
-            f"{folder} cannot be read: {error.strerror}. Give yourself the right to: "
-            f"{command('chmod', 'u+rx', folder)}"
-        ) from error
+        raise unlisted(folder, error) from error
 
 
-def _read_or_error(path: Path, side: int) -> Tensor | SpratError:
+def _read_or_error(path: Path, side: int, channels: int) -> Tensor | SpratError:
     try:
-        return read_picture(path, side)
+        return read_picture(path, side, channels)
     except SpratError as error:
         return error

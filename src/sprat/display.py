@@ -1,14 +1,17 @@
 """A run on a terminal or in a notebook: a bar by epoch and a table of epochs; else plain lines."""
 
+import collections
 import io
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -38,15 +41,21 @@ if TYPE_CHECKING:  # what only prints a table loads no torch
     from sprat.deploy.agreement import Contender
     from sprat.deploy.c.compiler import Compiled
     from sprat.evaluation.records import EpochRow, Evaluation
+    from sprat.run_list import ListedRun
     from sprat.searching.driver import Driver
     from sprat.searching.trial import Rung
     from sprat.searching.trials import Trial
     from sprat.training.run import Run
 
 HEADER = "epoch     loss   accuracy   EMA accuracy   learning rate   seconds   images/s"
+RUNS_HEADER: tuple[str, ...] = (
+    *("run", "state", "recipe", "network", "parameters", "epochs", "val", "test", "time"),
+)
 UNEVEN = 1.5  # times as many images of one class as of another that are worth a line
+FEW_TENSORS = 6  # that are named each
 SHOWN = 10  # findings of a kind that a check of the data names
 PLAIN_EVERY = 30  # seconds between the lines that stand in for the bar
+WATCH_EVERY = 2  # seconds between two states of a table of runs
 NOTEBOOK_EVERY = 1  # seconds between two states of a bar in a notebook
 NOTEBOOK_WIDTH = 80  # characters of it
 
@@ -182,9 +191,12 @@ class TrainingDisplay(Observer):
             self._print(f"Training with plain PyTorch: {reason}.")
         if config.device == "cpu" and (advice := spinning_advice(config.threads)):
             self._print(advice)
+        self._print_start(run)
         if run.steps_taken:
             self._print(f"resumed after step {run.steps_taken:,} of {run.total_steps:,}")
         images = "the probe of training images" if config.final else "val"
+        if config.fold:
+            images = f"fold {config.fold} of {config.folds}, which decides nothing"
         self._print(f"accuracy is on {images}\n{HEADER}")
         for row in run.progress.history:
             self._print_row(row)
@@ -217,6 +229,7 @@ class TrainingDisplay(Observer):
         if run.finished:
             images = run.final_images
             name = "the test set" if run.images.val is None else "val"
+            name = f"fold {run.config.fold}" if run.config.fold else name
             if self.task is not None:
                 self.progress.update(self.task, visible=False)
             self.evaluating_task = self.progress.add_task(
@@ -229,6 +242,23 @@ class TrainingDisplay(Observer):
             self.evaluated += images
             rate = self.evaluated / (time.perf_counter() - self.evaluating_began)
             self.progress.update(self.evaluating_task, advance=images, rate=rate)
+
+    def _print_start(self, run: "Run") -> None:
+        """Print which weights the model that the run starts from gave, and which are new."""
+        start = run.origin.start
+        if start is None or run.steps_taken:
+            return
+        tensors = len(start["taken"]) + len(start["new"])
+        self._print(
+            f"Starting from {visible(start['model'])}: {len(start['taken']):,} of {tensors:,} "
+            f"tensors taken over, with {start['taken_parameters']:,} parameters; "
+            f"{start['new_parameters']:,} parameters are new"
+        )
+        names = {"taken over": start["taken"], "new": start["new"]}
+        for what, each in names.items():
+            self._print(f"  {what + ':':12} {visible(_in_short(each)) or 'none'}")
+        if start["classifier"] == "reordered":
+            self._print("  The classes are in another order, and the classifier follows it")
 
     def _print_imbalance(self, run: "Run") -> None:
         from sprat.data.imageset import class_counts
@@ -358,6 +388,61 @@ class SearchDisplay(Watcher):
         self.console.print(text)
 
 
+class FoldsDisplay(Observer):
+    """Shows the runs of folds that are trained in passing: one bar, and a line for each that is
+    finished. A context manager, as `TrainingDisplay`."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bar = _make_bar(
+            console,
+            _description(),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeRemainingColumn(),
+        )
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> "FoldsDisplay":
+        if _can_move(self.bar):
+            self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if _can_move(self.bar):
+            self.bar.stop()
+
+    def preparing(self, what: str) -> None:
+        self.console.print(f"{what} …")
+
+    def started(self, run: "Run") -> None:
+        total = run.config.folds * run.total_steps
+        if self.task is None:
+            self.task = self.bar.add_task("", total=total)
+        self.stepped(run)
+
+    def stepped(self, run: "Run") -> None:
+        assert self.task is not None
+        fold, folds = run.config.fold, run.config.folds
+        done = (fold - 1) * run.total_steps + run.steps_taken
+        self.bar.update(self.task, completed=done, description=f"fold {fold} of {folds}")
+
+    def epoch_ended(self, run: "Run", row: "EpochRow") -> None:
+        if run.finished and row["top1"] is not None:
+            self.console.print(
+                f"fold {run.config.fold} of {run.config.folds}: {100 * row['top1']:.2f} % of its "
+                f"labels are the model's answer; {run.progress.seconds:.0f} seconds"
+            )
+
+
+def _in_short(names: list[str]) -> str:
+    """Return names of tensors as a line: of more than a few, how many there are in each part."""
+    if len(names) <= FEW_TENSORS:
+        return ", ".join(names)
+    parts = collections.Counter(name.partition(".")[0] for name in names)
+    return ", ".join(f"{part} ({count})" for part, count in parts.items())
+
+
 def print_summary(console: Console, summary: "Summary") -> None:
     """A network's layers as a table, and its totals."""
     rows = [("layer", "type", "output", "parameters", "MACs", "field", "jump")]
@@ -392,7 +477,7 @@ def print_summary(console: Console, summary: "Summary") -> None:
             "over its input"
         )
     console.print(
-        f"\n{visible(summary.model)} on 3 x {summary.side} x {summary.side}\n"
+        f"\n{visible(summary.model)} on {summary.channels} x {summary.side} x {summary.side}\n"
         f"  parameters         {summary.parameters:,}\n"
         f"  MACs               {summary.macs:,}  (of convolutions and linear layers)\n"
         f"  receptive field    {seen}, before global pooling\n"
@@ -465,10 +550,9 @@ def print_check(console: Console, found: "DataCheck") -> None:
     for name in found.images.classes:
         rows.append([name, *(f"{counts[name]:,}" for counts in found.per_class.values())])
     print_table(console, rows, left=1)
-    folder = f"{found.dataset}/"
 
     def named(place: int) -> str:
-        return visible(found.names[place].removeprefix(folder))
+        return visible(found.short(found.names[place]))
 
     kinds: list[tuple[str, list[str]]] = []
     for title, pairs in (
@@ -487,6 +571,20 @@ def print_check(console: Console, found: "DataCheck") -> None:
         ("nearly constant pictures", found.nearly_constant),
     ):
         kinds.append((title, [named(place) for place in places]))
+    if labels := found.labels:
+        console.print(
+            f"labels: {100 * labels.top1:.2f} % are what a model trained without the picture says "
+            f"({labels.folds} folds, recipe {visible(labels.recipe)}, {labels.epochs} epochs); "
+            f"{labels.confident:,} are probably wrong, by confident learning"
+        )
+        kinds.append(("labels that are not the answer, the worst first", []))
+        for each in labels.suspects:
+            names = (visible(found.images.classes[n]) for n in (each.label, each.suggested))
+            shares = (each.label_probability, each.suggested_probability)
+            label, suggested = (
+                f"{n} ({100 * s:.0f} %)" for n, s in zip(names, shares, strict=True)
+            )
+            kinds[-1][1].append(f"{named(each.place)}: labelled {label}, probably {suggested}")
     for title, lines in kinds:
         console.print(f"{title}: {len(lines):,}" if lines else f"{title}: none")
         for line in lines[:SHOWN]:
@@ -500,14 +598,118 @@ def print_table(
 ) -> None:
     """Columns as wide as they must be; the first `left` of them, and all from `left_again` on,
     flush left."""
+    for line in table_lines(rows, left, left_again):
+        console.print(line)
+
+
+def table_lines(rows: Sequence[Sequence[str]], left: int, left_again: int = 1000) -> list[str]:
+    """Return the lines of `print_table`."""
     shown = [[visible(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    lines = []
     for row in shown:
         cells = [
             f"{cell:{'>' if left <= column < left_again else '<'}{width}}"
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        console.print("   ".join(cells).rstrip())
+        lines.append("   ".join(cells).rstrip())
+    return lines
+
+
+def print_runs(console: Console, runs: "Sequence[ListedRun]") -> None:
+    """Print a table of runs, those that share a folder below a line with their mean, and then what
+    is wrong with damaged ones."""
+    for line in _runs_lines(runs):
+        console.print(line)
+
+
+def watch_runs(console: Console, read: "Callable[[], list[ListedRun]]") -> None:
+    """Print a table of runs, and keep it up to date as long as one trains; where nothing can move,
+    print it when none trains any more."""
+
+    def training() -> bool:
+        return any(run.state == "training" for run in runs)
+
+    runs = read()
+    if console.is_terminal and training():
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                text = Text("\n".join(_runs_lines(runs)), no_wrap=True, overflow="ellipsis")
+                live.update(text, refresh=True)
+                if not training():
+                    return
+                time.sleep(WATCH_EVERY)
+                runs = read()
+    while training():
+        time.sleep(WATCH_EVERY)
+        runs = read()
+    print_runs(console, runs)
+
+
+def _runs_lines(runs: "Sequence[ListedRun]") -> list[str]:
+    from sprat.run_list import groups
+
+    if not runs:
+        return ["There is no such run."]
+    rows = [RUNS_HEADER]
+    for group in groups(runs):
+        if len(group) == 1:
+            rows.append(_run_row(group[0].name, group[0]))
+            continue
+        folder = f"{group[0].group}/"
+        rows.append(_group_row(folder, group))
+        rows += [_run_row(f"  {run.name.removeprefix(folder)}", run) for run in group]
+    lines = table_lines(rows, left=4)
+    for run in runs:
+        if run.error:
+            lines.append(f"{visible(run.name)} is damaged: {visible(run.error)}")
+    return lines
+
+
+def _run_row(name: str, run: "ListedRun") -> tuple[str, ...]:
+    state: str = run.state
+    if run.seconds_left is not None:
+        state += f", {_duration(run.seconds_left)} left"
+    epochs = "—" if run.epochs is None else f"{run.epochs}/{run.epochs_in_all}"
+    return (
+        name,
+        state,
+        run.recipe or "—",
+        run.network or "—",
+        "—" if run.parameters is None else f"{run.parameters:,}",
+        epochs,
+        _percent(run.val),
+        _percent(run.test),
+        "—" if run.seconds is None else _duration(run.seconds),
+    )
+
+
+def _group_row(name: str, runs: "Sequence[ListedRun]") -> tuple[str, ...]:
+    """What several runs have in common, the mean accuracy of finished ones, their time in all."""
+
+    def shared(values: Iterable[str]) -> str:
+        found = set(values)
+        return found.pop() if len(found) == 1 else "—"
+
+    def mean(values: Iterable[float | None]) -> str:
+        found = [value for value in values if value is not None]
+        return f"mean {_percent(fmean(found))}" if found else "—"
+
+    rows = [_run_row("", run) for run in runs]
+    finished = [run for run in runs if run.state == "finished"]
+    return (
+        name,
+        f"{len(runs)} runs",
+        *(shared(row[column] for row in rows) for column in (2, 3, 4)),
+        "—",
+        mean(run.val for run in finished),
+        mean(run.test for run in finished),
+        _duration(sum(run.seconds or 0 for run in runs)),
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "—" if share is None else f"{100 * share:.2f} %"
 
 
 @contextmanager

@@ -46,8 +46,10 @@ def in_words(error: SpratError | OSError) -> str:
         return str(error)
     if error.filename is None and error.errno in _NO_ROOM:  # files are written under their names
         return f"standard output cannot be written: {error.strerror}. Send it elsewhere."
-    where = f" ({visible(error.filename)})" if error.filename else ""
-    return f"{error.strerror or error}{where}"
+    if error.filename is None:
+        return f"{error.strerror or error}"
+    reason = f"{visible(error.filename)} cannot be used: {error.strerror or error}"
+    return f"{reason}. Check its name and rights, or give another."
 
 
 def plain(name: str) -> str:
@@ -72,3 +74,7 @@ def shown(value: object) -> str:
         return " ".join(_SHORT.repr(value).split())
     except ValueError:  # an int of more digits than Python prints
         return f"{type(value).__name__} of too many digits"
+
+
+class PeerEnded(SpratError, ConnectionError):
+    """Another of the processes that train one run together has ended, so the run cannot go on."""

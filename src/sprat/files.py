@@ -394,8 +394,8 @@ def _try_lock(handle: int) -> bool | None:
 
 
 def cache_dir() -> Path:
-    """The user's cache of sprat: $XDG_CACHE_HOME/sprat or ~/.cache/sprat; without a home folder,
-    `own_temporary`.
+    """The user's cache of sprat: $XDG_CACHE_HOME/sprat; ~/.cache/sprat on Linux, and where an older
+    sprat made it; else the system's place for caches. Without a home folder, `own_temporary`.
 
     Raises:
         WriteError: as `own_temporary`.
@@ -403,9 +403,14 @@ def cache_dir() -> Path:
     if given := os.environ.get("XDG_CACHE_HOME"):
         return Path(given) / "sprat"
     try:
-        return Path.home() / ".cache" / "sprat"
+        usual = Path.home() / ".cache" / "sprat"
     except RuntimeError:  # neither HOME nor a user of this number
         return own_temporary()
+    if sys.platform == "linux" or usual.exists():
+        return usual
+    from platformdirs import user_cache_dir
+
+    return Path(user_cache_dir("sprat", appauthor=False))
 
 
 def own_temporary() -> Path:

@@ -22,7 +22,7 @@ class FrozenNetwork:
     Args:
         network: in evaluation mode whenever this is called; its weights must not change.
 
-    Calling it takes normalised float32 images B x 3 x H x W on the network's device and returns
+    Calling it takes normalised float32 images B x C x H x W on the network's device and returns
     logits B x num_classes. It can be pickled.
     """
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from sprat.errors import SpratError
 
 VIEWS = (1, 2, 6, 8, 10, 26)  # views of an image that test-time augmentation can average
+CHECK_FOLDS = 5  # by which labels are checked
 WIDTHS = {"fp32": 4, "fp16": 2, "int8": 1}  # bytes of a value where a network runs
 MODEL_FILE, CARD_FILE = "model.safetensors", "card.json"
 
@@ -20,6 +21,22 @@ def check_views(views: int) -> None:
     if views not in VIEWS:
         offered = ", ".join(map(str, VIEWS))
         raise SpratError(f"tta is {views}, expected a number of views among {offered}")
+
+
+def check_one_run(folder: Path) -> None:
+    """Check that a folder, which is not a run's, does not hold several runs.
+
+    Raises:
+        SpratError: it holds those of seeds or folds.
+    """
+    for kind in ("seed", "fold"):
+        runs = [path for path in folder.glob(f"{kind}-[0-9]*") if path.is_dir()]
+        runs.sort(key=lambda path: (len(path.name), path.name))
+        if runs:
+            names = ", ".join(path.name for path in runs[:10]) + (", …" if runs[10:] else "")
+            raise SpratError(
+                f"{folder} holds several {kind}s ({names}). Name one of them: {runs[0]}"
+            )
 
 
 def check_png(path: str | Path | None, option: str) -> None:

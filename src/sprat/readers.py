@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sprat.errors import SpratError
+from sprat.text import command
 
 MODEL_BYTES = 1 << 30  # most that a file of weights may have
 JSON_BYTES = 64 << 20
@@ -42,6 +43,14 @@ def read_bytes(path: Path, most: int) -> bytes:
         f"{path} has {state.st_size:,} bytes, expected at most {most:,}. Check that it is the "
         "right file."
     )
+
+
+def unlisted(folder: Path, error: OSError) -> SpratError:
+    """Return what to raise where the system refuses to list a folder."""
+    remedy = "Give a folder that can be listed."
+    if isinstance(error, PermissionError):
+        remedy = f"Give yourself the right to: {command('chmod', 'u+rx', folder)}"
+    return SpratError(f"{folder} cannot be read: {error.strerror}. {remedy}")
 
 
 def read_text(path: Path, most: int = JSON_BYTES) -> str:

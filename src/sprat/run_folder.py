@@ -9,13 +9,16 @@ from typing import Any, NotRequired, TypedDict
 
 from sprat.errors import SpratError
 from sprat.evaluation.records import (
+    Count,
     Overrides,
     RunResult,
+    StartRecord,
     read_finished,
     read_json,
     write_json,
 )
 from sprat.files import holder, lock, sweep, writing
+from sprat.names import check_one_run
 from sprat.settings.config import Config
 from sprat.shapes import mismatch, shape_of
 from sprat.text import command
@@ -43,6 +46,8 @@ class Beginning(TypedDict):
     overrides: Overrides
     config: dict[str, Any]
     data: NotRequired[DataIdentity | None]
+    start: NotRequired[StartRecord | None]
+    parameters: NotRequired[Count]
 
 
 BEGINNING = shape_of(Beginning)
@@ -160,9 +165,16 @@ def resume_finished(run: Path) -> RunResult | None:
 
 
 def write_config(
-    run: Path, config: Config, recipe: str, overrides: dict[str, Any], data: DataIdentity
+    run: Path,
+    config: Config,
+    recipe: str,
+    overrides: dict[str, Any],
+    data: DataIdentity,
+    parameters: int,
+    start: StartRecord | None = None,
 ) -> None:
-    """Write config.json: the recipe's name, what differs from it, the whole config, the data.
+    """Write config.json: the recipe's name, what differs from it, the whole config, the data, the
+    number of the network's parameters, the model that the run starts from.
 
     Raises:
         SpratError: the folder has such a file, or it cannot be written.
@@ -172,6 +184,8 @@ def write_config(
         "overrides": overrides,
         "config": config.to_dict(),
         "data": data,
+        "start": start,
+        "parameters": parameters,
     }
     write_json(run / CONFIG_FILE, values, new=True)
 
@@ -182,22 +196,40 @@ def read_config(run: Path) -> tuple[Config, str, dict[str, Any]]:
     Raises:
         SpratError: config.json is missing or damaged.
     """
+    values = read_beginning(run)
+    config = Config.recorded(values["config"], source=str(run / CONFIG_FILE))
+    return config, values["recipe"], values["overrides"]
+
+
+def read_beginning(run: Path) -> Beginning:
+    """Return what a run's config.json holds.
+
+    Raises:
+        SpratError: it is missing or damaged.
+    """
     path = run / CONFIG_FILE
     if run.is_dir() and all(found.name.startswith(".") for found in run.iterdir()):
         raise SpratError(
             f"{run} holds no run yet: it was ended before it began. Start it again into the same "
             f"folder: {command('sprat', 'train', '--output', run)}, with its recipe and settings."
         )
-    values = read_json(path)
+    if not path.exists():
+        check_one_run(run)
+    values: Beginning = read_json(path)
     if wrong := mismatch(values, BEGINNING):
         raise SpratError(
             f"{path} is not what a run of sprat writes: {wrong}. Name the folder of a run."
         )
-    config = Config.recorded(values["config"], source=str(path))
-    return config, values["recipe"], values["overrides"]
+    return values
 
 
 def read_data(run: Path) -> DataIdentity | None:
     """Return what identifies the images that a run began with; None for a run of an older sprat."""
     found: DataIdentity | None = read_json(run / CONFIG_FILE).get("data")
+    return found
+
+
+def read_start(run: Path) -> StartRecord | None:
+    """Return the model that a run started from; None for a run from scratch."""
+    found: StartRecord | None = read_json(run / CONFIG_FILE).get("start")
     return found

@@ -24,6 +24,7 @@ class Machine(TypedDict):
     """What a figure must say of the machine it was measured on.
 
     kernels: how a step was computed (compiled, graph, torch), and why not by compiled ones.
+    processes: number of those that trained together, if more than one.
     """
 
     device: str
@@ -35,6 +36,7 @@ class Machine(TypedDict):
     system: str
     kernels: NotRequired[str]
     kernels_because: NotRequired[str]
+    processes: NotRequired[Annotated[int, whole(2)]]
 
 
 class GitState(TypedDict):

@@ -7,6 +7,8 @@ import sys
 import unicodedata
 from pathlib import Path
 
+from sprat import torchrun
+
 # controls, formats (bidirectional overrides among them), lone surrogates, breaks of a line
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _JOINERS = "\u200c\u200d"  # Persian, Indian scripts and emoji are spelt with them
@@ -32,8 +34,10 @@ def escape(character: str) -> str:
 
 
 def warn(text: object) -> None:
-    """Print a line of sprat's, or several, on stderr."""
-    print(f"sprat: {visible_lines(text)}", file=sys.stderr)
+    """Print a line of sprat's, or several, on stderr; of the processes that torchrun started on a
+    machine, the first does."""
+    if torchrun.local_rank() == 0:
+        print(f"sprat: {visible_lines(text)}", file=sys.stderr)
 
 
 def command(*words: object) -> str:

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from sprat import torchrun
+
 SPIN_COUNT = 1000  # rounds of the busy loop; benchmarks/under_load.py compares others
 MOST_THREADS = 1024  # far more than help, and fewer than a system refuses to start
 SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # either one of them decides
@@ -42,7 +44,8 @@ def spinning_advice(threads: int) -> str | None:
 
 def usable_cores(root: Path = Path("/")) -> int:
     """Return how many CPU threads can run at once: the cores this process may use (affinity), or
-    what its container's CPU quota comes to, rounded up, where that is less.
+    what its container's CPU quota comes to, rounded up, where that is less; divided by the
+    processes that torchrun started on this machine.
 
     Args:
         root: where /proc and /sys are.
@@ -51,7 +54,8 @@ def usable_cores(root: Path = Path("/")) -> int:
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
-    return min([cores, *(max(1, math.ceil(quota)) for quota in _quotas(root))])
+    cores = min([cores, *(max(1, math.ceil(quota)) for quota in _quotas(root))])
+    return max(1, cores // torchrun.local_world_size())
 
 
 def _quotas(root: Path) -> Iterator[float]:

@@ -24,8 +24,9 @@ from sprat import SpratError
 SOURCE = Path(sprat.__file__).parent
 ROOT = SOURCE.parents[1]
 VERBS = (
-    *("check_data", "compare", "evaluate", "export", "load", "predict", "report"),
-    *("resume", "resume_search", "search", "train", "train_seeds"),
+    *("check_data", "compare", "evaluate", "export", "import_model", "list_runs", "load"),
+    *("predict", "report", "resume", "resume_search", "search", "train", "train_folds"),
+    "train_seeds",
 )
 MOST_STATEMENTS = 25
 # differ from run to run

@@ -1,5 +1,6 @@
 """`sprat predict --explain`: a PNG for each picture, in words too, and nothing overwritten."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -60,6 +61,12 @@ def test_each_picture_gets_a_drawing_and_words(
         assert prediction["predictions"][0]["class"] == explained.label
     done = here("predict", small_run, pictures / "a.jpg", "--explain", tmp_path / "text")
     assert done.stdout.rstrip().endswith(f"   where: {first['where']}")
+    done = here("predict", small_run, pictures, "--explain", tmp_path / "rows", "--csv")
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    assert [(row["where"], row["map"]) for row in rows] == [
+        (each["where"], str(tmp_path / "rows" / Path(each["map"]).name)) for each in (first, last)
+    ]
+    assert "where" not in here("predict", small_run, pictures, "--csv").stdout
 
 
 def test_both_faces_draw_the_same_and_the_predictions_stay(

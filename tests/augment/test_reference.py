@@ -142,6 +142,13 @@ def test_albumentations_transforms_are_drawn_independently(shapes10: Dataset) ->
     assert both == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / 4000))
 
 
+def test_albumentations_takes_one_channel(images: Tensor) -> None:
+    grey = images[:8, :1]
+    out = AlbumentationsPipeline(ALL, channels=1)(grey, seed=0)
+    assert out.shape == grey.shape
+    assert not torch.equal(out, grey)
+
+
 def test_albumentations_is_repeatable_by_its_seed(images: Tensor) -> None:
     pipeline = AlbumentationsPipeline(ALL)
     first, again, other = (pipeline(images, seed) for seed in (3, 3, 4))

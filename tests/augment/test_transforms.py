@@ -315,3 +315,15 @@ def test_resize_is_the_antialiased_bilinear_filter(side: int) -> None:
 def test_resize_to_the_same_side_changes_no_pixel() -> None:
     images = _images(height=9)
     assert torch.equal(resize(images, 9), images.float())
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_one_channel_is_changed_as_three_equal_ones(name: str) -> None:
+    grey = torch.randint(256, (16, 1, 12, 16), dtype=torch.uint8)
+    for images in (grey, grey.float()):
+        one, three = (
+            TRANSFORMS[name](given, torch.Generator().manual_seed(1))
+            for given in (images, images.repeat(1, 3, 1, 1))
+        )
+        assert one.shape == grey.shape
+        assert torch.allclose(one.float().expand_as(three), three.float(), rtol=0, atol=1e-3)

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Here
+from cyclopts.completion.detect import ShellDetectionError
 from PIL import Image
 
 from sprat.cli import app
@@ -67,6 +69,9 @@ WITHOUT_TORCH = {
     "evaluate SpratM --tta 3": 2,
     "evaluate SpratM --threads -1": 2,
     "evaluate SpratM --dataset nosuch": 2,
+    "evaluate SpratM --weights nosuch.pth": 2,
+    "evaluate SpratM --mean 0.5": 2,
+    "import SpratM --weights nosuch.pth --mean 0.5": 2,
     "predict": 2,
     "predict nosuch": 2,
     "predict SpratM": 2,
@@ -84,6 +89,9 @@ WITHOUT_TORCH = {
     "check SpratM": 2,
     "check SpratM --max-macs -1": 2,
     "compare nosuch": 2,
+    "runs nosuch": 2,
+    "runs .": 0,
+    "runs . --watch --json": 2,
     "serve --max-files 0": 2,
     "data show --dataset nosuch": 2,
     "data show --columns 0": 2,
@@ -541,3 +549,33 @@ def test_check_holds_a_network_to_limits_by_its_exit_code(here: Here, small_run:
     assert verdicts["parameters"]["kept"] is True
     assert verdicts["MACs"]["kept"] is False
     assert verdicts["MACs"]["margin"] < 0
+
+
+class TestCompletion:
+    def test_is_installed_for_a_shell(
+        self, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        for _ in range(2):
+            done = here("--install-completion", "bash")
+            assert done.returncode == 0, done.stderr
+        script = tmp_path / ".local" / "share" / "bash-completion" / "completions" / "sprat"
+        assert done.stdout.startswith(f"{script} completes sprat's commands")
+        text = script.read_text()
+        assert all(word in text for word in ("train", "evaluate", "--optim.lr", "--recipe"))
+        started = (tmp_path / ".bashrc").read_text()
+        assert started.count(str(script)) <= 2, "installed twice, it is there once"
+        if bash := shutil.which("bash"):
+            subprocess.run([bash, "-n", str(script)], check=True, capture_output=True)
+
+    def test_asks_for_a_shell_that_is_not_recognised(
+        self, here: Here, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def unknown() -> str:
+            raise ShellDetectionError("unknown")
+
+        monkeypatch.setattr("cyclopts.completion.detect.detect_shell", unknown)
+        done = here("--install-completion")
+        assert done.returncode == 2
+        assert "sprat --install-completion bash" in done.stderr
+        assert here("--install-completion", "tcsh").returncode == 2

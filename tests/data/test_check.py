@@ -1,6 +1,7 @@
 """sprat data check: leaks, duplicates, conflicting labels, pictures of nothing; what train says."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import sprat
 from sprat.data import assemble, shapes10
 from sprat.data.duplicates import find_pairs, traits_of
 from sprat.data.imageset import ImageSet
+from sprat.files import cache_dir
 
 SIDE = 48  # pixels of the pictures in the files
 COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
@@ -102,6 +104,31 @@ def test_each_kind_of_fault_is_found_once_and_named_by_its_path(faulty: Path, he
     assert found["per_class"]["train"] == {"cat": 7, "dog": 6}
     assert found["ok"] is False
     assert found == json.loads(json.dumps(sprat.check_data(faulty, quiet=True).to_dict()))
+
+
+def test_pictures_of_an_archive_are_named_by_archive_and_file(
+    faulty: Path, tmp_path: Path, here: Here
+) -> None:
+    """Wherever they are named: nobody finds them by their place in the cache."""
+    packed = Path(shutil.make_archive(str(tmp_path / "set"), "zip", faulty))
+    page, said = tmp_path / "page.html", []
+    for words in (
+        ("data", "check", packed, "--json"),
+        ("data", "check", packed, "--output", page),
+        ("data", "show", "--dataset", packed, "--pictures.unreadable", "skip"),
+        ("evaluate", "SpratT", "--dataset", packed),
+    ):
+        done = here(*words)
+        said.append(done.stdout + done.stderr)
+    found = json.loads(said[0].split("\n")[0])
+    assert [name for name, _ in found["unreadable"]] == [f"{packed}: train/dog/broken.png"]
+    assert found["blank"] == [f"{packed}: train/cat/white.png"]
+    assert [f"{packed}: train/dog/1.png", f"{packed}: val/dog/leaked.png"] in found["leaks"]
+    assert "train/dog/1.png (dog) and val/dog/leaked.png (dog)" in said[1]
+    assert "train: train/cat/white.png" not in page.read_text()
+    for text in (*said, page.read_text()):
+        assert f"{packed}: train/dog/broken.png cannot be read as a picture" in text
+        assert str(cache_dir()) not in text
 
 
 def test_what_is_found_is_printed_in_words(faulty: Path, here: Here) -> None:

@@ -2,13 +2,11 @@
 
 import io
 import json
+import os
 import random
 import re
 import shutil
-import signal
 import stat
-import subprocess
-import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from conftest import Hostile
+from killed import kill_after
 from own_pictures import draw, draw_picture
 from pyarrow import parquet
 
@@ -221,11 +220,18 @@ class TestTables:
         (flowers / "metadata.csv").write_text(_csv()(rows))
         assert _load(flowers).md5 == md5
 
+    def test_a_link_to_itself_hides_no_other_file(self, flowers: Path) -> None:
+        md5 = _load(flowers).md5
+        (flowers / "blue" / ".." / "loop").symlink_to("loop")
+        assert _load(flowers).md5 == md5
+        rows = _rows(flowers)
+        (flowers / "blue" / "loop").symlink_to("loop")
+        (flowers / "a.csv").write_text(_csv()(rows))
+        assert _load(flowers / "a.csv").md5 == md5
+
     def test_rows_without_files_are_refused_or_left_out(self, flowers: Path) -> None:
         (flowers / "a.csv").write_text(_csv()([*_rows(flowers), ("blue/more.png", "blue")]))
-        with pytest.raises(
-            SpratError, match=r"1 pictures that are not there: blue/more.png \(Line"
-        ):
+        with pytest.raises(SpratError, match=r"1 picture that is not there: blue/more.png \(Line"):
             _load(flowers / "a.csv")
         assert _load(flowers / "a.csv", unreadable="skip").md5 == _load(flowers).md5
 
@@ -250,11 +256,12 @@ BAD_TABLES: list[tuple[str, str]] = [
     ("path,label,split\nblue/0.png,a,train\nred/0.png,b,\n", "has the part '', expected train"),
     ("path,label,split\nblue/0.png,a,test\nred/0.png,b,test\n", "holds test but no train"),
     ("path,label\n.,a\nred/0.png,b\n", "names '.', which is outside"),
-    ("path,label\nblue,a\nred/0.png,b\n", "pictures that are not there: blue"),
+    ("path,label\nblue,a\nred/0.png,b\n", "1 picture that is not there: blue"),
     (f"path,label\nblue/0.png,{'x' * 300}\nred/0.png,b\n", "a label of 300 characters"),
     ("path,label\n" + "x" * 200_000 + ",a\n", "cannot be read as a table: field larger"),
     ('path,label\n"blue/0.png,a\n', "cannot be read as a table: unexpected end of data"),
-    ("path,label\nblue/0\0.png,a\nred/0.png,b\n", "cannot be read as a table|are not there"),
+    (f"path,label\n{'x' * 9_999},a\nred/0.png,b\n", "not there: x{150} … .*Add them"),
+    ("path,label\nblue/0\0.png,a\nred/0.png,b\n", "cannot be read as a table|not there"),
     ("path,label\nblue/\x1b[31m,a\nred/0.png,b\n", r"not there: blue/\\x1b\[31m \(Line 2"),
 ]
 
@@ -285,12 +292,13 @@ def test_a_table_that_is_too_large_is_refused(
 @pytest.mark.parametrize(
     "text",
     ['[1]', '{"path": "x"', '{"path": 1e999}', '["path"]', '"' * 99_999, "[" * 99_999, "\0",
-     '{"path": "blue/0.png"}\n{"label": 3}', '{"path": {"a": 1}, "label": [1]}'],
+     '{"path": "blue/0.png", "label": "\\ud800"}', '{"path": "blue/0.png"}\n{"label": 3}',
+     '{"path": {"a": 1}, "label": [1]}'],
 )  # fmt: skip
 def test_lines_that_are_no_json_are_refused(flowers: Path, hostile: Hostile, text: str) -> None:
     (flowers / "a.jsonl").write_text(text)
     said = _refused(hostile, flowers, lambda: _load(flowers / "a.jsonl"))
-    assert re.search("cannot be read as a table|has nothing in|no column", said), said
+    assert re.search("cannot be read as a table|has nothing in|no column|not Unicode", said), said
 
 
 def _pack(folder: Path, place: Path) -> Path:
@@ -342,8 +350,10 @@ class TestArchives:
         packed = _pack(draw(tmp_path / "set", blue=2), tmp_path / "x.zip")
         with pytest.raises(SpratError, match=rf"{packed} holds only 'blue'; expected"):
             _load(packed)
+        assert list((cache_dir() / "archives").iterdir()) == [], "what is refused is not kept"
+        assert len(_load(packed, whole=True).train) == 2
         packed = _pack(draw(tmp_path / "set", blue=2, red__dark=2), tmp_path / "y.zip")
-        with pytest.raises(SpratError, match=rf"The class folder {packed}/set/red holds folders"):
+        with pytest.raises(SpratError, match=rf"The class folder {packed}: set/red holds folders"):
             _load(packed)
 
     def test_a_killed_extraction_leaves_nothing_half_done(self, flowers: Path) -> None:
@@ -354,14 +364,7 @@ class TestArchives:
             "def slow(*args): write(*args); print(args[1].name, flush=True); time.sleep(0.2)\n"
             "archive._write = slow; archive.extract(Path(sys.argv[1]))"
         )
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(packed)], stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        for _ in range(4):
-            process.stdout.readline()
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        kill_after(4, code, packed)
         place = cache_dir() / "archives"
         assert list(place.glob(".sprat-*.tmp")), "it was killed while it wrote"
         assert _load(packed).md5 == _load(flowers).md5
@@ -441,6 +444,7 @@ ATTACKS: list[tuple[str, Callable[[], bytes], str]] = [
     ("x.zip", lambda: _zip(("a/" * 600 + "1.png", b"")), "a path of 1,205 characters"),
     ("x.zip", lambda: _zip(*[(f"a/{n}", b"") for n in range(60)]), "more than 50 files or"),
     ("x.zip", lambda: _zip(("a/1.png", bytes(3 << 20))), "or 2,097,152 bytes"),
+    ("x.zip", lambda: _zip(*[(f"a/{n}", b"") for n in range(200)]), "a directory of 10,090 bytes"),
     ("x.zip", lambda: _zip((".git/a", b""), ("__MACOSX/b.png", b"")), "holds no files. Give"),
     ("x.zip", lambda: _tar(_member("a/1.png", 9)), "is damaged or no archive: File is not a zip"),
     ("x.tar", lambda: _tar(_member("../evil.png")), "holds '../evil.png', which is outside"),
@@ -481,6 +485,7 @@ def test_an_unsafe_archive_is_refused_and_writes_nothing(
     monkeypatch.setattr(archive, "MOST_FILES", 50)
     monkeypatch.setattr(archive, "MOST_BYTES", 2 << 20)
     monkeypatch.setattr(archive, "_LONGEST_HEADER", 1 << 20)
+    monkeypatch.setattr(archive, "_LONGEST_DIRECTORY", 8_000)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / name).write_bytes(make())
     said = _refused(hostile, tmp_path, lambda: _load(tmp_path / "in" / name))
@@ -630,6 +635,8 @@ BAD_SHARDS: list[tuple[Callable[[Path, list[Path]], object], str]] = [
         and _shard(f, p[:2], [0, 1]),
         "x.parquet does not say its part, .* Rename it to train-x.parquet",
     ),
+    (lambda f, p: os.mkfifo(f), "x.parquet is damaged or no parquet file: it is a device, pipe or"),
+    (lambda f, p: _shard(f, p[:2], [0, 1], ["a", "\ud800"]), "label '.ud800', which is not Unico"),
     (
         lambda f, p: parquet.write_table(pa.table({"image": ["1.png"], "label": [1]}), f),
         r"pictures in any column; .* its columns are 'image' \(string\), 'label' \(int64\). Write",

@@ -1,5 +1,6 @@
 """Own pictures: folders drawn here, good and bad, are read, split, cached and trained on."""
 
+import contextlib
 import csv
 import io
 import itertools
@@ -9,9 +10,6 @@ import random
 import re
 import resource
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMALL, Hostile
+from killed import kill_after
 from own_pictures import draw, draw_picture
 from PIL import Image
 
@@ -75,7 +74,7 @@ class TestReading:
 
     @pytest.mark.parametrize("side", [16, 33, 128])
     def test_has_the_side_that_is_asked_for(self, tmp_path: Path, side: int) -> None:
-        folder = draw(tmp_path / "set", blue=3, red=3)
+        folder = draw(tmp_path / "set", blue=5, red=5)
         loaded = load_dataset(str(folder), own=PicturesConfig(side=side))
         assert loaded.train.images.shape[1:] == (3, side, side)
 
@@ -246,14 +245,7 @@ class TestCache:
             "def slow(done, total): print(done, flush=True); time.sleep(0.05)\n"
             "load_dataset(sys.argv[1], progress=slow)"
         )
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        for _ in range(50):
-            process.stdout.readline()
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        kill_after(50, code, folder)
         place = cache_file(folder, 32)
         assert not place.exists()
         assert list(place.parent.glob(".*.pixels")), "it was killed while it wrote"
@@ -676,8 +668,34 @@ class TestEndToEnd:
             assert {first, second} < {"blue", "green", "red"}
             assert 1 >= float(probability) >= float(less) > 0
         (folder / "red" / "up").unlink()
+        self._check_csv_of_odd_names(tmp_path, capsys)
         with pytest.raises(SpratError, match="--csv and --json cannot both be printed"):
             _sprat("predict", *words, "--json")
+
+    def _check_csv_of_odd_names(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """A program reads them as they are, a spreadsheet computes none of them."""
+        names = [
+            "=1+1.png",
+            "+x.png",
+            "-x.png",
+            "@x.png",
+            "a,b.png",
+            'a"b.png',
+            "a\nb.png",
+            "a\rb.png",
+        ]
+        folder, bad = tmp_path / "odd", os.fsdecode(b"\xff.png")
+        folder.mkdir()
+        for name in (*names, bad):
+            draw_picture(folder / name)
+        with contextlib.chdir(folder):
+            assert _sprat("predict", "../run", ".", "--csv", "--top", 1) == 0
+        text = capsys.readouterr().out
+        _, *rows = csv.reader(io.StringIO(text.encode().decode(), newline=""))
+        safe = [f"./{name}" if name[0] in "=+-@" else name for name in names]
+        assert {row[0] for row in rows} == {*safe, r"\udcff.png"}
+        with pytest.raises(SpratError, match=r"name of a picture is empty\. Give"):
+            _sprat("predict", tmp_path / "run", "")
 
     def test_shows_them(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -26,6 +26,10 @@ KINDS = {
     "truncated": "a file that a run wrote is cut off",
     "hostile model": "a model file whose metadata or weights are impossible",
     "hostile recipe": "a recipe that is no TOML, or whose values are impossible",
+    "hostile folder": "own pictures in folders with links, pipes, odd names, odd pictures or none",
+    "hostile table": "a table with odd texts, columns, paths, labels or parts",
+    "hostile archive": "an archive with paths outside, links, clashing names, bombs or damage",
+    "hostile parquet": "parquet files of another shape, or that disagree, or damaged",
     "client that never reads": "connections that are opened and then left, up to every place",
     "picture made to be slow": "a small file that would take long, or much memory, to decode",
 }

@@ -43,7 +43,17 @@ def main() -> int:
 
 
 def _try_all(scratch: Path, names: list[str], only: list[int] | None, jobs: int) -> int:
-    from faults import clients, damage, disk, hostile, kills
+    from faults import (
+        clients,
+        damage,
+        disk,
+        hostile,
+        kills,
+        own_archives,
+        own_folders,
+        own_parquet,
+        own_tables,
+    )
     from faults.world import World
 
     began = time.monotonic()
@@ -56,6 +66,10 @@ def _try_all(scratch: Path, names: list[str], only: list[int] | None, jobs: int)
         "truncated": damage.truncated,
         "hostile model": hostile.models,
         "hostile recipe": hostile.recipes,
+        "hostile folder": own_folders.folders,
+        "hostile table": own_tables.tables,
+        "hostile archive": own_archives.archives,
+        "hostile parquet": own_parquet.shards,
         "client that never reads": clients.silent,
         "picture made to be slow": clients.slow_pictures,
     }

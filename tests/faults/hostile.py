@@ -73,7 +73,7 @@ def recipes(world: World) -> Kind:
         with world.place("train") as place:
             (place.work / "hostile.toml").write_bytes(variant.content)
             words = ["train", "--recipe", "hostile.toml", "--output", "run", "--quiet"]
-            _check(variant.name, place.sprat(*words, prepare=_never_train), variant.refused)
+            _check(variant.name, place.sprat(*words, prepare=never_train), variant.refused)
 
     return Kind(lambda faults: min(len(texts) + 2 * faults, len(variants)), attempt)
 
@@ -81,16 +81,21 @@ def recipes(world: World) -> Kind:
 def _check(name: str, ended: Ended, refused: bool) -> None:
     """Raises FailedError unless that is how a hostile input is met."""
     with naming(name):
-        ended.check(*([2] if refused else [0, 2]))
-        if ended.cpu > MOST_CPU:
-            raise FailedError("lost", f"took {ended.cpu:.1f} seconds of CPU")
-        if found := CONTROL.search(ended.err + ended.out):
-            raise FailedError("silent", f"printed {found[0]!r}: {ended}")
-        if len(ended.err) > LONGEST:
-            raise FailedError("lost", f"printed {len(ended.err):,} characters: {ended.err[:300]}")
+        check_hostile(ended.check(*([2] if refused else [0, 2])))
 
 
-def _never_train() -> None:
+def check_hostile(ended: Ended, most_cpu: float = MOST_CPU, longest: int = LONGEST) -> None:
+    """Raises FailedError if what met a hostile input took long, or printed what it must not."""
+    if ended.cpu > most_cpu:
+        raise FailedError("lost", f"took {ended.cpu:.1f} seconds of CPU: {ended}")
+    if found := CONTROL.search(ended.err + ended.out):
+        raise FailedError("silent", f"printed {found[0]!r}: {ended}")
+    if len(ended.err) > longest:
+        raise FailedError("lost", f"printed {len(ended.err):,} characters: {ended.err[:300]}")
+
+
+def never_train() -> None:
+    """Lets a run end where it would begin to train."""
     from sprat.training.run import Run
 
     def train(*args: object) -> None:

@@ -63,6 +63,7 @@ class Ended:
     out: str
     err: str
     cpu: float  # seconds
+    memory: int  # bytes, the most at a time
     seconds: float
 
     @property
@@ -91,7 +92,7 @@ class Victim:
         self.pid, self._folder = pid, folder
         self._handle = os.pidfd_open(pid)
         self._began, self._ended = time.monotonic(), 0.0
-        self._status: tuple[int, float] | None = None  # code, seconds of CPU
+        self._status: tuple[int, float, int] | None = None  # code, seconds of CPU, bytes
 
     def ends_within(self, seconds: float) -> bool:
         """Waits for it so long at most."""
@@ -100,7 +101,8 @@ class Victim:
                 return False
             _, status, usage = os.wait4(self.pid, 0)
             self._ended = time.monotonic()
-            self._status = os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
+            cpu, memory = usage.ru_utime + usage.ru_stime, usage.ru_maxrss << 10
+            self._status = os.waitstatus_to_exitcode(status), cpu, memory
         return True
 
     def wait(self, kill_after: float | None = None) -> Ended:
@@ -110,9 +112,10 @@ class Victim:
         hung = not self.ends_within(DEADLINE)
         self.end()
         assert self._status is not None
-        code, cpu = self._status
+        code, cpu, memory = self._status
         out, err = self.said()
-        return Ended(None if hung else code, out, err, cpu, self._ended - self._began)
+        seconds = self._ended - self._began
+        return Ended(None if hung else code, out, err, cpu, memory, seconds)
 
     def said(self) -> tuple[str, str]:
         """What it has printed so far to stdout and stderr."""

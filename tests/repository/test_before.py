@@ -56,6 +56,6 @@ def test_an_interrupted_run_ends_as_it_would_have(
 def test_a_recipe_means_what_it_did() -> None:
     config = load_recipe(str(BEFORE / "my-recipe.toml")).to_dict()
     began_as = read_config(BEFORE / "finished")[0].to_dict()
-    for name in ("dataset", "device", "precision", "kernels", "threads"):
-        began_as[name] = config[name]  # the machine's
+    for name in ("dataset", "device", "precision", "kernels", "threads", "pictures"):
+        began_as[name] = config[name]  # the machine's and the data's
     assert config == began_as

@@ -68,3 +68,34 @@ def test_of_c_what_was_measured_is_shown_but_of_a_model_that_changed(tmp_path: P
     assert "gcc 1 with `-O2`" in page
     assert "one thread of an abacus" in page
     assert page.endswith("| ResNet8 | 1.23 | 2.00 |\n")
+
+
+def test_what_a_head_start_brings_is_written_by_the_generator(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "how-to" / "own-pictures.md").read_text()
+    head_start = runpy.run_path(str(ROOT / "docs" / "generate.py"))["head_start"]
+    assert head_start(page) == page, "run python docs/generate.py: own-pictures.md is out of date"
+    assert "Not measured yet" in head_start(page, tmp_path)
+
+    def size(images: int, ahead: float) -> dict[str, object]:
+        spread = {"mean": 0.5, "std": 0.01, "seconds": 9.6}
+        arms = ("from scratch", "from scratch, longer")
+        return {
+            "images_a_class": images, "steps": 360,
+            "measured": dict.fromkeys(("head start", *arms), spread),
+            "head_start_ahead_of": {
+                arm: {"mean": ahead, "standard_error": 0.01} for arm in arms
+            },
+        }  # fmt: skip
+
+    figures = {
+        "model": "SpratT", "recipe": "fine-tune", "seeds": 3, "longer": 2, "test_images": 5_000,
+        "given_classes": ["bird"], "held_out_classes": ["cat"], "scratch": {"high rates": {}},
+        "sizes": [size(20, 0.1), size(100, 0.04), size(500, -0.1)],
+    }  # fmt: skip
+    (tmp_path / "head_start.json").write_text(json.dumps(figures))
+    written = " ".join(head_start(page, tmp_path).split())
+    assert "| 20 | 360 | 10 and 10 | 50.00 ± 1.00 % | 50.00 ± 1.00 % (+10.00 ± 1.00) |" in written
+    assert (
+        "the head start is clearly ahead with 20 images a class; not clearly ahead or " in written
+    )
+    assert "behind with 100 images a class; clearly behind with 500 images a class." in written

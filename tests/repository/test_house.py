@@ -20,10 +20,10 @@ HOUSE = (
     # what a person types and sees
     {"cli"},
     {"api", "ship"},
-    {"serve", "display", "reporting"},
+    {"serve", "display", "reporting", "tensorboard"},
     # activities, each made of the parts below
     {"deploy", "searching"},
-    {"training", "classifier", "figures"},
+    {"training", "classifier", "figures", "foreign", "run_list"},
     # parts: trained models, what is measured of them, images, kernels
     {"checkpoint", "run_folder", "zoo"},
     {"evaluation"},
@@ -31,12 +31,13 @@ HOUSE = (
     {"data", "inference"},
     {"kernels", "augment"},
     # plain numbers and tensors
-    {"models", "budget", "optim"},
+    {"models", "budget", "optim", "distributed"},
     # what everything stands on
     {"runtime", "files", "names", "settings.field", "readers"},
     {"shapes", "threads", "deferred"},
     {"errors"},
     {"text", "option"},
+    {"torchrun"},
 )
 FLOORS = {room: -storey for storey, rooms in enumerate(HOUSE) for room in rooms}
 MODULES = sorted(p for p in SOURCE.rglob("*.py") if p.parent != SOURCE or p.stem[:2] != "__")
@@ -84,10 +85,12 @@ def test_pins_meet_the_floors_and_each_is_in_the_list_of_what_was_checked() -> N
         for line in (ROOT / "constraints.txt").read_text().splitlines()
         if not line.startswith("#")
     )
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = settings["project"]
     wanted = [
         *project["dependencies"],
         *itertools.chain(*project["optional-dependencies"].values()),
+        *itertools.chain(*settings["dependency-groups"].values()),
     ]
     by_name = {canonicalize_name(name): version for name, version in pins.items()}
     for requirement in map(Requirement, wanted):
@@ -99,6 +102,15 @@ def test_pins_meet_the_floors_and_each_is_in_the_list_of_what_was_checked() -> N
         r"^\| ([\w.-]+) \| (\d[\w.]*) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M
     )
     assert dict(rows) == pins
+
+
+def test_all_is_every_extra_and_none_is_for_developing() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    (everything,) = map(Requirement, extras["all"])
+    assert everything.extras == extras.keys() - {"all"}
+    published = itertools.chain(project["dependencies"], *extras.values())
+    assert not {"pytest", "ruff", "mypy"} & {Requirement(each).name for each in published}
 
 
 def test_nothing_imports_what_sprat_does_without() -> None:

@@ -282,6 +282,38 @@ def test_tta_finds_what_judging_finds(
         assert model["sets"][views]["top1"] == pytest.approx(judgement[key], abs=2.5 / len(val))
 
 
+def test_head_start_pairs_runs_and_takes_up_what_is_finished(
+    here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from side_by_side import noise
+
+    monkeypatch.setattr("sprat.data.load_dataset", lambda *_: noise(140, 16))
+    options = ("--work", str(tmp_path), "--sizes", "8=1", "--epochs", "1", "--val", "2")
+    figures = here("head_start.py", *options, "--seeds", "2", "--threads", "1")
+    (size,) = figures["sizes"]
+    assert (size["images_a_class"], size["steps"]) == (8, 1)
+    assert size["scratch_on_val"][size["chosen"]] == max(size["scratch_on_val"].values())
+    measured = size["measured"]
+    for other in ("from scratch", "from scratch, longer"):
+        ahead = [
+            one - another
+            for one, another in zip(
+                measured["head start"]["of_seeds"], measured[other]["of_seeds"], strict=True
+            )
+        ]
+        assert size["head_start_ahead_of"][other]["of_seeds"] == ahead
+    runs = {name: read_json(tmp_path / name / "seed-1" / "results.json")
+            for name in ("8-head-start-1", "8-from-scratch-1")}  # fmt: skip
+    start = runs["8-head-start-1"]["start"]
+    assert start["new"] == ["classifier.weight", "classifier.bias"]
+    assert runs["8-from-scratch-1"]["start"] is None
+    of_data = {(run["dataset_md5"], run["epochs"]) for run in runs.values()}
+    assert len(of_data) == 1
+    written = (tmp_path / "8-head-start-1/seed-1/model.safetensors").stat()
+    assert here("head_start.py", *options, "--seeds", "2", "--threads", "1")["sizes"] == [size]
+    assert (tmp_path / "8-head-start-1/seed-1/model.safetensors").stat() == written
+
+
 def test_serve(here: Here) -> None:
     options = ("--rounds", "1", "--requests", "4", "--clients", "1", "2", "--threads", "1")
     figures = here("serve.py", *options, "--memory-requests", "10", "--bare-seconds", "0.01")

@@ -8,9 +8,11 @@ import sys
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import Here
 from pages import PAGES, ROOT, commands
 from PIL import Image
@@ -95,6 +97,12 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.make_archive(str(folder / "more-flowers"), "zip", folder, "flowers")
     (folder / "my-recipe.toml").write_text("epochs = 3\n[optim]\nwarmup_epochs = 1\n")
     (folder / "results").symlink_to(ROOT / "results")
+    page = (ROOT / "docs" / "how-to" / "networks.md").read_text()
+    block = re.search(r"^```python\n(# my_nets\.py\n.*?)^```", page, re.M | re.S)
+    assert block is not None
+    named: dict[str, Any] = {}
+    exec(block[1], named)
+    torch.save(named["MyNet"](2).state_dict(), folder / "net.pth")
     return folder
 
 

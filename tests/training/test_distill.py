@@ -18,7 +18,7 @@ from sprat.data.imageset import Normalization
 from sprat.errors import SpratError
 from sprat.evaluation.records import read_json, teachers_of
 from sprat.settings.config import Config, DistillConfig
-from sprat.training.distill import Renormalize, distance, load_teacher, together
+from sprat.training.distill import Renormalize, Teacher, distance, together
 from sprat.training.run import Interrupted, Run
 from sprat.training.start import resume, settle_for, train
 
@@ -115,7 +115,7 @@ def test_the_teacher_changes_what_is_learnt_and_is_told(
     (told,) = teachers_of(read_json(tmp_path / "run" / "results.json"))
     assert told["model"] == "SpratNet"
     assert told["parameters"] == 1_693
-    assert told["sha256"] == load_teacher(str(small_run)).sha256
+    assert told["sha256"] == Teacher.load(str(small_run)).sha256
     assert told["val_top1"] == read_json(small_run / "results.json")["val"]["top1"]
     assert teachers_of(read_json(small_run / "results.json")) == []
 
@@ -126,7 +126,7 @@ def test_a_teacher_stays_the_same_when_ranges_are_stored_with_it(
     file = small_run / "model.safetensors"
     content = with_ranges(file, file.read_bytes(), None)
     (tmp_path / "old.safetensors").write_bytes(content)
-    old, now = (load_teacher(str(path)) for path in (tmp_path / "old.safetensors", file))
+    old, now = (Teacher.load(str(path)) for path in (tmp_path / "old.safetensors", file))
     assert old.model.ranges is None is not now.model.ranges
     assert old.sha256 == now.sha256 == hashlib.sha256(content).hexdigest()
 

@@ -167,3 +167,4 @@ class TestEveryCorruption:
         assert (changed.shape, changed.dtype) == (images.shape, torch.uint8)
         assert torch.equal(changed, corrupt(images, name, 5, seed=3))
         assert torch.equal(images, before)
+        assert corrupt(images[:, :1], name, 5).shape == (5, 1, 32, 30)

@@ -4,12 +4,15 @@ Nothing heavy is imported before a function has checked what it can without.
 """
 
 from sprat.api.data import check_data
+from sprat.api.foreign import Imported, import_model
 from sprat.api.models import ModelEvaluation, evaluate, export, load, predict
-from sprat.api.results import compare, report
-from sprat.api.runs import Run, Seeds, resume, train, train_seeds
+from sprat.api.results import compare, list_runs, report
+from sprat.api.runs import Folds, Run, Seeds, resume, train, train_folds, train_seeds
 from sprat.api.searches import Search, resume_search, search
 
 __all__ = [
+    "Folds",
+    "Imported",
     "ModelEvaluation",
     "Run",
     "Search",
@@ -18,6 +21,8 @@ __all__ = [
     "compare",
     "evaluate",
     "export",
+    "import_model",
+    "list_runs",
     "load",
     "predict",
     "report",
@@ -25,5 +30,6 @@ __all__ = [
     "resume_search",
     "search",
     "train",
+    "train_folds",
     "train_seeds",
 ]

@@ -67,7 +67,7 @@ def load_evaluated(
     data_dir: str | Path | None = None,
     pictures: Mapping[str, Any] | None = None,
 ) -> Evaluated:
-    """Return the images that a model is evaluated on, with its classes.
+    """Return the images that a model is evaluated on, with its classes and channels.
 
     Own pictures that it was not trained on are evaluated whole, unless a split is named.
 
@@ -115,7 +115,8 @@ def load_evaluated(
             "--dataset."
         )
     which = cast(records.Evaluated, split)
-    aligned = imageset.with_classes(images, loaded.classes)
+    seen = imageset.with_channels(images, loaded.channels)
+    aligned = imageset.with_classes(seen, loaded.classes)
     return Evaluated(source.name, which, aligned, found)
 
 
@@ -130,7 +131,8 @@ def load_images(
     *,
     exactly: bool = False,
 ) -> "tuple[str, ImageSet, ImageSet]":
-    """Return a dataset's name, its training images, and the images of its test or val.
+    """Return a dataset's name, its training images, and the images of its test or val, as a model
+    sees them.
 
     Args:
         model: what the user called it.
@@ -148,7 +150,10 @@ def load_images(
             f"{', '.join(source.train.classes)}. Choose another --dataset."
         )
     _check_unchanged(model, loaded, source, split, exactly)
-    return source.name, *_part(source, config, split)
+    training, images = (
+        imageset.with_channels(part, loaded.channels) for part in _part(source, config, split)
+    )
+    return source.name, training, images
 
 
 def _load(
@@ -176,9 +181,12 @@ def _load(
         return dataset, config
     trained_on = str(loaded.about.get("dataset", "auto"))
     name = str(dataset or trained_on)
-    own = dataclasses.replace(config.pictures, side=loaded.side)
+    # a model of one channel sees colour as grey
+    own = dataclasses.replace(
+        config.pictures, side=loaded.side, channels=3 if loaded.channels == 3 else "auto"
+    )
     if str(Path(name).resolve()) != trained_on:  # another table has its own columns
-        own = dataclasses.replace(own, path_column="", label_column="")
+        own = dataclasses.replace(own, path_column="", label_column="", group_column="")
     changes = {f"pictures.{key}": value for key, value in (pictures or {}).items()}
     own = dataclasses.replace(config, pictures=own).changed(changes).pictures
     place = None if data_dir is None else Path(data_dir)

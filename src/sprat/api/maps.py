@@ -73,5 +73,6 @@ def draw(classifier: "Classifier", prediction: "Prediction", path: Path) -> None
     file, best = Path(prediction["file"]), prediction["predictions"][0]
     (explanation,) = classifier.explain(file, [best["class"]])
     title = f"{best['class']}, {100 * best['probability']:.1f} %"
-    draw_explanation(read_picture(file, DRAWN_SIDE), explanation, title, path)
+    seen = read_picture(file, DRAWN_SIDE, classifier.channels)
+    draw_explanation(seen, explanation, title, path)
     prediction["where"], prediction["map"] = explanation.where, str(path)

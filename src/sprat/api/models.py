@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sprat import names
+from sprat.api.foreign import load_foreign, use_network
 from sprat.api.images import (
     check_dataset,
     default_split,
@@ -19,7 +20,9 @@ from sprat.deferred import deferred
 from sprat.deploy import DEFAULT, FORMATS, Format, Options, check_options, check_output
 from sprat.errors import SpratError, did_you_mean
 from sprat.evaluation.records import Evaluated, Evaluation, NetworkSpec
-from sprat.models.code import Code, use_all
+from sprat.foreign import Foreign
+from sprat.models import find_name
+from sprat.models.code import Code, is_own, use_all
 from sprat.settings.config import Config
 from sprat.text import warn
 from sprat.zoo import best, cards, is_model, locate
@@ -85,11 +88,14 @@ def evaluate(
     threads: int = 0,
     code: Code = (),
     quiet: bool = False,
+    **foreign: Any,
 ) -> ModelEvaluation:
     """Evaluate a trained model: accuracy with its interval, per class, confusion, calibration.
 
     Args:
         model: a model.safetensors, the folder of a finished run, or the name of a pretrained model.
+            With `weights` that were trained elsewhere, a network's name, or "my_nets.py:MyNet",
+            whose file is run.
         split: test, val (the images a run held out) or all; auto: all of your own pictures that
             the model was not trained on, else val for a run that has one, else test.
         dataset: a name, the path of your own pictures, or a dataset in memory; by default the one
@@ -102,6 +108,9 @@ def evaluate(
         threads: CPU threads, set for the whole process; 0: one per usable core.
         code: as of `load`.
         quiet: whether to show no progress on stderr.
+        foreign: weights, key, mean, std, side and classes of a network that was trained elsewhere,
+            as of `import_model`; weights, mean and std are needed. The dataset is then CIFAR-10 by
+            default, and the classes its own in its order.
 
     Returns:
         What `sprat evaluate --json` prints, with shares from 0 to 1: model, recipe, side, dataset,
@@ -110,17 +119,17 @@ def evaluate(
 
     Raises:
         SpratError: there is no such model, dataset, split or device; the dataset has classes that
-            the model lacks; or a file is damaged.
+            the model lacks; a file is damaged; or weights do not fit.
     """
     from sprat.runtime import check_threads, choose_device, keep_freed_memory, set_threads
 
-    use_all(code)
-    place = locate(str(model))
+    given, name = Foreign(**foreign), str(model)
+    place = _locate(name, given, code)
     check_threads(threads)
     if tta is not None:
         names.check_views(tta)
     check_dataset(dataset)
-    config = find_config(place)
+    config = None if place is None else find_config(place)
     _check_split(split, config, model)
 
     from sprat.budget import costs
@@ -130,10 +139,13 @@ def evaluate(
 
     keep_freed_memory()
     set_threads(threads)
-    loaded, to = load_model(place), choose_device(device)
+    to, console = choose_device(device), make_console(stderr=True, quiet=quiet)
+    if place is None:
+        loaded, dataset = load_foreign(console, name, given, dataset, data_dir, pictures)
+    else:
+        loaded = load_model(place)
     views = tta or (config.tta if config else 2)
-    console = make_console(stderr=True, quiet=quiet)
-    chosen = load_evaluated(console, str(model), loaded, config, split, dataset, data_dir, pictures)
+    chosen = load_evaluated(console, name, loaded, config, split, dataset, data_dir, pictures)
     images = chosen.images
     with progress_bar(console, f"evaluating on {chosen.split}", views * len(images)) as progress:
         network = loaded.network.to(to)
@@ -149,6 +161,26 @@ def evaluate(
         "found": None if chosen.found is None else chosen.found.to_dict(),
         **evaluation,
     }
+
+
+def _locate(model: str, given: Foreign, code: Code) -> Path | None:
+    """Return the place of a model; None for a network that was trained elsewhere, whose code runs.
+
+    Raises:
+        SpratError: there is no such model or network, or what was given of weights cannot be.
+    """
+    if given.given:
+        given.check_given()
+        use_network(model, code)
+        find_name(model)
+        return None
+    use_all(code)
+    if is_own(model) and not Path(model).exists():
+        raise SpratError(
+            f"{model} is a network without weights. Give those it was trained to with --weights, "
+            "or the model that sprat trained."
+        )
+    return locate(model)
 
 
 def _check_split(split: str, config: Config | None, model: str | Path) -> None:
@@ -237,6 +269,8 @@ def predict(
 def _flat(pictures: Iterable[str | Path | Iterable[str | Path]]) -> list[Path]:
     paths: list[Path] = []
     for each in pictures:
+        if each == "":  # or it would be the current folder
+            raise SpratError("The name of a picture is empty. Give a file or a folder.")
         paths += [Path(each)] if isinstance(each, str | Path) else map(Path, each)
     return paths
 

@@ -1,4 +1,4 @@
-"""Verbs of results: report, compare."""
+"""Verbs of results: report, compare, list_runs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +9,8 @@ from sprat.data import Dataset
 from sprat.errors import SpratError
 from sprat.evaluation.compare import Entry, read_entries
 from sprat.models.code import Code, CodeNotNamed, use_all
+from sprat.run_list import ListedRun, Order, State
+from sprat.run_list import list_runs as listed
 from sprat.text import warn
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def report(
     Each mistake has its class activation map, if the network ends so that it has one.
 
     Args:
-        run: folder of a finished run; of several seeds, that of one of them.
+        run: folder of a finished run; of several seeds or folds, that of one of them.
         output: HTML file to write; by default RUN/report.html, which is written anew each time.
         overwrite: whether another file that exists is replaced.
         dataset: where the run's own pictures are now, if they have moved, or the dataset itself.
@@ -107,7 +109,7 @@ def compare(
     """Compare results of runs with published figures: parameters, MACs, accuracy.
 
     Args:
-        results: run folders, folders of a recipe's seeds with a summary.json, or files that
+        results: run folders, folders of a recipe's seeds or folds, or files that
             `sprat evaluate --json` printed.
         published: whether published figures are among them.
         output: PNG file to draw accuracy against parameters into, with the Pareto front.
@@ -129,3 +131,41 @@ def compare(
 
         draw_comparison(entries, Path(output))
     return entries
+
+
+def list_runs(
+    folder: str | Path = "runs",
+    *,
+    sort: Order = "name",
+    reverse: bool = False,
+    recipe: str = "",
+    network: str = "",
+    dataset: str = "",
+    state: State | None = None,
+) -> list[ListedRun]:
+    """List the runs in a folder and the folders within it, finished or not, as `sprat runs` does.
+
+    A run whose files are damaged is listed as such, with what is wrong.
+
+    Args:
+        folder: folder that holds runs, or a run's own.
+        sort: name, val, test, parameters, epochs or time. val and test: best first; else ascending.
+            Runs that share a folder, as the seeds of a recipe do, stay together, in the place of
+            their mean; runs without the figure are last.
+        reverse: whether the order is reversed.
+        recipe, network, dataset: names to list alone; case does not matter, and * stands for any
+            characters.
+        state: finished, training, interrupted or damaged: list those alone.
+
+    Raises:
+        SpratError: there is no such folder, or it cannot be read.
+    """
+    return listed(
+        Path(folder),
+        sort=sort,
+        reverse=reverse,
+        recipe=recipe,
+        network=network,
+        dataset=dataset,
+        state=state,
+    )

@@ -1,8 +1,8 @@
-"""Verbs of training: train, with several seeds, and resume."""
+"""Verbs of training: train, with several seeds, in folds, and resume."""
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from sprat.data import Dataset, check_dataset
 from sprat.data.own import PicturesConfig
 from sprat.errors import SpratError, in_words
-from sprat.evaluation.records import RunResult, SeedSummary
+from sprat.evaluation.records import FoldsResult, RunResult, SeedSummary
 from sprat.files import WriteError
-from sprat.models import find_name
-from sprat.models.code import Code, is_own, source_of, use_all
+from sprat.models import NetworkConfig, find_name, takes_in_channels
+from sprat.models.code import Code, is_own, use_all
 from sprat.run_folder import (
     CONFIG_FILE,
     CURVES_FILE,
@@ -27,10 +27,14 @@ from sprat.run_folder import (
 from sprat.settings.config import Config
 from sprat.settings.recipes import load_recipe, overrides, parse_time, proportion_note
 from sprat.text import command, visible, warn
+from sprat.torchrun import is_first, launched, restarted
+from sprat.training.observer import Observer, Observers, check_observers
 from sprat.zoo import locate
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from sprat.training.several import How
 
 Stopping = AbstractContextManager[Callable[[], bool]]
 MOST_SEEDS = 10_000
@@ -56,8 +60,20 @@ class Seeds:
     """What summary.json holds: mean, standard deviation and range of the seeds' accuracy."""
 
 
+@dataclass(frozen=True)
+class Folds:
+    """Finished runs of a cross-validation."""
+
+    folder: Path
+    """Holds a run's folder fold-N for each fold, results.json, and the out-of-fold predictions as
+    out-of-fold.csv and, with the probability of every class, as out-of-fold.safetensors."""
+    results: FoldsResult
+    """What results.json holds: mean, standard deviation and range of the folds' accuracy, and the
+    evaluation of all out-of-fold predictions together."""
+
+
 class Unfinished(WriteError):
-    """A run was ended because a file cannot be written.
+    """A run was ended because a file cannot be written, or another process of it has ended.
 
     Args:
         reason: what ended it.
@@ -83,6 +99,7 @@ def train(
     code: Code = (),
     quiet: bool = False,
     stopping: Stopping | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Run:
     """Train a network, as `sprat train` does.
 
@@ -90,9 +107,12 @@ def train(
         config: settings, or the name or path of a recipe that has them.
         changes: settings to change, by name: {"epochs": 12, "optim.lr": 0.2}. With another number
             of epochs, what the recipe counts in epochs changes in proportion unless it is given.
+            With "start_from", the network is that of the model it names, but for settings of the
+            network among the changes; "model" changes it as a whole.
         recipe: name that the run records for its recipe; by default that of `config`, or "custom".
         dataset: the config's unless given; a dataset in memory is used as it is.
-        output: new folder for the run; by default runs/RECIPE-seedN-DATE-TIME.
+        output: new folder for the run; by default runs/RECIPE-seedN-DATE-TIME. Processes that
+            torchrun started need one, and resume what is there when they are started again.
         data_dir: folder of the dataset; by default $SPRAT_DATA, the user's cache, or a download.
         time: train as many epochs as finish in this time, evaluation included: "5m" or "1h30m". The
             recipe as it is then run is kept in the run's folder.
@@ -101,18 +121,24 @@ def train(
         quiet: whether to print nothing.
         stopping: entered while it trains; gives a function that is asked after every step, where
             true saves the run and raises Interrupted.
+        observers: hear how the run goes (see Observer). One that fails is left out, after a
+            warning; none can change the weights.
 
     Raises:
         SpratError: there is no such recipe or setting, the time is too short, the data cannot be
-            had or does not fit, the folder holds something already or another process trains
-            there, the loss is no longer finite, or a file cannot be written.
+            had or does not fit, there is no such model to start from or it has no weights in common
+            with the network, the folder holds something already or another process trains there,
+            the loss is no longer finite, or a file cannot be written.
         KeyboardInterrupt: it was interrupted; `resume` continues after the last finished epoch.
     """
     began = perf_counter()
+    if launched():
+        _check_together(output, time)
+    check_observers(observers)
     _use(code, changes)
-    plan = _plan(config, changes, recipe, dataset, data_dir, time, quiet)
+    plan = _plan(config, changes, recipe, dataset, data_dir, time, quiet, _check_one_run)
 
-    from sprat.display import TrainingDisplay
+    from sprat import distributed
     from sprat.training import start
 
     with contextlib.ExitStack() as stack:
@@ -124,19 +150,15 @@ def train(
             check_empty(folder)
             plan = plan.fitted(folder, time, began)
         with (
-            resumable(folder),
-            stopping or _never() as should_stop,
-            TrainingDisplay(plan.console) as display,
+            distributed.joined(plan.config.device),
+            plan.training(folder, stopping, observers) as how,
         ):
-            results = start.train(
-                plan.config,
-                plan.dataset,
-                folder,
-                recipe=plan.recipe,
-                overrides=plan.overrides,
-                observer=display,
-                should_stop=should_stop,
-            )
+            if restarted() and (folder / CONFIG_FILE).exists():
+                results = start.resume(
+                    folder, plan.dataset, observer=how["observer"], should_stop=how["should_stop"]
+                )
+            else:
+                results = start.train(plan.config, plan.dataset, folder, **how)
         return _finished(folder, results)
 
 
@@ -154,6 +176,7 @@ def train_seeds(
     quiet: bool = False,
     stopping: Stopping | None = None,
     ended: Callable[[Run], object] | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Seeds:
     """Train with several seeds, from the config's on, as `sprat train --seeds` does.
 
@@ -170,39 +193,76 @@ def train_seeds(
         KeyboardInterrupt: it was interrupted; the same call resumes.
     """
     began = perf_counter()
+    _check_alone("several seeds")
     if not 1 <= seeds <= MOST_SEEDS:
         raise SpratError(f"seeds is {seeds}, expected 1 to {MOST_SEEDS:,}")
+    check_observers(observers)
     _use(code, changes)
-    plan = _plan(config, changes, recipe, dataset, data_dir, time, quiet)
+    plan = _plan(config, changes, recipe, dataset, data_dir, time, quiet, _check_no_folds)
 
-    from sprat.display import TrainingDisplay
     from sprat.training import seeds as training
-
-    def each_ended(run: Path, results: RunResult) -> None:
-        finished = _finished(run, results)
-        if ended:
-            ended(finished)
 
     folder = Path(output or Path("runs") / Path(plan.recipe).stem)
     if time:
         plan = plan.fitted(folder, time, began, again=True)
-    with (
-        resumable(folder),
-        stopping or _never() as should_stop,
-        TrainingDisplay(plan.console) as display,
-    ):
+    with plan.training(folder, stopping, observers) as how:
         summary = training.train_seeds(
-            plan.config,
-            plan.dataset,
-            folder,
-            seeds,
-            recipe=plan.recipe,
-            overrides=plan.overrides,
-            observer=display,
-            should_stop=should_stop,
-            ended=each_ended,
+            plan.config, plan.dataset, folder, seeds, _telling(ended), **how
         )
     return Seeds(folder, summary)
+
+
+def train_folds(
+    config: Config | str = "quick",
+    changes: Mapping[str, Any] | None = None,
+    *,
+    folds: int = 0,
+    recipe: str = "",
+    dataset: Dataset | str | Path | None = None,
+    output: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    time: str = "",
+    code: Code = (),
+    quiet: bool = False,
+    stopping: Stopping | None = None,
+    ended: Callable[[Run], object] | None = None,
+    observers: Sequence[Observer] = (),
+) -> Folds:
+    """Cross-validate, as `sprat train --folds` does: each training image is predicted once, by a
+    run that was not trained on it.
+
+    A fold's run trains for the whole length of its recipe and keeps its last weights, as a final
+    run does, so that nothing is chosen on the fold. The images of a val of the dataset's own are
+    folded with the others; the test set is not read. Folds that are finished are left as they are,
+    and one that was interrupted is resumed.
+
+    Args:
+        folds: number of folds; 0: the config's.
+        output: folder for the runs, each in fold-N; by default runs/RECIPE-folds.
+        ended: called with each fold's run as soon as it is finished.
+        Others as of `train`.
+
+    Raises:
+        SpratError: as `train`, or a class has fewer training images than there are folds, there are
+            fewer groups, or a fold's folder holds a run of other settings or data.
+        KeyboardInterrupt: it was interrupted; the same call resumes.
+    """
+    began = perf_counter()
+    _check_alone("folds")
+    check_observers(observers)
+    _use(code, changes)
+    changes = {**(changes or {}), **({"folds": folds} if folds else {})}
+    plan = _plan(config, changes, recipe, dataset, data_dir, time, quiet, _check_all_folds)
+
+    from sprat.training import folds as training
+
+    folder = Path(output or Path("runs") / f"{Path(plan.recipe).stem}-folds")
+    if time:
+        of_one = dataclasses.replace(plan.config, fold=1)
+        plan = dataclasses.replace(plan, config=of_one).fitted(folder, time, began, again=True)
+    with plan.training(folder, stopping, observers) as how:
+        results = training.train_folds(plan.config, plan.dataset, folder, _telling(ended), **how)
+    return Folds(folder, results)
 
 
 def resume(
@@ -213,6 +273,7 @@ def resume(
     code: Code = (),
     quiet: bool = False,
     stopping: Stopping | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Run:
     """Resume an interrupted run with the settings it began with; return a finished one as it is.
 
@@ -220,38 +281,43 @@ def resume(
         folder: the run's.
         dataset: the place of its data, if that has moved, or the dataset itself; the images,
             labels and classes must be those it began with.
-        data_dir, code, quiet, stopping: as of `train`.
+        data_dir, code, quiet, stopping, observers: as of `train`.
 
     Raises:
         SpratError: it is no run's folder, another process trains there, or the data is not what
             it began with.
     """
+    check_observers(observers)
     use_all(code)
     folder = Path(folder)
     config, _, _ = read_config(folder)
     if finished := resume_finished(folder):
         return _finished(folder, finished)
 
+    from sprat import distributed
     from sprat.display import TrainingDisplay, load_again, make_console
     from sprat.training import start
 
-    console = make_console(quiet=quiet)
+    console = make_console(quiet=quiet or not is_first())
     if not isinstance(dataset, Dataset):
         moved = None if dataset is None else str(dataset)
         dataset = load_again(console, folder, config, moved, _path(data_dir))
     with (
+        distributed.joined(config.device),
         resumable(folder),
         stopping or _never() as should_stop,
         TrainingDisplay(console) as display,
     ):
-        results = start.resume(folder, dataset, observer=display, should_stop=should_stop)
+        results = start.resume(
+            folder, dataset, observer=Observers(display, observers), should_stop=should_stop
+        )
     return _finished(folder, results)
 
 
 @contextlib.contextmanager
 def resumable(folder: Path) -> Iterator[None]:
     """Raise Unfinished, which says how to resume the run in `folder`, for a file that cannot be
-    written: what was saved before a full disk, say, is whole."""
+    written or a process that has ended: what was saved before is whole."""
     try:
         yield
     except (BrokenPipeError, Unfinished):
@@ -260,8 +326,65 @@ def resumable(folder: Path) -> Iterator[None]:
         raise Unfinished(error, folder) from error
 
 
+def _check_together(output: str | Path | None, time: str) -> None:
+    """Check what processes that torchrun started must agree on."""
+    if output is None:
+        raise SpratError(
+            "Several processes train into one folder, but no output is given. Give --output."
+        )
+    if time:
+        raise SpratError(
+            "The processes that torchrun started would each find another number of epochs for "
+            f"--time {time}. Give --epochs instead."
+        )
+
+
+def _check_alone(what: str) -> None:
+    """Check that torchrun did not start this process."""
+    if launched():
+        raise SpratError(
+            f"torchrun trains one run, but {what} are asked for. Start sprat without torchrun."
+        )
+
+
+def _check_one_run(config: Config) -> None:
+    if config.all_folds:
+        raise SpratError(
+            f"folds is {config.folds}, which takes as many runs. Train them with train_folds, or "
+            "give the fold to train alone."
+        )
+
+
+def _check_no_folds(config: Config) -> None:
+    if config.folds:
+        raise SpratError(
+            f"folds is {config.folds}, but seeds are asked for too. Give either several seeds or "
+            "folds."
+        )
+
+
+def _check_all_folds(config: Config) -> None:
+    if not config.folds:
+        raise SpratError("folds is 0, expected at least 2. Give a number of folds.")
+    if config.fold:
+        raise SpratError(
+            f"fold is {config.fold}, but all {config.folds} folds are asked for. Leave fold out."
+        )
+
+
+def _telling(ended: Callable[[Run], object] | None) -> Callable[[Path, RunResult], None]:
+    """Return what is called with each of several runs: it draws the run's curves, and tells."""
+
+    def each_ended(run: Path, results: RunResult) -> None:
+        finished = _finished(run, results)
+        if ended:
+            ended(finished)
+
+    return each_ended
+
+
 def _finished(folder: Path, results: RunResult) -> Run:
-    if not (folder / CURVES_FILE).exists():  # as where a finished run is named again
+    if is_first() and not (folder / CURVES_FILE).exists():  # as where a finished run is named again
         from sprat.figures.png import draw_curves
 
         with resumable(folder):
@@ -283,6 +406,26 @@ class _Plan:
     overrides: dict[str, Any]
     dataset: Dataset
     console: "Console"
+
+    @contextlib.contextmanager
+    def training(
+        self, folder: Path, stopping: Stopping | None, observers: Sequence[Observer]
+    ) -> Iterator["How"]:
+        """Show training on the console, and stop it when asked, during the block; yield what
+        training takes besides config, data and folder."""
+        from sprat.display import TrainingDisplay
+
+        with (
+            resumable(folder),
+            stopping or _never() as should_stop,
+            TrainingDisplay(self.console) as display,
+        ):
+            yield {
+                "recipe": self.recipe,
+                "overrides": self.overrides,
+                "observer": Observers(display, observers),
+                "should_stop": should_stop,
+            }
 
     def fitted(self, folder: Path, time: str, since: float, *, again: bool = False) -> "_Plan":
         """Return the plan with as many epochs as finish in a time.
@@ -311,11 +454,17 @@ def _plan(
     data_dir: str | Path | None,
     time: str,
     quiet: bool,
+    check_folds: Callable[[Config], None],
 ) -> _Plan:
-    """Check all that was given, before and after torch is loaded, and load the dataset."""
+    """Check all that was given, before and after torch is loaded, and load the dataset.
+
+    Args:
+        check_folds: raises a SpratError unless the verb trains what the config says of folds.
+    """
     if isinstance(config, str):
         recipe, config = recipe or config, load_recipe(config)
     settings = config.changed(changes or {})
+    check_folds(settings)
     changed = overrides(settings, config)
     if time:
         parse_time(time)
@@ -328,15 +477,48 @@ def _plan(
     from sprat.display import load_shown, make_console
     from sprat.training.prepare import check
 
-    console = make_console(quiet=quiet)
+    console = make_console(quiet=quiet or not is_first())
+    if settings.start_from:
+        network = _network_to_start(config, changes or {}, settings)
+        settings = dataclasses.replace(settings, network=network)
+        changed = overrides(settings, config)
     check(settings)  # rather than after a download
     if note := proportion_note(settings, config):
         console.print(note)
     if not isinstance(dataset, Dataset):
-        dataset = load_shown(console, settings.dataset, _path(data_dir), settings.pictures)
+        pictures = settings.pictures
+        if pictures.channels == "auto" and not takes_in_channels(settings.network):
+            pictures = dataclasses.replace(pictures, channels=3)
+        dataset = load_shown(console, settings.dataset, _path(data_dir), pictures)
     if dataset.own is not None:
         _warn_of_leaks(dataset, dataset.own)
     return _Plan(recipe or "custom", settings, changed, dataset, console)
+
+
+def _network_to_start(
+    config: Config, changes: Mapping[str, Any], settings: Config
+) -> NetworkConfig:
+    """Return the network of a run that starts from a model: that of the model, unless the network
+    is named where the model is, among the changes or in the recipe.
+
+    Args:
+        settings: `config` with the changes.
+
+    Raises:
+        SpratError: there is no such model, or it has no weights in common with the network.
+    """
+    from sprat.models import draft_network
+    from sprat.training.head_start import HeadStart
+
+    start = HeadStart.load(settings.start_from)
+    names_another = "start_from" not in changes and config.network != NetworkConfig()
+    network = settings.network
+    if not (names_another or {"model", "network.name"} & changes.keys()):
+        of_model = dataclasses.replace(config, network=start.model.network_config)
+        network = of_model.changed(changes).network
+    classes = start.model.classes
+    start.give(draft_network(network, len(classes)), network, classes)
+    return network
 
 
 def _warn_of_leaks(dataset: Dataset, own: PicturesConfig) -> None:
@@ -369,13 +551,13 @@ def check_names(config: Config, dataset: object = None) -> None:
         dataset: the dataset itself, where the config's is not used.
 
     Raises:
-        SpratError: there is no such dataset, network or teacher.
+        SpratError: there is no such dataset, network, teacher or model to start from.
     """
     if dataset is None or isinstance(dataset, str | Path):
         check_dataset(config.dataset)
     find_name(config.model)
-    for teacher in config.distill.teacher:
-        locate(teacher)
+    for model in (*config.distill.teacher, *filter(None, [config.start_from])):
+        locate(model)
 
 
 def _use(code: Code, changes: Mapping[str, Any] | None) -> None:
@@ -385,7 +567,7 @@ def _use(code: Code, changes: Mapping[str, Any] | None) -> None:
     for key in ("model", "network.name"):
         name = (changes or {}).get(key, "")
         if isinstance(name, str) and is_own(name):
-            sources.append(source_of(name))
+            sources.append(name)
     use_all(dict.fromkeys(map(str, sources)))
 
 

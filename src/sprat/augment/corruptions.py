@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
-# takes float 0 to 1, N x 3 x H x W, and gives the same
+# takes float 0 to 1, N x C x H x W, and gives the same
 Corruption = Callable[[Tensor, float, torch.Generator], Tensor]
 
 
@@ -35,9 +35,9 @@ def _impulse_noise(x: Tensor, share: float, generator: torch.Generator) -> Tenso
 def _gaussian_blur(x: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
     offsets = torch.arange(-3, 4)
     weights = torch.exp(-(offsets**2) / (2 * sigma**2))
-    weights = (weights / weights.sum()).expand(3, 1, 1, 7)
-    rows = F.conv2d(F.pad(x, (3, 3, 0, 0), mode="reflect"), weights, groups=3)
-    return F.conv2d(F.pad(rows, (0, 0, 3, 3), mode="reflect"), weights.mT, groups=3)
+    weights = (weights / weights.sum()).expand(x.shape[1], 1, 1, 7)
+    rows = F.conv2d(F.pad(x, (3, 3, 0, 0), mode="reflect"), weights, groups=len(weights))
+    return F.conv2d(F.pad(rows, (0, 0, 3, 3), mode="reflect"), weights.mT, groups=len(weights))
 
 
 def _motion_blur(x: Tensor, length: float, generator: torch.Generator) -> Tensor:
@@ -79,8 +79,11 @@ def _jpeg(x: Tensor, quality: float, generator: torch.Generator) -> Tensor:
     decoded = []
     for picture in pictures:
         file = io.BytesIO()
-        Image.fromarray(picture).save(file, "JPEG", quality=int(quality))
-        decoded.append(np.asarray(Image.open(file)))
+        grey = picture.shape[-1] == 1
+        Image.fromarray(picture[..., 0] if grey else picture).save(
+            file, "JPEG", quality=int(quality)
+        )
+        decoded.append(np.asarray(Image.open(file)).reshape(picture.shape))
     return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2) / 255
 
 
@@ -103,7 +106,7 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
     """Images as a corruption leaves them.
 
     Args:
-        images: uint8, N x 3 x H x W, on the CPU.
+        images: uint8, N x C x H x W, on the CPU.
         name: a key of CORRUPTIONS. severity: 1 (slight) to 5.
         seed: decides what is drawn.
     """

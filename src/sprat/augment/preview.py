@@ -18,7 +18,7 @@ class Row:
     """Pictures with a label, and a caption for each if there is something to say of it."""
 
     label: str
-    images: Tensor  # uint8 B x 3 x H x W
+    images: Tensor  # uint8 B x C x H x W
     captions: Sequence[str] = ()
 
 
@@ -35,7 +35,7 @@ def preview(
     pipeline, and each mixer with the shares of the classes.
 
     Args:
-        images: uint8, B x 3 x H x W.
+        images: uint8, B x C x H x W.
         labels: B indices into `classes`.
         mixers: alpha or beta by the mixer's name.
     """
@@ -90,6 +90,8 @@ def _alone(images: Tensor, by: AugmentConfig, generator: torch.Generator) -> lis
             (f"saturation ±{by.saturation:g}", (0.0, by.saturation, 0.0)),
             (f"value ±{by.value:g}", (0.0, 0.0, by.value)),
         ):
+            if images.shape[1] == 1 and not limits[2]:
+                continue  # grey has neither hue nor saturation
             changes = (sign * limit for limit in limits)
             rows.append(Row(f"{name}, p {p:g}", t.adjust_hue_saturation_value(images, *changes)))
     if p := by.coarse_dropout:

@@ -29,14 +29,15 @@ def require_albumentations() -> None:
 
 
 class AlbumentationsPipeline:
-    """(images uint8 B x 3 x H x W, seed) -> images of the same shape, uint8.
+    """(images uint8 B x C x H x W, seed) -> images of the same shape, uint8.
 
     Args:
         augment: its probabilities and limits. Crop, cutout and alternating flips are not supported.
+        channels: of the images: 3, or 1 of grey ones, which have neither hue nor saturation.
     """
 
-    def __init__(self, augment: AugmentConfig) -> None:
-        self.augment = augment
+    def __init__(self, augment: AugmentConfig, channels: int = 3) -> None:
+        self.augment, self.coloured = augment, channels == 3
 
     def __call__(self, images: Tensor, seed: int) -> Tensor:
         # set_random_seed would give every transform a generator in the same state, so that their
@@ -55,6 +56,7 @@ class AlbumentationsPipeline:
 
         cv2.setNumThreads(0)  # the workers are the threads
         by = self.augment
+        hue, saturation = (by.hue, by.saturation) if self.coloured else (0, 0)
         border = {"reflect": cv2.BORDER_REFLECT_101, "constant": cv2.BORDER_CONSTANT}[by.crop_mode]
         holes = (by.hole_smallest, by.hole_largest)
         return A.Compose(
@@ -75,8 +77,8 @@ class AlbumentationsPipeline:
                     p=by.brightness_contrast,
                 ),
                 A.HueSaturationValue(
-                    hue_shift_limit=by.hue / 2,  # OpenCV counts in steps of 2 degrees
-                    sat_shift_limit=by.saturation,
+                    hue_shift_limit=hue / 2,  # OpenCV counts in steps of 2 degrees
+                    sat_shift_limit=saturation,
                     val_shift_limit=by.value,
                     p=by.hue_saturation_value,
                 ),

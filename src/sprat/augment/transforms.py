@@ -81,9 +81,11 @@ def adjust_hue_saturation_value(
     """Add to hue, saturation and value; greys, which have no hue, keep their saturation of 0.
 
     Args:
-        images: B x 3 x H x W.
+        images: B x 3 x H x W, or B x 1 x H x W of grey, where only the value changes.
         hue: B degrees. saturation, value: B, on a scale of 0 to 255.
     """
+    if images.shape[1] == 1:
+        return _as_pixels(images.float() + value.view(-1, 1, 1, 1), images.dtype)
     degrees, saturation, value = (change.view(-1, 1, 1) for change in (hue, saturation, value))
     floats = images.float()
     red, green, blue = floats.unbind(1)  # B, H, W

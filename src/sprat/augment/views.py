@@ -1,6 +1,6 @@
 """Test-time augmentation: the same images seen in several ways, on pixels, before normalisation.
 
-A view maps uint8 images B x 3 x H x W to images of the same shape and type. A set of views is
+A view maps uint8 images B x C x H x W to images of the same shape and type. A set of views is
 evaluated by the weighted mean of its members' probabilities; the weights of a set sum to 1.
 """
 

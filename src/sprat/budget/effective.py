@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from sprat.budget.graph import export, list_ops
+from sprat.budget.graph import export, in_channels, list_ops
 from sprat.budget.reach import place_before_global_pooling, reaches
 from sprat.errors import SpratError
 
@@ -42,9 +42,9 @@ def effective_field(
         )
     run_until = _RunUntil(program.module(), place)
     generator = torch.Generator().manual_seed(0)
-    gradients = torch.zeros(side, side)
+    gradients, channels = torch.zeros(side, side), in_channels(network)
     for _ in range(DRAWS):
-        image = torch.randn(1, 3, side, side, generator=generator).requires_grad_()
+        image = torch.randn(1, channels, side, side, generator=generator).requires_grad_()
         features = run_until(image)  # 1 x C x H x W
         middle = features[0, :, features.shape[2] // 2, features.shape[3] // 2]
         (gradient,) = torch.autograd.grad(middle.sum(), image)

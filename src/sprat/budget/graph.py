@@ -72,8 +72,13 @@ def count_parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
+def in_channels(network: nn.Module) -> int:
+    """Return the number of channels of a network's images: 3 where it does not say."""
+    return int(getattr(network, "in_channels", 3))
+
+
 def trace(network: nn.Module, side: int = 32) -> list[Op]:
-    """Return the operations of a network in eval mode on images 1 x 3 x side x side, in order.
+    """Return the operations of a network in eval mode on an image of that side, in order.
 
     Raises:
         SpratError: the network cannot take such images, or its operations depend on their pixels.
@@ -87,7 +92,7 @@ def trace(network: nn.Module, side: int = 32) -> list[Op]:
 
 def export(network: nn.Module, side: int) -> ExportedProgram:
     """Return a float32 copy on the CPU, in eval mode, as torch.export traces it on
-    1 x 3 x side x side.
+    an image of that side.
 
     Raises:
         SpratError: as `trace`.
@@ -99,13 +104,15 @@ def export(network: nn.Module, side: int) -> ExportedProgram:
 @contextmanager
 def _tracing(network: nn.Module, side: int, device: str) -> Iterator[tuple[nn.Module, Tensor]]:
     """Give a float32 copy in eval mode and a black image; whatever goes wrong is a SpratError."""
+    channels = in_channels(network)
     try:
         still = copy.deepcopy(network).to(device).float().eval()
-        yield still, torch.zeros(1, 3, side, side, device=device)
+        yield still, torch.zeros(1, channels, side, side, device=device)
     except Exception as error:  # the network's own code, and torch names a dozen kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SpratError(
-            f"{type(network).__name__} cannot be traced on images of 3 x {side} x {side}: {reason}"
+            f"{type(network).__name__} cannot be traced on images of {channels} x {side} x {side}: "
+            f"{reason}"
         ) from error
 
 

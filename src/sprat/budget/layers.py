@@ -154,7 +154,7 @@ class Gather(Windowed):
 class Lowered:
     """A network's layers in the order they run.
 
-    image: 3 x side x side, read by convolutions alone. output: K x 1 x 1.
+    image: channels x side x side, read by convolutions alone. output: K x 1 x 1.
     """
 
     layers: tuple[Layer, ...]

@@ -61,7 +61,7 @@ class MemoryPlan:
 
 
 def memory_plan(network: nn.Module, side: int) -> MemoryPlan:
-    """Return the plan of a network for images of 3 x side x side.
+    """Return the plan of a network for images of that side.
 
     Raises:
         SpratError: the network cannot be traced, or has layers that cannot be computed in integers.

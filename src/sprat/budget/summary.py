@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from torch import nn
 
-from sprat.budget.graph import Op, count_parameters, trace
+from sprat.budget.graph import Op, count_parameters, in_channels, trace
 from sprat.budget.layers import lower
 from sprat.budget.memory import peak_activations
 from sprat.budget.plan import MemoryPlan, plan_memory
@@ -35,7 +35,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a network costs and sees on one image.
+    """What a network costs and sees on one image, channels x side x side.
 
     macs: multiply-accumulates of convolutions and linear layers alone, biases left out; one
     product and its sum count as one.
@@ -49,6 +49,7 @@ class Summary:
 
     model: str
     side: int
+    channels: int
     parameters: int
     macs: int
     receptive_field: int | None
@@ -78,6 +79,11 @@ class Summary:
         """What `peak_activations` take, by type."""
         return {name: width * self.peak_activations for name, width in WIDTHS.items()}
 
+    @property
+    def image_bytes(self) -> int:
+        """What an image takes, a byte a value."""
+        return self.channels * self.side**2
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         plan = self.plan
@@ -91,14 +97,14 @@ class Summary:
             "flash_bytes": self.flash_bytes,
             "ram_bytes": self.ram_bytes,
             "ram_layer": None if plan is None else plan.layer,
-            "image_bytes": 3 * self.side**2,
+            "image_bytes": self.image_bytes,
             "unplanned": self.unplanned or None,
             "layers": [asdict(layer) for layer in self.layers],
         }
 
 
 def summarize(network: nn.Module, side: int = 32, depth: int = 0) -> Summary:
-    """Traces a network on an image of 3 x side x side and adds up.
+    """Trace a network on an image of that side and add up.
 
     Args:
         depth: parts of a module's path that name a layer, "layer1.0" being two; 0: all.
@@ -117,6 +123,7 @@ def summarize(network: nn.Module, side: int = 32, depth: int = 0) -> Summary:
     return Summary(
         model=type(network).__name__,
         side=side,
+        channels=in_channels(network),
         parameters=count_parameters(network),
         macs=sum(map(macs, ops)),
         receptive_field=_field(ops, found),
@@ -141,7 +148,7 @@ class Costs(TypedDict):
 
 
 def costs(network: nn.Module, side: int) -> Costs:
-    """Return what a network costs on an image of 3 x side x side."""
+    """Return what a network costs on an image of that side."""
     counted: Costs = {
         "parameters": count_parameters(network),
         "macs": None,

@@ -7,10 +7,13 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from sprat.cli.app import augment, data
-from sprat.cli.options import DataDir, Flag, JsonOutput, check_picture
+from sprat.cli.errors import complain
+from sprat.cli.options import Code, DataDir, Flag, JsonOutput, check_picture
 from sprat.cli.recipe import DEFAULT_RECIPES
 from sprat.data import ACCEPTED, PREFERRED, PUBLISHED, check_dataset, check_published
 from sprat.data.own import PicturesConfig
+from sprat.errors import SpratError
+from sprat.names import CHECK_FOLDS
 from sprat.settings.config import Config
 from sprat.text import visible
 
@@ -106,6 +109,11 @@ def check(
     *,
     output: Path | None = None,
     overwrite: Flag = False,
+    labels: Flag = False,
+    folds: int = CHECK_FOLDS,
+    recipe: str = "",
+    code: Code = (),
+    runs: Path | None = None,
     data_dir: DataDir = None,
     pictures: PicturesConfig = PicturesConfig(),  # noqa: B008
     json_output: JsonOutput = False,
@@ -119,12 +127,40 @@ def check(
         HTML file to write, which shows what was found as pictures.
     overwrite
         Replace the output if it exists.
+    labels
+        List the labels that are probably wrong too; trains for some minutes.
+    folds
+        With --labels: number of models trained, each of which checks the labels of the pictures
+        that it was trained without.
+    recipe
+        With --labels: name or path of the recipe; by default sprint, with as many epochs as the
+        number of pictures asks for.
+    runs
+        With --labels: folder for the models' runs, which the same command resumes; by default runs.
     """
+    if not labels and (folds != CHECK_FOLDS or recipe or code or runs):
+        raise SpratError("--folds, --recipe, --code and --runs go with --labels. Add that.")
+
     from sprat import api
 
-    found = api.check_data(
-        dataset, output=output, overwrite=overwrite, data_dir=data_dir, pictures=pictures
-    )
+    try:
+        found = api.check_data(
+            dataset,
+            labels=labels,
+            folds=folds,
+            recipe=recipe,
+            code=code,
+            runs=runs,
+            output=output,
+            overwrite=overwrite,
+            data_dir=data_dir,
+            pictures=pictures,
+        )
+    except KeyboardInterrupt:
+        if labels:
+            complain("interrupted; the same command resumes after the last finished epoch")
+            return 130
+        raise
     if json_output:
         print(json.dumps(found.to_dict()))
     else:

@@ -1,9 +1,13 @@
-"""Commands that evaluate: evaluate, report, compare, predict."""
+"""Commands that evaluate: evaluate, report, compare, runs, predict."""
 
+import contextlib
 import csv
+import dataclasses
+import io
 import itertools
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,10 +18,13 @@ from sprat.cli.options import Code, DataDir, Device, Flag, JsonOutput, ModelName
 from sprat.data import DATASETS
 from sprat.data.own import OWN
 from sprat.errors import SpratError
+from sprat.foreign import Foreign
 from sprat.text import visible, warn
 
 if TYPE_CHECKING:
     from sprat.classifier import Prediction
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a cell begins with that a spreadsheet computes
 
 
 @app.command
@@ -43,6 +50,7 @@ def evaluate(
     device: Device = "auto",
     threads: Threads = 0,
     code: Code = (),
+    foreign: Annotated[Foreign, Parameter(name="*")] = Foreign(),  # noqa: B008
     json_output: JsonOutput = False,
 ) -> None:
     """Evaluate a trained model: accuracy with its interval, per class, calibration.
@@ -79,6 +87,7 @@ def evaluate(
         device=device,
         code=code,
         threads=threads,
+        **dataclasses.asdict(foreign),
     )
     if json_output:
         print(json.dumps(found))
@@ -110,7 +119,7 @@ def report(
     Parameters
     ----------
     run
-        Folder of a finished run; of several seeds, that of one of them.
+        Folder of a finished run; of several seeds or folds, that of one of them.
     output
         HTML file to write; by default RUN/report.html, which is written anew each time.
     overwrite
@@ -146,7 +155,7 @@ def compare(
     Parameters
     ----------
     results
-        Run folders, folders of a recipe's seeds with a summary.json, or files that sprat evaluate
+        Run folders, folders of a recipe's seeds or folds, or files that sprat evaluate
         --json printed.
     published
         Include published figures, with their source.
@@ -171,6 +180,70 @@ def compare(
         from sprat.display import make_console, print_table
 
         print_table(make_console(), comparison_table(entries), left=1, left_again=5)
+
+
+@app.command
+def runs(
+    folder: Path = Path("runs"),
+    /,
+    *,
+    sort: Literal["name", "val", "test", "parameters", "epochs", "time"] = "name",
+    reverse: Flag = False,
+    recipe: str = "",
+    network: str = "",
+    dataset: str = "",
+    state: Literal["finished", "training", "interrupted", "damaged"] | None = None,
+    watch: Flag = False,
+    json_output: JsonOutput = False,
+) -> None:
+    """List runs: recipe, network, parameters, finished epochs, accuracy on val and test, time.
+
+    Parameters
+    ----------
+    folder
+        Folder that holds runs, in folders of their own, nested or not.
+    sort
+        val and test: best first; else ascending. Runs that share a folder stay together.
+    reverse
+        Reverse the order.
+    recipe
+        List runs of this recipe; * stands for any characters.
+    network
+        List runs of this network; * stands for any characters.
+    dataset
+        List runs on this dataset; * stands for any characters.
+    state
+        List runs in this state; an interrupted run can be resumed.
+    watch
+        Keep the table up to date until no run trains any more, with the time that is left.
+    """
+    if watch and json_output:
+        raise SpratError("--watch and --json do not go together. Leave one out.")
+
+    from sprat import api
+
+    read = partial(
+        api.list_runs,
+        folder,
+        sort=sort,
+        reverse=reverse,
+        recipe=recipe,
+        network=network,
+        dataset=dataset,
+        state=state,
+    )
+    if json_output:
+        print(json.dumps([run.to_dict() for run in read()]))
+        return
+
+    from sprat.display import make_console, print_runs, watch_runs
+
+    console = make_console()
+    if not watch:
+        print_runs(console, read())
+        return
+    with contextlib.suppress(KeyboardInterrupt):
+        watch_runs(console, read)
 
 
 @app.command
@@ -238,16 +311,25 @@ def predict(
 
 def _print_row(prediction: "Prediction", header: bool) -> None:
     """Print a row of CSV, below the names of its columns if it is the first."""
-    shown = visible if sys.stdout.isatty() else str  # a file gets names exactly as they are
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    columns, cells = ["file"], [shown(prediction["file"])]
+    shown = visible if sys.stdout.isatty() else _as_it_is
+    file = shown(prediction["file"])
+    columns, cells = ["file"], [f"./{file}" if file.startswith(_FORMULA) else file]
     for rank, guess in enumerate(prediction["predictions"], 1):
         nth = f"_{rank}" if rank > 1 else ""
         columns += [f"class{nth}", f"probability{nth}"]
         cells += [shown(guess["class"]), str(guess["probability"])]
-    if header:
-        writer.writerow(columns)
-    writer.writerow(cells)
+    if "where" in prediction:
+        columns += ["where", "map"]
+        cells += [prediction["where"], shown(prediction["map"])]
+    for row in ([columns] if header else []) + [cells]:
+        line = io.StringIO()
+        csv.writer(line).writerow(row)  # which quotes the characters of its own line end, \r\n
+        print(line.getvalue().removesuffix("\r\n"))
+
+
+def _as_it_is(text: str) -> str:
+    """Return text for a file, as it is but for bytes that are not UTF-8: \\udcff."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _print_prediction(prediction: "Prediction") -> None:

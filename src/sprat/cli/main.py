@@ -9,7 +9,7 @@ from typing import IO
 
 from cyclopts import CycloptsError
 
-from sprat.cli import data, evaluate, network, search, serve, train  # noqa: F401 - their commands
+from sprat.cli import completion, data, evaluate, network, search, serve, train  # noqa: F401
 from sprat.cli.app import app
 from sprat.cli.errors import complain, ended_by, lacks_memory
 from sprat.errors import SpratError

@@ -1,4 +1,4 @@
-"""Commands about networks and models: summary, check, export, models."""
+"""Commands about networks and models: summary, check, export, import, models."""
 
 import dataclasses
 import json
@@ -14,10 +14,15 @@ from sprat.cli.app import app
 from sprat.cli.options import Code, DataDir, Flag, JsonOutput, ModelName
 from sprat.deploy import CHOICES, DEFAULT, FORMATS, Options
 from sprat.errors import SpratError
+from sprat.foreign import Foreign
 from sprat.models import NetworkConfig, NetworkSettings, find_name
-from sprat.models.code import is_own, source_of, use, use_all
+from sprat.models.code import is_own, use, use_all
+from sprat.models.code import options as code_options
 from sprat.settings.config import BudgetConfig
+from sprat.text import command as to_paste
 from sprat.text import visible
+
+Channels = Literal[1, 3] | None
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -100,6 +105,51 @@ def export(
     console.print(visible(exported.path))
 
 
+@app.command(name="import")
+def import_model(
+    network: str,
+    /,
+    *,
+    foreign: Annotated[Foreign, Parameter(name="*")] = Foreign(),  # noqa: B008
+    dataset: str = "",
+    output: Path | None = None,
+    overwrite: Flag = False,
+    code: Code = (),
+    json_output: JsonOutput = False,
+) -> None:
+    """Make a model.safetensors of a network that was trained elsewhere, for every other command.
+
+    Parameters
+    ----------
+    network
+        A network's name, or a class or function of your own that makes one, as my_nets.py:MyNet.
+    dataset
+        Name of the dataset that the network was trained on, which other commands then take by
+        default; its classes are meant if --classes are not given.
+    output
+        File to write; by default NAME.safetensors in this folder.
+    overwrite
+        Replace a file that exists.
+    """
+    from sprat import api
+
+    made = api.import_model(
+        network,
+        **dataclasses.asdict(foreign),
+        dataset=dataset,
+        output=output,
+        overwrite=overwrite,
+        code=code,
+    )
+    if json_output:
+        print(json.dumps(dataclasses.asdict(made) | {"path": str(made.path)}))
+        return
+    named = code_options(dict.fromkeys([*code, *([network] if is_own(network) else [])]))
+    print(f"{visible(made.path)}: {len(made.classes):,} classes, {made.parameters:,} parameters")
+    print(f"  {to_paste('sprat', 'predict', made.path, 'picture.jpg', *named)}")
+    print(f"  {to_paste('sprat', 'evaluate', made.path, *named)}")
+
+
 @app.command
 def summary(
     model: str,
@@ -107,6 +157,7 @@ def summary(
     *,
     depth: int = 0,
     side: int | None = None,
+    channels: Channels = None,
     settings: Annotated[NetworkSettings, Parameter(name="network")] = NetworkSettings(),  # noqa: B008
     classes: int = 10,
     effective: Path | None = None,
@@ -124,6 +175,8 @@ def summary(
         Number of parts of a layer's path that make a row; 0: a row for every layer.
     side
         Side of the images, in pixels; by default what the model was trained on, else 32.
+    channels
+        Channels of the images, 1 for grey; by default what the model was trained on, else 3.
     classes
         Number of outputs of a network that is not a saved model.
     effective
@@ -137,7 +190,9 @@ def summary(
     from sprat.display import make_console, print_summary
 
     use_all(code)
-    network, side = _find_network(model, settings, side, classes, pretrained=effective is not None)
+    network, side = _find_network(
+        model, settings, side, channels, classes, pretrained=effective is not None
+    )
 
     from sprat.budget import summarize
 
@@ -164,6 +219,7 @@ def check(
     budget: Annotated[BudgetConfig, Parameter(name="*")] = BudgetConfig(),  # noqa: B008
     min_accuracy: float = 0.0,
     side: int | None = None,
+    channels: Channels = None,
     settings: Annotated[NetworkSettings, Parameter(name="network")] = NetworkSettings(),  # noqa: B008
     classes: int = 10,
     code: Code = (),
@@ -180,6 +236,8 @@ def check(
         Least accuracy of a run, on what it was evaluated on, as a fraction: 0.85.
     side
         Side of the images, in pixels; by default what the model was trained on, else 32.
+    channels
+        Channels of the images, 1 for grey; by default what the model was trained on, else 3.
     classes
         Number of outputs of a network that is not a saved model.
     """
@@ -199,7 +257,7 @@ def check(
         results = read_results(Path(model) / RESULTS_FILE)
         accuracy = evaluation_of(results)[1]["top1"]
     use_all(code)
-    network, side = _find_network(model, settings, side, classes)
+    network, side = _find_network(model, settings, side, channels, classes)
 
     from sprat.budget import judge_limits, summarize
 
@@ -212,8 +270,8 @@ def check(
         print_verdicts(console, summarized.model, verdicts)
         if budget.max_ram:
             console.print(
-                f"The arena holds activations. The image ({3 * side**2:,} bytes), stack and code "
-                "come on top."
+                f"The arena holds activations. The image ({summarized.image_bytes:,} bytes), stack "
+                "and code come on top."
             )
     return 0 if all(verdict.kept for verdict in verdicts) else 1
 
@@ -222,6 +280,7 @@ def _find_network(
     model: str,
     settings: NetworkSettings,
     side: int | None,
+    channels: int | None,
     classes: int,
     pretrained: bool = False,
 ) -> "tuple[nn.Module, int]":
@@ -231,19 +290,11 @@ def _find_network(
         settings: where it differs from what its name stands for.
         pretrained: with its pretrained weights, if a network of that name and ten classes has some.
     """
-    if side is not None and side < 1:
-        raise SpratError(f"--side is {side}, expected at least 1 pixel.")
-    if classes < 1:
-        raise SpratError(f"--classes is {classes}, expected at least 1.")
     is_file = Path(model).exists() or model.endswith(".safetensors")
     spec = NetworkConfig(name=model, **dataclasses.asdict(settings))
-    if is_file and spec.given:
-        raise SpratError(
-            f"{model} is a saved model, whose network cannot be changed. Leave out "
-            f"{', '.join(f'--network.{key}' for key in spec.given)}, or name a network."
-        )
+    _check_asked(spec, side, classes, is_file)
     if is_own(model):
-        use(source_of(model))
+        use(model)
     elif not is_file:
         find_name(model)
 
@@ -253,14 +304,32 @@ def _find_network(
     from sprat.models import build_network, check_outputs
     from sprat.zoo import is_model, locate
 
-    if is_file or (pretrained and classes == 10 and not spec.given and is_model(model)):
+    usual = classes == 10 and channels in (None, 3) and not spec.given
+    if is_file or (pretrained and usual and is_model(model)):
         loaded = load_model(locate(model))
+        if channels not in (None, loaded.channels):
+            raise SpratError(
+                f"--channels is {channels}, but {model} takes images of {loaded.channels}. Leave "
+                "the option out, or name a network."
+            )
         return loaded.network, side or loaded.side
     torch.manual_seed(0)  # initial weights are drawn
-    network = build_network(spec, classes)
+    network = build_network(spec, classes, in_channels=channels or 3)
     if is_own(model):
-        check_outputs(network, classes, side or 32)
+        check_outputs(network, classes, side or 32, channels or 3)
     return network, side or 32
+
+
+def _check_asked(spec: NetworkConfig, side: int | None, classes: int, is_file: bool) -> None:
+    if side is not None and side < 1:
+        raise SpratError(f"--side is {side}, expected at least 1 pixel.")
+    if classes < 1:
+        raise SpratError(f"--classes is {classes}, expected at least 1.")
+    if is_file and spec.given:
+        raise SpratError(
+            f"{spec.name} is a saved model, whose network cannot be changed. Leave out "
+            f"{', '.join(f'--network.{key}' for key in spec.given)}, or name a network."
+        )
 
 
 def _draw_effective(console: "Console", network: "nn.Module", side: int, path: Path) -> float:

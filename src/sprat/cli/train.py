@@ -1,12 +1,14 @@
 """sprat train."""
 
+import signal
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from sprat import torchrun
 from sprat.cli.app import app
 from sprat.cli.errors import complain
 from sprat.cli.options import Code, DataDir
@@ -14,7 +16,7 @@ from sprat.cli.recipe import DEFAULT_RECIPE, chosen_recipe
 from sprat.cli.stop import Stop
 from sprat.data import caution_for
 from sprat.errors import Interrupted, SpratError, in_words
-from sprat.models.code import is_own, source_of
+from sprat.models.code import is_own
 from sprat.models.code import options as code_options
 from sprat.settings.config import COMMON, RUN, Config
 from sprat.settings.recipes import departures
@@ -22,7 +24,8 @@ from sprat.text import command as to_paste
 from sprat.text import visible
 
 if TYPE_CHECKING:
-    from sprat.api import Run, Seeds
+    from sprat.api import Folds, Run, Seeds
+    from sprat.evaluation.records import Spread
 
 
 @app.command
@@ -37,6 +40,7 @@ def train(
     output: Annotated[Path | None, Parameter(group=COMMON)] = None,
     resume: Annotated[Path | None, Parameter(group=COMMON)] = None,
     data_dir: Annotated[DataDir, Parameter(group=RUN)] = None,
+    log: Annotated[Literal["tensorboard"] | None, Parameter(group=RUN)] = None,
     quiet: Annotated[bool, Parameter(group=RUN, negative=())] = False,
 ) -> int:
     """Train a network from a recipe. Any setting can be changed with its option.
@@ -49,42 +53,62 @@ def train(
         Name of a recipe that ships with sprat, or the path of a .toml file.
     model
         Network by name, or a class of your own as my_nets.py:MyNet; drops the recipe's network
-        settings.
+        settings. By default the recipe's, or that of --start-from.
     output
-        New folder for the run; by default runs/RECIPE-DATE-TIME, with --seeds runs/RECIPE.
+        New folder for the run; by default runs/RECIPE-DATE-TIME, with --seeds runs/RECIPE, with
+        --folds runs/RECIPE-folds.
     resume
-        Folder of an interrupted run to resume; only --dataset and --data-dir go with it.
+        Folder of an interrupted run to resume; only --dataset, --data-dir and --log go with it.
     seeds
         Number of runs, with seeds from --seed on, each in OUTPUT/seed-N; 0: one run, in OUTPUT.
     time
         Train as many epochs as finish in this time, evaluation included: 5m or 1h30m.
+    log
+        Also write the run for this program, into RUN/tensorboard.
     quiet
         Print only errors and warnings.
     """
     from sprat import api
     from sprat.api.runs import Unfinished
+    from sprat.tensorboard import TensorBoard
 
     began_as, stop = chosen_recipe.config, Stop()
-    changes = departures(config, began_as)
-    network = model or changes.get("network.name", "")  # typed again, if the recipe names it
-    code += (source_of(network),) if is_own(network) else ()
-    how: dict[str, Any] = {"data_dir": data_dir, "code": code, "quiet": quiet, "stopping": stop}
+    changes = departures(config, began_as) | ({"model": model} if model else {})
+    # a network of the user's own, typed again if the recipe names it
+    code += tuple(filter(is_own, [model or changes.get("network.name", "")]))
+    how: dict[str, Any] = {
+        "data_dir": data_dir,
+        "code": code,
+        "quiet": quiet,
+        "stopping": stop,
+        "observers": [TensorBoard()] if log else [],
+    }
     options = how | {"recipe": recipe, "output": output, "time": time}
     moved = changes.get("dataset") if resume else None  # the place of a run's data, if changed
-    command = partial(_to_resume, seeds=seeds, moved=moved, data_dir=data_dir, code=code)
-    ended = partial(_print_outcome, code=code, quiet=quiet)
+    command = partial(
+        _to_resume,
+        several=seeds > 0 or config.all_folds,
+        moved=moved,
+        data_dir=data_dir,
+        code=code,
+        log=log,
+    )
+    ended = partial(_print_outcome, code=code, quiet=quiet or not torchrun.is_first())
     try:
         if resume is not None:
             _check_resumed(changes, recipe != DEFAULT_RECIPE or output or seeds or time)
             ended(api.resume(resume, dataset=moved, **how))
         elif seeds:
-            found = api.train_seeds(began_as, changes, seeds=seeds, ended=ended, **options)
-            _print_seeds(found, quiet)
+            _print_seeds(
+                api.train_seeds(began_as, changes, seeds=seeds, ended=ended, **options), quiet
+            )
+        elif config.all_folds:
+            _print_folds(api.train_folds(began_as, changes, ended=ended, **options), quiet)
         else:
             ended(api.train(began_as, changes, **options))
     except Interrupted as stopped:
         complain(f"Stopped and saved. Resume with\n  {command(stopped.folder)}")
-        return 128 + stop.asked
+        return 128 + (stop.asked or signal.SIGTERM)  # of several processes another was asked
     except Unfinished as error:
         raise SpratError(
             f"{in_words(error.reason)} Then resume with", f"  {command(error.folder)}"
@@ -106,16 +130,23 @@ def _check_resumed(changes: dict[str, Any], others: object) -> None:
 
 
 def _to_resume(
-    run: Path, *, seeds: int, moved: str | None, data_dir: Path | None, code: tuple[str, ...]
+    run: Path,
+    *,
+    several: bool,
+    moved: str | None,
+    data_dir: Path | None,
+    code: tuple[str, ...],
+    log: str | None,
 ) -> str:
-    """Return the command that resumes a run, or all seeds, or begins what has not begun."""
+    """Return the command that resumes a run, or several, or begins what has not begun."""
     from sprat.run_folder import CONFIG_FILE
 
-    if seeds or not (run / CONFIG_FILE).exists():
-        return to_paste("sprat", *sys.argv[1:])
-    words: list[str | Path] = ["sprat", "train", "--resume", run]
+    if several or not (run / CONFIG_FILE).exists():
+        return to_paste(*torchrun.command(), *sys.argv[1:])
+    words: list[str | Path] = [*torchrun.command(), "train", "--resume", run]
     words += ["--dataset", moved] if moved else []
     words += ["--data-dir", data_dir] if data_dir else []
+    words += ["--log", log] if log else []
     words += code_options(code)
     return to_paste(*words)
 
@@ -127,6 +158,8 @@ def _print_outcome(run: "Run", *, code: tuple[str, ...], quiet: bool) -> None:
 
     console, results = make_console(quiet=quiet), run.results
     which = "the test set, read once" if results["final"] else "val"
+    if "fold" in results:
+        which = f"fold {results['fold']} of {results['folds']}, which it was not trained on"
     minutes = results["seconds"] / 60
     with resumable(run.folder):
         console.print(
@@ -154,11 +187,31 @@ def _print_seeds(found: "Seeds", quiet: bool) -> None:
     seeds = "1 seed" if count == 1 else f"{count} seeds"
     with resumable(found.folder):
         console.print(f"\n{seeds}, on {summary['split']}:")
-        figures = ((summary["top1"], "accuracy"), (summary["tta_top1"], "with test-time views"))
-        for figure, label in figures:
-            spread = "" if figure["std"] is None else f" ± {100 * figure['std']:.2f}"
-            console.print(
-                f"  {label:24}  {100 * figure['mean']:.2f}{spread} %  (n = {figure['n']}, "
-                f"{100 * figure['min']:.2f} to {100 * figure['max']:.2f})"
-            )
+        console.print(_in_words(summary["top1"], "accuracy"))
+        console.print(_in_words(summary["tta_top1"], "with test-time views"))
         console.print(f"{visible(found.folder)}/summary.json holds them.")
+
+
+def _print_folds(found: "Folds", quiet: bool) -> None:
+    from sprat.api.runs import resumable
+    from sprat.display import make_console, print_evaluation
+
+    console, results = make_console(quiet=quiet), found.results
+    with resumable(found.folder):
+        console.print(f"\n{len(results['folds'])} folds, each on the images that it held out:")
+        console.print(_in_words(results["top1"], "accuracy"))
+        console.print(_in_words(results["tta_top1"], "with test-time views"))
+        console.print("All out-of-fold predictions together:")
+        print_evaluation(console, results["out_of_fold"])
+        console.print(
+            f"{visible(found.folder)}/ holds them: results.json, out-of-fold.csv and, with every "
+            "class's probability, out-of-fold.safetensors."
+        )
+
+
+def _in_words(figure: "Spread", label: str) -> str:
+    spread = "" if figure["std"] is None else f" ± {100 * figure['std']:.2f}"
+    return (
+        f"  {label:24}  {100 * figure['mean']:.2f}{spread} %  (n = {figure['n']}, "
+        f"{100 * figure['min']:.2f} to {100 * figure['max']:.2f})"
+    )

@@ -101,9 +101,11 @@ class Dataset:
     """A training and a test set of one name.
 
     name is that of a dataset, or the path that own pictures came from.
-    md5 is over pixels and labels (training, then test) and `val`, so that it is the same whatever
-    file the images came from.
+    md5 is over pixels and labels (training, then test), `val` and `groups`, so that it is the same
+    whatever file the images came from.
     val: int64, indices of the training images that are set apart as val; None to split it off.
+    groups: int64, a number for each training image; images of one number stay together wherever
+    the training images are split. None to split them one by one.
     own: how own pictures were read. found: what was found there. None for other datasets.
     """
 
@@ -113,8 +115,14 @@ class Dataset:
     normalization: Normalization
     md5: str
     val: Tensor | None = None
+    groups: Tensor | None = None
     own: PicturesConfig | None = None
     found: Summary | None = None
+
+    @property
+    def channels(self) -> int:
+        """Of its images: 3, or 1 of grey ones."""
+        return self.train.images.shape[1]
 
 
 def load_dataset(
@@ -143,8 +151,8 @@ def load_dataset(
     check_dataset(name)
     if is_path(name):
         place = Path(name).resolve()
-        loaded = own_pictures.load(place, own, say, progress, whole=whole)
-        return assemble(str(place), *loaded[:3], own, loaded[3])
+        parts, found = own_pictures.load(place, own, say, progress, whole=whole)
+        return assemble(str(place), *parts, own, found)
     if name in BUILT:
         return assemble(name, *BUILT[name].load())
     chosen = PREFERRED if name == "auto" else name
@@ -289,6 +297,7 @@ def assemble(
     train: ImageSet,
     test: ImageSet,
     val: Tensor | None = None,
+    groups: Tensor | None = None,
     own: PicturesConfig | None = None,
     found: Summary | None = None,
 ) -> Dataset:
@@ -298,8 +307,9 @@ def assemble(
         for piece in part.images.split(imagesets.PIECE):
             md5.update(piece.numpy().data)
         md5.update(part.targets.numpy().data)
-    if val is not None:
-        md5.update(val.numpy().data)
+    for indices in (val, groups):
+        if indices is not None:
+            md5.update(indices.numpy().data)
     # of a test part alone there is none; whatever is evaluated on it has its own
     normalization = imagesets.Normalization.of((train if len(train) else test).images)
-    return Dataset(name, train, test, normalization, md5.hexdigest(), val, own, found)
+    return Dataset(name, train, test, normalization, md5.hexdigest(), val, groups, own, found)

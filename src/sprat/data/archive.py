@@ -7,6 +7,7 @@ devices are refused, and so is more than is safe.
 import bz2
 import gzip
 import hashlib
+import io
 import json
 import lzma
 import os
@@ -20,6 +21,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, NamedTuple, cast
 
 from sprat.data.fetch import Say
+from sprat.data.found import cut
 from sprat.data.picture import is_skipped
 from sprat.errors import SpratError, shown
 from sprat.files import cache_dir, lock, replacing_folder
@@ -30,6 +32,7 @@ MOST_TIMES = 100  # the archive's own bytes: pictures are compressed already
 ALWAYS_BYTES = 1 << 30  # any archive may hold as many
 _PIECE = 1 << 20  # bytes copied at once
 _LONGEST_HEADER = 1 << 24  # bytes, of what a tar says about a file
+_LONGEST_DIRECTORY = 100 * MOST_FILES  # bytes, of what a zip says about all
 _LONGEST_NAME, _LONGEST_PATH = 255, 1_024  # bytes
 _COMPRESSED: dict[bytes, Callable[..., object]] = {
     b"\x1f\x8b": gzip.open,
@@ -48,9 +51,17 @@ class _Member(NamedTuple):
     open: Callable[[], IO[bytes]]
 
 
-def extract(archive: Path, say: Say = lambda text: None) -> Path:
+def extract(
+    archive: Path,
+    say: Say = lambda text: None,
+    check: Callable[[Path], object] = lambda folder: None,
+) -> Path:
     """Return the folder in the user's cache that holds an archive's files; it is made, whole or
     not at all, unless it is there already.
+
+    Args:
+        check: called with the extracted files' folder before it comes into the cache; raises to
+            refuse them.
 
     Raises:
         SpratError: the archive is damaged or not safe to extract, or there is no room.
@@ -66,6 +77,7 @@ def extract(archive: Path, say: Say = lambda text: None) -> Path:
                 shutil.rmtree(place, ignore_errors=True)  # somebody changed it
                 with replacing_folder(place, [_STATE]) as folder:
                     _extract(archive, folder)
+                    check(folder)
     except SpratError:
         raise
     except OSError as error:
@@ -104,8 +116,8 @@ def _extract(archive: Path, folder: Path) -> None:
         if isinstance(error, OSError) and (error.errno or size > room):
             raise
         raise SpratError(
-            f"{archive} is damaged or no archive: {error or type(error).__name__}. Get it again, "
-            "or extract it yourself and give the folder."
+            f"{archive} is damaged or no archive: {cut(error) or type(error).__name__}. Get it "
+            "again, or extract it yourself and give the folder."
         ) from error
     if not files:
         raise SpratError(f"{archive} holds no files. Give an archive of pictures.")
@@ -129,7 +141,7 @@ def _is_whole(place: Path) -> bool:
 
 def _members(archive: Path, most: int) -> Iterator[_Member]:
     if archive.suffix.lower() == ".zip":
-        with zipfile.ZipFile(archive) as packed:
+        with _Zip(io.FileIO(archive)) as zipped, zipfile.ZipFile(zipped) as packed:
             for info in packed.infolist():
                 name = info.filename.replace("\\", "/")  # as old Windows programs write it
                 if not name.endswith("/"):
@@ -153,6 +165,15 @@ def _members(archive: Path, most: int) -> Iterator[_Member]:
                 raise tarfile.ReadError("it is damaged before the mark of its end")
         while stream.read(_PIECE):  # only at the very end is a checksum compared
             pass
+
+
+class _Zip(io.BufferedReader):
+    """A zip's file, of which no more is read at once than is safe: its directory is."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _LONGEST_DIRECTORY:
+            raise zipfile.BadZipFile(f"a directory of {size:,} bytes")
+        return super().read(size)
 
 
 def _opened(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:

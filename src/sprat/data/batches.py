@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from sprat import distributed
 from sprat.augment.transforms import alternating_flip
 from sprat.data.imageset import ImageSet
 from sprat.errors import SpratError
@@ -15,13 +16,15 @@ class Batches:
     """Training batches of an ImageSet, in an order that is a function of (seed, epoch).
 
     The last images of an epoch's order that do not fill a batch are left out of that epoch:
-    BatchNorm's statistics want full batches, and the next epoch's order is another.
+    BatchNorm's statistics want full batches, and the next epoch's order is another. Of several
+    processes that train one run, each gets its part of every batch.
 
     Args:
         alternating_flip: mirror every image each other epoch, half of them in the first.
 
     Raises:
-        SpratError: there are fewer images than one batch holds.
+        SpratError: there are fewer images than one batch holds, or the processes cannot divide a
+            batch evenly.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class Batches:
                 f"batch_size is {batch_size} but there are only {len(dataset)} training images; "
                 f"use a batch size of at most {len(dataset)}"
             )
+        distributed.check_batch_size(batch_size)
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.mirrored_first: Tensor | None = None  # bool, N
         if alternating_flip:
@@ -44,13 +48,13 @@ class Batches:
         return len(self.dataset) // self.batch_size
 
     def order(self, epoch: int) -> list[Tensor]:
-        """Indices of each batch's images, int64, on the CPU."""
+        """Indices of each batch's images, int64, on the CPU; of this process's part of them."""
         generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
         order = torch.randperm(len(self.dataset), generator=generator)
-        return list(order.split(self.batch_size)[: len(self)])
+        return [distributed.part(batch) for batch in order.split(self.batch_size)[: len(self)]]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields (images uint8 B x 3 x H x W, targets int64 B) from batch `start` on."""
+        """Yields (images uint8 B x C x H x W, targets int64 B) from batch `start` on."""
         for chosen in self.order(epoch)[start:]:
             chosen = chosen.to(self.dataset.images.device, non_blocking=True)
             images = self.dataset.images[chosen]

@@ -1,8 +1,8 @@
 """Pictures as they are trained on, in one file that is mapped into memory.
 
-The file holds the pixels from its first byte on (uint8, N x 3 x side x side), then a JSON object
-about them, then the CRC-32 of all that and the object's length in bytes (4 and 8 bytes, little-
-endian). It is read only if every byte is as it was written.
+The file holds the pixels from its first byte on (uint8, N x C x side x side; C is 1 if all are
+grey, else 3), then a JSON object about them, then the CRC-32 of all that and the object's length in
+bytes (4 and 8 bytes, little-endian). It is read only if every byte is as it was written.
 """
 
 import json
@@ -20,13 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FORMAT = 1  # of the file; another version's is made anew
+from sprat.data.imageset import PIECE, is_grey, to_channels
+
+FORMAT = 2  # of the file; another version's is made anew
 _TAIL = struct.Struct("<IQ")  # checksum, length of the JSON
 _PIECE = 1 << 22  # bytes read at once where all are
 
 
 class Mapped:
-    """Images in a file, uint8, N x 3 x H x W from its first byte on; read row by row.
+    """Images in a file, uint8, N x C x H x W from its first byte on; read row by row.
 
     What was read stays in the system's memory for files, not in the process's: that would count
     as the process's own up to the file's size.
@@ -48,20 +50,40 @@ class Mapped:
 
 
 class Writer:
-    """Writes such a file piece by piece: `add` images, then `finish`."""
+    """Writes such a file piece by piece: `add` images, then `finish`.
+
+    Args:
+        file: empty, open for writing and reading.
+        side: of the images, pixels.
+    """
 
     def __init__(self, file: IO[bytes], side: int) -> None:
-        self._file, self._side = file, side
+        self._file, self._side, self._channels = file, side, 1
         self._images, self._crc = 0, 0
 
     def add(self, images: Tensor) -> None:
         """Appends images, uint8, n x 3 x side x side."""
-        self._write(images.contiguous().numpy().data.cast("B"))
+        if self._channels == 1 and not is_grey(images):
+            self._widen()
+        self._write(to_channels(images, self._channels).contiguous().numpy().data.cast("B"))
         self._images += len(images)
+
+    def _widen(self) -> None:
+        """Gives every image so far, all grey, three planes; the last first, to overwrite none."""
+        plane = self._side**2
+        for first in reversed(range(0, self._images, PIECE)):
+            self._file.seek(first * plane)
+            pixels = np.frombuffer(self._file.read(PIECE * plane), np.uint8)
+            some = pixels[: (self._images - first) * plane].reshape(-1, 1, plane)
+            self._file.seek(3 * first * plane)
+            self._file.write(some.repeat(3, axis=1).data.cast("B"))
+        self._channels = 3
+        self._crc = _crc_of(self._file, 3 * self._images * plane)
 
     def finish(self, about: dict[str, Any]) -> None:
         """Ends the file with what `read` is to give back, plain values for JSON."""
-        footer = {"format": FORMAT, "images": self._images, "side": self._side, "about": about}
+        shape = {"images": self._images, "channels": self._channels, "side": self._side}
+        footer = {"format": FORMAT, **shape, "about": about}
         text = json.dumps(footer).encode()
         self._write(text)
         self._file.write(_TAIL.pack(self._crc, len(text)))
@@ -83,7 +105,8 @@ def read(
                 return None
             if _crc_of(file, end) != crc:
                 return None
-        shape = torch.Size((footer["images"], 3, footer["side"], footer["side"]))
+        side = footer["side"]
+        shape = torch.Size((footer["images"], footer["channels"], side, side))
         return (Mapped(path, shape), footer["about"]) if math.prod(shape) == begin else None
     except (OSError, ValueError, KeyError, TypeError, struct.error):
         return None

@@ -1,4 +1,5 @@
-"""What is wrong with a dataset: leaks, duplicates, conflicting labels, pictures of nothing."""
+"""What is wrong with a dataset: leaks, duplicates, conflicting or suspect labels, pictures of
+nothing."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ from sprat.data.duplicates import FLAT, Pair, find_pairs, traits_of
 from sprat.data.found import PARTS
 from sprat.data.imageset import ImageSet, Rows, class_counts, joined
 from sprat.data.pictures import files_of
+from sprat.data.suspects import LabelCheck
 
 BLANK = 3  # grey levels between the brightest and darkest value of a blank picture's channel
+_HOW = ("recipe", "epochs", "folds", "top1", "confident")  # what is told of a check of labels
 MOST_COMPARED = 2 * 10**9  # pairs of pictures among which training looks for near copies
 
 
@@ -46,6 +49,8 @@ class DataCheck:
     """Pictures of one colour."""
     nearly_constant: list[int]
     """Pictures of nearly one colour."""
+    labels: LabelCheck | None = None
+    """What cross-validation says of the labels; None where it was not asked."""
 
     @property
     def ok(self) -> bool:
@@ -55,6 +60,10 @@ class DataCheck:
     def label(self, place: int) -> str:
         """Return the class of a picture."""
         return self.images.classes[int(self.images.targets[place])]
+
+    def short(self, name: str) -> str:
+        """Return a picture's path within the dataset's folder or archive."""
+        return name.removeprefix(f"{self.dataset}/").removeprefix(f"{self.dataset}: ")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; pairs are of names."""
@@ -75,6 +84,7 @@ class DataCheck:
             "conflict_labels": [
                 [self.label(pair.first), self.label(pair.second)] for pair in self.conflicts
             ],
+            **self._labels_to_dict(),
             "unreadable": [list(each) for each in self.unreadable],
             **{
                 name: [self.names[place] for place in places]
@@ -84,6 +94,25 @@ class DataCheck:
                     ("nearly_constant", self.nearly_constant),
                 )
             },
+        }
+
+    def _labels_to_dict(self) -> dict[str, Any]:
+        if self.labels is None:
+            return {"labels": None, "suspects": None}
+        about = {name: getattr(self.labels, name) for name in _HOW}
+        return {
+            "labels": about,
+            "suspects": [
+                {
+                    "path": self.names[each.place],
+                    "label": self.images.classes[each.label],
+                    "suggested": self.images.classes[each.suggested],
+                    "label_probability": each.label_probability,
+                    "suggested_probability": each.suggested_probability,
+                    "confident": each.confident,
+                }
+                for each in self.labels.suspects
+            ],
         }
 
 

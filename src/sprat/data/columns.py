@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sprat.data.found import part_of
+from sprat.data.found import is_unicode, part_of
 from sprat.data.own import PicturesConfig
 from sprat.errors import SpratError, did_you_mean, plain, shown
 from sprat.shapes import MOST_CLASSES
@@ -59,6 +59,7 @@ def find_columns(
     """
     path = _asked(place, names, config.path_column, "path")
     label = _asked(place, names, config.label_column, "label")
+    names = [name for name in names if name != config.group_column or not name]
     able = names if paths is None else paths
     path = path or _usual([name for name in able if name != label], PATHS)
     label = label or _usual([name for name in names if name != path], LABELS)
@@ -81,12 +82,22 @@ def find_columns(
     return Columns(path, label, _usual(others, SPLITS))
 
 
+def find_group(place: Path, names: Sequence[str], config: PicturesConfig) -> str:
+    """Return the column that groups pictures; "" if none was asked for.
+
+    Raises:
+        SpratError: the one that was asked for is not there.
+    """
+    return _asked(place, names, config.group_column, "group")
+
+
 def classes_of(place: Path, found: Iterable[Labelled]) -> tuple[str, ...]:
     """Return the classes in the training part, or without one in all: in order, as numbers where
     all are.
 
     Raises:
-        SpratError: another part has more, there are too many, or one has a name that is too long.
+        SpratError: another part has more, there are too many, or one has a name that is too long
+            or not Unicode.
     """
     labelled = list(found)
     training = {each.label for each in labelled if each.part in ("", "train")}
@@ -107,6 +118,11 @@ def classes_of(place: Path, found: Iterable[Labelled]) -> tuple[str, ...]:
         raise SpratError(
             f"{place} has a label of {len(too_long):,} characters ({shown(too_long)}), expected at "
             f"most {LONGEST}. Name the column of labels with --pictures.label-column."
+        )
+    if damaged := next((name for name in names if not is_unicode(name)), None):
+        raise SpratError(
+            f"{place} has the label {shown(damaged)}, which is not Unicode text. Write the labels "
+            "in UTF-8."
         )
     numbers = all(name.isdecimal() and name.isascii() for name in names)
     return tuple(sorted(names, key=lambda name: (int(name) if numbers else 0, name)))

@@ -50,7 +50,7 @@ class Pair:
 class Traits:
     """What images are compared by, an entry for each.
 
-    digests: of the pixels. coarse: images at 8 x 8 pixels, N x 3 x 8 x 8, each of length 1.
+    digests: of the pixels. coarse: images at 8 x 8 pixels, N x C x 8 x 8, each of length 1.
     spreads: standard deviations in grey levels. ranges: brightest minus darkest value of a channel.
     """
 
@@ -62,7 +62,7 @@ class Traits:
 
 
 def traits_of(images: Images) -> Traits:
-    """Return what images (uint8, N x 3 x H x W) are compared by."""
+    """Return what images (uint8, N x C x H x W) are compared by."""
     digests: list[bytes] = []
     hashes, coarse, spreads, ranges = [], [], [], []
     for piece in images.split(PIECE):
@@ -91,7 +91,7 @@ def find_pairs(
     copies each is in one. Nearly constant pictures (see FLAT) have exact copies only.
 
     Args:
-        images: uint8, N x 3 x H x W.
+        images: uint8, N x C x H x W.
         parts: of each image, 0 and up.
         traits: of the images.
         within: whether to look for copies within a part.
@@ -201,7 +201,7 @@ def _small(images: Tensor) -> Tensor:
 
 
 def _hash(images: Tensor) -> NDArray[np.uint64]:
-    """Return the hashes of uint8 images, N x 3 x H x W; a bit is a frequency's sign."""
+    """Return the hashes of uint8 images, N x C x H x W; a bit is a frequency's sign."""
     frequency, place = torch.arange(_LOWEST)[:, None], torch.arange(_SIDE)
     cosines = (math.pi / _SIDE * (place + 0.5) * frequency).cos()
     signs = cosines @ _small(images).mean(1) @ cosines.T > 0

@@ -9,10 +9,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sprat.data.found import PARTS, Found, Group, few, new_digest, part_of, stamp
+from sprat.data.found import (
+    PARTS,
+    Found,
+    Group,
+    few,
+    is_folder,
+    is_unicode,
+    new_digest,
+    part_of,
+    stamp,
+)
 from sprat.data.picture import is_skipped
 from sprat.errors import SpratError, did_you_mean
-from sprat.text import command
+from sprat.readers import unlisted
 
 
 @dataclass(frozen=True)
@@ -107,14 +117,11 @@ def scan(folder: Path) -> Contents:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if not is_skipped(entry.name):
-                    (folders if entry.is_dir() else files).append(entry.name)
-    except PermissionError as error:
-        raise SpratError(
-            f"{folder} cannot be read: {error.strerror}. Give yourself the right to: "
-            f"{command('chmod', 'u+rx', folder)}"
-        ) from error
+                    (folders if is_folder(entry) else files).append(entry.name)
+    except OSError as error:
+        raise unlisted(folder, error) from error
     for name in folders:
-        if not _is_unicode(name):  # models, pages and other programs hold names in UTF-8
+        if not is_unicode(name):
             raise SpratError(f"{folder / name} has a name that is not UTF-8. Rename that folder.")
     return Contents(sorted(folders), sorted(files))
 
@@ -163,7 +170,3 @@ def _files_of_class(path: Path) -> list[str]:
 
 def _holds_folders(folder: Path, names: dict[str, str]) -> bool:
     return any(scan(folder / name).folders for name in names)
-
-
-def _is_unicode(name: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in name)

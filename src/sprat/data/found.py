@@ -1,6 +1,7 @@
 """What a set of own pictures holds, whatever form it came in: pictures, labels and parts."""
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ _SAME_PART = {part: part for part in PARTS} | {
     "testing": "test",
 }
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Za-z][a-z]*")
+_END = 150  # characters of a long text in a sentence, at its begin and at its end
 _READER = 2  # raised whenever the same files give other pixels, or others can be read
 
 
@@ -47,7 +49,10 @@ class Found:
 
     layout: in words, "a folder for each class". pictures: yields every picture in the order of the
     groups. digest: another one is another set. sources: where each part was found, in words.
-    left_out: sentences about what is no part of the set.
+    left_out: sentences about what is no part of the set. together: of each picture, what it shares
+    with those that it is not to be split from, as a group column says; None without one. named: of
+    a path or a sentence gives what a person is to read, where pictures were extracted from an
+    archive.
     """
 
     layout: str
@@ -57,6 +62,8 @@ class Found:
     digest: str
     sources: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    together: list[str] | None = None
+    named: Callable[[object], str] = str
 
     def __len__(self) -> int:
         return sum(group.count for group in self.groups)
@@ -128,9 +135,28 @@ def stamp(file: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder, or a link to one that can be followed."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def is_unicode(name: str) -> bool:
+    """Return whether a name can be a class's: models, pages and other programs hold UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
 def few(names: Sequence[object]) -> str:
     """Return the first three names, for a sentence."""
-    return ", ".join(map(visible, names[:3])) + (", …" if len(names) > 3 else "")
+    return ", ".join(map(cut, names[:3])) + (", …" if len(names) > 3 else "")
+
+
+def cut(text: object) -> str:
+    """Return text for a sentence; of a long one its ends."""
+    shown = visible(text)
+    return f"{shown[:_END]} … {shown[-_END:]}" if len(shown) > 3 * _END else shown
 
 
 def _present(images: ImageSet | None) -> dict[str, int]:

@@ -7,6 +7,9 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from sprat.data.groups import deal
+
+LUMA = (19_595, 38_470, 7_471)  # shares of red, green and blue in brightness, of 2**16
 PIECE = 1_024  # images looked at together where all of a set are: 3 MB at 32 px, 50 at 128
 
 
@@ -15,7 +18,7 @@ class Source(Protocol):
 
     @property
     def shape(self) -> torch.Size:
-        """N x 3 x H x W."""
+        """N x C x H x W."""
 
     @property
     def device(self) -> torch.device:
@@ -62,6 +65,52 @@ class Rows:
 Images = Tensor | Rows
 
 
+class InChannels:
+    """A source whose images come out in another number of channels (see `to_channels`)."""
+
+    def __init__(self, source: Source, channels: int) -> None:
+        self._source, self._channels = source, channels
+
+    @property
+    def shape(self) -> torch.Size:
+        count, _, *sides = self._source.shape
+        return torch.Size((count, self._channels, *sides))
+
+    @property
+    def device(self) -> torch.device:
+        return self._source.device
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        return to_channels(self._source[rows], self._channels)
+
+
+def is_grey(images: Tensor) -> bool:
+    """Return whether images (… x C x H x W) have no colour: every plane is the same."""
+    return bool((images == images[..., :1, :, :]).all())
+
+
+def to_channels(images: Tensor, channels: int) -> Tensor:
+    """Return uint8 images (… x C x H x W) in 1 or 3 channels: colour as grey, by its luma as in
+    Pillow's convert("L"), or grey as three equal planes. Grey pixels keep their value."""
+    if images.shape[-3] == channels:
+        return images
+    if channels == 3:
+        return images.repeat_interleave(3, -3)
+    shares = torch.tensor(LUMA, dtype=torch.int32, device=images.device)
+    luma = (images.int() * shares[:, None, None]).sum(-3, keepdim=True)
+    return (luma + 2**15 >> 16).to(torch.uint8)
+
+
+def with_channels(images: "ImageSet", channels: int) -> "ImageSet":
+    """Return the same images in 1 or 3 channels: a view."""
+    if images.images.shape[1] == channels:
+        return images
+    whole = images if isinstance(images.images, Rows) else images.subset(torch.arange(len(images)))
+    assert isinstance(whole.images, Rows)
+    rows = Rows(InChannels(whole.images.source, channels), whole.images.rows)
+    return ImageSet(rows, images.targets, images.classes)
+
+
 @dataclass(frozen=True)
 class Normalization:
     """Per-channel mean and standard deviation, as fractions of full brightness."""
@@ -90,7 +139,8 @@ class Normalization:
 class ImageSet:
     """Images with targets and class names.
 
-    images: uint8, N x 3 x H x W. targets: int64, N, each an index into classes.
+    images: uint8, N x C x H x W, C being 3, or 1 where they are grey. targets: int64, N, each an
+    index into classes.
     """
 
     images: Images
@@ -154,19 +204,27 @@ def class_counts(dataset: ImageSet) -> dict[str, int]:
     return dict(zip(dataset.classes, counts, strict=True))
 
 
-def stratified_split(targets: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
+def stratified_split(
+    targets: Tensor, held_out: int, seed: int, groups: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Indices to train on and `held_out` indices held out, the same share of every class.
 
     Where the share is no whole number, the classes that lose most by rounding give one more.
+    Groups are held out whole or not at all, so that there are about `held_out` indices.
 
     Args:
         targets: int64, N.
         held_out: how many to hold out, at most N.
         seed: decides which; the same on every machine.
+        groups: int64, N; images of one number stay together.
 
     Returns:
         Two sorted int64 tensors that together hold every index once.
     """
+    if groups is not None and 0 < held_out < len(targets):
+        share = held_out / len(targets)
+        dealt = deal(targets, groups, (1 - share, share), seed)
+        return (dealt == 0).nonzero().flatten(), (dealt == 1).nonzero().flatten()
     counts = targets.bincount()
     shares = counts.double() * held_out / len(targets)
     take = shares.long()

@@ -1,5 +1,8 @@
 """In which form own pictures are: class folders, a table, an archive or parquet files."""
 
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,31 +10,78 @@ from sprat.data import archive, folders, shards, tables
 from sprat.data.fetch import Say
 from sprat.data.found import Found, first_part, part_of
 from sprat.data.own import PicturesConfig, form_of
-from sprat.errors import SpratError
+from sprat.data.picture import Picture
+from sprat.errors import SpratError, shown
 
 _DEEPEST = 10  # folders that wrap one another around a set
 
 
-def find(place: Path, config: PicturesConfig, say: Say = lambda text: None) -> Found:
+def find(
+    place: Path,
+    config: PicturesConfig,
+    say: Say = lambda text: None,
+    check: Callable[[Found], None] = lambda found: None,
+) -> Found:
     """List own pictures of any form, without reading one.
 
+    Args:
+        check: called with what was found, before an archive comes into the cache; raises to refuse
+            it.
+
     Raises:
-        SpratError: the place holds nothing of these forms.
+        SpratError: the place holds nothing of these forms, or lacks a column that was asked for.
     """
-    if place.is_dir():
-        return _find_in_folder(place, config)
-    form = form_of(place.name)
+
+    def checked(found: Found) -> Found:
+        if config.group_column and found.together is None:
+            raise SpratError(
+                f"{place} has no column {shown(config.group_column)} to group pictures by, since "
+                f"it is {found.layout}. Give a table of its pictures, or leave "
+                "--pictures.group-column out."
+            )
+        check(found)
+        return found
+
+    def in_archive(folder: Path) -> Found:
+        return checked(_find_in_archive(place, folder, config))
+
+    form = None if place.is_dir() else form_of(place.name)
     if form == "archive":
-        folder = archive.extract(place, say)
-        try:
-            found = _find_in_folder(folder, config)
-        except SpratError as error:  # nobody mends what is in the cache
-            lines = (line.replace(str(folder), str(place)) for line in error.args)
-            raise SpratError(*lines) from error
-        return replace(found, layout=f"an archive, which holds {found.layout}")
+        return in_archive(archive.extract(place, say, in_archive))
+    if form is None:
+        return checked(_find_in_folder(place, config))
     if form == "parquet":
-        return shards.find({place: ""}, place, config)
-    return tables.find({place: ""}, place.parent, config)
+        return checked(shards.find({place: ""}, place, config))
+    return checked(tables.find({place: ""}, place.parent, config))
+
+
+def _find_in_archive(place: Path, folder: Path, config: PicturesConfig) -> Found:
+    """List the pictures of an archive that was extracted into a folder, where nobody mends them:
+    whatever is said names the archive and the file in it, flowers.zip: train/rose/1.jpg."""
+
+    def named(text: object) -> str:
+        return str(text).replace(f"{folder}{os.sep}", f"{place}: ").replace(str(folder), str(place))
+
+    @contextlib.contextmanager
+    def naming() -> Iterator[None]:
+        try:
+            yield
+        except SpratError as error:
+            raise SpratError(*map(named, error.args)) from error
+
+    def pictures() -> Iterator[Picture]:
+        with naming():
+            yield from found.pictures()
+
+    with naming():
+        found = _find_in_folder(folder, config)
+    return replace(
+        found,
+        layout=f"an archive, which holds {found.layout}",
+        pictures=pictures,
+        left_out=list(map(named, found.left_out)),
+        named=named,
+    )
 
 
 def _find_in_folder(folder: Path, config: PicturesConfig, depth: int = 0) -> Found:

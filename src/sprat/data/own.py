@@ -40,6 +40,9 @@ class PicturesConfig(Table, name="pictures"):
         at_most=128,
         unit="pixels",
     )
+    channels: Literal["auto", 1, 3] = setting(
+        "auto", "Channels to train with: 1 for grey pictures; auto: 1 where all are grey, else 3"
+    )
     unreadable: Literal["refuse", "skip"] = setting(
         "refuse", "Whether to refuse or skip files that are missing or no pictures; both list them"
     )
@@ -47,6 +50,11 @@ class PicturesConfig(Table, name="pictures"):
         "", "Column of a table that names the picture files, or that holds them in parquet files"
     )
     label_column: str = setting("", "Column of a table or of parquet files that holds the labels")
+    group_column: str = setting(
+        "",
+        "Column of a table or of parquet files that groups pictures (by patient, place, video); "
+        "a group is never divided between training, val, test and folds",
+    )
     test_fraction: float = setting(
         0.2,
         "Fraction of each class held out as the test set, unless there is a test part",

@@ -10,6 +10,7 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
+from sprat.data.imageset import to_channels
 from sprat.errors import SpratError
 
 # Of each suffix the format; no reader of Pillow's others is reached, whatever a file holds.
@@ -80,8 +81,8 @@ def is_picture(path: Path) -> bool:
         return False
 
 
-def read_picture(path: Picture, side: int) -> Tensor:
-    """A picture file as the network is to see it: uint8, 3 x side x side.
+def read_picture(path: Picture, side: int, channels: int = 3) -> Tensor:
+    """A picture file as the network is to see it: uint8, channels x side x side.
 
     Raises:
         SpratError: the file is no picture, no file, damaged, or larger than is safe.
@@ -101,7 +102,7 @@ def read_picture(path: Picture, side: int) -> Tensor:
                     f"{image.width:,} x {image.height:,}, at most {MAX_SIDE:,} on a side"
                 )
             image.load()
-            return fit(upright(image), side)
+            return fit(upright(image), side, channels)
     except SpratError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -110,7 +111,8 @@ def read_picture(path: Picture, side: int) -> Tensor:
         formats = ", ".join(FORMATS)
         raise SpratError(f"{path} cannot be read as a picture: it is none of {formats}") from error
     except Exception as error:  # a damaged file raises anything
-        raise SpratError(f"{path} cannot be read as a picture: {error}") from error
+        why = (isinstance(error, OSError) and error.strerror) or error
+        raise SpratError(f"{path} cannot be read as a picture: {why}") from error
 
 
 def read_size(path: Picture) -> tuple[int, int]:
@@ -138,16 +140,15 @@ def _require_file(path: Path) -> None:
     """
     kind = stat.S_IFMT(path.stat().st_mode)
     if kind != stat.S_IFREG:
-        raise SpratError(
-            f"{path} cannot be read as a picture: it is {_KINDS.get(kind, 'no file')}; give a file"
-        )
+        raise SpratError(f"{path} cannot be read as a picture: it is {_KINDS.get(kind, 'no file')}")
 
 
-def fit(image: Image.Image, side: int) -> Tensor:
-    """An image of any size and mode as the network is to see it: uint8, 3 x side x side.
+def fit(image: Image.Image, side: int, channels: int = 3) -> Tensor:
+    """An image of any size and mode as the network is to see it: uint8, channels x side x side.
 
     Transparency is laid on white, wider greys are brought to 8 bits, the middle square is taken
-    and resized with antialiasing. RGB of that size already stays as it is.
+    and resized with antialiasing; for a network of one channel, colour then becomes grey (see
+    `imageset.to_channels`). RGB of that size already stays as it is.
     """
     rgb = _to_rgb(image)
     if rgb.size != (side, side):
@@ -155,7 +156,7 @@ def fit(image: Image.Image, side: int) -> Tensor:
         left, top = (rgb.width - edge) // 2, (rgb.height - edge) // 2
         square = rgb.crop((left, top, left + edge, top + edge))
         rgb = square.resize((side, side), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+    return to_channels(torch.from_numpy(np.array(rgb)).permute(2, 0, 1), channels)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -7,28 +7,53 @@ only listed, to see whether a file has come, gone or changed.
 import hashlib
 import os
 import shutil
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sprat.data import cache, layout
 from sprat.data.fetch import Progress, Say
-from sprat.data.found import PARTS, Found, Summary
-from sprat.data.imageset import ImageSet, Rows, class_counts, stratified_split
+from sprat.data.found import PARTS, Found, Summary, few
+from sprat.data.imageset import (
+    ImageSet,
+    InChannels,
+    Rows,
+    Source,
+    class_counts,
+    is_grey,
+    stratified_split,
+)
 from sprat.data.own import PicturesConfig
 from sprat.data.picture import Picture, read_picture, read_size
-from sprat.errors import SpratError
+from sprat.errors import SpratError, shown
 from sprat.files import cache_dir, lock, replacing, sweep
 from sprat.text import command, visible
 from sprat.threads import usable_cores
 
 LISTED = 20  # unreadable files named in a message
+FEW = 4  # coloured ones kept, to name the first three
 _AT_ONCE = 256  # pictures in memory while they are read
+
+
+class Parts(NamedTuple):
+    """The parts of a set of own pictures.
+
+    train: those of val among them. val: int64, indices of training images; None without val.
+    groups: int64, a number for each training image, the same for those that stay together; None
+    without groups.
+    """
+
+    train: ImageSet
+    test: ImageSet
+    val: Tensor | None
+    groups: Tensor | None
 
 
 def load(
@@ -38,7 +63,7 @@ def load(
     progress: Progress = lambda done, total: None,
     *,
     whole: bool = False,
-) -> tuple[ImageSet, ImageSet, Tensor | None, Summary]:
+) -> tuple[Parts, Summary]:
     """Read own pictures, from the cache if they have not changed since they came there.
 
     Args:
@@ -49,29 +74,60 @@ def load(
         whole: whether to take any pictures that can be evaluated: a part alone, or one class.
 
     Returns:
-        Training images (those of val among them), test images, the indices of the training images
-        that are val's, or None where there is no val, and what was found.
+        Its parts, and what was found.
 
     Raises:
         SpratError: the place holds nothing of these forms, a file is no picture and
-            config.unreadable is "refuse", or the cache cannot be written.
+            config.unreadable is "refuse", a picture is coloured and config.channels is 1, or the
+            cache cannot be written.
     """
-    found = layout.find(place, config, say)
+    check = (lambda found: None) if whole else partial(_check_trainable, place)
+    found = layout.find(place, config, say, check)
     for sentence in found.left_out:
         say(sentence)
-    if not whole:
-        _check_trainable(place, found)
-    images, about = _cached(place, found, config.side, say, progress)
+    pixels, about = _cached(place, found, config, say, progress)
+    _check_grey(place, about, config)
     if about["unreadable"]:
-        first, *more = _unreadable(place, about["unreadable"])
+        first, *more = _unreadable(place, list(map(found.named, about["unreadable"])))
         if config.unreadable == "refuse":
             remedy = "Mend or remove them, or leave them out with --pictures.unreadable skip."
             raise SpratError(first, *more, remedy)
         say("\n".join([f"left out: {first}", *more]))
-    train, test, val = split(found.classes, images, about, config)
+    groups = _groups(found, about["skipped"])
+    images = InChannels(pixels, 3) if config.channels == 3 else pixels
+    parts = split(found.classes, images, about, config, groups)
     if not whole:
-        _check_parts(place, train, test, config)
-    return train, test, val, _summarize(found, train, test, val, config)
+        _check_parts(place, parts.train, parts.test, config)
+    if count := _count_divided(found):
+        of_column = f"{shown(config.group_column)} are in more than one part"
+        say(
+            f"{count:,} groups of {of_column} of {visible(place)}, so accuracy will look better "
+            "than it is. Keep each group in one part, or leave the column of parts out."
+        )
+    return parts, _summarize(found, parts, config)
+
+
+def _groups(found: Found, skipped: list[int]) -> Tensor | None:
+    """Return a number for the group of each picture in the cache; None without groups.
+
+    Args:
+        skipped: places of the other pictures among all.
+    """
+    if found.together is None:
+        return None
+    left_out = set(skipped)
+    names = [name for place, name in enumerate(found.together) if place not in left_out]
+    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
+    return torch.tensor([numbers[name] for name in names], dtype=torch.int64)
+
+
+def _count_divided(found: Found) -> int:
+    """Return how many groups the parts that pictures came in divide."""
+    if found.together is None:
+        return 0
+    of_picture = (group.part for group in found.groups for _ in range(group.count))
+    parts = Counter(name for name, _ in set(zip(found.together, of_picture, strict=True)))
+    return sum(count > 1 for count in parts.values())
 
 
 @dataclass(frozen=True)
@@ -97,7 +153,7 @@ def files_of(place: Path, config: PicturesConfig) -> Files:
         SpratError: as `load`.
     """
     found = layout.find(place, config, lambda text: None)
-    _, about = _cached(place, found, config.side, lambda text: None, lambda done, total: None)
+    _, about = _cached(place, found, config, lambda text: None, lambda done, total: None)
     wrong = dict(zip(about["skipped"], about["unreadable"], strict=True))
     files = Files([], [], [])
     pictures, places = found.pictures(), iter(range(len(found)))
@@ -105,24 +161,43 @@ def files_of(place: Path, config: PicturesConfig) -> Files:
         while some := list(islice(pictures, _AT_ONCE)):
             numbered = list(zip(some, places, strict=False))
             read = [picture for picture, place in numbered if place not in wrong]
-            files.names.extend(map(str, read))
+            files.names.extend(map(found.named, read))
             files.sizes.extend(pool.map(read_size, read))
             files.unreadable.extend(
-                (str(picture), wrong[place]) for picture, place in numbered if place in wrong
+                (found.named(picture), found.named(wrong[place]))
+                for picture, place in numbered
+                if place in wrong
             )
     return files
 
 
-def split(
-    classes: tuple[str, ...],
-    images: cache.Mapped,
-    about: dict[str, Any],
-    config: PicturesConfig,
-) -> tuple[ImageSet, ImageSet, Tensor | None]:
-    """Return the parts of a set that is in the cache; see `load`.
+def names_of(place: Path, config: PicturesConfig) -> list[str]:
+    """Return the path of each picture that `load` has read, by its row in the cache.
 
     Args:
-        about: "counts", the images of each group, [part, label, count] in their order.
+        place: an absolute path.
+
+    Raises:
+        SpratError: as `load`.
+    """
+    found = layout.find(place, config)
+    _, about = _cached(place, found, config, lambda text: None, lambda done, total: None)
+    skipped = set(about["skipped"])
+    return [str(picture) for n, picture in enumerate(found.pictures()) if n not in skipped]
+
+
+def split(
+    classes: tuple[str, ...],
+    images: Source,
+    about: dict[str, Any],
+    config: PicturesConfig,
+    groups: Tensor | None = None,
+) -> Parts:
+    """Return the parts of a set that is in the cache.
+
+    Args:
+        about: "counts", the images of each part and class, [part, label, count] in their order.
+        groups: int64, a number for each image; those of one number are all in test or none.
     """
     counts = torch.tensor([count for _, _, count in about["counts"]], dtype=torch.int64)
     labels = torch.tensor([label for _, label, _ in about["counts"]], dtype=torch.int64)
@@ -135,10 +210,15 @@ def split(
         rest = (~in_val).nonzero().flatten()
         held_out = round(len(rest) * config.test_fraction)
         if held_out:
-            in_test[rest[stratified_split(targets[rest], held_out, config.test_seed)[1]]] = True
-    train = whole.subset((~in_test).nonzero().flatten())
-    val = in_val[~in_test].nonzero().flatten() if in_val.any() else None
-    return train, whole.subset(in_test.nonzero().flatten()), val
+            of_rest = None if groups is None else groups[rest]
+            _, chosen = stratified_split(targets[rest], held_out, config.test_seed, of_rest)
+            in_test[rest[chosen]] = True
+    return Parts(
+        train=whole.subset((~in_test).nonzero().flatten()),
+        test=whole.subset(in_test.nonzero().flatten()),
+        val=in_val[~in_test].nonzero().flatten() if in_val.any() else None,
+        groups=None if groups is None else groups[~in_test],
+    )
 
 
 def _check_trainable(place: Path, found: Found) -> None:
@@ -173,9 +253,8 @@ def _check_parts(place: Path, train: ImageSet, test: ImageSet, config: PicturesC
             )
 
 
-def _summarize(
-    found: Found, train: ImageSet, test: ImageSet, val: Tensor | None, config: PicturesConfig
-) -> Summary:
+def _summarize(found: Found, parts: Parts, config: PicturesConfig) -> Summary:
+    train, test, val, _ = parts
     sources = {
         "train": found.sources.get("", "all of it"),
         "val": "held out of train by each run (val_fraction), unless --final",
@@ -185,13 +264,14 @@ def _summarize(
     kept = torch.ones(len(train), dtype=torch.bool)
     if val is not None:
         kept[val] = False
-    parts = {
+    images = {
         "train": train.subset(kept.nonzero().flatten()),
         "val": None if val is None else train.subset(val),
         "test": test,
     }
-    of_parts = {part: (images, sources[part]) for part, images in parts.items()}
-    return Summary(found.layout, found.sources, of_parts)
+    of_parts = {part: (of_part, sources[part]) for part, of_part in images.items()}
+    grey = ", all grey: 1 channel" if test.images.shape[1] == 1 else ""
+    return Summary(found.layout + grey, found.sources, of_parts)
 
 
 def cache_file(place: Path, side: int) -> Path:
@@ -201,19 +281,23 @@ def cache_file(place: Path, side: int) -> Path:
 
 
 def _cached(
-    place: Path, found: Found, side: int, say: Say, progress: Progress
+    place: Path, found: Found, config: PicturesConfig, say: Say, progress: Progress
 ) -> tuple[cache.Mapped, dict[str, Any]]:
-    """The pictures and what is known of them; read anew unless they are cached as they are now."""
-    path = cache_file(place, side)
+    """The pictures and what is known of them; read anew unless they are cached as they are now.
+
+    What is cached does not depend on config.channels: one plane of each if all are grey, else
+    three.
+    """
+    path = cache_file(place, config.side)
     lock_file = path.with_name(f".{path.name}.lock")
 
     def unchanged(about: dict[str, Any]) -> bool:
-        return about["digest"] == found.digest and "skipped" in about
+        return about["digest"] == found.digest and "coloured" in about
 
     if kept := cache.read(path, unchanged):
         sweep(path.parent, lock_file.name)  # left by a process killed as it ended
         return kept
-    size = len(found) * 3 * side**2
+    size = len(found) * 3 * config.side**2
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         waiting = f"another process is reading {place}; waiting for it"
@@ -223,7 +307,7 @@ def _cached(
             free = shutil.disk_usage(path.parent).free
             if free < size:
                 raise OSError(f"{free:,} bytes are free")
-            _read_into(path, found, side, progress)
+            _read_into(path, place, found, config, progress)
     except OSError as error:
         raise SpratError(
             f"the pictures in {place} cannot be kept in {path.parent}, where they need "
@@ -236,26 +320,34 @@ def _cached(
     return kept
 
 
-def _read_into(path: Path, found: Found, side: int, progress: Progress) -> None:
+def _read_into(
+    path: Path, place: Path, found: Found, config: PicturesConfig, progress: Progress
+) -> None:
     """Reads all pictures into the cache file `path`, which appears whole or not at all."""
     kept: list[int] = [0] * len(found.groups)
     unreadable: list[str] = []
+    coloured: list[str] = []  # the first of them
+    count_coloured, side = 0, config.side
     skipped: list[int] = []  # places of these among the pictures
     of_picture = (n for n, group in enumerate(found.groups) for _ in range(group.count))
     pictures, done = found.pictures(), 0
     with (
         replacing(path) as beside,
-        beside.open("wb") as file,
+        beside.open("w+b") as file,
         ThreadPoolExecutor(usable_cores()) as pool,
     ):
         writer = cache.Writer(file, side)
         while some := list(islice(pictures, _AT_ONCE)):
             images = []
-            for outcome in pool.map(lambda picture: _read_or_error(picture, side), some):
+            read = pool.map(lambda picture: _read_or_error(picture, side), some)
+            for picture, outcome in zip(some, read, strict=True):
                 group = next(of_picture)
                 if isinstance(outcome, Tensor):
                     images.append(outcome)
                     kept[group] += 1
+                    if not is_grey(outcome):
+                        count_coloured += 1
+                        coloured += [str(picture)] * (len(coloured) < FEW)
                 else:
                     unreadable.append(str(outcome))
                     skipped.append(done)
@@ -264,8 +356,21 @@ def _read_into(path: Path, found: Found, side: int, progress: Progress) -> None:
             if images:
                 writer.add(torch.stack(images))
         counts = [(g.part, g.label, count) for g, count in zip(found.groups, kept, strict=True)]
-        about = {"digest": found.digest, "counts": counts}
+        about = {"digest": found.digest, "counts": counts, "coloured": [count_coloured, coloured]}
+        _check_grey(place, about, config)
         writer.finish(about | {"unreadable": unreadable, "skipped": skipped})
+
+
+def _check_grey(place: Path, about: dict[str, Any], config: PicturesConfig) -> None:
+    """Raises a SpratError where pictures are coloured and grey ones are asked for."""
+    count, first = about["coloured"]
+    if config.channels == 1 and count:
+        names = few([name.removeprefix(f"{place}{os.sep}") for name in first])
+        pictures = "1 coloured picture" if count == 1 else f"{count:,} coloured pictures"
+        raise SpratError(
+            f"pictures.channels is 1, but {visible(place)} holds {pictures}: {names}. Remove what "
+            "is coloured, or use --pictures.channels auto or 3."
+        )
 
 
 def _read_or_error(picture: Picture, side: int) -> Tensor | SpratError:

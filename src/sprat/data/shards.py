@@ -9,9 +9,16 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sprat.data.columns import Columns, Labelled, classes_of, find_columns, part_in
+from sprat.data.columns import (
+    Columns,
+    Labelled,
+    classes_of,
+    find_columns,
+    find_group,
+    part_in,
+)
 from sprat.data.folders import scan
-from sprat.data.found import PARTS, Found, Group, first_part, new_digest, part_of, stamp
+from sprat.data.found import PARTS, Found, Group, cut, first_part, new_digest, part_of, stamp
 from sprat.data.own import PicturesConfig, form_of
 from sprat.data.parquet import require_pyarrow
 from sprat.data.picture import Embedded, Picture
@@ -26,7 +33,7 @@ class _Shard(NamedTuple):
     """A file, its columns, and the part and label of each row.
 
     names: of the classes, in order; none if labels are names themselves. linked: paths of pictures,
-    if some are in files of their own.
+    if some are in files of their own. together: the group of each row; none if none is asked for.
     """
 
     path: Path
@@ -34,6 +41,7 @@ class _Shard(NamedTuple):
     rows: list[Labelled]
     names: list[str]
     linked: list[str | None]
+    together: list[str]
 
 
 def shards_in(folder: Path) -> dict[Path, str]:
@@ -92,13 +100,15 @@ def find(files: dict[Path, str], place: Path, config: PicturesConfig) -> Found:
         digest.update(repr([(str(file), *stamp(file)) for file in files_of_their_own]).encode())
     counts = {part: sum(files[path] == part for path in files) for part in PARTS}
     count = "1 parquet file" if len(files) == 1 else f"{len(files)} parquet files"
+    grouped = f", groups in {shown(config.group_column)}" if config.group_column else ""
     return Found(
-        f"{count} with {first.columns}",
+        f"{count} with {first.columns}{grouped}",
         classes,
         [Group(part, labels[label], len(list(same))) for (part, label), same in groupby(rows)],
         lambda: (picture for shard in shards for picture in _pictures(shard)),
         digest.hexdigest(),
         {part: f"{n} of them" for part, n in counts.items() if n},
+        together=[group for shard in shards for group in shard.together] if grouped else None,
     )
 
 
@@ -124,6 +134,8 @@ def _look_at(path: Path, part: str, config: PicturesConfig) -> _Shard:
             columns = columns._replace(split="")
         names = _class_names(schema, columns.label)
         labels, linked = _column(file, columns.label), _paths(file, columns.path)
+        group = find_group(path, schema.names, config)
+        groups = _column(file, group) if group else []
         parts: list[Any] = []
         if columns.split:
             parts = _column(file, columns.split)
@@ -136,7 +148,19 @@ def _look_at(path: Path, part: str, config: PicturesConfig) -> _Shard:
     ]
     if not rows or len(rows) != count:
         raise SpratError(f"{path} has {len(rows):,} of {count:,} rows. Get it again, or remove it.")
-    return _Shard(path, columns, rows, names, linked)
+    together = [_group(path, row, group, cell) for row, cell in enumerate(groups)]
+    return _Shard(path, columns, rows, names, linked, together)
+
+
+def _group(path: Path, row: int, column: str, cell: Any) -> str:
+    """Return the group in a cell."""
+    name = str(cell).strip() if isinstance(cell, str | int) else ""
+    if not name:
+        raise SpratError(
+            f"{path} has {shown(cell)} in {shown(column)} of row {row:,}, expected a text or a "
+            "whole number that is the group's. Fill that in, or remove the row."
+        )
+    return name
 
 
 def _pictures(shard: _Shard) -> Iterator[Picture]:
@@ -191,12 +215,14 @@ def _opened(path: Path) -> Iterator[Any]:
     from pyarrow.parquet import ParquetFile
 
     try:
+        if not path.is_file():  # opening a pipe would wait
+            raise OSError("it is a device, pipe or socket")
         with ParquetFile(path) as file:
             yield file
     except SpratError:
         raise
     except Exception as error:  # a damaged file raises anything
-        why = str(error).partition("\n")[0] or type(error).__name__
+        why = cut(str(error).partition("\n")[0]) or type(error).__name__
         raise SpratError(
             f"{path} is damaged or no parquet file: {why}. Get it again, or remove it."
         ) from error

@@ -6,16 +6,25 @@ images/1.jpg,daisy          10_left,0                    train/10_left.jpeg)
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from sprat.data.columns import Columns, Labelled, classes_of, find_columns, part_in
+from sprat.data.columns import (
+    Columns,
+    Labelled,
+    classes_of,
+    find_columns,
+    find_group,
+    part_in,
+)
 from sprat.data.found import (
     PARTS,
     Found,
     Group,
     few,
     first_part,
+    is_folder,
     new_digest,
     part_of,
     stamp,
@@ -29,12 +38,13 @@ _SAMPLE = 200  # rows by which the folder that paths start from is found
 
 
 class _Named(NamedTuple):
-    """A picture that a table names. where: "line 3 of labels.csv"."""
+    """A picture that a table names. where: "line 3 of labels.csv". group: "" if none is asked."""
 
     where: str
     path: str
     label: str
     part: str
+    group: str
 
 
 def tables_in(folder: Path, files: Iterable[str]) -> tuple[dict[Path, str], list[str]]:
@@ -92,7 +102,8 @@ def find(tables: dict[Path, str], root: Path, config: PicturesConfig) -> Found:
             left_out.append(f"left out: {table}, which has no column {shown(columns.label)}")
             continue
         columns = _with_parts(find_columns(table, header, config), header, records)
-        rows = list(_rows(table, part, columns, header, records))
+        group = find_group(table, header, config)
+        rows = list(_rows(table, part, columns, group, header, records))
         files = _Files(root, table, [row.path for row in rows[:_SAMPLE]])
         for row in rows:
             file = files.find(row)
@@ -100,11 +111,13 @@ def find(tables: dict[Path, str], root: Path, config: PicturesConfig) -> Found:
                 missing.append(f"{row.path} ({row.where})")
             elif (other := named.setdefault(file, row)) != row:
                 _check_same(other, row)
-        layout.append(f"{table.name} with {columns}")
+        grouped = f", groups in {shown(group)}" if group else ""
+        layout.append(f"{table.name} with {columns}{grouped}")
         source = f"{table.name}, files in {files.base}/" if files.base else table.name
         sources |= {row.part: source for row in rows}
     if missing:
-        what = f"{len(missing):,} pictures that are not there: {few(missing)}"
+        noun = "picture that is" if len(missing) == 1 else "pictures that are"
+        what = f"{len(missing):,} {noun} not there: {few(missing)}"
         if config.unreadable == "refuse" or not named:
             raise SpratError(
                 f"{few(list(tables))} names {what}. Add them, remove their rows, or leave them out "
@@ -117,7 +130,9 @@ def find(tables: dict[Path, str], root: Path, config: PicturesConfig) -> Found:
         for file, labelled in found.items():
             found[file] = labelled._replace(part=parts[file.relative_to(root).parts[0]])
     place = root if len(tables) > 1 else next(iter(tables))
-    return _listed(place, f"a table: {'; '.join(layout)}", found, sources, left_out)
+    listed, order = _listed(place, f"a table: {'; '.join(layout)}", found, sources, left_out)
+    together = [named[file].group for file in order] if config.group_column else None
+    return replace(listed, together=together)
 
 
 def _listed(
@@ -126,8 +141,9 @@ def _listed(
     found: dict[Path, Labelled],
     sources: dict[str, str],
     left_out: list[str],
-) -> Found:
-    """Return the pictures by part, class and name: their order in the table changes nothing."""
+) -> tuple[Found, list[Path]]:
+    """Return the pictures by part, class and name, and their files in this order: that of the table
+    changes nothing."""
     groups: dict[Labelled, list[Path]] = {}
     for file, labelled in found.items():
         groups.setdefault(labelled, []).append(file)
@@ -140,7 +156,7 @@ def _listed(
         stamps = [(str(file), *stamp(file)) for file in of_group]
         digest.update(repr((labelled.part, labelled.label, stamps)).encode())
         files += of_group
-    return Found(
+    listed = Found(
         layout,
         classes,
         [Group(each.part, order[each.label], len(groups[each])) for each in ordered],
@@ -149,6 +165,7 @@ def _listed(
         sources,
         left_out,
     )
+    return listed, files
 
 
 def _parts_of_folders(found: dict[Path, Labelled], root: Path) -> dict[str, str]:
@@ -161,10 +178,12 @@ def _parts_of_folders(found: dict[Path, Labelled], root: Path) -> dict[str, str]
 
 
 def _check_same(first: _Named, second: _Named) -> None:
-    if (first.label, first.part) != (second.label, second.part):
+    labelled = (first.label, first.part) == (second.label, second.part)
+    if not labelled or first.group != second.group:
+        what = "group" if labelled else "label or part"
         raise SpratError(
-            f"{second.where} gives {shown(second.path)} another label or part than {first.where}. "
-            "Remove one of these rows."
+            f"{second.where} gives {shown(second.path)} another {what} than {first.where}. Remove "
+            "one of these rows."
         )
 
 
@@ -228,7 +247,7 @@ def _names(folder: Path, folders: bool = False) -> list[str]:
     folder."""
     try:
         with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.is_dir() is folders]
+            names = [entry.name for entry in entries if is_folder(entry) is folders]
     except (OSError, ValueError):  # or a name that none can have
         return []
     return sorted(name for name in names if not is_skipped(name))
@@ -244,17 +263,18 @@ def _with_parts(columns: Columns, header: list[str], records: list[Row]) -> Colu
 
 
 def _rows(
-    table: Path, part: str, columns: Columns, header: list[str], records: list[Row]
+    table: Path, part: str, columns: Columns, group: str, header: list[str], records: list[Row]
 ) -> Iterator[_Named]:
-    at = [header.index(name) for name in columns if name]
+    at = [header.index(name) if name else -1 for name in (*columns, group)]
     if not records:
         raise SpratError(f"{table} has no rows. Give a table with a row for each picture.")
     for line, cells in records:
         where = f"Line {line:,} of {table}"
-        path, label, *split = (cells[i].strip() if i < len(cells) else "" for i in at)
-        if not path or not label:
-            lacks = columns.label if path else columns.path
-            raise SpratError(
-                f"{where} has nothing in {shown(lacks)}. Fill that in, or remove the line."
-            )
-        yield _Named(where, path, label, part_in(where, split[0]) if split else part)
+        path, label, split, of_group = (cells[i].strip() if 0 <= i < len(cells) else "" for i in at)
+        for column, cell in ((columns.path, path), (columns.label, label), (group, of_group)):
+            if column and not cell:
+                raise SpratError(
+                    f"{where} has nothing in {shown(column)}. Fill that in, or remove the line."
+                )
+        part_of_row = part_in(where, split) if columns.split else part
+        yield _Named(where, path, label, part_of_row, of_group)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from sprat import distributed
 from sprat.data.batches import Batches
 from sprat.data.imageset import ImageSet
-from sprat.runtime import derive_seed
 
 Augment = Callable[[Tensor, int], Tensor]
 # a batch's images and targets, and the seed of its augmentation; no tensors, which torch would
@@ -30,7 +30,7 @@ class WorkerBatches(Batches):
 
     Args:
         dataset: on the CPU.
-        augment: (images uint8 B x 3 x H x W, seed) -> images; pickled to the workers.
+        augment: (images uint8 B x C x H x W, seed) -> images; pickled to the workers.
         workers: processes, at least 1.
         device: where the batches go, from pinned memory to a GPU.
     """
@@ -51,7 +51,7 @@ class WorkerBatches(Batches):
         self._next = (0, 0)  # epoch and batch that the stream gives next
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields (augmented images B x 3 x H x W, targets int64 B) from batch `start` on."""
+        """Yields (augmented images B x C x H x W, targets int64 B) from batch `start` on."""
         for batch in range(start, len(self)):
             if self._stream is None or self._next != (epoch, batch):
                 self._stream = iter(self._loader(epoch, batch))
@@ -83,7 +83,7 @@ class WorkerBatches(Batches):
             for batch, chosen in enumerate(self.order(each)):
                 if each > epoch or batch >= start:
                     images, targets = self.dataset.images[chosen], self.dataset.targets[chosen]
-                    seed = derive_seed("augment", self.seed, each * len(self) + batch)
+                    seed = distributed.seed("augment", self.seed, each * len(self) + batch)
                     yield images.numpy(), targets.numpy(), seed
 
 

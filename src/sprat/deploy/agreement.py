@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sprat.data import shapes10
-from sprat.data.imageset import Images, ImageSet, Normalization, stratified_split
+from sprat.data.imageset import Images, ImageSet, Normalization, stratified_split, to_channels
 from sprat.deploy.graph import Run, graph_input
 from sprat.errors import SpratError, shown
 from sprat.evaluation.evaluate import BATCH, top1
@@ -52,22 +52,23 @@ class ClassDrop:
         return 100 * (self.before - self.after) / self.n
 
 
-def compared_images(side: int, labelled: ImageSet | None) -> ImageSet:
+def compared_images(side: int, channels: int, labelled: ImageSet | None) -> ImageSet:
     """Return the images to compare on: as many of `labelled` as count, each class its share, or
-    as many drawings of shapes10, resized to `side`."""
+    as many drawings of shapes10, resized to `side`, grey for one channel."""
     if labelled is None:
-        return drawings(COMPARED, side)
+        return drawings(COMPARED, side, channels)
     _, chosen = stratified_split(labelled.targets, min(COMPARED, len(labelled)), seed=0)
     return labelled.subset(chosen)
 
 
-def drawings(count: int, side: int) -> ImageSet:
-    """Return drawings of shapes10, always the same, resized to `side`."""
+def drawings(count: int, side: int, channels: int = 3) -> ImageSet:
+    """Return drawings of shapes10, always the same, resized to `side`, grey for one channel."""
     drawn, _ = shapes10.load(train_images=count, test_images=len(shapes10.CLASSES))
     resized = F.interpolate(
         drawn.images[:].float(), size=(side, side), mode="bilinear", antialias=True
     )
-    return ImageSet(resized.round().clamp(0, 255).byte(), drawn.targets, drawn.classes)
+    pixels = to_channels(resized.round().clamp(0, 255).byte(), channels)
+    return ImageSet(pixels, drawn.targets, drawn.classes)
 
 
 @torch.inference_mode()

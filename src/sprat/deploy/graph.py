@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 
 METADATA = "sprat"  # the key of the JSON that describes a model, as in model.safetensors
 
+CHANNELS = {1: "1 (grey)", 3: "3 (red, green, blue)"}  # of images, in words
+
 Run = Callable[[Tensor], Tensor]  # from a graph's input to its output
 
 
 class Graph(nn.Module):
-    """From uint8 images B x 3 x side x side to probabilities B x K.
+    """From uint8 images B x C x side x side to probabilities B x K.
 
     Args:
         normalization: None for the raw graph, from normalised float32 images to logits.
@@ -97,7 +99,7 @@ class Source:
         side = self.model.side
         what = "float32, normalised by mean and std" if self.graph.raw else "uint8, 0 to 255"
         described: dict[str, Any] = metadata(self.model) | {
-            "input": f"images: {what}, batch x 3 (red, green, blue) x {side} x {side}",
+            "input": f"images: {what}, batch x {CHANNELS[self.model.channels]} x {side} x {side}",
             "output": f"{self.output}: float32, batch x {len(self.model.classes)}",
             "sprat": __version__,
         }
@@ -107,7 +109,7 @@ class Source:
         """Return the graph as torch.export has it, for batches of any size from 1 up."""
         side, dtype = self.model.side, torch.float32 if self.graph.raw else torch.uint8
         # of two images: a size of 1 would be taken for fixed
-        example = torch.zeros(2, 3, side, side, dtype=dtype)
+        example = torch.zeros(2, self.model.channels, side, side, dtype=dtype)
         batch = {0: torch.export.Dim("batch", min=1)}
         program = torch.export.export(self.graph, (example,), dynamic_shapes=(batch,))
         for node in program.graph.nodes:  # holds the path of each line of the source

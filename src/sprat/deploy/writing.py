@@ -105,7 +105,7 @@ def export(
         )
     source = Source.of(model, options, training, tell)
     network, normalization, raw = source.graph.network, model.normalization, options.raw
-    seen = compared_images(model.side, compared)
+    seen = compared_images(model.side, model.channels, compared)
 
     tell(f"writing {format}")
     contents, compiled = _contents(wanted, source), None
@@ -180,7 +180,7 @@ def probabilities_by(format: str, model: Model, images: Images, training: ImageS
     """Return the probabilities N x K that a model's file in a format gives uint8 images.
 
     Args:
-        images: N x 3 x H x W.
+        images: N x C x H x W.
         training: images to calibrate on, if the format needs some.
     """
     source = Source.of(model, Options(), training)

@@ -76,7 +76,14 @@ class _Seeds(_Named):
     top1: _Mean
 
 
-EVALUATED, FINISHED, SEEDS = map(shape_of, (_Evaluated, _Finished, _Seeds))
+class _Folds(_Named):
+    """A results.json over folds."""
+
+    top1: _Mean
+    out_of_fold: Accuracy
+
+
+EVALUATED, FINISHED, SEEDS, FOLDS = map(shape_of, (_Evaluated, _Finished, _Seeds, _Folds))
 
 Standing = Literal["measured", "published", "claimed"]
 
@@ -87,10 +94,11 @@ class Entry:
 
     macs: None if not published. receptive_field: pixels; None if not published, or if it is the
         whole image.
-    top1: a fraction; the mean of several seeds.
-    ci95: of one run, over the images it was evaluated on. std, n: over several seeds.
+    top1: a fraction; the mean of several seeds or folds.
+    ci95: of one run, over the images it was evaluated on. std, n: over several seeds or folds.
     standing: "measured" by sprat, "published" elsewhere, or only "claimed".
-    split: "test", "val" of a run that has not read the test set, or "all" of other images.
+    split: "test", "val" of a run that has not read the test set, or of folds, or "all" of other
+        images.
     protocol: how the figure was measured. source: its file, or who published it.
     parameters_sign, top1_sign: "<", ">" or "~" where the figure is a bound or approximate.
     """
@@ -124,8 +132,8 @@ def read_entries(paths: Sequence[Path], published: bool = True) -> list[Entry]:
     """Return the entries of results, sorted by parameters.
 
     Args:
-        paths: run folders, folders with a summary.json over seeds, such files, or files with what
-            `sprat evaluate --json` printed.
+        paths: run folders, folders with a summary.json over seeds or a results.json over folds,
+            such files, or files with what `sprat evaluate --json` printed.
         published: whether to add all published figures.
 
     Raises:
@@ -138,8 +146,8 @@ def read_entries(paths: Sequence[Path], published: bool = True) -> list[Entry]:
         values = read_json(file)
         if wrong := _mismatch(values):
             raise SpratError(
-                f"{file} is not a result of sprat: {wrong}. Give the folder of a run or of a "
-                "recipe's seeds, or a file with what sprat evaluate --json printed."
+                f"{file} is not a result of sprat: {wrong}. Give the folder of a run, or of a "
+                "recipe's seeds or folds, or a file with what sprat evaluate --json printed."
             )
         datasets.setdefault(values["dataset"], file)
         entries.append(_measured(values, file))
@@ -222,7 +230,7 @@ def _file_of(path: Path) -> Path:
             return path / name
     raise SpratError(
         f"{path} holds neither {RESULTS_FILE} nor {SUMMARY_FILE}. Give the folder of a finished "
-        "run, or of a recipe's seeds."
+        "run, of a recipe's seeds or of its folds."
     )
 
 
@@ -231,6 +239,9 @@ def _mismatch(values: Any) -> str | None:
         return mismatch(values, SEEDS)
     if isinstance(values, dict) and "split" in values:
         wrong, accuracy = mismatch(values, EVALUATED), values
+    elif isinstance(values, dict) and "out_of_fold" in values:
+        wrong = mismatch(values, FOLDS)
+        accuracy = {} if wrong else values["out_of_fold"]
     else:
         wrong = mismatch(values, FINISHED)
         accuracy = {} if wrong else values["test"] or values["val"]
@@ -245,6 +256,8 @@ def _measured(values: dict[str, Any], file: Path) -> Entry:
     """Return the entry of a result of any kind."""
     if "seeds" in values:
         return _of_seeds(cast(_Seeds, values), file)
+    if "out_of_fold" in values:
+        return _of_folds(cast(_Folds, values), file)
     if "split" in values:
         evaluated = cast(_Evaluated, values)
         return _of_one(evaluated, evaluated["split"], evaluated, file)
@@ -264,6 +277,18 @@ def _of_seeds(summary: _Seeds, file: Path) -> Entry:
         n=top1["n"],
         split=split,
         protocol=f"{split}, one run" if top1["n"] == 1 else f"{split}, {top1['n']} seeds",
+    )
+
+
+def _of_folds(results: _Folds, file: Path) -> Entry:
+    top1 = results["top1"]
+    return Entry(
+        **_named(results, file, len(results["out_of_fold"]["per_class"])),
+        top1=top1["mean"],
+        std=top1["std"],
+        n=top1["n"],
+        split="val",
+        protocol=f"cross-validation, {top1['n']} folds",
     )
 
 
@@ -287,13 +312,14 @@ def _named(result: _Named, file: Path, classes: int) -> dict[str, Any]:
     if "macs" in result and "parameters" in result:
         counted = {key: result.get(key) for key in ("parameters", "macs", "receptive_field")}
     else:
-        counted = {**_costs(network, classes, result.get("side", 32))}
+        seen = result.get("side", 32), result.get("channels", 3)
+        counted = {**_costs(network, classes, *seen)}
     return {"name": name, "source": str(file)} | counted
 
 
 @functools.cache
-def _costs(network: NetworkConfig, classes: int, side: int) -> "Costs":
+def _costs(network: NetworkConfig, classes: int, side: int, channels: int = 3) -> "Costs":
     from sprat.budget import costs
     from sprat.models import draft_network
 
-    return costs(draft_network(network, classes), side)
+    return costs(draft_network(network, classes, channels), side)

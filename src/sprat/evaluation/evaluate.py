@@ -1,7 +1,7 @@
 """Evaluate a network: accuracy with its interval, by class, confusion, calibration."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ def predict_probabilities(
 
     Args:
         network: put into eval mode meanwhile; or frozen once by a caller that asks several times.
-        images: uint8, N x 3 x H x W, on any device.
+        images: uint8, N x C x H x W, on any device.
         progress: called with the number of images done, batch by batch and view by view.
 
     Raises:
@@ -84,7 +84,24 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a network on a set of images, in a single view of each and in the mean of `tta`.
 
+    Arguments and errors as of `predict_views`.
+    """
+    single, averaged = predict_views(network, dataset.images, normalization, tta, progress)
+    return score(single, averaged, dataset.targets.cpu(), dataset.classes, tta)
+
+
+def predict_views(
+    network: nn.Module,
+    images: Images,
+    normalization: Normalization,
+    tta: int,
+    progress: Progress = lambda done: None,
+) -> tuple[Tensor, Tensor]:
+    """Return class probabilities of the single view of each image, and the mean over `tta` views:
+    float32, N x K, on the CPU.
+
     Args:
+        images: uint8, N x 3 x H x W.
         tta: test-time views to average; 1: the single view alone.
         progress: called with the number of images done, each once for every view.
 
@@ -95,14 +112,25 @@ def evaluate(
     with frozen(network) as forward:
 
         def predict(views: Views) -> Tensor:
-            return predict_probabilities(forward, dataset.images, normalization, views, progress)
+            return predict_probabilities(forward, images, normalization, views, progress)
 
         single = predict(SINGLE)
-        averaged = own_weight * single + predict(others) if others else single
-    targets, classes = dataset.targets.cpu(), len(dataset.classes)
-    predictions = single.argmax(1)
-    confusion = torch.bincount(targets * classes + predictions, minlength=classes**2)
-    confusion = confusion.view(classes, classes)  # row: the truth, column: the prediction
+        return single, own_weight * single + predict(others) if others else single
+
+
+def score(
+    single: Tensor, averaged: Tensor, targets: Tensor, classes: Sequence[str], tta: int
+) -> Evaluation:
+    """Return how right class probabilities are.
+
+    Args:
+        single, averaged: as `predict_views` returns them.
+        targets: int64, N.
+        tta: number of views in the mean.
+    """
+    predictions, count = single.argmax(1), len(classes)
+    confusion = torch.bincount(targets * count + predictions, minlength=count**2)
+    confusion = confusion.view(count, count)  # row: the truth, column: the prediction
     counts = confusion.sum(1).tolist()
     per_class = [
         hit / count if count else None
@@ -110,13 +138,13 @@ def evaluate(
     ]
     hits = int(confusion.diag().sum())
     return {
-        "top1": hits / len(dataset),
-        "top1_ci95": list(wilson_interval(hits, len(dataset))),
+        "top1": hits / len(targets),
+        "top1_ci95": list(wilson_interval(hits, len(targets))),
         "tta_top1": top1(averaged, targets),
         "tta_views": tta,
         "tta_p": mcnemar(predictions == targets, averaged.argmax(1) == targets),
-        "n": len(dataset),
-        "per_class": dict(zip(dataset.classes, per_class, strict=True)),
+        "n": len(targets),
+        "per_class": dict(zip(classes, per_class, strict=True)),
         "confusion": confusion.tolist(),
         "ece": expected_calibration_error(single, targets),
     }

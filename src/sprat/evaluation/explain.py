@@ -53,7 +53,7 @@ class ActivationMaps:
     """
 
     def __init__(self, network: nn.Module, normalization: Normalization, side: int) -> None:
-        self._features, self._linear = _find_end(network, side)
+        self._features, self._linear = _find_end(network, len(normalization.mean), side)
         self._normalization = normalization
 
     @torch.inference_mode()
@@ -63,7 +63,7 @@ class ActivationMaps:
         """Return the classes and their maps: int64, N, and float32, N x H' x W', on the CPU.
 
         Args:
-            images: uint8, N x 3 x H x W, on any device.
+            images: uint8, N x C x H x W, on any device.
             labels: the class to explain of each image; by default the predicted one.
 
         Raises:
@@ -87,7 +87,9 @@ class ActivationMaps:
         return torch.cat(found).cpu(), torch.cat(maps).cpu()
 
 
-def _find_end(network: nn.Module, side: int) -> tuple[Callable[[Tensor], Tensor], nn.Linear]:
+def _find_end(
+    network: nn.Module, channels: int, side: int
+) -> tuple[Callable[[Tensor], Tensor], nn.Linear]:
     """Return what gives a network's last map and its linear layer, of which its logits are made.
 
     Raises:
@@ -99,7 +101,8 @@ def _find_end(network: nn.Module, side: int) -> tuple[Callable[[Tensor], Tensor]
     if not isinstance(linear, nn.Linear):
         raise _other_end(network, "it has no linear layer named classifier")
     device = linear.weight.device
-    noise = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, channels, side, side, generator=generator).to(device)
     training = network.training
     network.eval()
     try:

@@ -95,7 +95,7 @@ def fold_all(lowered: Lowered, state: Mapping[str, Tensor]) -> dict[Map, Folded]
 
 def run(lowered: Lowered, folded: Mapping[Map, Folded], images: Tensor) -> Iterator[Tensor]:
     """Yield every layer's output, B x channels x H x W, for normalised float images
-    B x 3 x side x side; the last one is the logits. No map is kept longer than it is needed."""
+    B x C x side x side; the last one is the logits. No map is kept longer than it is needed."""
     dies = {buffer.map: buffer.dies for buffer in find_buffers(lowered)}
     values = {lowered.image: images}
     for place, layer in enumerate(lowered.layers):
@@ -151,7 +151,7 @@ def calibration_images(training: ImageSet) -> Images:
 def measure_ranges(
     lowered: Lowered, folded: Mapping[Map, Folded], images: Images, normalization: Normalization
 ) -> Ranges:
-    """Return the ranges over uint8 images N x 3 x side x side, to six digits.
+    """Return the ranges over uint8 images N x C x side x side, to six digits.
 
     Raises:
         SpratError: a value is not finite.

@@ -40,6 +40,7 @@ Count = Annotated[int, whole()]
 Ordinal = Annotated[int, whole(1)]
 Epoch = Annotated[int, whole(1, MOST_EPOCHS)]
 Side = Annotated[int, SIDE]
+Channels = Annotated[int, whole(1, 3)]
 Overrides = dict[str, Annotated[Any, SETTING]]
 NetworkSpec = dict[str, Annotated[Any, SETTING]]  # a name, and settings of the network
 
@@ -99,8 +100,9 @@ class EpochRow(Scores):
     images_per_s: Positive
 
 
-class TeacherRecord(TypedDict):
-    """A network that taught a run by distillation."""
+class ModelRecord(TypedDict):
+    """A trained model that had a part in a run. sha256: of its file without ranges of activations,
+    which may be added to it."""
 
     model: str
     parameters: NotRequired[Annotated[int, ANYTHING]]
@@ -109,6 +111,22 @@ class TeacherRecord(TypedDict):
     seed: NotRequired[Annotated[int | None, ANYTHING]]
     val_top1: NotRequired[Annotated[float | None, ANYTHING]]
     test_top1: NotRequired[Annotated[float | None, ANYTHING]]
+
+
+class StartRecord(ModelRecord):
+    """The model that a run started from.
+
+    taken, new: names of the network's tensors that have the model's values, and of those that
+    began as in a run from scratch. classifier: whether it was taken over, taken over with the
+    classes in their new order, or is new. *_parameters: trained values alone, without statistics.
+    """
+
+    dataset: str | None
+    classifier: Literal["kept", "reordered", "new"]
+    taken: list[str]
+    taken_parameters: Count
+    new: list[str]
+    new_parameters: Count
 
 
 class OriginalClaims(TypedDict):
@@ -128,7 +146,8 @@ class OriginalClaims(TypedDict):
 class RunResult(TypedDict):
     """What results.json holds: how a finished run went, and the evaluation at its end.
 
-    test: of a final run, else null. val: of any other. seconds: of the whole run, evaluations
+    test: of a final run, else null. val: of any other. fold, folds: of a run whose val is one of
+    several folds, which chose nothing. seconds: of the whole run, evaluations
     included. overrides: settings that differ from the recipe's. macs: multiply-accumulates on one
     image; null, like receptive_field (pixels), if they cannot be counted, the latter also if it is
     the whole image.
@@ -142,11 +161,14 @@ class RunResult(TypedDict):
     model: str
     network: NotRequired[NetworkSpec]
     side: NotRequired[Side]
+    channels: NotRequired[Channels]
     parameters: Count
     macs: NotRequired[Count | None]
     receptive_field: NotRequired[Count | None]
     seed: Count
     final: bool
+    folds: NotRequired[Count]
+    fold: NotRequired[Count]
     epochs: Epoch
     stopped_early: bool
     weights: str
@@ -159,14 +181,15 @@ class RunResult(TypedDict):
     machine: Machine
     versions: dict[str, str]
     git: GitState | None
-    teachers: NotRequired[list[TeacherRecord]]
-    teacher: NotRequired[TeacherRecord | None]  # of an older run, which had one at most
+    teachers: NotRequired[list[ModelRecord]]
+    teacher: NotRequired[ModelRecord | None]  # of an older run, which had one at most
     original_claims: NotRequired[Annotated[OriginalClaims, ANYTHING]]
     brief: NotRequired[Annotated[OriginalClaims, ANYTHING]]  # the old name, for one version
+    start: NotRequired[StartRecord | None]  # null: it began from scratch
 
 
 class Spread(TypedDict):
-    """One figure over `n` seeds. std: of a sample, null for one seed."""
+    """One figure over `n` runs. std: of a sample, null for one run."""
 
     n: int
     mean: float
@@ -204,6 +227,64 @@ class SeedSummary(TypedDict):
     seconds: Spread
 
 
+class FoldRecord(TypedDict):
+    """The run of one fold: its accuracy on the `n` images of the fold, which it never saw."""
+
+    fold: Ordinal
+    n: Ordinal
+    top1: Share
+    tta_top1: Share
+    ece: Share
+    seconds: Positive
+
+
+class FoldPredictions(TypedDict):
+    """What the run that held an image out predicts of it; lists in the order of the images.
+
+    image: path of each, or train/ and its number. fold: from 1 on. label, predicted: classes.
+    label_probability, predicted_probability: of these two classes.
+    """
+
+    image: list[str]
+    fold: list[int]
+    label: list[str]
+    predicted: list[str]
+    label_probability: list[float]
+    predicted_probability: list[float]
+
+
+class FoldsResult(TypedDict):
+    """What results.json of a cross-validation holds: its folds, each figure over them, and the
+    evaluation of all out-of-fold predictions together.
+
+    weights: those that every fold's run kept, after its last epoch. predictions: null of a set that
+    is too large to list.
+    """
+
+    recipe: str
+    overrides: Overrides
+    dataset: str
+    dataset_md5: str
+    group_column: str
+    model: str
+    network: NetworkSpec
+    side: Side
+    parameters: Count
+    macs: Count | None
+    receptive_field: Count | None
+    seed: Count
+    split_seed: Count
+    epochs: Epoch
+    weights: str
+    folds: list[FoldRecord]
+    top1: Spread
+    tta_top1: Spread
+    ece: Spread
+    seconds: Spread
+    out_of_fold: Evaluation
+    predictions: FoldPredictions | None
+
+
 EVALUATION, EPOCH_ROW, RUN_RESULT = map(shape_of, (Evaluation, EpochRow, RunResult))
 
 
@@ -215,7 +296,7 @@ def evaluation_of(results: RunResult) -> tuple[Split, Evaluation]:
     return split, evaluation
 
 
-def teachers_of(results: RunResult) -> list[TeacherRecord]:
+def teachers_of(results: RunResult) -> list[ModelRecord]:
     """Return what a run's results say of each network that taught it."""
     if "teachers" in results:
         return results["teachers"]

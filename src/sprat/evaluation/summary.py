@@ -1,4 +1,4 @@
-"""Mean and spread over the seeds of a recipe: summary.json."""
+"""Mean and spread over the seeds of a recipe, or over the folds of its training images."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,9 @@ from sprat.errors import SpratError
 from sprat.evaluation.records import (
     RESULTS_FILE,
     SUMMARY_FILE,
+    Evaluation,
+    FoldPredictions,
+    FoldsResult,
     RunResult,
     SeedSummary,
     Spread,
@@ -16,6 +19,7 @@ from sprat.evaluation.records import (
     write_json,
 )
 from sprat.files import lock, writing
+from sprat.settings.config import Config
 
 # what the seeds of one recipe share
 SHARED = ("recipe", "overrides", "dataset_md5", "model", "parameters", "final")
@@ -67,6 +71,57 @@ def _summarize(folder: Path) -> SeedSummary:
         summary["network"] = last["network"]
         summary["macs"], summary["receptive_field"] = last.get("macs"), last.get("receptive_field")
     return summary
+
+
+def summarize_folds(
+    runs: Sequence[RunResult],
+    together: Evaluation,
+    predictions: FoldPredictions | None,
+    config: Config,
+) -> FoldsResult:
+    """Return what results.json of a cross-validation holds.
+
+    Args:
+        runs: of all folds, in their order.
+        together: evaluation of all out-of-fold predictions.
+        config: of any of the runs.
+    """
+    first = runs[0]
+    evaluations = [evaluation_of(run)[1] for run in runs]
+    return {
+        "recipe": first["recipe"],
+        "overrides": first["overrides"],
+        "dataset": first["dataset"],
+        "dataset_md5": first["dataset_md5"],
+        "group_column": config.pictures.group_column,
+        "model": first["model"],
+        "network": first["network"],
+        "side": first["side"],
+        "parameters": first["parameters"],
+        "macs": first["macs"],
+        "receptive_field": first["receptive_field"],
+        "seed": first["seed"],
+        "split_seed": config.split_seed,
+        "epochs": first["epochs"],
+        "weights": first["weights"],
+        "folds": [
+            {
+                "fold": run["fold"],
+                "n": evaluation["n"],
+                "top1": evaluation["top1"],
+                "tta_top1": evaluation["tta_top1"],
+                "ece": evaluation["ece"],
+                "seconds": run["seconds"],
+            }
+            for run, evaluation in zip(runs, evaluations, strict=True)
+        ],
+        "top1": _spread([each["top1"] for each in evaluations]),
+        "tta_top1": _spread([each["tta_top1"] for each in evaluations]),
+        "ece": _spread([each["ece"] for each in evaluations]),
+        "seconds": _spread([run["seconds"] for run in runs]),
+        "out_of_fold": together,
+        "predictions": predictions,
+    }
 
 
 def _check_same(runs: Sequence[RunResult], folder: Path) -> None:

@@ -133,7 +133,7 @@ class Calibration:
 class Mistake:
     """An image whose answer is wrong.
 
-    number: its place in the dataset, from 0. image: uint8, 3 x H x W. confidence: probability of
+    number: its place in the dataset, from 0. image: uint8, C x H x W. confidence: probability of
     the answer.
     """
 

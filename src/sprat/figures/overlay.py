@@ -17,12 +17,12 @@ def overlay(picture: Tensor, activation: Tensor) -> Tensor:
     largest value: uint8, 3 x side x side.
 
     Args:
-        picture: uint8, 3 x side x side.
+        picture: uint8, C x side x side.
         activation: the map, float, H' x W', finite.
     """
     evidence = enlarged(activation, picture.shape[-1]).clamp(min=0)
     evidence = evidence / evidence.max().clamp(min=torch.finfo(evidence.dtype).tiny)
-    grey = torch.einsum("chw,c->hw", picture.float(), torch.tensor(GREY))
+    grey = torch.einsum("chw,c->hw", picture.float().expand(3, -1, -1), torch.tensor(GREY))
     return blended(evidence, grey).permute(2, 0, 1).round().to(torch.uint8)
 
 

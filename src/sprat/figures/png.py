@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sprat.augment.preview import Row
 from sprat.budget import effective_side
-from sprat.data.imageset import ImageSet
+from sprat.data.imageset import ImageSet, to_channels
 from sprat.evaluation.compare import Entry, pareto_front
 from sprat.evaluation.explain import Explanation
 from sprat.figures.data import (
@@ -240,14 +240,17 @@ def draw_explanation(picture: Tensor, explanation: Explanation, title: str, path
     """Draw a picture, and next to it the same in grey with its map and a legend over it, as PNG.
 
     Args:
-        picture: uint8, 3 x side x side, the part that the network saw.
+        picture: uint8, C x side x side, the part that the network saw.
 
     Raises:
         WriteError: the file exists, or cannot be written.
     """
     figure = Figure(figsize=(9, 4.6), layout="constrained", dpi=100)
     plain, covered = figure.subplots(1, 2)
-    for axes, pixels in ((plain, picture), (covered, overlay(picture, explanation.map))):
+    for axes, pixels in (
+        (plain, to_channels(picture, 3)),
+        (covered, overlay(picture, explanation.map)),
+    ):
         axes.imshow(pixels.permute(1, 2, 0).numpy(), interpolation="nearest")
         axes.set_axis_off()
     steps = blended(torch.linspace(0, 1, 256), torch.full((256,), 127.5)) / 255

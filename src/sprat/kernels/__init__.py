@@ -84,7 +84,7 @@ class CompiledNetwork(nn.Module):
         frozen: only for evaluation, by the weights and statistics as they are now. On a CPU the
             kernels of inference then compute, in fp32 and with as many threads as torch has.
 
-    In training B x 3 x H x W images with B a multiple of 16; other batches go through the
+    In training B x C x H x W images with B a multiple of 16; other batches go through the
     network itself. In evaluation any number; no gradient comes back from there. On a GPU an
     evaluation goes through the network itself, unless it is frozen.
 

@@ -9,6 +9,7 @@ from sprat.models.blocks import Block, Blueprint, Normed, Separable, blueprint_o
 
 LANES = 16  # images to the widest vector; batches are multiples of it
 MAX_KERNEL = 7  # px
+IMAGE_CHANNELS = (1, 3)  # grey and colour
 
 
 class NoKernels(Exception):
@@ -26,7 +27,9 @@ def supported(network: nn.Module) -> Blueprint:
         raise _unsupported(name)
     stem = blueprint.stem.conv
     width = stem.out_channels
-    if not _is_conv(stem, 3, width, 3, stem.stride[0]):
+    if stem.in_channels not in IMAGE_CHANNELS:
+        raise _unsupported(f"images of {stem.in_channels} channels")
+    if not _is_conv(stem, stem.in_channels, width, 3, stem.stride[0]):
         raise _unsupported(f"the stem of {name}")
     _check_norm(blueprint.stem.norm, width)
     for block in blueprint.blocks:

@@ -151,10 +151,11 @@ class Plan:
     """
 
     def __init__(self, trunk: "Trunk", shape: torch.Size) -> None:
-        if shape[0] % LANES or shape[1] != 3:
+        channels = trunk.blueprint.stem.conv.in_channels
+        if shape[0] % LANES or shape[1] != channels:
             raise ValueError(
                 f"images have shape {tuple(shape)}; expected a multiple of {LANES} images of "
-                "3 channels"
+                f"{channels} channels"
             )
         self.trunk, self.batch, self.calls = trunk, shape[0], 0
         self.wiring = wire(trunk.blueprint, *shape[2:])
@@ -171,7 +172,8 @@ class Plan:
 class Trunk:
     """`network.features(images).mean(dim=(2, 3))` in training mode, forward and backward.
 
-    Calling it takes fp32 images B x 3 x H x W, B a multiple of 16, and returns B x channels, fp32.
+    Calling it takes fp32 images B x C x H x W, B a multiple of 16 and C that of the stem, and
+    returns B x channels, fp32.
     Memory for the maps is kept from call to call, so `backward` must come before the next call.
     Parameters, running statistics and gradients are the network's own, which is its plain twin.
 

@@ -9,6 +9,7 @@ from sprat.models.registry import (
     draft_network,
     find_class,
     find_name,
+    takes_in_channels,
     to_record,
 )
 
@@ -21,5 +22,6 @@ __all__ = [
     "draft_network",
     "find_class",
     "find_name",
+    "takes_in_channels",
     "to_record",
 ]

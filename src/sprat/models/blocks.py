@@ -108,10 +108,10 @@ def stem_of(layers: nn.Module) -> Normed | None:
     return Normed(found[0], found[1])
 
 
-def check_images(images: Tensor, min_side: int = 1) -> None:
-    """Raise ValueError unless `images` is B x 3 x H x W with H and W at least `min_side`."""
-    if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < min_side:
+def check_images(images: Tensor, channels: int, min_side: int = 1) -> None:
+    """Raise ValueError unless `images` is B x channels x H x W, H and W at least `min_side`."""
+    if images.ndim != 4 or images.shape[1] != channels or min(images.shape[2:]) < min_side:
         raise ValueError(
-            f"images have shape {tuple(images.shape)}; expected B x 3 x H x W with H and W "
-            f"at least {min_side}: resize them or add the missing dimension"
+            f"images have shape {tuple(images.shape)}; expected B x {channels} x H x W with H and "
+            f"W at least {min_side}: resize them or add the missing dimension"
         )

@@ -16,14 +16,21 @@ class PooledClassifier(nn.Module):
     of blocks which the compiled kernels support describes them by a method `blocks` (see
     `sprat.models.blocks`), and is then computed by them.
 
-    Takes float images B x 3 x H x W, normalised, H and W at least `min_side`; returns logits
-    B x num_classes.
+    Takes float images B x in_channels x H x W, normalised, H and W at least `min_side`; returns
+    logits B x num_classes.
+
+    Args:
+        in_channels: of the images: 3, or 1 of grey ones.
 
     Raises:
         ValueError: on images of another shape.
     """
 
     min_side: ClassVar[int] = 16  # px
+
+    def __init__(self, in_channels: int = 3) -> None:
+        super().__init__()
+        self.in_channels = in_channels
 
     def add_head(self, width: int, num_classes: int, dropout: float, he_init: bool = True) -> None:
         """Ends the constructor: dropout and a linear layer on `width` pooled features; all
@@ -44,8 +51,9 @@ class PooledClassifier(nn.Module):
         return self.classifier(self.dropout(pooled))
 
     def check_shape(self, images: Tensor) -> None:
-        """Raise ValueError unless `images` is B x 3 x H x W with sides of at least `min_side`."""
-        check_images(images, self.min_side)
+        """Raise ValueError unless `images` is B x in_channels x H x W with sides of at least
+        `min_side`."""
+        check_images(images, self.in_channels, self.min_side)
 
     def blueprint(self, stem: Normed | None, blocks: Iterable[Block | None]) -> Blueprint | None:
         """Return a description with the head of `add_head`, for the `blocks` method of a subclass;

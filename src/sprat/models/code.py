@@ -1,15 +1,16 @@
 """Networks of the user's own. Their code runs only where the user named it.
 
 use("my_nets.py")
-cls = find("my_nets.py:MyNet")
+make = find("my_nets.py:MyNet")
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
@@ -26,7 +27,7 @@ else:
 Code = str | Path | Iterable[str | Path]
 """Python files or modules with a user's networks."""
 
-_used: dict[str, ModuleType] = {}  # by the file or module that the user named
+_used: dict[str, ModuleType] = {}  # by what the user named: a file, a module, or FILE:CLASS
 
 
 class CodeNotNamed(SpratError):
@@ -35,7 +36,7 @@ class CodeNotNamed(SpratError):
     def __init__(self, source: str, class_name: str) -> None:
         super().__init__(
             f"The network {class_name} is your own code in {source}, which runs only where you "
-            f"name that file. Add --code {source} to the command, or code={source!r} in Python."
+            f"name it. Add --code {source} to the command, or code={source!r} in Python."
         )
         self.source = source
 
@@ -50,17 +51,37 @@ def source_of(name: str) -> str:
     return name.rpartition(":")[0]
 
 
-def use(source: str) -> None:
+def use(name: str) -> None:
     """Run the user's code, from now on to be found by `find`.
 
     Args:
-        source: a Python file, or the name of a module in the working folder or installed.
+        name: a Python file, or the name of a module in the working folder or installed. As
+            FILE:FUNCTION it allows that function to be called too: which of a file's functions is,
+            must not be for somebody's model to choose.
 
     Raises:
         SpratError: there is no such file or module, or it fails.
     """
+    use_all(name)
+
+
+def use_all(names: str | Path | Iterable[str | Path]) -> None:
+    """Run the user's code in each of the files or modules that he named, once; see `use`.
+
+    Raises:
+        SpratError: as `use`.
+    """
+    ran: dict[str, ModuleType] = {}
+    for name in map(str, [names] if isinstance(names, str | Path) else names):
+        source = source_of(name) if is_own(name) and not name.endswith(".py") else name
+        if source not in ran:
+            ran[source] = _run(source)
+        _used[name] = ran[source]
+
+
+def _run(source: str) -> ModuleType:
     try:
-        _used[source] = _run_file(source) if source.endswith(".py") else _import(source)
+        return _run_file(source) if source.endswith(".py") else _import(source)
     except FileNotFoundError as error:
         if error.filename != source:  # the user's own code opens files too
             raise SpratError(f"{source} fails: {error}. Change its code.") from error
@@ -75,47 +96,49 @@ def use(source: str) -> None:
         ) from error
 
 
-def use_all(sources: str | Path | Iterable[str | Path]) -> None:
-    """Run the user's code in each of the files or modules that he named.
-
-    Raises:
-        SpratError: as `use`.
-    """
-    for source in [sources] if isinstance(sources, str | Path) else sources:
-        use(str(source))
-
-
 def used() -> list[str]:
     """Return the files and modules that were named so far."""
     return list(_used)
 
 
 def options(sources: Iterable[str]) -> list[str]:
-    """Return the options that name files or modules again, for a command to paste."""
-    return [word for source in sources for word in ("--code", source)]
+    """Return the options that name files or modules again, and functions, for a command to
+    paste."""
+    return [word for source in sources for word in ("--code", _without_class(source))]
 
 
-def find(name: str) -> type[nn.Module]:
-    """Return the class that FILE:CLASS names, from the code in use: that of FILE, or, since a file
-    may have moved, any that holds such a class.
+def _without_class(name: str) -> str:
+    module, source, last = _used.get(name), *name.rpartition(":")[::2]
+    return source if source and _is_network(getattr(module, last, None)) else name
+
+
+def find(name: str) -> Callable[..., nn.Module]:
+    """Return the class that FILE:CLASS names, or the function that makes a network, from the code
+    in use: that of FILE, or, since a file may have moved, any that holds such a class or function.
 
     Raises:
         CodeNotNamed: the user named no code.
         SpratError: the code in use has no such network.
     """
     source, _, class_name = name.rpartition(":")
-    for module in [_used[source]] if source in _used else _used.values():
+    here = [_used[key] for key in (name, source) if key in _used]
+    for module in here or _used.values():
         found = getattr(module, class_name, None)
         if _is_network(found):
             return found
+        if inspect.isfunction(found):
+            if class_name in {key.rpartition(":")[2] for key in _used}:
+                return found
+            raise CodeNotNamed(name, class_name)
     if not _used:
         raise CodeNotNamed(source, class_name)
-    where = [source] if source in _used else used()
-    networks = [k for each in where for k, v in vars(_used[each]).items() if _is_network(v)]
+    modules = here or list(_used.values())
+    networks = [key for each in modules for key, v in vars(each).items() if _is_network(v)]
     hint = did_you_mean(class_name, networks) or "."
+    where = source if here else " and ".join(used())
     raise SpratError(
-        f"{' and '.join(where)} has no network {class_name!r}{hint} Name a class that is a "
-        "torch.nn.Module."
+        f"{where} has no network {class_name!r}{hint} Name a class that is a "
+        "torch.nn.Module, or a function that returns one."
     )
 
 

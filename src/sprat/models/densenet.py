@@ -32,10 +32,12 @@ class DenseNetBC40(PooledClassifier):
 
     growth, layers_a_block = 12, 6
 
-    def __init__(self, num_classes: int = 10, dropout: float = 0.2) -> None:
-        super().__init__()
+    def __init__(
+        self, num_classes: int = 10, dropout: float = 0.2, *, in_channels: int = 3
+    ) -> None:
+        super().__init__(in_channels)
         width = 2 * self.growth
-        layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1, bias=False)]
+        layers: list[nn.Module] = [nn.Conv2d(in_channels, width, 3, padding=1, bias=False)]
         for block in range(3):
             if block:  # a transition halves channels and sides
                 layers += [*_activated_conv(width, width // 2, 1), nn.AvgPool2d(2)]

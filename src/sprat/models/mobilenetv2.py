@@ -36,9 +36,11 @@ class _InvertedResidual(nn.Module):
 class MobileNetV2(PooledClassifier):
     """Seventeen inverted residuals; 2,236,682 parameters with ten classes."""
 
-    def __init__(self, num_classes: int = 10, dropout: float = 0.2) -> None:
-        super().__init__()
-        layers: list[nn.Module] = [*conv_bn(3, 32, 3, 2), nn.ReLU6()]
+    def __init__(
+        self, num_classes: int = 10, dropout: float = 0.2, *, in_channels: int = 3
+    ) -> None:
+        super().__init__(in_channels)
+        layers: list[nn.Module] = [*conv_bn(in_channels, 32, 3, 2), nn.ReLU6()]
         width = 32
         for expansion, channels, blocks, first_stride in STAGES:
             for block in range(blocks):

@@ -72,6 +72,7 @@ class OptimizedCIFAR10Net200K(PooledClassifier):
         widths: channels of each stage.
         strides: of each stage's first block.
         depth: blocks of every stage, or of each.
+        in_channels: of the images, 3 or 1.
 
     Raises:
         SpratError: the settings contradict each other.
@@ -85,12 +86,13 @@ class OptimizedCIFAR10Net200K(PooledClassifier):
         widths: Sequence[int] = (20, 40, 80, 160),
         strides: Sequence[int] = (),
         depth: Sequence[int] = (2,),
+        in_channels: int = 3,
     ) -> None:
-        super().__init__()
+        super().__init__(in_channels)
         strides = each_stage("strides", strides or (1, *(2 for _ in widths[1:])), widths)
         depth = each_stage("depth", depth, widths)
         width = widths[0]
-        self.stem = nn.Sequential(*conv_bn(3, width), nn.ReLU())
+        self.stem = nn.Sequential(*conv_bn(in_channels, width), nn.ReLU())
         self.stages = len(widths)
         for i, out_width in enumerate(widths):
             blocks = []

@@ -3,8 +3,9 @@
     network = build_network(NetworkConfig(name="SpratNet", widths=(40, 72)), num_classes=10)
 
 A new network is a class in its family's file and a line of `NETWORKS`. Its constructor takes
-`num_classes`, `dropout` and, by the names they have in `NetworkConfig`, the settings it has. It
-maps normalised images B x 3 x H x W of any side from `min_side` up to logits B x num_classes.
+`num_classes`, `dropout`, `in_channels` and, by the names they have in `NetworkConfig`, the settings
+it has. It maps normalised images B x in_channels x H x W of any side from `min_side` up to logits
+B x num_classes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 else:
-    torch = deferred("torch")
+    torch, nn = deferred("torch"), deferred("torch.nn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +157,9 @@ def find_name(name: str) -> str:
     )
 
 
-def find_class(name: str) -> type[nn.Module]:
-    """Return the class that a name stands for, one of the user's own from the code in use.
+def find_class(name: str) -> Callable[..., nn.Module]:
+    """Return the class that a name stands for; of the user's own, from the code in use, it may be a
+    function that makes a network too.
 
     Raises:
         SpratError: there is none, or it is in a file that the user did not name.
@@ -165,7 +167,7 @@ def find_class(name: str) -> type[nn.Module]:
     if code.is_own(name):
         return code.find(name)
     name = find_name(name)
-    cls: type[nn.Module] = getattr(import_module(f"sprat.models.{NETWORKS[name]}"), name)
+    cls: Callable[..., nn.Module] = getattr(import_module(f"sprat.models.{NETWORKS[name]}"), name)
     return cls
 
 
@@ -183,7 +185,10 @@ def to_record(network: NetworkConfig) -> NetworkConfig:
 
 
 def build_network(
-    network: NetworkConfig | str, num_classes: int = 10, dropout: float = 0.0
+    network: NetworkConfig | str,
+    num_classes: int = 10,
+    dropout: float = 0.0,
+    in_channels: int = 3,
 ) -> nn.Module:
     """Return a new network, its initial weights drawn from torch's generator.
 
@@ -191,6 +196,8 @@ def build_network(
         network: its name, or its name and settings.
         num_classes: length of the logits.
         dropout: probability of zeroing a pooled feature in training.
+        in_channels: of its images: 3, or 1 of grey ones; the network keeps it as an attribute. A
+            network of the user's own whose constructor does not take it is built without it.
 
     Raises:
         SpratError: there is no such network, it does not take a setting or its value, or it is the
@@ -202,19 +209,43 @@ def build_network(
     for key in config.given:
         if key not in takes:
             raise _not_taken(config, key, takes)
-    settings = {"num_classes": num_classes, "dropout": dropout}
-    settings = {key: value for key, value in settings.items() if key in takes}
+    settings = {"num_classes": num_classes, "dropout": dropout, "in_channels": in_channels}
+    passed_on = {"num_classes"} if _passes_on(cls) else set()
+    settings = {key: value for key, value in settings.items() if key in takes or key in passed_on}
     try:
-        return cls(**settings, **config.given)
+        built = cls(**settings, **config.given)
     except SpratError:
         raise
     except Exception as error:
         if not code.is_own(config.name):
             raise
         raise SpratError(
-            f"{config.name} cannot be built: {type(error).__name__}: {error}. Its constructor is "
-            f"given {' and '.join(settings) or 'nothing'}; change its code."
+            f"{config.name} cannot be built: {type(error).__name__}: {error}. It is given "
+            f"{' and '.join(settings) or 'nothing'}; change its code."
         ) from error
+    if not isinstance(built, nn.Module):
+        raise SpratError(
+            f"{config.name} returns {shown(built)}, expected a torch.nn.Module. Name a class or "
+            "function that makes a network."
+        )
+    if "in_channels" in takes:
+        built.in_channels = in_channels  # type: ignore[assignment]
+    return built
+
+
+def _passes_on(make: Callable[..., nn.Module]) -> bool:
+    """Return whether a function hands any settings on to a network: def net(**kwargs)."""
+    kinds = [each.kind for each in inspect.signature(make).parameters.values()]
+    return inspect.isfunction(make) and inspect.Parameter.VAR_KEYWORD in kinds
+
+
+def takes_in_channels(network: NetworkConfig) -> bool:
+    """Return whether a network can be built for images of one channel.
+
+    Raises:
+        SpratError: as `find_class`.
+    """
+    return "in_channels" in inspect.signature(find_class(network.name)).parameters
 
 
 def _not_taken(config: NetworkConfig, key: str, takes: Iterable[str]) -> SpratError:
@@ -227,7 +258,9 @@ def _not_taken(config: NetworkConfig, key: str, takes: Iterable[str]) -> SpratEr
     )
 
 
-def draft_network(network: NetworkConfig | str, num_classes: int = 10) -> nn.Module:
+def draft_network(
+    network: NetworkConfig | str, num_classes: int = 10, in_channels: int = 3
+) -> nn.Module:
     """Return a network as `build_network` builds it, to look at: its initial weights leave torch's
     generator as it was.
 
@@ -235,28 +268,35 @@ def draft_network(network: NetworkConfig | str, num_classes: int = 10) -> nn.Mod
         SpratError: as `build_network`.
     """
     with torch.random.fork_rng(devices=[]):
-        return build_network(network, num_classes)
+        return build_network(network, num_classes, in_channels=in_channels)
 
 
-def check_outputs(network: nn.Module, num_classes: int, side: int) -> None:
-    """Check that a network answers an image 3 x side x side with a logit for each class.
+def check_outputs(network: nn.Module, num_classes: int, side: int, channels: int = 3) -> None:
+    """Check that a network answers an image channels x side x side with a logit for each class.
 
     Raises:
         SpratError: it cannot take the image, or answers with something else.
     """
-    name = type(network).__name__
+    name, remedy = type(network).__name__, ", or the images' side"
+    if getattr(network, "in_channels", 3) != channels:
+        remedy = " so that its constructor takes in_channels, or use --pictures.channels 3"
     was_training = network.training
     try:
         with torch.inference_mode():
-            logits = network.eval()(torch.zeros(1, 3, side, side))
+            logits = network.eval()(torch.zeros(1, channels, side, side))
     except Exception as error:  # the user's own code
         raise SpratError(
-            f"{name} cannot take an image of 3 x {side} x {side}: {type(error).__name__}: {error}. "
-            "Change its code, or the images' side."
+            f"{name} cannot take an image of {channels} x {side} x {side}: {type(error).__name__}: "
+            f"{error}. Change its code{remedy}."
         ) from error
     finally:
         network.train(was_training)
-    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if not isinstance(logits, torch.Tensor):
+        raise SpratError(
+            f"{name} answers one image with a {type(logits).__name__}, expected logits of shape "
+            f"(1, {num_classes}). Wrap it in a class whose forward returns the logits alone."
+        )
+    shape = tuple(logits.shape)
     if shape != (1, num_classes):
         raise SpratError(
             f"{name} answers one image with {shape}, expected logits of shape (1, {num_classes}), "

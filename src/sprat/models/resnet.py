@@ -54,10 +54,12 @@ class _ResNet(PooledClassifier):
     blocks_a_stage: int
     projection = True
 
-    def __init__(self, num_classes: int = 10, dropout: float = 0.2) -> None:
-        super().__init__()
+    def __init__(
+        self, num_classes: int = 10, dropout: float = 0.2, *, in_channels: int = 3
+    ) -> None:
+        super().__init__(in_channels)
         width = self.widths[0]
-        self.stem = nn.Sequential(*conv_bn(3, width), nn.ReLU())
+        self.stem = nn.Sequential(*conv_bn(in_channels, width), nn.ReLU())
         blocks = []
         for stage, out_width in enumerate(self.widths):
             for block in range(self.blocks_a_stage):

@@ -35,9 +35,11 @@ class _Block(nn.Module):
 class ResNet8(PooledClassifier):
     """Three blocks of 16, 32 and 64 channels; 78,186 parameters with ten classes."""
 
-    def __init__(self, num_classes: int = 10, dropout: float = 0.2) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(_conv(3, 16, 3, 1), nn.BatchNorm2d(16), nn.ReLU())
+    def __init__(
+        self, num_classes: int = 10, dropout: float = 0.2, *, in_channels: int = 3
+    ) -> None:
+        super().__init__(in_channels)
+        self.stem = nn.Sequential(_conv(in_channels, 16, 3, 1), nn.BatchNorm2d(16), nn.ReLU())
         self.blocks = nn.Sequential(_Block(16, 16, 1), _Block(16, 32, 2), _Block(32, 64, 2))
         self.add_head(64, num_classes, dropout)
 

@@ -42,9 +42,15 @@ class _Unit(nn.Module):
 class ShuffleNetV2x05(PooledClassifier):
     """Sixteen units of 48, 96 and 192 channels; 352,042 parameters with ten classes."""
 
-    def __init__(self, num_classes: int = 10, dropout: float = 0.2) -> None:
-        super().__init__()
-        layers: list[nn.Module] = [*conv_bn(3, 24, 3, 2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)]
+    def __init__(
+        self, num_classes: int = 10, dropout: float = 0.2, *, in_channels: int = 3
+    ) -> None:
+        super().__init__(in_channels)
+        layers: list[nn.Module] = [
+            *conv_bn(in_channels, 24, 3, 2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2, padding=1),
+        ]
         width = 24
         for channels, units in ((48, 4), (96, 8), (192, 4)):
             for unit in range(units):

@@ -88,6 +88,7 @@ class SpratNet(PooledClassifier):
         widening: how many times as wide a block is inside, in every stage or in each.
         kernels: depthwise windows of the blocks, odd; 1 leaves its share of the channels as it is.
         shortcut: 1 where a block's input is added to its output, else 0; in every stage or in each.
+        in_channels: of the images, 3 or 1.
 
     Raises:
         SpratError: the settings contradict each other.
@@ -110,15 +111,16 @@ class SpratNet(PooledClassifier):
         widening: Sequence[float] = (),
         kernels: Sequence[int] = (),
         shortcut: Sequence[int] = (),
+        in_channels: int = 3,
     ) -> None:
-        super().__init__()
+        super().__init__(in_channels)
         widths, kernels = widths or self.widths, kernels or self.kernels
         check_windows(widths, kernels)
         strides = each_stage("strides", strides or (1, *(2 for _ in widths[1:])), widths)
         depth = each_stage("depth", depth or self.depth, widths)
         widening = each_stage("widening", widening or self.widening, widths)
         shortcut = each_stage("shortcut", shortcut or self.shortcut, widths)
-        self.stem = nn.Sequential(*conv_bn(3, widths[0], stride=strides[0]), nn.ReLU())
+        self.stem = nn.Sequential(*conv_bn(in_channels, widths[0], stride=strides[0]), nn.ReLU())
         stages: list[nn.Module] = []
         for i, width in enumerate(widths):
             wide = max(1, round(widening[i] * width))

@@ -70,9 +70,11 @@ class GatedBlock(nn.Module):
 class Tiniest(PooledClassifier):
     """97,530 parameters with ten classes."""
 
-    def __init__(self, num_classes: int = 10, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 48, 3, padding=1), ChannelNorm(48))
+    def __init__(
+        self, num_classes: int = 10, dropout: float = 0.0, *, in_channels: int = 3
+    ) -> None:
+        super().__init__(in_channels)
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, 48, 3, padding=1), ChannelNorm(48))
         self.stage1 = nn.Sequential(*(GatedBlock(48) for _ in range(3)))
         self.down = nn.Sequential(nn.Conv2d(48, 80, 4, 2, padding=1, groups=16), ChannelNorm(80))
         self.stage2 = nn.Sequential(*(GatedBlock(80) for _ in range(3)))

@@ -32,9 +32,11 @@ class _Block(nn.Module):
 class WRN16x1(PooledClassifier):
     """Six blocks of 16, 32 and 64 channels; 175,066 parameters with ten classes."""
 
-    def __init__(self, num_classes: int = 10, dropout: float = 0.2) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+    def __init__(
+        self, num_classes: int = 10, dropout: float = 0.2, *, in_channels: int = 3
+    ) -> None:
+        super().__init__(in_channels)
+        self.stem = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         self.blocks = nn.Sequential(
             _Block(16, 16, 1), _Block(16, 16, 1),
             _Block(16, 32, 2), _Block(32, 32, 1),

@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 from sprat import __version__
 from sprat.budget import Summary, summarize
 from sprat.data import caution_for
-from sprat.data.imageset import ImageSet
+from sprat.data.imageset import ImageSet, to_channels
 from sprat.errors import SpratError
 from sprat.evaluation.evaluate import wilson_interval
 from sprat.evaluation.explain import in_words
@@ -43,7 +43,7 @@ from sprat.figures.overlay import overlay
 from sprat.figures.svg import curve_charts, reliability_diagram
 from sprat.files import write_whole
 from sprat.models import draft_network
-from sprat.names import check_page
+from sprat.names import check_one_run, check_page
 from sprat.run_folder import CONFIG_FILE, read_config
 from sprat.settings.config import IN_EPOCHS, RUN_FIELDS, Config, flatten
 from sprat.settings.recipes import recipe_names
@@ -110,18 +110,13 @@ def read_run(folder: Path) -> Run:
     """
     if not folder.is_dir():
         raise SpratError(f"There is no folder {folder}. Name the folder of a finished run.")
-    if not (folder / RESULTS_FILE).exists():
-        seeds = sorted(path.parent.name for path in folder.glob(f"seed-*/{RESULTS_FILE}"))
-        if seeds:
-            raise SpratError(
-                f"{folder} holds several seeds ({', '.join(seeds)}). Name one of them: "
-                f"{folder / seeds[0]}"
-            )
-        if (folder / CONFIG_FILE).exists():
-            raise SpratError(
-                f"{folder} has no {RESULTS_FILE}, so the run is not finished. Resume it with "
-                f"{command('sprat', 'train', '--resume', folder)}"
-            )
+    if not (folder / CONFIG_FILE).exists():
+        check_one_run(folder)
+    elif not (folder / RESULTS_FILE).exists():
+        raise SpratError(
+            f"{folder} has no {RESULTS_FILE}, so the run is not finished. Resume it with "
+            f"{command('sprat', 'train', '--resume', folder)}"
+        )
     results = read_results(folder / RESULTS_FILE)
     config, recipe, overrides = read_config(folder)
     return Run(folder, config, recipe, overrides, read_metrics(folder), results)
@@ -237,7 +232,8 @@ def _mistakes(answers: Answers) -> list[Shown]:
 
 
 def _cost(run: Run) -> Summary:
-    network = draft_network(run.config.network, len(run.evaluation["per_class"]))
+    classes, channels = len(run.evaluation["per_class"]), run.results.get("channels", 3)
+    network = draft_network(run.config.network, classes, channels)
     return summarize(network, run.results.get("side", 32))
 
 
@@ -254,9 +250,9 @@ def _classes(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def _png(image: Tensor) -> str:
-    """Return an image (uint8, 3 x H x W) as PNG in base64."""
+    """Return an image (uint8, C x H x W) as PNG in base64."""
     file = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "PNG", optimize=True)
+    Image.fromarray(to_channels(image, 3).permute(1, 2, 0).numpy()).save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()
 
 
@@ -280,6 +276,8 @@ def _command(run: Run) -> str | None:
     if run.recipe not in recipe_names() and not run.recipe.endswith(".toml"):
         return None
     settings = {name: getattr(run.config, name) for name in sorted(RUN_FIELDS | {"precision"})}
+    if not run.config.folds:
+        del settings["fold"], settings["folds"]
     if "epochs" in run.overrides:  # an older sprat kept them as the recipe has them
         settings |= {name: flatten(run.config.to_dict())[name] for name in IN_EPOCHS}
     words = ["sprat", "train", "--recipe", run.recipe]

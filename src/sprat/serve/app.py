@@ -24,6 +24,7 @@ from torch import Tensor
 from sprat import __version__
 from sprat.checkpoint import Model
 from sprat.classifier import Classifier
+from sprat.data.imageset import to_channels
 from sprat.errors import SpratError
 from sprat.figures.overlay import overlay
 from sprat.serve.batching import Batcher
@@ -94,7 +95,8 @@ def make_app(
         name = (upload.filename or "").encode(errors="replace").decode()
         picture: dict[str, Any] = {"name": name}
         try:
-            pixels = await decoders.decode(upload.file, upload.size or 0, client)
+            decoded = await decoders.decode(upload.file, upload.size or 0, client)
+            pixels = to_channels(decoded, model.channels)
             probabilities = await ask(pixels)
             labels = heapq.nlargest(
                 wanted.top, range(len(probabilities)), probabilities.__getitem__
@@ -184,7 +186,7 @@ def _why_unexplained(classifier: Classifier) -> str | None:
 
 def _nothing(model: Model) -> Tensor:
     """A picture to ask about, only to be answered."""
-    return torch.zeros(3, model.side, model.side, dtype=torch.uint8)
+    return torch.zeros(model.channels, model.side, model.side, dtype=torch.uint8)
 
 
 def describe(model: Model, limits: Limits) -> dict[str, Any]:

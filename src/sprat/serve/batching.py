@@ -39,7 +39,7 @@ class Batcher:
         self._thread.start()
 
     def submit(self, pixels: Tensor) -> asyncio.Future[list[float]]:
-        """Class probabilities, K, of one picture: uint8, 3 x side x side."""
+        """Class probabilities, K, of one picture: uint8, C x side x side."""
         return self._put(pixels, None)
 
     def explain(self, pixels: Tensor, label: str) -> asyncio.Future[Explanation]:

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from torch import Tensor
 
+from sprat.data.imageset import to_channels
 from sprat.serve.limits import Limits
 from sprat.serve.refusals import Refused
 
@@ -55,9 +56,9 @@ async def read_uploads(request: Request, limits: Limits) -> AsyncIterator[list[U
 
 
 def png(pixels: Tensor) -> bytes:
-    """uint8, 3 x H x W, as a PNG file."""
+    """uint8, C x H x W, as a PNG file."""
     file = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, "PNG")
+    Image.fromarray(to_channels(pixels, 3).permute(1, 2, 0).numpy()).save(file, "PNG")
     return file.getvalue()
 
 

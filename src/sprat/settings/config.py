@@ -35,7 +35,7 @@ __all__ = [
     "PicturesConfig",
 ]
 
-MOST_EPOCHS, MOST_BATCH, MOST_IMAGES = 100_000, 65_536, 10**9
+MOST_EPOCHS, MOST_BATCH, MOST_IMAGES, MOST_FOLDS = 100_000, 65_536, 10**9, 1_000
 
 # the groups of `sprat train --help`, in this order
 COMMON, RUN = Group("Most used", sort_key=0), Group("Run", sort_key=1)
@@ -105,6 +105,11 @@ class Config(Table):
     """Every setting of a run."""
 
     dataset: Annotated[str, Parameter(group=COMMON)] = setting("auto", ACCEPTED)
+    start_from: Annotated[str, Parameter(group=COMMON)] = setting(
+        "",
+        "Model file, run folder or pretrained model whose weights training starts from; empty: "
+        "from scratch",
+    )
     dropout: Annotated[float, Parameter(group=RUN)] = setting(
         0.2, "Probability of dropping a feature before the classifier", at_least=0, below=1
     )
@@ -149,6 +154,20 @@ class Config(Table):
     final: Annotated[bool, Parameter(group=COMMON)] = setting(
         False, "Train on all training images, then evaluate once on the test set"
     )
+    folds: Annotated[int, Parameter(group=COMMON)] = setting(
+        0,
+        "Folds of cross-validation, each held out by a run of its own in OUTPUT/fold-N",
+        at_least=0,
+        at_most=MOST_FOLDS,
+        zero="one run",
+    )
+    fold: Annotated[int, Parameter(group=RUN)] = setting(
+        0,
+        "Fold to hold out, as the only run, in OUTPUT",
+        at_least=0,
+        at_most=MOST_FOLDS,
+        zero="each in its turn",
+    )
     tta: Annotated[int, Parameter(group=RUN)] = setting(
         2, "Views averaged by test-time augmentation", choices=VIEWS
     )
@@ -160,7 +179,7 @@ class Config(Table):
     )
     split_seed: Annotated[int, Parameter(group=RUN)] = setting(
         0,
-        "Seed of the split into training images and val, where the dataset has no val of its own",
+        "Seed of the split into folds, or into training images and val if the dataset has no val",
         at_least=0,
         at_most=MOST_SEED,
     )
@@ -226,6 +245,32 @@ class Config(Table):
                 f"at most epochs (= {self.epochs})",
                 "Lower it or train longer.",
             )
+        self._check_folds()
+
+    def _check_folds(self) -> None:
+        if self.folds == 1:
+            raise refused("folds", 1, "0 (one run) or at least 2", "Give another number of folds.")
+        if self.fold > self.folds:
+            raise refused(
+                "fold",
+                self.fold,
+                f"at most folds (= {self.folds})",
+                "Lower it or give more folds.",
+            )
+        if self.folds and self.final:
+            raise refused(
+                "folds",
+                self.folds,
+                "0, since final is True",
+                "Leave final out: no fold reads the test set.",
+            )
+        if self.folds and self.distill.teacher:
+            raise refused(
+                "folds",
+                self.folds,
+                "0, since there is a teacher, which has learnt images of every fold",
+                "Leave distill.teacher out, or choose a recipe without a teacher.",
+            )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "the configuration") -> Self:
@@ -249,12 +294,20 @@ class Config(Table):
         """
         config = cls.from_dict(values, source)
         network = NetworkConfig.recorded(config.network.to_dict())
-        return dataclasses.replace(config, network=network)
+        pictures = config.pictures
+        if "channels" not in values.get("pictures", {}):  # once there were always three
+            pictures = dataclasses.replace(pictures, channels=3)
+        return dataclasses.replace(config, network=network, pictures=pictures)
 
     @property
     def model(self) -> str:
         """Name of the network."""
         return self.network.name
+
+    @property
+    def all_folds(self) -> bool:
+        """Whether a run for each fold is asked for, rather than one run."""
+        return self.folds > 0 and not self.fold
 
     def changed(self, settings: Mapping[str, Any]) -> Self:
         """Return the same config but for some settings, by name: {"epochs": 12, "optim.lr": 0.2}.
@@ -313,7 +366,9 @@ class Config(Table):
 
 
 # How and on what a recipe is run; no departure from it.
-RUN_FIELDS = frozenset({"dataset", "final", "seed", "device", "kernels", "threads"})
+RUN_FIELDS = frozenset(
+    {"dataset", "final", "folds", "fold", "seed", "device", "kernels", "threads"}
+)
 IN_EPOCHS = ("optim.warmup_epochs", "mixing.off_epochs", "augment.sides", "patience")
 
 

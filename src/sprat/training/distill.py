@@ -1,71 +1,53 @@
 """Trained networks as teachers, whose answers are learnt next to the labels (Hinton, Vinyals and
 Dean 2015, arXiv 1503.02531)."""
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sprat.budget import count_parameters
-from sprat.checkpoint import Model, load_model, with_ranges
 from sprat.data import Dataset
 from sprat.data.imageset import Normalization
 from sprat.errors import SpratError
-from sprat.evaluation.records import TeacherRecord
 from sprat.kernels import CompiledNetwork, why_not
-from sprat.names import MODEL_FILE
 from sprat.runtime import autocast
 from sprat.settings.config import Config
-from sprat.zoo import locate
+from sprat.training.trained import Trained
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """A trained model, and the sha256 of its file without ranges of activations: runs that an older
-    file taught, which had none, can be resumed."""
-
-    model: Model
-    sha256: str
-
-    @property
-    def about(self) -> TeacherRecord:
-        """What a student's results say of the teacher."""
-        about = self.model.about
-        return {
-            "model": self.model.name,
-            "parameters": count_parameters(self.model.network),
-            "sha256": self.sha256,
-            "recipe": about.get("recipe"),
-            "seed": about.get("seed"),
-            "val_top1": about.get("val_top1"),
-            "test_top1": about.get("test_top1"),
-        }
+class Teacher(Trained):
+    """A trained model whose answers a run learns."""
 
     def check(self, dataset: Dataset, final: bool) -> None:
         """
         Raises:
-            SpratError: it was trained on other images than the student will be, or on all training
-                images while the student is to be evaluated on some of them.
+            SpratError: it was trained on other images than the student will be, in another number
+                of channels, or on some that the student is to be evaluated on.
         """
+        if self.model.channels != dataset.channels:
+            raise SpratError(
+                f"the teacher, {self.model.name}, takes images of {self.model.channels} channels, "
+                f"and those of {dataset.name} have {dataset.channels}; train the teacher on the "
+                f"same, or both with --pictures.channels 3"
+            )
         if self.model.about.get("dataset_md5") != dataset.md5:
             raise SpratError(
                 f"the teacher, {self.model.name}, was trained on other images than this "
                 f"{dataset.name}, maybe on those of its test set; train one on the same"
             )
-        if self.model.about.get("test_top1") is not None and not final:
+        about = self.model.about
+        if (about.get("test_top1") is not None or about.get("fold")) and not final:
             raise SpratError(
-                f"the teacher, {self.model.name}, was trained on all training images, those of val "
-                "among them, so a student's accuracy on val would flatter it; add --final, or "
-                "train a teacher without it"
+                f"the teacher, {self.model.name}, was trained on images of val too, so a student's "
+                "accuracy on val would flatter it; add --final, or train a teacher without --final "
+                "and --folds"
             )
 
 
 class Renormalize(nn.Module):
-    """Images B x 3 x H x W as normalised by `given` to what `wanted` would have made of them."""
+    """Images B x C x H x W as normalised by `given` to what `wanted` would have made of them."""
 
     scale: Tensor
     shift: Tensor
@@ -114,21 +96,6 @@ def _answers_of(
         answer = CompiledNetwork(network, bf16=bf16, threads=config.threads, frozen=frozen).eval()
     renormalize = Renormalize(normalization, teacher.model.normalization).to(device)
     return lambda images: answer(renormalize(images))
-
-
-def load_teacher(name: str) -> Teacher:
-    """
-    Args:
-        name: a model's file, a finished run's folder or a shipped model's name.
-
-    Raises:
-        SpratError: there is no such model, or it is damaged.
-    """
-    path = locate(name)
-    file = path / MODEL_FILE if path.is_dir() else path
-    model = load_model(file)
-    content = with_ranges(file, file.read_bytes(), None)
-    return Teacher(model, hashlib.sha256(content).hexdigest())
 
 
 def together(logits: list[Tensor], temperature: float) -> Tensor:

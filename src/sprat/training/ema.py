@@ -42,7 +42,7 @@ class EMA:
 def reestimate_batchnorm(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replaces every BatchNorm's running statistics by those of `batches`, in place.
 
-    Each batch (normalised images, B x 3 x H x W) counts the same. Everything else (weights,
+    Each batch (normalised images, B x C x H x W) counts the same. Everything else (weights,
     dropout, the mode of other modules) stays as it is. A network without BatchNorm is left
     alone.
     """

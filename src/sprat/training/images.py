@@ -12,9 +12,10 @@ from sprat.augment.preview import Row, preview
 from sprat.augment.reference import AlbumentationsPipeline
 from sprat.data import Dataset
 from sprat.data.batches import Batches
-from sprat.data.imageset import Images, ImageSet, stratified_split
+from sprat.data.folds import folds
+from sprat.data.imageset import Images, ImageSet, class_counts, stratified_split
 from sprat.data.workers import WorkerBatches
-from sprat.errors import SpratError
+from sprat.errors import SpratError, shown
 from sprat.settings.config import Config
 
 PROBE_IMAGES = 2_000  # training images, without augmentation, that a final run is watched on
@@ -70,12 +71,16 @@ class RunImages:
 
 def split_off_val(dataset: Dataset, config: Config) -> tuple[Tensor, Tensor]:
     """Return the indices of the training images that a run without `final` trains on, and of its
-    val: the dataset's own if it has one, else a share of each class.
+    val: its fold of all training images, or else the dataset's own val if it has one, or else a
+    share of each class.
 
     Raises:
-        SpratError: val would be empty.
+        SpratError: val would be empty, or the images cannot be folded.
     """
     train_set = dataset.train
+    if config.fold:
+        held = folds(train_set, config.folds, config.split_seed, dataset.groups) == config.fold - 1
+        return (~held).nonzero().flatten(), held.nonzero().flatten()
     if dataset.val is not None:
         kept = torch.ones(len(train_set), dtype=torch.bool)
         kept[dataset.val] = False
@@ -86,7 +91,29 @@ def split_off_val(dataset: Dataset, config: Config) -> tuple[Tensor, Tensor]:
             f"val_fraction is {config.val_fraction}, which holds out none of "
             f"{len(train_set)} training images; give at least {1 / len(train_set):.2g}"
         )
-    return stratified_split(train_set.targets, held_out, config.split_seed)
+    kept, val = stratified_split(train_set.targets, held_out, config.split_seed, dataset.groups)
+    if dataset.groups is not None:
+        _check_groups(train_set, kept, val, config)
+    return kept, val
+
+
+def _check_groups(train_set: ImageSet, kept: Tensor, val: Tensor, config: Config) -> None:
+    """
+    Raises:
+        SpratError: groups are too large to be divided into training images and val.
+    """
+    fraction = f"val_fraction is {config.val_fraction}, but groups of images are not divided"
+    if not len(val):
+        raise SpratError(
+            f"{fraction} and each is too large for val. Give a higher val_fraction, or a column of "
+            "smaller groups."
+        )
+    counts = class_counts(train_set.subset(kept))
+    if lost := next((name for name in counts if not counts[name]), None):
+        raise SpratError(
+            f"{fraction}, and no image of {shown(lost)} is left to train on. Add groups with "
+            "images of it, or give another split_seed."
+        )
 
 
 def _fewer(train_set: ImageSet, config: Config) -> ImageSet:
@@ -120,7 +147,7 @@ def make_batches(train_set: ImageSet, config: Config) -> Batches:
         train_set,
         config.batch_size,
         config.seed,
-        augment=AlbumentationsPipeline(augment),
+        augment=AlbumentationsPipeline(augment, train_set.images.shape[1]),
         workers=augment.workers or config.threads,
         device=device,
     )

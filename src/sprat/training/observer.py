@@ -1,14 +1,27 @@
 """What a run reports to while it trains. Apart from the training, which loads torch."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from sprat.errors import SpratError, shown
+from sprat.text import warn
+
 if TYPE_CHECKING:
-    from sprat.evaluation.records import EpochRow
+    from sprat.evaluation.records import EpochRow, RunResult
     from sprat.training.run import Run
 
 
 class Observer:
-    """Hears how a run goes, and does nothing. A display or a test overrides what it needs."""
+    """Hears how a run goes, and does nothing. A subclass overrides what it needs.
+
+    An observer reads, and changes nothing: neither weights nor settings. What it draws at random
+    does not matter to the run.
+
+    Of a run it may read `folder`, `config` (`config.to_dict()` has every setting), `dataset`,
+    `steps_taken`, `total_steps`, `progress.epoch` (finished ones), `progress.history` (a row of
+    metrics.jsonl for each) and `step.network`, whose weights the next step changes.
+    """
 
     def preparing(self, what: str) -> None:
         """Before something that takes seconds and happens once on a machine."""
@@ -24,3 +37,95 @@ class Observer:
 
     def evaluating(self, images: int) -> None:
         """During the final evaluation: `images` more are done."""
+
+    def finished(self, run: "Run", results: "RunResult") -> None:
+        """After everything is written; `results` is what results.json holds."""
+
+    def closed(self, run: "Run") -> None:
+        """At the end, whether the run is finished, was interrupted or has failed."""
+
+
+class Observers(Observer):
+    """Several observers as one: a display, and others that can neither end a run nor change it.
+
+    Of the others, one that fails is left out from then on, after one warning.
+
+    Raises:
+        SpratError: one of the others is no Observer.
+    """
+
+    def __init__(self, display: Observer, others: Sequence[Observer]) -> None:
+        check_observers(others)
+        self.display, self.others = display, list(others)
+
+    def preparing(self, what: str) -> None:
+        self.display.preparing(what)
+        self._report("preparing", what)
+
+    def started(self, run: "Run") -> None:
+        self.display.started(run)
+        self._report("started", run)
+
+    def stepped(self, run: "Run") -> None:
+        self.display.stepped(run)
+        self._report("stepped", run)
+
+    def epoch_ended(self, run: "Run", row: "EpochRow") -> None:
+        self.display.epoch_ended(run, row)
+        self._report("epoch_ended", run, row)
+
+    def evaluating(self, images: int) -> None:
+        self.display.evaluating(images)
+        self._report("evaluating", images)
+
+    def finished(self, run: "Run", results: "RunResult") -> None:
+        self.display.finished(run, results)
+        self._report("finished", run, results)
+
+    def closed(self, run: "Run") -> None:
+        self.display.closed(run)
+        self._report("closed", run)
+
+    def _report(self, event: str, *what: object) -> None:
+        for observer in tuple(self.others):
+            try:
+                with _apart(what[0]):
+                    getattr(observer, event)(*what)
+            except (Exception, SystemExit) as error:
+                self.others.remove(observer)
+                with contextlib.suppress(OSError):
+                    warn(
+                        f"The observer {type(observer).__name__} failed in {event} "
+                        f"({type(error).__name__}: {error}). The run continues without it."
+                    )
+
+
+def check_observers(observers: object) -> None:
+    """Check what was given as observers.
+
+    Raises:
+        SpratError: it is no list or tuple of observers.
+    """
+    wrong = [observers]
+    if isinstance(observers, list | tuple):
+        wrong = [each for each in observers if not isinstance(each, Observer)]
+    if wrong:
+        raise SpratError(
+            f"observers holds {shown(wrong[0])}, expected a list of instances of sprat.Observer. "
+            "Derive a class from that, and give an instance of it in a list."
+        )
+
+
+@contextlib.contextmanager
+def _apart(run: object) -> Iterator[None]:
+    """Keep torch's random numbers, gradients and the network's mode as the run left them."""
+    import torch
+
+    network = run.step.network if hasattr(run, "step") else None
+    training = network is not None and network.training
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            yield
+        finally:
+            if network is not None and network.training != training:
+                network.train(training)

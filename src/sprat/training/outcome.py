@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sprat import distributed
 from sprat.budget import costs
 from sprat.checkpoint import Model, save_model
 from sprat.data.imageset import class_counts
@@ -50,6 +51,7 @@ def finish(run: Run, observer: Observer) -> RunResult:
         "model": config.network.title,
         "network": config.network.to_dict(),
         "side": side,
+        "channels": dataset.channels,
         "parameters": counted["parameters"],
         "macs": counted["macs"],
         "receptive_field": counted["receptive_field"],
@@ -68,6 +70,7 @@ def finish(run: Run, observer: Observer) -> RunResult:
         "versions": versions(),
         "git": run.origin.git,
         "teachers": [teacher.about for teacher in run.teachers],
+        "start": run.origin.start,
         "original_claims": original_claims(
             counted["parameters"],
             counted["receptive_field"],
@@ -76,6 +79,8 @@ def finish(run: Run, observer: Observer) -> RunResult:
             progress.seconds,
         ),
     }
+    if config.fold:
+        results["folds"], results["fold"] = config.folds, config.fold
     results["brief"] = results["original_claims"]  # the old name, for one version
     about: dict[str, Any] = {
         "recipe": results["recipe"],
@@ -88,6 +93,8 @@ def finish(run: Run, observer: Observer) -> RunResult:
         "test_top1": test["top1"] if test else None,
         "val_top1": val["top1"] if val else None,
     }
+    if config.fold:
+        about["fold"] = config.fold
     if dataset.own:  # the test part must stay the same where the model is evaluated again
         about["pictures"] = dataclasses.asdict(dataset.own)
     model = Model(
@@ -120,4 +127,6 @@ def _machine(run: Run) -> Machine:
     machine["kernels"] = config.kernels
     if reason := why_torch(config):
         machine["kernels_because"] = reason
+    if distributed.count() > 1:
+        machine["processes"] = distributed.count()
     return machine

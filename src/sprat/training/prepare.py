@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from sprat import distributed
 from sprat.augment.reference import require_albumentations
 from sprat.augment.views import find_views
 from sprat.budget import judge_limits, summarize
@@ -22,14 +23,15 @@ from sprat.training.observer import Observer
 from sprat.zoo import locate
 
 
-def check(config: Config, num_classes: int = 10) -> nn.Module:
-    """Check everything that does not need data; return the config's network, to look at.
+def check(config: Config, num_classes: int = 10, channels: int = 3) -> nn.Module:
+    """Check everything that does not need data; return the config's network, to look at, for so
+    many classes and channels of the images.
 
     Raises:
         SpratError: the machine lacks what the config asks for, or there is no such network, teacher
             or set of views.
     """
-    network = draft_network(config.network, num_classes)
+    network = draft_network(config.network, num_classes, channels)
     for name in config.distill.teacher:
         locate(name)
     find_views(config.tta)
@@ -84,7 +86,7 @@ def check_fit(config: Config, network: nn.Module, dataset: Dataset) -> None:
     """Check a config against the data it is to be trained on.
 
     Args:
-        network: what `check` returned for as many classes as the data has.
+        network: what `check` returned for as many classes and channels as the data has.
 
     Raises:
         SpratError: the config does not fit the data, or no model file could describe the data.
@@ -95,7 +97,7 @@ def check_fit(config: Config, network: nn.Module, dataset: Dataset) -> None:
     if wrong:
         raise SpratError(f"{dataset.name} cannot be trained on: {wrong}. Change the dataset.")
     if is_own(config.model):
-        check_outputs(network, len(classes), side)
+        check_outputs(network, len(classes), side, dataset.channels)
     _check_budget(config, network, side)
     if config.augment.crop >= side:
         raise SpratError(
@@ -146,7 +148,8 @@ def why_not_kernels(
     if kernels == "compiled":
         if config.precision == "fp16":
             return "the compiled kernels keep maps in bf16 or fp32, not in fp16"
-        reason = why_not(network, device, config.batch_size)
+        images = distributed.check_batch_size(config.batch_size)
+        reason = why_not(network, device, images)
         if reason is None and observer is not None:
             try:
                 prepare(device, config.precision == "bf16", observer.preparing)

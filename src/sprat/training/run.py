@@ -9,16 +9,18 @@ from typing import Any, Literal, TypedDict
 import torch
 from torch import Tensor, nn
 
+from sprat import distributed
 from sprat.checkpoint import RESUME_FILE
 from sprat.data import Dataset
 from sprat.data.imageset import ImageSet
 from sprat.errors import Diverged
 from sprat.errors import Interrupted as Interrupted
 from sprat.evaluation.evaluate import predict_probabilities, top1
-from sprat.evaluation.records import EpochRow, Scores, write_metrics
+from sprat.evaluation.records import EpochRow, Scores, StartRecord, write_metrics
 from sprat.runtime import GitState, git_state, keep_freed_memory, set_threads
 from sprat.settings.config import Config
-from sprat.training.distill import load_teacher
+from sprat.training.distill import Teacher
+from sprat.training.head_start import HeadStart
 from sprat.training.images import RunImages, balanced_weights
 from sprat.training.observer import Observer
 from sprat.training.saving import save
@@ -54,11 +56,13 @@ class Progress:
 
 @dataclass
 class Origin:
-    """Where a run comes from: its recipe's name, its departures from it, the state of the code."""
+    """Where a run comes from: its recipe's name, its departures from it, the state of the code, the
+    model that it started from."""
 
     recipe: str = "custom"
     overrides: dict[str, Any] = field(default_factory=dict)
     git: GitState | None = field(default_factory=git_state)  # now: files may be edited later
+    start: StartRecord | None = None
 
 
 class Run:
@@ -69,13 +73,19 @@ class Run:
         dataset: what to learn.
         folder: where it is saved.
         origin: recorded in the results.
+        start: the model whose weights it starts from; none: from scratch, or they will be restored.
 
     Raises:
-        SpratError: there are too few images, or a teacher is missing or unfit.
+        SpratError: there are too few images, or a teacher or `start` is missing or unfit.
     """
 
     def __init__(
-        self, config: Config, dataset: Dataset, folder: Path, origin: Origin | None = None
+        self,
+        config: Config,
+        dataset: Dataset,
+        folder: Path,
+        origin: Origin | None = None,
+        start: HeadStart | None = None,
     ) -> None:
         self.config, self.dataset, self.folder = config, dataset, folder
         self.origin = origin or Origin()
@@ -83,15 +93,19 @@ class Run:
         set_threads(config.threads)
         keep_freed_memory()
         self.images = RunImages.of(dataset, config)
-        self.teachers = [load_teacher(name) for name in config.distill.teacher]
+        self.teachers = [Teacher.load(name) for name in config.distill.teacher]
         for teacher in self.teachers:
             teacher.check(dataset, config.final)
         batches, classes = self.images.batches, len(dataset.train.classes)
+        network = new_network(config, classes, dataset.channels)
+        if start:
+            start.check(dataset, config.final)
+            self.origin.start = start.give(network, config.network, dataset.train.classes)
         weights = None
         if config.class_weights == "balanced":
             weights = balanced_weights(batches.dataset).to(config.device)
         self.step = Step(
-            new_network(config, classes),
+            network,
             config,
             RunSchedule(config, len(batches)),
             dataset.normalization,
@@ -116,6 +130,14 @@ class Run:
     def final_images(self) -> ImageSet:
         """The images of the final evaluation: val, or the test set of a final run."""
         return self.dataset.test if self.images.val is None else self.images.val
+
+    @property
+    def chooses(self) -> bool:
+        """Whether accuracy on val decides which epoch's weights are kept, and when to stop.
+
+        It does not where val is a fold, which is to measure what `final` gives on other images.
+        """
+        return self.images.val is not None and not self.config.fold
 
     @property
     def finished(self) -> bool:
@@ -148,7 +170,8 @@ class Run:
         look_every = 1 if self.config.device == "cpu" else len(batches)
         observer.started(self)
         self.clock = time.perf_counter()
-        while not self.finished and (until is None or progress.epoch < until):
+        last = self.config.epochs if until is None else until
+        while not distributed.any_of(self.finished or progress.epoch >= last):
             self.step.network.train()
             for images, labels in batches.epoch(progress.epoch, start=progress.batch):
                 progress.losses[progress.batch] = self.step(images, labels, self.steps_taken)
@@ -157,18 +180,20 @@ class Run:
                     self._check_losses()
                 observer.stepped(self)
                 progress.epoch_seconds += self._count()
-                if should_stop():
+                if distributed.any_of(should_stop()):
                     self._check_losses()
                     self._check_weights()
                     save(self)
                     raise Interrupted(self.folder)
             progress.epoch, progress.batch = progress.epoch + 1, 0
             self._check_weights()
-            row = self.end_epoch()
-            self._count()
-            save(self)
-            write_metrics(self.folder, progress.history)
-            observer.epoch_ended(self, row)
+            distributed.share(self.step.network.parameters())  # unlike machines round differently
+            if distributed.is_first():
+                row = self.end_epoch()
+                self._count()
+                save(self)
+                write_metrics(self.folder, progress.history)
+                observer.epoch_ended(self, row)
 
     def end_epoch(self) -> EpochRow:
         """Score the epoch just finished, keep its weights if they are the best, return its row."""
@@ -187,7 +212,7 @@ class Run:
         progress.history.append(row)
         score = scores[self._kept_score]
         best = progress.best["top1"] if progress.best else -1.0
-        if self.images.val is not None and score is not None and score > best:
+        if self.chooses and score is not None and score > best:
             weights = {k: v.cpu().clone() for k, v in self.kept_network().state_dict().items()}
             progress.best = {"epoch": progress.epoch, "top1": score, "weights": weights}
         progress.epoch_seconds = 0.0

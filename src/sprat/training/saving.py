@@ -5,24 +5,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sprat import distributed
 from sprat.checkpoint import RESUME_FILE, load_resume, save_resume
 from sprat.data import Dataset
 from sprat.errors import SpratError
 from sprat.evaluation.records import write_metrics
 from sprat.run_folder import DataIdentity
 from sprat.settings.config import Config
-from sprat.text import visible
+from sprat.text import visible, warn
 
 if TYPE_CHECKING:
     from sprat.training.run import Run
 
 
 def save(run: "Run") -> None:
-    """Write the state needed to resume a run from the step it has come to.
+    """Write the state needed to resume a run from the step it has come to, in its first process.
 
     Raises:
         SpratError: the folder is no longer the run's, or the file cannot be written.
     """
+    if not distributed.is_first():
+        return
     check_folder(run)
     progress = {f.name: getattr(run.progress, f.name) for f in dataclasses.fields(run.progress)}
     state = progress | dataclasses.asdict(run.origin) | run.step.state()
@@ -31,6 +34,7 @@ def save(run: "Run") -> None:
         "dataset_md5": run.dataset.md5,
         "classes": list(run.dataset.train.classes),
         "teacher": _taught_by(run),
+        "processes": distributed.count(),
     }
     save_resume(run.folder / RESUME_FILE, state)
 
@@ -70,13 +74,26 @@ def restore(run: "Run") -> None:
         origin = run.origin
         origin.recipe = state.get("recipe", origin.recipe)
         origin.overrides = state.get("overrides", origin.overrides)
+        origin.start = state.get("start")  # an older sprat started none
         if origin.git != state["git"]:  # trained by more than one state of the code
             origin.git = state["git"] and state["git"] | {"dirty": True}
     except SpratError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise SpratError(f"{path} does not fit its config.json: {error}") from error
-    write_metrics(run.folder, run.progress.history)
+    if distributed.is_first():
+        _note_processes(run.folder, state)
+        write_metrics(run.folder, run.progress.history)
+
+
+def _note_processes(folder: Path, state: dict[str, Any]) -> None:
+    before, now = state.get("processes", 1), distributed.count()  # an older sprat wrote none
+    if before != now:
+        warn(
+            f"{visible(folder)} was trained by {before} {'process' if before == 1 else 'processes'}"
+            f" and is resumed by {now}, so its weights will differ from those of a run that was "
+            "never interrupted"
+        )
 
 
 def check_folder(run: "Run") -> None:
@@ -128,5 +145,5 @@ def _check_place(run: "Run", state: dict[str, Any]) -> None:
     if len(state["history"]) != state["epoch"] or state["losses"].shape != losses.shape:
         raise ValueError(f"it stands at {place}, but its history is of another length")
     best = state["best"]
-    if best and (run.images.val is None or best["epoch"] > state["epoch"]):
+    if best and (not run.chooses or best["epoch"] > state["epoch"]):
         raise ValueError(f"it stands at {place}, but was best at epoch {best['epoch']}")

@@ -3,15 +3,18 @@
     config, dataset = load_recipe("quick"), load_dataset("cifar10")
     results = train(config, dataset, Path("runs/quick"), recipe="quick")
 
-Both write into the run's folder, which one process at a time holds.
+Both write into the run's folder, which one process at a time holds. Of several processes that
+train one run together it is the first; every one of them calls the same function.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from sprat import distributed
+from sprat.budget import count_parameters
 from sprat.checkpoint import RESUME_FILE
 from sprat.data import Dataset
 from sprat.errors import SpratError
@@ -23,10 +26,12 @@ from sprat.run_folder import (
     locked,
     read_config,
     read_data,
+    read_start,
     sweep_run,
     write_config,
 )
 from sprat.settings.config import Config
+from sprat.training.head_start import HeadStart
 from sprat.training.observer import Observer
 from sprat.training.outcome import finish
 from sprat.training.prepare import check, check_fit, check_kernels, settle
@@ -44,8 +49,10 @@ def train(
     observer: Observer | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     besides: Collection[str] = (),
+    start: HeadStart | None = None,
 ) -> RunResult:
-    """Train from scratch into the new `folder`; return what results.json holds.
+    """Train into the new `folder`, from scratch or from a model's weights; return what results.json
+    holds.
 
     Args:
         recipe: name of the recipe that `config` is or began as.
@@ -53,26 +60,36 @@ def train(
         observer: hears how the run goes.
         should_stop: asked after every step; true saves and raises Interrupted.
         besides: names of what `folder` may hold already, next to recipes.
+        start: the model that `config.start_from` names, if it is loaded already.
 
     Raises:
         SpratError: `folder` holds something already or another process trains there, the config
-            does not fit the data or the machine, the loss is no longer finite, or a file cannot
-            be written (a WriteError; `resume` continues once there is room).
+            does not fit the data or the machine, there is no such model to start from or it does
+            not fit, the loss is no longer finite, or a file cannot be written (a WriteError;
+            `resume` continues once there is room).
         Interrupted: `should_stop` said so; `resume` continues.
     """
-    check_free(folder)
-    check_empty(folder, besides)
-    observer = observer or Observer()
+    if distributed.is_first():
+        check_free(folder)
+        check_empty(folder, besides)
+    observer = _heard(observer)
+    start = start or load_start(config)
     settled = settle_for(config, dataset, observer)
-    run = Run(settled, dataset, folder, Origin(recipe, overrides or {}))
+    run = Run(settled, dataset, folder, Origin(recipe, overrides or {}), start)
     try:
-        with locked(folder) as run.is_ours:
-            check_empty(folder, besides)
-            write_config(folder, settled, recipe, run.origin.overrides, identity(dataset))
+        with _held(folder) as run.is_ours:
+            if distributed.is_first():
+                check_empty(folder, besides)
+                parameters = count_parameters(run.step.network)
+                origin, data = run.origin, identity(dataset)
+                write_config(
+                    folder, settled, recipe, origin.overrides, data, parameters, origin.start
+                )
             return _to_the_end(run, observer, should_stop)
     finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # if nothing came of it
+        if distributed.is_first():
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # if nothing came of it
 
 
 def resume(
@@ -91,27 +108,45 @@ def resume(
     are bit for bit those of a run that was never interrupted.
     """
     config, recipe, overrides = read_config(folder)
-    with locked(folder) as is_ours:  # of a finished run too: a kill may have left the lock there
+    with _held(folder) as is_ours:  # of a finished run too: a kill may have left the lock there
         if finished := read_finished(folder):
             return finished
-        sweep_run(folder)
-        observer = observer or Observer()
+        if distributed.is_first():
+            sweep_run(folder)
+        observer = _heard(observer)
         if "auto" in (config.device, config.precision, config.kernels) or not config.threads:
             raise SpratError(
                 f"{folder / CONFIG_FILE} is not what a run of sprat writes: it does not say which "
                 "device, precision, kernels and threads it began with. Start a new run with its "
                 "settings."
             )
-        network = check(config, len(dataset.train.classes))
+        network = check(config, len(dataset.train.classes), dataset.channels)
         check_fit(config, network, dataset)
         if began_on := read_data(folder):
             check_data(folder, dataset, began_on)
         check_kernels(config, network, observer)
-        run = Run(config, dataset, folder, Origin(recipe, overrides))
+        saved = (folder / RESUME_FILE).exists()
+        start = None if saved else _load_start_again(config, folder)
+        run = Run(config, dataset, folder, Origin(recipe, overrides), start)
         run.is_ours = is_ours
-        if (folder / RESUME_FILE).exists():
+        if saved:
             restore(run)
         return _to_the_end(run, observer, should_stop)
+
+
+def _heard(observer: Observer | None) -> Observer:
+    """Return what the run reports to: of several processes, the first reports."""
+    return observer if observer and distributed.is_first() else Observer()
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[Callable[[], bool]]:
+    """Lock a run's folder, as `locked` does, in the first process, which alone writes there."""
+    if distributed.is_first():
+        with locked(folder) as is_ours:
+            yield is_ours
+    else:
+        yield lambda: True
 
 
 def settle_for(config: Config, dataset: Dataset, observer: Observer = Observer()) -> Config:  # noqa: B008
@@ -120,15 +155,62 @@ def settle_for(config: Config, dataset: Dataset, observer: Observer = Observer()
     Raises:
         SpratError: as `train`.
     """
-    network = check(config, len(dataset.train.classes))
-    settled = settle(dataclasses.replace(config, dataset=dataset.name), observer, network)
+    network = check(config, len(dataset.train.classes), dataset.channels)
+    pictures = dataclasses.replace(
+        config.pictures,
+        channels=dataset.channels,  # type: ignore[arg-type]
+    )
+    decided = dataclasses.replace(config, dataset=dataset.name, pictures=pictures)
+    settled = settle(decided, observer, network)
     check_fit(settled, network, dataset)
     return settled
 
 
+def load_start(config: Config) -> HeadStart | None:
+    """Return the model that a config's run starts from; None if it starts from scratch.
+
+    Raises:
+        SpratError: there is no such model, or it is damaged.
+    """
+    return HeadStart.load(config.start_from) if config.start_from else None
+
+
+def check_start(folder: Path, start: HeadStart | None) -> None:
+    """Check that the run in a folder started from the same weights.
+
+    Raises:
+        SpratError: it did not.
+    """
+    began_from = read_start(folder)
+    if start and began_from and began_from.get("sha256") != start.sha256:
+        raise SpratError(
+            f"{folder} started from another {start.model.name}: that file has changed since. Put "
+            "it back as it was, or start a new run."
+        )
+
+
+def _load_start_again(config: Config, folder: Path) -> HeadStart | None:
+    """Return the model that a run starts from which was stopped before its first checkpoint."""
+    try:
+        start = load_start(config)
+    except SpratError as error:
+        raise SpratError(
+            f"{folder} was stopped before its first checkpoint, so the model that it starts from "
+            f"is needed again. {error}"
+        ) from error
+    check_start(folder, start)
+    return start
+
+
 def _to_the_end(run: Run, observer: Observer, should_stop: Callable[[], bool]) -> RunResult:
     try:
-        run.train(observer, should_stop)
+        try:
+            run.train(observer, should_stop)
+        finally:
+            run.images.batches.close()
+        results = finish(run, observer) if distributed.is_first() else None
+        results = distributed.told(results)
+        observer.finished(run, results)
+        return results
     finally:
-        run.images.batches.close()
-    return finish(run, observer)
+        observer.closed(run)

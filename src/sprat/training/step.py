@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sprat import distributed
 from sprat.augment.mixing import MIXERS
 from sprat.augment.transforms import normalize, resize
 from sprat.data.imageset import Normalization
@@ -30,10 +31,11 @@ from sprat.training.schedules import RunSchedule
 Update = Callable[[tuple[int, str | None], Tensor, Tensor, Tensor], Tensor]
 
 
-def new_network(config: Config, num_classes: int) -> nn.Module:
-    """Return the config's network on its device, its initial weights drawn from the seed."""
+def new_network(config: Config, num_classes: int, channels: int = 3) -> nn.Module:
+    """Return the config's network for images of so many channels, on its device, its initial
+    weights drawn from the seed."""
     torch.manual_seed(derive_seed("weights", config.seed))
-    network = build_network(config.network, num_classes, config.dropout)
+    network = build_network(config.network, num_classes, config.dropout, channels)
     return network.to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -76,19 +78,20 @@ class Step:
         self.teach = answers_of(teachers, config, normalization) if teachers else None
         self.beside = Beside(self.device)
         recorded = self.device.type == "cuda" and config.kernels != "torch"
+        recorded &= distributed.count() == 1  # an all-reduce is not recorded
         self.update: Update = self._recorded() if recorded else self._update
 
     def __call__(self, images: Tensor, labels: Tensor, number: int) -> Tensor:
         """Take step `number` of a run, counted from 0, and return its loss.
 
         Args:
-            images: uint8 B x 3 x H x W.
+            images: uint8 B x C x H x W.
             labels: int64 B.
         """
         config, schedule = self.config, self.schedule
-        self.generator.manual_seed(derive_seed("augment", config.seed, number))
+        self.generator.manual_seed(distributed.seed("augment", config.seed, number))
         if config.dropout:
-            torch.manual_seed(derive_seed("dropout", config.seed, number))
+            torch.manual_seed(distributed.seed("dropout", config.seed, number))
         self._set_lr(schedule.lr_share(number))
         mixer, strength = schedule.mixer(number)
         how = schedule.side(number), mixer
@@ -133,12 +136,16 @@ class Step:
 
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
+        loss = loss.detach()
+        if distributed.count() > 1:
+            gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+            distributed.average([*gradients, loss])
         if config.optim.max_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), config.optim.max_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return loss.detach()
+        return loss
 
     def _set_lr(self, share: float) -> None:
         for group in self.optimizer.param_groups:

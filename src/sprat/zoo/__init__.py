@@ -7,7 +7,7 @@ from typing import NotRequired, TypedDict
 
 from sprat.data import title_of
 from sprat.errors import SpratError, did_you_mean, plain, shown
-from sprat.evaluation.records import Evaluation, Overrides, Spread, TeacherRecord
+from sprat.evaluation.records import Evaluation, ModelRecord, Overrides, Spread
 from sprat.names import CARD_FILE, MODEL_FILE
 from sprat.runtime import GitState, Machine
 from sprat.text import code, markdown
@@ -68,7 +68,7 @@ class Training(TypedDict):
     machine: Machine
     versions: dict[str, str]
     git: GitState | None
-    teachers: list[TeacherRecord]
+    teachers: list[ModelRecord]
     images: int
     chosen: str
     seeds: Spread | None

@@ -84,7 +84,7 @@ def write(given: Source, before: bytes) -> Files:
         prefix=given.options.prefix,
         layout=given.options.layout,
     )
-    drawn = agreement.drawings(DRAWINGS, model.side).images[:].numpy()
+    drawn = agreement.drawings(DRAWINGS, model.side, model.channels).images[:].numpy()
     files = source.write_source(program, drawn, reference.scores(program.network, drawn))
     if given.options.verify:
         given.tell("compiling and running the self-test")

@@ -15,7 +15,7 @@ Bytes = NDArray[np.int8]
 
 
 def scores(network: IntegerNetwork, images: NDArray[np.uint8]) -> Bytes:
-    """Return the scores N x K of uint8 images N x 3 x side x side."""
+    """Return the scores N x K of uint8 images N x C x side x side."""
     parts = [_scores(network, images[n : n + BATCH]) for n in range(0, len(images), BATCH)]
     return np.concatenate(parts)
 

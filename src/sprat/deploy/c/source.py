@@ -39,6 +39,11 @@ class Program:
         """Of the image, in pixels."""
         return self.network.lowered.image.height
 
+    @property
+    def channels(self) -> int:
+        """Of the image: 3, or 1 of a grey one."""
+        return self.network.lowered.image.channels
+
 
 def write_source(
     program: Program, images: NDArray[np.uint8], scores: NDArray[np.int8]
@@ -46,7 +51,7 @@ def write_source(
     """Return the files by their names.
 
     Args:
-        images: N x 3 x side x side, for the self-test. scores: N x K, what they must get.
+        images: N x channels x side x side, for the self-test. scores: N x K, what they must get.
     """
     prefix = program.prefix
     files = {
@@ -67,12 +72,14 @@ def is_depthwise(layer: Conv) -> bool:
 def _header(program: Program) -> str:
     prefix, upper, side = program.prefix, program.prefix.upper(), program.side
     scale, count = program.network.scores, len(program.classes)
-    order = {
-        "planes": "planes red, green, blue, each row by row",
-        "hwc": "pixel by pixel, row by row, each red, green, blue",
-    }[program.layout]
+    channels, order = program.channels, "greys, row by row"
+    if channels == 3:
+        order = {
+            "planes": "planes red, green, blue, each row by row",
+            "hwc": "pixel by pixel, row by row, each red, green, blue",
+        }[program.layout]
     return f"""\
-/* {_comment(program.title)}: classifies images of 3 x {side} x {side}.
+/* {_comment(program.title)}: classifies images of {channels} x {side} x {side}.
  *
  * Written by sprat {__version__}; export the model again rather than edit these files. The code is
  * part of sprat, MIT licence, Copyright (c) 2026 The sprat authors. The weights in {prefix}_data.c
@@ -83,7 +90,7 @@ def _header(program: Program) -> str:
 #include <stdint.h>
 
 #define {upper}_SIDE {side}
-#define {upper}_INPUT {3 * side * side} /* bytes of an image */
+#define {upper}_INPUT {channels * side * side} /* bytes of an image */
 #define {upper}_CLASSES {count}
 #define {upper}_ARENA {program.plan.arena} /* bytes of static memory; the image is not in it */
 #define {upper}_WEIGHTS {program.plan.weights} /* bytes of constants */
@@ -107,7 +114,7 @@ def _code(program: Program) -> str:
     prefix, upper, network = program.prefix, program.prefix.upper(), program.network
     channel, row, pixel = {
         "planes": (program.side**2, program.side, 1),
-        "hwc": (1, 3 * program.side, 3),
+        "hwc": (1, program.channels * program.side, program.channels),
     }[program.layout]
     output = network.lowered.output
     parts = [

@@ -177,11 +177,11 @@ static void run_windows(const Network *n, const Step *s, const Layout *l, const 
     }
 }
 
-/* The strip of an image with the 3 x 3 neighbours, of 3 channels, of every stride-th pixel as
- * channels. */
-static void unfold(const Batch *b, const Layout *l, int64_t stride, int64_t image, int64_t y0,
-                   int64_t y1, float *out) {
-    for (int64_t k = 0; k < 27; k++) {
+/* The strip of an image with the 3 x 3 neighbours of every stride-th pixel, each of its channels, as
+ * `inputs` channels. */
+static void unfold(const Batch *b, const Layout *l, int64_t inputs, int64_t stride, int64_t image,
+                   int64_t y0, int64_t y1, float *out) {
+    for (int64_t k = 0; k < inputs; k++) {
         int64_t dy = k % 9 / 3 - 1, dx = k % 3 - 1, w = l->map[0].w;
         const float *channel = b->pixels + image * b->image_stride + k / 9 * b->channel_stride;
         float *to = out + k / LANES * l->pixels * LANES + k % LANES;
@@ -277,7 +277,7 @@ static void run_strip(const Network *n, const Step *s, const Layout *l, const Ba
     if (s->windows_count)
         run_windows(n, s, l, maps, w, y0, y1, in);
     else
-        unfold(b, l, n->stride, image, y0, y1, in);
+        unfold(b, l, s->first.inputs, n->stride, image, y0, y1, in);
     multiply(&s->first, pixels, pitch, s->second.outputs > 0, in, middle);
     if (s->second.outputs) {
         multiply(&s->second, pixels, pitch, 0, middle, out);

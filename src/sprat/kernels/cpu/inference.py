@@ -103,7 +103,7 @@ class _Map:
 class Inference:
     """A network with its weights and statistics as they are now, ready to classify images.
 
-    Calling it takes normalised float32 images B x 3 x H x W on the CPU, in any memory format, and
+    Calling it takes normalised float32 images B x C x H x W on the CPU, in any memory format, and
     returns float32 logits B x num_classes; no gradient comes back. It uses as many threads as torch
     does: neither their number nor B changes a bit of an image's logits. Threads that share one take
     turns.
@@ -120,6 +120,7 @@ class Inference:
         self._library.memory_size.restype = _Int
         self._lanes: int = self._library.lanes()
         self._min_side: int = getattr(network, "min_side", 1)
+        self._channels: int = stem.conv.in_channels
         linear = blueprint.head.linear
         self._classes: int = linear.out_features
         self._tensors: list[Tensor] = []  # the structures point into them
@@ -141,7 +142,7 @@ class Inference:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        check_images(images, self._min_side)
+        check_images(images, self._channels, self._min_side)
         images = images.float()
         batch, _, h, w = images.shape
         threads = torch.get_num_threads()

@@ -388,10 +388,11 @@ class _GPUPlan(Plan):
         self.gradient = FlatGradient([*weights, *norms], self.device)
         self.weights_gradient = self.gradient.flat[: sum(w.numel() for w in weights)]
 
-        # the stem: all 3 x 3 x 3 neighbours side by side, then a product
-        unfolded = _Map(self._empty(27, stem.z.height, stem.z.width))
-        self.unfolded = unfolded.values.unflatten(0, (3, 3, 3))  # ky, kx, channel
-        self.stem_weight = torch.zeros(stem.z.channels, 3, 3, 3, device=self.device)
+        # the stem: all 3 x 3 neighbours of every channel side by side, then a product
+        inputs = stem.u.channels
+        unfolded = _Map(self._empty(9 * inputs, stem.z.height, stem.z.width))
+        self.unfolded = unfolded.values.unflatten(0, (3, 3, inputs))  # ky, kx, channel
+        self.stem_weight = torch.zeros(stem.z.channels, 3, 3, inputs, device=self.device)
         self.maps = {stem.u: unfolded}
         self.steps: dict[wiring.Conv | wiring.Join, Any] = {}
         for step in self.wiring.forward:
@@ -436,7 +437,7 @@ class _GPUPlan(Plan):
 
     def forward(self, images: Tensor) -> Tensor:
         self.stem_weight.copy_(self.wiring.stem.pointwise.weight.permute(0, 2, 3, 1))
-        padded = F.pad(images.permute(1, 2, 3, 0), (0, 0, 1, 1, 1, 1))  # 3, H + 2, W + 2, B
+        padded = F.pad(images.permute(1, 2, 3, 0), (0, 0, 1, 1, 1, 1))  # C, H + 2, W + 2, B
         (height, width), stride = images.shape[2:], self.wiring.stem.stride
         for ky in range(3):
             for kx in range(3):
@@ -459,5 +460,5 @@ class _GPUPlan(Plan):
         self.parts.add_up(self.weights_gradient)
         found = self.gradient.copies()
         stem = self.wiring.stem.pointwise.weight
-        found[stem] = found[stem].view(len(stem), 3, 3, 3).permute(0, 3, 1, 2)  # as it lies
+        found[stem] = found[stem].view(len(stem), 3, 3, -1).permute(0, 3, 1, 2)  # as it lies
         return found

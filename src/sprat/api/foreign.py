@@ -1,0 +1,216 @@
+"""Verbs of a network that was trained elsewhere: import_model, and what evaluate needs of one."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sprat.data import DATASETS, PREFERRED, Dataset
+from sprat.errors import SpratError, did_you_mean, shown
+from sprat.evaluation.records import NetworkSpec
+from sprat.foreign import Foreign
+from sprat.models import find_name
+from sprat.models.code import Code, is_own, use_all
+from sprat.settings.config import Config
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sprat.checkpoint import Model
+
+SIDE = 32  # pixels of images, where nothing says another
+CLOSE = 1e-4  # by how much logits may differ once a model is loaded again, of their size
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model that was made of a network trained elsewhere."""
+
+    path: Path
+    network: NetworkSpec
+    classes: tuple[str, ...]
+    """In the order of the network's outputs."""
+    mean: tuple[float, ...]
+    """Of each channel, as a fraction of full brightness; so is std."""
+    std: tuple[float, ...]
+    side: int
+    """Of the images, in pixels."""
+    parameters: int
+
+
+def import_model(
+    network: str,
+    *,
+    weights: str | Path,
+    mean: float | Sequence[float],
+    std: float | Sequence[float],
+    classes: str | Sequence[str] = (),
+    side: int = 0,
+    key: str = "",
+    dataset: str = "",
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    code: Code = (),
+    quiet: bool = False,
+) -> Imported:
+    """Make a model's file of a network that was trained elsewhere, for every other verb.
+
+    The file of weights is read without running anything in it. The model is loaded again and its
+    answers are compared before it is put in place.
+
+    Args:
+        network: a network's name, or a class or function of your own that makes one, as
+            "my_nets.py:MyNet"; that file is run.
+        weights: what `torch.save(network.state_dict(), …)` or safetensors wrote; a checkpoint that
+            holds such among other values will do.
+        mean: by which the network's images were normalised, of red, green and blue or of all: 0 to
+            1, or 0 to 255.
+        std: standard deviation likewise, in the same unit.
+        classes: names in the order of the network's outputs, or a .txt file with one in each line.
+        side: of the images that the network takes, in pixels; 0: 32.
+        key: place in the file of the weights to take, if it holds several: "state_dict_ema".
+        dataset: name of the dataset that the network was trained on, which other verbs then take by
+            default, and whose classes in their order are meant if `classes` are not given.
+        output: file to write; by default the network's name with .safetensors, in the current
+            folder.
+        overwrite: whether a file that exists is replaced.
+        code: further Python files or modules to run.
+        quiet: whether to show no progress on stderr.
+
+    Raises:
+        SpratError: there is no such network or file, the weights do not fit, mean or std cannot be,
+            the network does not answer an image with a logit for each class, or the output exists.
+            Nothing is written then.
+    """
+    given = Foreign(weights=str(weights), key=key, mean=mean, std=std, side=side, classes=classes)  # type: ignore[arg-type] # single values become tuples
+    given.check_given()
+    _check_published(dataset, bool(given.classes))
+    use_network(network, code)
+    name = find_name(network).rpartition(":")[2]
+    path = check_new(Path(output or f"{name}.safetensors"), overwrite)
+
+    from sprat.budget import count_parameters
+    from sprat.checkpoint import packed
+    from sprat.display import load_shown, make_console
+    from sprat.files import write_whole
+
+    names = given.class_names()
+    if not names:
+        console = make_console(stderr=True, quiet=quiet)
+        names = load_shown(console, dataset, None, Config().pictures).train.classes
+    digest = hashlib.sha256(Path(given.weights).read_bytes()).hexdigest()
+    about: dict[str, Any] = {"imported": {"weights": Path(given.weights).name, "sha256": digest}}
+    about |= {"dataset": dataset} if dataset else {}
+    model = given.model(network, names, given.side or SIDE, about)
+    content = packed(model)
+    _check_loads_again(model, content)
+    write_whole(path, content, new=not overwrite)
+    return Imported(
+        path=path,
+        network=model.network_config.to_dict(),
+        classes=model.classes,
+        mean=model.normalization.mean,
+        std=model.normalization.std,
+        side=model.side,
+        parameters=count_parameters(model.network),
+    )
+
+
+def use_network(network: str, code: Code) -> None:
+    """Run the user's code that he named, each file once, that of a network among it."""
+    sources = [code] if isinstance(code, str | Path) else [*code]
+    use_all(dict.fromkeys(map(str, [*sources, *([network] if is_own(network) else [])])))
+
+
+def check_new(path: Path, overwrite: bool) -> Path:
+    """Return the path of a model's file to write, if it ends in .safetensors and may be written.
+
+    Raises:
+        SpratError: it does not, or it exists already.
+    """
+    if path.suffix != ".safetensors":
+        raise SpratError(f"--output is {path}, expected a name that ends in .safetensors.")
+    if path.is_dir():
+        raise SpratError(f"{path} is a folder. Give another --output.")
+    if path.exists() and not overwrite:
+        raise SpratError(
+            f"{path} exists already and is not overwritten. Give another --output, or --overwrite."
+        )
+    return path
+
+
+def _check_published(dataset: str, has_classes: bool) -> None:
+    if not dataset and not has_classes:
+        raise SpratError(
+            "The classes are not named. Give --classes in the order of the network's outputs, or "
+            f"--dataset, such as {PREFERRED}, for those of a dataset in its order."
+        )
+    if dataset and dataset not in DATASETS:
+        raise SpratError(
+            f"--dataset is {shown(dataset)}, expected one of {', '.join(DATASETS)}"
+            f"{did_you_mean(dataset, DATASETS) or '.'} For your own pictures give --classes."
+        )
+
+
+def _check_loads_again(model: "Model", content: bytes) -> None:
+    """Check that a model's file can be loaded, and answers as the model does.
+
+    Raises:
+        SpratError: it does not.
+    """
+    import torch
+
+    from sprat.checkpoint import load_model
+    from sprat.files import temporary_folder
+    from sprat.names import MODEL_FILE
+
+    with temporary_folder() as folder:
+        (folder / MODEL_FILE).write_bytes(content)
+        again = load_model(folder / MODEL_FILE)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(
+        4, len(model.normalization.mean), model.side, model.side, generator=generator
+    )
+    with torch.inference_mode():
+        before, after = model.network(images), again.network(images)
+    if not torch.allclose(before, after, rtol=CLOSE, atol=CLOSE * before.abs().max().item()):
+        raise SpratError(
+            f"{model.name} answers differently when it is loaded again, so its weights are not all "
+            "that its answers depend on. Make whatever else they depend on a buffer of its."
+        )
+
+
+def load_foreign(
+    console: "Console",
+    network: str,
+    given: Foreign,
+    dataset: Dataset | str | Path | None,
+    data_dir: str | Path | None,
+    pictures: Mapping[str, Any] | None,
+) -> "tuple[Model, Dataset]":
+    """Return a network that was trained elsewhere as a model, and the dataset to evaluate it on.
+
+    Args:
+        dataset: by default CIFAR-10.
+
+    Raises:
+        SpratError: the dataset cannot be had or has images of another side, or as `Foreign.model`.
+    """
+    from sprat.display import load_shown
+
+    names = given.class_names()
+    if not isinstance(dataset, Dataset):
+        changes = {f"pictures.{key}": value for key, value in (pictures or {}).items()}
+        own = Config().changed({"pictures.side": given.side or SIDE} | changes).pictures
+        place = None if data_dir is None else Path(data_dir)
+        dataset = load_shown(
+            console, str(dataset or PREFERRED), place, own, whole=True, table=False
+        )
+    side = dataset.test.images.shape[-1]
+    if given.side not in (0, side):
+        raise SpratError(
+            f"The images of {dataset.name} are of {side} pixels, but --side is {given.side}. Leave "
+            "it out, or choose another --dataset."
+        )
+    return given.model(network, names or dataset.train.classes, side, {}), dataset

@@ -1,0 +1,424 @@
+"""Networks that were trained elsewhere: their weights, read without running anything and fitted.
+
+weights.pth                  {"state_dict": {"module.conv1.weight": …}, "epoch": 200, …}
+"""
+
+import difflib
+import io
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from sprat.deferred import deferred
+from sprat.errors import SpratError, did_you_mean, shown
+from sprat.models import NetworkConfig, check_outputs, draft_network, find_name
+from sprat.option import Parameter, Token, convert
+from sprat.readers import MODEL_BYTES, read_bytes, read_text
+from sprat.settings.field import Table, setting
+from sprat.shapes import LARGEST_SIDE
+from sprat.text import visible, warn
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from sprat import checkpoint
+    from sprat.data import found as listing
+    from sprat.data import imageset
+else:
+    torch, checkpoint = deferred("torch"), deferred("sprat.checkpoint")
+    imageset, listing = deferred("sprat.data.imageset"), deferred("sprat.data.found")
+
+CHANNELS = 3
+UNUSUAL = 0.02  # of full brightness: a mean or std of so little, but for a mean of 0
+# Modules whose objects checkpoints hold next to their weights, as settings and figures.
+_LEFT_OUT = (
+    *("argparse", "datetime", "numpy", "omegaconf", "pathlib", "types", "typing"),
+    *("lightning", "lightning_fabric", "pytorch_lightning"),
+)
+_DEEPEST = 4  # tables within one another in which weights are looked for
+_MOST_PARTS = 20  # of a name that are looked at
+_COUNTER = "num_batches_tracked"  # of BatchNorm's; no answer depends on it
+_SAVE = "torch.save(network.state_dict(), 'weights.pth')"
+
+
+def _split(hint: Any, tokens: Sequence[Token]) -> Any:
+    return convert(hint, [t.evolve(value=part) for t in tokens for part in t.value.split(",")])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreign(Table):
+    """What it takes to use a network that was trained elsewhere, besides its code."""
+
+    weights: str = setting(
+        "",
+        "File of weights that were trained elsewhere (.pth, .safetensors), for a network by its "
+        "name or as my_nets.py:MyNet",
+    )
+    key: str = setting(
+        "", "Which of several sets of weights in that file is taken, such as state_dict_ema"
+    )
+    mean: tuple[float, ...] = setting(
+        (),
+        "Mean by which the network's images were normalised, of red, green and blue or of all: "
+        "0 to 1, or 0 to 255",
+        at_least=0,
+        at_most=255,
+    )
+    std: tuple[float, ...] = setting(
+        (), "Standard deviation likewise, in the same unit", above=0, at_most=255
+    )
+    side: int = setting(
+        0,
+        "Side of the images that the network takes",
+        at_least=0,
+        at_most=LARGEST_SIDE,
+        unit="pixels",
+        zero="that of the dataset's, 32 for your own pictures",
+    )
+    classes: Annotated[tuple[str, ...], Parameter(converter=_split)] = setting(
+        (),
+        "Names of the classes in the order of the network's outputs, or a .txt file with a name in "
+        "each line; by default those of the dataset, in its order",
+    )
+
+    def __post_init__(self) -> None:
+        for key in ("weights", "classes"):
+            if isinstance(path := getattr(self, key), Path):
+                object.__setattr__(self, key, str(path))
+        super().__post_init__()
+
+    @property
+    def given(self) -> list[str]:
+        """Names of the options that were given."""
+        return [key for key in self.settings if getattr(self, key)]
+
+    def check_given(self) -> None:
+        """Check what can be checked without the network: the file is there, and mean and std are.
+
+        Raises:
+            SpratError: weights, mean or std are missing, or cannot be.
+        """
+        if not self.weights:
+            asked = f", which --{self.given[0]} is about" if self.given else ""
+            raise SpratError(f"No weights are named{asked}. Add --weights FILE.")
+        if not Path(self.weights).exists():
+            raise SpratError(f"There is no file {self.weights}. Name the file of the weights.")
+        for name in ("mean", "std"):
+            if not (values := getattr(self, name)):
+                raise SpratError(
+                    f"--{name} is missing. Give --mean and --std as in the Normalize that the "
+                    "network was trained with; --mean 0 --std 1 if there was none."
+                )
+            if len(values) not in (1, CHANNELS):
+                raise SpratError(
+                    f"{name} has {len(values)} values ({', '.join(f'{v:g}' for v in values)}), "
+                    f"expected {CHANNELS}, of red, green and blue, or 1 for all of them."
+                )
+        if min(self.std) < 1 if self._white == 255 else max(self.std) > 1:
+            raise SpratError(
+                f"mean is {_numbers(self.mean)} and std {_numbers(self.std)}, one of which is of 0 "
+                "to 1 and the other of 0 to 255. Give both in one unit."
+            )
+
+    @property
+    def _white(self) -> int:
+        """The value of full brightness in the unit of mean and std."""
+        return 255 if max(self.mean) > 1 or (not any(self.mean) and max(self.std) > 1) else 1
+
+    def normalization(self) -> "imageset.Normalization":
+        """Return mean and std as fractions of full brightness, of each channel; a warning says what
+        is unusual in them."""
+        white = self._white
+        if white == 255:
+            warn(f"mean {_numbers(self.mean)} and std {_numbers(self.std)} are taken as 0 to 255")
+        elif any(self.mean) and min(max(self.mean), max(self.std)) < UNUSUAL:
+            warn(
+                f"mean {_numbers(self.mean)} or std {_numbers(self.std)} is unusually small for "
+                "images of 0 to 1: is it divided by 255 twice, or a variance?"
+            )
+        mean, std = (
+            tuple(value / white for value in values) * (CHANNELS // len(values))
+            for values in (self.mean, self.std)
+        )
+        return imageset.Normalization(mean, std)
+
+    def class_names(self) -> tuple[str, ...]:
+        """Return the names of the classes; none if they were not given.
+
+        Raises:
+            SpratError: their file cannot be read, or they cannot be names of classes.
+        """
+        names = self.classes
+        if len(names) == 1 and names[0].endswith(".txt"):
+            try:
+                lines = read_text(Path(names[0])).splitlines()
+            except FileNotFoundError as error:
+                raise SpratError(
+                    f"There is no file {names[0]}. Name the file of the classes."
+                ) from error
+            names = tuple(line.strip() for line in lines if line.strip())
+        names = tuple(name.strip() for name in names)
+        of_classes = {"classes": checkpoint.DATA["classes"]}
+        if names and (wrong := checkpoint.wrong_metadata({"classes": names}, of_classes)):
+            raise SpratError(
+                f"--{wrong}. Name each class once, in the order of the network's outputs."
+            )
+        return names
+
+    def model(
+        self, network: str, classes: tuple[str, ...], side: int, about: dict[str, Any]
+    ) -> "checkpoint.Model":
+        """Return the network with its weights, and what it takes to use it.
+
+        Args:
+            network: its name, or FILE:CLASS of code in use.
+            classes: names, in the order of its outputs.
+            side: of its images, in pixels.
+            about: what a person wants to know.
+
+        Raises:
+            SpratError: there is no such network, the file cannot be read or does not fit, or the
+                network does not answer an image with a logit for each class.
+        """
+        spec = NetworkConfig(name=find_name(network))
+        built = draft_network(spec, len(classes))
+        load_weights(built, Path(self.weights), self.key)
+        built.eval()
+        check_outputs(built, len(classes), side)
+        _check_logits(built, side)
+        return checkpoint.Model(built, spec.title, classes, self.normalization(), side, about, spec)
+
+
+def load_weights(network: "nn.Module", path: Path, key: str = "") -> None:
+    """Load weights into the network that they were saved from.
+
+    Prefixes of wrappers ("module.", "_orig_mod.", "model.") are taken off, floats become what the
+    network has, and counters of batches may be missing.
+
+    Args:
+        key: place in the file of the state dict to take: "state_dict_ema"; "" for the one that
+            fits, and of several the first whose place does not say ema.
+
+    Raises:
+        SpratError: the file holds no weights, or none that fit; says which, and the nearest.
+    """
+    found = read_weights(path)
+    if key:
+        if key not in found:
+            hint = did_you_mean(key, found) or "."
+            raise SpratError(
+                f"{path} holds no weights under {shown(key)}{hint} Available: "
+                f"{listing.few(list(found))}."
+            )
+        found = {key: found[key]}
+    fitted = {place: _Fitted(network, tensors) for place, tensors in found.items()}
+    fits = [place for place, each in fitted.items() if not each.wrong]
+    if not fits:
+        nearest = max(fitted.values(), key=lambda each: len(each.state))
+        raise SpratError(
+            f"{path} does not fit {type(network).__name__}: {nearest.wrong}. Name the network that "
+            "the weights were saved from, and as many classes."
+        )
+    chosen = min(fits, key=lambda place: "ema" in place.lower())
+    if len(fits) > 1:
+        warn(f"{visible(path)} holds {listing.few(fits)}: took {visible(chosen)} (see --key)")
+    if left_out := fitted[chosen].left_out:
+        warn(f"{visible(path)}: left out, being no part of the network: {listing.few(left_out)}")
+    network.load_state_dict(fitted[chosen].state)
+
+
+def read_weights(path: Path) -> "dict[str, dict[str, Tensor]]":
+    """Return the state dicts that a file of torch.save or safetensors holds, by their place in it:
+    "" for the file itself, "ema.shadow". Runs nothing.
+
+    Raises:
+        SpratError: it cannot be read, or holds none.
+    """
+    try:
+        content = read_bytes(path, MODEL_BYTES)
+    except FileNotFoundError as error:
+        raise SpratError(f"There is no file {path}. Name the file of the weights.") from error
+    if content[8:9] == b"{":
+        held: Any = _parse_safetensors(path, content)
+    else:
+        held = _unpickle(path, content)
+    found = dict(_state_dicts(held))
+    if not found:
+        raise SpratError(
+            f"{path} holds no state dict, a table of tensors by name. Save one where the network "
+            f"is: {_SAVE}"
+        )
+    return found
+
+
+def _parse_safetensors(path: Path, content: bytes) -> "dict[str, Tensor]":
+    from safetensors.torch import load
+
+    try:
+        return load(content)
+    except Exception as error:  # a damaged file raises anything
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> SpratError:
+    return SpratError(
+        f"{path} is damaged, or no file of torch.save or safetensors: "
+        f"{checkpoint.first_line(error)}. Copy it again, or name another file."
+    )
+
+
+def _unpickle(path: Path, content: bytes) -> Any:
+    """Return what a file of torch.save holds, where inert objects stand for those of _LEFT_OUT."""
+    if not content.startswith((b"PK", b"\x80")):
+        raise _damaged(path, ValueError("it begins as neither does"))
+    try:
+        names = _unsafe_names(content)
+        if all(name.partition(".")[0] in _LEFT_OUT for name in names):
+            with torch.serialization.safe_globals([(_Inert, name) for name in names]):
+                return checkpoint.unpickle(content)
+    except Exception as error:  # a damaged file raises anything
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused is None:
+            raise _damaged(path, error) from error
+        names = [refused[1]]
+    raise SpratError(
+        f"{path} holds objects of Python code ({listing.few(names)}), as a whole pickled network "
+        "does, and sprat runs nothing that a file asks for. Save the weights alone where it is: "
+        f"{_SAVE}"
+    )
+
+
+def _unsafe_names(content: bytes) -> list[str]:
+    """Return the names that a file asks for beyond those of tensors and plain values.
+
+    Raises:
+        ValueError: it is a program.
+    """
+    if not content.startswith(b"PK"):  # the older form, whose loading refuses the first of them
+        return []
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            raise ValueError("it is a TorchScript program")
+    return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(content)))
+
+
+class _Inert:
+    """Stands for an object of a checkpoint that is not looked at."""
+
+    def __new__(cls, *_: object) -> "_Inert":
+        return super().__new__(cls)
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, state: object) -> None: ...
+
+
+def _state_dicts(
+    held: Any, place: str = "", seen: set[int] | None = None
+) -> "Iterator[tuple[str, dict[str, Tensor]]]":
+    """Yield each table that holds tensors by name, with its place."""
+    seen = set() if seen is None else seen
+    if not isinstance(held, dict) or id(held) in seen or place.count(".") >= _DEEPEST:
+        return
+    seen.add(id(held))
+    named = {key: value for key, value in held.items() if isinstance(key, str)}
+    tensors = {key: v.detach() for key, v in named.items() if isinstance(v, torch.Tensor)}
+    if tensors:
+        yield place, tensors
+    for key, value in named.items():
+        yield from _state_dicts(value, f"{place}.{key}".removeprefix("."), seen)
+
+
+class _Fitted:
+    """Tensors as the state of a network.
+
+    state: those that the network has, by its names for them. left_out: names of those that are no
+    part of it. wrong: why they do not fit, in words; None if they do.
+    """
+
+    def __init__(self, network: "nn.Module", tensors: "Mapping[str, Tensor]") -> None:
+        expected = network.state_dict()
+        names = {_unwrapped(name): name for name in expected}
+        plain = {_unwrapped(key): value for key, value in tensors.items()}
+        prefix = _prefix(names, plain)
+        inside = {key.removeprefix(prefix): key for key in plain if key.startswith(prefix)}
+        self.left_out = [key for key in plain if not key.startswith(prefix)]
+        self.state = {name: plain[inside[key]] for key, name in names.items() if key in inside}
+        self.wrong = self._misnamed(network, names, inside) or self._unlike(expected)
+        self.wrong = self.wrong or checkpoint.wrong_weights(network, self.state)
+
+    def _misnamed(
+        self, network: "nn.Module", names: Mapping[str, str], inside: Mapping[str, str]
+    ) -> str | None:
+        missing = [key for key in names if key not in inside and not key.endswith(_COUNTER)]
+        added = [key for key in inside if key not in names]
+        if missing:
+            near = _nearest(missing[0], added)
+            return f"it lacks {missing[0]}{near} ({len(missing):,} of {len(names):,} tensors)"
+        if added:
+            near = _nearest(added[0], names)
+            return f"it holds {shown(added[0])} too{near} ({len(added):,} tensors in all)"
+        return None
+
+    def _unlike(self, expected: "Mapping[str, Tensor]") -> str | None:
+        """Bring the tensors to the network's types; return what cannot be."""
+        for name, wanted in expected.items():
+            found = self.state.get(name, wanted)
+            if name.endswith(_COUNTER) and found.dtype != wanted.dtype:
+                found = wanted
+            if found.layout is not torch.strided or found.is_quantized or found.is_complex():
+                return f"{name} is sparse, quantised or complex, expected plain numbers"
+            if found.shape != wanted.shape:
+                shapes = f"{tuple(found.shape)}, expected {tuple(wanted.shape)}"
+                return f"{name} is of shape {shapes}"
+            if found.is_floating_point() and wanted.is_floating_point():
+                found = found.to(wanted.dtype)
+            self.state[name] = found
+        return None
+
+
+def _unwrapped(key: str) -> str:
+    """Return a name without what torch.compile puts into it."""
+    return key.replace("_orig_mod.", "")
+
+
+def _prefix(names: Mapping[str, str], keys: Iterable[str]) -> str:
+    """Return what most of the keys have before a network's names."""
+    counts = Counter({"": 0})
+    for key in keys:
+        *before, _ = key.split(".", _MOST_PARTS)
+        for count in range(len(before) + 1):
+            prefix = "".join(f"{part}." for part in before[:count])
+            counts[prefix] += key.removeprefix(prefix) in names
+    return max(counts, key=lambda prefix: (counts[prefix], -len(prefix)))
+
+
+def _nearest(name: str, others: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(others), n=1, cutoff=0.4)
+    return f", nearest to {shown(near[0])}" if near else ""
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _check_logits(network: "nn.Module", side: int) -> None:
+    """Check that a network's answers are not probabilities, of which the protocol would take the
+    softmax once more.
+
+    Raises:
+        SpratError: they are.
+    """
+    images = torch.rand(4, CHANNELS, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        answers = network(images)
+    if (answers >= 0).all() and ((answers.sum(1) - 1).abs() < 1e-4).all():
+        raise SpratError(
+            f"{type(network).__name__} answers with probabilities, expected logits. Leave out the "
+            "softmax at its end."
+        )

@@ -1,0 +1,52 @@
+"""What torchrun tells each process that it starts, in the environment. Loads nothing else."""
+
+import os
+
+
+def launched() -> bool:
+    """Return whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def restarted() -> bool:
+    """Return whether torchrun started this process again, after another of the run had failed."""
+    return launched() and _number("TORCHELASTIC_RESTART_COUNT", 0) > 0
+
+
+def rank() -> int:
+    """Return the number of this process among all, counted from 0."""
+    return _number("RANK", 0) if launched() else 0
+
+
+def world_size() -> int:
+    """Return the number of all processes."""
+    return _number("WORLD_SIZE", 1) if launched() else 1
+
+
+def local_rank() -> int:
+    """Return the number of this process among those on this machine, counted from 0."""
+    return _number("LOCAL_RANK", 0) if launched() else 0
+
+
+def local_world_size() -> int:
+    """Return the number of processes on this machine."""
+    return _number("LOCAL_WORLD_SIZE", 1) if launched() else 1
+
+
+def is_first() -> bool:
+    """Return whether this process is the one that evaluates, reports and writes."""
+    return rank() == 0
+
+
+def command() -> list[str]:
+    """Return the words that start sprat as this process was started: those of torchrun, or none."""
+    nodes = world_size() // local_world_size()
+    if not launched():
+        return ["sprat"]
+    several = ["--nnodes", str(nodes)] if nodes > 1 else []
+    return ["torchrun", *several, "--nproc-per-node", str(local_world_size()), "-m", "sprat"]
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else default

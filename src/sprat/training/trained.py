@@ -1,0 +1,49 @@
+"""A trained model that has a part in a run: one that teaches it, or that it starts from."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Self
+
+from sprat.budget import count_parameters
+from sprat.checkpoint import Model, load_model, with_ranges
+from sprat.evaluation.records import ModelRecord
+from sprat.names import MODEL_FILE
+from sprat.zoo import locate
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model, and the sha256 of its file without ranges of activations: runs in which an
+    older file had a part, which had none, can be resumed."""
+
+    model: Model
+    sha256: str
+
+    @classmethod
+    def load(cls, name: str) -> Self:
+        """
+        Args:
+            name: a model's file, a finished run's folder or a shipped model's name.
+
+        Raises:
+            SpratError: there is no such model, or it is damaged.
+        """
+        path = locate(name)
+        file = path / MODEL_FILE if path.is_dir() else path
+        model = load_model(file)
+        content = with_ranges(file, file.read_bytes(), None)
+        return cls(model, hashlib.sha256(content).hexdigest())
+
+    @property
+    def about(self) -> ModelRecord:
+        """What a run's results say of the model."""
+        about = self.model.about
+        return {
+            "model": self.model.name,
+            "parameters": count_parameters(self.model.network),
+            "sha256": self.sha256,
+            "recipe": about.get("recipe"),
+            "seed": about.get("seed"),
+            "val_top1": about.get("val_top1"),
+            "test_top1": about.get("test_top1"),
+        }

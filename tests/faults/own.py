@@ -1,0 +1,153 @@
+"""Own pictures that nobody prepared in good faith: folders, tables, archives and parquet files.
+
+Each is used as it should be, or refused in a sentence and a remedy; what was given stays as it was,
+and so does the cache. Then sound pictures come to the same place, and are used.
+"""
+
+import contextlib
+import hashlib
+import os
+import random
+import re
+import shutil
+import struct
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from faults.cases import Case, FailedError, Kind, naming
+from faults.hostile import check_hostile, never_train
+from faults.sound import Sound
+from faults.victims import Ended, Place
+from faults.world import SIDE, World
+
+MOST_CPU = 20.0  # seconds
+MOST_MEMORY = 2 << 30  # bytes
+LONGEST = 10_000  # characters: twenty files that cannot be read are listed
+CACHED = re.compile(r"sprat/(pictures/[0-9a-f]{12}-\d+\.pixels|archives/[0-9a-f]{32}/.*)", re.S)
+REMEDY = re.compile(r"[.;\n] ?[\w-]+ .*\S$")  # at the end of a refusal
+# "same": used, as the sound pictures that they are. "unreadable": refused, or used without a file
+# or row, which leaves the sound pictures. "damaged": refused, or the same.
+Ends = Literal["refused", "used", "same", "unreadable", "damaged", "any"]
+CODES = {"refused": (2,), "used": (0, 1), "same": (0, 1)}
+TRAINING = {"unreadable": (2,), **CODES}
+CHECKING = {"unreadable": (0, 1), **CODES}  # it reports what cannot be read
+
+
+class Variant(NamedTuple):
+    """Hostile own pictures.
+
+    make: writes them into an empty folder; returns the place to give. ends: how a command that
+    checks them, or trains on them, is to end.
+    """
+
+    name: str
+    make: Callable[[Path, random.Random], Path]
+    ends: Ends
+
+
+def kind(world: World, sound: Sound, variants: Iterable[Variant], *more: str) -> Kind:
+    """The variants one after another by different commands, FAULTS of those and each one at least.
+
+    more: names of commands that only this kind is given to.
+    """
+    listed = list(variants)
+    check = ["data", "check", "--json", "--pictures.side", str(SIDE)]
+    commands = {
+        "check": check,
+        "train": [
+            "train",
+            "--recipe",
+            world.recipes["tiny"],
+            "--batch-size",
+            "4",
+            "--output",
+            "new",
+            "--dataset",
+        ],
+        "skip": [*check, "--pictures.unreadable", "skip"],
+        "evaluate": ["evaluate", "run", "--json", "--dataset"],
+        "predict": ["predict", "run", "--json"],
+    }
+    names = [*list(commands)[:4], *more]
+
+    def attempt(case: Case) -> None:
+        case.tried += 1
+        turn, number = divmod(case.number, len(listed))
+        variant, command = listed[number], names[(number + turn) % len(names)]
+        with naming(f"{command}, {variant.name}"), world.place("train") as place:
+            given = place.work / "in"
+            given.mkdir()
+            target = variant.make(given, case.random)
+            before, cached = _state(given), _state(place.folder / "cache")
+            prepare = never_train if command == "train" else lambda: None
+            ended = place.sprat(*commands[command], target, prepare=prepare)
+            _check(variant, command, ended)
+            if _state(given) != before:
+                raise FailedError("lost", f"changed what it was given: {ended}")
+            _check_cache(place, cached, ended)
+            same = variant.ends in ("same", "unreadable", "damaged")
+            if same and ended.code != 2 and command != "predict":
+                _check_pixels(sound, place, target)
+            _remove(given)
+            whole = sound.put(target)
+            place.sprat(*check, whole).check(0)
+            _check_pixels(sound, place, whole)
+
+    return Kind(lambda faults: max(faults, len(listed)), attempt)
+
+
+def _check(variant: Variant, command: str, ended: Ended) -> None:
+    """Raises FailedError unless a command ended as the variant is to."""
+    codes = {"train": TRAINING, "check": CHECKING, "skip": CHECKING}.get(command, {})
+    ended.check(*codes.get(variant.ends, (0, 1, 2)))
+    check_hostile(ended, MOST_CPU, LONGEST)
+    if ended.memory > MOST_MEMORY:
+        raise FailedError("lost", f"took {ended.memory:,} bytes of memory: {ended}")
+    if ended.code == 2 and command != "predict" and not REMEDY.search(ended.err.strip()):
+        raise FailedError("lost", f"gives no remedy: {ended}")
+
+
+def _check_cache(place: Place, before: dict[str, Any], ended: Ended) -> None:
+    """Raises FailedError if something came into the cache but the pixels of pictures that were
+    read, and an archive that was not refused."""
+    after = _state(place.folder / "cache")
+    new = [name for name in after if after[name] != before.get(name)]
+    read = any(name.endswith(".pixels") for name in new)
+    if stray := [name for name in new if not (read and CACHED.fullmatch(name))]:
+        raise FailedError("lost", f"left {stray[:3]} in the cache: {ended}")
+
+
+def _check_pixels(sound: Sound, place: Place, target: Path) -> None:
+    """Raises FailedError unless the pixels in the cache are those of the sound pictures."""
+    name = hashlib.md5(os.fsencode(target.resolve()), usedforsecurity=False).hexdigest()[:12]
+    content = (place.cache / "pictures" / f"{name}-{SIDE}.pixels").read_bytes()
+    (length,) = struct.unpack("<Q", content[-8:])
+    if content[: -12 - length] != sound.pixels:
+        raise FailedError("silent", "other pictures were used than those that were given")
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    """Return what is in a folder, of each file its mode, size and time."""
+    found: dict[str, Any] = {}
+    for path, folders, files in os.walk(folder):
+        for name in [*files, *(each for each in folders if _is_link(Path(path, each)))]:
+            stat = Path(path, name).lstat()
+            found[os.path.relpath(f"{path}/{name}", folder)] = (
+                stat.st_mode, stat.st_size, stat.st_mtime_ns
+            )  # fmt: skip
+    return found
+
+
+def _is_link(path: Path) -> bool:
+    with contextlib.suppress(OSError):  # its path is too long
+        return path.is_symlink()
+    return False
+
+
+def _remove(folder: Path) -> None:
+    """Removes what is in a folder, whatever its rights."""
+    for path, _, _ in os.walk(folder):
+        Path(path).chmod(0o700)
+    shutil.rmtree(folder)
+    folder.mkdir()

@@ -1,0 +1,154 @@
+"""One run on several processes: their average gradient, what is random, and their results."""
+
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL, StopAfter, weights
+from hypothesis import given
+from hypothesis import strategies as st
+from together import started
+from torch import Tensor
+
+from sprat import distributed
+from sprat.checkpoint import load_resume
+from sprat.data import Dataset, shapes10
+from sprat.data.batches import Batches
+from sprat.data.imageset import ImageSet, Normalization
+from sprat.errors import PeerEnded, SpratError
+from sprat.evaluation.records import EpochRow, read_metrics, read_results
+from sprat.settings.config import AugmentConfig, EMAConfig
+from sprat.training.observer import Observer
+from sprat.training.run import Interrupted, Run
+from sprat.training.schedules import RunSchedule
+from sprat.training.start import resume, train
+from sprat.training.step import Step, new_network
+
+PLAIN = dataclasses.replace(
+    SMALL,
+    dropout=0.0,
+    kernels="torch",
+    augment=AugmentConfig(crop=0, flip=0),
+    ema=EMAConfig(decay=0),
+)
+TOGETHER = dataclasses.replace(SMALL, final=True, epochs=2, batch_size=32)
+
+
+def _small() -> Dataset:
+    images, test = shapes10.load(train_images=100, test_images=50)
+    return Dataset("shapes10", images, test, Normalization.of(images.images), md5="")
+
+
+def _gradients(images: Tensor, labels: Tensor, max_norm: float) -> list[Tensor]:
+    """Gradients of one step, BatchNorm's statistics frozen."""
+    config = dataclasses.replace(PLAIN, optim=dataclasses.replace(SMALL.optim, max_norm=max_norm))
+    network = new_network(config, 10).eval()
+    step = Step(network, config, RunSchedule(config, 5), Normalization((0.5,) * 3, (0.25,) * 3), 10)
+    loss = step(distributed.part(images), distributed.part(labels), 3)
+    return [loss, *(p.grad for p in network.parameters() if p.grad is not None)]
+
+
+def _write_gradients(folder: Path, images: Tensor, labels: Tensor, max_norm: float) -> None:
+    found = _gradients(images, labels, max_norm)
+    torch.save(found, folder / f"{distributed.rank()}.pt")
+
+
+def _train(run: Path, stop_after: int = 0) -> None:
+    small = _small()
+    should_stop = StopAfter(stop_after) if distributed.is_first() else lambda: False
+    if (run / "config.json").exists():
+        results = resume(run, small)
+    else:
+        try:
+            results = train(TOGETHER, small, run, recipe="small", should_stop=should_stop)
+        except Interrupted:
+            return
+    assert results["epochs"] == 2
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 0.1])
+def test_gradients_are_those_of_one_process_on_the_joined_batch(
+    tmp_path: Path, max_norm: float
+) -> None:
+    images = torch.randint(0, 256, (32, 3, 16, 16), dtype=torch.uint8)
+    labels = torch.randint(0, 10, (32,))
+    with started(_write_gradients, tmp_path, images, labels, max_norm) as processes:
+        for process in processes:
+            process.join(60)
+    expected = _gradients(images, labels, max_norm)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert len(first) == len(expected)
+    for one, other, joined in zip(first, second, expected, strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, joined, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_together_resumes_bit_for_bit_and_says_so_on_another_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for run, stop_after in ((whole, 0), (stopped, 2), (stopped, 0)):
+        with started(_train, run, stop_after) as processes:
+            for process in processes:
+                process.join(120)
+                assert process.exitcode == 0
+    assert weights(stopped) == weights(whole)
+    assert [row["epoch"] for row in read_metrics(stopped)] == [1, 2]
+    assert read_results(whole / "results.json")["machine"]["processes"] == 2
+
+    alone = tmp_path / "alone"
+    shutil.copytree(whole, alone)
+    (alone / "results.json").unlink()
+    resume(alone, _small())
+    assert "was trained by 2 processes and is resumed by 1, so" in capsys.readouterr().err
+
+
+def test_a_process_whose_peer_is_killed_ends_in_words(tmp_path: Path) -> None:
+    with started(_say_how_it_ends, tmp_path) as (first, second):
+        while not (tmp_path / "stepped").exists():
+            time.sleep(0.05)
+        second.kill()
+        first.join(60)
+        assert first.exitcode == 0
+    assert "Another process of this run has ended" in (tmp_path / "ended").read_text()
+    assert load_resume(tmp_path / "run/last.pt")["epoch"] >= 1
+
+
+class _Touch(Observer):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def epoch_ended(self, run: Run, row: EpochRow) -> None:
+        self.path.touch()
+
+
+def _say_how_it_ends(folder: Path) -> None:
+    long = dataclasses.replace(TOGETHER, epochs=10_000)
+    try:
+        train(long, _small(), folder / "run", recipe="small", observer=_Touch(folder / "stepped"))
+    except PeerEnded as error:
+        (folder / "ended").write_text(str(error))
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "count", lambda: 3)
+    with pytest.raises(SpratError, match=r"batch_size is 32, which 3 processes cannot divide"):
+        distributed.check_batch_size(32)
+
+
+@given(batch=st.integers(1, 8), processes=st.integers(1, 4), epoch=st.integers(0, 3))
+def test_the_parts_of_a_batch_are_the_batch(batch: int, processes: int, epoch: int) -> None:
+    images = ImageSet(torch.zeros(40, 3, 4, 4, dtype=torch.uint8), torch.zeros(40).long(), ("a",))
+    size = batch * processes
+    alone = Batches(images, size, seed=0).order(epoch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "count", lambda: processes)
+        parts = []
+        for rank in range(processes):
+            patch.setattr(distributed, "rank", lambda rank=rank: rank)
+            parts.append(Batches(images, size, seed=0).order(epoch))
+    for whole, *divided in zip(alone, *parts, strict=True):
+        assert torch.equal(torch.cat(divided), whole)
