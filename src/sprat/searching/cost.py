@@ -54,16 +54,16 @@ class Counted:
 
 
 @functools.cache
-def _summary(network: NetworkConfig, classes: int, side: int) -> Summary:
-    return summarize(draft_network(network, classes), side)
+def _summary(network: NetworkConfig, classes: int, side: int, channels: int) -> Summary:
+    return summarize(draft_network(network, classes, channels), side)
 
 
 @functools.cache
-def quickly(network: NetworkConfig, classes: int, side: int) -> tuple[int, int]:
+def quickly(network: NetworkConfig, classes: int, side: int, channels: int = 3) -> tuple[int, int]:
     """Return the parameters and MACs of a network of the SpratNet family, by its description: in a
     tenth of the time that tracing it takes."""
     with torch.device("meta"):  # no weights are drawn
-        built = build_network(network, classes)
+        built = build_network(network, classes, in_channels=channels)
     blueprint = blueprint_of(built)
     assert blueprint is not None
     macs, side = 0, math.ceil(side / blueprint.stem.conv.stride[0])
@@ -81,17 +81,18 @@ class Counter:
     Args:
         budget: the limits.
         classes: number of classes.
+        channels: of the images, 3 or 1.
     """
 
-    def __init__(self, budget: BudgetConfig, classes: int) -> None:
-        self.budget, self.classes = budget, classes
+    def __init__(self, budget: BudgetConfig, classes: int, channels: int = 3) -> None:
+        self.budget, self.classes, self.channels = budget, classes, channels
         self.limits = {name: limit for name, limit in budget.limits.items() if limit}
         self.count = functools.cache(self._count)
 
     def _count(self, network: NetworkConfig, side: int) -> Counted:
         """Return what a network costs on images of a side, and how that is next to the limits."""
         stored_as = self.budget.stored_as
-        summary = _summary(network, self.classes, side)
+        summary = _summary(network, self.classes, side, self.channels)
         ram = summary.ram_bytes
         cost: Cost = {
             "parameters": summary.parameters,
@@ -105,7 +106,7 @@ class Counter:
     def keeps(self, network: NetworkConfig, side: int) -> bool:
         """Return whether a network keeps every limit; what is counted quickly is looked at first,
         and the rest only where there is a limit on it."""
-        parameters, macs = quickly(network, self.classes, side)
+        parameters, macs = quickly(network, self.classes, side, self.channels)
         counted = {"max_parameters": parameters, "max_macs": macs}
         if any(value > self.limits.get(name, value) for name, value in counted.items()):
             return False

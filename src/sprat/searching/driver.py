@@ -98,7 +98,7 @@ class Driver:
         self.plan, self.folder, self.pool = plan, folder, pool
         self.watcher, self.clock = watcher or Watcher(), clock
         self.began = clock() if began is None else began
-        self.counter = Counter(plan.config.budget, plan.classes)
+        self.counter = Counter(plan.config.budget, plan.classes, plan.channels)
         self.space = Space(plan.config, plan.sides)
         self.space.check(self.counter)
         self.work = folder / WORK_FOLDER

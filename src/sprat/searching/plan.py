@@ -34,8 +34,8 @@ class Plan:
     it began as. trial: what a trial is trained by, but for its design; settled for this machine.
     rungs: epochs after which trials are compared. generation: trials asked together. trials,
     seconds: where the search ends; 0: not there. data: the md5 of the images by their side in
-    pixels. classes: of the data, and images: those trained on in a run. epoch_seconds: of a trial,
-    as it was measured if there is a time. sampler: what points are drawn by. train: whether the
+    pixels. channels: of the images. classes: of the data, and images: those trained on in a run.
+    epoch_seconds: of a trial, as it was measured if there is a time. sampler: what points are drawn by. train: whether the
     winner is trained, for which some of the time is kept.
     """
 
@@ -50,6 +50,7 @@ class Plan:
     classes: int
     images: int
     own: bool
+    channels: int = 3
     epoch_seconds: float = 0.0
     sampler: Literal["tpe", "random"] = "tpe"
     train: bool = True
@@ -104,6 +105,7 @@ class Settings(TypedDict):
     classes: Ordinal
     images: Ordinal
     own: bool
+    channels: Ordinal
     epoch_seconds: Positive
     sampler: Literal["tpe", "random"]
     train: bool

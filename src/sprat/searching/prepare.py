@@ -63,7 +63,8 @@ def prepare(
             data or the machine, or the time is too short.
     """
     classes, own = len(dataset.train.classes), dataset.own is not None
-    counter, space = Counter(config.budget, classes), Space(config, tuple(data))
+    counter = Counter(config.budget, classes, dataset.channels)
+    space = Space(config, tuple(data))
     space.check(counter)
     images = len(split_off_val(dataset, config)[0])
     images = min(images, config.train_images or images)
@@ -93,6 +94,7 @@ def prepare(
         classes=classes,
         images=images,
         own=own,
+        channels=dataset.channels,
         train=train,
     )
     if not seconds:
