@@ -35,8 +35,8 @@ class Plan:
     rungs: epochs after which trials are compared. generation: trials asked together. trials,
     seconds: where the search ends; 0: not there. data: the md5 of the images by their side in
     pixels. channels: of the images. classes: of the data, and images: those trained on in a run.
-    epoch_seconds: of a trial, as it was measured if there is a time. sampler: what points are drawn by. train: whether the
-    winner is trained, for which some of the time is kept.
+    epoch_seconds: of a trial, as it was measured if there is a time. sampler: what points are drawn
+    by. train: whether the winner is trained, for which some of the time is kept.
     """
 
     config: Config
