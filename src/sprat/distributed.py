@@ -173,7 +173,8 @@ def _words() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        reason = str(error).partition("\n")[0][:200]
         raise PeerEnded(
-            "Another process of this run has ended or cannot be reached. Its own message, or "
-            "torchrun's report, says why."
+            f"Another process of this run has ended or cannot be reached ({reason}). Its own "
+            "message, or torchrun's report, says why."
         ) from error

@@ -17,8 +17,9 @@ from conftest import Here
 from pages import PAGES, ROOT, commands
 from PIL import Image
 
-# what the suite is run by, what fetches packages, what asks a server (test_serve.py does)
-NOT_RUN = ("make", "python3 -m venv", ".venv/bin/", "uv ", "pip install", "curl")
+# what the suite is run by, what fetches packages, what asks a server (test_serve.py does), what
+# test_torchrun.py runs
+NOT_RUN = ("make", "torchrun", "python3 -m venv", ".venv/bin/", "uv ", "pip install", "curl")
 # as it is typed, but briefly and on few pictures
 SHORT = {"--epochs": "1", "--batch-size": "32", "--optim.warmup-epochs": "0"}
 FEW = "flowers"
