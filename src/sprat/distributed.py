@@ -58,7 +58,10 @@ def joined(device: str) -> Iterator[None]:
         backend = "cpu:gloo,cuda:nccl"
         _take_gpu()
     with _words():
-        dist.init_process_group(backend, timeout=PATIENCE)
+        store, this, of = next(dist.rendezvous("env://", timeout=PATIENCE))
+        # torchrun's store outlives a restart, and so do the addresses of processes that ended
+        store = dist.PrefixStore(f"restart-{torchrun.restarts()}", store)
+        dist.init_process_group(backend, store=store, rank=this, world_size=of, timeout=PATIENCE)
     try:
         yield
     finally:

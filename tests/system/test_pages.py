@@ -23,7 +23,7 @@ NOT_RUN = ("make", "torchrun", "python3 -m venv", ".venv/bin/", "uv ", "pip inst
 # as it is typed, but briefly and on few pictures
 SHORT = {"--epochs": "1", "--batch-size": "32", "--optim.warmup-epochs": "0"}
 FEW = "flowers"
-AT_HAND = ("flowers", "shapes10")
+AT_HAND = ("flowers", "shapes10", "eyes.csv", "xrays")
 NEEDS_NETWORK = ("data fetch", "data verify")
 
 
@@ -94,6 +94,16 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("daisy", "rose"):
         for number in range(40):
             picture(folder / "flowers" / name / f"{number}.png")
+    for file in (folder / "flowers").rglob("*.png"):
+        grey = folder / "xrays" / file.relative_to(folder / "flowers")
+        grey.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(file).convert("L").save(grey)
+    rows = [
+        f"flowers/{name}/{number}.png,{name},{number // 2}"
+        for name in ("daisy", "rose")
+        for number in range(40)
+    ]
+    (folder / "eyes.csv").write_text("\n".join(["path,label,patient", *rows]))
     shutil.copytree(folder / "flowers", folder / "moved" / "flowers")
     shutil.make_archive(str(folder / "more-flowers"), "zip", folder, "flowers")
     (folder / "my-recipe.toml").write_text("epochs = 3\n[optim]\nwarmup_epochs = 1\n")

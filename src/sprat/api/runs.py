@@ -27,7 +27,7 @@ from sprat.run_folder import (
 from sprat.settings.config import Config
 from sprat.settings.recipes import load_recipe, overrides, parse_time, proportion_note
 from sprat.text import command, visible, warn
-from sprat.torchrun import is_first, launched, restarted
+from sprat.torchrun import is_first, launched, restarts
 from sprat.training.observer import Observer, Observers, check_observers
 from sprat.zoo import locate
 
@@ -153,7 +153,7 @@ def train(
             distributed.joined(plan.config.device),
             plan.training(folder, stopping, observers) as how,
         ):
-            if restarted() and (folder / CONFIG_FILE).exists():
+            if restarts() and (folder / CONFIG_FILE).exists():
                 results = start.resume(
                     folder, plan.dataset, observer=how["observer"], should_stop=how["should_stop"]
                 )
