@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from sprat import torchrun
 from sprat.errors import PeerEnded, SpratError
@@ -58,9 +59,10 @@ def joined(device: str) -> Iterator[None]:
         backend = "cpu:gloo,cuda:nccl"
         _take_gpu()
     with _words():
-        store, this, of = next(dist.rendezvous("env://", timeout=PATIENCE))
+        store, this, of = next(rendezvous("env://", timeout=PATIENCE))
         # torchrun's store outlives a restart, and so do the addresses of processes that ended
-        store = dist.PrefixStore(f"restart-{torchrun.restarts()}", store)
+        prefix = f"restart-{torchrun.restarts()}"
+        store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=this, world_size=of, timeout=PATIENCE)
     try:
         yield
