@@ -1,4 +1,4 @@
-"""What torchrun tells each process that it starts, in the environment. Loads nothing else."""
+"""Facts that torchrun gives each process that it starts, in the environment. Loads nothing else."""
 
 import os
 

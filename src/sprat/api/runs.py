@@ -399,7 +399,7 @@ def _never() -> Iterator[Callable[[], bool]]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is to be trained on what."""
+    """A plan of what is trained on what."""
 
     recipe: str
     config: Config
