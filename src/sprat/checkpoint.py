@@ -67,7 +67,7 @@ class Model:
 
     @property
     def channels(self) -> int:
-        """Of its images: 3, or 1 of grey ones."""
+        """Channels of its images: 3, or 1 of grey ones."""
         return len(self.normalization.mean)
 
     @property
@@ -255,7 +255,7 @@ def _network(path: Path, meta: dict[str, Any]) -> tuple[NetworkConfig, nn.Module
 
 
 def _check_card(path: Path, content: bytes) -> bool:
-    """Whether a shipped model's card is next to the file and holds its sha256.
+    """Return whether a shipped model's card is next to the file and holds its sha256.
 
     Raises:
         SpratError: it holds another.
@@ -322,8 +322,8 @@ def _parse_metadata(path: Path, text: str) -> dict[str, Any]:
 
 
 def wrong_metadata(meta: Any, shape: Shape = DATA) -> str | None:
-    """What is wrong with a model's metadata, or with what of it the images decide, in words; None
-    if a file that says so can be loaded."""
+    """Say what is wrong with a model's metadata, or with what of it the images decide, in words;
+    None if a file that says so can be loaded."""
     if wrong := mismatch(meta, shape):
         return wrong
     channels = [len(meta[name]) for name in ("mean", "std") if name in meta]
@@ -338,7 +338,7 @@ def wrong_metadata(meta: Any, shape: Shape = DATA) -> str | None:
 
 
 def wrong_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> str | None:
-    """What is wrong with tensors as the state of a network, in words; None if they fit."""
+    """Say what is wrong with tensors as the state of a network, in words; None if they fit."""
     expected, name = network.state_dict(), type(network).__name__
     if missing := sorted(expected.keys() - tensors.keys()):
         return f"it lacks {missing[0]} of {name}"
@@ -368,7 +368,7 @@ def _wrong_side(network: nn.Module, side: int) -> str | None:
 
 @torch.inference_mode()
 def wrong_answers(model: Model) -> str | None:
-    """What is wrong if finite weights give logits that are not: seen on a black, a white and a
+    """Say what is wrong if finite weights give logits that are not: seen on a black, a white and a
     grey image, as small as the network takes them."""
     side = getattr(model.network, "min_side", model.side)
     mean, std = (
@@ -383,7 +383,7 @@ def wrong_answers(model: Model) -> str | None:
 
 
 def _is_finite(value: Any) -> bool:
-    """Whether it is a tensor in memory, no larger than its memory, of finite values."""
+    """Return whether it is a tensor in memory, no larger than its memory, of finite values."""
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
         return False
     if value.device.type != "cpu" or value.nbytes > value.untyped_storage().nbytes():
@@ -392,7 +392,8 @@ def _is_finite(value: Any) -> bool:
 
 
 def _are_slots(value: Any) -> bool:
-    """Whether it is what an optimizer keeps of each parameter: {0: {"momentum_buffer": …}, …}."""
+    """Return whether it is what an optimizer keeps of each parameter: {0: {"momentum_buffer":
+    …}, …}."""
     if not isinstance(value, dict) or not all(type(number) is int for number in value):
         return False
     return all(mismatch(slots, TableOf(Maybe(FINITE))) is None for slots in value.values())

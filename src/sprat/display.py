@@ -68,7 +68,7 @@ class PlainConsole(Console):
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """As rich's, but text is not broken into lines of the terminal's width."""
+        """Print as rich does, but text is not broken into lines of the terminal's width."""
         if objects and all(isinstance(each, str) for each in objects):
             options.setdefault("soft_wrap", True)
         super().print(*objects, **options)
@@ -78,8 +78,8 @@ class PlainConsole(Console):
 
 
 def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """Where a command or a run from Python is told of. In a notebook too it takes plain text: rich
-    would make of every line an output of its own."""
+    """Return a console for a command or a run from Python. In a notebook too it takes plain
+    text: rich would make of every line an output of its own."""
     return PlainConsole(stderr=stderr, quiet=quiet, force_jupyter=False)
 
 
@@ -143,7 +143,7 @@ def _description() -> TextColumn:
 
 
 def _can_move(bar: Progress) -> bool:
-    """Whether a bar can be shown: elsewhere rich would print an empty line at its end."""
+    """Return whether a bar can be shown: elsewhere rich would print an empty line at its end."""
     return bar.console.is_terminal or isinstance(bar, NotebookProgress)
 
 
@@ -685,7 +685,8 @@ def _run_row(name: str, run: "ListedRun") -> tuple[str, ...]:
 
 
 def _group_row(name: str, runs: "Sequence[ListedRun]") -> tuple[str, ...]:
-    """What several runs have in common, the mean accuracy of finished ones, their time in all."""
+    """Return what several runs have in common, the mean accuracy of finished ones, their time in
+    all."""
 
     def shared(values: Iterable[str]) -> str:
         found = set(values)

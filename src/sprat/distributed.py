@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from sprat import torchrun
 from sprat.errors import PeerEnded, SpratError
@@ -58,7 +59,11 @@ def joined(device: str) -> Iterator[None]:
         backend = "cpu:gloo,cuda:nccl"
         _take_gpu()
     with _words():
-        dist.init_process_group(backend, timeout=PATIENCE)
+        store, this, of = next(rendezvous("env://", timeout=PATIENCE))
+        # torchrun's store outlives a restart, and so do the addresses of processes that ended
+        prefix = f"restart-{torchrun.restarts()}"
+        store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=this, world_size=of, timeout=PATIENCE)
     try:
         yield
     finally:
@@ -173,7 +178,8 @@ def _words() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        reason = str(error).partition("\n")[0][:200]
         raise PeerEnded(
-            "Another process of this run has ended or cannot be reached. Its own message, or "
-            "torchrun's report, says why."
+            f"Another process of this run has ended or cannot be reached ({reason}). Its own "
+            "message, or torchrun's report, says why."
         ) from error

@@ -11,7 +11,7 @@ from sprat.text import visible
 
 
 class SpratError(ValueError):
-    """What was given, what was expected and the remedy, in the user's words.
+    """An error that says what was given, what was expected and the remedy, in the user's words.
 
     Args:
         lines: of the message, mostly one. Line breaks and other controls within a line came with

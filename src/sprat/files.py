@@ -57,7 +57,7 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
 
 
 def _is_about(error: OSError, path: Path) -> bool:
-    """Whether an error is about a path, a folder it is in, or a file in it or beside it."""
+    """Return whether an error is about a path, a folder it is in, or a file in it or beside it."""
     if not isinstance(error.filename, str | bytes | os.PathLike):
         return True  # a write names no file
     about = Path(os.fsdecode(error.filename)).absolute()
@@ -190,7 +190,7 @@ def sweep(folder: Path, pattern: str = _TEMPORARY) -> None:
 
 
 def _is_abandoned(path: Path, handle: int) -> bool:
-    """Whether the writer of a temporary is gone: nobody holds its lock, which is taken."""
+    """Return whether the writer of a temporary is gone: nobody holds its lock, which is taken."""
     locked = _try_lock(handle)
     return _is_old(path) if locked is None else locked
 
@@ -365,7 +365,7 @@ def _read_holder(handle: int) -> str:
 
 
 def _names(path: Path, handle: int) -> bool:
-    """Whether a path leads to an open file."""
+    """Return whether a path leads to an open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(handle))
     except OSError:
@@ -373,7 +373,7 @@ def _names(path: Path, handle: int) -> bool:
 
 
 def _try_lock(handle: int) -> bool | None:
-    """Whether an open file could be locked; None where there are no locks."""
+    """Return whether an open file could be locked; None where there are no locks."""
     if sys.platform == "win32":
         import msvcrt
 

@@ -52,7 +52,7 @@ def _split(hint: Any, tokens: Sequence[Token]) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Foreign(Table):
-    """What it takes to use a network that was trained elsewhere, besides its code."""
+    """Settings to use a network that was trained elsewhere, besides its code."""
 
     weights: str = setting(
         "",

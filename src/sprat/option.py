@@ -1,4 +1,4 @@
-"""What the command line is told about a setting, in cyclopts' terms.
+"""Declarations of settings for the command line, in cyclopts' terms.
 
 Only the command line needs cyclopts: where it is not installed, settings are declared all the same,
 and training from Python works.

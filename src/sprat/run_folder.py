@@ -33,14 +33,14 @@ _OLDER = (
 
 
 class DataIdentity(TypedDict):
-    """What identifies a dataset wherever it is."""
+    """The identity of a dataset wherever it is."""
 
     md5: str
     classes: list[str]
 
 
 class Beginning(TypedDict):
-    """What config.json holds: everything that was decided before the first step."""
+    """Contents of config.json: everything that was decided before the first step."""
 
     recipe: str
     overrides: Overrides

@@ -224,7 +224,7 @@ def _best(rows: Sequence[EpochRow], score: Literal["top1", "ema_top1"]) -> float
 
 
 def _is(run: ListedRun, field: str, pattern: str) -> bool:
-    """Whether a field matches a pattern; every field matches none."""
+    """Return whether a field matches a pattern; every field matches none."""
     value = getattr(run, field)
     if not pattern or value is None:
         return not pattern

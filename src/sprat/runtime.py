@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Machine(TypedDict):
-    """What a figure must say of the machine it was measured on.
+    """The machine that a figure was measured on.
 
     kernels: how a step was computed (compiled, graph, torch), and why not by compiled ones.
     processes: number of those that trained together, if more than one.
@@ -93,7 +93,7 @@ def choose_precision(precision: str, device: "torch.device") -> str:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the processor computes in bf16; others emulate it, and are faster in fp32."""
+    """Return whether the processor computes in bf16; others emulate it, and are faster in fp32."""
     import torch
 
     # an older torch cannot say; fp32 is then the safe answer
@@ -196,7 +196,8 @@ def _cpu_name() -> str:
 
 
 def cpu_flags() -> str:
-    """What the processor can do, or at least its name; another string is another processor."""
+    """Return what the processor can do, or at least its name; another string is another
+    processor."""
     return _cpuinfo("flags", "Features") or _cpu_name()
 
 

@@ -1,4 +1,4 @@
-"""How many CPU threads there are to use, and how they wait for each other. Loads nothing else.
+"""Number of CPU threads to use, and how they wait for each other. Loads nothing else.
 
 torch's threads, and those of the compiled kernels, are libgomp's on Linux. After each parallel loop
 a thread waits for the others in a busy loop, by default for long. Next to other work, that

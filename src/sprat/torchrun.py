@@ -1,4 +1,4 @@
-"""What torchrun tells each process that it starts, in the environment. Loads nothing else."""
+"""Facts that torchrun gives each process that it starts, in the environment. Loads nothing else."""
 
 import os
 
@@ -8,9 +8,9 @@ def launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def restarted() -> bool:
-    """Return whether torchrun started this process again, after another of the run had failed."""
-    return launched() and _number("TORCHELASTIC_RESTART_COUNT", 0) > 0
+def restarts() -> int:
+    """Return how often torchrun has started the run's processes again after one had failed."""
+    return _number("TORCHELASTIC_RESTART_COUNT", 0) if launched() else 0
 
 
 def rank() -> int:

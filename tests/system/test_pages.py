@@ -17,12 +17,13 @@ from conftest import Here
 from pages import PAGES, ROOT, commands
 from PIL import Image
 
-# what the suite is run by, what fetches packages, what asks a server (test_serve.py does)
-NOT_RUN = ("make", "python3 -m venv", ".venv/bin/", "uv ", "pip install", "curl")
+# what the suite is run by, what fetches packages, what asks a server (test_serve.py does), what
+# test_torchrun.py runs
+NOT_RUN = ("make", "torchrun", "python3 -m venv", ".venv/bin/", "uv ", "pip install", "curl")
 # as it is typed, but briefly and on few pictures
 SHORT = {"--epochs": "1", "--batch-size": "32", "--optim.warmup-epochs": "0"}
 FEW = "flowers"
-AT_HAND = ("flowers", "shapes10")
+AT_HAND = ("flowers", "shapes10", "eyes.csv", "xrays")
 NEEDS_NETWORK = ("data fetch", "data verify")
 
 
@@ -93,6 +94,16 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("daisy", "rose"):
         for number in range(40):
             picture(folder / "flowers" / name / f"{number}.png")
+    for file in (folder / "flowers").rglob("*.png"):
+        grey = folder / "xrays" / file.relative_to(folder / "flowers")
+        grey.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(file).convert("L").save(grey)
+    rows = [
+        f"flowers/{name}/{number}.png,{name},{number // 2}"
+        for name in ("daisy", "rose")
+        for number in range(40)
+    ]
+    (folder / "eyes.csv").write_text("\n".join(["path,label,patient", *rows]))
     shutil.copytree(folder / "flowers", folder / "moved" / "flowers")
     shutil.make_archive(str(folder / "more-flowers"), "zip", folder, "flowers")
     (folder / "my-recipe.toml").write_text("epochs = 3\n[optim]\nwarmup_epochs = 1\n")

@@ -23,7 +23,7 @@ def test_the_command_keeps_the_recipe_as_it_was_run(
     assert (recipe, changed) == (str(Path("run") / "quick-20s.toml"), {})
     again = load_recipe(recipe)
     kept = {name: getattr(config, name) for name in RUN_FIELDS}
-    auto = {"precision": config.precision}
+    auto = {"precision": config.precision, "pictures": config.pictures}
     assert dataclasses.replace(again, **kept, **auto) == config
     assert config.batch_size == 32
 

@@ -34,6 +34,7 @@ PLAIN = dataclasses.replace(
     augment=AugmentConfig(crop=0, flip=0),
     ema=EMAConfig(decay=0),
 )
+NORMS = (0.0, 0.1)
 TOGETHER = dataclasses.replace(SMALL, final=True, epochs=2, batch_size=32)
 
 
@@ -51,35 +52,43 @@ def _gradients(images: Tensor, labels: Tensor, max_norm: float) -> list[Tensor]:
     return [loss, *(p.grad for p in network.parameters() if p.grad is not None)]
 
 
-def _write_gradients(folder: Path, images: Tensor, labels: Tensor, max_norm: float) -> None:
-    found = _gradients(images, labels, max_norm)
-    torch.save(found, folder / f"{distributed.rank()}.pt")
+def _batch() -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (32, 3, 16, 16), dtype=torch.uint8, generator=draw)
+    return images, torch.randint(0, 10, (32,), generator=draw)
 
 
-def _train(run: Path, stop_after: int = 0) -> None:
-    small = _small()
-    should_stop = StopAfter(stop_after) if distributed.is_first() else lambda: False
-    if (run / "config.json").exists():
-        results = resume(run, small)
-    else:
-        try:
-            results = train(TOGETHER, small, run, recipe="small", should_stop=should_stop)
-        except Interrupted:
-            return
-    assert results["epochs"] == 2
+def _do_all(folder: Path) -> None:
+    """What the tests look at, in one pair of processes: starting them takes most of the time."""
+    for max_norm in NORMS:
+        path = folder / f"{max_norm}-{distributed.rank()}.pt"
+        torch.save(_gradients(*_batch(), max_norm), path)
+    small, stop = _small(), StopAfter(2) if distributed.is_first() else lambda: False
+    whole = train(TOGETHER, small, folder / "whole", recipe="small")
+    with pytest.raises(Interrupted):
+        train(TOGETHER, small, folder / "stopped", recipe="small", should_stop=stop)
+    resumed = resume(folder / "stopped", small)
+    assert whole["epochs"] == resumed["epochs"] == 2
 
 
-@pytest.mark.parametrize("max_norm", [0.0, 0.1])
-def test_gradients_are_those_of_one_process_on_the_joined_batch(
-    tmp_path: Path, max_norm: float
-) -> None:
-    images = torch.randint(0, 256, (32, 3, 16, 16), dtype=torch.uint8)
-    labels = torch.randint(0, 10, (32,))
-    with started(_write_gradients, tmp_path, images, labels, max_norm) as processes:
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("together")
+    with started(_do_all, folder) as processes:
         for process in processes:
-            process.join(60)
-    expected = _gradients(images, labels, max_norm)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+            process.join(240)
+            assert process.exitcode == 0
+    return folder
+
+
+@pytest.mark.parametrize("max_norm", NORMS)
+def test_gradients_are_those_of_one_process_on_the_joined_batch(
+    together: Path, max_norm: float
+) -> None:
+    expected = _gradients(*_batch(), max_norm)
+    first, second = (
+        torch.load(together / f"{max_norm}-{rank}.pt", weights_only=True) for rank in (0, 1)
+    )
     assert len(first) == len(expected)
     for one, other, joined in zip(first, second, expected, strict=True):
         assert torch.equal(one, other)
@@ -87,20 +96,14 @@ def test_gradients_are_those_of_one_process_on_the_joined_batch(
 
 
 def test_a_run_together_resumes_bit_for_bit_and_says_so_on_another_number(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    together: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    for run, stop_after in ((whole, 0), (stopped, 2), (stopped, 0)):
-        with started(_train, run, stop_after) as processes:
-            for process in processes:
-                process.join(120)
-                assert process.exitcode == 0
-    assert weights(stopped) == weights(whole)
-    assert [row["epoch"] for row in read_metrics(stopped)] == [1, 2]
-    assert read_results(whole / "results.json")["machine"]["processes"] == 2
+    assert weights(together / "stopped") == weights(together / "whole")
+    assert [row["epoch"] for row in read_metrics(together / "stopped")] == [1, 2]
+    assert read_results(together / "whole" / "results.json")["machine"]["processes"] == 2
 
     alone = tmp_path / "alone"
-    shutil.copytree(whole, alone)
+    shutil.copytree(together / "whole", alone)
     (alone / "results.json").unlink()
     resume(alone, _small())
     assert "was trained by 2 processes and is resumed by 1, so" in capsys.readouterr().err

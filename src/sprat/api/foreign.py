@@ -11,7 +11,8 @@ from sprat.errors import SpratError, did_you_mean, shown
 from sprat.evaluation.records import NetworkSpec
 from sprat.foreign import Foreign
 from sprat.models import find_name
-from sprat.models.code import Code, is_own, use_all
+from sprat.models.code import Code, use_networks
+from sprat.readers import MODEL_BYTES, read_bytes
 from sprat.settings.config import Config
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def import_model(
     given = Foreign(weights=str(weights), key=key, mean=mean, std=std, side=side, classes=classes)  # type: ignore[arg-type] # single values become tuples
     given.check_given()
     _check_published(dataset, bool(given.classes))
-    use_network(network, code)
+    use_networks([network], code)
     name = find_name(network).rpartition(":")[2]
     path = check_new(Path(output or f"{name}.safetensors"), overwrite)
 
@@ -99,7 +100,7 @@ def import_model(
     if not names:
         console = make_console(stderr=True, quiet=quiet)
         names = load_shown(console, dataset, None, Config().pictures).train.classes
-    digest = hashlib.sha256(Path(given.weights).read_bytes()).hexdigest()
+    digest = hashlib.sha256(read_bytes(Path(given.weights), MODEL_BYTES)).hexdigest()
     about: dict[str, Any] = {"imported": {"weights": Path(given.weights).name, "sha256": digest}}
     about |= {"dataset": dataset} if dataset else {}
     model = given.model(network, names, given.side or SIDE, about)
@@ -115,12 +116,6 @@ def import_model(
         side=model.side,
         parameters=count_parameters(model.network),
     )
-
-
-def use_network(network: str, code: Code) -> None:
-    """Run the user's code that he named, each file once, that of a network among it."""
-    sources = [code] if isinstance(code, str | Path) else [*code]
-    use_all(dict.fromkeys(map(str, [*sources, *([network] if is_own(network) else [])])))
 
 
 def check_new(path: Path, overwrite: bool) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sprat import names
-from sprat.api.foreign import load_foreign, use_network
+from sprat.api.foreign import load_foreign
 from sprat.api.images import (
     check_dataset,
     default_split,
@@ -22,7 +22,7 @@ from sprat.errors import SpratError, did_you_mean
 from sprat.evaluation.records import Evaluated, Evaluation, NetworkSpec
 from sprat.foreign import Foreign
 from sprat.models import find_name
-from sprat.models.code import Code, is_own, use_all
+from sprat.models.code import Code, is_own, use_all, use_networks
 from sprat.settings.config import Config
 from sprat.text import warn
 from sprat.zoo import best, cards, is_model, locate
@@ -171,7 +171,7 @@ def _locate(model: str, given: Foreign, code: Code) -> Path | None:
     """
     if given.given:
         given.check_given()
-        use_network(model, code)
+        use_networks([model], code)
         find_name(model)
         return None
     use_all(code)

@@ -15,7 +15,7 @@ from sprat.errors import SpratError, in_words
 from sprat.evaluation.records import FoldsResult, RunResult, SeedSummary
 from sprat.files import WriteError
 from sprat.models import NetworkConfig, find_name, takes_in_channels
-from sprat.models.code import Code, is_own, use_all
+from sprat.models.code import Code, use_all, use_networks
 from sprat.run_folder import (
     CONFIG_FILE,
     CURVES_FILE,
@@ -27,7 +27,7 @@ from sprat.run_folder import (
 from sprat.settings.config import Config
 from sprat.settings.recipes import load_recipe, overrides, parse_time, proportion_note
 from sprat.text import command, visible, warn
-from sprat.torchrun import is_first, launched, restarted
+from sprat.torchrun import is_first, launched, restarts
 from sprat.training.observer import Observer, Observers, check_observers
 from sprat.zoo import locate
 
@@ -153,7 +153,7 @@ def train(
             distributed.joined(plan.config.device),
             plan.training(folder, stopping, observers) as how,
         ):
-            if restarted() and (folder / CONFIG_FILE).exists():
+            if restarts() and (folder / CONFIG_FILE).exists():
                 results = start.resume(
                     folder, plan.dataset, observer=how["observer"], should_stop=how["should_stop"]
                 )
@@ -399,7 +399,7 @@ def _never() -> Iterator[Callable[[], bool]]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is to be trained on what."""
+    """A plan of what is trained on what."""
 
     recipe: str
     config: Config
@@ -561,14 +561,8 @@ def check_names(config: Config, dataset: object = None) -> None:
 
 
 def _use(code: Code, changes: Mapping[str, Any] | None) -> None:
-    """Run the user's code that he named, each file once: a network among `changes` is in such a
-    file too."""
-    sources = [code] if isinstance(code, str | Path) else [*code]
-    for key in ("model", "network.name"):
-        name = (changes or {}).get(key, "")
-        if isinstance(name, str) and is_own(name):
-            sources.append(name)
-    use_all(dict.fromkeys(map(str, sources)))
+    """Run the user's code that he named, and that of a network among `changes`."""
+    use_networks(map((changes or {}).get, ("model", "network.name")), code)
 
 
 def _path(path: str | Path | None) -> Path | None:

@@ -38,7 +38,7 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class MixingConfig(Table, name="mixing"):
-    """Which mixer a batch meets, if any, and how strongly it mixes."""
+    """The mixer that a batch meets, if any, and how strongly it mixes."""
 
     mixup: float = probability_setting(0.0, "Probability that a batch is mixed by MixUp")
     cutmix: float = probability_setting(0.0, "Probability that a batch is mixed by CutMix")
@@ -88,7 +88,7 @@ class MixingConfig(Table, name="mixing"):
 
     @property
     def any(self) -> bool:
-        """Whether any batch is mixed."""
+        """Return whether any batch is mixed."""
         return any(self.probabilities.values())
 
     @property

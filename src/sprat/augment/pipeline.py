@@ -30,7 +30,7 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig(Table, name="augment"):
-    """What happens to each training image."""
+    """Settings of what happens to each training image."""
 
     engine: Literal["batched", "albumentations"] = setting(
         "batched",

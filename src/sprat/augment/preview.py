@@ -1,4 +1,4 @@
-"""What augmentation and mixing do to a few pictures, row by labelled row."""
+"""Effects of augmentation and mixing on a few pictures, row by labelled row."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a network costs and sees, from its traced graph."""
+"""Costs of a network and what it sees, from its traced graph."""
 
 from sprat.budget.effective import DRAWS, effective_field, effective_side
 from sprat.budget.graph import count_parameters

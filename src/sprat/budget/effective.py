@@ -18,7 +18,7 @@ SHARE_OF_PEAK = 1 - 0.9545  # a pixel with less than that of the largest gradien
 def effective_field(
     network: nn.Module, side: int, progress: Callable[[int], None] = lambda done: None
 ) -> Tensor:
-    """How strongly the middle value before global pooling depends on each pixel.
+    """Return how strongly the middle value before global pooling depends on each pixel.
 
     The magnitude of the gradient of that value, summed over its channels, by each pixel, averaged
     over colours and `DRAWS` images of normal noise. Of a network in eval mode, with the weights

@@ -163,8 +163,8 @@ class Lowered:
 
     @property
     def weight_bytes(self) -> int:
-        """What the constants take in int8: a byte a weight; an output channel 9 bytes, of bias,
-        multiplier and shift, or 2, of the channel that it is."""
+        """Bytes that the constants take in int8: a byte a weight; an output channel 9 bytes, of
+        bias, multiplier and shift, or 2, of the channel that it is."""
         convs = [layer for layer in self.layers if isinstance(layer, Conv)]
         gathers = [layer for layer in self.layers if isinstance(layer, Gather)]
         return sum(conv_weights(conv) + 9 * conv.output.channels for conv in convs) + sum(
@@ -539,7 +539,8 @@ _OPS: dict[str, Callable[[_Lowering, Op], Any]] = {
 
 
 def _readers(ops: list[Op]) -> list[int]:
-    """Of each op, how many others read its values; aliases share theirs with what they alias."""
+    """Count, for each op, how many others read its values; aliases share theirs with what they
+    alias."""
     root: list[int] = []
     for place, op in enumerate(ops):
         root.append(root[op.inputs[0]] if op.kind in _ALIASES and op.inputs else place)

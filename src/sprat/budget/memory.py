@@ -81,7 +81,8 @@ def peak_activations(ops: list[Op]) -> Peak:
 
 
 def _buffers(ops: list[Op]) -> list[int]:
-    """Of each op, the op that made the values it gives: itself, unless it is but a view."""
+    """Return, for each op, the op that made the values it gives: itself, unless it is but a
+    view."""
     buffer_of: list[int] = []
     for place, op in enumerate(ops):
         is_view = op.kind in VIEWS and op.inputs

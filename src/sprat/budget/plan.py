@@ -1,4 +1,4 @@
-"""Where each map of a network lies in one piece of memory, the arena: a byte a value, channels of a
+"""Places of a network's maps in one piece of memory, the arena: a byte a value, channels of a
 pixel side by side (height x width x channels).
 
     plan = plan_memory(lower(trace(network, side)))

@@ -9,7 +9,7 @@ from sprat.errors import SpratError
 
 @dataclass(frozen=True)
 class Span:
-    """Which pixels along one side a value of a map depends on: the value at i on pixels
+    """The pixels along one side that a value of a map depends on: the value at i on pixels
     i x jump + first to i x jump + last."""
 
     jump: int = 1
@@ -32,7 +32,8 @@ class Span:
 
 @dataclass(frozen=True)
 class Reach:
-    """What a map's values depend on, and which of its dimensions are height and width."""
+    """The pixels that a map's values depend on, and which of its dimensions are height and
+    width."""
 
     height: Span = Span()
     width: Span = Span()
@@ -57,7 +58,7 @@ POINTWISE = frozenset(
 
 
 def reaches(ops: list[Op]) -> list[Reach | None]:
-    """Of every op; None behind global pooling, and where that joins a map again.
+    """Return the reach of every op; None behind global pooling, and where that joins a map again.
 
     Raises:
         SpratError: the recurrence does not support an op; names its module.
@@ -77,8 +78,8 @@ def reaches(ops: list[Op]) -> list[Reach | None]:
 
 
 def place_before_global_pooling(ops: list[Op], found: list[Reach | None]) -> int | None:
-    """Of the map that the last global pooling takes, or of the result where there is none; None
-    where that already depends on the whole image."""
+    """Return the place of the map that the last global pooling takes, or of the result where
+    there is none; None where that already depends on the whole image."""
     last = len(ops) - 1
     for op, reach in zip(ops, found, strict=True):
         if reach is None and _pools_globally(op):
@@ -91,7 +92,8 @@ def _pools_globally(op: Op) -> bool:
 
 
 def _joined(op: Op, sources: list[Reach]) -> Reach:
-    """Of a sum or a concatenation: from the first pixel of any branch to the last."""
+    """Return the reach of a sum or a concatenation: from the first pixel of any branch to the
+    last."""
     first = sources[0]
     if len(sources) == 1:
         return first
@@ -186,7 +188,7 @@ def _pooled(op: Op, at: Reach) -> Reach | None:
 
 
 def _moved(op: Op, at: Reach) -> Reach:
-    """Where height and width stand after dimensions were moved, split or joined."""
+    """Return where height and width stand after dimensions were moved, split or joined."""
     if op.kind == "permute":
         order = [dim % len(op.shape) for dim in op.args[1]]
         return replace(at, dims=(order.index(at.dims[0]), order.index(at.dims[1])))

@@ -35,7 +35,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a network costs and sees on one image, channels x side x side.
+    """Costs of a network on one image, and what it sees: channels x side x side.
 
     macs: multiply-accumulates of convolutions and linear layers alone, biases left out; one
     product and its sum count as one.
@@ -61,27 +61,27 @@ class Summary:
 
     @property
     def flash_bytes(self) -> dict[str, int]:
-        """What the weights take, by the type they are stored in: as many values as parameters; in
-        int8, where there is a plan, its constants."""
+        """Bytes that the weights take, by the type they are stored in: as many values as
+        parameters; in int8, where there is a plan, its constants."""
         sizes = {name: width * self.parameters for name, width in WIDTHS.items()}
         return sizes if self.plan is None else sizes | {"int8": self.plan.weights}
 
     @property
     def ram_bytes(self) -> dict[str, int] | None:
-        """What the plan's arena takes, by the type of its values: the same plan, each value as wide
-        as the type. None without a plan."""
+        """Bytes that the plan's arena takes, by the type of its values: the same plan, each
+        value as wide as the type. None without a plan."""
         if self.plan is None:
             return None
         return {name: width * self.plan.arena for name, width in WIDTHS.items()}
 
     @property
     def peak_bytes(self) -> dict[str, int]:
-        """What `peak_activations` take, by type."""
+        """Bytes that `peak_activations` take, by type."""
         return {name: width * self.peak_activations for name, width in WIDTHS.items()}
 
     @property
     def image_bytes(self) -> int:
-        """What an image takes, a byte a value."""
+        """Bytes that an image takes, a byte a value."""
         return self.channels * self.side**2
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def summarize(network: nn.Module, side: int = 32, depth: int = 0) -> Summary:
 
 
 class Costs(TypedDict):
-    """What a network costs on one image, for a record of it.
+    """Costs of a network on one image, for a record of it.
 
     macs, receptive_field: as of `Summary`; None also where a user's own network does what cannot be
     counted.

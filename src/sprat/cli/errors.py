@@ -1,4 +1,4 @@
-"""How an error ends a command: in words on stderr, with an exit code."""
+"""The end of a command by an error: in words on stderr, with an exit code."""
 
 import contextlib
 
@@ -7,7 +7,7 @@ from sprat.text import warn
 
 
 def lacks_memory(error: Exception) -> bool:
-    """Whether Python, torch or a GPU could not allocate."""
+    """Return whether Python, torch or a GPU could not allocate."""
     signs = ("DefaultCPUAllocator", "out of memory", "bad_alloc")
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 

@@ -121,7 +121,7 @@ class Dataset:
 
     @property
     def channels(self) -> int:
-        """Of its images: 3, or 1 of grey ones."""
+        """Channels of its images: 3, or 1 of grey ones."""
         return self.train.images.shape[1]
 
 

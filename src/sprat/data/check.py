@@ -1,4 +1,4 @@
-"""What is wrong with a dataset: leaks, duplicates, conflicting or suspect labels, pictures of
+"""Faults of a dataset: leaks, duplicates, conflicting or suspect labels, pictures of
 nothing."""
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ MOST_COMPARED = 2 * 10**9  # pairs of pictures among which training looks for ne
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What was found in a dataset. Pictures are counted through train, val and test."""
+    """Faults that were found in a dataset. Pictures are counted through train, val and test."""
 
     dataset: str
     """Name, or path of the folder of own pictures."""
@@ -54,7 +54,7 @@ class DataCheck:
 
     @property
     def ok(self) -> bool:
-        """Whether there are neither leaks nor conflicts."""
+        """Return whether there are neither leaks nor conflicts."""
         return not self.leaks and not self.conflicts
 
     def label(self, place: int) -> str:

@@ -48,7 +48,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Traits:
-    """What images are compared by, an entry for each.
+    """Traits by which images are compared, an entry for each.
 
     digests: of the pixels. coarse: images at 8 x 8 pixels, N x C x 8 x 8, each of length 1.
     spreads: standard deviations in grey levels. ranges: brightest minus darkest value of a channel.

@@ -27,7 +27,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Patience:
-    """When one source is left for another."""
+    """The time after which one source is left for another."""
 
     silence: float = 20.0  # seconds without a byte before a connection counts as lost
     slow: float = 200_000.0  # bytes/s; below it a source is left for one untried or faster
@@ -118,7 +118,7 @@ class _Fetch:
                 self.say(f"{source.url}: {source.failure or slowly}")
 
     def _is_whole(self, giver: _Source | None) -> bool:
-        """Whether all bytes are there and right; wrong ones are deleted."""
+        """Return whether all bytes are there and right; wrong ones are deleted."""
         if self._have() < self.size:
             return False
         found = md5_of(self.part)
@@ -214,7 +214,7 @@ def _connect(url: str, have: int, silence: float) -> HTTPResponse:
 
 
 def _first_byte(response: HTTPResponse, have: int, size: int) -> int:
-    """Where in the file an answer begins; one about another file is refused."""
+    """Return where in the file an answer begins; one about another file is refused."""
     first, total = 0, response.headers.get("Content-Length", "")
     if response.status == 206:
         told = response.headers.get("Content-Range", "")

@@ -1,4 +1,4 @@
-"""What a set of own pictures holds, whatever form it came in: pictures, labels and parts."""
+"""Contents of a set of own pictures, whatever form it came in: pictures, labels and parts."""
 
 import hashlib
 import os
@@ -71,7 +71,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Summary:
-    """What was found, as it is printed before anything trains.
+    """A set of pictures, as it is printed before anything trains.
 
     sources: where parts were found, in words. parts: of each its images, None where there are none,
     and where they came from.

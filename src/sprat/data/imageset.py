@@ -14,7 +14,7 @@ PIECE = 1_024  # images looked at together where all of a set are: 3 MB at 32 px
 
 
 class Source(Protocol):
-    """What images are copied out of: a tensor, or a file."""
+    """A source that images are copied out of: a tensor, or a file."""
 
     @property
     def shape(self) -> torch.Size:
@@ -22,7 +22,7 @@ class Source(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where they come out."""
+        """Device on which they come out."""
 
     def __getitem__(self, rows: Tensor, /) -> Tensor:
         """The images of these rows (int64), uint8, copied."""
@@ -120,7 +120,7 @@ class Normalization:
 
     @classmethod
     def of(cls, images: Images) -> Self:
-        """That of uint8 images N x C x H x W. Exact: counts grey levels, adds no floats."""
+        """Return that of uint8 images N x C x H x W. Exact: counts grey levels, adds no floats."""
         counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
         for piece in images.split(PIECE):
             for channel, of_channel in enumerate(counts):
@@ -199,7 +199,7 @@ def with_classes(images: ImageSet, classes: tuple[str, ...]) -> ImageSet:
 
 
 def class_counts(dataset: ImageSet) -> dict[str, int]:
-    """How many images there are of each class, by its name."""
+    """Count the images of each class, by its name."""
     counts = dataset.targets.bincount(minlength=len(dataset.classes)).tolist()
     return dict(zip(dataset.classes, counts, strict=True))
 

@@ -1,4 +1,4 @@
-"""In which form own pictures are: class folders, a table, an archive or parquet files."""
+"""The form that own pictures have: class folders, a table, an archive or parquet files."""
 
 import contextlib
 import os

@@ -31,7 +31,7 @@ def is_own(path: Path) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class PicturesConfig(Table, name="pictures"):
-    """How your own pictures become images, labels and splits."""
+    """Settings by which your own pictures become images, labels and splits."""
 
     side: int = setting(
         32,

@@ -60,12 +60,14 @@ Picture = Path | Embedded
 
 
 def is_skipped(name: str) -> bool:
-    """Whether a file or folder of this name is never looked at: hidden, or left by a system."""
+    """Return whether a file or folder of this name is never looked at: hidden, or left by a
+    system."""
     return name.startswith(".") or name.lower() in _LEFT_BY_SYSTEMS
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file among others is meant as a picture: by its suffix, or else by its content.
+    """Return whether a file among others is meant as a picture: by its suffix, or else by its
+    content.
 
     True too for a pipe or a device, so that `read_picture` refuses it.
     """

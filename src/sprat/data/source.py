@@ -1,4 +1,4 @@
-"""What the module of a dataset declares; `sprat.data` holds the table of these modules."""
+"""Declarations of a dataset's module; `sprat.data` holds the table of these modules."""
 
 from __future__ import annotations
 

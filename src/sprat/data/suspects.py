@@ -29,7 +29,7 @@ class Suspect:
 
 @dataclass(frozen=True)
 class LabelCheck:
-    """What cross-validation says of the labels of a dataset.
+    """Findings of cross-validation of the labels of a dataset.
 
     recipe, epochs, folds: how it was trained. top1: share of the pictures whose label is the answer
     of the model that was trained without them. suspects: all others, the worst first.
@@ -43,7 +43,7 @@ class LabelCheck:
 
     @property
     def confident(self) -> int:
-        """How many labels confident learning counts as wrong."""
+        """Number of labels that confident learning counts as wrong."""
         return sum(each.confident for each in self.suspects)
 
 

@@ -78,7 +78,7 @@ class WorkerBatches(Batches):
         )
 
     def _orders(self, epoch: int, start: int) -> Iterator[Order]:
-        """Without end: the run stops asking."""
+        """Yield orders without end: the run stops asking."""
         for each in itertools.count(epoch):
             for batch, chosen in enumerate(self.order(each)):
                 if each > epoch or batch >= start:
@@ -88,8 +88,9 @@ class WorkerBatches(Batches):
 
 
 class _Augmented:
-    """What a worker holds: no images. Each batch's come with its order, read by the parent, since
-    shared memory is scarce in containers and the set may be larger than memory."""
+    """The part of the work that a worker holds: no images. Each batch's come with its order,
+    read by the parent, since shared memory is scarce in containers and the set may be larger
+    than memory."""
 
     def __init__(self, augment: Augment) -> None:
         self.augment = augment

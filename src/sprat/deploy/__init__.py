@@ -45,7 +45,7 @@ DEFAULT = ONNX.name
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Table):
-    """What an export can be asked for; `Format.takes` names those that only some formats have."""
+    """Options of an export; `Format.takes` names those that only some formats have."""
 
     raw: bool = setting(
         False,

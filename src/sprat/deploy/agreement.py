@@ -1,4 +1,4 @@
-"""Whether a file answers as torch does, and how long each takes for one image."""
+"""Agreement of a file with torch, and the time that each takes for one image."""
 
 import math
 import statistics

@@ -1,4 +1,4 @@
-"""What is exported: the network with normalisation and softmax around it."""
+"""The graph that is exported: the network with normalisation and softmax around it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Run = Callable[[Tensor], Tensor]  # from a graph's input to its output
 
 
 class Graph(nn.Module):
-    """From uint8 images B x C x side x side to probabilities B x K.
+    """A network from uint8 images B x C x side x side to probabilities B x K.
 
     Args:
         normalization: None for the raw graph, from normalised float32 images to logits.
@@ -57,7 +57,7 @@ class Graph(nn.Module):
 
 @dataclass(frozen=True)
 class Source:
-    """What a format is written from.
+    """A model, as a format is written from it.
 
     graph: a copy of the model's network, on the CPU, in evaluation mode. training: images to
     calibrate on, for formats that need some. tell: hears what is being done.

@@ -1,1 +1,1 @@
-"""How good a network is: measured, recorded and compared."""
+"""Quality of a network: measured, recorded and compared."""

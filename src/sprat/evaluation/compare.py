@@ -49,7 +49,7 @@ class _Named(TypedDict):
 
 
 class _Evaluated(_Named, Accuracy):
-    """What `sprat evaluate --json` prints."""
+    """An evaluation as `sprat evaluate --json` prints it."""
 
     split: Evaluated
 
@@ -120,7 +120,8 @@ class Entry:
 
     @property
     def can_lead(self) -> bool:
-        """Whether the Pareto front may include it: a figure of the test set, and no claim."""
+        """Return whether the Pareto front may include it: a figure of the test set, and no
+        claim."""
         return self.standing != "claimed" and self.split == "test"
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""Which places of a picture a network's answer comes from: class activation maps (Zhou et al. 2016,
-arXiv 1512.04150).
+"""The places of a picture that a network's answer comes from: class activation maps (Zhou et al.
+2016, arXiv 1512.04150).
 
 A network that ends in the mean of a map and one linear layer computes a class's logit as a mean
 over places. What each place adds to it is therefore known exactly, from one forward pass:
@@ -28,7 +28,7 @@ SPREAD, NOWHERE = "spread over the whole picture", "nowhere in particular"
 
 
 class Explanation(NamedTuple):
-    """Where in a picture the evidence for a class is."""
+    """The places in a picture where the evidence for a class is."""
 
     label: str
     """The class."""

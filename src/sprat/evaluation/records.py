@@ -144,7 +144,7 @@ class OriginalClaims(TypedDict):
 
 
 class RunResult(TypedDict):
-    """What results.json holds: how a finished run went, and the evaluation at its end.
+    """Contents of results.json: how a finished run went, and the evaluation at its end.
 
     test: of a final run, else null. val: of any other. fold, folds: of a run whose val is one of
     several folds, which chose nothing. seconds: of the whole run, evaluations
@@ -200,7 +200,7 @@ class Spread(TypedDict):
 
 
 class SeedSummary(TypedDict):
-    """What summary.json holds: a recipe's seeds, and each figure of theirs.
+    """Contents of summary.json: a recipe's seeds, and each figure of theirs.
 
     split: what the figures were measured on. epochs: of final runs alone, since others may stop
     early.
@@ -239,7 +239,7 @@ class FoldRecord(TypedDict):
 
 
 class FoldPredictions(TypedDict):
-    """What the run that held an image out predicts of it; lists in the order of the images.
+    """Predictions of each image by the run that held it out; lists in the order of the images.
 
     image: path of each, or train/ and its number. fold: from 1 on. label, predicted: classes.
     label_probability, predicted_probability: of these two classes.
@@ -254,7 +254,7 @@ class FoldPredictions(TypedDict):
 
 
 class FoldsResult(TypedDict):
-    """What results.json of a cross-validation holds: its folds, each figure over them, and the
+    """Contents of a cross-validation's results.json: its folds, each figure over them, and the
     evaluation of all out-of-fold predictions together.
 
     weights: those that every fold's run kept, after its last epoch. predictions: null of a set that

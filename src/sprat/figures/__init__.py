@@ -1,1 +1,1 @@
-"""What a run and its predictions show: computed once, drawn as PNG and as SVG."""
+"""Figures of a run and its predictions: computed once, drawn as PNG and as SVG."""

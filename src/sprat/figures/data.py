@@ -1,4 +1,4 @@
-"""What a figure shows, as plain records: curves, confusion, calibration, mistakes."""
+"""Contents of figures, as plain records: curves, confusion, calibration, mistakes."""
 
 import itertools
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class Curve:
 
     @property
     def name(self) -> str:
-        """What a legend calls it."""
+        """Its name in a legend."""
         return NAMES[self.key]
 
 
@@ -81,7 +81,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Confusion:
-    """How many images of each class (row) were taken for which (column).
+    """Counts of images of each class (row) were taken for which (column).
 
     shares: mistakes as a share of their row's images, 0 to 1; of correct answers 0.
     """

@@ -1,4 +1,5 @@
-"""Which networks the compiled kernels support: those whose parts they all compute as torch does."""
+"""The networks that the compiled kernels support: those whose parts they all compute as torch
+does."""
 
 import math
 from collections.abc import Iterator

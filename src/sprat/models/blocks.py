@@ -1,4 +1,4 @@
-"""How a network describes itself, for whatever computes it by other means than its modules: the
+"""A network's description of itself, for whatever computes it by other means than its modules: the
 compiled kernels, say.
 
     class MyNet(PooledClassifier):
@@ -38,7 +38,7 @@ class Separable:
 
     @property
     def stride(self) -> int:
-        """That of the windows."""
+        """Stride of the windows."""
         return next((w.stride[0] for w in self.windows if isinstance(w, nn.Conv2d)), 1)
 
 

@@ -1,4 +1,4 @@
-"""What the networks of this package have in common: a map of features, pooled, then logits."""
+"""The common part of this package's networks: a map of features, pooled, then logits."""
 
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, TypeVar

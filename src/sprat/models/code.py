@@ -79,6 +79,16 @@ def use_all(names: str | Path | Iterable[str | Path]) -> None:
         _used[name] = ran[source]
 
 
+def use_networks(networks: Iterable[object], code: Code = ()) -> None:
+    """Run the user's code that he named, as `use_all` does, and that of each network of his own.
+
+    Args:
+        networks: names of networks; whatever else is among them is passed over.
+    """
+    own = [name for name in networks if isinstance(name, str) and is_own(name)]
+    use_all([*([code] if isinstance(code, str | Path) else code), *own])
+
+
 def _run(source: str) -> ModuleType:
     try:
         return _run_file(source) if source.endswith(".py") else _import(source)

@@ -156,7 +156,8 @@ def _described(part: Any) -> Block | None:
 
 
 class SpratT(SpratNet):
-    """Within what ResNet-8 of MLPerf Tiny takes: parameters, arithmetic, memory for activations."""
+    """A SpratNet within what ResNet-8 of MLPerf Tiny takes: parameters, arithmetic, memory for
+    activations."""
 
     widths = (16, 52, 80)
     depth = (2, 3, 2)

@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 
 def cosine(progress: float) -> float:
-    """From 1 at progress 0 to 0 at progress 1 along half a cosine (arXiv 1608.03983)."""
+    """Fall from 1 at progress 0 to 0 at progress 1 along half a cosine (arXiv 1608.03983)."""
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def linear(progress: float) -> float:
-    """From 1 at progress 0 to 0 at progress 1 along a line."""
+    """Fall from 1 at progress 0 to 0 at progress 1 along a line."""
     return 1 - progress
 
 

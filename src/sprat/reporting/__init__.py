@@ -69,7 +69,7 @@ class Run:
 
     @property
     def split(self) -> Split:
-        """What the run was evaluated on at its end."""
+        """The part that the run was evaluated on at its end."""
         return evaluation_of(self.results)[0]
 
     @property

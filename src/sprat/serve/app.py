@@ -203,7 +203,7 @@ def describe(model: Model, limits: Limits) -> dict[str, Any]:
 
 
 class Options(NamedTuple):
-    """What a request asks for."""
+    """Options of a request."""
 
     top: int  # classes
     seen: bool  # what the network sees

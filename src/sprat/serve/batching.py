@@ -43,7 +43,7 @@ class Batcher:
         return self._put(pixels, None)
 
     def explain(self, pixels: Tensor, label: str) -> asyncio.Future[Explanation]:
-        """Where in such a picture the evidence for a class is."""
+        """Return where in such a picture the evidence for a class is."""
         return self._put(pixels, label)
 
     def _put(self, pixels: Tensor, explained: str | None) -> asyncio.Future[Any]:

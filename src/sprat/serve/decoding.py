@@ -67,7 +67,7 @@ def prepare() -> None:
 
 
 def is_quick(content: bytes) -> bool:
-    """Whether a file can take no more than about a millisecond, if it has few pixels."""
+    """Return whether a file can take no more than about a millisecond, if it has few pixels."""
     if len(content) > QUICK_BYTES or content.count(SCAN_START) > USUAL_SCANS:
         return False
     return content.startswith(JPEG) or (
@@ -157,7 +157,8 @@ def _png_chunks(content: bytes) -> Iterator[bytes]:
 
 
 def _jpeg_segments(content: bytes) -> Iterator[int]:
-    """Those before the first scan; what is between them counts byte by byte, as Pillow reads it."""
+    """Yield those before the first scan; what is between them counts byte by byte, as Pillow
+    reads it."""
     at = 2
     while content[at : at + 2] != SCAN_START:
         first, marker = content[at], content[at + 1]
@@ -173,7 +174,7 @@ def _jpeg_segments(content: bytes) -> Iterator[int]:
 
 
 def _gif_blocks(content: bytes) -> Iterator[int]:
-    """Those before the first frame; what comes after it is not read."""
+    """Yield those before the first frame; what comes after it is not read."""
     at = 13 + (3 << ((content[10] & 7) + 1) if content[10] & 0x80 else 0)
     while content[at] not in b",;":
         yield content[at]
@@ -401,7 +402,7 @@ class _Process:
             raise Refused(503, "no decoder", words) from error
 
     def decode(self, content: bytes) -> Tensor:
-        """As the function `decode`, there."""
+        """Decode as the function `decode` does, there."""
         pipe = self.start()
         try:
             pipe.send_bytes(content)
@@ -439,7 +440,7 @@ class _Process:
 
 
 def _work(pipe: Connection, side: int, limits: Limits) -> None:
-    """What the process does, until the server closes the pipe or is gone."""
+    """Decode, in the process, until the server closes the pipe or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the server, and that this
     _bound_memory(limits.decode_memory)
     pipe.send_bytes(b"ready")

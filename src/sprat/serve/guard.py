@@ -1,4 +1,5 @@
-"""What every request passes before the application: limits, headers, the log and the counts."""
+"""Checks that every request passes before the application: limits, headers, the log and the
+counts."""
 
 import asyncio
 import contextlib
@@ -37,7 +38,7 @@ PROTECTION = [
 
 
 class Record:
-    """What the log and the counts are told of a request; nothing comes from a picture."""
+    """A record for the log and the counts of a request; nothing comes from a picture."""
 
     def __init__(self, client: str, method: str = "", path: str = "") -> None:
         self.client, self.method, self.path = client, method, path

@@ -1,4 +1,4 @@
-"""What one server takes on at most."""
+"""Limits of one server."""
 
 import dataclasses
 import math
@@ -70,7 +70,7 @@ def check_port(port: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Connections:
-    """How many connections this process can hold."""
+    """Count of the connections that this process can hold."""
 
     most: int
     spare: int

@@ -73,7 +73,7 @@ class Log:
                 line = self._lines.get()
 
     def _write(self, lines: list[str]) -> int:
-        """How many of the lines could not be written whole."""
+        """Return how many of the lines could not be written whole."""
         rest = "".join(f"{line}\n" for line in lines).encode(errors="replace")
         if self._cut:
             rest = b"\n" + rest

@@ -1,4 +1,4 @@
-"""What is counted, for Prometheus."""
+"""Counts for Prometheus."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 

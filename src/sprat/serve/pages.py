@@ -1,4 +1,5 @@
-"""What is sent as it is: the page, its style and script, sample pictures, the documentation."""
+"""Files that are sent as they are: the page, its style and script, sample pictures, the
+documentation."""
 
 from pathlib import Path
 from typing import Any, NamedTuple

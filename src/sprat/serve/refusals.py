@@ -1,4 +1,4 @@
-"""What is not done for a client, in words, with a status and a reason that is counted."""
+"""Refusals to a client, in words, with a status and a reason that is counted."""
 
 from collections.abc import Mapping
 

@@ -156,7 +156,8 @@ class _Server(uvicorn.Server):
             connection.transport.abort()
 
     def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """At the limit of open files asyncio waits a second, and would print each connection."""
+        """Handle a failure: at the limit of open files asyncio waits a second, and would print
+        each connection."""
         if "accept" not in context["message"]:
             loop.default_exception_handler(context)
         elif time.monotonic() >= self._told + TELL_AGAIN:
@@ -247,7 +248,7 @@ def _protocol(
                 self.send_timer = None
 
         def send_400_response(self, msg: str) -> None:
-            """What came is no HTTP."""
+            """Answer what is no HTTP."""
             if self.is_idle():
                 self.refuse(400, "http", "this is no HTTP request that can be read")
             elif self.cycle.more_body and not self.cycle.response_started:

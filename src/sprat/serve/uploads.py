@@ -1,4 +1,4 @@
-"""What a client sent: the parts of its body; and pictures to send back."""
+"""Uploads of a client: the parts of its body; and pictures to send back."""
 
 import base64
 import errno

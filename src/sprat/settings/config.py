@@ -306,7 +306,7 @@ class Config(Table):
 
     @property
     def all_folds(self) -> bool:
-        """Whether a run for each fold is asked for, rather than one run."""
+        """Return whether a run for each fold is asked for, rather than one run."""
         return self.folds > 0 and not self.fold
 
     def changed(self, settings: Mapping[str, Any]) -> Self:

@@ -36,7 +36,7 @@ class Scale:
 
     @property
     def expected(self) -> str:
-        """What an error says that it expects."""
+        """Words in which an error says what is expected."""
         factors = ", ".join(f"{suffix} is {factor:,}" for suffix, factor in self.suffixes.items())
         of_unit = f" of {self.unit}" if self.unit else ""
         plain = self.number(self.example)
@@ -63,7 +63,7 @@ BYTES = Scale({"K": 2**10, "M": 2**20, "G": 2**30}, "64K", "bytes")
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is known of one setting; `setting` makes one."""
+    """Declaration of one setting; `setting` makes one."""
 
     about: str
     default: Any

@@ -107,8 +107,9 @@ def together(logits: list[Tensor], temperature: float) -> Tensor:
 
 
 def distance(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """How far a student's answers are from the teacher's, both softened: the mean over images of
-    the Kullback-Leibler divergence, times temperature², so that gradients keep their size.
+    """Return how far a student's answers are from the teacher's, both softened: the mean over
+    images of the Kullback-Leibler divergence, times temperature², so that gradients keep their
+    size.
 
     Args:
         logits, taught: the student's and the teacher's, B x K.

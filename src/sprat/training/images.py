@@ -1,4 +1,4 @@
-"""Which images a run trains on, and which it is evaluated on meanwhile."""
+"""The images that a run trains on, and those that it is evaluated on meanwhile."""
 
 import itertools
 from collections.abc import Iterable

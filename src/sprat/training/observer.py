@@ -1,4 +1,4 @@
-"""What a run reports to while it trains. Apart from the training, which loads torch."""
+"""Observers, which a run reports to while it trains. Apart from the training, which loads torch."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -24,25 +24,25 @@ class Observer:
     """
 
     def preparing(self, what: str) -> None:
-        """Before something that takes seconds and happens once on a machine."""
+        """Called before something that takes seconds and happens once on a machine."""
 
     def started(self, run: "Run") -> None:
-        """Before the first step, of a fresh or a resumed run."""
+        """Called before the first step, of a fresh or a resumed run."""
 
     def stepped(self, run: "Run") -> None:
-        """After every step."""
+        """Called after every step."""
 
     def epoch_ended(self, run: "Run", row: "EpochRow") -> None:
-        """After an epoch was evaluated and saved; `row` is its line of metrics.jsonl."""
+        """Called after an epoch was evaluated and saved; `row` is its line of metrics.jsonl."""
 
     def evaluating(self, images: int) -> None:
         """During the final evaluation: `images` more are done."""
 
     def finished(self, run: "Run", results: "RunResult") -> None:
-        """After everything is written; `results` is what results.json holds."""
+        """Called after everything is written; `results` is what results.json holds."""
 
     def closed(self, run: "Run") -> None:
-        """At the end, whether the run is finished, was interrupted or has failed."""
+        """Called at the end, whether the run is finished, was interrupted or has failed."""
 
 
 class Observers(Observer):

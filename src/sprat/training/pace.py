@@ -1,4 +1,4 @@
-"""How many epochs fit into a time: steps, an evaluation and a checkpoint are timed first."""
+"""Number of epochs that fit into a time: steps, an evaluation and a checkpoint are timed first."""
 
 import dataclasses
 import math
@@ -35,7 +35,7 @@ class Pace:
     final: float  # the evaluation at the end, with its views
 
     def seconds(self, config: Config, epochs: int) -> float:
-        """What a run of so many epochs takes."""
+        """Return the seconds that a run of so many epochs takes."""
         evaluated = math.ceil(epochs / config.judge_every)
         return (
             epochs * (self.epoch + self.checkpoint)

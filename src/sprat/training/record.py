@@ -16,7 +16,7 @@ class Beside:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def begin(self, work: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """What `work(*inputs)` gives; on CUDA it may be read only after `join`."""
+        """Return what `work(*inputs)` gives; on CUDA it may be read only after `join`."""
         if self.stream is None:
             return work(*inputs)
         self.stream.wait_stream(torch.cuda.current_stream())

@@ -38,7 +38,7 @@ class Best(TypedDict):
 
 @dataclass
 class Progress:
-    """How far a run has come.
+    """Progress of a run.
 
     epoch: finished ones. batch: those finished in the epoch under way, whose losses are kept.
     epoch_seconds: of training in that epoch. seconds: of the run up to its last weights,
@@ -56,7 +56,7 @@ class Progress:
 
 @dataclass
 class Origin:
-    """Where a run comes from: its recipe's name, its departures from it, the state of the code, the
+    """Origin of a run: its recipe's name, its departures from it, the state of the code, the
     model that it started from."""
 
     recipe: str = "custom"
@@ -133,7 +133,7 @@ class Run:
 
     @property
     def chooses(self) -> bool:
-        """Whether accuracy on val decides which epoch's weights are kept, and when to stop.
+        """Return whether accuracy on val decides which epoch's weights are kept, and when to stop.
 
         It does not where val is a fold, which is to measure what `final` gives on other images.
         """
@@ -141,12 +141,12 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether no epoch is left, or the run has stopped early."""
+        """Return whether no epoch is left, or the run has stopped early."""
         return self.progress.epoch >= self.config.epochs or self.stopped_early
 
     @property
     def stopped_early(self) -> bool:
-        """Whether val has not improved for `patience` epochs."""
+        """Return whether val has not improved for `patience` epochs."""
         best, epoch, patience = self.progress.best, self.progress.epoch, self.config.patience
         if not patience or not best:
             return False

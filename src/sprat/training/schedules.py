@@ -1,4 +1,4 @@
-"""What each step of a run does, as functions of its number: learning rate, mixer, image side."""
+"""Schedules of a run's steps, as functions of its number: learning rate, mixer, image side."""
 
 import random
 from dataclasses import dataclass

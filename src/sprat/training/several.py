@@ -18,7 +18,7 @@ Ended = Callable[[Path, RunResult], None]
 
 
 class How(TypedDict, total=False):
-    """What `train` takes besides config, data and folder."""
+    """Arguments of `train` besides config, data and folder."""
 
     recipe: Required[str]
     overrides: dict[str, Any] | None

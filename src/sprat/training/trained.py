@@ -36,7 +36,7 @@ class Trained:
 
     @property
     def about(self) -> ModelRecord:
-        """What a run's results say of the model."""
+        """Record of a run's results of the model."""
         about = self.model.about
         return {
             "model": self.model.name,

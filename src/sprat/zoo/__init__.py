@@ -32,7 +32,7 @@ class Memory(TypedDict):
 
 
 class Compiled(TypedDict):
-    """What a compiler made of the model in C, as sprat.deploy.c.compiler has it."""
+    """Sizes that a compiler made of the model in C, as sprat.deploy.c.compiler has it."""
 
     compiler: str
     flags: str
@@ -54,7 +54,7 @@ class Robustness(TypedDict):
 
 
 class Training(TypedDict):
-    """How a shipped model was trained.
+    """Training of a shipped model.
 
     images: number trained on. chosen: how its weights were chosen, a sentence. seeds: the accuracy
     of its recipe's seeds, if there are several. Else as in results.json.
@@ -75,7 +75,7 @@ class Training(TypedDict):
 
 
 class Card(TypedDict):
-    """What card.json says of a shipped model; test: of the file as it ships."""
+    """Contents of a shipped model's card.json; test: of the file as it ships."""
 
     name: str
     sha256: str
@@ -93,7 +93,7 @@ class Card(TypedDict):
 
 
 class Listed(TypedDict):
-    """What a list says of a shipped model. bytes, sha256: of its file."""
+    """An entry of a list of shipped models. bytes, sha256: of its file."""
 
     name: str
     parameters: int

@@ -51,13 +51,13 @@ class Compiler:
 
     @property
     def is_there(self) -> bool:
-        """Whether it is on the path."""
+        """Return whether it is on the path."""
         return shutil.which(self.command[0]) is not None
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a compiler makes of a model's code and weights; the self-test is not in it.
+    """Sizes that a compiler makes of a model's code and weights; the self-test is not in it.
 
     Bytes: stack of the deepest chain of calls, the sum of its functions' frames as gcc's
     -fstack-usage counts them; code; constants, the weights among them; arena.

@@ -66,7 +66,8 @@ class Rescale:
 
 @dataclass(frozen=True)
 class Constants:
-    """Of a convolution. weights: int8, out x rows x columns x in / groups. biases: int32, out."""
+    """Constants of a convolution. weights: int8, out x rows x columns x in / groups. biases:
+    int32, out."""
 
     weights: NDArray[np.int8]
     biases: NDArray[np.int32]

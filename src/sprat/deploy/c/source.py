@@ -21,7 +21,7 @@ WIDTH = 100  # characters of a line
 
 @dataclass(frozen=True)
 class Program:
-    """What the source is written from.
+    """A program, as its source is written from it.
 
     title: the model's name. prefix: begins every name that other files see, and the files' names.
     layout: of the image, "planes" or "hwc".
@@ -36,12 +36,12 @@ class Program:
 
     @property
     def side(self) -> int:
-        """Of the image, in pixels."""
+        """Side of the image, in pixels."""
         return self.network.lowered.image.height
 
     @property
     def channels(self) -> int:
-        """Of the image: 3, or 1 of a grey one."""
+        """Channels of the image: 3, or 1 of a grey one."""
         return self.network.lowered.image.channels
 
 
@@ -65,7 +65,7 @@ def write_source(
 
 
 def is_depthwise(layer: Conv) -> bool:
-    """Whether each output channel is of one input channel alone, in the same order."""
+    """Return whether each output channel is of one input channel alone, in the same order."""
     return layer.groups == layer.inputs[0].channels == layer.output.channels
 
 

@@ -35,7 +35,7 @@ def _channels(n: int) -> int:
 
 
 def _depth(name: str, channels: int) -> dict[str, int | bool]:
-    """How many channels a product sums over at once: all, or some of many."""
+    """Return how many channels a product sums over at once: all, or some of many."""
     whole = channels <= MAX_BLOCK
     return {name: _up(channels) if whole else MAX_BLOCK // 4, "whole": whole}
 
