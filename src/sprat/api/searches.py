@@ -368,7 +368,8 @@ def _decide(
     config = outcomes.winning_config(plan, decision)
     if plan.seconds:
         dataset = source.load(config.pictures.side if plan.own else plan.sides[0])
-        config = fit(config, dataset, plan.seconds, perf_counter() - driver.elapsed)
+        since = perf_counter() - driver.elapsed
+        config = fit(config, dataset, plan.seconds, since, strict=False)
     outcomes.write_recipe(inner, config, outcome)
     write_search_page(inner, plan, outcome, None)
     write_json(inner / outcomes.OUTCOME_FILE, outcome)

@@ -30,7 +30,7 @@ STUDY, OF_SEARCH, RECORD, OF = "search", "settings_sha256", "record", "trials_of
 # draws a trial of a generation, after which it goes without the rest: nearly all break a limit
 MOST_DRAWS = 20
 # what Optuna reads of trials, apart from `record`
-STATES = {"refused": TrialState.PRUNED, "stopped": TrialState.PRUNED}
+STATES = dict.fromkeys(("refused", "untried", "stopped"), TrialState.PRUNED)
 
 
 class Journal:

@@ -9,6 +9,7 @@ from sprat.errors import SpratError
 from sprat.searching.cost import Counter
 from sprat.searching.plan import (
     FINAL_SHARE,
+    FINALISTS_SHARE,
     TRIAL_IMAGES,
     Plan,
     epochs_for,
@@ -24,6 +25,7 @@ from sprat.training.pace import measure
 from sprat.training.start import settle_for
 
 OTHER_SECONDS = 2.0  # drawings, the page, the recipe
+AT_MOST_SLOWER = 3.0  # times as long as measured an epoch of the winner may take
 
 
 def prepare(
@@ -100,30 +102,32 @@ def prepare(
     if not seconds:
         return plan
     pace = measure(settled, dataset, seconds)
-    cost = pace.epoch + pace.checkpoint + pace.evaluation / 2
-    _check_time(plan, pace.epoch, cost, time.perf_counter() - began)
-    if not trial_epochs:
-        left = plan.trials_end - (time.perf_counter() - began)
-        epochs = epochs_within(epochs, generation, cost, left)
-    return dataclasses.replace(
-        plan, trial=settled.in_proportion(epochs), rungs=rungs_of(epochs), epoch_seconds=cost
+    plan = dataclasses.replace(
+        plan,
+        epoch_seconds=pace.epoch + pace.checkpoint,
+        task_seconds=pace.start + pace.evaluation,
+        prepared=time.perf_counter() - began,
     )
+    _check_time(plan)
+    if trial_epochs:
+        return plan
+    left = plan.trials_end - plan.prepared
+    epochs = epochs_within(epochs, generation, plan.epoch_seconds, left, plan.task_seconds)
+    return dataclasses.replace(plan, trial=settled.in_proportion(epochs), rungs=rungs_of(epochs))
 
 
-def _check_time(plan: Plan, epoch: float, cost: float, spent: float) -> None:
-    """Check that the time is enough for one trial, and an epoch of the winner's training.
-
-    Args:
-        epoch: seconds of an epoch of a trial, and `cost` with what comes with it.
-        spent: seconds so far.
-    """
-    trials_share = plan.trials_end / plan.seconds if plan.seconds else 1.0
-    needed = (spent + cost) / trials_share
+def _check_time(plan: Plan) -> None:
+    """Check that there is time for one trial, and for an epoch of the winner's training even if
+    that is slower than measured."""
+    one_trial, one_pass = plan.rung_seconds([1]), plan.task_seconds + plan.pass_seconds
+    left = max(0.0, plan.seconds - plan.prepared)
+    share = 1 - FINAL_SHARE if plan.train else 1.0
+    needed = one_trial / (share * (1 - FINALISTS_SHARE))
     if plan.train:
-        needed = max(needed, 1.5 * epoch * plan.images / plan.trial_images / FINAL_SHARE)
-    if needed > plan.seconds:
+        needed = max(needed, AT_MOST_SLOWER * one_pass / FINAL_SHARE)
+    if needed > left:
         raise SpratError(
-            f"--time is too short: an epoch of a trial takes {cost:.1f} seconds here, and one of "
-            f"all training images {epoch * plan.images / plan.trial_images:.1f}. Give at least "
-            f"--time {math.ceil(1.1 * (needed + OTHER_SECONDS))}s."
+            f"--time is too short: one epoch of a trial takes {one_trial:.1f} seconds here, one of "
+            f"all training images {one_pass:.1f}, and {plan.prepared:.1f} have passed. Give at "
+            f"least --time {math.ceil(1.2 * (plan.prepared + needed + OTHER_SECONDS))}s."
         )

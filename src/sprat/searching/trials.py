@@ -10,17 +10,17 @@ from sprat.searching.cost import Cost
 from sprat.searching.space import Design
 from sprat.shapes import SCALAR, SHARE, TableOf, mismatch, number, shape_of
 
-State = Literal["refused", "stopped", "complete", "diverged"]
+State = Literal["refused", "untried", "stopped", "complete", "diverged"]
 
 
 class TrialRecord(TypedDict):
     """A trial as trials.json holds it.
 
     generation: that it was asked in. state: refused, since it breaks a limit, and never trained;
-    stopped at a rung where others were better; complete; or diverged. rungs: accuracy on val by the
-    number of epochs. excess: by how much it breaks each limit, as a share of it. seconds: of
-    training and evaluation. elapsed: those of the search at its last rung. point: the choices that
-    it was made of.
+    untried, since there was no time; stopped at a rung where others were better; complete; or
+    diverged. rungs: accuracy on val by the number of epochs. excess: by how much it breaks each
+    limit, as a share of it. seconds: of training and evaluation. elapsed: those of the search at
+    its last rung. point: the choices that it was made of.
     """
 
     number: Count
@@ -69,6 +69,8 @@ class Trial:
             return "refused"
         if self.diverged:
             return "diverged"
+        if not self.rungs:
+            return "untried"
         return "complete" if self.last in self.rungs else "stopped"
 
     @property
