@@ -103,14 +103,11 @@ class Counter:
         }
         return Counted(cost, self._excess(summary))
 
-    def keeps(self, network: NetworkConfig, side: int) -> bool:
-        """Return whether a network keeps every limit; what is counted quickly is looked at first,
-        and the rest only where there is a limit on it."""
+    def keeps_quickly(self, network: NetworkConfig, side: int) -> bool:
+        """Return whether a network keeps the limits on parameters and MACs."""
         parameters, macs = quickly(network, self.classes, side, self.channels)
         counted = {"max_parameters": parameters, "max_macs": macs}
-        if any(value > self.limits.get(name, value) for name, value in counted.items()):
-            return False
-        return self.limits.keys() <= counted.keys() or self.count(network, side).kept
+        return all(value <= self.limits.get(name, value) for name, value in counted.items())
 
     def _excess(self, summary: Summary) -> dict[str, float]:
         limits, unplanned = dict(self.limits), {}

@@ -136,9 +136,7 @@ class Driver:
             SpratError: no trial could be trained, a worker died, or a file cannot be written.
         """
         while count := self._to_ask():
-            before = len(self.trained)
-            self._generation(count)
-            if len(self.trained) == before:
+            if not self._generation(count):
                 break
         return Decision(self.trials, self._finals(), self.elapsed)
 
@@ -157,7 +155,8 @@ class Driver:
                 count -= 1
         return count
 
-    def _generation(self, count: int) -> None:
+    def _generation(self, count: int) -> bool:
+        """Ask and train a generation; return whether a trial of it came to a rung."""
         plan = self.plan
         generation = self.trials[-1].generation + 1 if self.trials else 0
         asked = ask(
@@ -166,7 +165,7 @@ class Driver:
         )  # fmt: skip
         if not any(not trial.refused for trial in asked):
             if self.trained:
-                return
+                return False
             network, side = self.space.smallest()
             nearest = min(asked, key=lambda trial: sum(map(_positive, trial.excess.values())))
             design = nearest.design
@@ -189,16 +188,15 @@ class Driver:
             )  # fmt: skip
             alive = sorted((t for t in alive if epochs in t.rungs), key=_rank)
             alive = [t for t in alive[: survivors(len(alive))] if not t.diverged]
-        ended = [t for t in asked if t.refused or t.rungs]  # the others found no time
-        if not self.trained and all(t.refused for t in ended):
-            untried = next(t for t in asked if not t.refused)
-            untried.elapsed = self.elapsed
-            ended = sorted([*ended, untried], key=lambda trial: trial.number)
-        self.journal.add([t for t in ended if t.number not in known], len(ended))
-        self.trials, self.under_way = self.trials + ended, []
+        for trial in asked:
+            if trial.state == "untried":
+                trial.elapsed = self.elapsed
+        self.journal.add([t for t in asked if t.number not in known], len(asked))
+        self.trials, self.under_way = self.trials + asked, []
         for file in self.work.glob("*"):
-            if file.stem.split("-")[0] in {str(t.number) for t in ended}:
+            if file.stem.split("-")[0] in {str(t.number) for t in asked}:
                 file.unlink(missing_ok=True)
+        return any(trial.rungs for trial in asked)
 
     def _task(self, trial: Trial, epochs: int, state: bytes | None) -> Task:
         config = trial.design.apply(self.plan.trial, own=self.plan.own)

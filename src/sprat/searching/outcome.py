@@ -33,11 +33,11 @@ class FinalistRecord(TypedDict):
 class Outcome(TypedDict):
     """What outcome.json holds.
 
-    asked: trials that were drawn: trained, refused, or untried where it wins. seconds: up to the
-    decision. limits: those that were given; flash and RAM in bytes, stored as stored_as.
-    trial_images: training images of a trial; rungs: epochs after which trials were compared.
-    winner: the number of its trial. finalists: best first. importance: share of the accuracy after
-    the first rung that each choice decides; empty where there were too few trials to say.
+    asked: trials that were drawn: trained, refused or untried. seconds: up to the decision. limits:
+    those that were given; flash and RAM in bytes, stored as stored_as. trial_images: training
+    images of a trial; rungs: epochs after which trials were compared. winner: the number of its
+    trial. finalists: best first. importance: share of the accuracy after the first rung that each
+    choice decides; empty where there were too few trials to say.
     """
 
     asked: Count
@@ -97,10 +97,12 @@ def read_trials(folder: Path, outcome: Outcome) -> list[TrialRecord]:
     path = folder / TRIALS_FILE
     trials: list[TrialRecord] = read_json(path)
     wrong = mismatch(trials, ListOf(RECORD, 1), "trial")
-    named = {outcome["winner"], *(each["number"] for each in outcome["finalists"])}
-    kept = {trial["number"] for trial in trials if trial["state"] != "refused"}
-    if not wrong and not named <= kept:
-        wrong = f"it lacks a trial of {OUTCOME_FILE}"
+    if not wrong:
+        named = {outcome["winner"], *(each["number"] for each in outcome["finalists"])}
+        if not named <= {trial["number"] for trial in trials if trial["state"] != "refused"}:
+            wrong = f"it lacks a trial of {OUTCOME_FILE}"
+        if not all(epochs.isdecimal() for trial in trials for epochs in trial["rungs"]):
+            wrong = "a rung is no number of epochs"
     if wrong:
         raise SpratError(f"{path} is damaged: {wrong}. Put back a copy of it.")
     return trials

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,7 +156,7 @@ def read_plan(folder: Path) -> Plan:
         )
     values = read_json(path)
     wrong = mismatch(values, SETTINGS)
-    if not wrong and not all(side.isdecimal() for side in values["data"]):
+    if not wrong and not all(re.fullmatch("[0-9]{1,6}", side) for side in values["data"]):
         wrong = f"data is {list(values['data'])}, expected sides in pixels"
     if wrong:
         raise SpratError(f"{path} is damaged: {wrong}. Start a new search.")

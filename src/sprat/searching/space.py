@@ -118,13 +118,7 @@ class Space:
         """Return the design that a point stands for, with what it costs. It breaks a limit only if
         its shape does at any width."""
         side = point.get("side", self.sides[0])
-        widest, above = (1, MOST_WIDTH) if counter.limits else (MOST_WIDTH, MOST_WIDTH)
-        while widest < above:  # costs rise with the width
-            middle = (widest + above + 1) // 2
-            if counter.keeps(network_of(point, middle), side):
-                widest = middle
-            else:
-                above = middle - 1
+        widest = _widest(point, side, counter)
         network = network_of(point, max(1, math.floor(point["width"] * widest + 1e-9)))
         settings = {name: point[name] for name in self.rates}
         return Design(network, side, settings), counter.count(network, side)
@@ -152,6 +146,28 @@ class Space:
                 f"No network of the search space keeps the limits: the smallest, {network} at "
                 f"{side} px, has {counter.in_words(network, side)}. Raise the limits."
             )
+
+
+def _widest(point: Point, side: int, counter: Counter) -> int:
+    """Return the greatest width of a shape's first stage, by which costs rise, that keeps the
+    limits on them; 1 if none does."""
+    low, high = 1, MOST_WIDTH
+    while low < high:
+        middle = (low + high + 1) // 2
+        if counter.keeps_quickly(network_of(point, middle), side):
+            low = middle
+        else:
+            high = middle - 1
+    # what is left has to be traced, which takes long
+    traced = counter.limits.keys() & {"max_ram", "max_flash"}
+    kept, broken, width = (1, low + 1, low) if traced else (low, low, low)
+    while broken - kept > 1:
+        excess = counter.count(network_of(point, width), side).excess
+        worst = max(excess[name] for name in traced)
+        kept, broken = (width, broken) if worst <= 0 else (kept, width)
+        # memory grows nearly as the width does
+        width = min(max(math.floor(width / (1 + worst)), kept + 1), broken - 1)
+    return kept
 
 
 def network_of(point: Point, width: int) -> NetworkConfig:

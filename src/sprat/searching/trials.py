@@ -17,10 +17,10 @@ class TrialRecord(TypedDict):
     """A trial as trials.json holds it.
 
     generation: that it was asked in. state: refused, since it breaks a limit, and never trained;
-    untried, since there was no time; stopped at a rung where others were better; complete; or
-    diverged. rungs: accuracy on val by the number of epochs. excess: by how much it breaks each
-    limit, as a share of it. seconds: of training and evaluation. elapsed: those of the search at
-    its last rung. point: the choices that it was made of.
+    untried, as there was no time or it took too long; stopped at a rung where others were better;
+    complete; or diverged. rungs: accuracy on val by the number of epochs. excess: by how much it
+    breaks each limit, as a share of it. seconds: of training and evaluation. elapsed: those of the
+    search at its last rung. point: the choices that it was made of.
     """
 
     number: Count
