@@ -362,7 +362,8 @@ def test_grey_pictures_are_searched(tiny: Dataset, short: Config, tmp_path: Path
     )  # fmt: skip
     model = load_model(found.folder)
     assert model.channels == 1
-    (trial,) = json.loads((found.folder / "search" / "trials.json").read_text())
+    trials = json.loads((found.folder / "search" / "trials.json").read_text())
+    trial = trials[found.outcome["winner"]]
     parameters, macs = quickly(model.spec, 10, 16, channels=1)
     assert (trial["cost"]["parameters"], trial["cost"]["macs"]) == (parameters, macs)
 
