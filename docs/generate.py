@@ -214,8 +214,14 @@ def _verdicts(figures: dict[str, Any], other: str) -> str:
         verdict = f"clearly {side}" if clear else "not clearly ahead or behind"
         found.setdefault(verdict, []).append(f"{size['images_a_class']:,}")
     return "; ".join(
-        f"{verdict} with {' and '.join(sizes)} images a class" for verdict, sizes in found.items()
+        f"{verdict} with {_in_words(sizes)} images a class" for verdict, sizes in found.items()
     )
+
+
+def _in_words(items: list[str]) -> str:
+    """ "20, 100 and 500"."""
+    *others, last = items
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def python() -> str:
