@@ -116,6 +116,7 @@ class Driver:
         if plan.seconds:
             begun = (trial for trial in [*self.trials, *self.under_way] if trial.rungs)
             self.slowness = [self._slowness_of(trial) for trial in begun]
+        self.ask_seconds = plan.ask_seconds
         self.spent = self._spent()  # before this process
 
     @property
@@ -148,10 +149,15 @@ class Driver:
         if plan.trials:
             count = min(count, plan.trials - len(self.trained))
         if plan.seconds:
-            left = (plan.trials_end - self.elapsed) * self.pool.workers / self._slowness()
+            left, slowness = plan.trials_end - self.elapsed, self._slowness() / self.pool.workers
             least = 0 if self.trained else 1  # which wins untried if there is no time for it
-            cost, task = plan.epoch_seconds, plan.task_seconds
-            while count > least and generation_seconds(plan.rungs, count, cost, task) > left:
+
+            def needed() -> float:
+                cost, task = plan.epoch_seconds, plan.task_seconds
+                training = generation_seconds(plan.rungs, count, cost, task)
+                return count * self.ask_seconds + slowness * training
+
+            while count > least and needed() > left:
                 count -= 1
         return count
 
@@ -159,10 +165,12 @@ class Driver:
         """Ask and train a generation; return whether a trial of it came to a rung."""
         plan = self.plan
         generation = self.trials[-1].generation + 1 if self.trials else 0
+        began = self.clock()
         asked = ask(
             self.space, self.counter, self.trials, count, generation=generation,
             seed=plan.config.seed, last=plan.rungs[-1], random=plan.sampler == "random",
         )  # fmt: skip
+        self.ask_seconds = (self.clock() - began) / count
         if not any(not trial.refused for trial in asked):
             if self.trained:
                 return False

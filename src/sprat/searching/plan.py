@@ -38,8 +38,9 @@ class Plan:
     seconds: where the search ends; 0: not there. data: the md5 of the images by their side in
     pixels. channels: of the images. classes: of the data, and images: those trained on in a run.
     If there is a time, as measured: epoch_seconds of a trial, task_seconds that each of its rungs
-    takes besides its epochs, and prepared, the seconds before the first trial. sampler: what points
-    are drawn by. train: whether the winner is trained, for which some of the time is kept.
+    takes besides its epochs, ask_seconds until it is asked, and prepared, the seconds before the
+    first. sampler: what points are drawn by. train: whether the winner is trained, for which some
+    of the time is kept.
     """
 
     config: Config
@@ -56,6 +57,7 @@ class Plan:
     channels: int = 3
     epoch_seconds: float = 0.0
     task_seconds: float = 0.0
+    ask_seconds: float = 0.0
     prepared: float = 0.0
     sampler: Literal["tpe", "random"] = "tpe"
     train: bool = True
@@ -125,6 +127,7 @@ class Settings(TypedDict):
     channels: Ordinal
     epoch_seconds: Positive
     task_seconds: Positive
+    ask_seconds: Positive
     prepared: Positive
     sampler: Literal["tpe", "random"]
     train: bool

@@ -24,6 +24,7 @@ from sprat.training.observer import Observer
 from sprat.training.pace import measure
 from sprat.training.start import settle_for
 
+DRAWS = 2  # designs that are counted for each that keeps the limits
 OTHER_SECONDS = 2.0  # drawings, the page, the recipe
 AT_MOST_SLOWER = 3.0  # times as long as measured an epoch of the winner may take
 
@@ -77,7 +78,9 @@ def prepare(
     of_trial = trial_images or min(TRIAL_IMAGES, images)
     shown = 0 if of_trial == images and not config.train_images else of_trial
     epochs = trial_epochs or epochs_for(of_trial)
+    began_design = time.perf_counter()
     design, _ = space.design(space.family()[0], counter)
+    ask_seconds = DRAWS * (time.perf_counter() - began_design)
 
     def trial(epochs: int) -> Config:
         return design.apply(trial_config(config, epochs, shown), own=own)
@@ -106,6 +109,7 @@ def prepare(
         plan,
         epoch_seconds=pace.epoch + pace.checkpoint,
         task_seconds=pace.start + pace.evaluation,
+        ask_seconds=ask_seconds,
         prepared=time.perf_counter() - began,
     )
     _check_time(plan)

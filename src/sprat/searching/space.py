@@ -27,6 +27,7 @@ else:
 Point = Mapping[str, Any]
 MOST_WIDTH = 64  # channels of the first stage, where no limit says less: those of SpratL
 UNIT = 4  # channels by which widths differ
+NEARLY = 0.05  # share of a limit that may be left, where using it would need another trace
 NEAR = 4.0  # times as high or as low as the recipe's, at most, are learning rates and decay
 SIDES = (1.0, 0.75, 0.5)  # of own pictures, as shares of theirs
 LEAST_SIDE, SIDE_UNIT = 16, 8  # pixels
@@ -150,7 +151,7 @@ class Space:
 
 def _widest(point: Point, side: int, counter: Counter) -> int:
     """Return the greatest width of a shape's first stage, by which costs rise, that keeps the
-    limits on them; 1 if none does."""
+    limits on them, or nearly the greatest; 1 if none does."""
     low, high = 1, MOST_WIDTH
     while low < high:
         middle = (low + high + 1) // 2
@@ -164,7 +165,9 @@ def _widest(point: Point, side: int, counter: Counter) -> int:
     while broken - kept > 1:
         excess = counter.count(network_of(point, width), side).excess
         worst = max(excess[name] for name in traced)
-        kept, broken = (width, broken) if worst <= 0 else (kept, width)
+        if -NEARLY <= worst <= 0:
+            return width
+        kept, broken = (width, broken) if worst < 0 else (kept, width)
         # memory grows nearly as the width does
         width = min(max(math.floor(width / (1 + worst)), kept + 1), broken - 1)
     return kept
