@@ -317,7 +317,7 @@ class SearchDisplay(Watcher):
             self.progress.stop()
 
     def started(self, driver: "Driver", folder: Path) -> None:
-        """Before the first trial, of a fresh or a resumed search."""
+        """Show what is searched, before the first trial of a fresh or a resumed search."""
         plan = driver.plan
         workers = driver.pool.workers
         self._print(

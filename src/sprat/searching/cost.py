@@ -1,4 +1,4 @@
-"""What a network costs next to the limits of a search, counted before it is trained."""
+"""Costs of a network next to the limits of a search, counted before it is trained."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ from sprat.settings.config import BudgetConfig
 
 
 class Cost(TypedDict):
-    """What a network costs on one image; flash and RAM in bytes, stored as the budget says.
+    """Costs of a network on one image; flash and RAM in bytes, stored as the budget says.
 
     receptive_field: None where that is the whole image. ram: None where it cannot be planned.
     """
@@ -49,7 +49,7 @@ class Counted:
 
     @property
     def kept(self) -> bool:
-        """Whether no limit is broken."""
+        """Return whether no limit is broken."""
         return all(excess <= 0 for excess in self.excess.values())
 
 

@@ -62,7 +62,7 @@ class Finalist:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a search comes to: every trial in the order asked, and the finalists, best first."""
+    """Outcome of a search: every trial in the order asked, and the finalists, best first."""
 
     trials: list[Trial]
     finalists: list[Finalist]

@@ -1,4 +1,4 @@
-"""What a search comes to: outcome.json and trials.json, and the winner's recipe."""
+"""Files of a search's outcome: outcome.json and trials.json, and the winner's recipe."""
 
 import dataclasses
 from pathlib import Path
@@ -31,7 +31,7 @@ class FinalistRecord(TypedDict):
 
 
 class Outcome(TypedDict):
-    """What outcome.json holds.
+    """Contents of outcome.json.
 
     asked: trials that were drawn: trained, refused or untried. seconds: up to the decision. limits:
     those that were given; flash and RAM in bytes, stored as stored_as. trial_images: training

@@ -1,4 +1,4 @@
-"""What a search was told and what it decided before its first trial: settings.json."""
+"""Settings of a search and what it decided before its first trial: settings.json."""
 
 import dataclasses
 import hashlib
@@ -111,7 +111,7 @@ class Plan:
 
 
 class Settings(TypedDict):
-    """What settings.json holds: a `Plan`."""
+    """Contents of settings.json: a `Plan`."""
 
     config: dict[str, Any]
     recipe: str

@@ -1,4 +1,4 @@
-"""Where trials run: in this process, or in several of this machine.
+"""Places where trials run: in this process, or in several of this machine.
 
 A pool starts tasks and gives their rungs as they end. Whatever runs them, what a task comes to is
 the same, so a search is the same in any pool whose trials have as many threads.

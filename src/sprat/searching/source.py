@@ -1,4 +1,4 @@
-"""Where trials get their images, in whatever process they run."""
+"""Source of the images of trials, in whatever process they run."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""What is searched: designs of the SpratNet family, and how they are trained.
+"""Space of a search: designs of the SpratNet family, and how they are trained.
 
 A point of the space is a value for each of its choices, as Optuna draws them. It stands for a
 shape, of which the width is still open: `width` is a share of the widest that keeps every limit.

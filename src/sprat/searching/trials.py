@@ -1,4 +1,4 @@
-"""What is known of each trial, as trials.json holds it and the journal keeps it."""
+"""Records of trials, as trials.json holds it and the journal keeps it."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypedDict
@@ -59,12 +59,12 @@ class Trial:
 
     @property
     def refused(self) -> bool:
-        """Whether it breaks a limit, so that it is never trained."""
+        """Return whether it breaks a limit, so that it is never trained."""
         return any(excess > 0 for excess in self.excess.values())
 
     @property
     def state(self) -> State:
-        """What became of it."""
+        """State that it is in, or ended in."""
         if self.refused:
             return "refused"
         if self.diverged:
@@ -80,7 +80,7 @@ class Trial:
 
     @property
     def rank(self) -> tuple[int, float, int]:
-        """What trials are sorted by, best first: how far one came, then its accuracy there."""
+        """Key to sort trials by, best first: how far one came, then its accuracy there."""
         reached = max(self.rungs, default=0)
         return (0 if self.diverged else -reached, -self.val, self.number)
 
