@@ -86,10 +86,8 @@ def import_model(
             the network does not answer an image with a logit for each class, or the output exists.
             Nothing is written then.
     """
-    given = Foreign(
-        weights=str(weights), key=key, mean=mean, std=std, side=side, channels=channels,
-        classes=classes,
-    )  # type: ignore[arg-type] # single values become tuples # fmt: skip
+    shape: dict[str, Any] = {"mean": mean, "std": std, "classes": classes, "channels": channels}
+    given = Foreign(weights=str(weights), key=key, side=side, **shape)  # they become tuples
     given.check_given()
     _check_published(dataset, bool(given.classes))
     use_networks([network], code)
