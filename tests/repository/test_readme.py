@@ -407,7 +407,7 @@ def test_the_limits_shown_are_judged_as_shown(capsys: pytest.CaptureFixture[str]
     limits = ["--max-parameters", "200k", "--min-receptive-field", "45"]
     limits += ["--max-ram", "64K", "--stored-as", "int8"]
     app(["check", "OptimizedCIFAR10Net200K", *limits], result_action="return_value")
-    shown = FIT.split("A build can do so")[1].split("```text\n")[1].split("```")[0]
+    shown = FIT.split("```text\n")[2].split("```")[0]
     assert capsys.readouterr().out == shown
 
 
