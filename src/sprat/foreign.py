@@ -56,37 +56,37 @@ class Foreign(Table):
 
     weights: str = setting(
         "",
-        "File of weights that were trained elsewhere (.pth, .safetensors), for a network by its "
-        "name or as my_nets.py:MyNet",
+        "File of weights that were trained elsewhere (.pth, .safetensors); the network is given by "
+        "its name or as my_nets.py:MyNet",
     )
     key: str = setting(
-        "", "Which of several sets of weights in that file is taken, such as state_dict_ema"
+        "", "Which set of weights to use if the file has several, such as state_dict_ema"
     )
     mean: tuple[float, ...] = setting(
         (),
-        "Mean by which the network's images were normalised, of red, green and blue or of all: "
-        "0 to 1, or 0 to 255",
+        "Mean that the network's images were normalised with: one value, or one each for red, "
+        "green and blue, on a scale of 0 to 1 or 0 to 255",
         at_least=0,
         at_most=255,
     )
     std: tuple[float, ...] = setting(
-        (), "Standard deviation likewise, in the same unit", above=0, at_most=255
+        (), "Standard deviation that goes with the mean, on the same scale", above=0, at_most=255
     )
     side: int = setting(
         0,
-        "Side of the images that the network takes",
+        "Side of the images that the network expects",
         at_least=0,
         at_most=LARGEST_SIDE,
         unit="pixels",
-        zero="that of the dataset's, 32 for your own pictures",
+        zero="that of the dataset, 32 for your own pictures",
     )
     channels: Literal[1, 3] = setting(
         3, "Channels of the images that the network takes: 1 for grey, as which it then sees colour"
     )
     classes: Annotated[tuple[str, ...], Parameter(converter=_split)] = setting(
         (),
-        "Names of the classes in the order of the network's outputs, or a .txt file with a name in "
-        "each line; by default those of the dataset, in its order",
+        "Names of the classes in the order of the network's outputs, or a .txt file with one name "
+        "per line; by default the classes of the dataset, in its order",
     )
 
     def __post_init__(self) -> None:

@@ -47,7 +47,7 @@ class AugmentConfig(Table, name="augment"):
     flip: float = probability_setting(0.5, "Probability of a horizontal flip")
     flip_mode: Literal["random", "alternating"] = setting(
         "random",
-        "random: flip by chance; alternating: flip each image every other epoch (airbench94)",
+        "random: flip at random; alternating: flip each image every other epoch (airbench94)",
     )
     crop: int = setting(
         4,
@@ -58,7 +58,7 @@ class AugmentConfig(Table, name="augment"):
         zero="no crop",
     )
     crop_mode: Literal["reflect", "constant"] = setting(
-        "reflect", "Fill beyond the border: reflect mirrors the image, constant is black"
+        "reflect", "Fill for pixels beyond the border: reflect mirrors the image, constant is black"
     )
     affine: float = probability_setting(0.0, "Probability of a shift, scaling and rotation")
     shift: float = setting(
@@ -109,7 +109,8 @@ class AugmentConfig(Table, name="augment"):
     )
     sides: tuple[int, ...] = setting(
         (),
-        "Image side in pixels, epoch by epoch, the last for all that follow; empty: their own",
+        "Image side in pixels for each epoch, the last for all later epochs; empty: the original "
+        "side",
         at_least=8,
         at_most=512,
         unit="pixels",

@@ -13,12 +13,12 @@ from sprat.text import visible
 def install_completion(
     shell: Literal["bash", "zsh", "fish", "powershell"] | None = None, /
 ) -> None:
-    """Install completion of commands and options.
+    """Install shell completion for commands and options.
 
     Parameters
     ----------
     shell
-        Shell to install it for; by default the one that sprat is called from.
+        Shell to install completion for; by default the current one.
     """
     try:
         path = app.install_completion(shell=shell)

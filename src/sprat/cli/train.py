@@ -45,26 +45,27 @@ def train(
 ) -> int:
     """Train a network from a recipe. Any setting can be changed with its option.
 
-    A default shown below holds where the recipe does not set a value.
+    A setting that the recipe does not set has the default shown below.
 
     Parameters
     ----------
     recipe
-        Name of a recipe that ships with sprat, or the path of a .toml file.
+        Name of a recipe that comes with sprat, or path of a .toml file.
     model
-        Network by name, or a class of your own as my_nets.py:MyNet; drops the recipe's network
-        settings. By default the recipe's, or that of --start-from.
+        Name of a network, or a class of your own: my_nets.py:MyNet. Discards the recipe's network
+        settings. By default the recipe's network, or that of --start-from.
     output
         New folder for the run; by default runs/RECIPE-DATE-TIME, with --seeds runs/RECIPE, with
         --folds runs/RECIPE-folds.
     resume
-        Folder of an interrupted run to resume; only --dataset, --data-dir and --log go with it.
+        Folder of an interrupted run to resume. Only --dataset, --data-dir and --log may be added.
     seeds
-        Number of runs, with seeds from --seed on, each in OUTPUT/seed-N; 0: one run, in OUTPUT.
+        Number of runs with consecutive seeds, starting at --seed, each in OUTPUT/seed-N; 0: one
+        run.
     time
         Train as many epochs as finish in this time, evaluation included: 5m or 1h30m.
     log
-        Also write the run for this program, into RUN/tensorboard.
+        Also write the run's data for this program, to RUN/tensorboard.
     quiet
         Print only errors and warnings.
     """

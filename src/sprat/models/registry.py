@@ -36,18 +36,18 @@ class NetworkSettings(Table, name="network"):
 
     widths: tuple[int, ...] = setting((), "Channels of each stage", at_least=1, at_most=4_096)
     depth: tuple[int, ...] = setting(
-        (), "Blocks of every stage, or of each", at_least=0, at_most=64
+        (), "Blocks per stage: one number for all stages, or one for each", at_least=0, at_most=64
     )
     strides: tuple[int, ...] = setting((), "Stride of each stage", at_least=1, at_most=4)
     widening: tuple[float, ...] = setting(
         (),
-        "How many times as wide a block is inside, in every stage or in each",
+        "Width inside a block as a multiple of its outer width, for all stages or for each",
         at_least=0.1,
         at_most=16,
     )
     kernels: tuple[int, ...] = setting(
         (),
-        "Depthwise windows, each for an equal share of the channels; 1 leaves its share as it is",
+        "Depthwise window sizes, each for an equal share of the channels; 1 leaves them unchanged",
         at_least=1,
         at_most=31,
         unit="pixels",
@@ -66,7 +66,7 @@ class NetworkConfig(NetworkSettings, name="network"):
 
     name: str = setting(
         "OptimizedCIFAR10Net200K",
-        "Network by name, where case, - and _ do not matter, or a class of your own as "
+        "Name of a network (case, - and _ make no difference), or a class of your own: "
         "my_nets.py:MyNet",
     )
 

@@ -138,7 +138,7 @@ def open_files(files: Files, graph: Graph) -> Run:
 
 C = Format(
     name="c",
-    about="C11 in 8-bit integers for microcontrollers, a folder",
+    about="a folder of C11 code in 8-bit integers, for microcontrollers",
     ending="-c",
     write=write,
     check=check,
