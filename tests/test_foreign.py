@@ -172,8 +172,8 @@ MISFITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda state: state | {"head.weight": state["head.weight"].to_sparse()},
         r"head\.weight is sparse",
     ),
-    "nothing": (lambda state: {"epoch": 3}, "holds no state dict"),
-    "a list": (lambda state: list(state.values()), "holds no state dict"),
+    "nothing": (lambda state: {"epoch": 3}, "contains no state dict"),
+    "a list": (lambda state: list(state.values()), "contains no state dict"),
 }
 
 
@@ -220,7 +220,9 @@ def test_nothing_that_a_file_asks_for_runs(net: nn.Module, attack: Attack, zippe
     if attack.asked[0] in LEFT_OUT and zipped:
         load_weights(_new(), Path("net.pth"))
     else:
-        with pytest.raises(SpratError, match=r"objects of Python code .*torch\.save\(network\."):
+        with pytest.raises(
+            SpratError, match=r"objects that need Python code .*torch\.save\(network\."
+        ):
             load_weights(_new(), Path("net.pth"))
     assert not Path("harmed").exists()
 
@@ -260,7 +262,7 @@ class TestMeanAndStd:
         bytes_ = Foreign(mean=(124.95,), std=(63.75, 51, 102)).normalization()
         assert bytes_.mean == pytest.approx((0.49,) * 3)
         assert bytes_.std == pytest.approx((0.25, 0.2, 0.4))
-        assert "are taken as 0 to 255" in capfd.readouterr().err
+        assert "are read on a scale of 0 to 255" in capfd.readouterr().err
         assert Foreign(mean=(0,), std=(255,)).normalization().std == (1, 1, 1)
         assert Foreign(mean=(0,), std=(1,)).normalization().std == (1, 1, 1)
         capfd.readouterr()
@@ -401,11 +403,11 @@ def test_a_function_that_makes_a_network_runs_only_by_its_name(net: nn.Module, h
             "it lacks blocks.0.residual.0.weight, nearest to",
         ),
         ("evaluate my_nets.py:Pair {} --dataset shapes10", "answers one image with a tuple"),
-        ("evaluate my_nets.py:Soft {} --dataset shapes10", "answers with probabilities, expected"),
+        ("evaluate my_nets.py:Soft {} --dataset shapes10", "returns probabilities, expected"),
         ("evaluate my_nets.py:Net {} --dataset shapes10 --side 64", "are of 32 pixels, but --side"),
         ("evaluate my_nets.py:Net {} --dataset shapes10 --split val", "has no val"),
         ("evaluate my_nets.py:Net {} --dataset shapes10 --classes a,b", "is of shape (10, 6)"),
-        ("import my_nets.py:Net {}", "The classes are not named. Give --classes"),
+        ("import my_nets.py:Net {}", "The classes have no names. Give --classes"),
         ("import my_nets.py:Net {} --classes a,a", "--classes names 'a' twice"),
         ("import my_nets.py:Net {} --classes gone.txt", "There is no file gone.txt"),
         ("import my_nets.py:Net {} --dataset shapes", "did you mean 'shapes10'"),

@@ -142,8 +142,8 @@ class Classifier:
         labels = None if classes is None else [self._label(name) for name in classes]
         if labels is not None and len(labels) != len(pixels):
             raise SpratError(
-                f"classes names {len(labels)}, but there are {len(pixels)} pictures. Name a class "
-                "for each."
+                f"classes has {len(labels)} names, but there are {len(pixels)} pictures. Give one "
+                "class per picture."
             )
         with self._turn:
             found, maps = self._maps(pixels, labels)
@@ -216,14 +216,15 @@ def to_pixels(images: Picture | Iterable[Picture], side: int, channels: int = 3)
             images = images[..., None]
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-1] not in (1, 3):
             raise SpratError(
-                f"An array is {images.dtype} of shape {images.shape}, expected uint8 (0 to 255) of "
-                "height x width x 3 (or 1), or many of them: N x height x width x 3."
+                f"The array is {images.dtype} of shape {images.shape}, expected uint8 (0 to 255) "
+                "of height x width x 3 (or 1), or a batch of N x height x width x 3. Convert the "
+                "array."
             )
         return _fit_all(torch.tensor(images).movedim(-1, -3), side, channels)
     if not isinstance(images, Iterable):
         raise SpratError(
-            f"{shown(images)} is no picture. Give a path, a PIL image, a uint8 array or tensor, or "
-            "a list of them."
+            f"{shown(images)} is not a picture. Give a path, a PIL image, a uint8 array or tensor, "
+            "or a list of them."
         )
     parts = [to_pixels(image, side, channels) for image in images]
     if not parts:
@@ -234,11 +235,14 @@ def to_pixels(images: Picture | Iterable[Picture], side: int, channels: int = 3)
 def _fit_all(images: Tensor, side: int, channels: int) -> Tensor:
     if images.dtype != torch.uint8 or images.ndim not in (3, 4) or images.shape[-3] not in (1, 3):
         raise SpratError(
-            f"A tensor is {images.dtype} of shape {tuple(images.shape)}, expected torch.uint8 (0 "
-            "to 255) of 3 (or 1) x height x width, or many of them: N x 3 x height x width."
+            f"The tensor is {images.dtype} of shape {tuple(images.shape)}, expected torch.uint8 (0 "
+            "to 255) of 3 (or 1) x height x width, or a batch of N x 3 x height x width. Convert "
+            "the tensor."
         )
     if not images.numel():
-        raise SpratError(f"A batch of shape {tuple(images.shape)} holds no pixel. Give some.")
+        raise SpratError(
+            f"A batch of shape {tuple(images.shape)} contains no pixels. Give at least one image."
+        )
     batch = images if images.ndim == 4 else images[None]
     if batch.shape[-2:] == (side, side):
         return to_channels(batch, channels)
@@ -258,14 +262,14 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
             inside = [file for file in _files_in(path) if is_picture(file)]
             if not inside:
                 raise SpratError(
-                    f"The folder {path} holds no picture ({', '.join(sorted(SUFFIXES))}), nor do "
-                    "folders in it. Name one that does."
+                    f"The folder {path} and its subfolders contain no picture "
+                    f"({', '.join(sorted(SUFFIXES))}). Name a folder that does."
                 )
             found += inside
         elif path.exists():
             found.append(path)
         else:
-            raise SpratError(f"There is no file or folder {path}. Name one that exists.")
+            raise SpratError(f"There is no file or folder {path}. Check its name.")
     return found
 
 

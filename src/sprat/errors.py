@@ -45,11 +45,11 @@ def in_words(error: SpratError | OSError) -> str:
     if isinstance(error, SpratError):
         return str(error)
     if error.filename is None and error.errno in _NO_ROOM:  # files are written under their names
-        return f"standard output cannot be written: {error.strerror}. Send it elsewhere."
+        return f"Standard output cannot be written: {error.strerror}. Redirect it elsewhere."
     if error.filename is None:
         return f"{error.strerror or error}"
     reason = f"{visible(error.filename)} cannot be used: {error.strerror or error}"
-    return f"{reason}. Check its name and rights, or give another."
+    return f"{reason}. Check its name and permissions, or give another."
 
 
 def plain(name: str) -> str:

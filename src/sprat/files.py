@@ -231,8 +231,8 @@ def check_folder(path: Path, names: Collection[str]) -> None:
         others = [each for each in found if each.name not in names or each.is_dir()]
     if others:
         raise SpratError(
-            f"{path} holds {shown(others[0].name)} too, which would be lost. Give another folder, "
-            "or move that file."
+            f"{path} also contains {shown(others[0].name)}, which would be lost. Give another "
+            "folder, or move that file."
         )
 
 

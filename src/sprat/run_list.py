@@ -97,7 +97,7 @@ def list_runs(
     """
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
-        raise SpratError(f"{folder} {what}. Name a folder that holds runs, such as runs.")
+        raise SpratError(f"{folder} {what}. Name a folder that contains runs, such as runs.")
     found = [_read(each, folder) for each in _run_folders(folder)]
     wanted = {"recipe": recipe, "network": network, "dataset": dataset}
     chosen = [
@@ -147,7 +147,7 @@ def _run_folders(folder: Path, depth: int = 0) -> Iterator[Path]:
     except OSError as error:
         if depth == 0:
             raise SpratError(
-                f"{folder} cannot be read: {error.strerror}. Check its rights."
+                f"{folder} cannot be read: {error.strerror}. Check its permissions."
             ) from error
         return
     if any(entry.name in (CONFIG_FILE, RESULTS_FILE, METRICS_FILE) for entry in found):

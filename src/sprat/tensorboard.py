@@ -32,7 +32,7 @@ class TensorBoard(Observer):
     def __init__(self) -> None:
         if importlib.util.find_spec("tensorboard") is None:
             raise SpratError(
-                "TensorBoard is not installed. Install it: pip install 'sprat[tensorboard]'."
+                "TensorBoard is not installed. Install it with pip install 'sprat[tensorboard]'"
             )
         self.writer: SummaryWriter | None = None
 

@@ -166,8 +166,8 @@ class TestHelp:
         (["train", "--dataset", "shapes10", "--model", "resnet"], "Unknown network 'resnet'"),
         (["train", "--dataset", "shapes10", "--batch-size", "20000"], "batch_size is 20000"),
         (["train", "--resume", "nowhere"], "There is no nowhere/config.json"),
-        (["train", "--resume", "nowhere", "--seed", "3"], "Leave other settings out"),
-        (["train", "--dataset", "shapes10", "--device", NO_GPU], "use --device auto"),
+        (["train", "--resume", "nowhere", "--seed", "3"], "Leave all others out"),
+        (["train", "--dataset", "shapes10", "--device", NO_GPU], "Use --device auto"),
         (
             ["train", "--dataset", "shapes10", "--device", "cpu", "--precision", "fp16"],
             "needs a GPU",
@@ -181,7 +181,10 @@ class TestHelp:
         (["summary", "resnet8", "--depth", "-1"], "--depth is -1"),
         (["summary", "torch.nn:Identity"], "answers one image with (1, 3, 32, 32), expected"),
         (["summary", "resnet8", "--effective", "field.jpg"], "ends in .png"),
-        (["check", "resnet8"], "No limit is given. Give one, as --max-parameters 200k"),
+        (
+            ["check", "resnet8"],
+            "No limit is given. Give at least one, such as --max-parameters 200k",
+        ),
         (
             ["check", "resnet8", "--min-accuracy", "85"],
             "--min-accuracy is 85.0, expected",
@@ -209,8 +212,8 @@ class TestHelp:
         (["models", "nothing"], "Unknown pretrained model 'nothing'"),
         (["predict", "nowhere.safetensors", "x.png"], "There is no model at nowhere.safetensors"),
         (["predict", "nowhere.png"], "There is no file or folder nowhere.png"),
-        (["predict", "OptimizedCIFAR10Net200K"], "No picture is named"),
-        (["predict"], "No picture is named"),
+        (["predict", "OptimizedCIFAR10Net200K"], "No picture is given"),
+        (["predict"], "No picture is given"),
         (["predict", "x.png", "--top", "0"], "--top is 0"),
         (["data", "show", "--output", "sheet.txt"], "ends in .png"),
         (["data", "show", "--columns", "0"], "--columns is 0"),
@@ -310,7 +313,7 @@ def test_a_run_whose_pictures_have_moved_is_resumed_where_they_are(
     (tmp_path / "before").rename(now)
     done = here("train", "--resume", run)
     assert done.returncode == 2
-    assert "is no longer there. If that has moved, name its new place" in done.stderr
+    assert "is no longer there. If the data has moved, give its new place" in done.stderr
     assert (
         "trained on other images" in here("train", "--resume", run, "--dataset", "shapes10").stderr
     )
@@ -560,7 +563,7 @@ class TestCompletion:
             done = here("--install-completion", "bash")
             assert done.returncode == 0, done.stderr
         script = tmp_path / ".local" / "share" / "bash-completion" / "completions" / "sprat"
-        assert done.stdout.startswith(f"{script} completes sprat's commands")
+        assert done.stdout.startswith(f"Wrote {script}. Completion works")
         text = script.read_text()
         assert all(word in text for word in ("train", "evaluate", "--optim.lr", "--recipe"))
         started = (tmp_path / ".bashrc").read_text()

@@ -124,7 +124,7 @@ class TestCIFAR10Files:
         self, made: Path, content: bytes, message: str
     ) -> None:
         (made / cifar10.FOLDER / "test_batch").write_bytes(content)
-        with pytest.raises(SpratError, match=f"test_batch.*{message}.*fetch the dataset again"):
+        with pytest.raises(SpratError, match=f"test_batch.*{message}.*Download the dataset again"):
             load_dataset("cifar10", made)
 
     def test_a_truncated_or_foreign_archive_is_refused(self, made: Path) -> None:

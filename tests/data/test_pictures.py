@@ -263,7 +263,9 @@ class TestCache:
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
         try:
-            with pytest.raises(SpratError, match=r"need 7,680 bytes: .*; make room there, or name"):
+            with pytest.raises(
+                SpratError, match=r"need 7,680 bytes: .*. Free some space there, or name"
+            ):
                 _load(folder)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -348,7 +350,7 @@ def _nested(folder: Path) -> None:
 BAD: list[tuple[Callable[[Path], object], str]] = [
     (_empty, "The class folder .*/green is empty. Put pictures into it"),
     (lambda f: draw(f, blue=3), "holds only 'blue'; expected a folder of pictures for each class"),
-    (lambda f: f.mkdir(), "holds no folder; expected a folder of pictures for each class"),
+    (lambda f: f.mkdir(), "contains no folders, expected one folder of pictures for each"),
     (_nested, r"The class folder .*/red holds folders \(dark\), expected pictures alone"),
     (
         lambda f: draw(f, train__blue=3, train__red=3, train__red__dark=2, dev__red=1),
@@ -581,7 +583,7 @@ class TestEndToEnd:
         assert _sprat("train", "--dataset", "set", *few, "--output", "run") == 0
         shown = capsys.readouterr().out
         assert f"on {folder}: 86 training images" in shown
-        assert "classes are uneven, from 21 training images (" in shown
+        assert "The classes are imbalanced, from 21 training images (" in shown
 
         config, _, changed = read_config(tmp_path / "run")
         assert config.dataset == str(folder), "a resumed run finds it from anywhere"

@@ -465,7 +465,7 @@ class TestCommand:
     def test_an_output_that_is_no_page_is_refused(self, here: Here, run: Path) -> None:
         done = here("report", run, "--output", run.parent / "page.pdf")
         assert done.returncode == 2
-        assert "Give a name that ends in .html." in done.stderr
+        assert "expected a name that ends in .html." in done.stderr
 
 
 @pytest.mark.parametrize("damage", [{"val": None}, {"model": 3}, {"machine": {}}, {"final": True}])

@@ -182,9 +182,9 @@ def test_a_folder_of_other_settings_is_left_alone(
 
     refused(folded.folder, "fold-1 is a run of other settings .*dropout", dropout=0.1)
     refused(folded.folder, "fold-1 is a run of other settings .*folds", folds=4)
-    refused(folded.folder / "fold-1", "holds another run")
+    refused(folded.folder / "fold-1", "contains another run")
     (tmp_path / "results.json").write_text("{}")
-    refused(tmp_path, "or results of something else. Give another --output")
+    refused(tmp_path, "or other results. Give another --output")
     refused(tmp_path / "new", "folds is 99, but there are only", folds=99)
     assert not (tmp_path / "new").exists()
 
@@ -212,7 +212,7 @@ class TestCommands:
             folds_of.setdefault(patients[Path(image)], set()).add(fold)
         assert all(len(folds) == 1 for folds in folds_of.values())
         assert 3 * len(folds_of) == len(predictions["image"]), "none is in the test part too"
-        assert "accuracy is on fold 2 of 2, which decides nothing" in done.stdout
+        assert "accuracy is measured on fold 2 of 2, which is not used to choose" in done.stdout
         assert f"{100 * results['top1']['mean']:.2f} ± {100 * results['top1']['std']:.2f} %" in (
             done.stdout
         )
@@ -230,7 +230,7 @@ class TestCommands:
             (["--fold", 1], r"fold is 1, expected at most folds \(= 0\)"),
             (["--folds", 3, "--final"], "folds is 3, expected 0, since final is True"),
             (["--folds", 3, "--seeds", 2], "folds is 3, but seeds are asked for too"),
-            (["--folds", 3, "--resume", "runs/x"], "--resume continues a run exactly as it began"),
+            (["--folds", 3, "--resume", "runs/x"], "--resume continues a run with exactly"),
             (["--folds", 3, "--distill.teacher", "tiniest"], "there is a teacher, which"),
             (["--folds", 1_001], r"folds is 1001, expected 0 \(one run\) to 1,000"),
         ],

@@ -130,7 +130,9 @@ def check_new(path: Path, overwrite: bool) -> Path:
         SpratError: it does not, or it exists already.
     """
     if path.suffix != ".safetensors":
-        raise SpratError(f"--output is {path}, expected a name that ends in .safetensors.")
+        raise SpratError(
+            f"--output is {path}, expected a name that ends in .safetensors. Give another name."
+        )
     if path.is_dir():
         raise SpratError(f"{path} is a folder. Give another --output.")
     if path.exists() and not overwrite:
@@ -143,8 +145,8 @@ def check_new(path: Path, overwrite: bool) -> Path:
 def _check_published(dataset: str, has_classes: bool) -> None:
     if not dataset and not has_classes:
         raise SpratError(
-            "The classes are not named. Give --classes in the order of the network's outputs, or "
-            f"--dataset, such as {PREFERRED}, for those of a dataset in its order."
+            "The classes have no names. Give --classes in the order of the network's outputs, or "
+            f"--dataset, such as {PREFERRED}, to use the classes of a dataset in its order."
         )
     if dataset and dataset not in DATASETS:
         raise SpratError(
@@ -176,8 +178,8 @@ def _check_loads_again(model: "Model", content: bytes) -> None:
         before, after = model.network(images), again.network(images)
     if not torch.allclose(before, after, rtol=CLOSE, atol=CLOSE * before.abs().max().item()):
         raise SpratError(
-            f"{model.name} answers differently when it is loaded again, so its weights are not all "
-            "that its answers depend on. Make whatever else they depend on a buffer of its."
+            f"{model.name} gives different outputs after it is loaded again, so the outputs depend "
+            "on more than its weights. Register whatever else they depend on as a buffer."
         )
 
 

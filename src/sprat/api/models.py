@@ -185,11 +185,11 @@ def _locate(model: str, given: Foreign, code: Code) -> Path | None:
 
 def _check_split(split: str, config: Config | None, model: str | Path) -> None:
     if split not in ("auto", "val", "test", "all"):
-        raise SpratError(f"split is {split!r}, expected auto, val, test or all.")
+        raise SpratError(f"split is {split!r}, expected auto, val, test or all. Give one of these.")
     if split == "val" and default_split(config) != "val":
         raise SpratError(
-            f"{model} has no val: it is no run's folder, or was trained on all training images. "
-            "Use --split test."
+            f"{model} has no val: it is not a run's folder, or the run was trained on all training "
+            "images. Use --split test."
         )
 
 
@@ -277,13 +277,13 @@ def _flat(pictures: Iterable[str | Path | Iterable[str | Path]]) -> list[Path]:
 
 def _check_predict(files: list[Path], top: int, hint: bool) -> None:
     if top < 1:
-        raise SpratError(f"--top is {top}, expected at least 1.")
+        raise SpratError(f"--top is {top}, expected at least 1. Give a larger number.")
     if not files:
-        raise SpratError("No picture is named. Give files or a folder: sprat predict cat.jpg")
+        raise SpratError("No picture is given. Give files or a folder: sprat predict cat.jpg")
     if missing := next((file for file in files if not file.exists()), None):
         pretrained = [card["name"] for card in cards()]
         meant = did_you_mean(str(missing), pretrained) if hint and missing == files[0] else ""
-        raise SpratError(f"There is no file or folder {missing}{meant or '.'}")
+        raise SpratError(f"There is no file or folder {missing}{meant or '.'} Check its name.")
 
 
 def export(

@@ -195,7 +195,7 @@ def train_seeds(
     began = perf_counter()
     _check_alone("several seeds")
     if not 1 <= seeds <= MOST_SEEDS:
-        raise SpratError(f"seeds is {seeds}, expected 1 to {MOST_SEEDS:,}")
+        raise SpratError(f"seeds is {seeds}, expected 1 to {MOST_SEEDS:,}. Give another number.")
     check_observers(observers)
     _use(code, changes)
     plan = _plan(config, changes, recipe, dataset, data_dir, time, quiet, _check_no_folds)
@@ -330,12 +330,12 @@ def _check_together(output: str | Path | None, time: str) -> None:
     """Check what processes that torchrun started must agree on."""
     if output is None:
         raise SpratError(
-            "Several processes train into one folder, but no output is given. Give --output."
+            "Several processes train in one folder, but no folder is given. Give --output."
         )
     if time:
         raise SpratError(
-            "The processes that torchrun started would each find another number of epochs for "
-            f"--time {time}. Give --epochs instead."
+            f"With --time {time}, each process that torchrun started would choose a different "
+            "number of epochs. Give --epochs instead."
         )
 
 
@@ -343,23 +343,24 @@ def _check_alone(what: str) -> None:
     """Check that torchrun did not start this process."""
     if launched():
         raise SpratError(
-            f"torchrun trains one run, but {what} are asked for. Start sprat without torchrun."
+            f"torchrun trains a single run, but {what} were requested. Start sprat without "
+            "torchrun."
         )
 
 
 def _check_one_run(config: Config) -> None:
     if config.all_folds:
         raise SpratError(
-            f"folds is {config.folds}, which takes as many runs. Train them with train_folds, or "
-            "give the fold to train alone."
+            f"folds is {config.folds}, which needs that many runs. Train them with train_folds, or "
+            "set fold to train a single one."
         )
 
 
 def _check_no_folds(config: Config) -> None:
     if config.folds:
         raise SpratError(
-            f"folds is {config.folds}, but seeds are asked for too. Give either several seeds or "
-            "folds."
+            f"folds is {config.folds}, but several seeds were requested as well. Give either seeds "
+            "or folds."
         )
 
 
@@ -368,7 +369,7 @@ def _check_all_folds(config: Config) -> None:
         raise SpratError("folds is 0, expected at least 2. Give a number of folds.")
     if config.fold:
         raise SpratError(
-            f"fold is {config.fold}, but all {config.folds} folds are asked for. Leave fold out."
+            f"fold is {config.fold}, but all {config.folds} folds were requested. Leave fold out."
         )
 
 
@@ -440,7 +441,7 @@ class _Plan:
         if again and kept.exists():
             config = fit_again(self.config, kept)
         else:
-            self.console.print(f"timing a few steps, to see how many epochs finish in {time}")
+            self.console.print(f"timing a few steps to find how many epochs fit into {time}")
             config = fit(self.config, self.dataset, parse_time(time), since)
         recipe = keep_recipe(config, kept)
         return dataclasses.replace(self, recipe=recipe, config=config, overrides={})
@@ -469,7 +470,10 @@ def _plan(
     if time:
         parse_time(time)
         if "epochs" in changed:
-            raise SpratError("--time decides how many epochs there are; leave --epochs out.")
+            raise SpratError(
+                "--time determines the number of epochs, so --epochs cannot be given as well. "
+                "Leave one of them out."
+            )
     if isinstance(dataset, str | Path):
         settings = settings.changed({"dataset": str(dataset)})
     check_names(settings, dataset)

@@ -226,7 +226,7 @@ def _beta(
 ) -> Tensor:
     """Draw draws x n numbers from Beta(alpha, alpha), float32; n is 1 or B."""
     if isinstance(alpha, float | int) and not alpha > 0:
-        raise SpratError(f"alpha or beta is {alpha}, expected a number above 0. Raise it.")
+        raise SpratError(f"alpha or beta is {alpha}, expected a number above 0. Give a larger one.")
     alpha = torch.as_tensor(alpha, dtype=torch.float64, device=images.device)
     shape = (draws, len(images) if per_image else 1, 2)
     # what torch.distributions draws with, which takes no generator

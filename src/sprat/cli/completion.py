@@ -24,7 +24,7 @@ def install_completion(
         path = app.install_completion(shell=shell)
     except ShellDetectionError as error:
         raise SpratError(
-            "The shell that sprat is called from is not one of bash, zsh, fish and powershell. "
-            "Name the shell to install completion for: sprat --install-completion bash."
+            "The current shell is not bash, zsh, fish or powershell. Name the shell to install "
+            "completion for: sprat --install-completion bash"
         ) from error
-    print(f"{visible(path)} completes sprat's commands in shells that are started from now on.")
+    print(f"Wrote {visible(path)}. Completion works in every shell that you start from now on.")

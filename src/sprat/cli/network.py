@@ -91,14 +91,14 @@ def export(
     print_contenders(console, exported.contenders)
     same = f"{100 * exported.same_top1:.2f} %"
     console.print(
-        f"\n{exported.n:,} images of {visible(exported.dataset)} ({exported.split}): {same} are "
-        "classified as by torch, probabilities differ by up to "
-        f"{exported.largest_difference:.2g}; one image is timed on one thread"
+        f"\n{exported.n:,} images of {visible(exported.dataset)} ({exported.split}): {same} get "
+        "the same class as in PyTorch; probabilities differ by up to "
+        f"{exported.largest_difference:.2g}. Times are for one image on one thread."
     )
     if worst := exported.worst_class:
         console.print(
             f"The class that loses most: {visible(worst.name)}, {worst.points:.2f} points "
-            f"({worst.before:,} of {worst.n:,} images correct by torch, {worst.after:,} by "
+            f"({worst.before:,} of {worst.n:,} images correct in PyTorch, {worst.after:,} in "
             f"{exported.format})"
         )
     if exported.compiled:
@@ -185,7 +185,9 @@ def summary(
         any, else with initial weights.
     """
     if depth < 0:
-        raise SpratError(f"--depth is {depth}, expected 0 (every layer) or above.")
+        raise SpratError(
+            f"--depth is {depth}, expected 0 (every layer) or more. Give another number."
+        )
     names.check_png(effective, "--effective")
 
     from sprat.display import make_console, print_summary
@@ -244,10 +246,14 @@ def check(
     """
     limits = budget.limits | {"min_accuracy": min_accuracy}
     if not 0 <= min_accuracy <= 1:
-        raise SpratError(f"--min-accuracy is {min_accuracy}, expected a fraction, 0 to 1.")
+        raise SpratError(
+            f"--min-accuracy is {min_accuracy}, expected a fraction from 0 to 1. Give 0.85, for "
+            "example."
+        )
     if not any(limits.values()):
         raise SpratError(
-            "No limit is given. Give one, as --max-parameters 200k (see sprat check --help)."
+            "No limit is given. Give at least one, such as --max-parameters 200k (see sprat check "
+            "--help)."
         )
 
     from sprat.display import make_console, print_verdicts
@@ -271,8 +277,8 @@ def check(
         print_verdicts(console, summarized.model, verdicts)
         if budget.max_ram:
             console.print(
-                f"The arena holds activations. The image ({summarized.image_bytes:,} bytes), stack "
-                "and code come on top."
+                f"The arena holds the activations. The image ({summarized.image_bytes:,} bytes), "
+                "the stack and the code need additional memory."
             )
     return 0 if all(verdict.kept for verdict in verdicts) else 1
 
@@ -310,8 +316,8 @@ def _find_network(
         loaded = load_model(locate(model))
         if channels not in (None, loaded.channels):
             raise SpratError(
-                f"--channels is {channels}, but {model} takes images of {loaded.channels}. Leave "
-                "the option out, or name a network."
+                f"--channels is {channels}, but {model} expects images with {loaded.channels} "
+                "channels. Leave --channels out, or name a network."
             )
         return loaded.network, side or loaded.side
     torch.manual_seed(0)  # initial weights are drawn
@@ -323,9 +329,9 @@ def _find_network(
 
 def _check_asked(spec: NetworkConfig, side: int | None, classes: int, is_file: bool) -> None:
     if side is not None and side < 1:
-        raise SpratError(f"--side is {side}, expected at least 1 pixel.")
+        raise SpratError(f"--side is {side}, expected at least 1 pixel. Give a larger number.")
     if classes < 1:
-        raise SpratError(f"--classes is {classes}, expected at least 1.")
+        raise SpratError(f"--classes is {classes}, expected at least 1. Give a larger number.")
     if is_file and spec.given:
         raise SpratError(
             f"{spec.name} is a saved model, whose network cannot be changed. Leave out "

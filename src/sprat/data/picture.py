@@ -142,7 +142,9 @@ def _require_file(path: Path) -> None:
     """
     kind = stat.S_IFMT(path.stat().st_mode)
     if kind != stat.S_IFREG:
-        raise SpratError(f"{path} cannot be read as a picture: it is {_KINDS.get(kind, 'no file')}")
+        raise SpratError(
+            f"{path} cannot be read as a picture: it is {_KINDS.get(kind, 'not a file')}"
+        )
 
 
 def fit(image: Image.Image, side: int, channels: int = 3) -> Tensor:

@@ -100,7 +100,7 @@ def export(
         exact = ", ".join(name for name, each in FORMATS.items() if not each.calibrated)
         raise SpratError(
             f"The format {format} is calibrated on training images of the model's dataset and "
-            "compared on others, and there are none. Give the dataset, or choose another format: "
+            "compared on others, but there are none. Give the dataset, or choose another format: "
             f"{exact}."
         )
     source = Source.of(model, options, training, tell)

@@ -147,8 +147,9 @@ def read_entries(paths: Sequence[Path], published: bool = True) -> list[Entry]:
         values = read_json(file)
         if wrong := _mismatch(values):
             raise SpratError(
-                f"{file} is not a result of sprat: {wrong}. Give the folder of a run, or of a "
-                "recipe's seeds or folds, or a file with what sprat evaluate --json printed."
+                f"{file} is not a result of sprat: {wrong}. Give the folder of a run, of a "
+                "recipe's seeds or of its folds, or a file with the output of sprat evaluate "
+                "--json."
             )
         datasets.setdefault(values["dataset"], file)
         entries.append(_measured(values, file))
@@ -230,7 +231,7 @@ def _file_of(path: Path) -> Path:
         if (path / name).exists():
             return path / name
     raise SpratError(
-        f"{path} holds neither {RESULTS_FILE} nor {SUMMARY_FILE}. Give the folder of a finished "
+        f"{path} contains neither {RESULTS_FILE} nor {SUMMARY_FILE}. Give the folder of a finished "
         "run, of a recipe's seeds or of its folds."
     )
 

@@ -122,7 +122,7 @@ def _find_end(
 
 def _other_end(network: nn.Module, lacks: str) -> SpratError:
     return SpratError(
-        f"{type(network).__name__} does not end in the mean of a map and one linear layer, which "
+        f"{type(network).__name__} does not end in a mean over the map and one linear layer, which "
         f"class activation maps need: {lacks}. Leave the maps out, or change its code so that its "
         "logits are classifier(features(images).mean((2, 3)))."
     )

@@ -50,11 +50,13 @@ class Limits:
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
             if not 0 < value < math.inf:
-                raise SpratError(f"{name} is {value}, expected a number above 0")
+                raise SpratError(
+                    f"{name} is {value}, expected a number above 0. Give another number."
+                )
         if self.max_pixels > PILLOWS_MAX_PIXELS:
             raise SpratError(
                 f"max_pixels is {self.max_pixels:,}, expected at most {PILLOWS_MAX_PIXELS:,}, "
-                "beyond which pictures are not safe to open"
+                "because larger pictures are not safe to open. Lower it."
             )
 
 
@@ -65,7 +67,9 @@ def check_port(port: int) -> None:
         SpratError: there is no such port.
     """
     if not 0 <= port <= 65535:
-        raise SpratError(f"--port is {port}, expected 1 to 65535, or 0 for a free one")
+        raise SpratError(
+            f"--port is {port}, expected 1 to 65535, or 0 for a free port. Give another number."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +104,7 @@ def allow_connections(limits: Limits) -> Connections:
     most = files - OWN_FILES - spare - backlog
     if most < 8:
         raise SpratError(
-            f"The system allows {files} open files, too few for a server. Allow at least 256 with "
-            "ulimit -n 256."
+            f"The system allows {files} open files, which is too few for a server. Allow at least "
+            "256 with ulimit -n 256"
         )
     return Connections(min(most, limits.max_connections), spare, backlog)

@@ -387,8 +387,8 @@ def _with_network(values: Any) -> Any:
     name = values.pop("model")
     if "network" in values:
         raise SpratError(
-            f"model is {shown(name)}, but there is a table [network] too. Keep the table, with the "
-            "name in it."
+            f"model is {shown(name)}, but there is also a table [network]. Keep the table, and put "
+            "the name in it."
         )
     return values | {"network": {"name": name}}
 
@@ -413,7 +413,9 @@ def _build(table: Any, values: Any, prefix: str = "") -> Any:
 
 
 def _unknown(name: Any, hint: str) -> SpratError:
-    return SpratError(f"unknown setting {shown(name)}{hint or '.'} sprat train --help lists all.")
+    return SpratError(
+        f"Unknown setting {shown(name)}{hint or '.'} sprat train --help lists all settings."
+    )
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

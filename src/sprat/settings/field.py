@@ -303,7 +303,7 @@ class Table:
             if declared.default not in (value, other) and value != other:
                 raise SpratError(
                     f"{declared.name} is {other}, but {declared.formerly}, its former name, is "
-                    f"{value}. Keep {key}."
+                    f"{value}. Keep only {key}."
                 )
             if other == declared.default:
                 renamed[now] = value

@@ -111,8 +111,8 @@ def check_observers(observers: object) -> None:
         wrong = [each for each in observers if not isinstance(each, Observer)]
     if wrong:
         raise SpratError(
-            f"observers holds {shown(wrong[0])}, expected a list of instances of sprat.Observer. "
-            "Derive a class from that, and give an instance of it in a list."
+            f"observers contains {shown(wrong[0])}, expected a list of instances of "
+            "sprat.Observer. Derive a class from it, and pass instances of that class."
         )
 
 
