@@ -212,7 +212,7 @@ def test_the_worst_mistakes_are_the_most_confident_ones(run: Path, tmp_path: Pat
         )
         truth = images.classes[images.targets[place]]
         answer = images.classes[probabilities[place].argmax()]
-        assert values["alt"] == f"Image {place} of val: {truth}, taken for {answer}"
+        assert values["alt"] == f"Image {place} of val: {truth}, predicted {answer}"
 
 
 def _pixels(image: dict[str, str]) -> torch.Tensor:

@@ -277,4 +277,4 @@ def test_from_python_one_verb_is_for_one_run(tiny: Dataset, tmp_path: Path) -> N
 def test_the_page_of_a_fold_says_that_it_chose_nothing(folded: Folded, tmp_path: Path) -> None:
     write_report(read_run(folded.folder / "fold-1"), tmp_path / "page.html", "no answers")
     page = (tmp_path / "page.html").read_text()
-    assert "(fold 1 of 3) correctly. They chose nothing" in page
+    assert "(fold 1 of 3) correctly. These images were not used" in page
