@@ -315,7 +315,7 @@ def test_the_cost_is_that_of_the_networks_settings(run: Path, tmp_path: Path) ->
     write_report(read_run(run), tmp_path / "page.html", "no answers")
     page = Page(tmp_path / "page.html")
     facts = dict(zip((t for _, t in page.all("dt")), (t for _, t in page.all("dd")), strict=True))
-    assert facts["MACs an image"] == f"{summarize(draft_network(network)).macs:,}"
+    assert facts["MACs per image"] == f"{summarize(draft_network(network)).macs:,}"
 
 
 def test_a_class_without_an_image_has_no_accuracy(run: Path, tmp_path: Path) -> None:
@@ -400,7 +400,7 @@ class TestCommand:
         assert done.stdout == f"{run / 'report.html'}\n"
         page = Page(run / "report.html")
         assert len(list(page.all("img"))) == 2 * MISTAKES
-        assert "Predicted again for this page" in page.text
+        assert "Computed again for this page" in page.text
 
     def test_another_file_is_replaced_only_when_asked(self, here: Here, run: Path) -> None:
         (run / "model.safetensors").unlink()  # or it would predict

@@ -304,7 +304,7 @@ def test_a_gpu_trains_as_fast_as_measured() -> None:
 def test_answers_come_as_fast_as_measured() -> None:
     measured = read_json(RESULTS / "inference.json")
     networks = {measured["model"]: measured["measured"], **measured["others"]}
-    section = (DOCS / "explanation" / "speed.md").read_text().split("network's answer")[1]
+    section = (DOCS / "explanation" / "speed.md").read_text().split("## Inference speed")[1]
     _, _, *rows = _rows(section)
     ways = ("eager-2", "onnx-2", "onnx-int8-2")
     assert [row[0] for row in rows] == list(networks)

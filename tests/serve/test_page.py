@@ -171,7 +171,8 @@ def test_where_the_evidence_is_comes_and_goes_by_a_button(page: Page) -> None:
     expect(page.locator("#where")).to_have_attribute("aria-live", "polite")
     expect(toggle).to_have_attribute("aria-pressed", "true")
     assert seen.get_attribute("alt") == (
-        f"What the network sees of the picture, in grey, with a map. {page.locator('#where').inner_text()}"
+        "What the network sees of the picture, in grey, with a map. "
+        f"{page.locator('#where').inner_text()}"
     )
     assert seen.get_attribute("src") != plain
     assert seen.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [32, 32]
