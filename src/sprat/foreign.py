@@ -59,9 +59,7 @@ class Foreign(Table):
         "File of weights that were trained elsewhere (.pth, .safetensors); the network is given by "
         "its name or as my_nets.py:MyNet",
     )
-    key: str = setting(
-        "", "Which set of weights to use if the file has several, such as state_dict_ema"
-    )
+    key: str = setting("", "Set of weights to use if the file has several, such as state_dict_ema")
     mean: tuple[float, ...] = setting(
         (),
         "Mean that the network's images were normalised with: one value, or one each for red, "

@@ -212,7 +212,7 @@ class TestChannels:
         self, run: Path, mixed: Path, tmp_path: Path
     ) -> None:
         taught = {"distill.teacher": [str(run)], "pictures.side": 16}
-        with pytest.raises(SpratError, match="takes images of 1 channels, and those of"):
+        with pytest.raises(SpratError, match="expects images with 1 channels, but those of"):
             sprat.train(CONFIG, taught, dataset=mixed, output=tmp_path / "run", quiet=True)
 
     def test_runs_of_an_older_sprat_have_three(self) -> None:

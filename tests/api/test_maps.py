@@ -113,7 +113,7 @@ def test_nothing_is_overwritten_nor_computed(
     assert sorted(tmp_path.rglob("*")) == before
     done = here("predict", pictures, "--explain", pictures / "a.jpg")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "is no folder. Name a folder." in done.stderr
+    assert "is not a folder. Name a folder." in done.stderr
 
 
 def test_a_network_that_ends_otherwise_is_refused_and_nothing_is_made(

@@ -174,12 +174,12 @@ class TestHelp:
         ),
         (["summary", "resnet9"], "Unknown network 'resnet9'; did you mean 'ResNet8'"),
         (["summary", "nowhere.safetensors"], "There is no model at nowhere.safetensors"),
-        (["summary", "nowhere:Net"], "nowhere fails: ModuleNotFoundError"),
+        (["summary", "nowhere:Net"], "nowhere cannot be run: ModuleNotFoundError"),
         (["summary", "torch.nn:Conv4d"], "torch.nn has no network 'Conv4d'; did you mean"),
         (["summary", "torch.nn:Conv2d"], "torch.nn:Conv2d cannot be built: TypeError"),
         (["summary", "resnet8", "--side", "8"], "cannot be traced on images of 3 x 8 x 8"),
         (["summary", "resnet8", "--depth", "-1"], "--depth is -1"),
-        (["summary", "torch.nn:Identity"], "answers one image with (1, 3, 32, 32), expected"),
+        (["summary", "torch.nn:Identity"], "returns (1, 3, 32, 32) for one image, expected"),
         (["summary", "resnet8", "--effective", "field.jpg"], "ends in .png"),
         (
             ["check", "resnet8"],
@@ -205,7 +205,7 @@ class TestHelp:
         (["compare", "nowhere"], "There is no nowhere"),
         (["compare", "."], "neither results.json nor summary.json"),
         (["compare", "--no-published"], "nothing to compare"),
-        (["compare", "--markdown", "--json"], "cannot both be printed"),
+        (["compare", "--markdown", "--json"], "exclude each other"),
         (["compare", "--output", "plot.svg"], "ends in .png"),
         (["evaluate", "nowhere"], "There is no model at nowhere"),
         (["evaluate", "optimizedcifar10net"], "did you mean 'OptimizedCIFAR10Net200K'"),
@@ -253,7 +253,7 @@ def test_a_recipe_with_an_unknown_key_names_the_file_and_the_key(
     (tmp_path / "mine.toml").write_text("[optim]\nlearning_rate = 1\nlr_ = 2")
     done = here("train", "--recipe", "mine.toml")
     assert done.returncode == 2
-    assert "mine.toml: unknown setting 'optim.learning_rate'" in done.stderr
+    assert "mine.toml: Unknown setting 'optim.learning_rate'" in done.stderr
     (tmp_path / "mine.toml").write_text("[optim]\nlrr = 1")
     assert "did you mean 'lr'" in here("train", "--recipe", "mine.toml").stderr
 
@@ -266,7 +266,7 @@ def test_cifar10_asked_for_by_name_never_falls_back(
         monkeypatch.setenv(name, value)
     done = here("train", "--dataset", "cifar10")
     assert done.returncode == 2
-    assert "CIFAR-10 could not be fetched" in done.stderr
+    assert "CIFAR-10 could not be downloaded" in done.stderr
     assert "--data-dir or SPRAT_DATA" in done.stderr
     assert "shapes10" not in done.stderr
 
@@ -282,7 +282,7 @@ def test_a_stream_on_a_full_disk_ends_a_command_in_words(stream: str) -> None:
         )
     assert done.returncode == 2
     if stream == "stdout":
-        assert done.stderr.startswith("sprat: standard output cannot be written: No space left")
+        assert done.stderr.startswith("sprat: Standard output cannot be written: No space left")
         assert done.stderr.count("\n") == 1
 
 
@@ -345,7 +345,7 @@ def test_a_folder_that_cannot_be_written_is_told(here: Here, tmp_path: Path) -> 
 def test_evaluate_takes_val_for_a_run_that_has_one(here: Here, small_run: Path) -> None:
     done = here("evaluate", small_run / "model.safetensors", "--split", "val")
     assert done.returncode == 2
-    assert "it is no run's folder" in done.stderr
+    assert "it is not a run's folder" in done.stderr
     done = here("evaluate", small_run, "--json")
     assert json.loads(done.stdout)["split"] == "val"
     table = here("evaluate", small_run, "--split", "test", "--tta", "1").stdout
@@ -422,7 +422,7 @@ class TestPredict:
         self, here: Here, small_run: Path, tmp_path: Path
     ) -> None:
         assert "There is no file or folder" in here("predict", small_run, "nothing.png").stderr
-        assert "holds no picture" in here("predict", small_run, tmp_path).stderr
+        assert "contain no picture" in here("predict", small_run, tmp_path).stderr
 
 
 def test_data_show_draws_a_sheet(

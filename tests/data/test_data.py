@@ -162,7 +162,7 @@ class TestCIFAR10Files:
         self, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("SPRAT_DATA", str(made))
-        with pytest.raises(SpratError, match=r"\(--data-dir\) does not hold CIFAR-10"):
+        with pytest.raises(SpratError, match=r"\(--data-dir\) does not contain CIFAR-10"):
             load_dataset("cifar10", tmp_path)
 
 
@@ -183,7 +183,7 @@ class TestWithoutCIFAR10:
         assert "TRAINING ON shapes10 INSTEAD" in said[-1]
 
     def test_an_explicit_cifar10_never_falls_back(self) -> None:
-        with pytest.raises(SpratError, match="CIFAR-10 could not be fetched"):
+        with pytest.raises(SpratError, match="CIFAR-10 could not be downloaded"):
             load_dataset("cifar10")
 
 

@@ -587,7 +587,7 @@ class TestCommandFetch:
         (folder / "data_batch_4").write_text("x")
         done = here("data", "fetch")
         assert done.returncode == 2
-        assert f"{folder} is damaged (data_batch_4). Delete it and fetch again" in done.stderr
+        assert f"{folder} is damaged (data_batch_4). Delete it and download it again" in done.stderr
         assert (folder / "data_batch_4").read_text() == "x"
 
     def test_without_a_network_names_every_mirror_and_the_remedy(

@@ -242,11 +242,11 @@ BAD_TABLES: list[tuple[str, str]] = [
     ("path,path\n1,2\n", "two columns 'path'. Rename"),
     (
         "a,b,c\n1,2,3\n",
-        "no column that evidently names the pictures; its columns are 'a', 'b', 'c'",
+        "no column that evidently names the pictures: its columns are 'a', 'b', 'c'",
     ),
     ("path,b,c\n1,2,3\n", "evidently labels the pictures; .* --pictures.label-column"),
-    ("path,label\nblue/0.png\n", "Line 2 of .* has nothing in 'label'. Fill"),
-    ("path,label\nblue/0.png,x\n\n,y\n", "Line 4 of .* has nothing in 'path'. Fill"),
+    ("path,label\nblue/0.png\n", "Line 2 of .* has no value in 'label'. Fill"),
+    ("path,label\nblue/0.png,x\n\n,y\n", "Line 4 of .* has no value in 'path'. Fill"),
     ("path,label\n../x.png,blue\n", r"names '../x.png', which is outside .*/flowers. Give"),
     ("path,label\n/etc/passwd,blue\n", "names '/etc/passwd', which is outside"),
     ("path,label\nblue/../../../x,blue\n", "which is outside"),
@@ -348,12 +348,14 @@ class TestArchives:
 
     def test_are_named_where_something_in_them_is_wrong(self, tmp_path: Path) -> None:
         packed = _pack(draw(tmp_path / "set", blue=2), tmp_path / "x.zip")
-        with pytest.raises(SpratError, match=rf"{packed} holds only 'blue'; expected"):
+        with pytest.raises(SpratError, match=rf"{packed} has only the class 'blue', expected"):
             _load(packed)
         assert list((cache_dir() / "archives").iterdir()) == [], "what is refused is not kept"
         assert len(_load(packed, whole=True).train) == 2
         packed = _pack(draw(tmp_path / "set", blue=2, red__dark=2), tmp_path / "y.zip")
-        with pytest.raises(SpratError, match=rf"The class folder {packed}: set/red holds folders"):
+        with pytest.raises(
+            SpratError, match=rf"The class folder {packed}: set/red contains folders"
+        ):
             _load(packed)
 
     def test_a_killed_extraction_leaves_nothing_half_done(self, flowers: Path) -> None:
@@ -467,7 +469,7 @@ ATTACKS: list[tuple[str, Callable[[], bytes], str]] = [
     (
         "x.tar",
         lambda: _tar(_member("a/1.png", pax_headers={"comment": "x" * (2 << 20)})),
-        "damaged or no archive: a header of 2,",
+        "damaged or not an archive: a header of 2,",
     ),
     ("x.tar", lambda: _tar(_member("a", 9))[:1024], "it is damaged before the mark of its end"),
     ("x.tar", lambda: _zip(("a/1.png", b"")), "is damaged or not an archive"),
@@ -511,7 +513,7 @@ def test_a_full_disk_is_told(flowers: Path, monkeypatch: pytest.MonkeyPatch) -> 
     packed = _pack(flowers, flowers.parent / "x.zip")
     usage = shutil.disk_usage(flowers)._replace(free=1_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(SpratError, match=r"1,000 bytes are free\. Make room there, name a"):
+    with pytest.raises(SpratError, match=r"1,000 bytes are free\. Free some space there, name"):
         _load(packed)
     assert list((cache_dir() / "archives").iterdir()) == []
 
@@ -622,12 +624,12 @@ BAD_SHARDS: list[tuple[Callable[[Path, list[Path]], object], str]] = [
     (lambda f, p: _shard(f, p[:2], [-1, -1], ["a", "b"]), "the label -1 in row 0, expected 0 to 1"),
     (lambda f, p: _shard(f, p[:2], [None, "a"]), "the label None in row 0, expected a whole"),
     (lambda f, p: _shard(f, p[:2], [0.5, 1.5]), "the label 0.5 in row 0"),
-    (lambda f, p: _shard(f, p[:2], ["a", "a"]), "holds only 'a'; .* at least two classes"),
+    (lambda f, p: _shard(f, p[:2], ["a", "a"]), "has only the class 'a', .* at least two classes"),
     (lambda f, p: _shard(f, [], pa.array([], pa.int64())), "has 0 of 0 rows"),
     (
         lambda f, p: _shard(f.with_name("train-0.parquet"), p[:2], [0, 1])
         and _shard(f.with_name("test-0.parquet"), p[:2], [0, 1], ["a", "b"]),
-        "test-0.parquet has other columns or classes than .*train-0.parquet. Give files of one set",
+        "test-0.parquet has other columns or classes than .*train-0.parquet. Give files of the same dataset",
     ),
     (
         lambda f, p: _shard(f.with_name("train-0.parquet"), p[:2], ["a", "b"])
@@ -647,7 +649,7 @@ BAD_SHARDS: list[tuple[Callable[[Path, list[Path]], object], str]] = [
     ),
     (
         lambda f, p: parquet.write_table(pa.table({"image": [b"1"], "b": [1], "c": [2]}), f),
-        "no column that evidently labels the pictures; its columns are 'image', 'b', 'c'. Name it",
+        "no column that evidently labels the pictures: its columns are 'image', 'b', 'c'. Name the column",
     ),
 ]  # fmt: skip
 

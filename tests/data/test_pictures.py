@@ -282,7 +282,7 @@ class TestCache:
         usage = shutil.disk_usage(tmp_path)._replace(free=1_000)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
         told: list[int] = []
-        with pytest.raises(SpratError, match="1,000 bytes are free; make room"):
+        with pytest.raises(SpratError, match="1,000 bytes are free. Free some space"):
             load_dataset(str(folder), progress=lambda done, all_: told.append(done))
         assert told == []
 
@@ -349,12 +349,12 @@ def _nested(folder: Path) -> None:
 
 BAD: list[tuple[Callable[[Path], object], str]] = [
     (_empty, "The class folder .*/green is empty. Put pictures into it"),
-    (lambda f: draw(f, blue=3), "holds only 'blue'; expected a folder of pictures for each class"),
+    (lambda f: draw(f, blue=3), "has only the class 'blue', expected at least two"),
     (lambda f: f.mkdir(), "contains no folders, expected one folder of pictures for each"),
-    (_nested, r"The class folder .*/red holds folders \(dark\), expected pictures alone"),
+    (_nested, r"The class folder .*/red contains folders \(dark\), expected only pictures"),
     (
         lambda f: draw(f, train__blue=3, train__red=3, train__red__dark=2, dev__red=1),
-        r"The class folder .*/red holds folders \(dark\), expected pictures alone",
+        r"The class folder .*/red contains folders \(dark\), expected only pictures",
     ),
     (
         lambda f: draw(f, test__blue=2, test__red=2),
@@ -363,11 +363,11 @@ BAD: list[tuple[Callable[[Path], object], str]] = [
     (lambda f: draw(f, VAL__blue=2, test__red=2), "holds val and test but no train, so"),
     (
         lambda f: draw(f, train__blue=2, train__red=2, test__Red=1, test__blue=1),
-        r"test/Red is a class that .*/train lacks; did you mean 'red'\? Add its training",
+        r"test/Red is a class that .*/train lacks; did you mean 'red'\? Add training pictures",
     ),
     (
         lambda f: draw(f, Training__blue=9, Training__red=9, dev__green=1),
-        r"dev/green is a class that .*/Training lacks. Add its training",
+        r"dev/green is a class that .*/Training lacks. Add training pictures",
     ),
     (
         lambda f: draw(f, train__blue=2, train__red=2, test__red=1, more__red=1),
@@ -377,14 +377,17 @@ BAD: list[tuple[Callable[[Path], object], str]] = [
         lambda f: draw(f, training__blue=2, testing__blue=2, rest__x=1),
         "holds testing/, training/ and next to them rest; expected",
     ),
-    (lambda f: draw(f, Train=2, Test=2), "/Train holds no class folder, so the labels of its 2"),
+    (
+        lambda f: draw(f, Train=2, Test=2),
+        "/Train contains no class folders, so the labels of its 2",
+    ),
     (
         lambda f: draw(f, train__blue=2, Training__red=2, test__red=2),
         "Training/, test/, train/, several of which are the same part. Merge or rename them.",
     ),
     (
         lambda f: draw(f, all__train__blue=2, all__test__blue=2, red=2),
-        r"/all holds folders \(test, train\) that are parts of a set. Give that folder itself",
+        r"/all contains folders \(test, train\) that are parts of a dataset. Give the class folder itself",
     ),
     (lambda f: draw(f, blue=1, red=1), "None of the 2 pictures in .* is there to test on"),
 ]
@@ -650,7 +653,7 @@ class TestEndToEnd:
             _sprat("evaluate", tmp_path / "run", "--dataset", parts)
         with pytest.raises(SpratError, match="was trained on other images"):
             _sprat("evaluate", tmp_path / "run", "--dataset", other, "--split", "val")
-        with pytest.raises(SpratError, match="has no images to evaluate as test"):
+        with pytest.raises(SpratError, match="has no images in the split test"):
             _sprat("evaluate", tmp_path / "run", "--dataset", draw(tmp_path / "one", red=1),
                    "--split", "test")  # fmt: skip
 
@@ -671,7 +674,7 @@ class TestEndToEnd:
             assert 1 >= float(probability) >= float(less) > 0
         (folder / "red" / "up").unlink()
         self._check_csv_of_odd_names(tmp_path, capsys)
-        with pytest.raises(SpratError, match="--csv and --json cannot both be printed"):
+        with pytest.raises(SpratError, match="--csv and --json exclude each other"):
             _sprat("predict", *words, "--json")
 
     def _check_csv_of_odd_names(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

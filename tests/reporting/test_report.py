@@ -446,7 +446,7 @@ class TestCommand:
                 "several seeds (seed-0, seed-1). Name one of them",
             ),
             (["unrelated.txt"], "There is no {run}/results.json. Name the folder of a run."),
-            (["results.json"], "{run}/results.json is not what a run of sprat writes"),
+            (["results.json"], "{run}/results.json is not a file that a run of sprat writes"),
         ],
     )
     def test_what_is_no_finished_run_is_refused(
@@ -471,7 +471,7 @@ class TestCommand:
 @pytest.mark.parametrize("damage", [{"val": None}, {"model": 3}, {"machine": {}}, {"final": True}])
 def test_damaged_results_are_told(run: Path, tmp_path: Path, damage: dict) -> None:
     write_json(run / "results.json", read_json(run / "results.json") | damage)
-    message = f"{re.escape(str(run))}/results.json is not what a run of sprat writes"
+    message = f"{re.escape(str(run))}/results.json is not a file that a run of sprat writes"
     with pytest.raises(SpratError, match=message):
         write_report(read_run(run), tmp_path / "page.html", "no answers")
     assert not (tmp_path / "page.html").exists()

@@ -294,8 +294,8 @@ MALFORMED = {
     "many part headers": (
         request(part(PNG, 'name="images"\r\n' + "X-A: b\r\n" * 5_000) + END), 400, "form"
     ),
-    "thousands of files": (request(part(b"") * 4_000 + END), 413, "may hold 4 pictures"),
-    "one file too many": (request(part(PNG) * 5 + END), 413, "may hold 4 pictures"),
+    "thousands of files": (request(part(b"") * 4_000 + END), 413, "may contain at most 4 pictures"),
+    "one file too many": (request(part(PNG) * 5 + END), 413, "may contain at most 4 pictures"),
     "thousands of texts": (request(part(b"", 'name="a"') * 4_000 + END), 400, "fields"),
     "a large body": (request(part(bytes(400_001)) + END), 413, "400,000 bytes"),
     "a larger body than is sent": (
@@ -639,7 +639,7 @@ def test_too_many_at_once_are_sent_away_and_the_others_answered(server: Server) 
     places = [begun("10.0.0.1") for _ in range(4)]
     wait_until(lambda: under_way(server) == 4)
     status, answer = raw(server, request(whole, extra="X-Forwarded-For: 10.0.0.1\r\n"))
-    assert (status, "4 requests of yours" in answer["error"]) == (429, True)
+    assert (status, "4 requests from your address" in answer["error"]) == (429, True)
     places += [begun("10.0.0.2") for _ in range(2)]
     wait_until(lambda: under_way(server) == 6)
     away = server.client.post("/predict", files={"images": CAT})
@@ -995,7 +995,7 @@ class TestBadBeginnings:
             port = other.getsockname()[1]
             done = here("serve", "--port", port)
         assert done.returncode == 2
-        assert f"127.0.0.1 port {port}: Address already in use; give another --port" in done.stderr
+        assert f"127.0.0.1 port {port}: Address already in use. Give another --port" in done.stderr
 
     @pytest.mark.parametrize(
         ("words", "message"),

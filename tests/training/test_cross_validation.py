@@ -180,8 +180,8 @@ def test_a_folder_of_other_settings_is_left_alone(
             )
         assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
-    refused(folded.folder, "fold-1 is a run of other settings .*dropout", dropout=0.1)
-    refused(folded.folder, "fold-1 is a run of other settings .*folds", folds=4)
+    refused(folded.folder, "fold-1 is a run with other settings .*dropout", dropout=0.1)
+    refused(folded.folder, "fold-1 is a run with other settings .*folds", folds=4)
     refused(folded.folder / "fold-1", "contains another run")
     (tmp_path / "results.json").write_text("{}")
     refused(tmp_path, "or other results. Give another --output")
@@ -219,7 +219,7 @@ class TestCommands:
         assert Path("runs/quick-folds/fold-2/curves.png").exists()
         Path("runs/quick-folds/fold-2/results.json").unlink()
         resumed = here("train", "--resume", "runs/quick-folds/fold-2")
-        assert "fold 2 of 2, which it was not trained on" in resumed.stdout
+        assert "fold 2 of 2, on which it was not trained" in resumed.stdout
 
     @pytest.mark.parametrize(
         ("words", "said"),
@@ -229,7 +229,7 @@ class TestCommands:
             (["--folds", 3, "--fold", 4], r"fold is 4, expected at most folds \(= 3\)"),
             (["--fold", 1], r"fold is 1, expected at most folds \(= 0\)"),
             (["--folds", 3, "--final"], "folds is 3, expected 0, since final is True"),
-            (["--folds", 3, "--seeds", 2], "folds is 3, but seeds are asked for too"),
+            (["--folds", 3, "--seeds", 2], "folds is 3, but several seeds were requested"),
             (["--folds", 3, "--resume", "runs/x"], "--resume continues a run with exactly"),
             (["--folds", 3, "--distill.teacher", "tiniest"], "there is a teacher, which"),
             (["--folds", 1_001], r"folds is 1001, expected 0 \(one run\) to 1,000"),
@@ -256,7 +256,7 @@ class TestCommands:
     ) -> None:
         done = here(*verb, folded.folder)
         assert done.returncode == 2
-        assert "holds several folds (fold-1, fold-2, fold-3). Name one of them" in done.stderr
+        assert "contains several folds (fold-1, fold-2, fold-3). Name one of them" in done.stderr
 
     def test_compare_takes_it(self, here: Here, folded: Folded) -> None:
         done = here("compare", folded.folder, "--no-published", "--json")

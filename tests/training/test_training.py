@@ -332,7 +332,7 @@ def test_weights_spoilt_by_the_last_update_are_never_saved(tiny: Dataset, tmp_pa
 
 def test_a_val_of_no_images_is_refused(tiny: Dataset, tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, val_fraction=0.001)
-    with pytest.raises(SpratError, match=r"holds out none of 200 training images; give at least"):
+    with pytest.raises(SpratError, match=r"holds out none of 200 training images. Give at least"):
         train(config, tiny, tmp_path / "run", recipe="small")
     assert not (tmp_path / "run").exists()
 

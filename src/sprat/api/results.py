@@ -38,7 +38,7 @@ def report(
 
     Args:
         run: folder of a finished run; of several seeds or folds, that of one of them.
-        output: HTML file to write; by default RUN/report.html, which is written anew each time.
+        output: HTML file to write; by default RUN/report.html, which is replaced each time.
         overwrite: whether another file that exists is replaced.
         dataset: where the run's own pictures are now, if they have moved, or the dataset itself.
         data_dir: folder of the dataset; by default $SPRAT_DATA, the user's cache, or a download.

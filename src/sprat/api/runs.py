@@ -284,7 +284,7 @@ def resume(
         data_dir, code, quiet, stopping, observers: as of `train`.
 
     Raises:
-        SpratError: it is no run's folder, another process trains there, or the data is not what
+        SpratError: it is not a run's folder, another process trains there, or the data is not what
             it began with.
     """
     check_observers(observers)

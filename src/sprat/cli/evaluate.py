@@ -125,7 +125,7 @@ def report(
     overwrite
         Replace any other existing file.
     dataset
-        Where the run's pictures are now, if they have moved.
+        New location of the run's pictures, if they have moved.
     """
     from sprat import api
 
