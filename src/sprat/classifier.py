@@ -31,7 +31,7 @@ class Predictions(NamedTuple):
     labels: list[str]
     """The most probable class of each."""
     probabilities: Tensor
-    """Of all classes, N x K, float32, on the CPU; each row sums to 1."""
+    """Probabilities of all classes, N x K, float32, on the CPU; each row sums to 1."""
 
 
 Guess = TypedDict("Guess", {"class": str, "probability": float})
@@ -45,7 +45,8 @@ class Prediction(TypedDict):
     predictions: list[Guess]
     """The most probable classes, the most probable first; none if the file cannot be read."""
     where: NotRequired[str]
-    """Where in the picture the evidence for the most probable class is, if that was asked."""
+    """Description of where in the picture the evidence for the most probable class is, if
+    requested."""
     map: NotRequired[str]
     """The PNG file that shows it."""
     error: NotRequired[str]
@@ -53,8 +54,8 @@ class Prediction(TypedDict):
 
 
 class Classifier:
-    """A trained model that classifies pictures. Threads may share one: they take turns at the
-    network. It can be pickled, to be sent to another process.
+    """A trained model that classifies pictures. Several threads may share one classifier; they take
+    turns. It can be pickled and sent to another process.
 
         classifier = sprat.load()
         labels, probabilities = classifier(["cat.jpg", "dog.png"])
@@ -76,17 +77,18 @@ class Classifier:
         self._turn = Lock()
 
     def __call__(self, images: Picture | Iterable[Picture], tta: int = 1) -> Predictions:
-        """Return labels and probabilities of one picture or of many, as a batch in any case.
+        """Return labels and probabilities of one picture or several; the result is always a batch.
 
         Args:
             images: a path, a PIL image, an array (uint8, H x W x C, H x W, or N x H x W x C), a
-                tensor (uint8, C x H x W or N x C x H x W), or several of these one after another;
-                C is 3, or 1 of grey. What is not `side` pixels square is cropped to its middle
-                square and resized; a model of one channel sees colour as grey (its luma).
-            tta: number of views of each that are averaged: 1, 2, 6, 8, 10 or 26.
+                tensor (uint8, C x H x W or N x C x H x W), or several of these. C is 3, or 1 for
+                grey. A picture that is not a square of `side` pixels is cropped to the square in
+                its middle and resized. For a model of one channel, colour is converted to grey
+                (luma).
+            tta: number of views of each picture to average: 1, 2, 6, 8, 10 or 26.
 
         Raises:
-            SpratError: there is no picture, one cannot be read, an array is of another dtype or
+            SpratError: there is no picture, a picture cannot be read, an array has another dtype or
                 shape, or there is no such set of views.
         """
         views, pixels = find_views(tta), to_pixels(images, self.side, self.channels)
@@ -97,12 +99,12 @@ class Classifier:
     def predict(
         self, files: str | Path | Sequence[str | Path], *, top: int = 3, tta: int = 1
     ) -> Iterator[Prediction]:
-        """Yield a prediction for each file, in order; one that cannot be read gets an error.
+        """Yield a prediction for each file, in order. A file that cannot be read gets an error.
 
         Args:
             files: one picture or several, read in batches.
-            top: number of classes of each, the most probable first.
-            tta: number of views of each that are averaged: 1, 2, 6, 8, 10 or 26.
+            top: number of classes per picture, the most probable first.
+            tta: number of views of each picture to average: 1, 2, 6, 8, 10 or 26.
 
         Raises:
             SpratError: there is no such set of views.

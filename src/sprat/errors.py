@@ -11,11 +11,11 @@ from sprat.text import visible
 
 
 class SpratError(ValueError):
-    """An error that says what was given, what was expected and the remedy, in the user's words.
+    """An error that the user can correct: it says what is wrong, with the value, and what to do.
 
     Args:
-        lines: of the message, mostly one. Line breaks and other controls within a line came with
-            a name or a value, and are shown as escapes.
+        lines: lines of the message, usually one. Line breaks and other control characters within a
+            line, which come from names and values, are shown as escapes.
     """
 
     def __init__(self, *lines: str) -> None:
@@ -77,4 +77,5 @@ def shown(value: object) -> str:
 
 
 class PeerEnded(SpratError, ConnectionError):
-    """Another of the processes that train one run together has ended, so the run cannot go on."""
+    """Another of the processes that train one run together has ended, so the run cannot
+    continue."""

@@ -38,28 +38,28 @@ from sprat.files import replacing, replacing_folder
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was put in place, and how it compares."""
+    """An exported file, and how it compares with PyTorch."""
 
     path: Path
     format: str
     raw: bool
     n: int
-    """Images compared."""
+    """Number of images compared."""
     same_top1: float
-    """Share of them that get the same class as from torch."""
+    """Share of the images that get the same class as in PyTorch."""
     largest_difference: float
-    """Between probabilities."""
+    """Largest difference between probabilities."""
     contenders: tuple[Contender, ...]
-    """Torch first."""
+    """Size, speed and accuracy of each form, PyTorch first."""
     model: str = ""
     dataset: str = FALLBACK
-    """Of the compared images."""
+    """Name of the dataset of the compared images."""
     split: str = "drawings"
-    """test, val, or drawings."""
+    """Split of the compared images: test, val or drawings."""
     worst_class: ClassDrop | None = None
-    """The class whose accuracy drops most; None if every answer agrees."""
+    """The class whose accuracy drops most; None if all predictions agree."""
     compiled: Compiled | None = None
-    """What a compiler made of it, if that was asked for."""
+    """Memory of the compiled C code, if requested."""
 
 
 def export(

@@ -95,12 +95,13 @@ class Entry:
     macs: None if not published. receptive_field: pixels; None if not published, or if it is the
         whole image.
     top1: a fraction; the mean of several seeds or folds.
-    ci95: of one run, over the images it was evaluated on. std, n: over several seeds or folds.
+    ci95: interval of one run, over the images it was evaluated on. std, n: over several seeds or
+    folds.
     standing: "measured" by sprat, "published" elsewhere, or only "claimed".
-    split: "test", "val" of a run that has not read the test set, or of folds, or "all" of other
+    split: "test"; "val" for folds, or for a run that has not read the test set; "all" for other
         images.
-    protocol: how the figure was measured. source: its file, or who published it.
-    parameters_sign, top1_sign: "<", ">" or "~" where the figure is a bound or approximate.
+    protocol: how the figure was measured. source: its file or its publication.
+    parameters_sign, top1_sign: "<", ">" or "~" if the figure is a bound or approximate.
     """
 
     name: str

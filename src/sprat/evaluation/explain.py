@@ -33,8 +33,8 @@ class Explanation(NamedTuple):
     label: str
     """The class."""
     map: Tensor
-    """What each place adds to the class's logit: H' x W', float32, on the CPU, as large as the
-    network's last map. Its mean and the class's bias add up to the logit."""
+    """Contribution of each place to the class's logit: H' x W', float32, on the CPU, with the
+    size of the network's last map. Its mean plus the bias of the class is the logit."""
     where: str
     """The map in words: "mostly the lower left", "the middle", "spread over the whole picture"."""
 

@@ -276,11 +276,11 @@ class Config(Table):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "the configuration") -> Self:
-        """Build a config from nested plain values, as TOML and JSON give them.
+        """Build a config from nested plain values, as TOML and JSON contain them.
 
         Raises:
-            SpratError: an unknown setting (with the nearest known one) or a value that does not
-                fit, naming `source`.
+            SpratError: a setting is unknown (the error suggests the nearest one) or a value does
+                not fit; the error names `source`.
         """
         try:
             return _build(cls, _with_network(values))
@@ -312,13 +312,14 @@ class Config(Table):
         return self.folds > 0 and not self.fold
 
     def changed(self, settings: Mapping[str, Any]) -> Self:
-        """Return the same config but for some settings, by name: {"epochs": 12, "optim.lr": 0.2}.
+        """Return the same config with some settings changed, by name: {"epochs": 12, "optim.lr":
+        0.2}.
 
-        "model" changes the network as a whole: to that name, without other settings of the network
-        but those among `settings`.
+        "model" replaces the network as a whole: by the network of that name, with only those
+        network settings that are in `settings`.
 
-        If the number of epochs changes, what is counted in epochs changes in proportion
-        (`in_proportion`), unless it is among `settings` too.
+        If the number of epochs changes, settings counted in epochs scale with it (`in_proportion`),
+        unless they are in `settings` too.
 
         Raises:
             SpratError: there is no such setting, or a value does not fit.
@@ -363,7 +364,7 @@ class Config(Table):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return nested plain values as JSON has them; `from_dict` gives the same config back."""
+        """Return nested plain values, as in JSON; `from_dict` restores the same config."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
