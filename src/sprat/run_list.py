@@ -49,7 +49,7 @@ class ListedRun:
     seed: int | None = None
     """Its seed."""
     final: bool | None = None
-    """Whether the run trains on all training images and reads the test set at the end."""
+    """True if the run trains on all training images and reads the test set at the end."""
     parameters: int | None = None
     """Parameters of its network; None for unfinished runs of an older version of sprat."""
     epochs: int | None = None
@@ -65,7 +65,7 @@ class ListedRun:
     seconds_left: float | None = None
     """Training time left in seconds, while the run is training and after its first epoch."""
     error: str | None = None
-    """What is wrong with a damaged run."""
+    """Reason why a damaged run cannot be read."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, as --json prints them."""

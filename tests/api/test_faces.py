@@ -59,7 +59,7 @@ def test_every_argument_has_a_type_and_is_documented(verb: str) -> None:
     types, documented = typing.get_type_hints(function), function.__doc__.split("Args:")[1]
     for argument in inspect.signature(function).parameters:
         assert argument in types
-        assert argument in documented or "Others as of `train`" in documented
+        assert argument in documented or "The others are as for `train`" in documented
 
 
 @pytest.fixture

@@ -282,7 +282,7 @@ class TestCache:
         usage = shutil.disk_usage(tmp_path)._replace(free=1_000)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
         told: list[int] = []
-        with pytest.raises(SpratError, match="1,000 bytes are free. Free some space"):
+        with pytest.raises(SpratError, match=r"1,000 bytes are free\. Free some space"):
             load_dataset(str(folder), progress=lambda done, all_: told.append(done))
         assert told == []
 
@@ -387,9 +387,9 @@ BAD: list[tuple[Callable[[Path], object], str]] = [
     ),
     (
         lambda f: draw(f, all__train__blue=2, all__test__blue=2, red=2),
-        r"/all contains folders \(test, train\) that are parts of a dataset. Give the class folder itself",
+        r"/all contains folders \(test, train\) that are parts of a dataset. Give the class",
     ),
-    (lambda f: draw(f, blue=1, red=1), "None of the 2 pictures in .* is there to test on"),
+    (lambda f: draw(f, blue=1, red=1), "None of the 2 pictures in .* is left to test on"),
 ]
 
 

@@ -301,7 +301,7 @@ class TestOwnCode:
     ) -> None:
         code.use(str(own))
         config = SMALL.changed({"model": f"{own}:Silent"})
-        with pytest.raises(SpratError, match=r"returns \(\), expected logits"):
+        with pytest.raises(SpratError, match=r"returns \(\) for one image, expected logits"):
             train(config, tiny, tmp_path / "run", recipe="small")
         assert not (tmp_path / "run").exists()
 

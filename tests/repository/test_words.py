@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +52,7 @@ _JOINED = re.compile(
     r"send|set|start|take|train|try|upgrade|use|wait)\b"
 )
 # a message that begins in lower case begins with the name of what it is about
-_NAMED = re.compile(r"[a-z_.{}]+ (is|has|contains|or|and|needs|'|\{)|(sprat|torchrun) ")
+_NAMED = re.compile(r"(?!there |it )[a-z_.{}]+ (is|has|contains|or|and|needs|'|\{)|(sprat|torchrun) ")
 _PASTED = re.compile(r"(pip install|sprat|ulimit) .*$|\}$|NEW_PLACE$|with$")
 
 
@@ -105,12 +106,18 @@ def shown_by(template: str) -> str:
 
 
 def docstrings() -> Iterator[tuple[Path, str, str]]:
-    """Path, name and text of every docstring of the package."""
+    """Path, name and text of every docstring of the package, those below fields among them."""
     for path in sorted(SOURCE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             has_one = isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module)
+            name = getattr(node, "name", "")
             if has_one and (text := ast.get_docstring(node)):
-                yield path.relative_to(SOURCE), getattr(node, "name", ""), text
+                yield path.relative_to(SOURCE), name, text
+            body = node.body if isinstance(node, ast.ClassDef) else []
+            for field, below in itertools.pairwise(body):
+                about = below.value if isinstance(below, ast.Expr) else None
+                if isinstance(field, ast.AnnAssign) and isinstance(about, ast.Constant):
+                    yield path.relative_to(SOURCE), ast.unparse(field.target), str(about.value)
 
 
 def helps(command: App = app, name: str = "sprat") -> Iterator[tuple[str, str]]:

@@ -49,7 +49,7 @@ class ModelEvaluation(Evaluation):
     dataset: str
     split: Evaluated
     found: dict[str, Any] | None
-    """How own pictures were found: layout and parts."""
+    """Layout and parts of own pictures, as they were found."""
 
 
 def load(

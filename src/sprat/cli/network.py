@@ -316,8 +316,8 @@ def _find_network(
         loaded = load_model(locate(model))
         if channels not in (None, loaded.channels):
             raise SpratError(
-                f"--channels is {channels}, but {model} expects images with {loaded.channels} "
-                "channels. Leave --channels out, or name a network."
+                f"--channels is {channels}, but {model} expects {loaded.channels}-channel images. "
+                "Leave --channels out, or name a network."
             )
         return loaded.network, side or loaded.side
     torch.manual_seed(0)  # initial weights are drawn

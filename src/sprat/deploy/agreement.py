@@ -29,11 +29,11 @@ class Contender:
 
     name: str
     bytes: int
-    """Of the file; of torch, of its weights in memory."""
+    """Size of the file; for PyTorch, of the weights in memory."""
     ms_for_one_image: float | None
     """Median, on one thread; None for what runs elsewhere."""
     top1: float | None
-    """On the compared images; None if they have no labels of the model's classes."""
+    """Accuracy on the compared images; None if they have no labels of the model's classes."""
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class Setting:
     scale: Scale | None
     formerly: str
     name: str = ""
-    """With its table: "optim.lr"."""
+    """Name with its table: "optim.lr"."""
     type: Any = None
 
     @property

@@ -28,9 +28,9 @@ class Teacher(Trained):
         """
         if self.model.channels != dataset.channels:
             raise SpratError(
-                f"The teacher {self.model.name} expects images with {self.model.channels} "
-                f"channels, but those of {dataset.name} have {dataset.channels}. Train the teacher "
-                "on the same images, or both with --pictures.channels 3."
+                f"The teacher {self.model.name} expects {self.model.channels}-channel images, but "
+                f"those of {dataset.name} have {dataset.channels} channels. Train the teacher on "
+                "the same images, or both with --pictures.channels 3."
             )
         if self.model.about.get("dataset_md5") != dataset.md5:
             raise SpratError(
