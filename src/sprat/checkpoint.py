@@ -134,7 +134,7 @@ def with_ranges(path: Path, content: bytes, ranges: Any) -> bytes:
         path: what `content` was read from, for messages.
 
     Raises:
-        SpratError: it is no model's file.
+        SpratError: it is not a model file.
     """
     tensors, text = _parse(path, content)
     meta = _parse_metadata(path, text)

@@ -739,8 +739,8 @@ def load_shown(
     whole: bool = False,
     table: bool = True,
 ) -> "Dataset":
-    """`load_dataset`, with a bar for what takes long and warnings on stderr; and then, unless told
-    otherwise, a table of the own pictures that were found."""
+    """`load_dataset`, with a bar for what takes long and warnings on stderr; then, if `table` is
+    true, a table of the own pictures that were found."""
     from sprat.data import load_dataset
 
     said: list[str] = []  # told when the spinner is gone, which would tear it
@@ -793,8 +793,8 @@ def noting(console: Console) -> Callable[[str], None]:
 def loading(
     console: Console, what: str, counted: str = "bytes"
 ) -> Iterator[Callable[[int, int], None]]:
-    """A spinner while data loads; gives the function to tell how many bytes are fetched, or
-    pictures are read, so far and in all, which turns it into a bar."""
+    """A spinner while data loads; yields the function to call with the number of bytes
+    downloaded or pictures read, so far and in all, which turns it into a bar."""
     doing, done_so_far = ("fetching", "fetched") if counted == "bytes" else ("reading", "read")
     columns = (
         (DownloadColumn(), TransferSpeedColumn()) if counted == "bytes" else (MofNCompleteColumn(),)
@@ -829,7 +829,7 @@ def loading(
 
 @contextmanager
 def doing(console: Console, what: str) -> Iterator[Callable[[str], None]]:
-    """A spinner for work of several parts; gives the function to tell which is under way."""
+    """A spinner for work of several parts; yields the function to call with the current part."""
     spinner = _make_bar(console, SpinnerColumn(), _description())
     task = spinner.add_task(what, total=None)
     with _shown(spinner):

@@ -1,5 +1,5 @@
-"""The one error that is the user's to mend (the command line prints it and exits with 2), what an
-error says in words, and the name that was perhaps meant."""
+"""The error that the user can correct (the command line prints it and exits with 2), the words
+for errors, and the name that was probably meant."""
 
 import difflib
 import errno

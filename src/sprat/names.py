@@ -57,7 +57,7 @@ def check_page(path: Path, overwrite: bool, *, may_replace: Path | None = None) 
     """Return the path of a page to write, if it ends in .html and may be written.
 
     Args:
-        may_replace: a page that is written anew each time, whatever `overwrite` says.
+        may_replace: a page that is replaced each time, whatever `overwrite` says.
 
     Raises:
         SpratError: it does not, or it exists already.

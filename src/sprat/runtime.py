@@ -139,7 +139,7 @@ def set_threads(threads: int = 0) -> int:
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed blocks in the process; true if it did.
+    """Make glibc keep freed blocks in the process; return True if it did.
 
     By default activations of some megabytes go back to the system at every step and come back
     as fresh pages, each zeroed at its first touch: 15 to 30 % of a training step on a CPU.

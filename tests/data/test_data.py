@@ -256,7 +256,7 @@ class TestBatches:
         assert order(0, 3) != order(1, 3)
 
     def test_fewer_images_than_a_batch_are_refused(self) -> None:
-        with pytest.raises(SpratError, match="batch_size is 16 but there are only 10"):
+        with pytest.raises(SpratError, match="batch_size is 16, but there are only 10"):
             Batches(self._numbered(10), 16, seed=0)
 
 

@@ -164,7 +164,7 @@ def test_groups_of_parquet_files_are_those_of_the_table(tmp_path: Path) -> None:
     [
         ("pateint", "", r"no column 'pateint'; did you mean 'patient'\?|no column 'pateint'"),
         ("patient", "red/0.png,red,\n", "Line 42 of .* has no value in 'patient'. Fill it in"),
-        ("patient", "red/0.png,red,99\n", "'red/0.png' another group than Line"),
+        ("patient", "red/0.png,red,99\n", "'red/0.png' a different group than Line"),
     ],
 )
 def test_a_wrong_group_column_is_refused(tmp_path: Path, column: str, rows: str, said: str) -> None:

@@ -358,9 +358,9 @@ BAD: list[tuple[Callable[[Path], object], str]] = [
     ),
     (
         lambda f: draw(f, test__blue=2, test__red=2),
-        "holds test but no train, so .* sprat evaluate MODEL --dataset ",
+        "contains test but no train, so .* sprat evaluate MODEL --dataset ",
     ),
-    (lambda f: draw(f, VAL__blue=2, test__red=2), "holds val and test but no train, so"),
+    (lambda f: draw(f, VAL__blue=2, test__red=2), "contains val and test but no train, so"),
     (
         lambda f: draw(f, train__blue=2, train__red=2, test__Red=1, test__blue=1),
         r"test/Red is a class that .*/train lacks; did you mean 'red'\? Add training pictures",
@@ -371,11 +371,11 @@ BAD: list[tuple[Callable[[Path], object], str]] = [
     ),
     (
         lambda f: draw(f, train__blue=2, train__red=2, test__red=1, more__red=1),
-        "holds test/, train/ and next to them more; expected",
+        "contains test/, train/ and next to them more; expected",
     ),
     (
         lambda f: draw(f, training__blue=2, testing__blue=2, rest__x=1),
-        "holds testing/, training/ and next to them rest; expected",
+        "contains testing/, training/ and next to them rest; expected",
     ),
     (
         lambda f: draw(f, Train=2, Test=2),
@@ -727,7 +727,9 @@ class TestEndToEnd:
     def test_a_crop_wider_than_the_images_is_refused(self, tmp_path: Path) -> None:
         dataset = _load(draw(tmp_path / "set", blue=12, red=12))
         config = replace(SMALL, augment=replace(SMALL.augment, crop=16))
-        with pytest.raises(SpratError, match=r"augment\.crop is 16, but the images are 16 px wide"):
+        with pytest.raises(
+            SpratError, match=r"augment\.crop is 16, but the images are only 16 px wide"
+        ):
             train(config, dataset, tmp_path / "run", recipe="small")
 
     def test_final_trains_on_val_too(self, tmp_path: Path) -> None:

@@ -52,7 +52,9 @@ _JOINED = re.compile(
     r"send|set|start|take|train|try|upgrade|use|wait)\b"
 )
 # a message that begins in lower case begins with the name of what it is about
-_NAMED = re.compile(r"(?!there |it )[a-z_.{}]+ (is|has|contains|or|and|needs|'|\{)|(sprat|torchrun) ")
+_NAMED = re.compile(
+    r"(?!there |it )[a-z_.{}]+ (is|has|contains|or|and|needs|'|\{)|(sprat|torchrun) "
+)
 _PASTED = re.compile(r"(pip install|sprat|ulimit) .*$|\}$|NEW_PLACE$|with$")
 
 

@@ -377,7 +377,8 @@ def _check_all_folds(config: Config) -> None:
 
 
 def _telling(ended: Callable[[Run], object] | None) -> Callable[[Path, RunResult], None]:
-    """Return what is called with each of several runs: it draws the run's curves, and tells."""
+    """Return what is called with each of several runs: it draws the run's curves, and calls
+    `ended`."""
 
     def each_ended(run: Path, results: RunResult) -> None:
         finished = _finished(run, results)

@@ -155,7 +155,7 @@ class AugmentConfig(Table, name="augment"):
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the images after every transform that is on, in this order.
 
-        An alternating flip is not among them: `Batches` does it, which knows the epoch.
+        An alternating flip is not among them: `Batches` does that, because it counts the epochs.
         """
         if self.flip and self.flip_mode == "random":
             images = horizontal_flip(images, generator, self.flip)
@@ -276,8 +276,8 @@ def coarse_dropout(
 
 
 def cutout(images: Tensor, generator: torch.Generator, size: int = 8, p: float = 1.0) -> Tensor:
-    """Blacken a square of `size` pixels centred anywhere; what lies beyond the border is cut
-    off (arXiv 1708.04552)."""
+    """Blacken a square of `size` pixels centred anywhere; the part beyond the border is cut off
+    (arXiv 1708.04552)."""
     chosen = _chosen(images, generator, p)
     draws = torch.rand(len(images), 2, generator=generator, device=images.device)
     centres = [draws[:, axis] * side for axis, side in enumerate(images.shape[2:])]

@@ -25,7 +25,7 @@ def effective_field(
     that it has: a fresh one shows what its structure and initial weights favour.
 
     Args:
-        side: of the images, in pixels. progress: is told of each image done.
+        side: of the images, in pixels. progress: called with the number of images done.
 
     Returns:
         float32, side x side, at most 1.

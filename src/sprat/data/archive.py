@@ -210,7 +210,7 @@ def _safe(archive: Path, member: _Member) -> PurePosixPath | None:
     """Return where a file belongs in the folder; None if it is never looked at.
 
     Raises:
-        SpratError: that is outside the folder, or it is no file.
+        SpratError: that is outside the folder, or it is not a file.
     """
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts or PureWindowsPath(member.name).drive:

@@ -118,7 +118,7 @@ class DataCheck:
 
 
 def check(dataset: Dataset) -> DataCheck:
-    """Look for whatever makes figures on a dataset lie.
+    """Find whatever makes figures on a dataset misleading.
 
     Raises:
         SpratError: own pictures are no longer where they were.

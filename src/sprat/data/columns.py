@@ -55,7 +55,7 @@ def find_columns(
         paths: of the columns that can hold paths or pictures, the likeliest first; any by default.
 
     Raises:
-        SpratError: one of them cannot be told, or was asked for and is not there.
+        SpratError: one of them cannot be guessed, or was asked for and is missing.
     """
     path = _asked(place, names, config.path_column, "path")
     label = _asked(place, names, config.label_column, "label")

@@ -44,12 +44,13 @@ def fetch(
     say: Say = lambda text: None,
     patience: Patience = Patience(),
 ) -> Path:
-    """Fetches a file of known md5 and size (bytes) to `target`, from the first source that is
+    """Download a file of known md5 and size (bytes) to `target`, from the first source that is
     neither slow nor broken; if all are slow, from the fastest of them.
 
-    What has come lies beside `target` under a name with the md5, and is gone on with after a
-    lost connection, at another source, and by the next call after a kill. `target` appears
-    whole or not at all. Of several processes one fetches and the others wait for it.
+    The part downloaded so far is kept next to `target` under a name with the md5, and is resumed
+    after a lost connection, from another source, and by the next call after a kill. `target`
+    appears complete or not at all. If several processes fetch the same file, one downloads it and
+    the others wait.
 
     Raises:
         SpratError: no source gave the file, or it cannot be written.
@@ -245,7 +246,7 @@ class _HTTPOnly(HTTPRedirectHandler):
 
 @contextlib.contextmanager
 def _lost() -> Iterator[None]:
-    """Makes one error of all that a network can raise, so that a full disk is told apart."""
+    """Makes one error of all that a network can raise, so that a full disk can be distinguished."""
     try:
         yield
     except HTTPError as error:

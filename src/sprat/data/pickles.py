@@ -100,8 +100,8 @@ class _Array:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the three names that CIFAR's pickles use, gives stand-ins for them, and calls nothing
-    else."""
+    """Accepts the three names that CIFAR's pickles use, returns stand-ins for them, and calls
+    nothing else."""
 
     _allowed: ClassVar[dict[tuple[str, str], Any]] = {
         ("numpy", "ndarray"): _Array,

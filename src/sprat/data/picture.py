@@ -87,7 +87,7 @@ def read_picture(path: Picture, side: int, channels: int = 3) -> Tensor:
     """A picture file as the network is to see it: uint8, channels x side x side.
 
     Raises:
-        SpratError: the file is no picture, no file, damaged, or larger than is safe.
+        SpratError: the file is not a picture, not a regular file, damaged, or larger than is safe.
     """
     try:
         if isinstance(path, Path):

@@ -77,7 +77,7 @@ def load(
         Its parts, and what was found.
 
     Raises:
-        SpratError: the place holds nothing of these forms, a file is no picture and
+        SpratError: the place has none of these forms, a file is not a picture and
             config.unreadable is "refuse", a picture is coloured and config.channels is 1, or the
             cache cannot be written.
     """
@@ -284,7 +284,7 @@ def cache_file(place: Path, side: int) -> Path:
 def _cached(
     place: Path, found: Found, config: PicturesConfig, say: Say, progress: Progress
 ) -> tuple[cache.Mapped, dict[str, Any]]:
-    """The pictures and what is known of them; read anew unless they are cached as they are now.
+    """The pictures and their description, read again unless the cache is up to date.
 
     What is cached does not depend on config.channels: one plane of each if all are grey, else
     three.

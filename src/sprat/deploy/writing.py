@@ -82,8 +82,9 @@ def export(
             it drawings of shapes10 are compared, on which there is no accuracy.
         training: images to calibrate on, for formats that need some; none of `compared`. Without
             them the ranges that are stored with the model are used, if the format takes them.
-        overwrite: whether a file that exists may be replaced; a folder, if it holds nothing else.
-        tell: hears what is being done.
+        overwrite: whether an existing file may be replaced, or a folder that contains nothing but
+            an export.
+        tell: called with a description of each stage.
 
     Raises:
         SpratError: as `check_options`, `check_output` and `check_model`; a format that is

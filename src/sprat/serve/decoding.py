@@ -469,7 +469,7 @@ def _work(pipe: Connection, side: int, limits: Limits) -> None:
 
 
 def _bound_memory(more: int) -> None:
-    """Lets this process take so many bytes more than it has, where the system can tell."""
+    """Lets this process take so many bytes more than it has, if the system reports it."""
     with contextlib.suppress(ImportError, OSError):
         import resource
 

@@ -107,7 +107,7 @@ class Guard:
             exchange.record.write(self._log, self._metrics)
 
     def _enter(self, exchange: "_Exchange") -> Callable[[], None]:
-        """Takes a place among the predictions under way; gives what frees it.
+        """Take a place among the predictions in progress; return the function that frees it.
 
         Where all are taken, a body that does not come gives up its place.
         """

@@ -44,7 +44,7 @@ def run(
     trusted_proxies: str = "",
     allowed_hosts: str = "",
 ) -> None:
-    """Answers requests until SIGTERM or Ctrl-C, and then those that are under way.
+    """Answers requests until SIGTERM or Ctrl-C, and then finish those in progress.
 
     Writes a line of JSON to stdout for each request, and to stderr where it listens.
 

@@ -288,7 +288,8 @@ class Table:
         """Return values whose settings may have former names by the names of today.
 
         Args:
-            prefix: of every name in `values`: "budget." if they stand beside those of other tables.
+            prefix: of every name in `values`: "budget." if they are mixed with those of other
+            tables.
 
         Raises:
             SpratError: a setting is given by both names, and differently.

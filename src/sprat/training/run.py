@@ -40,7 +40,7 @@ class Best(TypedDict):
 class Progress:
     """Progress of a run.
 
-    epoch: finished ones. batch: those finished in the epoch under way, whose losses are kept.
+    epoch: finished ones. batch: finished batches of the current epoch, whose losses are kept.
     epoch_seconds: of training in that epoch. seconds: of the run up to its last weights,
     evaluations in between included. history: a row of metrics.jsonl for each epoch.
     """
