@@ -118,7 +118,7 @@ class Foreign(Table):
             if len(values) not in (1, self.channels):
                 more = f"{COLOURS}, for red, green and blue, or 1 for all of them"
                 raise SpratError(
-                    f"{name} has {len(values)} values ({', '.join((f'{v:g}' for v in values))}), "
+                    f"{name} has {len(values)} values ({', '.join(f'{v:g}' for v in values)}), "
                     f"expected {more if self.channels == COLOURS else '1, for grey'}. Give that "
                     "many."
                 )

@@ -54,7 +54,7 @@ class NetworkSettings(Table, name="network"):
     )
     shortcut: tuple[int, ...] = setting(
         (),
-        "Whether the input of a block is added to its output, in every stage or in each: 1 or 0",
+        "1: add the input of a block to its output; 0: do not; for all stages or for each",
         at_least=0,
         at_most=1,
     )
