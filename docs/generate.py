@@ -161,15 +161,16 @@ def head_start(page: str, results: Path = RESULTS) -> str:
     figures = read_json(file)
     given, held_out = (", ".join(figures[f"{which}_classes"]) for which in ("given", "held_out"))
     lines = [
-        f"{figures['model']} was trained on CIFAR-10's {given}; then on few images of {held_out}: "
-        f"by `{figures['recipe']}` from those weights, and from scratch by the best on val of "
-        f"{len(figures['scratch'])} recipes with higher rates. Accuracy on "
-        f"{figures['test_images']:,} test images, mean ± standard deviation of {figures['seeds']} "
-        "seeds; in brackets how many points the head start is ahead, paired by seed, ± the "
-        "standard error (`results/head_start.json`, `benchmarks/head_start.py`):",
+        f"{figures['model']} was trained on the classes {given} of CIFAR-10, then on a few images "
+        f"of {held_out}: with a head start by `{figures['recipe']}`, and from scratch by the one "
+        f"of {len(figures['scratch'])} recipes with higher learning rates that was best on val. "
+        f"The table shows the accuracy on {figures['test_images']:,} test images as the mean ± "
+        f"standard deviation of {figures['seeds']} seeds. In brackets: by how many points the head "
+        "start is ahead, paired by seed, ± the standard error (`results/head_start.json`, "
+        "`benchmarks/head_start.py`).",
         "",
-        "| images a class | steps | seconds | head start | from scratch, as many steps | from "
-        f"scratch, {figures['longer']} times as many |",
+        "| images per class | steps | seconds | head start | from scratch, same number of steps | "
+        f"from scratch, {figures['longer']} times as many steps |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for size in figures["sizes"]:
@@ -185,10 +186,10 @@ def head_start(page: str, results: Path = RESULTS) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        f"After as many steps the head start is {_verdicts(figures, 'from scratch')}. Compared "
-        f"with {figures['longer']} times as many from scratch it is "
-        f"{_verdicts(figures, 'from scratch, longer')}. Clearly means that the 95 % interval of "
-        "the difference (Student's t over the seeds) does not hold 0.",
+        f"After the same number of steps, the head start is {_verdicts(figures, 'from scratch')}. "
+        f"Compared with {figures['longer']} times as many steps from scratch, it is "
+        f"{_verdicts(figures, 'from scratch, longer')}. “Clearly” means that the 95 % interval of "
+        "the difference (Student's t over the seeds) does not contain 0.",
     ]
     return before + "\n".join(lines) + "\n"
 
@@ -205,7 +206,7 @@ def _points(ahead: dict[str, Any]) -> str:
 
 
 def _verdicts(figures: dict[str, Any], other: str) -> str:
-    """ "clearly ahead with 20 and 100 images a class; not clearly ahead or behind with 500"."""
+    """ "clearly ahead with 20 and 100 images per class; not clearly ahead or behind with 500"."""
     found: dict[str, list[str]] = {}
     for size in figures["sizes"]:
         ahead = size["head_start_ahead_of"][other]
@@ -214,7 +215,7 @@ def _verdicts(figures: dict[str, Any], other: str) -> str:
         verdict = f"clearly {side}" if clear else "not clearly ahead or behind"
         found.setdefault(verdict, []).append(f"{size['images_a_class']:,}")
     return "; ".join(
-        f"{verdict} with {_in_words(sizes)} images a class" for verdict, sizes in found.items()
+        f"{verdict} with {_in_words(sizes)} images per class" for verdict, sizes in found.items()
     )
 
 

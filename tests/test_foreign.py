@@ -135,7 +135,7 @@ def test_other_files_of_the_same_weights(net: nn.Module, capfd: pytest.CaptureFi
     torch.save(both, "both.pth")
     assert capfd.readouterr().err == ""
     load_weights(loaded, Path("both.pth"))
-    assert "holds model, model_ema: took model (see --key)" in capfd.readouterr().err
+    assert "contains model, model_ema; using model (see --key)" in capfd.readouterr().err
     assert torch.equal(loaded.state_dict()["head.weight"], wanted["head.weight"])
     load_weights(loaded, Path("both.pth"), "model_ema")
     assert not loaded.state_dict()["head.weight"].any()
@@ -172,8 +172,8 @@ MISFITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda state: state | {"head.weight": state["head.weight"].to_sparse()},
         r"head\.weight is sparse",
     ),
-    "nothing": (lambda state: {"epoch": 3}, "holds no state dict"),
-    "a list": (lambda state: list(state.values()), "holds no state dict"),
+    "nothing": (lambda state: {"epoch": 3}, "contains no state dict"),
+    "a list": (lambda state: list(state.values()), "contains no state dict"),
 }
 
 
@@ -220,7 +220,9 @@ def test_nothing_that_a_file_asks_for_runs(net: nn.Module, attack: Attack, zippe
     if attack.asked[0] in LEFT_OUT and zipped:
         load_weights(_new(), Path("net.pth"))
     else:
-        with pytest.raises(SpratError, match=r"objects of Python code .*torch\.save\(network\."):
+        with pytest.raises(
+            SpratError, match=r"objects that need Python code .*torch\.save\(network\."
+        ):
             load_weights(_new(), Path("net.pth"))
     assert not Path("harmed").exists()
 
@@ -228,7 +230,7 @@ def test_nothing_that_a_file_asks_for_runs(net: nn.Module, attack: Attack, zippe
 @pytest.mark.parametrize("content", [b"", b"junk", b"PK junk", b"\x80\x02junk", b"12345678{}"])
 def test_damaged_files_are_refused(net: nn.Module, content: bytes) -> None:
     Path("net.pth").write_bytes(content)
-    with pytest.raises(SpratError, match=r"net\.pth is damaged, or no file of torch\.save"):
+    with pytest.raises(SpratError, match=r"net\.pth is damaged, or not a file of torch\.save"):
         load_weights(net, Path("net.pth"))
 
 
@@ -260,7 +262,7 @@ class TestMeanAndStd:
         bytes_ = Foreign(mean=(124.95,), std=(63.75, 51, 102)).normalization()
         assert bytes_.mean == pytest.approx((0.49,) * 3)
         assert bytes_.std == pytest.approx((0.25, 0.2, 0.4))
-        assert "are taken as 0 to 255" in capfd.readouterr().err
+        assert "are read on a scale of 0 to 255" in capfd.readouterr().err
         assert Foreign(mean=(0,), std=(255,)).normalization().std == (1, 1, 1)
         assert Foreign(mean=(0,), std=(1,)).normalization().std == (1, 1, 1)
         capfd.readouterr()
@@ -272,12 +274,12 @@ class TestMeanAndStd:
         [
             ({"mean": (0.5, 0.5)}, r"mean has 2 values \(0.5, 0.5\), expected 3"),
             ({"std": (0.5,) * 4}, "std has 4 values"),
-            ({"std": (63,)}, "mean is 0.5 and std 63, one of which is of 0 to 1"),
-            ({"mean": (120,)}, "mean is 120 and std 0.5, one of which"),
+            ({"std": (63,)}, "mean is 0.5 and std is 63, but one is on a scale of 0 to 1"),
+            ({"mean": (120,)}, "mean is 120 and std is 0.5, but one"),
             ({"mean": ()}, "--mean is missing"),
             ({"std": ()}, "--std is missing"),
             ({"weights": "gone.pth"}, r"There is no file gone\.pth"),
-            ({"weights": ""}, "No weights are named, which --mean is about"),
+            ({"weights": ""}, "No weights are given, which --mean is about"),
         ],
     )
     def test_that_cannot_be_are_refused(self, given: dict[str, Any], message: str) -> None:
@@ -392,7 +394,7 @@ def test_a_function_that_makes_a_network_runs_only_by_its_name(net: nn.Module, h
     ("words", "message"),
     [
         ("evaluate my_nets.py:Net", "my_nets.py:Net is a network without weights. Give those"),
-        ("evaluate my_nets.py:Net --mean 0.5", "No weights are named, which --mean is about"),
+        ("evaluate my_nets.py:Net --mean 0.5", "No weights are given, which --mean is about"),
         ("evaluate my_nets.py:Net --weights net.pth --mean 0.5,0.5 --std 1", "mean has 2 values"),
         ("evaluate my_nets.py:Nat {} --dataset shapes10", "did you mean 'Net'"),
         ("evaluate ResNat20 {} --dataset shapes10", "did you mean 'ResNet20'"),
@@ -400,18 +402,21 @@ def test_a_function_that_makes_a_network_runs_only_by_its_name(net: nn.Module, h
             "evaluate ResNet20 {} --dataset shapes10",
             "it lacks blocks.0.residual.0.weight, nearest to",
         ),
-        ("evaluate my_nets.py:Pair {} --dataset shapes10", "answers one image with a tuple"),
-        ("evaluate my_nets.py:Soft {} --dataset shapes10", "answers with probabilities, expected"),
+        ("evaluate my_nets.py:Pair {} --dataset shapes10", "returns a tuple"),
+        ("evaluate my_nets.py:Soft {} --dataset shapes10", "returns probabilities, expected"),
         ("evaluate my_nets.py:Net {} --dataset shapes10 --side 64", "are of 32 pixels, but --side"),
         ("evaluate my_nets.py:Net {} --dataset shapes10 --split val", "has no val"),
         ("evaluate my_nets.py:Net {} --dataset shapes10 --classes a,b", "is of shape (10, 6)"),
-        ("import my_nets.py:Net {}", "The classes are not named. Give --classes"),
+        ("import my_nets.py:Net {}", "The classes have no names. Give --classes"),
         ("import my_nets.py:Net {} --classes a,a", "--classes names 'a' twice"),
         ("import my_nets.py:Net {} --classes gone.txt", "There is no file gone.txt"),
         ("import my_nets.py:Net {} --dataset shapes", "did you mean 'shapes10'"),
         ("import my_nets.py:Net {} --dataset shapes10 --output m.pth", "ends in .safetensors"),
-        ("import my_nets.py:Net {} --dataset shapes10 --side 2", "cannot take an image of 3 x 2"),
-        ("import my_nets.py:Net --dataset shapes10", "No weights are named. Add --weights FILE."),
+        (
+            "import my_nets.py:Net {} --dataset shapes10 --side 2",
+            "cannot process an image of 3 x 2",
+        ),
+        ("import my_nets.py:Net --dataset shapes10", "No weights are given. Add --weights FILE."),
     ],
 )
 def test_a_mistake_is_told_in_words_and_writes_nothing(

@@ -129,7 +129,7 @@ def test_a_file_where_a_folder_is_expected_or_none(tmp_path: Path, here: Here) -
         list_runs(tmp_path / "file")
     done = here("runs", tmp_path / "nosuch")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "nosuch does not exist. Name a folder that holds runs" in done.stderr
+    assert "nosuch does not exist. Name a folder that contains runs" in done.stderr
     assert here("runs", tmp_path, "--watch", "--json").returncode == 2
 
 

@@ -134,7 +134,7 @@ def with_ranges(path: Path, content: bytes, ranges: Any) -> bytes:
         path: what `content` was read from, for messages.
 
     Raises:
-        SpratError: it is no model's file.
+        SpratError: it is not a model file.
     """
     tensors, text = _parse(path, content)
     meta = _parse_metadata(path, text)
@@ -249,8 +249,8 @@ def _network(path: Path, meta: dict[str, Any]) -> tuple[NetworkConfig, nn.Module
         raise
     except SpratError as error:
         raise SpratError(
-            f"{path} holds a network that this sprat does not have: {error} Train the model again, "
-            "or upgrade sprat."
+            f"{path} uses a network that this version of sprat does not have: {error} Train the "
+            "model again, or upgrade sprat."
         ) from error
 
 
@@ -276,8 +276,8 @@ def _check_card(path: Path, content: bytes) -> bool:
 @functools.cache  # once for each file
 def _note_no_digest(path: Path) -> None:
     warn(
-        f"{visible(path)} was written by an older sprat and holds no digest, so damage may go "
-        "unnoticed"
+        f"{visible(path)} was written by an older version of sprat and contains no digest, so "
+        "damage may go unnoticed."
     )
 
 
@@ -289,8 +289,8 @@ def _parse(path: Path, content: bytes) -> tuple[dict[str, Tensor], str]:
         named = parse_json(content[8 : 8 + length].decode()).get("__metadata__") or {}
     except Exception as error:  # a damaged file raises anything
         raise SpratError(
-            f"{path} is not a safetensors file, or damaged: {first_line(error)}. Copy it again, "
-            "or name another file."
+            f"{path} is damaged or not a safetensors file: {first_line(error)}. Copy it again, or "
+            "name another file."
         ) from error
     if "sprat" not in named:
         raise SpratError(
@@ -314,10 +314,13 @@ def _parse_metadata(path: Path, text: str) -> dict[str, Any]:
             "again."
         ) from error
     if not isinstance(meta, dict):
-        raise SpratError(f"{path} is damaged: its metadata is no table. Train the model again.")
+        raise SpratError(f"{path} is damaged: its metadata is not a table. Train the model again.")
     found = meta.get("format")
     if type(found) is int and found > FORMAT:
-        raise SpratError(f"{path} has format {found}, this sprat reads {FORMAT}; upgrade sprat")
+        raise SpratError(
+            f"{path} has format {found}, but this version of sprat reads format {FORMAT}. Upgrade "
+            "sprat."
+        )
     return meta
 
 
@@ -442,7 +445,9 @@ def load_resume(path: Path) -> dict[str, Any]:
     try:
         content = read_bytes(path, MODEL_BYTES)
     except FileNotFoundError as error:
-        raise SpratError(f"there is no {path}; is {path.parent} the folder of a run?") from error
+        raise SpratError(
+            f"There is no {path}. Check that {path.parent} is the folder of a run."
+        ) from error
     begin = len(RESUME_MAGIC) + 32
     if content.startswith(RESUME_MAGIC):
         digest, content = content[len(RESUME_MAGIC) : begin], content[begin:]
@@ -477,4 +482,4 @@ def unpickle(content: bytes) -> Any:
 
 
 def _damaged(path: Path, why: str) -> SpratError:
-    return SpratError(f"{path} is damaged or not sprat's ({why}); start the run anew")
+    return SpratError(f"{path} is damaged or was not written by sprat ({why}). Start a new run.")

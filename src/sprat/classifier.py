@@ -31,7 +31,7 @@ class Predictions(NamedTuple):
     labels: list[str]
     """The most probable class of each."""
     probabilities: Tensor
-    """Of all classes, N x K, float32, on the CPU; each row sums to 1."""
+    """Probabilities of all classes, N x K, float32, on the CPU; each row sums to 1."""
 
 
 Guess = TypedDict("Guess", {"class": str, "probability": float})
@@ -45,7 +45,8 @@ class Prediction(TypedDict):
     predictions: list[Guess]
     """The most probable classes, the most probable first; none if the file cannot be read."""
     where: NotRequired[str]
-    """Where in the picture the evidence for the most probable class is, if that was asked."""
+    """Description of where in the picture the evidence for the most probable class is, if
+    requested."""
     map: NotRequired[str]
     """The PNG file that shows it."""
     error: NotRequired[str]
@@ -53,8 +54,8 @@ class Prediction(TypedDict):
 
 
 class Classifier:
-    """A trained model that classifies pictures. Threads may share one: they take turns at the
-    network. It can be pickled, to be sent to another process.
+    """A trained model that classifies pictures. Several threads may share one classifier; they take
+    turns. It can be pickled and sent to another process.
 
         classifier = sprat.load()
         labels, probabilities = classifier(["cat.jpg", "dog.png"])
@@ -76,17 +77,18 @@ class Classifier:
         self._turn = Lock()
 
     def __call__(self, images: Picture | Iterable[Picture], tta: int = 1) -> Predictions:
-        """Return labels and probabilities of one picture or of many, as a batch in any case.
+        """Return labels and probabilities of one picture or several; the result is always a batch.
 
         Args:
             images: a path, a PIL image, an array (uint8, H x W x C, H x W, or N x H x W x C), a
-                tensor (uint8, C x H x W or N x C x H x W), or several of these one after another;
-                C is 3, or 1 of grey. What is not `side` pixels square is cropped to its middle
-                square and resized; a model of one channel sees colour as grey (its luma).
-            tta: number of views of each that are averaged: 1, 2, 6, 8, 10 or 26.
+                tensor (uint8, C x H x W or N x C x H x W), or several of these. C is 3, or 1 for
+                grey. A picture that is not a square of `side` pixels is cropped to the square in
+                its middle and resized. For a model of one channel, colour is converted to grey
+                (luma).
+            tta: number of views of each picture to average: 1, 2, 6, 8, 10 or 26.
 
         Raises:
-            SpratError: there is no picture, one cannot be read, an array is of another dtype or
+            SpratError: there is no picture, a picture cannot be read, an array has another dtype or
                 shape, or there is no such set of views.
         """
         views, pixels = find_views(tta), to_pixels(images, self.side, self.channels)
@@ -97,12 +99,12 @@ class Classifier:
     def predict(
         self, files: str | Path | Sequence[str | Path], *, top: int = 3, tta: int = 1
     ) -> Iterator[Prediction]:
-        """Yield a prediction for each file, in order; one that cannot be read gets an error.
+        """Yield a prediction for each file, in order. A file that cannot be read gets an error.
 
         Args:
             files: one picture or several, read in batches.
-            top: number of classes of each, the most probable first.
-            tta: number of views of each that are averaged: 1, 2, 6, 8, 10 or 26.
+            top: number of classes per picture, the most probable first.
+            tta: number of views of each picture to average: 1, 2, 6, 8, 10 or 26.
 
         Raises:
             SpratError: there is no such set of views.
@@ -142,8 +144,8 @@ class Classifier:
         labels = None if classes is None else [self._label(name) for name in classes]
         if labels is not None and len(labels) != len(pixels):
             raise SpratError(
-                f"classes names {len(labels)}, but there are {len(pixels)} pictures. Name a class "
-                "for each."
+                f"classes has {len(labels)} names, but there are {len(pixels)} pictures. Give one "
+                "class per picture."
             )
         with self._turn:
             found, maps = self._maps(pixels, labels)
@@ -216,14 +218,15 @@ def to_pixels(images: Picture | Iterable[Picture], side: int, channels: int = 3)
             images = images[..., None]
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-1] not in (1, 3):
             raise SpratError(
-                f"An array is {images.dtype} of shape {images.shape}, expected uint8 (0 to 255) of "
-                "height x width x 3 (or 1), or many of them: N x height x width x 3."
+                f"The array is {images.dtype} of shape {images.shape}, expected uint8 (0 to 255) "
+                "of height x width x 3 (or 1), or a batch of N x height x width x 3. Convert the "
+                "array."
             )
         return _fit_all(torch.tensor(images).movedim(-1, -3), side, channels)
     if not isinstance(images, Iterable):
         raise SpratError(
-            f"{shown(images)} is no picture. Give a path, a PIL image, a uint8 array or tensor, or "
-            "a list of them."
+            f"{shown(images)} is not a picture. Give a path, a PIL image, a uint8 array or tensor, "
+            "or a list of them."
         )
     parts = [to_pixels(image, side, channels) for image in images]
     if not parts:
@@ -234,11 +237,14 @@ def to_pixels(images: Picture | Iterable[Picture], side: int, channels: int = 3)
 def _fit_all(images: Tensor, side: int, channels: int) -> Tensor:
     if images.dtype != torch.uint8 or images.ndim not in (3, 4) or images.shape[-3] not in (1, 3):
         raise SpratError(
-            f"A tensor is {images.dtype} of shape {tuple(images.shape)}, expected torch.uint8 (0 "
-            "to 255) of 3 (or 1) x height x width, or many of them: N x 3 x height x width."
+            f"The tensor is {images.dtype} of shape {tuple(images.shape)}, expected torch.uint8 (0 "
+            "to 255) of 3 (or 1) x height x width, or a batch of N x 3 x height x width. Convert "
+            "the tensor."
         )
     if not images.numel():
-        raise SpratError(f"A batch of shape {tuple(images.shape)} holds no pixel. Give some.")
+        raise SpratError(
+            f"A batch of shape {tuple(images.shape)} contains no pixels. Give at least one image."
+        )
     batch = images if images.ndim == 4 else images[None]
     if batch.shape[-2:] == (side, side):
         return to_channels(batch, channels)
@@ -258,14 +264,14 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
             inside = [file for file in _files_in(path) if is_picture(file)]
             if not inside:
                 raise SpratError(
-                    f"The folder {path} holds no picture ({', '.join(sorted(SUFFIXES))}), nor do "
-                    "folders in it. Name one that does."
+                    f"The folder {path} and its subfolders contain no picture "
+                    f"({', '.join(sorted(SUFFIXES))}). Name a folder that does."
                 )
             found += inside
         elif path.exists():
             found.append(path)
         else:
-            raise SpratError(f"There is no file or folder {path}. Name one that exists.")
+            raise SpratError(f"There is no file or folder {path}. Check its name.")
     return found
 
 

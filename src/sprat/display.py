@@ -51,7 +51,7 @@ HEADER = "epoch     loss   accuracy   EMA accuracy   learning rate   seconds   i
 RUNS_HEADER: tuple[str, ...] = (
     *("run", "state", "recipe", "network", "parameters", "epochs", "val", "test", "time"),
 )
-UNEVEN = 1.5  # times as many images of one class as of another that are worth a line
+IMBALANCED = 1.5  # times as many images of one class as of another that are worth a line
 FEW_TENSORS = 6  # that are named each
 SHOWN = 10  # findings of a kind that a check of the data names
 PLAIN_EVERY = 30  # seconds between the lines that stand in for the bar
@@ -194,10 +194,10 @@ class TrainingDisplay(Observer):
         self._print_start(run)
         if run.steps_taken:
             self._print(f"resumed after step {run.steps_taken:,} of {run.total_steps:,}")
-        images = "the probe of training images" if config.final else "val"
+        images = "a fixed sample of training images (the probe)" if config.final else "val"
         if config.fold:
-            images = f"fold {config.fold} of {config.folds}, which decides nothing"
-        self._print(f"accuracy is on {images}\n{HEADER}")
+            images = f"fold {config.fold} of {config.folds}, which is not used to choose anything"
+        self._print(f"accuracy is measured on {images}\n{HEADER}")
         for row in run.progress.history:
             self._print_row(row)
         for task in self.progress.task_ids:  # of a seed before
@@ -251,28 +251,30 @@ class TrainingDisplay(Observer):
         tensors = len(start["taken"]) + len(start["new"])
         self._print(
             f"Starting from {visible(start['model'])}: {len(start['taken']):,} of {tensors:,} "
-            f"tensors taken over, with {start['taken_parameters']:,} parameters; "
+            f"tensors copied, with {start['taken_parameters']:,} parameters; "
             f"{start['new_parameters']:,} parameters are new"
         )
-        names = {"taken over": start["taken"], "new": start["new"]}
+        names = {"copied": start["taken"], "new": start["new"]}
         for what, each in names.items():
             self._print(f"  {what + ':':12} {visible(_in_short(each)) or 'none'}")
         if start["classifier"] == "reordered":
-            self._print("  The classes are in another order, and the classifier follows it")
+            self._print(
+                "  The classes have another order, and the classifier was reordered to match"
+            )
 
     def _print_imbalance(self, run: "Run") -> None:
         from sprat.data.imageset import class_counts
 
         counts = class_counts(run.images.batches.dataset)
         least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
-        if counts[most] < UNEVEN * counts[least]:
+        if counts[most] < IMBALANCED * counts[least]:
             return
-        remedy = "--class-weights balanced would make them weigh the same in the loss"
+        remedy = "--class-weights balanced gives every class the same weight in the loss"
         if run.config.class_weights == "balanced":
-            remedy = "they weigh the same in the loss"
+            remedy = "every class has the same weight in the loss"
         self._print(
-            f"classes are uneven, from {counts[least]:,} training images ({visible(least)}) to "
-            f"{counts[most]:,} ({visible(most)}); {remedy}"
+            f"The classes are imbalanced, from {counts[least]:,} training images "
+            f"({visible(least)}) to {counts[most]:,} ({visible(most)}); {remedy}"
         )
 
     def _print_row(self, row: "EpochRow") -> None:
@@ -431,8 +433,8 @@ class FoldsDisplay(Observer):
     def epoch_ended(self, run: "Run", row: "EpochRow") -> None:
         if run.finished and row["top1"] is not None:
             self.console.print(
-                f"fold {run.config.fold} of {run.config.folds}: {100 * row['top1']:.2f} % of its "
-                f"labels are the model's answer; {run.progress.seconds:.0f} seconds"
+                f"fold {run.config.fold} of {run.config.folds}: the model predicts "
+                f"{100 * row['top1']:.2f} % of its labels; {run.progress.seconds:.0f} seconds"
             )
 
 
@@ -473,9 +475,8 @@ def print_summary(console: Console, summary: "Summary") -> None:
         )
     else:
         memory = (
-            f"  arena              not planned: {visible(summary.unplanned)}\n"
-            f"  peak activations   {peak}, in {visible(summary.peak_layer)}, where no layer writes "
-            "over its input"
+            f"  arena              not planned: {visible(summary.unplanned)}\n  peak activations   "
+            f"{peak}, in {visible(summary.peak_layer)}, if no layer overwrites its input"
         )
     console.print(
         f"\n{visible(summary.model)} on {summary.channels} x {summary.side} x {summary.side}\n"
@@ -520,7 +521,7 @@ def print_compiled(console: Console, compiled: "Compiled") -> None:
         f"  RAM    {ram:,} bytes: arena {compiled.arena:,}, stack {compiled.stack:,} (frames of "
         f"the deepest calls: {visible(calls)})\n"
         f"  flash  {flash:,} bytes: constants {compiled.constants:,}, code {compiled.code:,}"
-        + (f"\n  not counted: {visible(library)} of the compiler's library" if library else "")
+        + (f"\n  not counted: {visible(library)} from the compiler's library" if library else "")
     )
 
 
@@ -574,7 +575,7 @@ def print_check(console: Console, found: "DataCheck") -> None:
         kinds.append((title, [named(place) for place in places]))
     if labels := found.labels:
         console.print(
-            f"labels: {100 * labels.top1:.2f} % are what a model trained without the picture says "
+            f"labels: models trained without the picture predict {100 * labels.top1:.2f} % of them "
             f"({labels.folds} folds, recipe {visible(labels.recipe)}, {labels.epochs} epochs); "
             f"{labels.confident:,} are probably wrong, by confident learning"
         )
@@ -738,8 +739,8 @@ def load_shown(
     whole: bool = False,
     table: bool = True,
 ) -> "Dataset":
-    """`load_dataset`, with a bar for what takes long and warnings on stderr; and then, unless told
-    otherwise, a table of the own pictures that were found."""
+    """`load_dataset`, with a bar for what takes long and warnings on stderr; then, if `table` is
+    true, a table of the own pictures that were found."""
     from sprat.data import load_dataset
 
     said: list[str] = []  # told when the spinner is gone, which would tear it
@@ -777,8 +778,8 @@ def load_again(
     name = moved or config.dataset
     if not moved and is_path(name) and not Path(name).exists():
         raise SpratError(
-            f"{run} was trained on {name}, which is no longer there. If that has moved, name its "
-            f"new place: {command('sprat', 'train', '--resume', run)} --dataset NEW_PLACE"
+            f"{run} was trained on {name}, which is no longer there. If the data has moved, give "
+            f"its new place: {command('sprat', 'train', '--resume', run)} --dataset NEW_PLACE"
         )
     return load_shown(console, name, data_dir, config.pictures)
 
@@ -792,8 +793,8 @@ def noting(console: Console) -> Callable[[str], None]:
 def loading(
     console: Console, what: str, counted: str = "bytes"
 ) -> Iterator[Callable[[int, int], None]]:
-    """A spinner while data loads; gives the function to tell how many bytes are fetched, or
-    pictures are read, so far and in all, which turns it into a bar."""
+    """A spinner while data loads; yields the function to call with the number of bytes
+    downloaded or pictures read, so far and in all, which turns it into a bar."""
     doing, done_so_far = ("fetching", "fetched") if counted == "bytes" else ("reading", "read")
     columns = (
         (DownloadColumn(), TransferSpeedColumn()) if counted == "bytes" else (MofNCompleteColumn(),)
@@ -828,7 +829,7 @@ def loading(
 
 @contextmanager
 def doing(console: Console, what: str) -> Iterator[Callable[[str], None]]:
-    """A spinner for work of several parts; gives the function to tell which is under way."""
+    """A spinner for work of several parts; yields the function to call with the current part."""
     spinner = _make_bar(console, SpinnerColumn(), _description())
     task = spinner.add_task(what, total=None)
     with _shown(spinner):

@@ -75,7 +75,7 @@ def _take_gpu() -> None:
     if here > torch.cuda.device_count():
         raise SpratError(
             f"torchrun started {here} processes on this machine, but torch finds "
-            f"{torch.cuda.device_count()} GPUs. Give at most that many as --nproc-per-node."
+            f"{torch.cuda.device_count()} GPUs. Use at most that many for --nproc-per-node."
         )
     torch.cuda.set_device(torchrun.local_rank())
 

@@ -1,5 +1,5 @@
-"""The one error that is the user's to mend (the command line prints it and exits with 2), what an
-error says in words, and the name that was perhaps meant."""
+"""The error that the user can correct (the command line prints it and exits with 2), the words
+for errors, and the name that was probably meant."""
 
 import difflib
 import errno
@@ -11,11 +11,11 @@ from sprat.text import visible
 
 
 class SpratError(ValueError):
-    """An error that says what was given, what was expected and the remedy, in the user's words.
+    """An error that the user can correct: it says what is wrong, with the value, and what to do.
 
     Args:
-        lines: of the message, mostly one. Line breaks and other controls within a line came with
-            a name or a value, and are shown as escapes.
+        lines: lines of the message, usually one. Line breaks and other control characters within a
+            line, which come from names and values, are shown as escapes.
     """
 
     def __init__(self, *lines: str) -> None:
@@ -45,11 +45,11 @@ def in_words(error: SpratError | OSError) -> str:
     if isinstance(error, SpratError):
         return str(error)
     if error.filename is None and error.errno in _NO_ROOM:  # files are written under their names
-        return f"standard output cannot be written: {error.strerror}. Send it elsewhere."
+        return f"Standard output cannot be written: {error.strerror}. Redirect it elsewhere."
     if error.filename is None:
         return f"{error.strerror or error}"
     reason = f"{visible(error.filename)} cannot be used: {error.strerror or error}"
-    return f"{reason}. Check its name and rights, or give another."
+    return f"{reason}. Check its name and permissions, or give another."
 
 
 def plain(name: str) -> str:
@@ -77,4 +77,5 @@ def shown(value: object) -> str:
 
 
 class PeerEnded(SpratError, ConnectionError):
-    """Another of the processes that train one run together has ended, so the run cannot go on."""
+    """Another of the processes that train one run together has ended, so the run cannot
+    continue."""

@@ -57,7 +57,7 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
 
 
 def _is_about(error: OSError, path: Path) -> bool:
-    """Return whether an error is about a path, a folder it is in, or a file in it or beside it."""
+    """Return whether an error is about a path, a folder it is in, or a file in it or next to it."""
     if not isinstance(error.filename, str | bytes | os.PathLike):
         return True  # a write names no file
     about = Path(os.fsdecode(error.filename)).absolute()
@@ -105,7 +105,7 @@ def _in_the_way(path: Path) -> str:
 
 @contextlib.contextmanager
 def replacing(path: Path, *, size: int | None = None, new: bool = False) -> Iterator[Path]:
-    """Gives a file beside `path` to write into; puts it in place only if the block ends well.
+    """Yields a file next to `path` to write to; puts it in place only if the block ends well.
 
     It is flushed to disk before it is renamed, so that a kill or a power cut at any moment leaves
     the old file or the new one, whole. What killed processes left there is swept before.
@@ -145,7 +145,7 @@ def write_whole(path: Path, content: bytes | str, *, new: bool = False) -> None:
 
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """A new file in the folder of `path`, under a lock that tells `sweep` to leave it."""
+    """A new file in the folder of `path`, under a lock, so that `sweep` leaves it alone."""
     while True:
         name = f".{path.stem[:30]}-{secrets.token_hex(4)}.sprat{path.suffix[:20]}"
         beside = path.with_name(name)
@@ -231,8 +231,8 @@ def check_folder(path: Path, names: Collection[str]) -> None:
         others = [each for each in found if each.name not in names or each.is_dir()]
     if others:
         raise SpratError(
-            f"{path} holds {shown(others[0].name)} too, which would be lost. Give another folder, "
-            "or move that file."
+            f"{path} also contains {shown(others[0].name)}, which would be lost. Give another "
+            "folder, or move that file."
         )
 
 
@@ -322,7 +322,8 @@ def lock(path: Path, waiting: Callable[[str], None]) -> Iterator[Callable[[], bo
     removed. On a file system without locks everybody gets it.
 
     Args:
-        waiting: is told once who has it, in words, if somebody has; raises not to wait.
+        waiting: called once with a description of who has the lock, if somebody has it; may raise
+            instead of waiting.
     """
     tries = 0
     while True:

@@ -56,37 +56,35 @@ class Foreign(Table):
 
     weights: str = setting(
         "",
-        "File of weights that were trained elsewhere (.pth, .safetensors), for a network by its "
-        "name or as my_nets.py:MyNet",
+        "File of weights that were trained elsewhere (.pth, .safetensors); the network is given by "
+        "its name or as my_nets.py:MyNet",
     )
-    key: str = setting(
-        "", "Which of several sets of weights in that file is taken, such as state_dict_ema"
-    )
+    key: str = setting("", "Set of weights to use if the file has several, such as state_dict_ema")
     mean: tuple[float, ...] = setting(
         (),
-        "Mean by which the network's images were normalised, of red, green and blue or of all: "
-        "0 to 1, or 0 to 255",
+        "Mean that the network's images were normalised with: one value, or one each for red, "
+        "green and blue, on a scale of 0 to 1 or 0 to 255",
         at_least=0,
         at_most=255,
     )
     std: tuple[float, ...] = setting(
-        (), "Standard deviation likewise, in the same unit", above=0, at_most=255
+        (), "Standard deviation that goes with the mean, on the same scale", above=0, at_most=255
     )
     side: int = setting(
         0,
-        "Side of the images that the network takes",
+        "Side of the images that the network expects",
         at_least=0,
         at_most=LARGEST_SIDE,
         unit="pixels",
-        zero="that of the dataset's, 32 for your own pictures",
+        zero="that of the dataset, 32 for your own pictures",
     )
     channels: Literal[1, 3] = setting(
         3, "Channels of the images that the network takes: 1 for grey, as which it then sees colour"
     )
     classes: Annotated[tuple[str, ...], Parameter(converter=_split)] = setting(
         (),
-        "Names of the classes in the order of the network's outputs, or a .txt file with a name in "
-        "each line; by default those of the dataset, in its order",
+        "Names of the classes in the order of the network's outputs, or a .txt file with one name "
+        "per line; by default the classes of the dataset, in its order",
     )
 
     def __post_init__(self) -> None:
@@ -108,25 +106,26 @@ class Foreign(Table):
         """
         if not self.weights:
             asked = f", which --{self.given[0]} is about" if self.given else ""
-            raise SpratError(f"No weights are named{asked}. Add --weights FILE.")
+            raise SpratError(f"No weights are given{asked}. Add --weights FILE.")
         if not Path(self.weights).exists():
             raise SpratError(f"There is no file {self.weights}. Name the file of the weights.")
         for name in ("mean", "std"):
             if not (values := getattr(self, name)):
                 raise SpratError(
-                    f"--{name} is missing. Give --mean and --std as in the Normalize that the "
-                    "network was trained with; --mean 0 --std 1 if there was none."
+                    f"--{name} is missing. Give --mean and --std of the Normalize that the network "
+                    "was trained with, or --mean 0 --std 1 if there was none."
                 )
             if len(values) not in (1, self.channels):
-                more = f"{COLOURS}, of red, green and blue, or 1 for all of them"
+                more = f"{COLOURS}, for red, green and blue, or 1 for all of them"
                 raise SpratError(
                     f"{name} has {len(values)} values ({', '.join(f'{v:g}' for v in values)}), "
-                    f"expected {more if self.channels == COLOURS else '1, for grey'}."
+                    f"expected {more if self.channels == COLOURS else '1, for grey'}. Give that "
+                    "many."
                 )
         if min(self.std) < 1 if self._white == 255 else max(self.std) > 1:
             raise SpratError(
-                f"mean is {_numbers(self.mean)} and std {_numbers(self.std)}, one of which is of 0 "
-                "to 1 and the other of 0 to 255. Give both in one unit."
+                f"mean is {_numbers(self.mean)} and std is {_numbers(self.std)}, but one is on a "
+                "scale of 0 to 1 and the other on 0 to 255. Give both on the same scale."
             )
 
     @property
@@ -139,11 +138,15 @@ class Foreign(Table):
         is unusual in them."""
         white = self._white
         if white == 255:
-            warn(f"mean {_numbers(self.mean)} and std {_numbers(self.std)} are taken as 0 to 255")
+            warn(
+                f"mean {_numbers(self.mean)} and std {_numbers(self.std)} are read on a scale of 0 "
+                "to 255."
+            )
         elif any(self.mean) and min(max(self.mean), max(self.std)) < UNUSUAL:
             warn(
                 f"mean {_numbers(self.mean)} or std {_numbers(self.std)} is unusually small for "
-                "images of 0 to 1: is it divided by 255 twice, or a variance?"
+                "images of 0 to 1. Check that it was not divided by 255 twice, and that std is "
+                "not a variance."
             )
         mean, std = (
             tuple(value / white for value in values) * (self.channels // len(values))
@@ -163,7 +166,7 @@ class Foreign(Table):
                 lines = read_text(Path(names[0])).splitlines()
             except FileNotFoundError as error:
                 raise SpratError(
-                    f"There is no file {names[0]}. Name the file of the classes."
+                    f"There is no file {names[0]}. Name the file with the names of the classes."
                 ) from error
             names = tuple(line.strip() for line in lines if line.strip())
         names = tuple(name.strip() for name in names)
@@ -216,7 +219,7 @@ def load_weights(network: "nn.Module", path: Path, key: str = "") -> None:
         if key not in found:
             hint = did_you_mean(key, found) or "."
             raise SpratError(
-                f"{path} holds no weights under {shown(key)}{hint} Available: "
+                f"{path} contains no weights under {shown(key)}{hint} Available: "
                 f"{listing.few(list(found))}."
             )
         found = {key: found[key]}
@@ -226,13 +229,16 @@ def load_weights(network: "nn.Module", path: Path, key: str = "") -> None:
         nearest = max(fitted.values(), key=lambda each: len(each.state))
         raise SpratError(
             f"{path} does not fit {type(network).__name__}: {nearest.wrong}. Name the network that "
-            "the weights were saved from, and as many classes."
+            "the weights were saved from, with the same number of classes."
         )
     chosen = min(fits, key=lambda place: "ema" in place.lower())
     if len(fits) > 1:
-        warn(f"{visible(path)} holds {listing.few(fits)}: took {visible(chosen)} (see --key)")
+        warn(f"{visible(path)} contains {listing.few(fits)}; using {visible(chosen)} (see --key).")
     if left_out := fitted[chosen].left_out:
-        warn(f"{visible(path)}: left out, being no part of the network: {listing.few(left_out)}")
+        warn(
+            f"{visible(path)}: ignored, because the network has no such part: "
+            f"{listing.few(left_out)}."
+        )
     network.load_state_dict(fitted[chosen].state)
 
 
@@ -254,8 +260,8 @@ def read_weights(path: Path) -> "dict[str, dict[str, Tensor]]":
     found = dict(_state_dicts(held))
     if not found:
         raise SpratError(
-            f"{path} holds no state dict, a table of tensors by name. Save one where the network "
-            f"is: {_SAVE}"
+            f"{path} contains no state dict (a table of tensors by name). Save one where the "
+            f"network can be loaded: {_SAVE}"
         )
     return found
 
@@ -271,7 +277,7 @@ def _parse_safetensors(path: Path, content: bytes) -> "dict[str, Tensor]":
 
 def _damaged(path: Path, error: Exception) -> SpratError:
     return SpratError(
-        f"{path} is damaged, or no file of torch.save or safetensors: "
+        f"{path} is damaged, or not a file of torch.save or safetensors: "
         f"{checkpoint.first_line(error)}. Copy it again, or name another file."
     )
 
@@ -291,9 +297,9 @@ def _unpickle(path: Path, content: bytes) -> Any:
             raise _damaged(path, error) from error
         names = [refused[1]]
     raise SpratError(
-        f"{path} holds objects of Python code ({listing.few(names)}), as a whole pickled network "
-        "does, and sprat runs nothing that a file asks for. Save the weights alone where it is: "
-        f"{_SAVE}"
+        f"{path} contains objects that need Python code ({listing.few(names)}), as a pickled "
+        "network does, and sprat runs no code from a file. Save only the weights, where the "
+        f"network can be loaded: {_SAVE}"
     )
 
 
@@ -425,6 +431,6 @@ def _check_logits(network: "nn.Module", side: int, channels: int) -> None:
         answers = network(images)
     if (answers >= 0).all() and ((answers.sum(1) - 1).abs() < 1e-4).all():
         raise SpratError(
-            f"{type(network).__name__} answers with probabilities, expected logits. Leave out the "
-            "softmax at its end."
+            f"{type(network).__name__} returns probabilities, expected logits. Remove the softmax "
+            "at its end."
         )

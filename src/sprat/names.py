@@ -20,7 +20,9 @@ def check_views(views: int) -> None:
     """
     if views not in VIEWS:
         offered = ", ".join(map(str, VIEWS))
-        raise SpratError(f"tta is {views}, expected a number of views among {offered}")
+        raise SpratError(
+            f"tta is {views}, expected a number of views among {offered}. Give one of these."
+        )
 
 
 def check_one_run(folder: Path) -> None:
@@ -35,7 +37,7 @@ def check_one_run(folder: Path) -> None:
         if runs:
             names = ", ".join(path.name for path in runs[:10]) + (", …" if runs[10:] else "")
             raise SpratError(
-                f"{folder} holds several {kind}s ({names}). Name one of them: {runs[0]}"
+                f"{folder} contains several {kind}s ({names}). Name one of them: {runs[0]}"
             )
 
 
@@ -46,20 +48,24 @@ def check_png(path: str | Path | None, option: str) -> None:
         SpratError: it does not.
     """
     if path is not None and Path(path).suffix.lower() != ".png":
-        raise SpratError(f"{option} is {path}, expected a name that ends in .png.")
+        raise SpratError(
+            f"{option} is {path}, expected a name that ends in .png. Give another name."
+        )
 
 
 def check_page(path: Path, overwrite: bool, *, may_replace: Path | None = None) -> Path:
     """Return the path of a page to write, if it ends in .html and may be written.
 
     Args:
-        may_replace: a page that is written anew each time, whatever `overwrite` says.
+        may_replace: a page that is replaced each time, whatever `overwrite` says.
 
     Raises:
         SpratError: it does not, or it exists already.
     """
     if path.suffix.lower() not in (".html", ".htm"):
-        raise SpratError(f"--output is {path}. Give a name that ends in .html.")
+        raise SpratError(
+            f"--output is {path}, expected a name that ends in .html. Give another name."
+        )
     own = may_replace is not None and path.resolve() == may_replace.resolve()
     if path.exists() and not overwrite and not own:
         raise SpratError(

@@ -14,7 +14,7 @@ else:
     except ModuleNotFoundError:
 
         class Ignored:
-            """Takes what is told, for nobody."""
+            """Accepts any arguments and ignores them."""
 
             def __init__(self, *told: object, **options: object) -> None:
                 pass

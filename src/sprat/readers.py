@@ -35,7 +35,9 @@ def read_bytes(path: Path, most: int) -> bytes:
         raise
     except (OSError, ValueError) as error:  # no rights, a loop of links, a name with NUL in it
         reason = getattr(error, "strerror", None) or error
-        raise SpratError(f"{path} cannot be read: {reason}. Check its name and rights.") from error
+        raise SpratError(
+            f"{path} cannot be read: {reason}. Check its name and permissions."
+        ) from error
     if not stat.S_ISREG(state.st_mode):
         kind = "a folder" if stat.S_ISDIR(state.st_mode) else "a device, pipe or socket"
         raise SpratError(f"{path} is {kind}, expected a file. Give the path of a file.")
@@ -113,11 +115,13 @@ def read_toml(path: Path) -> dict[str, Any]:
         if len(line) > RECIPE_LINE:
             raise SpratError(
                 f"{path} has {len(line):,} characters in line {number}, expected at most "
-                f"{RECIPE_LINE:,}. Break the line up."
+                f"{RECIPE_LINE:,}. Split the line."
             )
     try:
         return tomllib.loads(text)
     except RecursionError as error:
-        raise SpratError(f"{path} is not valid TOML: it is nested too deeply.") from error
+        raise SpratError(
+            f"{path} is not valid TOML: it is nested too deeply. Simplify it."
+        ) from error
     except ValueError as error:  # TOMLDecodeError, and what Python's int and date refuse
-        raise SpratError(f"{path} is not valid TOML: {error}") from error
+        raise SpratError(f"{path} is not valid TOML: {error}. Correct that line.") from error

@@ -114,7 +114,8 @@ def check_free(run: Path) -> None:
 
 def _in_use(run: Path, holder: str) -> SpratError:
     return SpratError(
-        f"{run} is in use: {holder} is training there. Wait until it ends, or stop it first."
+        f"{run} is in use: {holder} is training there. Wait until it has finished, or stop it "
+        "first."
     )
 
 
@@ -210,15 +211,16 @@ def read_beginning(run: Path) -> Beginning:
     path = run / CONFIG_FILE
     if run.is_dir() and all(found.name.startswith(".") for found in run.iterdir()):
         raise SpratError(
-            f"{run} holds no run yet: it was ended before it began. Start it again into the same "
-            f"folder: {command('sprat', 'train', '--output', run)}, with its recipe and settings."
+            f"{run} contains no run yet, because it was stopped before the run began. Start it "
+            f"again in the same folder: {command('sprat', 'train', '--output', run)}, with its "
+            "recipe and settings."
         )
     if not path.exists():
         check_one_run(run)
     values: Beginning = read_json(path)
     if wrong := mismatch(values, BEGINNING):
         raise SpratError(
-            f"{path} is not what a run of sprat writes: {wrong}. Name the folder of a run."
+            f"{path} is not a file that a run of sprat writes: {wrong}. Name the folder of a run."
         )
     return values
 

@@ -30,12 +30,12 @@ Order = Literal["name", "val", "test", "parameters", "epochs", "time"]
 
 @dataclass(frozen=True)
 class ListedRun:
-    """A run as `sprat runs` lists it; what is not known yet, or cannot be read, is None."""
+    """A run as listed by `sprat runs`. Values that are not known yet or cannot be read are None."""
 
     folder: Path
-    """The run's."""
+    """Folder of the run."""
     name: str
-    """Its path within the folder that was searched, with slashes."""
+    """Path within the folder that was searched, with slashes."""
     group: str
     """Folder that the run shares with others, such as the seeds of a recipe; empty for none."""
     state: State
@@ -49,23 +49,23 @@ class ListedRun:
     seed: int | None = None
     """Its seed."""
     final: bool | None = None
-    """Whether it trains on all training images and reads the test set at its end."""
+    """True if the run trains on all training images and reads the test set at the end."""
     parameters: int | None = None
-    """Those of its network; not known of unfinished runs of an older sprat."""
+    """Parameters of its network; None for unfinished runs of an older version of sprat."""
     epochs: int | None = None
     """Finished epochs."""
     epochs_in_all: int | None = None
-    """Epochs that it was to have."""
+    """Planned number of epochs."""
     val: float | None = None
-    """Accuracy on val, 0 to 1; of an unfinished run, the best so far."""
+    """Accuracy on val, 0 to 1; for an unfinished run, the best so far."""
     test: float | None = None
-    """Accuracy on the test set, 0 to 1; of a finished run with `final`."""
+    """Accuracy on the test set, 0 to 1, for a finished run with `final`."""
     seconds: float | None = None
-    """Seconds it took; of an unfinished run, those of training in its finished epochs."""
+    """Duration in seconds; for an unfinished run, the training time of its finished epochs."""
     seconds_left: float | None = None
-    """Seconds of training left, while it trains, once an epoch is finished."""
+    """Training time left in seconds, while the run is training and after its first epoch."""
     error: str | None = None
-    """What is wrong with a damaged run."""
+    """Reason why a damaged run cannot be read."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, as --json prints them."""
@@ -97,7 +97,7 @@ def list_runs(
     """
     if not folder.is_dir():
         what = "is not a folder" if folder.exists() else "does not exist"
-        raise SpratError(f"{folder} {what}. Name a folder that holds runs, such as runs.")
+        raise SpratError(f"{folder} {what}. Name a folder that contains runs, such as runs.")
     found = [_read(each, folder) for each in _run_folders(folder)]
     wanted = {"recipe": recipe, "network": network, "dataset": dataset}
     chosen = [
@@ -147,7 +147,7 @@ def _run_folders(folder: Path, depth: int = 0) -> Iterator[Path]:
     except OSError as error:
         if depth == 0:
             raise SpratError(
-                f"{folder} cannot be read: {error.strerror}. Check its rights."
+                f"{folder} cannot be read: {error.strerror}. Check its permissions."
             ) from error
         return
     if any(entry.name in (CONFIG_FILE, RESULTS_FILE, METRICS_FILE) for entry in found):

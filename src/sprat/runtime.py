@@ -65,7 +65,7 @@ def choose_device(device: str = "auto") -> "torch.device":
         have = ", ".join(name for name, is_there in there.items() if is_there)
         raise SpratError(
             f"device {device!r} is not available to torch {torch.__version__} here (available: "
-            f"{have}); use --device auto"
+            f"{have}). Use --device auto."
         )
     return torch.device(device)
 
@@ -82,7 +82,7 @@ def choose_precision(precision: str, device: "torch.device") -> str:
     import torch
 
     if precision == "fp16" and device.type == "cpu":
-        raise SpratError("precision 'fp16' needs a GPU; use bf16, fp32 or auto on a CPU")
+        raise SpratError("precision 'fp16' needs a GPU. Use bf16, fp32 or auto on a CPU.")
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -119,7 +119,8 @@ def check_threads(threads: int) -> None:
     """
     if not 0 <= threads <= MOST_THREADS:
         raise SpratError(
-            f"--threads is {threads}, expected 1 to {MOST_THREADS:,}, or 0 for one per core"
+            f"--threads is {threads}, expected 1 to {MOST_THREADS:,}, or 0 for one per core. Give "
+            "another number."
         )
 
 
@@ -138,7 +139,7 @@ def set_threads(threads: int = 0) -> int:
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed blocks in the process; true if it did.
+    """Make glibc keep freed blocks in the process; return True if it did.
 
     By default activations of some megabytes go back to the system at every step and come back
     as fresh pages, each zeroed at its first touch: 15 to 30 % of a training step on a CPU.

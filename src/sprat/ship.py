@@ -7,9 +7,9 @@ RUN is a run's folder; if it is next to other seeds with a summary.json, the car
 spread. Seed 0 is shipped, not the best of them.
 
 With --refresh, the ranges of activations are measured and stored in the files of the models, by
-default of all that ship, whose weights stay as they are, bit for bit; and a card that is next to
-one gets its sha256 anew, its memory, and what a compiler makes of the model in C: gcc for a
-Cortex-M4 (arm-none-eabi-gcc), or where that is missing, cc.
+default of all that ship, whose weights stay as they are, bit for bit; and a card next to one gets
+its new sha256, its memory, and what a compiler makes of the model in C: gcc for a Cortex-M4
+(arm-none-eabi-gcc), or where that is missing, cc.
 """
 
 import argparse

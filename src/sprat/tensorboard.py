@@ -19,11 +19,12 @@ PREVIEWED = 8  # classes whose pictures are shown augmented
 
 
 class TensorBoard(Observer):
-    """Write a run for TensorBoard, into RUN/tensorboard: `tensorboard --logdir RUN/tensorboard`.
+    """Write a run's data for TensorBoard to RUN/tensorboard: `tensorboard --logdir
+    RUN/tensorboard`.
 
-    Every figure of metrics.jsonl by epoch, the settings and augmented pictures; at the end the
-    final accuracies, the confusion matrix and the curves. What a resumed run had written is
-    replaced by the same from its history, so that no point is there twice or lost.
+    It writes every figure of metrics.jsonl by epoch, the settings and augmented pictures and, at
+    the end, the final accuracies, the confusion matrix and the curves. A resumed run replaces what
+    it had written by the same values from its history, so that no point is duplicated or lost.
 
     Raises:
         SpratError: TensorBoard is not installed.
@@ -32,7 +33,7 @@ class TensorBoard(Observer):
     def __init__(self) -> None:
         if importlib.util.find_spec("tensorboard") is None:
             raise SpratError(
-                "TensorBoard is not installed. Install it: pip install 'sprat[tensorboard]'."
+                "TensorBoard is not installed. Install it with pip install 'sprat[tensorboard]'"
             )
         self.writer: SummaryWriter | None = None
 

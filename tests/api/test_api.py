@@ -87,9 +87,9 @@ def test_an_interrupted_script_goes_on(small: Dataset, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epocks": 2}, "unknown setting 'epocks'; did you mean 'epochs'"),
-        ({"optim.rl": 2.0}, "unknown setting 'optim.rl'; did you mean 'optim.lr'"),
-        ({"optim": 2.0}, "unknown setting 'optim'"),
+        ({"epocks": 2}, "Unknown setting 'epocks'; did you mean 'epochs'"),
+        ({"optim.rl": 2.0}, "Unknown setting 'optim.rl'; did you mean 'optim.lr'"),
+        ({"optim": 2.0}, "Unknown setting 'optim'"),
         ({"epochs": "two"}, "epochs is 'two', expected a whole number"),
         ({"epochs": 0}, "epochs is 0"),
     ],

@@ -59,7 +59,7 @@ def test_every_argument_has_a_type_and_is_documented(verb: str) -> None:
     types, documented = typing.get_type_hints(function), function.__doc__.split("Args:")[1]
     for argument in inspect.signature(function).parameters:
         assert argument in types
-        assert argument in documented or "Others as of `train`" in documented
+        assert argument in documented or "The others are as for `train`" in documented
 
 
 @pytest.fixture
@@ -237,9 +237,9 @@ def test_a_recipe_is_parsed_once(here: Here, own: Path, monkeypatch: pytest.Monk
         (lambda: sprat.evaluate("SpratS", tta=3), "tta is 3, expected"),
         (lambda: sprat.evaluate("SpratS", dataset="nosuch"), "nosuch"),
         (lambda: sprat.evaluate("SpratS", threads=-1), "threads is -1"),
-        (lambda: sprat.predict(), "No picture is named"),
-        (lambda: sprat.predict([]), "No picture is named"),
-        (lambda: sprat.predict("SpratS"), "No picture is named"),
+        (lambda: sprat.predict(), "No picture is given"),
+        (lambda: sprat.predict([]), "No picture is given"),
+        (lambda: sprat.predict("SpratS"), "No picture is given"),
         (lambda: sprat.predict("nosuch.png"), "There is no file or folder nosuch.png"),
         (lambda: sprat.predict("Sprat-X"), "did you mean 'Sprat"),
         (lambda: sprat.predict("nosuch.png", model="SpratS"), "There is no file or folder nosuch"),
@@ -256,7 +256,10 @@ def test_a_recipe_is_parsed_once(here: Here, own: Path, monkeypatch: pytest.Monk
         (lambda: sprat.train("nosuch"), "Unknown recipe 'nosuch'"),
         (lambda: sprat.train(dataset="nosuch"), "nosuch"),
         (lambda: sprat.train(time="5"), "time is '5'"),
-        (lambda: sprat.train(changes={"epochs": 2}, time="5m"), "leave --epochs out"),
+        (
+            lambda: sprat.train(changes={"epochs": 2}, time="5m"),
+            "--time determines the number of epochs",
+        ),
         (lambda: sprat.train_seeds(seeds=0), "seeds is 0, expected 1 to"),
         (lambda: sprat.resume("nosuch"), "no nosuch/config.json"),
     ],

@@ -190,7 +190,7 @@ class TestChannels:
         before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pixels")}
         done = here("train", "--dataset", mixed, "--pictures.channels", 1)
         assert done.returncode == 2
-        assert "holds 1 coloured picture: dark/colour.png" in " ".join(done.stderr.split())
+        assert "contains 1 coloured picture: dark/colour.png" in " ".join(done.stderr.split())
         assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pixels")}
 
     def test_a_network_that_does_not_take_them_gets_three(
@@ -212,7 +212,7 @@ class TestChannels:
         self, run: Path, mixed: Path, tmp_path: Path
     ) -> None:
         taught = {"distill.teacher": [str(run)], "pictures.side": 16}
-        with pytest.raises(SpratError, match="takes images of 1 channels, and those of"):
+        with pytest.raises(SpratError, match="expects 1-channel images, but those of"):
             sprat.train(CONFIG, taught, dataset=mixed, output=tmp_path / "run", quiet=True)
 
     def test_runs_of_an_older_sprat_have_three(self) -> None:
@@ -228,4 +228,4 @@ def test_budgets_are_planned_for_one_channel(run: Path, here: Here) -> None:
     done = here("check", "SpratT", "--channels", 1, "--side", 16, "--max-ram", "64K")
     assert done.returncode == 0
     assert "The image (256 bytes)" in " ".join(done.stdout.split())
-    assert "takes images of 1" in here("summary", run, "--channels", 3).stderr
+    assert "expects 1-channel images" in here("summary", run, "--channels", 3).stderr

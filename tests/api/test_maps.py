@@ -113,7 +113,7 @@ def test_nothing_is_overwritten_nor_computed(
     assert sorted(tmp_path.rglob("*")) == before
     done = here("predict", pictures, "--explain", pictures / "a.jpg")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "is no folder. Name a folder." in done.stderr
+    assert "is not a folder. Name a folder." in done.stderr
 
 
 def test_a_network_that_ends_otherwise_is_refused_and_nothing_is_made(
@@ -129,7 +129,7 @@ def test_a_network_that_ends_otherwise_is_refused_and_nothing_is_made(
     words = (pictures, "--explain", "maps", "--code", "flat.py")
     done = here("predict", "flat.safetensors", *words)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "Flat does not end in the mean of a map and one linear layer" in done.stderr
+    assert "Flat does not end in a mean over the map and one linear layer" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "maps").exists()
 
@@ -152,7 +152,7 @@ class TestClassifier:
         picture = np.zeros((32, 32, 3), np.uint8)
         with pytest.raises(SpratError, match=r"Unknown class 'shp'; did you mean 'ship'\?"):
             classifier.explain(picture, ["shp"])
-        with pytest.raises(SpratError, match="classes names 2, but there are 1 pictures"):
+        with pytest.raises(SpratError, match="classes has 2 names, but there are 1 pictures"):
             classifier.explain(picture, ["ship", "cat"])
 
 

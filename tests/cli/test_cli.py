@@ -166,22 +166,25 @@ class TestHelp:
         (["train", "--dataset", "shapes10", "--model", "resnet"], "Unknown network 'resnet'"),
         (["train", "--dataset", "shapes10", "--batch-size", "20000"], "batch_size is 20000"),
         (["train", "--resume", "nowhere"], "There is no nowhere/config.json"),
-        (["train", "--resume", "nowhere", "--seed", "3"], "Leave other settings out"),
-        (["train", "--dataset", "shapes10", "--device", NO_GPU], "use --device auto"),
+        (["train", "--resume", "nowhere", "--seed", "3"], "Leave all others out"),
+        (["train", "--dataset", "shapes10", "--device", NO_GPU], "Use --device auto"),
         (
             ["train", "--dataset", "shapes10", "--device", "cpu", "--precision", "fp16"],
             "needs a GPU",
         ),
         (["summary", "resnet9"], "Unknown network 'resnet9'; did you mean 'ResNet8'"),
         (["summary", "nowhere.safetensors"], "There is no model at nowhere.safetensors"),
-        (["summary", "nowhere:Net"], "nowhere fails: ModuleNotFoundError"),
+        (["summary", "nowhere:Net"], "nowhere cannot be run: ModuleNotFoundError"),
         (["summary", "torch.nn:Conv4d"], "torch.nn has no network 'Conv4d'; did you mean"),
         (["summary", "torch.nn:Conv2d"], "torch.nn:Conv2d cannot be built: TypeError"),
         (["summary", "resnet8", "--side", "8"], "cannot be traced on images of 3 x 8 x 8"),
         (["summary", "resnet8", "--depth", "-1"], "--depth is -1"),
-        (["summary", "torch.nn:Identity"], "answers one image with (1, 3, 32, 32), expected"),
+        (["summary", "torch.nn:Identity"], "returns (1, 3, 32, 32) for one image, expected"),
         (["summary", "resnet8", "--effective", "field.jpg"], "ends in .png"),
-        (["check", "resnet8"], "No limit is given. Give one, as --max-parameters 200k"),
+        (
+            ["check", "resnet8"],
+            "No limit is given. Give at least one, such as --max-parameters 200k",
+        ),
         (
             ["check", "resnet8", "--min-accuracy", "85"],
             "--min-accuracy is 85.0, expected",
@@ -202,15 +205,15 @@ class TestHelp:
         (["compare", "nowhere"], "There is no nowhere"),
         (["compare", "."], "neither results.json nor summary.json"),
         (["compare", "--no-published"], "nothing to compare"),
-        (["compare", "--markdown", "--json"], "cannot both be printed"),
+        (["compare", "--markdown", "--json"], "exclude each other"),
         (["compare", "--output", "plot.svg"], "ends in .png"),
         (["evaluate", "nowhere"], "There is no model at nowhere"),
         (["evaluate", "optimizedcifar10net"], "did you mean 'OptimizedCIFAR10Net200K'"),
         (["models", "nothing"], "Unknown pretrained model 'nothing'"),
         (["predict", "nowhere.safetensors", "x.png"], "There is no model at nowhere.safetensors"),
         (["predict", "nowhere.png"], "There is no file or folder nowhere.png"),
-        (["predict", "OptimizedCIFAR10Net200K"], "No picture is named"),
-        (["predict"], "No picture is named"),
+        (["predict", "OptimizedCIFAR10Net200K"], "No picture is given"),
+        (["predict"], "No picture is given"),
         (["predict", "x.png", "--top", "0"], "--top is 0"),
         (["data", "show", "--output", "sheet.txt"], "ends in .png"),
         (["data", "show", "--columns", "0"], "--columns is 0"),
@@ -250,7 +253,7 @@ def test_a_recipe_with_an_unknown_key_names_the_file_and_the_key(
     (tmp_path / "mine.toml").write_text("[optim]\nlearning_rate = 1\nlr_ = 2")
     done = here("train", "--recipe", "mine.toml")
     assert done.returncode == 2
-    assert "mine.toml: unknown setting 'optim.learning_rate'" in done.stderr
+    assert "mine.toml: Unknown setting 'optim.learning_rate'" in done.stderr
     (tmp_path / "mine.toml").write_text("[optim]\nlrr = 1")
     assert "did you mean 'lr'" in here("train", "--recipe", "mine.toml").stderr
 
@@ -263,7 +266,7 @@ def test_cifar10_asked_for_by_name_never_falls_back(
         monkeypatch.setenv(name, value)
     done = here("train", "--dataset", "cifar10")
     assert done.returncode == 2
-    assert "CIFAR-10 could not be fetched" in done.stderr
+    assert "CIFAR-10 could not be downloaded" in done.stderr
     assert "--data-dir or SPRAT_DATA" in done.stderr
     assert "shapes10" not in done.stderr
 
@@ -279,7 +282,7 @@ def test_a_stream_on_a_full_disk_ends_a_command_in_words(stream: str) -> None:
         )
     assert done.returncode == 2
     if stream == "stdout":
-        assert done.stderr.startswith("sprat: standard output cannot be written: No space left")
+        assert done.stderr.startswith("sprat: Standard output cannot be written: No space left")
         assert done.stderr.count("\n") == 1
 
 
@@ -310,7 +313,7 @@ def test_a_run_whose_pictures_have_moved_is_resumed_where_they_are(
     (tmp_path / "before").rename(now)
     done = here("train", "--resume", run)
     assert done.returncode == 2
-    assert "is no longer there. If that has moved, name its new place" in done.stderr
+    assert "is no longer there. If the data has moved, give its new place" in done.stderr
     assert (
         "trained on other images" in here("train", "--resume", run, "--dataset", "shapes10").stderr
     )
@@ -342,7 +345,7 @@ def test_a_folder_that_cannot_be_written_is_told(here: Here, tmp_path: Path) -> 
 def test_evaluate_takes_val_for_a_run_that_has_one(here: Here, small_run: Path) -> None:
     done = here("evaluate", small_run / "model.safetensors", "--split", "val")
     assert done.returncode == 2
-    assert "it is no run's folder" in done.stderr
+    assert "it is not a run's folder" in done.stderr
     done = here("evaluate", small_run, "--json")
     assert json.loads(done.stdout)["split"] == "val"
     table = here("evaluate", small_run, "--split", "test", "--tta", "1").stdout
@@ -419,7 +422,7 @@ class TestPredict:
         self, here: Here, small_run: Path, tmp_path: Path
     ) -> None:
         assert "There is no file or folder" in here("predict", small_run, "nothing.png").stderr
-        assert "holds no picture" in here("predict", small_run, tmp_path).stderr
+        assert "contain no picture" in here("predict", small_run, tmp_path).stderr
 
 
 def test_data_show_draws_a_sheet(
@@ -560,7 +563,7 @@ class TestCompletion:
             done = here("--install-completion", "bash")
             assert done.returncode == 0, done.stderr
         script = tmp_path / ".local" / "share" / "bash-completion" / "completions" / "sprat"
-        assert done.stdout.startswith(f"{script} completes sprat's commands")
+        assert done.stdout.startswith(f"Wrote {script}. Completion works")
         text = script.read_text()
         assert all(word in text for word in ("train", "evaluate", "--optim.lr", "--recipe"))
         started = (tmp_path / ".bashrc").read_text()

@@ -124,7 +124,7 @@ class TestCIFAR10Files:
         self, made: Path, content: bytes, message: str
     ) -> None:
         (made / cifar10.FOLDER / "test_batch").write_bytes(content)
-        with pytest.raises(SpratError, match=f"test_batch.*{message}.*fetch the dataset again"):
+        with pytest.raises(SpratError, match=f"test_batch.*{message}.*Download the dataset again"):
             load_dataset("cifar10", made)
 
     def test_a_truncated_or_foreign_archive_is_refused(self, made: Path) -> None:
@@ -162,7 +162,7 @@ class TestCIFAR10Files:
         self, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("SPRAT_DATA", str(made))
-        with pytest.raises(SpratError, match=r"\(--data-dir\) does not hold CIFAR-10"):
+        with pytest.raises(SpratError, match=r"\(--data-dir\) does not contain CIFAR-10"):
             load_dataset("cifar10", tmp_path)
 
 
@@ -183,7 +183,7 @@ class TestWithoutCIFAR10:
         assert "TRAINING ON shapes10 INSTEAD" in said[-1]
 
     def test_an_explicit_cifar10_never_falls_back(self) -> None:
-        with pytest.raises(SpratError, match="CIFAR-10 could not be fetched"):
+        with pytest.raises(SpratError, match="CIFAR-10 could not be downloaded"):
             load_dataset("cifar10")
 
 
@@ -256,7 +256,7 @@ class TestBatches:
         assert order(0, 3) != order(1, 3)
 
     def test_fewer_images_than_a_batch_are_refused(self) -> None:
-        with pytest.raises(SpratError, match="batch_size is 16 but there are only 10"):
+        with pytest.raises(SpratError, match="batch_size is 16, but there are only 10"):
             Batches(self._numbered(10), 16, seed=0)
 
 

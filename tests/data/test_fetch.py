@@ -279,7 +279,7 @@ class TestFetch:
 
     @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://x/y", "/etc/passwd", "x"])
     def test_knows_http_only(self, target: Path, url: str) -> None:
-        with pytest.raises(SpratError, match="expected an address of http or https"):
+        with pytest.raises(SpratError, match="begins with http or https"):
             _fetch(target, url)
         assert not target.parent.exists()
 
@@ -430,7 +430,7 @@ class TestProcesses:
             with _start(url, target) as second:
                 assert second.stdout is not None
                 said = second.stdout.readline()
-                assert said == f"another process is fetching {target}; waiting for it\n"
+                assert said == f"another process is downloading {target}; waiting for it\n"
                 server.go_on.set()
                 assert second.wait(30) == 0
                 assert second.stdout.read() == "", "it had nothing to fetch any more"
@@ -481,7 +481,7 @@ class TestDisk:
         target.parent.mkdir()
         _part(target).symlink_to("/dev/full")
         urls = [server.serve("x", whole), server.serve("y", whole)]
-        with pytest.raises(SpratError, match=r"cannot be written: No space left.*make room"):
+        with pytest.raises(SpratError, match=r"cannot be written: No space left.*Free some space"):
             _fetch(target, *urls)
         assert [name for name, _ in server.asked] == ["x"]
         assert not target.exists()
@@ -494,7 +494,7 @@ class TestDisk:
                 if root:
                     os.seteuid(65_534)
                 for target in (Path(name) / "x", Path(name) / "cache" / "x"):
-                    with pytest.raises(SpratError, match=r"Permission denied.*its rights"):
+                    with pytest.raises(SpratError, match=r"Permission denied.*its permissions"):
                         _fetch(target, "http://127.0.0.1:9/x")
             finally:
                 if root:
@@ -587,7 +587,7 @@ class TestCommandFetch:
         (folder / "data_batch_4").write_text("x")
         done = here("data", "fetch")
         assert done.returncode == 2
-        assert f"{folder} is damaged (data_batch_4). Delete it and fetch again" in done.stderr
+        assert f"{folder} is damaged (data_batch_4). Delete it and download it again" in done.stderr
         assert (folder / "data_batch_4").read_text() == "x"
 
     def test_without_a_network_names_every_mirror_and_the_remedy(
@@ -596,7 +596,7 @@ class TestCommandFetch:
         monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
         done = here("data", "fetch")
         assert done.returncode == 2
-        assert "CIFAR-10 could not be fetched" in done.stderr
+        assert "CIFAR-10 could not be downloaded" in done.stderr
         assert all(f"  {url}: " in done.stderr for url in cifar10.MIRRORS)
         assert "--data-dir or SPRAT_DATA" in done.stderr
         assert done.stdout == ""
@@ -646,7 +646,7 @@ class TestCommandFetchOfOthers:
         done = here("train", "--dataset", name)
         assert done.returncode == 2
         assert all(f"  {address}: " in done.stderr for address in addresses)
-        assert "could not be fetched" in done.stderr
+        assert "could not be downloaded" in done.stderr
         assert "--data-dir or SPRAT_DATA" in done.stderr
 
     def test_only_what_is_published_can_be_fetched(self, here: Here) -> None:

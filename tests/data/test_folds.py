@@ -163,8 +163,8 @@ def test_groups_of_parquet_files_are_those_of_the_table(tmp_path: Path) -> None:
     ("column", "rows", "said"),
     [
         ("pateint", "", r"no column 'pateint'; did you mean 'patient'\?|no column 'pateint'"),
-        ("patient", "red/0.png,red,\n", "Line 42 of .* has nothing in 'patient'. Fill that in"),
-        ("patient", "red/0.png,red,99\n", "'red/0.png' another group than Line"),
+        ("patient", "red/0.png,red,\n", "Line 42 of .* has no value in 'patient'. Fill it in"),
+        ("patient", "red/0.png,red,99\n", "'red/0.png' a different group than Line"),
     ],
 )
 def test_a_wrong_group_column_is_refused(tmp_path: Path, column: str, rows: str, said: str) -> None:
@@ -176,7 +176,7 @@ def test_a_wrong_group_column_is_refused(tmp_path: Path, column: str, rows: str,
 def test_class_folders_have_no_columns(tmp_path: Path, option: str) -> None:
     folder = draw(tmp_path / "eyes", red=4, blue=4)
     own = PicturesConfig(side=16, **{f"{option}_column": "patient"})
-    said = f"no column 'patient', since it is a folder .* leave --pictures.{option}-column out"
+    said = f"no column 'patient', because it is a folder .* leave --pictures.{option}-column out"
     with pytest.raises(SpratError, match=said):
         load_dataset(str(folder), own=own)
 

@@ -242,25 +242,25 @@ BAD_TABLES: list[tuple[str, str]] = [
     ("path,path\n1,2\n", "two columns 'path'. Rename"),
     (
         "a,b,c\n1,2,3\n",
-        "no column that evidently names the pictures; its columns are 'a', 'b', 'c'",
+        "no column that evidently names the pictures: its columns are 'a', 'b', 'c'",
     ),
-    ("path,b,c\n1,2,3\n", "evidently labels the pictures; .* --pictures.label-column"),
-    ("path,label\nblue/0.png\n", "Line 2 of .* has nothing in 'label'. Fill"),
-    ("path,label\nblue/0.png,x\n\n,y\n", "Line 4 of .* has nothing in 'path'. Fill"),
+    ("path,b,c\n1,2,3\n", "evidently labels the pictures: .* --pictures.label-column"),
+    ("path,label\nblue/0.png\n", "Line 2 of .* has no value in 'label'. Fill"),
+    ("path,label\nblue/0.png,x\n\n,y\n", "Line 4 of .* has no value in 'path'. Fill"),
     ("path,label\n../x.png,blue\n", r"names '../x.png', which is outside .*/flowers. Give"),
     ("path,label\n/etc/passwd,blue\n", "names '/etc/passwd', which is outside"),
     ("path,label\nblue/../../../x,blue\n", "which is outside"),
-    ("path,label\nblue/0.png,a\n", "holds only 'a'; .* at least two classes. Add another"),
-    ("path,label\nblue/0.png,a\nblue/0.png,b\n", "Line 3 .* another label or part than Line 2"),
-    ("path,label,split\nblue/0.png,a,train\nred/0.png,b,val\n", "class 'b' in val alone. Add"),
+    ("path,label\nblue/0.png,a\n", "has only the class 'a', expected at least two"),
+    ("path,label\nblue/0.png,a\nblue/0.png,b\n", "Line 3 .* a different label or part than Line 2"),
+    ("path,label,split\nblue/0.png,a,train\nred/0.png,b,val\n", "class 'b' only in val. Add"),
     ("path,label,split\nblue/0.png,a,train\nred/0.png,b,\n", "has the part '', expected train"),
-    ("path,label,split\nblue/0.png,a,test\nred/0.png,b,test\n", "holds test but no train"),
+    ("path,label,split\nblue/0.png,a,test\nred/0.png,b,test\n", "contains test but no train"),
     ("path,label\n.,a\nred/0.png,b\n", "names '.', which is outside"),
     ("path,label\nblue,a\nred/0.png,b\n", "1 picture that is not there: blue"),
     (f"path,label\nblue/0.png,{'x' * 300}\nred/0.png,b\n", "a label of 300 characters"),
     ("path,label\n" + "x" * 200_000 + ",a\n", "cannot be read as a table: field larger"),
     ('path,label\n"blue/0.png,a\n', "cannot be read as a table: unexpected end of data"),
-    (f"path,label\n{'x' * 9_999},a\nred/0.png,b\n", "not there: x{150} … .*Add them"),
+    (f"path,label\n{'x' * 9_999},a\nred/0.png,b\n", "not there: x{150} … .*Add these files"),
     ("path,label\nblue/0\0.png,a\nred/0.png,b\n", "cannot be read as a table|not there"),
     ("path,label\nblue/\x1b[31m,a\nred/0.png,b\n", r"not there: blue/\\x1b\[31m \(Line 2"),
 ]
@@ -298,7 +298,7 @@ def test_a_table_that_is_too_large_is_refused(
 def test_lines_that_are_no_json_are_refused(flowers: Path, hostile: Hostile, text: str) -> None:
     (flowers / "a.jsonl").write_text(text)
     said = _refused(hostile, flowers, lambda: _load(flowers / "a.jsonl"))
-    assert re.search("cannot be read as a table|has nothing in|no column|not Unicode", said), said
+    assert re.search("cannot be read as a table|has no value in|no column|not Unicode", said), said
 
 
 def _pack(folder: Path, place: Path) -> Path:
@@ -348,12 +348,14 @@ class TestArchives:
 
     def test_are_named_where_something_in_them_is_wrong(self, tmp_path: Path) -> None:
         packed = _pack(draw(tmp_path / "set", blue=2), tmp_path / "x.zip")
-        with pytest.raises(SpratError, match=rf"{packed} holds only 'blue'; expected"):
+        with pytest.raises(SpratError, match=rf"{packed} has only the class 'blue', expected"):
             _load(packed)
         assert list((cache_dir() / "archives").iterdir()) == [], "what is refused is not kept"
         assert len(_load(packed, whole=True).train) == 2
         packed = _pack(draw(tmp_path / "set", blue=2, red__dark=2), tmp_path / "y.zip")
-        with pytest.raises(SpratError, match=rf"The class folder {packed}: set/red holds folders"):
+        with pytest.raises(
+            SpratError, match=rf"The class folder {packed}: set/red contains folders"
+        ):
             _load(packed)
 
     def test_a_killed_extraction_leaves_nothing_half_done(self, flowers: Path) -> None:
@@ -431,45 +433,49 @@ def _with_password() -> bytes:
 
 LINK, DEVICE = stat.S_IFLNK | 0o777, stat.S_IFCHR | 0o600
 ATTACKS: list[tuple[str, Callable[[], bytes], str]] = [
-    ("x.zip", lambda: _zip(("../../evil.png", b"")), "holds '../../evil.png', which is outside"),
-    ("x.zip", lambda: _zip(("..\\evil.png", b"")), "holds '../evil.png', which is outside"),
-    ("x.zip", lambda: _zip(("/etc/evil.png", b"")), "holds '/etc/evil.png', which is outside"),
-    ("x.zip", lambda: _zip(("C:/evil.png", b"")), "holds 'C:/evil.png', which is outside"),
+    ("x.zip", lambda: _zip(("../../evil.png", b"")), "contains '../../evil.png', which is outside"),
+    ("x.zip", lambda: _zip(("..\\evil.png", b"")), "contains '../evil.png', which is outside"),
+    ("x.zip", lambda: _zip(("/etc/evil.png", b"")), "contains '/etc/evil.png', which is outside"),
+    ("x.zip", lambda: _zip(("C:/evil.png", b"")), "contains 'C:/evil.png', which is outside"),
     ("x.zip", lambda: _zip(("a/1.png", b"/etc/passwd"), mode=LINK), "which is a link or a device"),
     ("x.zip", lambda: _zip(("a/1.png", b""), mode=DEVICE), "which is a link or a device"),
     ("x.zip", _with_password, "which is a file with a password"),
-    ("x.zip", lambda: _zip(("a/1.png", b"1"), ("a/./1.png", b"2")), "holds 'a/./1.png' twice"),
-    ("x.zip", lambda: _zip(("a", b"1"), ("a/1.png", b"2")), "holds 'a/1.png' twice"),
+    ("x.zip", lambda: _zip(("a/1.png", b"1"), ("a/./1.png", b"2")), "contains 'a/./1.png' twice"),
+    ("x.zip", lambda: _zip(("a", b"1"), ("a/1.png", b"2")), "contains 'a/1.png' twice"),
     ("x.zip", lambda: _zip(("a/" + "x" * 300, b"")), "a path of 302 characters .* shorter names"),
     ("x.zip", lambda: _zip(("a/" * 600 + "1.png", b"")), "a path of 1,205 characters"),
     ("x.zip", lambda: _zip(*[(f"a/{n}", b"") for n in range(60)]), "more than 50 files or"),
     ("x.zip", lambda: _zip(("a/1.png", bytes(3 << 20))), "or 2,097,152 bytes"),
     ("x.zip", lambda: _zip(*[(f"a/{n}", b"") for n in range(200)]), "a directory of 10,090 bytes"),
-    ("x.zip", lambda: _zip((".git/a", b""), ("__MACOSX/b.png", b"")), "holds no files. Give"),
-    ("x.zip", lambda: _tar(_member("a/1.png", 9)), "is damaged or no archive: File is not a zip"),
-    ("x.tar", lambda: _tar(_member("../evil.png")), "holds '../evil.png', which is outside"),
+    ("x.zip", lambda: _zip((".git/a", b""), ("__MACOSX/b.png", b"")), "contains no files. Give"),
+    (
+        "x.zip",
+        lambda: _tar(_member("a/1.png", 9)),
+        "is damaged or not an archive: File is not a zip",
+    ),
+    ("x.tar", lambda: _tar(_member("../evil.png")), "contains '../evil.png', which is outside"),
     ("x.tar", lambda: _tar(_member("a/../../evil.png")), "which is outside"),
-    ("x.tar", lambda: _tar(_member("/evil.png")), "holds '/evil.png', which is outside"),
+    ("x.tar", lambda: _tar(_member("/evil.png")), "contains '/evil.png', which is outside"),
     (
         "x.tar",
         lambda: _tar(_member("a", type=tarfile.SYMTYPE, linkname="/tmp"), _member("a/evil.png", 3)),
-        "holds 'a', which is a link",
+        "contains 'a', which is a link",
     ),
     ("x.tar", lambda: _tar(_member("a", type=tarfile.LNKTYPE, linkname="/etc/passwd")), "a link"),
     ("x.tar", lambda: _tar(_member("a", type=tarfile.FIFOTYPE)), "which is a link or a device"),
     ("x.tar", lambda: _tar(_member("a", type=tarfile.CHRTYPE)), "which is a link or a device"),
-    ("x.tar", lambda: _tar(_member("a", 1), _member("a/b", 1)), "holds 'a/b' twice"),
+    ("x.tar", lambda: _tar(_member("a", 1), _member("a/b", 1)), "contains 'a/b' twice"),
     ("x.tar", lambda: _tar(_member("a/1.png", 3 << 20)), "or 2,097,152 bytes"),
     (
         "x.tar",
         lambda: _tar(_member("a/1.png", pax_headers={"comment": "x" * (2 << 20)})),
-        "damaged or no archive: a header of 2,",
+        "damaged or not an archive: a header of 2,",
     ),
     ("x.tar", lambda: _tar(_member("a", 9))[:1024], "it is damaged before the mark of its end"),
-    ("x.tar", lambda: _zip(("a/1.png", b"")), "is damaged or no archive"),
-    ("x.tar.gz", lambda: b"\x1f\x8b" + bytes(99), "is damaged or no archive"),
-    ("x.tar.xz", lambda: b"\xfd7zXZ" + bytes(99), "is damaged or no archive"),
-    ("x.tar.bz2", lambda: b"BZh9" + bytes(99), "is damaged or no archive"),
+    ("x.tar", lambda: _zip(("a/1.png", b"")), "is damaged or not an archive"),
+    ("x.tar.gz", lambda: b"\x1f\x8b" + bytes(99), "is damaged or not an archive"),
+    ("x.tar.xz", lambda: b"\xfd7zXZ" + bytes(99), "is damaged or not an archive"),
+    ("x.tar.bz2", lambda: b"BZh9" + bytes(99), "is damaged or not an archive"),
 ]
 
 
@@ -507,7 +513,7 @@ def test_a_full_disk_is_told(flowers: Path, monkeypatch: pytest.MonkeyPatch) -> 
     packed = _pack(flowers, flowers.parent / "x.zip")
     usage = shutil.disk_usage(flowers)._replace(free=1_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(SpratError, match=r"1,000 bytes are free\. Make room there, name a"):
+    with pytest.raises(SpratError, match=r"1,000 bytes are free\. Free some space there, name"):
         _load(packed)
     assert list((cache_dir() / "archives").iterdir()) == []
 
@@ -604,7 +610,7 @@ class TestParquet:
         for _ in range(40):
             place.write_bytes(whole[: rng.randrange(len(whole))])
             said = _refused(hostile, place.parent, lambda: _load(place))
-            assert "is damaged or no parquet file" in said
+            assert "is damaged or not a parquet file" in said
 
     def test_says_what_to_install(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "a.parquet").write_bytes(b"PAR1")
@@ -618,32 +624,32 @@ BAD_SHARDS: list[tuple[Callable[[Path, list[Path]], object], str]] = [
     (lambda f, p: _shard(f, p[:2], [-1, -1], ["a", "b"]), "the label -1 in row 0, expected 0 to 1"),
     (lambda f, p: _shard(f, p[:2], [None, "a"]), "the label None in row 0, expected a whole"),
     (lambda f, p: _shard(f, p[:2], [0.5, 1.5]), "the label 0.5 in row 0"),
-    (lambda f, p: _shard(f, p[:2], ["a", "a"]), "holds only 'a'; .* at least two classes"),
+    (lambda f, p: _shard(f, p[:2], ["a", "a"]), "has only the class 'a', .* at least two classes"),
     (lambda f, p: _shard(f, [], pa.array([], pa.int64())), "has 0 of 0 rows"),
     (
         lambda f, p: _shard(f.with_name("train-0.parquet"), p[:2], [0, 1])
         and _shard(f.with_name("test-0.parquet"), p[:2], [0, 1], ["a", "b"]),
-        "test-0.parquet has other columns or classes than .*train-0.parquet. Give files of one set",
+        "test-0.parquet has other columns or classes than .*train-0.parquet. Give files of the",
     ),
     (
         lambda f, p: _shard(f.with_name("train-0.parquet"), p[:2], ["a", "b"])
         and _shard(f.with_name("val-0.parquet"), p[:2], ["a", "c"]),
-        "has the class 'c' in val alone. Add training pictures",
+        "has the class 'c' only in val. Add training pictures",
     ),
     (
         lambda f, p: _shard(f.with_name("train-0.parquet"), p[:2], ["a", "b"])
         and _shard(f, p[:2], [0, 1]),
         "x.parquet does not say its part, .* Rename it to train-x.parquet",
     ),
-    (lambda f, p: os.mkfifo(f), "x.parquet is damaged or no parquet file: it is a device, pipe or"),
+    (lambda f, p: os.mkfifo(f), "x.parquet is damaged or not a parquet file: it is a device, pipe"),
     (lambda f, p: _shard(f, p[:2], [0, 1], ["a", "\ud800"]), "label '.ud800', which is not Unico"),
     (
         lambda f, p: parquet.write_table(pa.table({"image": ["1.png"], "label": [1]}), f),
-        r"pictures in any column; .* its columns are 'image' \(string\), 'label' \(int64\). Write",
+        r"pictures in any column, .* its columns are 'image' \(string\), 'label' \(int64\). Write",
     ),
     (
         lambda f, p: parquet.write_table(pa.table({"image": [b"1"], "b": [1], "c": [2]}), f),
-        "no column that evidently labels the pictures; its columns are 'image', 'b', 'c'. Name it",
+        "no column that evidently labels the pictures: its columns are 'image', 'b', 'c'",
     ),
 ]  # fmt: skip
 

@@ -263,7 +263,9 @@ class TestCache:
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
         try:
-            with pytest.raises(SpratError, match=r"need 7,680 bytes: .*; make room there, or name"):
+            with pytest.raises(
+                SpratError, match=r"need 7,680 bytes: .*. Free some space there, or name"
+            ):
                 _load(folder)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -280,7 +282,7 @@ class TestCache:
         usage = shutil.disk_usage(tmp_path)._replace(free=1_000)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
         told: list[int] = []
-        with pytest.raises(SpratError, match="1,000 bytes are free; make room"):
+        with pytest.raises(SpratError, match=r"1,000 bytes are free\. Free some space"):
             load_dataset(str(folder), progress=lambda done, all_: told.append(done))
         assert told == []
 
@@ -347,44 +349,47 @@ def _nested(folder: Path) -> None:
 
 BAD: list[tuple[Callable[[Path], object], str]] = [
     (_empty, "The class folder .*/green is empty. Put pictures into it"),
-    (lambda f: draw(f, blue=3), "holds only 'blue'; expected a folder of pictures for each class"),
-    (lambda f: f.mkdir(), "holds no folder; expected a folder of pictures for each class"),
-    (_nested, r"The class folder .*/red holds folders \(dark\), expected pictures alone"),
+    (lambda f: draw(f, blue=3), "has only the class 'blue', expected at least two"),
+    (lambda f: f.mkdir(), "contains no folders, expected one folder of pictures for each"),
+    (_nested, r"The class folder .*/red contains folders \(dark\), expected only pictures"),
     (
         lambda f: draw(f, train__blue=3, train__red=3, train__red__dark=2, dev__red=1),
-        r"The class folder .*/red holds folders \(dark\), expected pictures alone",
+        r"The class folder .*/red contains folders \(dark\), expected only pictures",
     ),
     (
         lambda f: draw(f, test__blue=2, test__red=2),
-        "holds test but no train, so .* sprat evaluate MODEL --dataset ",
+        "contains test but no train, so .* sprat evaluate MODEL --dataset ",
     ),
-    (lambda f: draw(f, VAL__blue=2, test__red=2), "holds val and test but no train, so"),
+    (lambda f: draw(f, VAL__blue=2, test__red=2), "contains val and test but no train, so"),
     (
         lambda f: draw(f, train__blue=2, train__red=2, test__Red=1, test__blue=1),
-        r"test/Red is a class that .*/train lacks; did you mean 'red'\? Add its training",
+        r"test/Red is a class that .*/train lacks; did you mean 'red'\? Add training pictures",
     ),
     (
         lambda f: draw(f, Training__blue=9, Training__red=9, dev__green=1),
-        r"dev/green is a class that .*/Training lacks. Add its training",
+        r"dev/green is a class that .*/Training lacks. Add training pictures",
     ),
     (
         lambda f: draw(f, train__blue=2, train__red=2, test__red=1, more__red=1),
-        "holds test/, train/ and next to them more; expected",
+        "contains test/, train/ and next to them more; expected",
     ),
     (
         lambda f: draw(f, training__blue=2, testing__blue=2, rest__x=1),
-        "holds testing/, training/ and next to them rest; expected",
+        "contains testing/, training/ and next to them rest; expected",
     ),
-    (lambda f: draw(f, Train=2, Test=2), "/Train holds no class folder, so the labels of its 2"),
+    (
+        lambda f: draw(f, Train=2, Test=2),
+        "/Train contains no class folders, so the labels of its 2",
+    ),
     (
         lambda f: draw(f, train__blue=2, Training__red=2, test__red=2),
         "Training/, test/, train/, several of which are the same part. Merge or rename them.",
     ),
     (
         lambda f: draw(f, all__train__blue=2, all__test__blue=2, red=2),
-        r"/all holds folders \(test, train\) that are parts of a set. Give that folder itself",
+        r"/all contains folders \(test, train\) that are parts of a dataset. Give the class",
     ),
-    (lambda f: draw(f, blue=1, red=1), "None of the 2 pictures in .* is there to test on"),
+    (lambda f: draw(f, blue=1, red=1), "None of the 2 pictures in .* is left to test on"),
 ]
 
 
@@ -581,7 +586,7 @@ class TestEndToEnd:
         assert _sprat("train", "--dataset", "set", *few, "--output", "run") == 0
         shown = capsys.readouterr().out
         assert f"on {folder}: 86 training images" in shown
-        assert "classes are uneven, from 21 training images (" in shown
+        assert "The classes are imbalanced, from 21 training images (" in shown
 
         config, _, changed = read_config(tmp_path / "run")
         assert config.dataset == str(folder), "a resumed run finds it from anywhere"
@@ -648,7 +653,7 @@ class TestEndToEnd:
             _sprat("evaluate", tmp_path / "run", "--dataset", parts)
         with pytest.raises(SpratError, match="was trained on other images"):
             _sprat("evaluate", tmp_path / "run", "--dataset", other, "--split", "val")
-        with pytest.raises(SpratError, match="has no images to evaluate as test"):
+        with pytest.raises(SpratError, match="has no images in the split test"):
             _sprat("evaluate", tmp_path / "run", "--dataset", draw(tmp_path / "one", red=1),
                    "--split", "test")  # fmt: skip
 
@@ -669,7 +674,7 @@ class TestEndToEnd:
             assert 1 >= float(probability) >= float(less) > 0
         (folder / "red" / "up").unlink()
         self._check_csv_of_odd_names(tmp_path, capsys)
-        with pytest.raises(SpratError, match="--csv and --json cannot both be printed"):
+        with pytest.raises(SpratError, match="--csv and --json exclude each other"):
             _sprat("predict", *words, "--json")
 
     def _check_csv_of_odd_names(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -722,7 +727,9 @@ class TestEndToEnd:
     def test_a_crop_wider_than_the_images_is_refused(self, tmp_path: Path) -> None:
         dataset = _load(draw(tmp_path / "set", blue=12, red=12))
         config = replace(SMALL, augment=replace(SMALL.augment, crop=16))
-        with pytest.raises(SpratError, match=r"augment\.crop is 16, but the images are 16 px wide"):
+        with pytest.raises(
+            SpratError, match=r"augment\.crop is 16, but the images are only 16 px wide"
+        ):
             train(config, dataset, tmp_path / "run", recipe="small")
 
     def test_final_trains_on_val_too(self, tmp_path: Path) -> None:

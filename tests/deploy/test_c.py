@@ -398,7 +398,7 @@ class TestExport:
     ) -> None:
         names = ("a\0b", *model.classes[1:])
         cut = Model(model.network, "Everything", names, NORMALIZATION, 16, {})
-        with pytest.raises(SpratError, match="holds a character 0"):
+        with pytest.raises(SpratError, match="contains a null character"):
             self.export(cut, tmp_path / "folder", sets)
         assert not list(tmp_path.iterdir())
 
@@ -552,7 +552,10 @@ class TestStoredRanges:
             (lambda ranges: ranges["layers"].update(stem_0=[0.0]), r"'stem_0' is \[0\.0\]"),
             (lambda ranges: ranges["layers"].update(stem_0=[0.0, 1e300]), "expected a number"),
             (lambda ranges: ranges["layers"].update(stem_0=[0.0, None]), "expected a number"),
-            (lambda ranges: ranges["layers"].update(classifier=[-1e9, 1e9]), "torch's class to"),
+            (
+                lambda ranges: ranges["layers"].update(classifier=[-1e9, 1e9]),
+                "predicts the class that PyTorch predicts for",
+            ),
             (lambda ranges: ranges["layers"].update(stem_0=[0.0, 1e30]), "scales differ by"),
             (lambda ranges: ranges.update(layers=[]), "layers is \\[\\], expected a table"),
             (lambda ranges: ranges.update(version=2), "version is 2"),

@@ -404,8 +404,8 @@ class TestClassDrop:
         options = Options(max_drop=100 * count / sum(counts) + 0.01)  # which all of it is within
         parts = {"compared": seen, "training": seen}
         expected = (
-            rf"Of {count} images of the class 'band {lost}', .* {format} classifies 0 correctly, "
-            rf"in fp32 {count}: 100\.00 points less, expected at most 5 \(--max-class-drop\)"
+            rf"For the class 'band {lost}', .* {format} classifies 0 of {count} images correctly, "
+            rf"and {count} in fp32: a drop of 100\.00 points, expected at most 5 \(--max-class-dr"
         )
         with pytest.raises(SpratError, match=expected):
             export(model, path, format, options, **parts)
@@ -442,7 +442,7 @@ class TestClassDrop:
         before[1:21:2] = torch.tensor([1.0, 0.0])  # ten of twenty "down"
         after[0:20:2] = torch.tensor([0.0, 1.0])  # ten of twenty "up"
         assert check_class_drop("x", right, before, seen, 0).points == 0
-        with pytest.raises(SpratError, match=r"Of 20 images of the class 'up', .* 10 correctly"):
+        with pytest.raises(SpratError, match=r"For the class 'up', .* 10 of 20 images correctly"):
             check_class_drop("x", after, before, seen, 5)
 
 
@@ -465,7 +465,7 @@ class TestCommand:
         assert re.search(r"^torch fp32 .* %$", done.stdout, re.MULTILINE)
         assert "200 images of shapes10 (test): " in done.stdout
         said = (
-            r"^The class that loses most: \w+, -?\d+\.00 points \(\d+ of 20 images correct by torch"
+            r"^The class that loses most: \w+, -?\d+\.00 points \(\d+ of 20 images correct in PyT"
         )
         assert re.search(said, done.stdout, re.MULTILINE)
         again = here("export", file, "--format", "onnx-int8")

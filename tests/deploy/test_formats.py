@@ -376,7 +376,7 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None
         verify_dataset("cifar10", tmp_path)
     assert set(verify_dataset("svhn", tmp_path)[1].values()) == {"missing"}
     for name in ("cifar10", "svhn"):
-        with pytest.raises(SpratError, match=r"\(--data-dir\) does not hold"):
+        with pytest.raises(SpratError, match=r"\(--data-dir\) does not contain"):
             load_dataset(name, tmp_path)
 
 
@@ -434,7 +434,7 @@ def test_a_pickle_that_would_run_a_command_is_refused(
         archive = _pack(extracted) if plain != form else None
         said = hostile.offer(tmp_path, lambda: _md5(name, tmp_path / "data"))
         assert f"{path.name} asks for posix.system" in said
-        assert "may be an attack: delete it" in said
+        assert "may be an attack. Delete it" in said
         if archive:
             archive.unlink()
             _make(plain, tmp_path / "data")
@@ -666,7 +666,7 @@ class TestArchives:
         assert f"{archive} " in said
         assert message in said
         assert Path(missing).name in said
-        assert "fetch it again" in said
+        assert "download it again" in said
 
     @pytest.mark.parametrize("form", ARCHIVED)
     @pytest.mark.parametrize("beside", BESIDE)
@@ -688,7 +688,7 @@ class TestArchives:
         archive.write_bytes(content)
         said = hostile.offer(tmp_path, lambda: _md5(name, tmp_path / "data"))
         assert "cannot be read as a tar.gz" in said or "lacks" in said
-        assert "fetch it again" in said
+        assert "download it again" in said
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def test_damaged_and_missing_files_are_told_by_name(tmp_path: Path) -> None:
         read_json(tmp_path / "results.json")
     with pytest.raises(SpratError, match=r"There is no .*metrics\.jsonl\. Name"):
         read_metrics(tmp_path)
-    with pytest.raises(SpratError, match="holds no seed"):
+    with pytest.raises(SpratError, match="contains no seed"):
         write_summary(tmp_path)
     (tmp_path / "config.json").write_text('{"recipe": ')
     with pytest.raises(SpratError, match="cannot be read as JSON"):

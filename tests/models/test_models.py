@@ -113,10 +113,13 @@ def test_dropout_acts_on_training_only() -> None:
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 7)), r"with \(1, 7\)"),
-        (torch.nn.Identity(), r"one image with \(1, 3, 32, 32\), expected .*\(1, 10\)"),
-        (torch.nn.LSTM(32, 10), "cannot take an image of 3 x 32 x 32"),
-        (torch.nn.Linear(5, 10), "cannot take an image of 3 x 32 x 32: RuntimeError"),
+        (
+            torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 7)),
+            r"returns \(1, 7\) for one image",
+        ),
+        (torch.nn.Identity(), r"returns \(1, 3, 32, 32\) for one image, expected .*\(1, 10\)"),
+        (torch.nn.LSTM(32, 10), "cannot process an image of 3 x 32 x 32"),
+        (torch.nn.Linear(5, 10), "cannot process an image of 3 x 32 x 32: RuntimeError"),
     ],
 )
 def test_outputs_other_than_a_logit_a_class_are_refused(

@@ -205,7 +205,9 @@ class TestOwnCode:
         assert build_network(f"{own}:Plain").head.out_features == 10
         wide = build_network(NetworkConfig(name=f"{own}:Wide", widths=(3,)))
         assert wide.widths == (3,)
-        with pytest.raises(SpratError, match=r"widths is \[3\], but .*MyNet does not take it"):
+        with pytest.raises(
+            SpratError, match=r"widths is \[3\], but .*MyNet does not have this setting"
+        ):
             build_network(NetworkConfig(name=f"{own}:MyNet", widths=(3,)))
 
     def test_is_found_where_the_file_is_now(self, own: Path, tmp_path: Path) -> None:
@@ -237,7 +239,7 @@ class TestOwnCode:
     )
     def test_code_that_fails_is_reported(self, own: Path, text: str, message: str) -> None:
         own.write_text(text)
-        with pytest.raises(SpratError, match=f"my_nets.py fails: .*{message}"):
+        with pytest.raises(SpratError, match=f"my_nets.py cannot be run: .*{message}"):
             code.use(str(own))
 
     def test_a_file_that_is_not_there_is_reported(self, tmp_path: Path) -> None:
@@ -299,7 +301,7 @@ class TestOwnCode:
     ) -> None:
         code.use(str(own))
         config = SMALL.changed({"model": f"{own}:Silent"})
-        with pytest.raises(SpratError, match=r"answers one image with \(\), expected logits"):
+        with pytest.raises(SpratError, match=r"returns \(\) for one image, expected logits"):
             train(config, tiny, tmp_path / "run", recipe="small")
         assert not (tmp_path / "run").exists()
 
@@ -392,6 +394,6 @@ def test_network_settings_on_the_command_line(
     assert weights(Path("comma")) == weights(Path("space"))
     refused = here(*short, "--model", "ResNet8", "--network.widths", "8,12")
     assert refused.returncode == 2
-    assert "network.widths is [8, 12], but ResNet8 does not take it" in refused.stderr
+    assert "network.widths is [8, 12], but ResNet8 does not have this setting" in refused.stderr
     done = here("evaluate", "comma", "--json")
     assert json.loads(done.stdout)["network"]["widths"] == [8, 12]

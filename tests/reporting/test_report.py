@@ -212,7 +212,7 @@ def test_the_worst_mistakes_are_the_most_confident_ones(run: Path, tmp_path: Pat
         )
         truth = images.classes[images.targets[place]]
         answer = images.classes[probabilities[place].argmax()]
-        assert values["alt"] == f"Image {place} of val: {truth}, taken for {answer}"
+        assert values["alt"] == f"Image {place} of val: {truth}, predicted {answer}"
 
 
 def _pixels(image: dict[str, str]) -> torch.Tensor:
@@ -315,7 +315,7 @@ def test_the_cost_is_that_of_the_networks_settings(run: Path, tmp_path: Path) ->
     write_report(read_run(run), tmp_path / "page.html", "no answers")
     page = Page(tmp_path / "page.html")
     facts = dict(zip((t for _, t in page.all("dt")), (t for _, t in page.all("dd")), strict=True))
-    assert facts["MACs an image"] == f"{summarize(draft_network(network)).macs:,}"
+    assert facts["MACs per image"] == f"{summarize(draft_network(network)).macs:,}"
 
 
 def test_a_class_without_an_image_has_no_accuracy(run: Path, tmp_path: Path) -> None:
@@ -400,7 +400,7 @@ class TestCommand:
         assert done.stdout == f"{run / 'report.html'}\n"
         page = Page(run / "report.html")
         assert len(list(page.all("img"))) == 2 * MISTAKES
-        assert "Predicted again for this page" in page.text
+        assert "Computed again for this page" in page.text
 
     def test_another_file_is_replaced_only_when_asked(self, here: Here, run: Path) -> None:
         (run / "model.safetensors").unlink()  # or it would predict
@@ -446,7 +446,7 @@ class TestCommand:
                 "several seeds (seed-0, seed-1). Name one of them",
             ),
             (["unrelated.txt"], "There is no {run}/results.json. Name the folder of a run."),
-            (["results.json"], "{run}/results.json is not what a run of sprat writes"),
+            (["results.json"], "{run}/results.json is not a file that a run of sprat writes"),
         ],
     )
     def test_what_is_no_finished_run_is_refused(
@@ -465,13 +465,13 @@ class TestCommand:
     def test_an_output_that_is_no_page_is_refused(self, here: Here, run: Path) -> None:
         done = here("report", run, "--output", run.parent / "page.pdf")
         assert done.returncode == 2
-        assert "Give a name that ends in .html." in done.stderr
+        assert "expected a name that ends in .html." in done.stderr
 
 
 @pytest.mark.parametrize("damage", [{"val": None}, {"model": 3}, {"machine": {}}, {"final": True}])
 def test_damaged_results_are_told(run: Path, tmp_path: Path, damage: dict) -> None:
     write_json(run / "results.json", read_json(run / "results.json") | damage)
-    message = f"{re.escape(str(run))}/results.json is not what a run of sprat writes"
+    message = f"{re.escape(str(run))}/results.json is not a file that a run of sprat writes"
     with pytest.raises(SpratError, match=message):
         write_report(read_run(run), tmp_path / "page.html", "no answers")
     assert not (tmp_path / "page.html").exists()

@@ -241,7 +241,7 @@ def test_each_addition_touches_the_files_that_contributing_names(tmp_path: Path)
         "cifar10, cifar100, checkers, svhn, shapes10 or a folder",  # evaluate
         "cifar10, cifar100, checkers, svhn. [default",  # data fetch
         "Available: auto, cifar10, cifar100, checkers, svhn, shapes10",
-        "pth: a state_dict",
+        "pth: a state dict",
         "npz: the weights for numpy",
         "NAME.npz",
         "pt2, npz, pth, c]",

@@ -96,6 +96,6 @@ def test_what_a_head_start_brings_is_written_by_the_generator(tmp_path: Path) ->
     written = " ".join(head_start(page, tmp_path).split())
     assert "| 20 | 360 | 10 and 10 | 50.00 ± 1.00 % | 50.00 ± 1.00 % (+10.00 ± 1.00) |" in written
     assert (
-        "the head start is clearly ahead with 20 images a class; not clearly ahead or " in written
+        "the head start is clearly ahead with 20 images per class; not clearly ahead or " in written
     )
-    assert "behind with 100 images a class; clearly behind with 500 images a class." in written
+    assert "behind with 100 images per class; clearly behind with 500 images per class." in written

@@ -125,7 +125,7 @@ def test_a_pasted_picture_is_named(page: Page) -> None:
 def test_what_is_dropped_and_no_file_is_told(page: Page) -> None:
     nothing = page.evaluate_handle("() => new DataTransfer()")
     page.dispatch_event("body", "drop", {"dataTransfer": nothing})
-    expect(page.get_by_role("alert")).to_have_text("No answer: that held no file; give a picture.")
+    expect(page.get_by_role("alert")).to_have_text("There was no file. Drop or paste a picture.")
 
 
 def test_samples_are_named_one_after_another(page: Page) -> None:
@@ -171,7 +171,8 @@ def test_where_the_evidence_is_comes_and_goes_by_a_button(page: Page) -> None:
     expect(page.locator("#where")).to_have_attribute("aria-live", "polite")
     expect(toggle).to_have_attribute("aria-pressed", "true")
     assert seen.get_attribute("alt") == (
-        f"What the network sees of it, in grey, with a map. {page.locator('#where').inner_text()}"
+        "What the network sees of the picture, in grey, with a map. "
+        f"{page.locator('#where').inner_text()}"
     )
     assert seen.get_attribute("src") != plain
     assert seen.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [32, 32]
@@ -179,7 +180,7 @@ def test_where_the_evidence_is_comes_and_goes_by_a_button(page: Page) -> None:
     assert_answered(page)
     toggle.click()
     expect(seen).to_have_attribute("src", plain or "")
-    expect(seen).to_have_attribute("alt", "What the network sees of it")
+    expect(seen).to_have_attribute("alt", "What the network sees of the picture")
     expect(page.locator("#where")).to_be_empty()
     expect(page.locator("#legend")).to_be_hidden()
     toggle.click()  # the map is there already
@@ -201,8 +202,8 @@ def test_a_button_pressed_before_any_picture_holds_for_the_first(page: Page) -> 
 
 def test_what_is_no_picture_is_told_in_words_and_forgotten_at_the_next(page: Page) -> None:
     page.get_by_label("Choose a picture").set_input_files([NO_PICTURE])
-    expect(page.get_by_role("alert")).to_contain_text("send JPEG, PNG, WebP, GIF, BMP or TIFF.")
-    expect(page.get_by_text("The browser cannot show this file")).to_be_visible()
+    expect(page.get_by_role("alert")).to_contain_text("Send JPEG, PNG, WebP, GIF, BMP or TIFF.")
+    expect(page.get_by_text("Your browser cannot show this file.")).to_be_visible()
     page.get_by_role("button", name="cat").click()
     assert_answered(page)
     expect(page.get_by_alt_text("The picture")).to_be_visible()
@@ -211,7 +212,7 @@ def test_what_is_no_picture_is_told_in_words_and_forgotten_at_the_next(page: Pag
 def test_a_server_that_is_gone_is_told_in_words(page: Page) -> None:
     page.context.set_offline(True)
     page.get_by_label("Choose a picture").set_input_files([FILE])
-    expect(page.get_by_role("alert")).to_contain_text("the server cannot be reached")
+    expect(page.get_by_role("alert")).to_contain_text("The server cannot be reached")
 
 
 def test_everything_has_a_name_that_can_be_read_out(page: Page) -> None:

@@ -192,19 +192,19 @@ READABLE = {
 }
 UNREADABLE: dict[str, tuple[bytes, int, str]] = {
     "empty": (b"", 422, "empty"),
-    "text": (b"no picture", 415, "send JPEG"),
-    "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', 415, "send JPEG"),
-    "zip": (archive(), 415, "send JPEG"),
-    "PPM, which is not opened": (encoded(NOISE, "PPM"), 415, "send JPEG"),
-    "PDF, which is not opened": (encoded(NOISE, "PDF"), 415, "send JPEG"),
-    "EPS, which is not opened": (encoded(NOISE, "EPS"), 415, "send JPEG"),
+    "text": (b"no picture", 415, "Send JPEG"),
+    "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', 415, "Send JPEG"),
+    "zip": (archive(), 415, "Send JPEG"),
+    "PPM, which is not opened": (encoded(NOISE, "PPM"), 415, "Send JPEG"),
+    "PDF, which is not opened": (encoded(NOISE, "PDF"), 415, "Send JPEG"),
+    "EPS, which is not opened": (encoded(NOISE, "EPS"), 415, "Send JPEG"),
     "cut JPEG": (JPEG[: len(JPEG) // 2], 422, "cut off"),
     "cut PNG": (PNG[: len(PNG) // 2], 422, "cut off"),
     "cut WebP": (encoded(NOISE, "WEBP")[:200], 422, "cut off"),
     "a PNG's first bytes": (PNG[:20], 422, "cut off"),
     "a wrong checksum": (PNG[:50] + b"\0\0\0\0" + PNG[54:], 422, "damaged"),
-    "a JPEG of zeros": (JPEG[:2] + bytes(5_000), 415, "send JPEG"),
-    "a thousand scans": (many_scans(), 422, "save it anew"),
+    "a JPEG of zeros": (JPEG[:2] + bytes(5_000), 415, "Send JPEG"),
+    "a thousand scans": (many_scans(), 422, "Save it again"),
     "50,000 x 50,000": (png_header(50_000, 50_000), 413, "at most 1,000,000"),
     "10,000 x 10,000": (png_header(10_000, 10_000), 413, "at most 1,000,000"),
     "1001 x 1000": (png_header(1001, 1000), 413, "at most 1,000,000"),
@@ -217,7 +217,7 @@ UNREADABLE: dict[str, tuple[bytes, int, str]] = {
     "a BMP in run lengths": (
         encoded(NOISE, "BMP")[:30] + b"\1" + encoded(NOISE, "BMP")[31:],
         415,
-        "run lengths",
+        "run-length",
     ),
     "many scans of many pixels": (many_large_scans(), 422, "more than 22 scans"),
     "thousands of chunks": (chunks_of_nothing(20_000), 422, "too many parts"),
@@ -294,8 +294,8 @@ MALFORMED = {
     "many part headers": (
         request(part(PNG, 'name="images"\r\n' + "X-A: b\r\n" * 5_000) + END), 400, "form"
     ),
-    "thousands of files": (request(part(b"") * 4_000 + END), 413, "may hold 4 pictures"),
-    "one file too many": (request(part(PNG) * 5 + END), 413, "may hold 4 pictures"),
+    "thousands of files": (request(part(b"") * 4_000 + END), 413, "may contain at most 4 pictures"),
+    "one file too many": (request(part(PNG) * 5 + END), 413, "may contain at most 4 pictures"),
     "thousands of texts": (request(part(b"", 'name="a"') * 4_000 + END), 400, "fields"),
     "a large body": (request(part(bytes(400_001)) + END), 413, "400,000 bytes"),
     "a larger body than is sent": (
@@ -639,7 +639,7 @@ def test_too_many_at_once_are_sent_away_and_the_others_answered(server: Server) 
     places = [begun("10.0.0.1") for _ in range(4)]
     wait_until(lambda: under_way(server) == 4)
     status, answer = raw(server, request(whole, extra="X-Forwarded-For: 10.0.0.1\r\n"))
-    assert (status, "4 requests of yours" in answer["error"]) == (429, True)
+    assert (status, "4 requests from your address" in answer["error"]) == (429, True)
     places += [begun("10.0.0.2") for _ in range(2)]
     wait_until(lambda: under_way(server) == 6)
     away = server.client.post("/predict", files={"images": CAT})
@@ -995,7 +995,7 @@ class TestBadBeginnings:
             port = other.getsockname()[1]
             done = here("serve", "--port", port)
         assert done.returncode == 2
-        assert f"127.0.0.1 port {port}: Address already in use; give another --port" in done.stderr
+        assert f"127.0.0.1 port {port}: Address already in use. Give another --port" in done.stderr
 
     @pytest.mark.parametrize(
         ("words", "message"),
@@ -1005,7 +1005,7 @@ class TestBadBeginnings:
             (["--host", "256.1.1.1"], "cannot listen on 256.1.1.1"),
             (["--max-body", "0"], "max_body is 0, expected a number above 0"),
             (["--max-pixels", "99999999"], "at most 89,478,485"),
-            (["--host", "0.0.0.0"], "Give its names, --allowed-hosts example.org"),
+            (["--host", "0.0.0.0"], "for example --allowed-hosts example.org"),
             (["--allowed-hosts", "http://x"], "--allowed-hosts has 'http://x'"),
             (["--allowed-hosts", "*.example.org"], "--allowed-hosts has '*.example.org'"),
             (["--trusted-proxies", "*"], "--trusted-proxies has '*'"),

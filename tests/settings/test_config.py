@@ -118,14 +118,14 @@ BAD = [
     ({"dataset": "\ud800"}, "dataset is '.ud800', expected a string"),
     ({"model": "x" * 100_000}, "network.name is 'xxx"),
     ({"epochs": [[[[[[[[1]]]]]]]]}, "epochs is "),
-    ({"x" * 100_000: 1}, "unknown setting 'xxx"),
+    ({"x" * 100_000: 1}, "Unknown setting 'xxx"),
     ([1], "the configuration is .1., expected a table"),
     ({"epochs": 2.5}, "epochs is 2.5, expected a whole number"),
     ({"epochs": True}, "epochs is True, expected a whole number"),
     ({"final": "yes"}, "final is 'yes', expected true or false"),
     ({"optim": 3}, "optim is 3, expected a table"),
-    ({"optim": {"lrr": 1}}, "unknown setting 'optim.lrr'; did you mean 'lr'?"),
-    ({"epoch": 1}, "unknown setting 'epoch'; did you mean 'epochs'?"),
+    ({"optim": {"lrr": 1}}, "Unknown setting 'optim.lrr'; did you mean 'lr'?"),
+    ({"epoch": 1}, "Unknown setting 'epoch'; did you mean 'epochs'?"),
 ]
 
 

@@ -64,4 +64,4 @@ def test_what_is_shipped_is_what_was_measured(
     assert card["training"]["images"] == 180
     assert "best on val, 20 training images" in card_text(card)
     card["training"]["overrides"] = {"epochs": 3, "optim.lr": 0.1}
-    assert "Recipe `small` but for `epochs` 3, `optim.lr` 0.1, seed 0" in card_text(card)
+    assert "Recipe `small` with `epochs` 3, `optim.lr` 0.1, seed 0" in card_text(card)

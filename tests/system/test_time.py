@@ -34,5 +34,5 @@ def test_too_short_a_time_is_refused_with_what_would_do(
     monkeypatch.chdir(tmp_path)
     done = here("train", "--dataset", "shapes10", "--device", "cpu", "--time", "1s")
     assert done.returncode == 2
-    assert "give at least --time" in done.stderr
+    assert "Give at least --time" in done.stderr
     assert list(tmp_path.rglob("*.json")) == []

@@ -55,7 +55,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     process = _torchrun(*_train(run))
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert out.count("holds model.safetensors") == 1
+    assert out.count("contains model.safetensors") == 1
     return run
 
 
@@ -100,7 +100,7 @@ def test_without_restarts_the_others_end_in_words(tmp_path: Path) -> None:
     [
         ({"batch_size": 33}, "batch_size is 33, which 2 processes cannot divide evenly"),
         ({"time": "1m", "epochs": None}, "Give --epochs instead"),
-        ({"seeds": 2}, "torchrun trains one run"),
+        ({"seeds": 2}, "torchrun trains a single run"),
         ({"recipe": "nothing"}, "Unknown recipe 'nothing'"),
     ],
 )

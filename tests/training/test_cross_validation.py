@@ -180,11 +180,11 @@ def test_a_folder_of_other_settings_is_left_alone(
             )
         assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
-    refused(folded.folder, "fold-1 is a run of other settings .*dropout", dropout=0.1)
-    refused(folded.folder, "fold-1 is a run of other settings .*folds", folds=4)
-    refused(folded.folder / "fold-1", "holds another run")
+    refused(folded.folder, "fold-1 is a run with other settings .*dropout", dropout=0.1)
+    refused(folded.folder, "fold-1 is a run with other settings .*folds", folds=4)
+    refused(folded.folder / "fold-1", "contains another run")
     (tmp_path / "results.json").write_text("{}")
-    refused(tmp_path, "or results of something else. Give another --output")
+    refused(tmp_path, "or other results. Give another --output")
     refused(tmp_path / "new", "folds is 99, but there are only", folds=99)
     assert not (tmp_path / "new").exists()
 
@@ -212,14 +212,14 @@ class TestCommands:
             folds_of.setdefault(patients[Path(image)], set()).add(fold)
         assert all(len(folds) == 1 for folds in folds_of.values())
         assert 3 * len(folds_of) == len(predictions["image"]), "none is in the test part too"
-        assert "accuracy is on fold 2 of 2, which decides nothing" in done.stdout
+        assert "accuracy is measured on fold 2 of 2, which is not used to choose" in done.stdout
         assert f"{100 * results['top1']['mean']:.2f} ± {100 * results['top1']['std']:.2f} %" in (
             done.stdout
         )
         assert Path("runs/quick-folds/fold-2/curves.png").exists()
         Path("runs/quick-folds/fold-2/results.json").unlink()
         resumed = here("train", "--resume", "runs/quick-folds/fold-2")
-        assert "fold 2 of 2, which it was not trained on" in resumed.stdout
+        assert "fold 2 of 2, on which it was not trained" in resumed.stdout
 
     @pytest.mark.parametrize(
         ("words", "said"),
@@ -229,8 +229,8 @@ class TestCommands:
             (["--folds", 3, "--fold", 4], r"fold is 4, expected at most folds \(= 3\)"),
             (["--fold", 1], r"fold is 1, expected at most folds \(= 0\)"),
             (["--folds", 3, "--final"], "folds is 3, expected 0, since final is True"),
-            (["--folds", 3, "--seeds", 2], "folds is 3, but seeds are asked for too"),
-            (["--folds", 3, "--resume", "runs/x"], "--resume continues a run exactly as it began"),
+            (["--folds", 3, "--seeds", 2], "folds is 3, but several seeds were requested"),
+            (["--folds", 3, "--resume", "runs/x"], "--resume continues a run with exactly"),
             (["--folds", 3, "--distill.teacher", "tiniest"], "there is a teacher, which"),
             (["--folds", 1_001], r"folds is 1001, expected 0 \(one run\) to 1,000"),
         ],
@@ -256,7 +256,7 @@ class TestCommands:
     ) -> None:
         done = here(*verb, folded.folder)
         assert done.returncode == 2
-        assert "holds several folds (fold-1, fold-2, fold-3). Name one of them" in done.stderr
+        assert "contains several folds (fold-1, fold-2, fold-3). Name one of them" in done.stderr
 
     def test_compare_takes_it(self, here: Here, folded: Folded) -> None:
         done = here("compare", folded.folder, "--no-published", "--json")
@@ -277,4 +277,4 @@ def test_from_python_one_verb_is_for_one_run(tiny: Dataset, tmp_path: Path) -> N
 def test_the_page_of_a_fold_says_that_it_chose_nothing(folded: Folded, tmp_path: Path) -> None:
     write_report(read_run(folded.folder / "fold-1"), tmp_path / "page.html", "no answers")
     page = (tmp_path / "page.html").read_text()
-    assert "(fold 1 of 3) correctly. They chose nothing" in page
+    assert "(fold 1 of 3) correctly. These images were not used" in page

@@ -166,7 +166,7 @@ class TestRefused:
     def test_one_that_has_seen_val(self, tiny: Dataset, small_run: Path, tmp_path: Path) -> None:
         final = dataclasses.replace(SMALL, final=True, epochs=2)
         train(final, tiny, tmp_path / "final", recipe="small")
-        with pytest.raises(SpratError, match=r"val.*add --final"):
+        with pytest.raises(SpratError, match=r"val.*Add --final"):
             train(taught(tmp_path / "final"), tiny, tmp_path / "run", recipe="small")
         assert not (tmp_path / "run").exists()
         train(taught(tmp_path / "final", final=True), tiny, tmp_path / "run", recipe="small")

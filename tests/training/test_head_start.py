@@ -214,13 +214,16 @@ class TestRefused:
         [
             (["--start-from", "SprattT"], "did you mean 'SpratT'?"),
             (["--start-from", "none/model.safetensors"], "There is no model at none/model"),
-            (["--start-from", "text.safetensors"], "is not a safetensors file"),
+            (["--start-from", "text.safetensors"], "not a safetensors file"),
             (["--start-from", "empty"], "There is no model at empty/model.safetensors"),
             (
                 ["--start-from", "SpratT", "--model", "SpratM"],
                 "SpratM has no weights in common with SpratT",
             ),
-            (["--start-from", "SpratT", "--resume", "empty"], "--resume continues a run exactly"),
+            (
+                ["--start-from", "SpratT", "--resume", "empty"],
+                "--resume continues a run with exactly",
+            ),
         ],
     )
     def test_in_words(
@@ -249,5 +252,5 @@ def test_the_command_prints_what_is_taken_over(here: Here, tmp_path: Path, small
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Starting from SpratNet: " in done.stdout
-    assert "taken over:  stem (" in done.stdout
+    assert "copied:      stem (" in done.stdout
     assert "new:         none" in done.stdout

@@ -95,7 +95,7 @@ def test_options_of_the_labels_are_refused_without_them(here: Here) -> None:
     for words in (("--folds", 3), ("--recipe", "quick"), ("--runs", "elsewhere")):
         done = here("data", "check", "shapes10", *words)
         assert done.returncode == 2
-        assert "go with --labels" in done.stderr
+        assert "need --labels" in done.stderr
 
 
 def test_without_labels_there_are_no_suspects_in_json(here: Here) -> None:
@@ -130,5 +130,5 @@ def test_a_class_of_copies_alone_is_refused() -> None:
 
 def test_one_class_is_refused() -> None:
     dataset = _set([1, 2, 3], [0, 0, 0])
-    with pytest.raises(SpratError, match="made has pictures of one class alone"):
+    with pytest.raises(SpratError, match="made has pictures of only one class"):
         check_foldable(labelled(check(dataset), dataset), 2)

@@ -163,7 +163,9 @@ def test_what_is_no_list_of_observers_is_refused(tmp_path: Path, wrong: Any) -> 
         lambda: sprat.train_seeds("quick", seeds=2, output=tmp_path / "run", observers=wrong),
         lambda: sprat.resume(tmp_path / "run", observers=wrong),
     ):
-        with pytest.raises(SpratError, match=r"^observers holds .* expected a list of instances"):
+        with pytest.raises(
+            SpratError, match=r"^observers contains .* expected a list of instances"
+        ):
             verb()
 
 
@@ -259,7 +261,7 @@ class TestTensorBoard:
         monkeypatch.setitem(sys.modules, "tensorboard", None)
         done = here("train", "--log", "tensorboard")
         assert done.returncode == 2
-        assert "TensorBoard is not installed. Install it: pip install 'sprat[ten" in done.stderr
+        assert "TensorBoard is not installed. Install it with pip install 'sprat[ten" in done.stderr
         with pytest.raises(SpratError, match="is not installed"):
             sprat.TensorBoard()
 

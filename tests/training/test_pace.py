@@ -101,8 +101,8 @@ def test_the_parts_of_a_run_are_timed_and_leave_nothing(tiny: Dataset) -> None:
     ("words", "said"),
     [
         (("--time", "5"), "90s, 5m or 1h30m"),
-        (("--time", "5m", "--epochs", "5"), "leave --epochs out"),
-        (("--time", "5m", "--resume", "run"), "--resume continues a run exactly"),
+        (("--time", "5m", "--epochs", "5"), "Leave one of them out"),
+        (("--time", "5m", "--resume", "run"), "--resume continues a run with exactly"),
     ],
 )
 def test_what_cannot_be_is_refused(

@@ -73,7 +73,7 @@ def test_an_interrupted_seed_goes_on_and_a_finished_one_is_skipped(
 def test_a_folder_of_other_settings_is_left_alone(tiny: Dataset, tmp_path: Path) -> None:
     _train(tmp_path, tiny, Watching())
     before = read_json(tmp_path / "seed-4" / "results.json")
-    with pytest.raises(SpratError, match=r"seed-4 is a run of other settings .*dropout"):
+    with pytest.raises(SpratError, match=r"seed-4 is a run with other settings .*dropout"):
         _train(tmp_path, tiny, Watching(), dropout=0.1)
     assert read_json(tmp_path / "seed-4" / "results.json") == before
 

@@ -276,7 +276,7 @@ def test_bf16_is_not_used_where_torch_computes_it_wrongly(tiny: Dataset) -> None
     """Dilated depthwise convolutions on a CPU: their weights' gradients are not even repeatable."""
     config = dataclasses.replace(SMALL, network=NetworkConfig(name="Tiniest"), precision="auto")
     assert settle_for(config, tiny).precision == "fp32"
-    with pytest.raises(SpratError, match=r"precision is 'bf16'.*dilated.*use --precision fp32"):
+    with pytest.raises(SpratError, match=r"precision is 'bf16'.*dilated.*Use --precision fp32"):
         settle_for(dataclasses.replace(config, precision="bf16"), tiny)
     plain = dataclasses.replace(config, network=NetworkConfig(name="SpratS"), precision="bf16")
     assert settle_for(plain, tiny).precision == "bf16"
@@ -332,7 +332,7 @@ def test_weights_spoilt_by_the_last_update_are_never_saved(tiny: Dataset, tmp_pa
 
 def test_a_val_of_no_images_is_refused(tiny: Dataset, tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, val_fraction=0.001)
-    with pytest.raises(SpratError, match=r"holds out none of 200 training images; give at least"):
+    with pytest.raises(SpratError, match=r"holds out none of 200 training images. Give at least"):
         train(config, tiny, tmp_path / "run", recipe="small")
     assert not (tmp_path / "run").exists()
 
@@ -566,7 +566,7 @@ class TestTheRunsFolder:
         run.mkdir()
         (run / ".lock").write_text("process 1 on nowhere since the beginning")
         (run / ".config-0123abcd.sprat.json").write_text("half")
-        with pytest.raises(SpratError, match=r"holds no run yet.*sprat train --output"):
+        with pytest.raises(SpratError, match=r"contains no run yet.*sprat train --output"):
             resume(run, tiny)
         with pytest.raises(Interrupted):
             train(SMALL, tiny, run, recipe="small", should_stop=StopAfter(1))
@@ -584,7 +584,7 @@ class TestTheRunsFolder:
                     run.mkdir()
                     (run / ".lock").write_text("another run's")
 
-        with pytest.raises(SpratError, match="was removed or moved while this run trained"):
+        with pytest.raises(SpratError, match="was removed or moved while the run was training"):
             train(SMALL, tiny, run, recipe="small", observer=Remove())
         assert [path.name for path in run.iterdir()] == [".lock"]
 

@@ -39,32 +39,32 @@ def check_data(
     pictures: PicturesConfig = PicturesConfig(),  # noqa: B008
     quiet: bool = False,
 ) -> "checking.DataCheck":
-    """Look for leaks between train, val and test, duplicates, conflicting labels of the same
-    picture, files that are no pictures, and pictures that are tiny, blank or nearly constant; with
-    `labels`, also for labels that are probably wrong.
+    """Find leaks between train, val and test, duplicates, conflicting labels of the same picture,
+    files that are not pictures, and pictures that are tiny, blank or nearly constant; with
+    `labels`, also labels that are probably wrong.
 
-    Near copies are found where they were resized, brightened, mirrored, saved again or moved a
+    Near copies are found even if they were resized, brightened, mirrored, saved again or shifted a
     little. Files that cannot be read are reported, not refused.
 
     Args:
         dataset: name of a dataset, folder of own pictures, or a dataset in memory.
-        labels: whether to train `folds` models, each without one of as many folds of all pictures,
-            and to compare every label with the answer of the model trained without its picture.
-        folds: how many. A picture and its copies are in one fold.
-        recipe: name or path of the recipe to train them by; by default sprint, with as many epochs
-            and such batches as suit the number of pictures.
-        code: Python file, or module, with the network of your own that the recipe names.
-        runs: folder for a folder of their runs, which the same check of the same pictures resumes
-            or uses again; by default runs.
-        output: HTML file to write, which shows what was found.
-        overwrite: whether an output that exists is replaced.
+        labels: whether to train `folds` models, each without one fold of the pictures, and to
+            compare every label with the prediction of the model trained without its picture.
+        folds: number of folds. A picture and its copies are in the same fold.
+        recipe: name or path of the recipe; by default sprint, with epochs and batches adjusted to
+            the number of pictures.
+        code: Python file or module that defines the recipe's network, if that is your own.
+        runs: folder to put the models' runs into, which the same check of the same pictures resumes
+            or reuses; by default runs.
+        output: HTML file to write, which shows the pictures that were found.
+        overwrite: whether to replace an existing file.
         data_dir: folder of the dataset; by default $SPRAT_DATA, the user's cache, or a download.
-        pictures: how own pictures are read.
+        pictures: settings for reading own pictures.
         quiet: whether to show no progress on stderr.
 
     Raises:
-        SpratError: there is no such dataset or recipe, the output exists or is no HTML file, or a
-            class has fewer pictures than there are folds.
+        SpratError: there is no such dataset or recipe, the output exists or is not an HTML file, or
+            a class has fewer pictures than there are folds.
         KeyboardInterrupt: it was interrupted; the same call resumes.
     """
     check_dataset(dataset)

@@ -26,17 +26,17 @@ CLOSE = 1e-4  # by how much logits may differ once a model is loaded again, of t
 
 @dataclass(frozen=True)
 class Imported:
-    """A model that was made of a network trained elsewhere."""
+    """A model imported from a network that was trained elsewhere."""
 
     path: Path
     network: NetworkSpec
     classes: tuple[str, ...]
-    """In the order of the network's outputs."""
+    """Names of the classes, in the order of the network's outputs."""
     mean: tuple[float, ...]
-    """Of each channel, as a fraction of full brightness; so is std."""
+    """Mean of each channel, as a fraction of full brightness, like std."""
     std: tuple[float, ...]
     side: int
-    """Of the images, in pixels."""
+    """Side of the images, in pixels."""
     parameters: int
 
 
@@ -56,35 +56,35 @@ def import_model(
     code: Code = (),
     quiet: bool = False,
 ) -> Imported:
-    """Make a model's file of a network that was trained elsewhere, for every other verb.
+    """Import a network that was trained elsewhere as a model file that all other functions accept.
 
-    The file of weights is read without running anything in it. The model is loaded again and its
-    answers are compared before it is put in place.
+    The file of weights is read without running any code in it. Before the model is put in place, it
+    is loaded again and its outputs are compared.
 
     Args:
-        network: a network's name, or a class or function of your own that makes one, as
+        network: name of a network, or a class or function of your own that returns one:
             "my_nets.py:MyNet"; that file is run.
-        weights: what `torch.save(network.state_dict(), …)` or safetensors wrote; a checkpoint that
-            holds such among other values will do.
-        mean: by which the network's images were normalised, of red, green and blue or of all: 0 to
-            1, or 0 to 255.
-        std: standard deviation likewise, in the same unit.
-        classes: names in the order of the network's outputs, or a .txt file with one in each line.
-        side: of the images that the network takes, in pixels; 0: 32.
-        channels: of these images, 3 or 1: then it sees colour as grey.
-        key: place in the file of the weights to take, if it holds several: "state_dict_ema".
-        dataset: name of the dataset that the network was trained on, which other verbs then take by
-            default, and whose classes in their order are meant if `classes` are not given.
+        weights: file written by `torch.save(network.state_dict(), …)` or safetensors, or a
+            checkpoint that contains a state dict among other values.
+        mean: mean that the network's images were normalised with: one value, or one each for red,
+            green and blue, on a scale of 0 to 1 or 0 to 255.
+        std: standard deviation that goes with the mean, on the same scale.
+        classes: names in the order of the network's outputs, or a .txt file with one name per line.
+        side: side of the images that the network expects, in pixels; 0: 32.
+        channels: channels of these images: 3, or 1, in which case colour is converted to grey.
+        key: set of weights to use if the file has several, such as "state_dict_ema".
+        dataset: name of the dataset that the network was trained on. Other functions then use it by
+            default, and its classes are used unless `classes` is given.
         output: file to write; by default the network's name with .safetensors, in the current
             folder.
-        overwrite: whether a file that exists is replaced.
+        overwrite: whether to replace an existing file.
         code: further Python files or modules to run.
         quiet: whether to show no progress on stderr.
 
     Raises:
-        SpratError: there is no such network or file, the weights do not fit, mean or std cannot be,
-            the network does not answer an image with a logit for each class, or the output exists.
-            Nothing is written then.
+        SpratError: there is no such network or file, the weights do not fit, mean or std are
+            invalid, the network does not return one logit per class, or the output exists. In these
+            cases, nothing is written.
     """
     shape: dict[str, Any] = {"mean": mean, "std": std, "classes": classes, "channels": channels}
     given = Foreign(weights=str(weights), key=key, side=side, **shape)  # they become tuples
@@ -128,7 +128,9 @@ def check_new(path: Path, overwrite: bool) -> Path:
         SpratError: it does not, or it exists already.
     """
     if path.suffix != ".safetensors":
-        raise SpratError(f"--output is {path}, expected a name that ends in .safetensors.")
+        raise SpratError(
+            f"--output is {path}, expected a name that ends in .safetensors. Give another name."
+        )
     if path.is_dir():
         raise SpratError(f"{path} is a folder. Give another --output.")
     if path.exists() and not overwrite:
@@ -141,8 +143,8 @@ def check_new(path: Path, overwrite: bool) -> Path:
 def _check_published(dataset: str, has_classes: bool) -> None:
     if not dataset and not has_classes:
         raise SpratError(
-            "The classes are not named. Give --classes in the order of the network's outputs, or "
-            f"--dataset, such as {PREFERRED}, for those of a dataset in its order."
+            "The classes have no names. Give --classes in the order of the network's outputs, or "
+            f"--dataset, such as {PREFERRED}, to use the classes of a dataset in its order."
         )
     if dataset and dataset not in DATASETS:
         raise SpratError(
@@ -174,8 +176,8 @@ def _check_loads_again(model: "Model", content: bytes) -> None:
         before, after = model.network(images), again.network(images)
     if not torch.allclose(before, after, rtol=CLOSE, atol=CLOSE * before.abs().max().item()):
         raise SpratError(
-            f"{model.name} answers differently when it is loaded again, so its weights are not all "
-            "that its answers depend on. Make whatever else they depend on a buffer of its."
+            f"{model.name} gives different outputs after it is loaded again, so the outputs depend "
+            "on more than its weights. Register whatever else they depend on as a buffer."
         )
 
 

@@ -92,8 +92,8 @@ def load_evaluated(
     if split == "all":
         if at_home:
             warn(
-                f"all images of {visible(source.name)} include those that {visible(model)} was "
-                "trained on, so its accuracy is no measure of what it has learnt"
+                f"All images of {visible(source.name)} include those that {visible(model)} was "
+                "trained on, so this accuracy does not measure how well the model generalises."
             )
         images = imageset.joined(source.train, source.test)
         found = found and found.whole(images)
@@ -104,7 +104,7 @@ def load_evaluated(
         print_found(console, source.name, found)
     if not len(images):
         raise SpratError(
-            f"{source.name} has no images to evaluate as {split}. Use --split all, or another "
+            f"{source.name} has no images in the split {split}. Use --split all, or another "
             "--dataset."
         )
     if lacking := [name for name in images.classes if name not in loaded.classes]:
@@ -211,9 +211,9 @@ def _check_unchanged(
         )
     if source.own and changed and loaded.about.get("dataset") == source.name:
         warn(
-            f"the pictures in {visible(source.name)} have changed since {visible(model)} was "
-            "trained; a test part that was split off by a seed may now hold some that it was "
-            "trained on"
+            f"The pictures in {visible(source.name)} have changed since {visible(model)} was "
+            "trained. If its test part was split off by a seed, the test part may now contain "
+            "pictures that the model was trained on."
         )
 
 

@@ -22,7 +22,7 @@ def plan(folder: Path, pictures: Sequence[Path]) -> list[Path]:
         SpratError: a file is in the way, of the folder or of one in it.
     """
     if folder.exists() and not folder.is_dir():
-        raise SpratError(f"--explain is {folder}, which is no folder. Name a folder.")
+        raise SpratError(f"--explain is {folder}, which is not a folder. Name a folder.")
     taken: set[str] = set()
     planned = []
     for picture in pictures:

@@ -37,7 +37,7 @@ else:
 
 
 class ModelEvaluation(Evaluation):
-    """Evaluation of a model: which, on what, and what a run's results.json holds of its own."""
+    """Evaluation of a model, with the model, the data and the measurements of results.json."""
 
     model: str
     network: NetworkSpec
@@ -49,7 +49,7 @@ class ModelEvaluation(Evaluation):
     dataset: str
     split: Evaluated
     found: dict[str, Any] | None
-    """How own pictures were found: layout and parts."""
+    """Layout and parts of own pictures, as they were found."""
 
 
 def load(
@@ -59,14 +59,14 @@ def load(
 
     Args:
         model: a model.safetensors, the folder of a finished run, or the name of a pretrained model;
-            by default the best pretrained one.
+            by default the most accurate pretrained one.
         device: cpu, cuda or mps; auto: the first available of cuda, mps, cpu.
-        code: Python file, or module, with the network of your own that the model is made with, or
-            several; it is run.
+        code: Python file or module that defines the model's network, if that is your own, or
+            several of them; the file is run.
 
     Raises:
-        SpratError: there is no such model or device, the file is damaged, or its network is your
-            own and was not named.
+        SpratError: there is no such model or device, the file is damaged, or the model needs a
+            network of your own that was not named.
     """
     use_all(code)
     place = best() if model is None else locate(str(model))
@@ -90,31 +90,33 @@ def evaluate(
     quiet: bool = False,
     **foreign: Any,
 ) -> ModelEvaluation:
-    """Evaluate a trained model: accuracy with its interval, per class, confusion, calibration.
+    """Evaluate a trained model: accuracy with its interval and per class, confusion matrix,
+    calibration.
 
     Args:
         model: a model.safetensors, the folder of a finished run, or the name of a pretrained model.
-            With `weights` that were trained elsewhere, a network's name, or "my_nets.py:MyNet",
-            whose file is run.
-        split: test, val (the images a run held out) or all; auto: all of your own pictures that
-            the model was not trained on, else val for a run that has one, else test.
+            With `weights` that were trained elsewhere: the name of a network, or
+            "my_nets.py:MyNet", whose file is run.
+        split: test, val (images that the run held out) or all; auto: all of your own pictures if
+            the model was not trained on them, else val if the run has one, else test.
         dataset: a name, the path of your own pictures, or a dataset in memory; by default the one
             that the model was trained on.
         data_dir: folder of the dataset; by default $SPRAT_DATA, the user's cache or a download.
         pictures: settings of your own pictures to change, by name: {"label_column": "species"}.
-        tta: number of views that test-time augmentation averages; by default that of the model's
+        tta: number of views to average by test-time augmentation; by default that of the model's
             recipe, or 2.
         device: cpu, cuda or mps; auto: the first available of cuda, mps, cpu.
         threads: CPU threads, set for the whole process; 0: one per usable core.
-        code: as of `load`.
+        code: as for `load`.
         quiet: whether to show no progress on stderr.
-        foreign: weights, key, mean, std, side, channels and classes of a network that was trained
-            elsewhere, as of `import_model`; weights, mean and std are needed. The dataset is then
-            CIFAR-10 by default, and the classes its own in its order.
+        foreign: weights, key, mean, std, side, channels and classes of a network trained elsewhere,
+            as for `import_model`; weights, mean and std are required. The default dataset is then
+            CIFAR-10, and the default classes are those of the dataset, in its order.
 
     Returns:
-        What `sprat evaluate --json` prints, with shares from 0 to 1: model, recipe, side, dataset,
-        split, top1, top1_ci95, tta_top1, tta_views, tta_p, n, per_class, confusion, ece,
+        The values that `sprat evaluate --json` prints, with fractions from 0 to 1: model, recipe,
+        side, dataset, split, top1, top1_ci95, tta_top1, tta_views, tta_p, n, per_class, confusion,
+        ece,
         found: how your own pictures were found, or None.
 
     Raises:
@@ -185,11 +187,11 @@ def _locate(model: str, given: Foreign, code: Code) -> Path | None:
 
 def _check_split(split: str, config: Config | None, model: str | Path) -> None:
     if split not in ("auto", "val", "test", "all"):
-        raise SpratError(f"split is {split!r}, expected auto, val, test or all.")
+        raise SpratError(f"split is {split!r}, expected auto, val, test or all. Give one of these.")
     if split == "val" and default_split(config) != "val":
         raise SpratError(
-            f"{model} has no val: it is no run's folder, or was trained on all training images. "
-            "Use --split test."
+            f"{model} has no val: it is not a run's folder, or the run was trained on all training "
+            "images. Use --split test."
         )
 
 
@@ -211,26 +213,26 @@ def predict(
         pictures: files, folders of pictures, or lists of them. As on the command line, a model's
             file, run or name may come first.
         model: a model.safetensors, the folder of a finished run, or the name of a pretrained model;
-            by default the best pretrained one.
+            by default the most accurate pretrained one.
         top: number of classes to return for each picture, the most probable first.
-        tta: number of views that test-time augmentation averages: 1, 2, 6, 8, 10 or 26.
-        explain: folder to write a PNG for each picture into, which shows where in it the evidence
-            for the most probable class is; made if it is absent.
+        tta: number of views to average by test-time augmentation: 1, 2, 6, 8, 10 or 26.
+        explain: folder to write a PNG for each picture to, showing where the evidence for the most
+            probable class is. The folder is created if it does not exist.
         device: cpu, cuda or mps; auto: the first available of cuda, mps, cpu.
         threads: CPU threads, set for the whole process; 0: one per usable core.
-        code: as of `load`.
+        code: as for `load`.
         quiet: whether to show no progress on stderr.
-        each: called with each prediction as soon as there is one.
+        each: called with each prediction as soon as it is available.
 
     Returns:
         For each picture, in order, {"file": str, "predictions": [{"class": str, "probability":
-        float}, …]}. A file that cannot be read has no predictions, and an "error". With `explain`
-        also "where", in words, and "map", the PNG.
+        float}, …]}. A file that cannot be read has an "error" and no predictions. With `explain`,
+        there is also "where", a description in words, and "map", the PNG.
 
     Raises:
         SpratError: there is no such model, device, file or set of views; no picture is given; a
-            folder has none; or `explain` would overwrite a file, or the network does not end in the
-            mean of a map and one linear layer.
+            folder has none; `explain` would overwrite a file; or the network does not end in a mean
+            over a map and one linear layer.
     """
     from sprat.runtime import check_threads, set_threads
 
@@ -277,13 +279,13 @@ def _flat(pictures: Iterable[str | Path | Iterable[str | Path]]) -> list[Path]:
 
 def _check_predict(files: list[Path], top: int, hint: bool) -> None:
     if top < 1:
-        raise SpratError(f"--top is {top}, expected at least 1.")
+        raise SpratError(f"--top is {top}, expected at least 1. Give a larger number.")
     if not files:
-        raise SpratError("No picture is named. Give files or a folder: sprat predict cat.jpg")
+        raise SpratError("No picture is given. Give files or a folder: sprat predict cat.jpg")
     if missing := next((file for file in files if not file.exists()), None):
         pretrained = [card["name"] for card in cards()]
         meant = did_you_mean(str(missing), pretrained) if hint and missing == files[0] else ""
-        raise SpratError(f"There is no file or folder {missing}{meant or '.'}")
+        raise SpratError(f"There is no file or folder {missing}{meant or '.'} Check its name.")
 
 
 def export(
@@ -302,35 +304,36 @@ def export(
     quiet: bool = False,
     **own: Any,
 ) -> "writing.Exported":
-    """Write a model in a format that runs without sprat, once it agrees with torch on 1,000 images.
+    """Export a model to a format that runs without sprat, after comparing it with PyTorch on 1,000
+    images.
 
     Args:
         model: a model.safetensors, the folder of a finished run, or the name of a pretrained model.
         format: one of `sprat.deploy.FORMATS`; onnx by default.
         output: file to write; by default the model's name with the format's ending, in the
             current folder.
-        overwrite: whether a file that exists is replaced.
-        raw: whether the file takes normalised float32 images and gives logits; by default it takes
-            uint8 images, 0 to 255, and gives probabilities. Both B x 3 x H x W.
-        max_drop: percentage points of accuracy that a format of lower precision may lose on the
-            compared images.
-        max_class_drop: the same, on the images of any one class, beyond what chance explains.
-        dataset: a name, a folder of your own pictures, or a dataset in memory, whose images are
-            compared; by default the one that the model was trained on. Its training images
-            calibrate a quantised format, but for c where ranges of activations are stored with the
-            model.
-        calibrate: the same, whose training images calibrate a quantised format, whatever is stored
-            with the model.
+        overwrite: whether to replace an existing file.
+        raw: whether the file takes normalised float32 images and returns logits; by default it
+            takes uint8 images (0 to 255) and returns probabilities. Images are B x 3 x H x W.
+        max_drop: maximum loss of accuracy in a format of lower precision, in percentage points, on
+            the compared images.
+        max_class_drop: the same for the images of any single class, beyond what chance explains.
+        dataset: dataset used to compare the exported model: a name, a folder of your own pictures,
+            or a dataset in memory; by default the one that the model was trained on. Its training
+            images calibrate quantised formats, except c if the model contains the ranges of its
+            activations.
+        calibrate: dataset whose training images calibrate a quantised format, even if the model
+            contains ranges.
         data_dir: folder of the dataset; by default $SPRAT_DATA, the user's cache or a download.
-        code: as of `load`.
+        code: as for `load`.
         quiet: whether to show no progress on stderr.
-        own: limits, and options that only some formats have, by their names in
-            `sprat.deploy.Options`.
+        own: limits, and options that only some formats have, as named in `sprat.deploy.Options`.
 
     Raises:
         SpratError: there is no such model, format or dataset; a package is missing; the output
-            exists; a quantised format has no images or loses too much, on average or in a class; a
-            limit is exceeded; or the file does not agree with torch. Nothing is written then.
+            exists; a quantised format has no images or loses too much accuracy, on average or in
+            one class; a limit is exceeded; or the file does not agree with PyTorch. In these cases,
+            nothing is written.
     """
     use_all(code)
     place = locate(str(model))

@@ -30,29 +30,30 @@ def report(
     code: Code = (),
     quiet: bool = False,
 ) -> Path:
-    """Write one HTML page about a finished run, which needs no network and no other file.
+    """Write a finished run as one HTML page that works offline.
 
-    It shows figures, curves, confusion, calibration, worst mistakes, settings, and how to reproduce
-    the run. Without the run's data or model it lacks the calibration and the mistakes, and says so.
-    Each mistake has its class activation map, if the network ends so that it has one.
+    The page shows figures, curves, confusion matrix, calibration, worst mistakes, settings, and how
+    to reproduce the run. Without the run's data or model, it has no calibration and mistakes, and
+    says so. Each mistake has its class activation map, if the network supports these.
 
     Args:
-        run: folder of a finished run; of several seeds or folds, that of one of them.
-        output: HTML file to write; by default RUN/report.html, which is written anew each time.
-        overwrite: whether another file that exists is replaced.
-        dataset: where the run's own pictures are now, if they have moved, or the dataset itself.
+        run: folder of a finished run. If there are several seeds or folds, the folder of one of
+            them.
+        output: HTML file to write; by default RUN/report.html, which is replaced each time.
+        overwrite: whether to replace any other existing file.
+        dataset: new location of the run's pictures, if they have moved, or the dataset itself.
         data_dir: folder of the dataset; by default $SPRAT_DATA, the user's cache, or a download.
         device: cpu, cuda or mps; auto: the first available of cuda, mps, cpu.
         threads: CPU threads, set for the whole process; 0: one per usable core.
-        code: as of `load`.
+        code: as for `load`.
         quiet: whether to show no progress on stderr.
 
     Returns:
-        The page's file.
+        Path of the page.
 
     Raises:
-        SpratError: it is no finished run's folder, the output exists or is no HTML file, or there
-            is no such device or dataset.
+        SpratError: the folder is not that of a finished run, the output exists or is not an HTML
+            file, or there is no such device or dataset.
     """
     from sprat.runtime import check_threads
 
@@ -106,20 +107,20 @@ def _maps_or_why_not(model: "Model") -> "ActivationMaps | str":
 def compare(
     *results: str | Path, published: bool = True, output: str | Path | None = None
 ) -> list[Entry]:
-    """Compare results of runs with published figures: parameters, MACs, accuracy.
+    """Compare runs with published networks: parameters, MACs, accuracy.
 
     Args:
-        results: run folders, folders of a recipe's seeds or folds, or files that
-            `sprat evaluate --json` printed.
-        published: whether published figures are among them.
-        output: PNG file to draw accuracy against parameters into, with the Pareto front.
+        results: folders of runs, folders of a recipe's seeds or folds, or files with the output of
+            `sprat evaluate --json`.
+        published: whether to include published figures.
+        output: PNG file to write: accuracy against parameters, with the Pareto front.
 
     Returns:
-        An entry for each result and published figure, by parameters.
+        An entry for each result and each published figure, ordered by parameters.
 
     Raises:
         SpratError: there is nothing to compare; a result is missing, damaged or on another dataset;
-            or the output is no PNG file.
+            or the output is not a PNG file.
     """
     names.check_png(output, "--output")
     if not results and not published:
@@ -143,19 +144,19 @@ def list_runs(
     dataset: str = "",
     state: State | None = None,
 ) -> list[ListedRun]:
-    """List the runs in a folder and the folders within it, finished or not, as `sprat runs` does.
+    """List the runs in a folder and its subfolders, finished or not, like `sprat runs`.
 
-    A run whose files are damaged is listed as such, with what is wrong.
+    A run with damaged files is listed as damaged, with the reason.
 
     Args:
-        folder: folder that holds runs, or a run's own.
-        sort: name, val, test, parameters, epochs or time. val and test: best first; else ascending.
-            Runs that share a folder, as the seeds of a recipe do, stay together, in the place of
-            their mean; runs without the figure are last.
-        reverse: whether the order is reversed.
-        recipe, network, dataset: names to list alone; case does not matter, and * stands for any
-            characters.
-        state: finished, training, interrupted or damaged: list those alone.
+        folder: folder that contains runs, or the folder of one run.
+        sort: name, val, test, parameters, epochs or time. val and test: best first; otherwise
+            ascending. Runs in the same folder, such as the seeds of a recipe, stay together,
+            ordered by their mean. Runs without the figure come last.
+        reverse: whether to reverse the order.
+        recipe, network, dataset: list only runs with these names; upper and lower case make no
+            difference, and * matches any characters.
+        state: list only runs in this state: finished, training, interrupted or damaged.
 
     Raises:
         SpratError: there is no such folder, or it cannot be read.

@@ -45,9 +45,10 @@ class Run:
     """A finished run."""
 
     folder: Path
-    """Holds config.json, metrics.jsonl, results.json, curves.png, model.safetensors, last.pt."""
+    """Folder with config.json, metrics.jsonl, results.json, curves.png, model.safetensors and
+    last.pt."""
     results: RunResult
-    """What results.json holds: shares from 0 to 1; what was not measured is None."""
+    """Content of results.json. Fractions are from 0 to 1; what was not measured is None."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,10 @@ class Seeds:
     """Finished runs of one recipe with several seeds."""
 
     folder: Path
-    """Holds a run's folder seed-N for each seed, and summary.json."""
+    """Folder with the folder seed-N of each run, and summary.json."""
     summary: SeedSummary
-    """What summary.json holds: mean, standard deviation and range of the seeds' accuracy."""
+    """Content of summary.json: mean, standard deviation and range of the accuracy over the
+    seeds."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,11 @@ class Folds:
     """Finished runs of a cross-validation."""
 
     folder: Path
-    """Holds a run's folder fold-N for each fold, results.json, and the out-of-fold predictions as
-    out-of-fold.csv and, with the probability of every class, as out-of-fold.safetensors."""
+    """Folder with the folder fold-N of each run, results.json, and the out-of-fold predictions
+    as out-of-fold.csv and, with the probability of every class, as out-of-fold.safetensors."""
     results: FoldsResult
-    """What results.json holds: mean, standard deviation and range of the folds' accuracy, and the
-    evaluation of all out-of-fold predictions together."""
+    """Content of results.json: mean, standard deviation and range of the accuracy over the
+    folds, and the evaluation of all out-of-fold predictions together."""
 
 
 class Unfinished(WriteError):
@@ -101,34 +103,34 @@ def train(
     stopping: Stopping | None = None,
     observers: Sequence[Observer] = (),
 ) -> Run:
-    """Train a network, as `sprat train` does.
+    """Train a network, like the command `sprat train`.
 
     Args:
-        config: settings, or the name or path of a recipe that has them.
-        changes: settings to change, by name: {"epochs": 12, "optim.lr": 0.2}. With another number
-            of epochs, what the recipe counts in epochs changes in proportion unless it is given.
-            With "start_from", the network is that of the model it names, but for settings of the
-            network among the changes; "model" changes it as a whole.
-        recipe: name that the run records for its recipe; by default that of `config`, or "custom".
-        dataset: the config's unless given; a dataset in memory is used as it is.
-        output: new folder for the run; by default runs/RECIPE-seedN-DATE-TIME. Processes that
-            torchrun started need one, and resume what is there when they are started again.
+        config: settings, or the name or path of a recipe.
+        changes: settings to change, by name: {"epochs": 12, "optim.lr": 0.2}. If the number of
+            epochs changes, settings counted in epochs scale with it unless they are given. With
+            "start_from", the network is that of the named model, except for network settings in
+            `changes`; "model" replaces it as a whole.
+        recipe: name of the recipe to record; by default that of `config`, or "custom".
+        dataset: name or path of a dataset, or a dataset in memory; by default that of the config.
+        output: new folder for the run; by default runs/RECIPE-seedN-DATE-TIME. Required with
+            torchrun; a restarted run resumes from it.
         data_dir: folder of the dataset; by default $SPRAT_DATA, the user's cache, or a download.
         time: train as many epochs as finish in this time, evaluation included: "5m" or "1h30m". The
-            recipe as it is then run is kept in the run's folder.
-        code: Python file, or module, with the network of your own that the config names, or
-            several; it is run. A network that is among `changes` is named already.
+            resulting recipe is saved in the run's folder.
+        code: Python file or module that defines the config's network, or several of them; the file
+            is run. Not needed for a network in `changes`.
         quiet: whether to print nothing.
-        stopping: entered while it trains; gives a function that is asked after every step, where
-            true saves the run and raises Interrupted.
-        observers: hear how the run goes (see Observer). One that fails is left out, after a
-            warning; none can change the weights.
+        stopping: context manager, entered during training, that returns a function. sprat calls it
+            after every step; if it returns true, the run is saved and Interrupted is raised.
+        observers: objects that are notified of the run's progress (see Observer). If one fails,
+            sprat prints a warning and continues without it.
 
     Raises:
-        SpratError: there is no such recipe or setting, the time is too short, the data cannot be
-            had or does not fit, there is no such model to start from or it has no weights in common
-            with the network, the folder holds something already or another process trains there,
-            the loss is no longer finite, or a file cannot be written.
+        SpratError: there is no such recipe or setting, the time is too short, the data is not
+            available or does not fit, the model to start from does not exist or has no weights in
+            common with the network, the folder is not empty or another process is training there,
+            the loss is not finite, or a file cannot be written.
         KeyboardInterrupt: it was interrupted; `resume` continues after the last finished epoch.
     """
     began = perf_counter()
@@ -178,24 +180,24 @@ def train_seeds(
     ended: Callable[[Run], object] | None = None,
     observers: Sequence[Observer] = (),
 ) -> Seeds:
-    """Train with several seeds, from the config's on, as `sprat train --seeds` does.
+    """Train with several consecutive seeds, starting at the config's, like `sprat train --seeds`.
 
-    Seeds that are finished are left as they are, and one that was interrupted is resumed.
+    Finished seeds are kept, and an interrupted one is resumed.
 
     Args:
         seeds: number of runs.
         output: folder for the runs, each in seed-N; by default runs/RECIPE.
         ended: called with each seed's run as soon as it is finished.
-        Others as of `train`.
+        The others are as for `train`.
 
     Raises:
-        SpratError: as `train`, or a seed's folder holds a run of other settings or data.
+        SpratError: as `train`, or a seed's folder contains a run with other settings or data.
         KeyboardInterrupt: it was interrupted; the same call resumes.
     """
     began = perf_counter()
     _check_alone("several seeds")
     if not 1 <= seeds <= MOST_SEEDS:
-        raise SpratError(f"seeds is {seeds}, expected 1 to {MOST_SEEDS:,}")
+        raise SpratError(f"seeds is {seeds}, expected 1 to {MOST_SEEDS:,}. Give another number.")
     check_observers(observers)
     _use(code, changes)
     plan = _plan(config, changes, recipe, dataset, data_dir, time, quiet, _check_no_folds)
@@ -228,23 +230,23 @@ def train_folds(
     ended: Callable[[Run], object] | None = None,
     observers: Sequence[Observer] = (),
 ) -> Folds:
-    """Cross-validate, as `sprat train --folds` does: each training image is predicted once, by a
-    run that was not trained on it.
+    """Cross-validate, like `sprat train --folds`: each training image is predicted once, by a run
+    that was not trained on it.
 
-    A fold's run trains for the whole length of its recipe and keeps its last weights, as a final
-    run does, so that nothing is chosen on the fold. The images of a val of the dataset's own are
-    folded with the others; the test set is not read. Folds that are finished are left as they are,
-    and one that was interrupted is resumed.
+    Like a final run, the run of a fold trains for the full length of the recipe and keeps its last
+    weights, so that nothing is chosen on the fold. If the dataset has its own val, its images are
+    divided into folds with the others. The test set is not read. Finished folds are kept, and an
+    interrupted one is resumed.
 
     Args:
         folds: number of folds; 0: the config's.
         output: folder for the runs, each in fold-N; by default runs/RECIPE-folds.
         ended: called with each fold's run as soon as it is finished.
-        Others as of `train`.
+        The others are as for `train`.
 
     Raises:
         SpratError: as `train`, or a class has fewer training images than there are folds, there are
-            fewer groups, or a fold's folder holds a run of other settings or data.
+            fewer groups, or a fold's folder contains a run with other settings or data.
         KeyboardInterrupt: it was interrupted; the same call resumes.
     """
     began = perf_counter()
@@ -275,17 +277,18 @@ def resume(
     stopping: Stopping | None = None,
     observers: Sequence[Observer] = (),
 ) -> Run:
-    """Resume an interrupted run with the settings it began with; return a finished one as it is.
+    """Resume an interrupted run with the settings it began with, or return a finished run
+    unchanged.
 
     Args:
         folder: the run's.
-        dataset: the place of its data, if that has moved, or the dataset itself; the images,
-            labels and classes must be those it began with.
-        data_dir, code, quiet, stopping, observers: as of `train`.
+        dataset: new location of the data, if it has moved, or the dataset itself. The images,
+            labels and classes must be those that the run began with.
+        data_dir, code, quiet, stopping, observers: as for `train`.
 
     Raises:
-        SpratError: it is no run's folder, another process trains there, or the data is not what
-            it began with.
+        SpratError: it is not a run's folder, another process is training there, or the data is not
+            what the run began with.
     """
     check_observers(observers)
     use_all(code)
@@ -330,12 +333,12 @@ def _check_together(output: str | Path | None, time: str) -> None:
     """Check what processes that torchrun started must agree on."""
     if output is None:
         raise SpratError(
-            "Several processes train into one folder, but no output is given. Give --output."
+            "Several processes train in one folder, but no folder is given. Give --output."
         )
     if time:
         raise SpratError(
-            "The processes that torchrun started would each find another number of epochs for "
-            f"--time {time}. Give --epochs instead."
+            f"With --time {time}, each process that torchrun started would choose a different "
+            "number of epochs. Give --epochs instead."
         )
 
 
@@ -343,23 +346,24 @@ def _check_alone(what: str) -> None:
     """Check that torchrun did not start this process."""
     if launched():
         raise SpratError(
-            f"torchrun trains one run, but {what} are asked for. Start sprat without torchrun."
+            f"torchrun trains a single run, but {what} were requested. Start sprat without "
+            "torchrun."
         )
 
 
 def _check_one_run(config: Config) -> None:
     if config.all_folds:
         raise SpratError(
-            f"folds is {config.folds}, which takes as many runs. Train them with train_folds, or "
-            "give the fold to train alone."
+            f"folds is {config.folds}, which needs that many runs. Train them with train_folds, or "
+            "set fold to train a single one."
         )
 
 
 def _check_no_folds(config: Config) -> None:
     if config.folds:
         raise SpratError(
-            f"folds is {config.folds}, but seeds are asked for too. Give either several seeds or "
-            "folds."
+            f"folds is {config.folds}, but several seeds were requested as well. Give either seeds "
+            "or folds."
         )
 
 
@@ -368,12 +372,13 @@ def _check_all_folds(config: Config) -> None:
         raise SpratError("folds is 0, expected at least 2. Give a number of folds.")
     if config.fold:
         raise SpratError(
-            f"fold is {config.fold}, but all {config.folds} folds are asked for. Leave fold out."
+            f"fold is {config.fold}, but all {config.folds} folds were requested. Leave fold out."
         )
 
 
 def _telling(ended: Callable[[Run], object] | None) -> Callable[[Path, RunResult], None]:
-    """Return what is called with each of several runs: it draws the run's curves, and tells."""
+    """Return what is called with each of several runs: it draws the run's curves, and calls
+    `ended`."""
 
     def each_ended(run: Path, results: RunResult) -> None:
         finished = _finished(run, results)
@@ -440,7 +445,7 @@ class _Plan:
         if again and kept.exists():
             config = fit_again(self.config, kept)
         else:
-            self.console.print(f"timing a few steps, to see how many epochs finish in {time}")
+            self.console.print(f"timing a few steps to find how many epochs fit into {time}")
             config = fit(self.config, self.dataset, parse_time(time), since)
         recipe = keep_recipe(config, kept)
         return dataclasses.replace(self, recipe=recipe, config=config, overrides={})
@@ -469,7 +474,10 @@ def _plan(
     if time:
         parse_time(time)
         if "epochs" in changed:
-            raise SpratError("--time decides how many epochs there are; leave --epochs out.")
+            raise SpratError(
+                "--time determines the number of epochs, so --epochs cannot be given as well. "
+                "Leave one of them out."
+            )
     if isinstance(dataset, str | Path):
         settings = settings.changed({"dataset": str(dataset)})
     check_names(settings, dataset)

@@ -43,9 +43,9 @@ class Search:
     folder: Path
     """Folder of the winner's run; search/ in it holds the trials, drawings and the recipe."""
     results: RunResult
-    """What results.json holds: the winner's run."""
+    """Content of results.json: the winner's run."""
     outcome: "Outcome"
-    """What search/outcome.json holds: counts, finalists, the importance of each choice."""
+    """Content of search/outcome.json: counts, finalists, the importance of each choice."""
 
 
 def search(

@@ -43,7 +43,8 @@ class MixingConfig(Table, name="mixing"):
     mixup: float = probability_setting(0.0, "Probability that a batch is mixed by MixUp")
     cutmix: float = probability_setting(0.0, "Probability that a batch is mixed by CutMix")
     ricap: float = probability_setting(
-        0.0, "Probability that a batch is mixed by RICAP; what the three leave is not mixed"
+        0.0,
+        "Probability that a batch is mixed by RICAP; the remaining probability is for no mixing",
     )
     mixup_alpha: float = setting(
         1.0, "MixUp draws each image's share from Beta(alpha, alpha)", at_least=0.01, at_most=100
@@ -53,12 +54,12 @@ class MixingConfig(Table, name="mixing"):
     )
     ricap_beta: float = setting(
         0.3,
-        "RICAP draws its point on either side from Beta(beta, beta)",
+        "RICAP draws its point along either side from Beta(beta, beta)",
         at_least=0.01,
         at_most=100,
     )
     per_image: bool = setting(
-        False, "Draw shares and boxes for each image, rather than once for a batch"
+        False, "Draw shares and boxes for each image instead of once per batch"
     )
     probability: str = setting(
         "constant",
@@ -225,7 +226,7 @@ def _beta(
 ) -> Tensor:
     """Draw draws x n numbers from Beta(alpha, alpha), float32; n is 1 or B."""
     if isinstance(alpha, float | int) and not alpha > 0:
-        raise SpratError(f"alpha or beta is {alpha}, expected a number above 0. Raise it.")
+        raise SpratError(f"alpha or beta is {alpha}, expected a number above 0. Give a larger one.")
     alpha = torch.as_tensor(alpha, dtype=torch.float64, device=images.device)
     shape = (draws, len(images) if per_image else 1, 2)
     # what torch.distributions draws with, which takes no generator

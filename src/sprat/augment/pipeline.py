@@ -47,7 +47,7 @@ class AugmentConfig(Table, name="augment"):
     flip: float = probability_setting(0.5, "Probability of a horizontal flip")
     flip_mode: Literal["random", "alternating"] = setting(
         "random",
-        "random: flip by chance; alternating: flip each image every other epoch (airbench94)",
+        "random: flip at random; alternating: flip each image every other epoch (airbench94)",
     )
     crop: int = setting(
         4,
@@ -58,7 +58,7 @@ class AugmentConfig(Table, name="augment"):
         zero="no crop",
     )
     crop_mode: Literal["reflect", "constant"] = setting(
-        "reflect", "Fill beyond the border: reflect mirrors the image, constant is black"
+        "reflect", "Fill for pixels beyond the border: reflect mirrors the image, constant is black"
     )
     affine: float = probability_setting(0.0, "Probability of a shift, scaling and rotation")
     shift: float = setting(
@@ -109,7 +109,8 @@ class AugmentConfig(Table, name="augment"):
     )
     sides: tuple[int, ...] = setting(
         (),
-        "Image side in pixels, epoch by epoch, the last for all that follow; empty: their own",
+        "Image side in pixels for each epoch, the last for all later epochs; empty: the original "
+        "side",
         at_least=8,
         at_most=512,
         unit="pixels",
@@ -154,7 +155,7 @@ class AugmentConfig(Table, name="augment"):
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Return the images after every transform that is on, in this order.
 
-        An alternating flip is not among them: `Batches` does it, which knows the epoch.
+        An alternating flip is not among them: `Batches` does that, because it counts the epochs.
         """
         if self.flip and self.flip_mode == "random":
             images = horizontal_flip(images, generator, self.flip)
@@ -275,8 +276,8 @@ def coarse_dropout(
 
 
 def cutout(images: Tensor, generator: torch.Generator, size: int = 8, p: float = 1.0) -> Tensor:
-    """Blacken a square of `size` pixels centred anywhere; what lies beyond the border is cut
-    off (arXiv 1708.04552)."""
+    """Blacken a square of `size` pixels centred anywhere; the part beyond the border is cut off
+    (arXiv 1708.04552)."""
     chosen = _chosen(images, generator, p)
     draws = torch.rand(len(images), 2, generator=generator, device=images.device)
     centres = [draws[:, axis] * side for axis, side in enumerate(images.shape[2:])]

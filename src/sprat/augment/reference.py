@@ -23,8 +23,9 @@ def require_albumentations() -> None:
     """
     if importlib.util.find_spec("albumentations") is None:
         raise SpratError(
-            "augment.engine is 'albumentations', but Albumentations is not installed. Install it: "
-            "pip install 'sprat[albumentations]', or set augment.engine to 'batched'."
+            "augment.engine is 'albumentations', but Albumentations is not installed. Set "
+            "augment.engine to 'batched', or install Albumentations with pip install "
+            "'sprat[albumentations]'"
         )
 
 

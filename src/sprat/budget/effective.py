@@ -25,7 +25,7 @@ def effective_field(
     that it has: a fresh one shows what its structure and initial weights favour.
 
     Args:
-        side: of the images, in pixels. progress: is told of each image done.
+        side: of the images, in pixels. progress: called with the number of images done.
 
     Returns:
         float32, side x side, at most 1.
@@ -38,7 +38,8 @@ def effective_field(
     place = place_before_global_pooling(ops, reaches(ops))
     if place is None:
         raise SpratError(
-            f"each value of {type(network).__name__} depends on the whole image; there is no field"
+            f"Every value of {type(network).__name__} depends on the whole image, so the network "
+            "has no effective receptive field. Choose another network."
         )
     run_until = _RunUntil(program.module(), place)
     generator = torch.Generator().manual_seed(0)

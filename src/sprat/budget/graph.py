@@ -112,7 +112,7 @@ def _tracing(network: nn.Module, side: int, device: str) -> Iterator[tuple[nn.Mo
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SpratError(
             f"{type(network).__name__} cannot be traced on images of {channels} x {side} x {side}: "
-            f"{reason}"
+            f"{reason}. Change its code."
         ) from error
 
 

@@ -247,8 +247,8 @@ class _Lowering:
             output = self.map(graph.Map(len(self.ops) - 1), flat=True)
         if (output.height, output.width) != (1, 1):
             raise SpratError(
-                f"The network's result has shape {self.ops[-1].shape}, which are no scores. Let "
-                "it end in a linear layer."
+                f"The network's output has shape {self.ops[-1].shape}, expected one score per "
+                "class. End the network with a linear layer."
             )
         return Lowered(tuple(self.layers), self.maps[0], output)
 

@@ -43,7 +43,7 @@ def judge_limits(
     planned = summary.ram_bytes
     if ram and planned is None:
         raise SpratError(
-            f"max_ram is {ram:,.0f} bytes, but the memory of {summary.model} cannot be planned: "
+            f"max_ram is {ram:,} bytes, but sprat cannot plan the memory of {summary.model}: "
             f"{summary.unplanned} Leave the limit out, or change the network."
         )
     # a field that is the whole image is as large as any
@@ -62,7 +62,10 @@ def judge_limits(
         if not target:
             continue
         if value is None:
-            raise SpratError(f"{name} is {target}, but only a finished run has an accuracy")
+            raise SpratError(
+                f"{name} is {target}, but only a finished run has an accuracy. Give the folder of "
+                "a run, or leave the limit out."
+            )
         is_least = name.startswith("min_")
         margin = (value - target if is_least else target - value) / target
         sign = "≥" if is_least else "≤"

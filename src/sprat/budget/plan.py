@@ -5,7 +5,7 @@ pixel side by side (height x width x channels).
 
 A buffer has its place from the layer that first writes it to the layer that last reads it. A layer
 may write over its input as it goes, as far behind its reading as it needs (diagonal memory
-optimisation, Blacker et al. 2020, arXiv 2010.01668): it makes its pixels row by row, so what lies
+optimisation, Blacker et al. 2020, arXiv 2010.01668): it makes its pixels row by row, so the memory
 before the first row that is still read is free.
 """
 

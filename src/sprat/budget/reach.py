@@ -98,7 +98,7 @@ def _joined(op: Op, sources: list[Reach]) -> Reach:
     if len(sources) == 1:
         return first
     if len({(s.height.jump, s.width.jump, s.dims) for s in sources}) != 1:
-        raise SpratError(f"branches of different strides meet in {op.module or 'the network'}")
+        raise SpratError(f"Branches with different strides meet in {op.module or 'the network'}.")
 
     def hull(spans: list[Span]) -> Span:
         return Span(spans[0].jump, min(s.first for s in spans), max(s.last for s in spans))
@@ -139,8 +139,8 @@ def _behind(op: Op, at: Reach) -> Reach | None:
     if op.kind == "linear" and len(op.shape) - 1 not in at.dims:
         return at
     raise SpratError(
-        f"The receptive field's recurrence does not support {op.kind} (in "
-        f"{op.module or 'the network itself'})"
+        f"sprat cannot compute the receptive field of {op.kind} (in "
+        f"{op.module or 'the network itself'})."
     )
 
 
@@ -162,7 +162,7 @@ def _windowed(
 
 def _sliced(span: Span, start: int, step: int) -> Span:
     if start < 0:
-        raise SpratError("The receptive field's recurrence does not support slices from the end.")
+        raise SpratError("sprat cannot compute the receptive field of slices from the end.")
     offset = start * span.jump
     return Span(span.jump * step, span.first + offset, span.last + offset)
 
@@ -182,8 +182,8 @@ def _pooled(op: Op, at: Reach) -> Reach | None:
     elif not {dim % 4 for dim in _tuple(op.arg(1))} & set(at.dims) and op.arg(2, False):
         return at  # over channels, which stay as one
     raise SpratError(
-        f"The receptive field's recurrence does not support {op.kind} over part of a map (in "
-        f"{op.module or 'the network itself'})"
+        f"sprat cannot compute the receptive field of {op.kind} over part of a map (in "
+        f"{op.module or 'the network itself'})."
     )
 
 
@@ -199,11 +199,13 @@ def _moved(op: Op, at: Reach) -> Reach:
     if op.kind == "unflatten":
         new = len(op.args[2]) - 1
         if op.args[1] in at.dims:
-            raise SpratError(f"height or width is split in {op.module or 'the network'}")
+            raise SpratError(
+                f"The height or width of a map is split in {op.module or 'the network'}."
+            )
         return replace(at, dims=tuple(dim + new * (dim > op.args[1]) for dim in at.dims))
     start, end = op.arg(1, 0), op.arg(2, -1)
     if end == -1 or any(start <= dim <= end for dim in at.dims):
-        raise SpratError(f"a map is flattened before it is pooled in {op.module or 'the network'}")
+        raise SpratError(f"A map is flattened before it is pooled in {op.module or 'the network'}.")
     return replace(at, dims=tuple(dim - (end - start) * (dim > end) for dim in at.dims))
 
 

@@ -13,7 +13,7 @@ app = App(
     config=[chosen_recipe],
     default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
 )
-data = App(name="data", help="Show datasets, fetch them and check their files.")
-augment = App(name="augment", help="Show augmentation.")
+data = App(name="data", help="Show, download and check datasets.")
+augment = App(name="augment", help="Preview augmentation.")
 app.command(data)
 app.command(augment)

@@ -13,18 +13,18 @@ from sprat.text import visible
 def install_completion(
     shell: Literal["bash", "zsh", "fish", "powershell"] | None = None, /
 ) -> None:
-    """Install completion of commands and options.
+    """Install shell completion for commands and options.
 
     Parameters
     ----------
     shell
-        Shell to install it for; by default the one that sprat is called from.
+        Shell to install completion for; by default the current one.
     """
     try:
         path = app.install_completion(shell=shell)
     except ShellDetectionError as error:
         raise SpratError(
-            "The shell that sprat is called from is not one of bash, zsh, fish and powershell. "
-            "Name the shell to install completion for: sprat --install-completion bash."
+            "The current shell is not bash, zsh, fish or powershell. Name the shell to install "
+            "completion for: sprat --install-completion bash"
         ) from error
-    print(f"{visible(path)} completes sprat's commands in shells that are started from now on.")
+    print(f"Wrote {visible(path)}. Completion works in every shell that you start from now on.")

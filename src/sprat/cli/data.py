@@ -29,7 +29,7 @@ def show(
     data_dir: DataDir = None,
     pictures: PicturesConfig = PicturesConfig(),  # noqa: B008
 ) -> None:
-    """Draw a contact sheet: a row of training images for each class.
+    """Draw a contact sheet of training images, one row per class.
 
     Parameters
     ----------
@@ -59,11 +59,14 @@ def fetch(
     data_dir: Annotated[
         Path | None,
         Parameter(
-            help="Folder to fetch into; by default the user's cache, unless $SPRAT_DATA has it."
+            help="Folder to download into; by default your cache, unless $SPRAT_DATA has the "
+            "dataset."
         ),
     ] = None,
 ) -> None:
-    """Fetch a dataset unless it is complete, and print its place; resume an interrupted fetch."""
+    """Download a dataset unless it is complete, and print where it is. An interrupted download
+    resumes.
+    """
     check_published(dataset)
 
     from sprat.data import fetch_dataset
@@ -81,12 +84,12 @@ def verify(
     dataset: PublishedDataset = PREFERRED,
     data_dir: Annotated[
         Path | None,
-        Parameter(help="Folder of the dataset; by default $SPRAT_DATA, then the user's cache."),
+        Parameter(help="Folder of the dataset; by default $SPRAT_DATA, then your cache."),
     ] = None,
     json_output: JsonOutput = False,
 ) -> int:
-    """Check a dataset's files against their published md5s: a line for each; exit code 0 if all
-    are complete, else 1.
+    """Compare a dataset's files with their published md5s, one line each. The exit code is 0 if all
+    files are complete, else 1.
     """
     check_published(dataset)
 
@@ -118,28 +121,28 @@ def check(
     pictures: PicturesConfig = PicturesConfig(),  # noqa: B008
     json_output: JsonOutput = False,
 ) -> int:
-    """Look for leaks between train, val and test, duplicates, conflicting labels, and pictures that
-    are unreadable, tiny, blank or nearly constant; exit code 1 if there are leaks or conflicts.
+    """Find leaks between train, val and test, duplicates, conflicting labels, and pictures that are
+    unreadable, tiny, blank or nearly constant. The exit code is 1 if there are leaks or conflicts.
 
     Parameters
     ----------
     output
-        HTML file to write, which shows what was found as pictures.
+        HTML file to write, which shows the pictures that were found.
     overwrite
-        Replace the output if it exists.
+        Replace an existing file.
     labels
-        List the labels that are probably wrong too; trains for some minutes.
+        Also list labels that are probably wrong; this trains models for some minutes.
     folds
-        With --labels: number of models trained, each of which checks the labels of the pictures
-        that it was trained without.
+        With --labels: number of models to train; each checks the labels of the pictures that it was
+        not trained on.
     recipe
-        With --labels: name or path of the recipe; by default sprint, with as many epochs as the
-        number of pictures asks for.
+        With --labels: name or path of the recipe; by default sprint, with the number of epochs
+        adjusted to the number of pictures.
     runs
-        With --labels: folder for the models' runs, which the same command resumes; by default runs.
+        With --labels: folder for the models' runs, which the same command resumes. Default: runs.
     """
     if not labels and (folds != CHECK_FOLDS or recipe or code or runs):
-        raise SpratError("--folds, --recipe, --code and --runs go with --labels. Add that.")
+        raise SpratError("--folds, --recipe, --code and --runs need --labels. Add --labels.")
 
     from sprat import api
 
@@ -158,7 +161,7 @@ def check(
         )
     except KeyboardInterrupt:
         if labels:
-            complain("interrupted; the same command resumes after the last finished epoch")
+            complain("Interrupted. The same command resumes after the last finished epoch.")
             return 130
         raise
     if json_output:
@@ -182,18 +185,18 @@ def preview(
     data_dir: DataDir = None,
     config: Annotated[Config, Parameter(name="*")] = Config(),  # noqa: B008
 ) -> None:
-    """Draw what a recipe does to training images: each transform alone at its limits, all
+    """Draw what a recipe does to training images: each transform alone at its limits, all of them
     together, and each mixer with its weights.
 
     Parameters
     ----------
     recipe
-        Name of a recipe that ships with sprat, or the path of a .toml file; its settings can be
-        changed here.
+        Name of a recipe that comes with sprat, or path of a .toml file. Options change its
+        settings.
     output
         PNG file to write; by default augment-RECIPE.png.
     columns
-        Number of pictures in a row, each of another class.
+        Number of pictures in a row, each of a different class.
     """
     check_picture(output, columns)
     from sprat.api.runs import check_names

@@ -36,8 +36,8 @@ def evaluate(
     dataset: Annotated[
         str | None,
         Parameter(
-            help=f"{', '.join(DATASETS)} or {OWN}; by default the one that the model was trained "
-            "on."
+            help=f"{', '.join(DATASETS)} or {OWN}; by default the dataset that the model was "
+            "trained on."
         ),
     ] = None,
     data_dir: DataDir = None,
@@ -53,21 +53,21 @@ def evaluate(
     foreign: Annotated[Foreign, Parameter(name="*")] = Foreign(),  # noqa: B008
     json_output: JsonOutput = False,
 ) -> None:
-    """Evaluate a trained model: accuracy with its interval, per class, calibration.
+    """Evaluate a trained model: accuracy with its interval, accuracy per class, calibration.
 
     Parameters
     ----------
     split
-        test, val (the images a run held out) or all; auto: all of your own pictures that the model
-        was not trained on, else val for a run that has one, else test.
+        test, val (images that the run held out) or all; auto: all of your own pictures if the model
+        was not trained on them, else val if the run has one, else test.
     path_column
-        Column of a table that names the picture files, or that holds them in parquet files.
+        Column with the paths of the pictures, or with the pictures themselves in parquet files.
     label_column
-        Column of a table or of parquet files that holds the labels.
+        Column of a table or of parquet files with the labels.
     unreadable
-        Whether to refuse or skip files that are missing or no pictures.
+        Refuse or skip files that are missing or not pictures.
     tta
-        Number of views that test-time augmentation averages; by default that of the model's recipe,
+        Number of views to average by test-time augmentation; by default that of the model's recipe,
         or 2.
     """
     from sprat import api
@@ -113,19 +113,19 @@ def report(
     threads: Threads = 0,
     code: Code = (),
 ) -> None:
-    """Write one HTML page about a finished run, which needs no network and no other file: figures,
-    curves, confusion, calibration, worst mistakes, settings, how to reproduce it.
+    """Write a finished run as one HTML page that works offline: figures, curves, confusion matrix,
+    calibration, worst mistakes, settings, and how to reproduce it.
 
     Parameters
     ----------
     run
-        Folder of a finished run; of several seeds or folds, that of one of them.
+        Folder of a finished run. If there are several seeds or folds, the folder of one of them.
     output
-        HTML file to write; by default RUN/report.html, which is written anew each time.
+        HTML file to write; by default RUN/report.html, which is replaced each time.
     overwrite
-        Replace another file that exists.
+        Replace any other existing file.
     dataset
-        Where the run's own pictures are now, if they have moved.
+        New location of the run's pictures, if they have moved.
     """
     from sprat import api
 
@@ -150,22 +150,22 @@ def compare(
     markdown: Flag = False,
     json_output: JsonOutput = False,
 ) -> None:
-    """Compare results of runs with published figures: parameters, MACs, receptive field, accuracy.
+    """Compare runs with published networks: parameters, MACs, receptive field, accuracy.
 
     Parameters
     ----------
     results
-        Run folders, folders of a recipe's seeds or folds, or files that sprat evaluate
-        --json printed.
+        Folders of runs, folders of a recipe's seeds or folds, or files with the output of sprat
+        evaluate --json.
     published
-        Include published figures, with their source.
+        Include published figures and their sources.
     output
-        PNG file to draw accuracy against parameters into, with the Pareto front.
+        PNG file to write: accuracy against parameters, with the Pareto front.
     markdown
         Print the table as Markdown.
     """
     if markdown and json_output:
-        raise SpratError("--markdown and --json cannot both be printed. Leave one out.")
+        raise SpratError("--markdown and --json exclude each other. Give only one.")
 
     from sprat import api
     from sprat.evaluation.compare import comparison_table, pareto_front, to_markdown
@@ -196,29 +196,30 @@ def runs(
     watch: Flag = False,
     json_output: JsonOutput = False,
 ) -> None:
-    """List runs: recipe, network, parameters, finished epochs, accuracy on val and test, time.
+    """List runs with recipe, network, parameters, finished epochs, accuracy on val and test, time.
 
     Parameters
     ----------
     folder
-        Folder that holds runs, in folders of their own, nested or not.
+        Folder that contains the folders of runs, at any depth.
     sort
-        val and test: best first; else ascending. Runs that share a folder stay together.
+        Order of the runs; val and test: best first, otherwise ascending. Runs in the same folder
+        stay together.
     reverse
         Reverse the order.
     recipe
-        List runs of this recipe; * stands for any characters.
+        List only runs of this recipe; * matches any characters.
     network
-        List runs of this network; * stands for any characters.
+        List only runs of this network; * matches any characters.
     dataset
-        List runs on this dataset; * stands for any characters.
+        List only runs on this dataset; * matches any characters.
     state
-        List runs in this state; an interrupted run can be resumed.
+        List only runs in this state. Interrupted runs can be resumed.
     watch
-        Keep the table up to date until no run trains any more, with the time that is left.
+        Refresh the table, with the time left, until no run is training.
     """
     if watch and json_output:
-        raise SpratError("--watch and --json do not go together. Leave one out.")
+        raise SpratError("--watch and --json exclude each other. Give only one.")
 
     from sprat import api
 
@@ -256,7 +257,7 @@ def predict(
     threads: Threads = 0,
     code: Code = (),
     csv_output: Annotated[
-        bool, Parameter(name="--csv", negative=(), help="Print CSV, a row for each picture.")
+        bool, Parameter(name="--csv", negative=(), help="Print CSV, one row per picture.")
     ] = False,
     json_output: JsonOutput = False,
 ) -> int:
@@ -265,18 +266,18 @@ def predict(
     Parameters
     ----------
     pictures
-        Files or folders of pictures, nested or not, of any size and mode. A model's file, run or
-        name before them is used; else the best pretrained one.
+        Picture files or folders of pictures, at any depth. To choose a model, put its file, run or
+        name first; the default is the most accurate pretrained model.
     top
         Number of classes to print for each picture, the most probable first.
     tta
-        Number of views that test-time augmentation averages: 1, 2, 6, 8, 10 or 26.
+        Number of views to average by test-time augmentation: 1, 2, 6, 8, 10 or 26.
     explain
-        Folder to write a PNG for each picture into, which shows where in it the evidence for the
-        most probable class is; made if it is absent.
+        Folder to write a PNG for each picture to, showing where the evidence for the most probable
+        class is. The folder is created if it does not exist.
     """
     if csv_output and json_output:
-        raise SpratError("--csv and --json cannot both be printed. Leave one out.")
+        raise SpratError("--csv and --json exclude each other. Give only one.")
 
     from sprat import api
 

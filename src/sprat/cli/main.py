@@ -46,7 +46,7 @@ def _run(words: list[str]) -> int:
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else bool(ended.code)
     except KeyboardInterrupt:
-        complain("interrupted")
+        complain("Interrupted.")
         return 130
     except CycloptsError as error:
         complain(str(error))
@@ -60,9 +60,9 @@ def _run(words: list[str]) -> int:
         if not lacks_memory(error):
             raise
         complain(
-            "There is not enough memory for this. Take smaller batches (--batch-size) or pictures "
-            "(--pictures.side), or end other programs. A run that has saved an epoch can be "
-            "resumed: sprat train --resume RUN."
+            "There is not enough memory for this command. Use smaller batches (--batch-size) or "
+            "pictures (--pictures.side), or close other programs. If the run has saved an epoch, "
+            "resume it: sprat train --resume RUN"
         )
         return 2
 

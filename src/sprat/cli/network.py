@@ -42,7 +42,7 @@ def export(
     output: Annotated[
         Path | None,
         Parameter(
-            help="File to write; by default in this folder and by the format "
+            help="File to write; by default in the current folder, depending on the format, "
             f"{', '.join(f'NAME{each.ending}' for each in FORMATS.values())}."
         ),
     ] = None,
@@ -54,18 +54,19 @@ def export(
     code: Code = (),
     json_output: JsonOutput = False,
 ) -> None:
-    """Write a model in a format that runs without sprat, once it agrees with torch on 1,000 images.
+    """Export a model to a format that runs without sprat, and compare it with PyTorch.
 
     Parameters
     ----------
     overwrite
-        Replace a file that exists.
+        Replace an existing file.
     dataset
-        Dataset whose images are compared and calibrate a quantised format; by default the one that
-        the model was trained on. The format c calibrates on none if the model holds its ranges of
-        activations.
+        Dataset used to compare the exported model and to calibrate quantised formats; by default
+        the one that the model was trained on. The format c needs no calibration if the model
+        contains the ranges of its activations.
     calibrate
-        Dataset whose training images calibrate a quantised format, whatever the model holds.
+        Dataset whose training images calibrate a quantised format, even if the model contains
+        ranges.
     """
     from sprat import api
 
@@ -90,14 +91,14 @@ def export(
     print_contenders(console, exported.contenders)
     same = f"{100 * exported.same_top1:.2f} %"
     console.print(
-        f"\n{exported.n:,} images of {visible(exported.dataset)} ({exported.split}): {same} are "
-        "classified as by torch, probabilities differ by up to "
-        f"{exported.largest_difference:.2g}; one image is timed on one thread"
+        f"\n{exported.n:,} images of {visible(exported.dataset)} ({exported.split}): {same} get "
+        "the same class as in PyTorch; probabilities differ by up to "
+        f"{exported.largest_difference:.2g}. Times are for one image on one thread."
     )
     if worst := exported.worst_class:
         console.print(
             f"The class that loses most: {visible(worst.name)}, {worst.points:.2f} points "
-            f"({worst.before:,} of {worst.n:,} images correct by torch, {worst.after:,} by "
+            f"({worst.before:,} of {worst.n:,} images correct in PyTorch, {worst.after:,} in "
             f"{exported.format})"
         )
     if exported.compiled:
@@ -117,19 +118,19 @@ def import_model(
     code: Code = (),
     json_output: JsonOutput = False,
 ) -> None:
-    """Make a model.safetensors of a network that was trained elsewhere, for every other command.
+    """Import a network that was trained elsewhere, as a model.safetensors for all other commands.
 
     Parameters
     ----------
     network
-        A network's name, or a class or function of your own that makes one, as my_nets.py:MyNet.
+        Name of a network, or a class or function of your own that returns one: my_nets.py:MyNet.
     dataset
-        Name of the dataset that the network was trained on, which other commands then take by
-        default; its classes are meant if --classes are not given.
+        Name of the dataset that the network was trained on. Other commands then use it by default,
+        and its classes are used unless --classes is given.
     output
-        File to write; by default NAME.safetensors in this folder.
+        File to write; by default NAME.safetensors in the current folder.
     overwrite
-        Replace a file that exists.
+        Replace an existing file.
     """
     from sprat import api
 
@@ -164,27 +165,29 @@ def summary(
     code: Code = (),
     json_output: JsonOutput = False,
 ) -> None:
-    """Print what a network costs: layers, parameters, MACs, receptive field, memory.
+    """Print the cost of a network: layers, parameters, MACs, receptive field, memory.
 
     Parameters
     ----------
     model
-        A network's name, a model.safetensors or a run's folder, or a class of your own as
+        Name of a network, a model.safetensors, a run's folder, or a class of your own:
         my_nets.py:MyNet.
     depth
-        Number of parts of a layer's path that make a row; 0: a row for every layer.
+        Depth of the table: number of parts of a layer's path; 0: one row for every layer.
     side
-        Side of the images, in pixels; by default what the model was trained on, else 32.
+        Side of the images in pixels; by default the one that the model was trained on, else 32.
     channels
-        Channels of the images, 1 for grey; by default what the model was trained on, else 3.
+        Channels of the images, 1 for grey; by default those that the model was trained on, else 3.
     classes
-        Number of outputs of a network that is not a saved model.
+        Number of classes, if the network is not a saved model.
     effective
-        PNG file to draw the effective receptive field into: with the pretrained weights of the
-        network if it has some, else with its initial ones.
+        PNG file to write: the effective receptive field, with pretrained weights if the network has
+        any, else with initial weights.
     """
     if depth < 0:
-        raise SpratError(f"--depth is {depth}, expected 0 (every layer) or above.")
+        raise SpratError(
+            f"--depth is {depth}, expected 0 (every layer) or more. Give another number."
+        )
     names.check_png(effective, "--effective")
 
     from sprat.display import make_console, print_summary
@@ -225,28 +228,32 @@ def check(
     code: Code = (),
     json_output: JsonOutput = False,
 ) -> int:
-    """Check a network against limits: a line for each; exit code 0 if all are kept, else 1.
+    """Check a network against limits, one line each. The exit code is 0 if all are kept, else 1.
 
     Parameters
     ----------
     model
-        A network's name, a model.safetensors or a run's folder, or a class of your own as
+        Name of a network, a model.safetensors, a run's folder, or a class of your own:
         my_nets.py:MyNet.
     min_accuracy
-        Least accuracy of a run, on what it was evaluated on, as a fraction: 0.85.
+        Lowest accuracy allowed for a finished run, as a fraction such as 0.85.
     side
-        Side of the images, in pixels; by default what the model was trained on, else 32.
+        Side of the images in pixels; by default the one that the model was trained on, else 32.
     channels
-        Channels of the images, 1 for grey; by default what the model was trained on, else 3.
+        Channels of the images, 1 for grey; by default those that the model was trained on, else 3.
     classes
-        Number of outputs of a network that is not a saved model.
+        Number of classes, if the network is not a saved model.
     """
     limits = budget.limits | {"min_accuracy": min_accuracy}
     if not 0 <= min_accuracy <= 1:
-        raise SpratError(f"--min-accuracy is {min_accuracy}, expected a fraction, 0 to 1.")
+        raise SpratError(
+            f"--min-accuracy is {min_accuracy}, expected a fraction from 0 to 1. Give 0.85, for "
+            "example."
+        )
     if not any(limits.values()):
         raise SpratError(
-            "No limit is given. Give one, as --max-parameters 200k (see sprat check --help)."
+            "No limit is given. Give at least one, such as --max-parameters 200k (see sprat check "
+            "--help)."
         )
 
     from sprat.display import make_console, print_verdicts
@@ -270,8 +277,8 @@ def check(
         print_verdicts(console, summarized.model, verdicts)
         if budget.max_ram:
             console.print(
-                f"The arena holds activations. The image ({summarized.image_bytes:,} bytes), stack "
-                "and code come on top."
+                f"The arena holds the activations. The image ({summarized.image_bytes:,} bytes), "
+                "the stack and the code need additional memory."
             )
     return 0 if all(verdict.kept for verdict in verdicts) else 1
 
@@ -309,8 +316,8 @@ def _find_network(
         loaded = load_model(locate(model))
         if channels not in (None, loaded.channels):
             raise SpratError(
-                f"--channels is {channels}, but {model} takes images of {loaded.channels}. Leave "
-                "the option out, or name a network."
+                f"--channels is {channels}, but {model} expects {loaded.channels}-channel images. "
+                "Leave --channels out, or name a network."
             )
         return loaded.network, side or loaded.side
     torch.manual_seed(0)  # initial weights are drawn
@@ -322,9 +329,9 @@ def _find_network(
 
 def _check_asked(spec: NetworkConfig, side: int | None, classes: int, is_file: bool) -> None:
     if side is not None and side < 1:
-        raise SpratError(f"--side is {side}, expected at least 1 pixel.")
+        raise SpratError(f"--side is {side}, expected at least 1 pixel. Give a larger number.")
     if classes < 1:
-        raise SpratError(f"--classes is {classes}, expected at least 1.")
+        raise SpratError(f"--classes is {classes}, expected at least 1. Give a larger number.")
     if is_file and spec.given:
         raise SpratError(
             f"{spec.name} is a saved model, whose network cannot be changed. Leave out "
@@ -354,7 +361,7 @@ def models(
     *,
     json_output: JsonOutput = False,
 ) -> None:
-    """List the pretrained models, best first, or print one model's card.
+    """List the pretrained models, most accurate first, or print one model's card.
 
     Parameters
     ----------

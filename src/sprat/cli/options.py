@@ -10,9 +10,7 @@ from sprat.errors import SpratError
 
 DataDir = Annotated[
     Path | None,
-    Parameter(
-        help="Folder of the dataset; by default $SPRAT_DATA, the user's cache or a download."
-    ),
+    Parameter(help="Folder of the dataset; by default $SPRAT_DATA, your cache or a download."),
 ]
 ModelName = Annotated[
     str,
@@ -22,14 +20,14 @@ ModelName = Annotated[
 ]
 Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"],
-    Parameter(help="Where the network runs; auto: the first available of cuda, mps, cpu."),
+    Parameter(help="Device to run the network on; auto: the first available of cuda, mps, cpu."),
 ]
 Threads = Annotated[int, Parameter(help="CPU threads; 0: one per usable core.")]
 Code = Annotated[
     tuple[str, ...],
     Parameter(
-        help="Python file, or module, with the network of your own that the model is made with; it "
-        "is run. May be given more than once.",
+        help="Python file or module that defines the model's network, if that is your own. The "
+        "file is run. May be given more than once.",
         consume_multiple=False,
     ),
 ]
@@ -47,4 +45,4 @@ def check_picture(output: Path | None, columns: int) -> None:
     """
     names.check_png(output, "--output")
     if not 1 <= columns <= 100:
-        raise SpratError(f"--columns is {columns}, expected 1 to 100.")
+        raise SpratError(f"--columns is {columns}, expected 1 to 100. Give another number.")

@@ -75,7 +75,7 @@ def search(
     generation
         Number of trials that are asked together, at least --workers to keep all of them busy.
     device
-        Where networks are trained; auto: the first available of cuda, mps, cpu.
+        Device to train on; auto: the first available of cuda, mps, cpu.
     quiet
         Print only errors and warnings.
     """

@@ -24,24 +24,24 @@ def serve(
     threads: int = 0,
     code: Code = (),
 ) -> None:
-    """Classify pictures over HTTP: a page for people, an interface for programs.
+    """Serve a model over HTTP, as a web page and an API that classify pictures.
 
     Parameters
     ----------
     model
         A model.safetensors, the folder of a finished run, or the name of a pretrained model; by
-        default the best pretrained one.
+        default the most accurate pretrained model.
     host
-        Address to listen on; 0.0.0.0 admits other machines, with --allowed-hosts.
+        Address to listen on; 0.0.0.0 accepts other machines and needs --allowed-hosts.
     port
-        Port to listen on; 0: a free one, which is printed.
+        Port to listen on; 0: choose a free one and print it.
     allowed_hosts
-        Names by which requests may call this server, separated by commas, besides localhost; '*':
-        any.
+        Names that clients may use for this server, in addition to localhost, separated by commas;
+        '*': any name.
     trusted_proxies
-        Addresses of your own proxies, separated by commas, whose X-Forwarded-For is believed.
+        Addresses of your own proxies, separated by commas, whose X-Forwarded-For to trust.
     device
-        Where the network runs; auto: the first available of cuda, mps, cpu.
+        Device to run the network on; auto: the first available of cuda, mps, cpu.
     threads
         CPU threads of the network; 0: one per usable core.
     """

@@ -45,26 +45,27 @@ def train(
 ) -> int:
     """Train a network from a recipe. Any setting can be changed with its option.
 
-    A default shown below holds where the recipe does not set a value.
+    A setting that the recipe does not set has the default shown below.
 
     Parameters
     ----------
     recipe
-        Name of a recipe that ships with sprat, or the path of a .toml file.
+        Name of a recipe that comes with sprat, or path of a .toml file.
     model
-        Network by name, or a class of your own as my_nets.py:MyNet; drops the recipe's network
-        settings. By default the recipe's, or that of --start-from.
+        Name of a network, or a class of your own: my_nets.py:MyNet. Discards the recipe's network
+        settings. By default the recipe's network, or that of --start-from.
     output
         New folder for the run; by default runs/RECIPE-DATE-TIME, with --seeds runs/RECIPE, with
         --folds runs/RECIPE-folds.
     resume
-        Folder of an interrupted run to resume; only --dataset, --data-dir and --log go with it.
+        Folder of an interrupted run to resume. Only --dataset, --data-dir and --log may be added.
     seeds
-        Number of runs, with seeds from --seed on, each in OUTPUT/seed-N; 0: one run, in OUTPUT.
+        Number of runs with consecutive seeds, starting at --seed, each in OUTPUT/seed-N; 0: one
+        run.
     time
         Train as many epochs as finish in this time, evaluation included: 5m or 1h30m.
     log
-        Also write the run for this program, into RUN/tensorboard.
+        Also write the run's data for this program, to RUN/tensorboard.
     quiet
         Print only errors and warnings.
     """
@@ -124,8 +125,8 @@ def _check_resumed(changes: dict[str, Any], others: object) -> None:
     """
     if others or changes.keys() - {"dataset"}:
         raise SpratError(
-            "--resume continues a run exactly as it began. Leave other settings out (--dataset and "
-            "--data-dir may name the place where its data is now)."
+            "--resume continues a run with exactly the settings it began with. Leave all others "
+            "out (use --dataset and --data-dir only if its data has moved)."
         )
 
 
@@ -159,7 +160,7 @@ def _print_outcome(run: "Run", *, code: tuple[str, ...], quiet: bool) -> None:
     console, results = make_console(quiet=quiet), run.results
     which = "the test set, read once" if results["final"] else "val"
     if "fold" in results:
-        which = f"fold {results['fold']} of {results['folds']}, which it was not trained on"
+        which = f"fold {results['fold']} of {results['folds']}, on which it was not trained"
     minutes = results["seconds"] / 60
     with resumable(run.folder):
         console.print(
@@ -171,10 +172,10 @@ def _print_outcome(run: "Run", *, code: tuple[str, ...], quiet: bool) -> None:
         if caution := caution_for(results["dataset"]):
             console.print(caution)
         console.print(
-            f"\n{visible(run.folder)}/ holds model.safetensors, results.json, curves.png. "
-            "Use the model:\n"
-            f"  {to_paste('sprat', 'predict', run.folder, 'picture.jpg', *code_options(code))}\n"
-            f"  {to_paste('sprat', 'evaluate', run.folder, *code_options(code))}"
+            f"\n{visible(run.folder)}/ contains model.safetensors, results.json and curves.png. To "
+            "use the model:\n  "
+            f"{to_paste('sprat', 'predict', run.folder, 'picture.jpg', *code_options(code))}\n  "
+            f"{to_paste('sprat', 'evaluate', run.folder, *code_options(code))}"
         )
 
 
@@ -188,8 +189,8 @@ def _print_seeds(found: "Seeds", quiet: bool) -> None:
     with resumable(found.folder):
         console.print(f"\n{seeds}, on {summary['split']}:")
         console.print(_in_words(summary["top1"], "accuracy"))
-        console.print(_in_words(summary["tta_top1"], "with test-time views"))
-        console.print(f"{visible(found.folder)}/summary.json holds them.")
+        console.print(_in_words(summary["tta_top1"], "averaged over views"))
+        console.print(f"All figures are in {visible(found.folder)}/summary.json.")
 
 
 def _print_folds(found: "Folds", quiet: bool) -> None:
@@ -198,14 +199,16 @@ def _print_folds(found: "Folds", quiet: bool) -> None:
 
     console, results = make_console(quiet=quiet), found.results
     with resumable(found.folder):
-        console.print(f"\n{len(results['folds'])} folds, each on the images that it held out:")
+        console.print(
+            f"\n{len(results['folds'])} folds, each evaluated on the images that it held out:"
+        )
         console.print(_in_words(results["top1"], "accuracy"))
-        console.print(_in_words(results["tta_top1"], "with test-time views"))
+        console.print(_in_words(results["tta_top1"], "averaged over views"))
         console.print("All out-of-fold predictions together:")
         print_evaluation(console, results["out_of_fold"])
         console.print(
-            f"{visible(found.folder)}/ holds them: results.json, out-of-fold.csv and, with every "
-            "class's probability, out-of-fold.safetensors."
+            f"All predictions are in {visible(found.folder)}/: results.json, out-of-fold.csv and, "
+            "with the probability of every class, out-of-fold.safetensors."
         )
 
 

@@ -197,7 +197,7 @@ def fetch_dataset(
             return place
         if any(path not in {to / file for file in source.FETCHED} for path in damaged):
             names = ", ".join(path.name for path in damaged)
-            raise SpratError(f"{place} is damaged ({names}). Delete it and fetch again.")
+            raise SpratError(f"{place} is damaged ({names}). Delete it and download it again.")
     return _download(source, to, progress, note)
 
 
@@ -220,7 +220,7 @@ def verify_dataset(name: str, data_dir: Path | None = None) -> tuple[Path, dict[
     fetching = command("sprat", "data", "fetch", "--dataset", name, *where)
     raise SpratError(
         f"There is nothing to verify: no {' and no '.join(source.PLACES)} in "
-        f"{' or '.join(map(str, folders))}. Fetch it with {fetching}"
+        f"{' or '.join(map(str, folders))}. Download the dataset with {fetching}"
     )
 
 
@@ -245,7 +245,8 @@ def _folders(source: Published, data_dir: Path | None) -> list[Path]:
             is_archive = place.is_file() and place.name in source.PLACES
             if place.exists() and not place.is_dir() and not is_archive:
                 raise SpratError(
-                    f"{place} ({given_by}) is not a folder. Name the folder that holds the dataset."
+                    f"{place} ({given_by}) is not a folder. Name the folder that contains the "
+                    "dataset."
                 )
     return places if data_dir is not None else [*places, cache_dir()]
 
@@ -259,9 +260,9 @@ def _find(name: str, data_dir: Path | None, progress: Progress, note: Say) -> Pa
     if data_dir is not None:
         fetching = command("sprat", "data", "fetch", "--dataset", name, "--data-dir", data_dir)
         raise SpratError(
-            f"{data_dir} (--data-dir) does not hold {source.TITLE}, expected "
-            f"{' or '.join(source.PLACES)}. Name the folder that does, leave the option out to "
-            f"look elsewhere, or fetch it there with {fetching}"
+            f"{data_dir} (--data-dir) does not contain {source.TITLE}, expected "
+            f"{' or '.join(source.PLACES)}. Name the folder that does, leave --data-dir out to "
+            f"look elsewhere, or download it there with {fetching}"
         )
     return _download(source, cache_dir(), progress, note)
 
@@ -271,10 +272,10 @@ def _download(source: Published, to: Path, progress: Progress, note: Say) -> Pat
         return source.download(to, progress, note)
     except SpratError as error:
         raise SpratError(
-            f"{source.TITLE} could not be fetched: {error.args[0]}",
+            f"{source.TITLE} could not be downloaded: {error.args[0]}",
             *error.args[1:],
-            f"Check the network, or give a folder that holds {' or '.join(source.PLACES)} with "
-            "--data-dir or SPRAT_DATA.",
+            "Check the network connection, or name a folder that contains "
+            f"{' or '.join(source.PLACES)} with --data-dir or SPRAT_DATA.",
         ) from error
 
 
@@ -287,8 +288,8 @@ def _reading(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise SpratError(
-            f"{error.filename or folder} cannot be read: {error.strerror or error}. Give yourself "
-            "the right to read it, or name another folder with --data-dir or SPRAT_DATA."
+            f"{error.filename or folder} cannot be read: {error.strerror or error}. Change its "
+            "permissions, or name another folder with --data-dir or SPRAT_DATA."
         ) from error
 
 

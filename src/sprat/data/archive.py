@@ -82,9 +82,9 @@ def extract(
         raise
     except OSError as error:
         raise SpratError(
-            f"{archive} cannot be extracted into {cache_dir()}: {error.strerror or error}. Make "
-            "room there, name a folder with room by XDG_CACHE_HOME, or extract it yourself and "
-            "give the folder."
+            f"{archive} cannot be extracted into {cache_dir()}: {error.strerror or error}. Free "
+            "some space there, name another folder with XDG_CACHE_HOME, or extract it yourself "
+            "and give the folder."
         ) from error
     return place
 
@@ -116,11 +116,11 @@ def _extract(archive: Path, folder: Path) -> None:
         if isinstance(error, OSError) and (error.errno or size > room):
             raise
         raise SpratError(
-            f"{archive} is damaged or no archive: {cut(error) or type(error).__name__}. Get it "
-            "again, or extract it yourself and give the folder."
+            f"{archive} is damaged or not an archive: {cut(error) or type(error).__name__}. "
+            "Download it again, or extract it yourself and give the folder."
         ) from error
     if not files:
-        raise SpratError(f"{archive} holds no files. Give an archive of pictures.")
+        raise SpratError(f"{archive} contains no files. Give an archive of pictures.")
     (folder / _STATE).write_text(json.dumps([files, size]))
     if hasattr(os, "sync"):  # all of them, before the folder is put in place
         os.sync()
@@ -210,25 +210,25 @@ def _safe(archive: Path, member: _Member) -> PurePosixPath | None:
     """Return where a file belongs in the folder; None if it is never looked at.
 
     Raises:
-        SpratError: that is outside the folder, or it is no file.
+        SpratError: that is outside the folder, or it is not a file.
     """
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts or PureWindowsPath(member.name).drive:
         raise SpratError(
-            f"{archive} holds {shown(member.name)}, which is outside the folder that it is "
-            "extracted to. Pack it again with paths within one folder."
+            f"{archive} contains {shown(member.name)}, which is outside the folder that it is "
+            "extracted to. Pack it again with paths inside one folder."
         )
     if not path.parts or any(map(is_skipped, path.parts)):
         return None
     names = [os.fsencode(name) for name in path.parts]
     if len(os.fsencode(path)) > _LONGEST_PATH or max(map(len, names)) > _LONGEST_NAME:
         raise SpratError(
-            f"{archive} holds a path of {len(member.name):,} characters ({shown(member.name)}). "
+            f"{archive} contains a path of {len(member.name):,} characters ({shown(member.name)}). "
             "Pack it again with shorter names."
         )
     if member.kind:
         raise SpratError(
-            f"{archive} holds {shown(member.name)}, which is {member.kind}. Pack the files "
+            f"{archive} contains {shown(member.name)}, which is {member.kind}. Pack the files "
             "themselves, or extract it yourself and give the folder."
         )
     return path
@@ -240,7 +240,8 @@ def _write(archive: Path, member: _Member, path: Path) -> None:
         target = path.open("xb")
     except (FileExistsError, NotADirectoryError) as error:
         raise SpratError(
-            f"{archive} holds {shown(member.name)} twice. Pack it again with each file once."
+            f"{archive} contains {shown(member.name)} twice. Pack it again with each file only "
+            "once."
         ) from error
     with target, member.open() as content:
         written = 0
@@ -252,6 +253,6 @@ def _write(archive: Path, member: _Member, path: Path) -> None:
 
 def _too_large(archive: Path, most: int) -> SpratError:
     return SpratError(
-        f"{archive} holds more than {MOST_FILES:,} files or {most:,} bytes, which is not safe to "
-        "extract unseen. Extract it yourself and give the folder."
+        f"{archive} contains more than {MOST_FILES:,} files or {most:,} bytes, which is not safe "
+        "to extract automatically. Extract it yourself and give the folder."
     )

@@ -32,8 +32,8 @@ class Batches:
     ) -> None:
         if len(dataset) < batch_size:
             raise SpratError(
-                f"batch_size is {batch_size} but there are only {len(dataset)} training images; "
-                f"use a batch size of at most {len(dataset)}"
+                f"batch_size is {batch_size}, but there are only {len(dataset):,} training "
+                f"images. Use a batch size of at most {len(dataset):,}."
             )
         distributed.check_batch_size(batch_size)
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed

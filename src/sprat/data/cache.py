@@ -96,8 +96,8 @@ class Writer:
 def read(
     path: Path, wanted: Callable[[dict[str, Any]], bool]
 ) -> tuple[Mapped, dict[str, Any]] | None:
-    """Images and what `Writer.finish` was told of them; None if there is no such file, another
-    version wrote it, it is damaged, or `wanted` says of the latter that it is of no use."""
+    """Images and the description that `Writer.finish` received; None if there is no such file,
+    another version wrote it, it is damaged, or `wanted` says of the latter that it is of no use."""
     try:
         with path.open("rb") as file:
             crc, footer, begin, end = _read_end(file)

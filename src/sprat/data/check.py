@@ -23,34 +23,35 @@ MOST_COMPARED = 2 * 10**9  # pairs of pictures among which training looks for ne
 
 @dataclass(frozen=True)
 class DataCheck:
-    """Faults that were found in a dataset. Pictures are counted through train, val and test."""
+    """Problems found in a dataset. Pictures are numbered consecutively through train, val and
+    test."""
 
     dataset: str
     """Name, or path of the folder of own pictures."""
     images: ImageSet
-    """All of them."""
+    """All pictures."""
     parts: tuple[str, ...]
     """Part of each picture: train, val or test."""
     names: tuple[str, ...]
-    """Path of each picture; where there is none, its part and its number in it: test/17."""
+    """Path of each picture, or its part and number if it has none: test/17."""
     per_class: dict[str, dict[str, int]]
     """Number of pictures of each class, by part."""
     leaks: list[Pair]
-    """The same picture, or nearly, in two parts."""
+    """Pairs of equal or nearly equal pictures in two parts."""
     duplicates: list[Pair]
-    """The same picture, or nearly, twice in one part."""
+    """Pairs of equal or nearly equal pictures in one part."""
     conflicts: list[Pair]
-    """Those of both whose labels differ."""
+    """Pairs among both whose labels differ."""
     unreadable: list[tuple[str, str]]
-    """Path of each file that is no picture, and why."""
+    """Path of each file that is not a picture, and the reason."""
     tiny: list[int]
-    """Pictures whose shorter side is less than half the side they are trained at."""
+    """Pictures whose shorter side is less than half the side used for training."""
     blank: list[int]
     """Pictures of one colour."""
     nearly_constant: list[int]
     """Pictures of nearly one colour."""
     labels: LabelCheck | None = None
-    """What cross-validation says of the labels; None where it was not asked."""
+    """Result of checking the labels by cross-validation; None if it was not requested."""
 
     @property
     def ok(self) -> bool:
@@ -66,7 +67,7 @@ class DataCheck:
         return name.removeprefix(f"{self.dataset}/").removeprefix(f"{self.dataset}: ")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; pairs are of names."""
+        """Return plain values for JSON; pairs are pairs of names."""
         named = {
             name: [[self.names[pair.first], self.names[pair.second]] for pair in pairs]
             for name, pairs in (
@@ -117,7 +118,7 @@ class DataCheck:
 
 
 def check(dataset: Dataset) -> DataCheck:
-    """Look for whatever makes figures on a dataset lie.
+    """Find whatever makes figures on a dataset misleading.
 
     Raises:
         SpratError: own pictures are no longer where they were.

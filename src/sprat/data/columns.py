@@ -55,7 +55,7 @@ def find_columns(
         paths: of the columns that can hold paths or pictures, the likeliest first; any by default.
 
     Raises:
-        SpratError: one of them cannot be told, or was asked for and is not there.
+        SpratError: one of them cannot be guessed, or was asked for and is missing.
     """
     path = _asked(place, names, config.path_column, "path")
     label = _asked(place, names, config.label_column, "label")
@@ -75,8 +75,8 @@ def find_columns(
     ):
         if not found:
             raise SpratError(
-                f"{place} has no column that evidently {what}; its columns are "
-                f"{_all(names)}. Name it with --pictures.{kind}-column."
+                f"{place} has no column that evidently {what}: its columns are {_all(names)}. Name "
+                f"the column with --pictures.{kind}-column."
             )
     others = [name for name in names if name not in (path, label)]
     return Columns(path, label, _usual(others, SPLITS))
@@ -106,8 +106,8 @@ def classes_of(place: Path, found: Iterable[Labelled]) -> tuple[str, ...]:
         if label not in names:
             meant = did_you_mean(label, names)
             raise SpratError(
-                f"{place} has the class {shown(label)} in {part} alone{meant or '.'} Add "
-                "training pictures of it, or remove it."
+                f"{place} has the class {shown(label)} only in {part}{meant or '.'} Add training "
+                "pictures of that class, or remove it."
             )
     if len(names) > MOST_CLASSES:
         raise SpratError(

@@ -44,23 +44,27 @@ def fetch(
     say: Say = lambda text: None,
     patience: Patience = Patience(),
 ) -> Path:
-    """Fetches a file of known md5 and size (bytes) to `target`, from the first source that is
+    """Download a file of known md5 and size (bytes) to `target`, from the first source that is
     neither slow nor broken; if all are slow, from the fastest of them.
 
-    What has come lies beside `target` under a name with the md5, and is gone on with after a
-    lost connection, at another source, and by the next call after a kill. `target` appears
-    whole or not at all. Of several processes one fetches and the others wait for it.
+    The part downloaded so far is kept next to `target` under a name with the md5, and is resumed
+    after a lost connection, from another source, and by the next call after a kill. `target`
+    appears complete or not at all. If several processes fetch the same file, one downloads it and
+    the others wait.
 
     Raises:
         SpratError: no source gave the file, or it cannot be written.
     """
     for url in urls:
         if urlsplit(url).scheme not in ("http", "https"):
-            raise SpratError(f"{url} cannot be fetched; expected an address of http or https")
+            raise SpratError(
+                f"{url} is not an address that sprat can download from. Give one that begins with "
+                "http or https."
+            )
     part = target.with_name(f"{target.name}.{md5[:8]}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        waiting = f"another process is fetching {target}; waiting for it"
+        waiting = f"another process is downloading {target}; waiting for it"
         with lock(target.with_name(f".{target.name}.lock"), lambda holder: say(waiting)):
             if target.is_file() and md5_of(target) == md5:  # another process has fetched it
                 return target
@@ -70,8 +74,8 @@ def fetch(
             part.replace(target)
     except OSError as error:  # the disk's; the network's never come this far
         raise SpratError(
-            f"{target} cannot be written: {error.strerror or error}; make room or see to its "
-            "rights and try again, what has come so far is kept"
+            f"{target} cannot be written: {error.strerror or error}. Free some space or check its "
+            "permissions, then try again; what was downloaded so far is kept."
         ) from error
     return target
 
@@ -141,7 +145,7 @@ class _Fetch:
             failures.append(f"{have:,} bytes are kept in {self.part}, to go on with")
         else:
             self.part.unlink(missing_ok=True)
-        raise SpratError(f"no source gave {self.size:,} bytes of md5 {self.md5}:", *failures)
+        raise SpratError(f"No source provided {self.size:,} bytes with md5 {self.md5}:", *failures)
 
     def _take(self, source: _Source, meter: "_Meter") -> None:
         """Adds what one source gives, until all is there, or it is slow or fails."""
@@ -242,7 +246,7 @@ class _HTTPOnly(HTTPRedirectHandler):
 
 @contextlib.contextmanager
 def _lost() -> Iterator[None]:
-    """Makes one error of all that a network can raise, so that a full disk is told apart."""
+    """Makes one error of all that a network can raise, so that a full disk can be distinguished."""
     try:
         yield
     except HTTPError as error:

@@ -47,9 +47,9 @@ def find(folder: Path) -> Found:
         within = scan(folder / name)
         if not within.folders:
             raise SpratError(
-                f"{folder / name} holds no class folder, so the labels of its "
-                f"{len(within.files):,} files are unknown. Sort them into a folder for each class, "
-                "add a table of their labels, or move that folder away."
+                f"{folder / name} contains no class folders, so the labels of its "
+                f"{len(within.files):,} files are unknown. Sort the files into one folder per "
+                "class, add a table of their labels, or move that folder away."
             )
         found[part] = (name, within.folders)
         beside += [f"{name}/{file}" for file in within.files]
@@ -94,13 +94,13 @@ def find_parts(folder: Path, names: list[str]) -> dict[str, str]:
         return {}
     if len(parts) < len(meant):
         raise SpratError(
-            f"{folder} holds {', '.join(f'{name}/' for name in meant)}, several of which are the "
-            "same part. Merge or rename them."
+            f"{folder} contains {', '.join(f'{name}/' for name in meant)}, several of which are "
+            "the same part. Merge or rename them."
         )
     if others:
         raise SpratError(
-            f"{folder} holds {', '.join(f'{name}/' for name in meant)} and next to them "
-            f"{few(others)}; expected a folder for each class, or folders of parts alone. Move or "
+            f"{folder} contains {', '.join(f'{name}/' for name in meant)} and next to them "
+            f"{few(others)}, expected one folder per class, or only folders of parts. Move or "
             "rename the others."
         )
     return {part: parts[part] for part in PARTS if part in parts}
@@ -136,16 +136,16 @@ def _classes(folder: Path, found: dict[str, tuple[str, list[str]]]) -> tuple[str
                 if other not in names:
                     meant = did_you_mean(other, names)
                     raise SpratError(
-                        f"{folder / name / other} is a class that {folder / first} lacks"
-                        f"{meant or '.'} Add its training pictures, or remove it."
+                        f"{folder / name / other} is a class that {folder / first} "
+                        f"lacks{meant or '.'} Add training pictures of that class, or remove it."
                     )
         classes = tuple(names)
     else:
         classes = tuple(sorted({name for _, names in found.values() for name in names}))
     if not classes:
         raise SpratError(
-            f"{folder} holds no folder; expected a folder of pictures for each class, at least "
-            "two. Sort its pictures into folders, or add a table of their labels."
+            f"{folder} contains no folders, expected one folder of pictures for each of at least "
+            "two classes. Sort the pictures into folders, or add a table of their labels."
         )
     return classes
 
@@ -154,13 +154,13 @@ def _files_of_class(path: Path) -> list[str]:
     inside = scan(path)
     if any(part_of(name) for name in inside.folders):
         raise SpratError(
-            f"The class folder {path} holds folders ({few(inside.folders)}) that are parts of a "
-            "set. Give that folder itself as the dataset."
+            f"The class folder {path} contains folders ({few(inside.folders)}) that are parts of a "
+            "dataset. Give the class folder itself as the dataset."
         )
     if inside.folders:
         raise SpratError(
-            f"The class folder {path} holds folders ({few(inside.folders)}), expected pictures "
-            "alone. Move them up into it, or make each folder a class."
+            f"The class folder {path} contains folders ({few(inside.folders)}), expected only "
+            "pictures. Move the pictures up, or make each folder a class."
         )
     if not inside.files:
         raise SpratError(

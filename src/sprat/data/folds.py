@@ -40,17 +40,17 @@ def _folds_of_groups(images: ImageSet, count: int, seed: int, groups: Tensor) ->
     if number < count:
         remedy = f"Give at most {number} folds" if number > 1 else "Give a column of more groups"
         raise SpratError(
-            f"folds is {count}, but the training images are in {number} groups, which are not "
-            f"divided. {remedy}, or none to group by."
+            f"folds is {count}, but the training images are in {number} groups, which cannot be "
+            f"split. {remedy}, or none to group by."
         )
     fold = deal(images.targets, groups, (1 / count,) * count, seed)
     for label, name in enumerate(images.classes):
         within = fold[images.targets.cpu() == label].unique()
         if len(within) == 1:
             raise SpratError(
-                f"All training images of {shown(name)} are in one fold, since groups are not "
-                "divided, so a run without that fold would have none of them. Give fewer folds, "
-                "or more groups with images of that class."
+                f"All training images of {shown(name)} are in one fold, because groups are not "
+                "split, so the run of that fold would have none of them. Give fewer folds, or "
+                "more groups with images of that class."
             )
     return fold
 

@@ -1,4 +1,4 @@
-"""Images with their labels: whole in memory, or rows of a set that may lie in a file."""
+"""Images with their labels: whole in memory, or rows of a set that may be in a file."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

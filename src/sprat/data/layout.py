@@ -37,8 +37,8 @@ def find(
         if asked and not found.has_columns:
             column, option = getattr(config, asked[0]), f"--pictures.{asked[0].replace('_', '-')}"
             raise SpratError(
-                f"{place} has no column {shown(column)}, since it is {found.layout}. Give a table "
-                f"of its pictures, or leave {option} out."
+                f"{place} has no column {shown(column)}, because it is {found.layout}. Give a "
+                f"table of its pictures, or leave {option} out."
             )
         check(found)
         return found

@@ -38,29 +38,30 @@ class PicturesConfig(Table, name="pictures"):
 
     side: int = setting(
         32,
-        "Side that each picture's central square is resized to",
+        "Side that the central square of each picture is resized to",
         at_least=16,
         at_most=128,
         unit="pixels",
     )
     channels: Literal["auto", 1, 3] = setting(
-        "auto", "Channels to train with: 1 for grey pictures; auto: 1 where all are grey, else 3"
+        "auto", "Channels to train with; auto: 1 if all pictures are grey, else 3"
     )
     unreadable: Literal["refuse", "skip"] = setting(
-        "refuse", "Whether to refuse or skip files that are missing or no pictures; both list them"
+        "refuse", "Refuse or skip files that are missing or not pictures; both list them"
     )
     path_column: str = setting(
-        "", "Column of a table that names the picture files, or that holds them in parquet files"
+        "",
+        "Column with the paths of the pictures, or with the pictures themselves in parquet files",
     )
-    label_column: str = setting("", "Column of a table or of parquet files that holds the labels")
+    label_column: str = setting("", "Column of a table or of parquet files with the labels")
     group_column: str = setting(
         "",
         "Column of a table or of parquet files that groups pictures (by patient, place, video); "
-        "a group is never divided between training, val, test and folds",
+        "a group is never split between training, val, test and folds",
     )
     test_fraction: float = setting(
         0.2,
-        "Fraction of each class held out as the test set, unless there is a test part",
+        "Fraction of each class to hold out as the test set, if there is no test part",
         above=0,
         at_most=0.5,
     )

@@ -88,12 +88,13 @@ class Packed:
                         pass
             except Exception as error:  # a damaged archive raises anything
                 raise SpratError(
-                    f"{archive} cannot be read as a tar.gz ({error}). Delete it and fetch it again."
+                    f"{archive} cannot be read as a tar.gz ({error}). Delete it and download it "
+                    "again."
                 ) from error
         missing = set(self.needed) - set(files)
         if missing:
             raise SpratError(
-                f"{archive} lacks {', '.join(sorted(missing))}. Delete it and fetch it again."
+                f"{archive} lacks {', '.join(sorted(missing))}. Delete it and download it again."
             )
         return files
 

@@ -64,8 +64,8 @@ def require_pyarrow() -> None:
     """Raises a SpratError that says what to install, where there is no pyarrow."""
     if importlib.util.find_spec("pyarrow") is None:
         raise SpratError(
-            "parquet files are read through pyarrow, which is not installed; install it with "
-            "pip install 'sprat[parquet]', or give another form of the dataset"
+            "Reading parquet files needs pyarrow, which is not installed. Give another form of "
+            "the dataset, or install pyarrow with pip install 'sprat[parquet]'"
         )
 
 

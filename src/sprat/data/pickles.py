@@ -25,8 +25,8 @@ def read_pickle(content: bytes, name: str) -> dict[bytes, Any]:
         held = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except _AttackError as error:
         raise SpratError(
-            f"{name} asks for {error}, which it has no need of; it may be an attack: delete it "
-            "and fetch the dataset again"
+            f"{name} asks for {error}, which no file of this dataset needs, so it may be an "
+            "attack. Delete it and download the dataset again."
         ) from error
     except Exception as error:  # a damaged pickle raises anything
         raise refusal(name, f"is damaged ({type(error).__name__}: {error})") from error
@@ -68,7 +68,7 @@ def read_batch(
 
 def refusal(name: str, why: str) -> SpratError:
     """The error of a file that is not what was published."""
-    return SpratError(f"{name} {why}; it is not what was published, fetch the dataset again")
+    return SpratError(f"{name} {why}, unlike the published file. Download the dataset again.")
 
 
 class _AttackError(Exception):
@@ -100,8 +100,8 @@ class _Array:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows the three names that CIFAR's pickles use, gives stand-ins for them, and calls nothing
-    else."""
+    """Accepts the three names that CIFAR's pickles use, returns stand-ins for them, and calls
+    nothing else."""
 
     _allowed: ClassVar[dict[tuple[str, str], Any]] = {
         ("numpy", "ndarray"): _Array,

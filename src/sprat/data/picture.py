@@ -87,7 +87,7 @@ def read_picture(path: Picture, side: int, channels: int = 3) -> Tensor:
     """A picture file as the network is to see it: uint8, channels x side x side.
 
     Raises:
-        SpratError: the file is no picture, no file, damaged, or larger than is safe.
+        SpratError: the file is not a picture, not a regular file, damaged, or larger than is safe.
     """
     try:
         if isinstance(path, Path):
@@ -142,7 +142,9 @@ def _require_file(path: Path) -> None:
     """
     kind = stat.S_IFMT(path.stat().st_mode)
     if kind != stat.S_IFREG:
-        raise SpratError(f"{path} cannot be read as a picture: it is {_KINDS.get(kind, 'no file')}")
+        raise SpratError(
+            f"{path} cannot be read as a picture: it is {_KINDS.get(kind, 'not a file')}"
+        )
 
 
 def fit(image: Image.Image, side: int, channels: int = 3) -> Tensor:

@@ -77,7 +77,7 @@ def load(
         Its parts, and what was found.
 
     Raises:
-        SpratError: the place holds nothing of these forms, a file is no picture and
+        SpratError: the place has none of these forms, a file is not a picture and
             config.unreadable is "refuse", a picture is coloured and config.channels is 1, or the
             cache cannot be written.
     """
@@ -90,7 +90,9 @@ def load(
     if about["unreadable"]:
         first, *more = _unreadable(place, list(map(found.named, about["unreadable"])))
         if config.unreadable == "refuse":
-            remedy = "Mend or remove them, or leave them out with --pictures.unreadable skip."
+            remedy = (
+                "Repair or remove these files, or leave them out with --pictures.unreadable skip."
+            )
             raise SpratError(first, *more, remedy)
         say("\n".join([f"left out: {first}", *more]))
     groups = _groups(found, about["skipped"])
@@ -227,14 +229,13 @@ def _check_trainable(place: Path, found: Found) -> None:
     if not parts & {"", "train"}:
         have = " and ".join(part for part in PARTS if part in parts)
         raise SpratError(
-            f"{place} holds {have} but no train, so there is nothing to train on. Add training "
-            "pictures, or evaluate a model on it: sprat evaluate MODEL --dataset "
-            f"{command(place)}"
+            f"{place} contains {have} but no train, so there is nothing to train on. Add training "
+            f"pictures, or evaluate a model on it: sprat evaluate MODEL --dataset {command(place)}"
         )
     if len(found.classes) < 2:
         raise SpratError(
-            f"{place} holds only {found.classes[0]!r}; expected a folder of pictures for each "
-            "class, or labels, of at least two classes. Add another class."
+            f"{place} has only the class {found.classes[0]!r}, expected at least two. Add pictures "
+            "of another class."
         )
 
 
@@ -242,14 +243,14 @@ def _check_parts(place: Path, train: ImageSet, test: ImageSet, config: PicturesC
     """Raises a SpratError where no picture is there to test on, or none of a class to train on."""
     if not len(test):
         raise SpratError(
-            f"None of the {len(train)} pictures in {place} is there to test on. Add some, or "
+            f"None of the {len(train)} pictures in {place} is left to test on. Add pictures, or "
             f"raise pictures.test_fraction (= {config.test_fraction})."
         )
     for name, count in class_counts(train).items():
         if not count:
             raise SpratError(
-                f"No picture of {name!r} in {place} is left to train on. Add some, or remove that "
-                "class."
+                f"No picture of {name!r} in {place} is left to train on. Add pictures of that "
+                "class, or remove it."
             )
 
 
@@ -283,7 +284,7 @@ def cache_file(place: Path, side: int) -> Path:
 def _cached(
     place: Path, found: Found, config: PicturesConfig, say: Say, progress: Progress
 ) -> tuple[cache.Mapped, dict[str, Any]]:
-    """The pictures and what is known of them; read anew unless they are cached as they are now.
+    """The pictures and their description, read again unless the cache is up to date.
 
     What is cached does not depend on config.channels: one plane of each if all are grey, else
     three.
@@ -310,13 +311,13 @@ def _cached(
             _read_into(path, place, found, config, progress)
     except OSError as error:
         raise SpratError(
-            f"the pictures in {place} cannot be kept in {path.parent}, where they need "
-            f"{size:,} bytes: {error.strerror or error}; make room there, or name a folder with "
-            "room by XDG_CACHE_HOME"
+            f"The pictures in {place} cannot be cached in {path.parent}, where they need {size:,} "
+            f"bytes: {error.strerror or error}. Free some space there, or name another folder with "
+            "XDG_CACHE_HOME."
         ) from error
     kept = cache.read(path, unchanged)
     if kept is None:
-        raise SpratError(f"{path} was damaged as it was written; is the disk sound? try again")
+        raise SpratError(f"{path} was damaged while it was written. Check the disk and try again.")
     return kept
 
 
@@ -368,8 +369,8 @@ def _check_grey(place: Path, about: dict[str, Any], config: PicturesConfig) -> N
         names = few([name.removeprefix(f"{place}{os.sep}") for name in first])
         pictures = "1 coloured picture" if count == 1 else f"{count:,} coloured pictures"
         raise SpratError(
-            f"pictures.channels is 1, but {visible(place)} holds {pictures}: {names}. Remove what "
-            "is coloured, or use --pictures.channels auto or 3."
+            f"pictures.channels is 1, but {visible(place)} contains {pictures}: {names}. Remove "
+            "the coloured pictures, or use --pictures.channels auto or 3."
         )
 
 

@@ -24,15 +24,15 @@ def read(table: Path) -> tuple[list[str], list[Row]]:
         header, records = _parse_csv(table, text) if _is_csv(table) else _parse_json(text)
     except (csv.Error, ValueError) as error:
         raise SpratError(
-            f"{table} cannot be read as a table: {error}. Mend it, or give another one."
+            f"{table} cannot be read as a table: {error}. Correct it, or give another one."
         ) from error
     if len(records) > MOST_ROWS or len(header) > MOST_COLUMNS:
         raise SpratError(
-            f"{table} has more than {MOST_ROWS:,} rows or {MOST_COLUMNS:,} columns. Split it up, "
-            "or remove what is not needed."
+            f"{table} has more than {MOST_ROWS:,} rows or {MOST_COLUMNS:,} columns. Split it, or "
+            "remove what is not needed."
         )
     if not any(header):
-        raise SpratError(f"{table} is empty. Give a table with a row for each picture.")
+        raise SpratError(f"{table} is empty. Give a table with one row per picture.")
     if twice := next((name for name in header if header.count(name) > 1), None):
         raise SpratError(f"{table} has two columns {shown(twice)}. Rename one of them.")
     return header, records

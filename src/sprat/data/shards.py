@@ -62,8 +62,8 @@ def shards_in(folder: Path) -> dict[Path, str]:
     without = next((path for path, part in files.items() if not part), None)
     if without and any(files.values()):
         raise SpratError(
-            f"{without} does not say its part, as other files next to it do. Rename it to "
-            f"train-{without.name}, or move it away."
+            f"The name of {without} does not say its part, unlike those of the files next to it. "
+            f"Rename it to train-{without.name}, or move it away."
         )
     return files
 
@@ -85,8 +85,8 @@ def find(files: dict[Path, str], place: Path, config: PicturesConfig) -> Found:
     for shard in shards:
         if (shard.columns, shard.names) != (first.columns, first.names):
             raise SpratError(
-                f"{shard.path} has other columns or classes than {first.path}. Give files of one "
-                "set."
+                f"{shard.path} has other columns or classes than {first.path}. Give files of the "
+                "same dataset."
             )
     rows = [row for shard in shards for row in shard.rows]
     found = classes_of(place, rows)
@@ -125,9 +125,9 @@ def _look_at(path: Path, part: str, config: PicturesConfig) -> _Shard:
         if not able or (config.path_column and config.path_column not in able):
             named = shown(config.path_column) if able else "any"
             raise SpratError(
-                f"{path} does not have pictures in {named} column; expected a struct of bytes and "
-                f"path, or bytes; its columns are {_types(schema)}. Write it with the `datasets` "
-                "library's Image feature, or name the column with --pictures.path-column."
+                f"{path} does not have pictures in {named} column, expected a struct of bytes and "
+                f"path, or bytes (its columns are {_types(schema)}). Write it with the Image "
+                "feature of the datasets library, or name the column with --pictures.path-column."
             )
         columns = find_columns(path, schema.names, config, able)
         if part:
@@ -147,7 +147,9 @@ def _look_at(path: Path, part: str, config: PicturesConfig) -> _Shard:
         for row, label in enumerate(labels)
     ]
     if not rows or len(rows) != count:
-        raise SpratError(f"{path} has {len(rows):,} of {count:,} rows. Get it again, or remove it.")
+        raise SpratError(
+            f"{path} has {len(rows):,} of {count:,} rows. Download it again, or remove it."
+        )
     together = [_group(path, row, group, cell) for row, cell in enumerate(groups)]
     return _Shard(path, columns, rows, names, linked, together)
 
@@ -157,8 +159,8 @@ def _group(path: Path, row: int, column: str, cell: Any) -> str:
     name = str(cell).strip() if isinstance(cell, str | int) else ""
     if not name:
         raise SpratError(
-            f"{path} has {shown(cell)} in {shown(column)} of row {row:,}, expected a text or a "
-            "whole number that is the group's. Fill that in, or remove the row."
+            f"{path} has {shown(cell)} in {shown(column)} of row {row:,}, expected the name or "
+            "number of its group. Fill it in, or remove the row."
         )
     return name
 
@@ -185,7 +187,7 @@ def _picture(shard: Path, row: int, cell: Any) -> Picture:
     if file is None:
         raise SpratError(
             f"{shard} has no picture in row {row:,} but names {shown(path)}, which is outside "
-            f"{shard.parent}. Write the file with the pictures in it, or move it next to them."
+            f"{shard.parent}. Write the pictures into the file, or move them next to it."
         )
     return file
 
@@ -224,7 +226,7 @@ def _opened(path: Path) -> Iterator[Any]:
     except Exception as error:  # a damaged file raises anything
         why = cut(str(error).partition("\n")[0]) or type(error).__name__
         raise SpratError(
-            f"{path} is damaged or no parquet file: {why}. Get it again, or remove it."
+            f"{path} is damaged or not a parquet file: {why}. Download it again, or remove it."
         ) from error
 
 
@@ -270,5 +272,5 @@ def _label(path: Path, row: int, label: Any, names: list[str]) -> str:
     among = f", expected 0 to {len(names) - 1}" if names else ", expected a whole number or a text"
     raise SpratError(
         f"{path} has the label {shown(label)} in row {row:,}{among}. Name the column of labels "
-        "with --pictures.label-column, or remove what has no label."
+        "with --pictures.label-column, or remove the rows without a label."
     )

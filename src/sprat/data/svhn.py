@@ -57,8 +57,8 @@ def load(place: Path) -> tuple[ImageSet, ImageSet]:
     """
     if importlib.util.find_spec("scipy") is None:
         raise SpratError(
-            "Reading SVHN needs scipy, which is not installed. Install it with "
-            "pip install 'sprat[svhn]'"
+            "Reading SVHN needs scipy, which is not installed. Install it with pip install "
+            "'sprat[svhn]'"
         )
     return _read(place / TRAIN), _read(place / TEST)
 

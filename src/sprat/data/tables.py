@@ -63,8 +63,8 @@ def tables_in(folder: Path, files: Iterable[str]) -> tuple[dict[Path, str], list
         names = [name for name in names if parts[name]]
     if len(names) > 1 and len({parts[name] for name in names}) < len(names):
         raise SpratError(
-            f"{folder} holds several tables: {few(names)}. Give the one that has the labels as the "
-            "dataset."
+            f"{folder} contains several tables: {few(names)}. As the dataset, give the table that "
+            "has the labels."
         )
     alone = len(names) == 1
     tables = {folder / name: "" if alone else parts[name] or "" for name in names}
@@ -120,8 +120,8 @@ def find(tables: dict[Path, str], root: Path, config: PicturesConfig) -> Found:
         what = f"{len(missing):,} {noun} not there: {few(missing)}"
         if config.unreadable == "refuse" or not named:
             raise SpratError(
-                f"{few(list(tables))} names {what}. Add them, remove their rows, or leave them out "
-                "with --pictures.unreadable skip."
+                f"{few(list(tables))} names {what}. Add these files, remove their rows, or leave "
+                "them out with --pictures.unreadable skip."
             )
         left_out.append(f"left out: {what}")
     found = {file: Labelled(row.part, row.label) for file, row in named.items()}
@@ -182,8 +182,8 @@ def _check_same(first: _Named, second: _Named) -> None:
     if not labelled or first.group != second.group:
         what = "group" if labelled else "label or part"
         raise SpratError(
-            f"{second.where} gives {shown(second.path)} another {what} than {first.where}. Remove "
-            "one of these rows."
+            f"{second.where} gives {shown(second.path)} a different {what} than {first.where}. "
+            "Remove one of these rows."
         )
 
 
@@ -222,7 +222,7 @@ class _Files:
         if not place.startswith(self._inside):
             raise SpratError(
                 f"{row.where} names {shown(row.path)}, which is outside {self._root}. Give paths "
-                "from the table's folder, and keep the pictures there."
+                "relative to the table's folder, and keep the pictures there."
             )
         return self._find(self.base, row.path)
 
@@ -267,14 +267,14 @@ def _rows(
 ) -> Iterator[_Named]:
     at = [header.index(name) if name else -1 for name in (*columns, group)]
     if not records:
-        raise SpratError(f"{table} has no rows. Give a table with a row for each picture.")
+        raise SpratError(f"{table} has no rows. Give a table with one row per picture.")
     for line, cells in records:
         where = f"Line {line:,} of {table}"
         path, label, split, of_group = (cells[i].strip() if 0 <= i < len(cells) else "" for i in at)
         for column, cell in ((columns.path, path), (columns.label, label), (group, of_group)):
             if column and not cell:
                 raise SpratError(
-                    f"{where} has nothing in {shown(column)}. Fill that in, or remove the line."
+                    f"{where} has no value in {shown(column)}. Fill it in, or remove the line."
                 )
         part_of_row = part_in(where, split) if columns.split else part
         yield _Named(where, path, label, part_of_row, of_group)

@@ -49,18 +49,18 @@ class Options(Table):
 
     raw: bool = setting(
         False,
-        "Make the file take normalised float32 images and give logits; by default it takes uint8 "
-        "images, 0 to 255, and gives probabilities",
+        "Export a file that takes normalised float32 images and returns logits, not one that takes "
+        "uint8 images (0 to 255) and returns probabilities",
     )
     max_drop: float = setting(
         2.0,
-        "Accuracy that a format of lower precision may lose on the compared images",
+        "Maximum loss of accuracy in a format of lower precision, on the compared images",
         at_least=0,
         unit="percentage points",
     )
     max_class_drop: float = setting(
         5.0,
-        "Accuracy that each class may lose in a format of lower precision, beyond what chance "
+        "Maximum loss of accuracy of any class in a format of lower precision, beyond what chance "
         "explains",
         at_least=0,
         at_most=100,
@@ -68,25 +68,27 @@ class Options(Table):
     )
     layout: str = setting(
         "planes",
-        "Order of an image's bytes for C: planes red, green, blue, or hwc, pixel by pixel",
+        "Layout of an image for C: planes (red, green, blue), or hwc (pixel by pixel)",
         choices=("planes", "hwc"),
     )
     prefix: str = setting(
-        "model", "Beginning of every C name and file name, so that two models fit into one program"
+        "model", "Prefix of every C name and file name, so that one program can contain two models"
     )
     verify: bool = setting(
-        False, "Compile the C and run its self-test, if there is a C compiler (CC, or cc)"
+        False, "Compile the C code and run its self-test, if there is a C compiler (CC, or cc)"
     )
     compile: bool = setting(
         False,
-        "Compile the C (by CC with CFLAGS; cc with -O2), and report its stack, code and constants",
+        "Compile the C code (CC with CFLAGS; cc with -O2) and report stack, code and constants",
     )
-    max_parameters: int = limit("Most parameters", scale=COUNT)
-    max_macs: int = limit("Most multiply-accumulates per image", scale=COUNT)
+    max_parameters: int = limit("Maximum number of parameters", scale=COUNT)
+    max_macs: int = limit("Maximum number of multiply-accumulates per image", scale=COUNT)
     max_flash: int = limit(
-        "Most bytes of weights, with --compile of constants and code", scale=BYTES
+        "Maximum bytes of weights, or of constants and code with --compile", scale=BYTES
     )
-    max_ram: int = limit("Most bytes of arena, with --compile of arena and stack", scale=BYTES)
+    max_ram: int = limit(
+        "Maximum bytes of arena, or of arena and stack with --compile", scale=BYTES
+    )
 
     def check_together(self) -> None:
         if not re.fullmatch("[A-Za-z][A-Za-z0-9_]{0,39}", self.prefix) or self.prefix == "main":

@@ -29,11 +29,11 @@ class Contender:
 
     name: str
     bytes: int
-    """Of the file; of torch, of its weights in memory."""
+    """Size of the file; for PyTorch, of the weights in memory."""
     ms_for_one_image: float | None
     """Median, on one thread; None for what runs elsewhere."""
     top1: float | None
-    """On the compared images; None if they have no labels of the model's classes."""
+    """Accuracy on the compared images; None if they have no labels of the model's classes."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,10 @@ def check_same(name: str, given: Tensor, expected: Tensor) -> None:
     if same < 1 or not difference < TOLERANCE:  # nan is not below it either
         others = round((1 - same) * len(expected))
         raise SpratError(
-            f"The model as {name} does not agree with torch: {others:,} of {len(expected):,} "
-            f"images get another class, probabilities differ by up to {difference:.2g} (expected: "
-            f"none, and less than {TOLERANCE:.0e}). Nothing was written; choose another format."
+            f"The model as {name} does not agree with PyTorch: {others:,} of {len(expected):,} "
+            f"images get another class, and probabilities differ by up to {difference:.2g} "
+            f"(expected: none, and less than {TOLERANCE:.0e}). Nothing was written. Choose another "
+            "format."
         )
 
 
@@ -111,9 +112,9 @@ def check_alike(name: str, given: Tensor, expected: Tensor) -> None:
     same, _ = agreement(given, expected)
     if same < ALIKE:
         raise SpratError(
-            f"The model as {name} gives torch's class to {100 * same:.1f} % of {len(given):,} "
-            f"drawings, expected at least {100 * ALIKE:g} %. Nothing was written; measure the "
-            "ranges of activations anew with --calibrate DATASET."
+            f"The model as {name} predicts the class that PyTorch predicts for {100 * same:.1f} % "
+            f"of {len(given):,} drawings, expected at least {100 * ALIKE:g} %. Nothing was "
+            "written. Measure the ranges of activations again with --calibrate DATASET."
         )
 
 
@@ -129,9 +130,10 @@ def check_drop(name: str, given: float, expected: float, max_drop: float, n: int
     drop = 100 * (expected - given)
     if drop > max_drop:
         raise SpratError(
-            f"Accuracy of the model as {name} is {100 * given:.2f} % on {n:,} images, in fp32 "
-            f"{100 * expected:.2f} %: {drop:.2f} points less, expected at most {max_drop:g} "
-            "(--max-drop). Nothing was written; choose the format onnx, or allow more."
+            f"The accuracy of the model as {name} is {100 * given:.2f} % on {n:,} images, and "
+            f"{100 * expected:.2f} % in fp32: a drop of {drop:.2f} points, expected at most "
+            f"{max_drop:g} (--max-drop). Nothing was written. Choose the format onnx, or allow a "
+            "larger drop."
         )
 
 
@@ -165,11 +167,11 @@ def check_class_drop(
     if broken:
         most = lost_by_chance(worst.n, max_class_drop / 100)
         raise SpratError(
-            f"Of {worst.n:,} images of the class {shown(worst.name)}, the model as {name} "
-            f"classifies {worst.after:,} correctly, in fp32 {worst.before:,}: "
-            f"{worst.points:.2f} points less, expected at most {max_class_drop:g} "
-            f"(--max-class-drop) and chance, a loss of {most:,} in all. Nothing was written; "
-            "choose the format onnx, or allow more."
+            f"For the class {shown(worst.name)}, the model as {name} classifies {worst.after:,} of "
+            f"{worst.n:,} images correctly, and {worst.before:,} in fp32: a drop of "
+            f"{worst.points:.2f} points, expected at most {max_class_drop:g} (--max-class-drop) "
+            f"plus chance, or {most:,} images. Nothing was written. Choose the format onnx, or "
+            "allow a larger drop."
         )
     return worst
 

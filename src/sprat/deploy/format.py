@@ -33,7 +33,7 @@ class Format:
     about: str
     """A phrase for the help, after the name: "quantised to 8 bits"."""
     ending: str
-    """Of the file or folder, after the model's name: "-int8.onnx"."""
+    """Ending of the file or folder, after the model's name: "-int8.onnx"."""
     write: Callable[[Source, Any], Content]
     """Return the content; the second argument is that of `made_from`."""
     open: Callable[[Any, Graph], Run]
@@ -47,16 +47,16 @@ class Format:
     size: Callable[[Any], int] = total_bytes
     """Return the bytes that a content takes where it is used."""
     timed: bool = True
-    """Whether what `open` returns is what a user runs, so that its time means something."""
+    """True if `open` returns what a user runs, so that its time is meaningful."""
     made_from: Format | None = None
     """The format that is written first, compared too, and handed to `write`."""
     exact: bool = True
-    """Whether every answer must agree with torch; otherwise accuracy may drop by max_drop,
-    that of each class by max_class_drop."""
+    """True if every prediction must agree with PyTorch; otherwise the accuracy may drop by
+    max_drop, and that of each class by max_class_drop."""
     calibrated: bool = False
-    """Whether training images are needed."""
+    """True if training images are needed."""
     stored_ranges: bool = False
-    """Whether ranges of activations that are stored with the model do instead."""
+    """True if the ranges of activations stored with the model can replace training images."""
     takes: tuple[str, ...] = ()
     """Options that not every format has."""
     packages: tuple[str, ...] = ()

@@ -60,7 +60,7 @@ class Source:
     """A model, as a format is written from it.
 
     graph: a copy of the model's network, on the CPU, in evaluation mode. training: images to
-    calibrate on, for formats that need some. tell: hears what is being done.
+    calibrate on, for formats that need some. tell: called with a description of each stage.
     """
 
     model: Model

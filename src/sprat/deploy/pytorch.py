@@ -49,7 +49,7 @@ def open_weights(content: bytes, graph: Graph) -> Run:
 
 PT2 = Format(
     name="pt2",
-    about="a program of torch.export",
+    about="a torch.export program",
     ending=".pt2",
     write=write_program,
     open=open_program,
@@ -57,7 +57,7 @@ PT2 = Format(
 )
 PTH = Format(
     name="pth",
-    about="a state_dict",
+    about="a state dict",
     ending=".pth",
     write=write_weights,
     open=open_weights,

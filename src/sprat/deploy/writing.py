@@ -38,28 +38,28 @@ from sprat.files import replacing, replacing_folder
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was put in place, and how it compares."""
+    """An exported file, and how it compares with PyTorch."""
 
     path: Path
     format: str
     raw: bool
     n: int
-    """Images compared."""
+    """Number of images compared."""
     same_top1: float
-    """Share of them that get the same class as from torch."""
+    """Share of the images that get the same class as in PyTorch."""
     largest_difference: float
-    """Between probabilities."""
+    """Largest difference between probabilities."""
     contenders: tuple[Contender, ...]
-    """Torch first."""
+    """Size, speed and accuracy of each form, PyTorch first."""
     model: str = ""
     dataset: str = FALLBACK
-    """Of the compared images."""
+    """Name of the dataset of the compared images."""
     split: str = "drawings"
-    """test, val, or drawings."""
+    """Split of the compared images: test, val or drawings."""
     worst_class: ClassDrop | None = None
-    """The class whose accuracy drops most; None if every answer agrees."""
+    """The class whose accuracy drops most; None if all predictions agree."""
     compiled: Compiled | None = None
-    """What a compiler made of it, if that was asked for."""
+    """Memory of the compiled C code, if requested."""
 
 
 def export(
@@ -82,8 +82,9 @@ def export(
             it drawings of shapes10 are compared, on which there is no accuracy.
         training: images to calibrate on, for formats that need some; none of `compared`. Without
             them the ranges that are stored with the model are used, if the format takes them.
-        overwrite: whether a file that exists may be replaced; a folder, if it holds nothing else.
-        tell: hears what is being done.
+        overwrite: whether an existing file may be replaced, or a folder that contains nothing but
+            an export.
+        tell: called with a description of each stage.
 
     Raises:
         SpratError: as `check_options`, `check_output` and `check_model`; a format that is
@@ -100,7 +101,7 @@ def export(
         exact = ", ".join(name for name, each in FORMATS.items() if not each.calibrated)
         raise SpratError(
             f"The format {format} is calibrated on training images of the model's dataset and "
-            "compared on others, and there are none. Give the dataset, or choose another format: "
+            "compared on others, but there are none. Give the dataset, or choose another format: "
             f"{exact}."
         )
     source = Source.of(model, options, training, tell)

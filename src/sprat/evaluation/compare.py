@@ -95,12 +95,13 @@ class Entry:
     macs: None if not published. receptive_field: pixels; None if not published, or if it is the
         whole image.
     top1: a fraction; the mean of several seeds or folds.
-    ci95: of one run, over the images it was evaluated on. std, n: over several seeds or folds.
+    ci95: interval of one run, over the images it was evaluated on. std, n: over several seeds or
+    folds.
     standing: "measured" by sprat, "published" elsewhere, or only "claimed".
-    split: "test", "val" of a run that has not read the test set, or of folds, or "all" of other
+    split: "test"; "val" for folds, or for a run that has not read the test set; "all" for other
         images.
-    protocol: how the figure was measured. source: its file, or who published it.
-    parameters_sign, top1_sign: "<", ">" or "~" where the figure is a bound or approximate.
+    protocol: how the figure was measured. source: its file or its publication.
+    parameters_sign, top1_sign: "<", ">" or "~" if the figure is a bound or approximate.
     """
 
     name: str
@@ -147,8 +148,9 @@ def read_entries(paths: Sequence[Path], published: bool = True) -> list[Entry]:
         values = read_json(file)
         if wrong := _mismatch(values):
             raise SpratError(
-                f"{file} is not a result of sprat: {wrong}. Give the folder of a run, or of a "
-                "recipe's seeds or folds, or a file with what sprat evaluate --json printed."
+                f"{file} is not a result of sprat: {wrong}. Give the folder of a run, of a "
+                "recipe's seeds or of its folds, or a file with the output of sprat evaluate "
+                "--json."
             )
         datasets.setdefault(values["dataset"], file)
         entries.append(_measured(values, file))
@@ -230,7 +232,7 @@ def _file_of(path: Path) -> Path:
         if (path / name).exists():
             return path / name
     raise SpratError(
-        f"{path} holds neither {RESULTS_FILE} nor {SUMMARY_FILE}. Give the folder of a finished "
+        f"{path} contains neither {RESULTS_FILE} nor {SUMMARY_FILE}. Give the folder of a finished "
         "run, of a recipe's seeds or of its folds."
     )
 

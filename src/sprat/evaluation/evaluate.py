@@ -64,7 +64,7 @@ def check_finite(logits: Tensor) -> None:
     """
     if not logits.isfinite().all():
         raise Diverged(
-            "The network's answer is infinite or not a number: its weights are damaged or its "
+            "The network's output is infinite or not a number, so its weights are damaged or its "
             "training diverged. Use another model, or train it again."
         )
 

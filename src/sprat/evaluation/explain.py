@@ -33,8 +33,8 @@ class Explanation(NamedTuple):
     label: str
     """The class."""
     map: Tensor
-    """What each place adds to the class's logit: H' x W', float32, on the CPU, as large as the
-    network's last map. Its mean and the class's bias add up to the logit."""
+    """Contribution of each place to the class's logit: H' x W', float32, on the CPU, with the
+    size of the network's last map. Its mean plus the bias of the class is the logit."""
     where: str
     """The map in words: "mostly the lower left", "the middle", "spread over the whole picture"."""
 
@@ -122,7 +122,7 @@ def _find_end(
 
 def _other_end(network: nn.Module, lacks: str) -> SpratError:
     return SpratError(
-        f"{type(network).__name__} does not end in the mean of a map and one linear layer, which "
+        f"{type(network).__name__} does not end in a mean over the map and one linear layer, which "
         f"class activation maps need: {lacks}. Leave the maps out, or change its code so that its "
         "logits are classifier(features(images).mean((2, 3)))."
     )

@@ -164,8 +164,8 @@ def measure_ranges(
         for layer, values in enumerate(run(lowered, folded, normalised)):
             if not values.isfinite().all():
                 raise SpratError(
-                    "The network's values are not finite on the images that it was calibrated "
-                    "on. Train the model again."
+                    "The network's activations are not finite on the calibration images. Train "
+                    "the model again."
                 )
             for group in values.split(GROUP):
                 low, high = group.aminmax()
@@ -209,8 +209,8 @@ def read_record(record: Any, lowered: Lowered) -> Ranges:
     wrong = mismatch(record, RECORD) or _wrong_layers(record["layers"], layer_names(lowered))
     if wrong:
         raise SpratError(
-            f"The ranges of activations that are stored with the model cannot be used: {wrong}. "
-            "Measure them anew with --calibrate DATASET."
+            f"The ranges of activations stored with the model cannot be used: {wrong}. Measure "
+            "them again with --calibrate DATASET."
         )
     layers = record["layers"]
     return tuple((float(layers[name][0]), float(layers[name][1])) for name in layer_names(lowered))

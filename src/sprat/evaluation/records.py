@@ -369,7 +369,8 @@ def read_results(path: Path) -> RunResult:
         wrong = wrong or _uneven(*evaluation_of(results))
     if wrong:
         raise SpratError(
-            f"{path} is not what a run of sprat writes: {wrong}. Name the folder of a finished run."
+            f"{path} is not a file that a run of sprat writes: {wrong}. Name the folder of a "
+            "finished run."
         )
     return results
 
@@ -418,7 +419,7 @@ def read_metrics(run: Path) -> list[EpochRow]:
         raise SpratError(f"{path} cannot be read: {error}. Name the folder of a run.") from error
     if wrong := wrong_history(rows):
         raise SpratError(
-            f"{path} is not what a run of sprat writes: {wrong}. Name the folder of a run."
+            f"{path} is not a file that a run of sprat writes: {wrong}. Name the folder of a run."
         )
     return rows
 

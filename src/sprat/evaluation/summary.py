@@ -43,7 +43,7 @@ def _summarize(folder: Path) -> SeedSummary:
     runs = [read_results(path) for path in folder.glob(f"seed-*/{RESULTS_FILE}")]
     runs.sort(key=lambda run: run["seed"])
     if not runs:
-        raise SpratError(f"{folder} holds no seed-*/{RESULTS_FILE}. Train some seeds first.")
+        raise SpratError(f"{folder} contains no seed-*/{RESULTS_FILE}. Train some seeds first.")
     _check_same(runs, folder)
     last = runs[-1]
     split, evaluation = evaluation_of(last)
@@ -132,7 +132,7 @@ def _check_same(runs: Sequence[RunResult], folder: Path) -> None:
         if differs := [key for key in same if values[key] != first[key]]:
             raise SpratError(
                 f"{folder}: seed {run['seed']} differs from seed {runs[0]['seed']} in "
-                f"{', '.join(differs)}. Summarize runs that differ in their seed alone."
+                f"{', '.join(differs)}. Summarize runs that differ only in their seed."
             )
 
 

@@ -94,15 +94,15 @@ def _run(source: str) -> ModuleType:
         return _run_file(source) if source.endswith(".py") else _import(source)
     except FileNotFoundError as error:
         if error.filename != source:  # the user's own code opens files too
-            raise SpratError(f"{source} fails: {error}. Change its code.") from error
+            raise SpratError(f"{source} cannot be run: {error}. Change its code.") from error
         raise SpratError(
-            f"There is no file {source}. Name the Python file that holds your network, as "
+            f"There is no file {source}. Name the Python file that defines your network, such as "
             "my_nets.py."
         ) from error
     except (Exception, SystemExit) as error:  # the user's own code
         raise SpratError(
-            f"{source} fails: {type(error).__name__}: {error}. Change its code, or name another "
-            "file, as my_nets.py, or a module that can be imported."
+            f"{source} cannot be run: {type(error).__name__}: {error}. Change its code, or name "
+            "another file, such as my_nets.py, or a module that can be imported."
         ) from error
 
 

@@ -36,25 +36,25 @@ class NetworkSettings(Table, name="network"):
 
     widths: tuple[int, ...] = setting((), "Channels of each stage", at_least=1, at_most=4_096)
     depth: tuple[int, ...] = setting(
-        (), "Blocks of every stage, or of each", at_least=0, at_most=64
+        (), "Blocks per stage: one number for all stages, or one for each", at_least=0, at_most=64
     )
     strides: tuple[int, ...] = setting((), "Stride of each stage", at_least=1, at_most=4)
     widening: tuple[float, ...] = setting(
         (),
-        "How many times as wide a block is inside, in every stage or in each",
+        "Width inside a block as a multiple of its outer width, for all stages or for each",
         at_least=0.1,
         at_most=16,
     )
     kernels: tuple[int, ...] = setting(
         (),
-        "Depthwise windows, each for an equal share of the channels; 1 leaves its share as it is",
+        "Depthwise window sizes, each for an equal share of the channels; 1 leaves them unchanged",
         at_least=1,
         at_most=31,
         unit="pixels",
     )
     shortcut: tuple[int, ...] = setting(
         (),
-        "Whether the input of a block is added to its output, in every stage or in each: 1 or 0",
+        "1: add the input of a block to its output; 0: do not; for all stages or for each",
         at_least=0,
         at_most=1,
     )
@@ -66,7 +66,7 @@ class NetworkConfig(NetworkSettings, name="network"):
 
     name: str = setting(
         "OptimizedCIFAR10Net200K",
-        "Network by name, where case, - and _ do not matter, or a class of your own as "
+        "Name of a network (case, - and _ make no difference), or a class of your own: "
         "my_nets.py:MyNet",
     )
 
@@ -91,7 +91,7 @@ class NetworkConfig(NetworkSettings, name="network"):
         if unknown := [key for key in values if key not in cls.settings]:
             raise SpratError(
                 f"Unknown network setting {shown(unknown[0])}. Available: "
-                f"{', '.join(cls.settings)}; a newer sprat may have more."
+                f"{', '.join(cls.settings)}. A newer version of sprat may have more."
             )
         return cls(**values)
 
@@ -220,13 +220,13 @@ def build_network(
         if not code.is_own(config.name):
             raise
         raise SpratError(
-            f"{config.name} cannot be built: {type(error).__name__}: {error}. It is given "
-            f"{' and '.join(settings) or 'nothing'}; change its code."
+            f"{config.name} cannot be built: {type(error).__name__}: {error}. It was called with "
+            f"{' and '.join(settings) or 'no arguments'}. Change its code."
         ) from error
     if not isinstance(built, nn.Module):
         raise SpratError(
             f"{config.name} returns {shown(built)}, expected a torch.nn.Module. Name a class or "
-            "function that makes a network."
+            "function that returns a network."
         )
     if "in_channels" in takes:
         built.in_channels = in_channels  # type: ignore[assignment]
@@ -252,9 +252,9 @@ def _not_taken(config: NetworkConfig, key: str, takes: Iterable[str]) -> SpratEr
     settings = [each for each in takes if each in config.settings and each != "name"]
     has = f"only {', '.join(settings)}" if settings else "none"
     return SpratError(
-        f"network.{key} is {shown(list(config.given[key]))}, but {config.name} does not take it "
-        f"(of these settings: {has}). Leave it out, or choose a network with --model, which drops "
-        "the recipe's network settings."
+        f"network.{key} is {shown(list(config.given[key]))}, but {config.name} does not have this "
+        f"setting (of these settings: {has}). Leave it out, or choose a network with --model, "
+        "which discards the recipe's network settings."
     )
 
 
@@ -286,20 +286,20 @@ def check_outputs(network: nn.Module, num_classes: int, side: int, channels: int
             logits = network.eval()(torch.zeros(1, channels, side, side))
     except Exception as error:  # the user's own code
         raise SpratError(
-            f"{name} cannot take an image of {channels} x {side} x {side}: {type(error).__name__}: "
-            f"{error}. Change its code{remedy}."
+            f"{name} cannot process an image of {channels} x {side} x {side}: "
+            f"{type(error).__name__}: {error}. Change its code{remedy}."
         ) from error
     finally:
         network.train(was_training)
     if not isinstance(logits, torch.Tensor):
         raise SpratError(
-            f"{name} answers one image with a {type(logits).__name__}, expected logits of shape "
-            f"(1, {num_classes}). Wrap it in a class whose forward returns the logits alone."
+            f"{name} returns a {type(logits).__name__} for one image, expected logits of shape (1, "
+            f"{num_classes}). Wrap it in a class whose forward returns only the logits."
         )
     shape = tuple(logits.shape)
     if shape != (1, num_classes):
         raise SpratError(
-            f"{name} answers one image with {shape}, expected logits of shape (1, {num_classes}), "
-            "one for each class. Let its constructor take num_classes, or give the number of its "
+            f"{name} returns {shape} for one image, expected logits of shape (1, {num_classes}), "
+            "one per class. Let its constructor accept num_classes, or give the number of its "
             "classes (--classes)."
         )

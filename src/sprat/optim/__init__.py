@@ -96,13 +96,13 @@ class OptimConfig(Table, name="optim"):
 
     name: str = setting(
         "sgd",
-        "Optimizer; muon makes the steps of 1x1 convolutions orthogonal and is sgd elsewhere",
+        "Optimizer; muon orthogonalises the steps of 1x1 convolutions and uses sgd elsewhere",
         choices=OPTIMIZERS,
     )
-    muon_lr: float = setting(0.02, "Peak learning rate of Muon's parameters", above=0)
-    lr: float = setting(0.25, "Peak learning rate; goes with the batch size", above=0)
+    muon_lr: float = setting(0.02, "Peak learning rate of the parameters that Muon trains", above=0)
+    lr: float = setting(0.25, "Peak learning rate; adjust it together with the batch size", above=0)
     momentum: float = setting(
-        0.9, "Momentum: fraction of the last step's direction that is kept", at_least=0, below=1
+        0.9, "Momentum: fraction of the previous step's direction to keep", at_least=0, below=1
     )
     nesterov: bool = setting(True, "Use Nesterov momentum")
     weight_decay: float = setting(5e-4, "Weight decay (L2 penalty)", at_least=0)
@@ -113,7 +113,7 @@ class OptimConfig(Table, name="optim"):
         2.0, "Epochs of linear warm-up to the peak learning rate; may be a fraction", at_least=0
     )
     schedule: str = setting(
-        "cosine", "How the learning rate falls after the warm-up", choices=SCHEDULES
+        "cosine", "Shape of the learning rate's decay after the warm-up", choices=SCHEDULES
     )
     max_norm: float = setting(
         0.0, "Gradient norm above which gradients are clipped", at_least=0, zero="no clipping"

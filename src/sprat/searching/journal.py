@@ -85,9 +85,9 @@ class Journal:
                 attributes = frozen.user_attrs
                 trial = Trial.from_record(attributes[RECORD], self.last)
                 if attributes[SHA256] != _sha256(attributes[RECORD], attributes[OF]):
-                    raise SpratError(f"trial {trial.number} is not as it was written")
+                    raise SpratError(f"Trial {trial.number} differs from what was written.")
                 if trial.number != number:
-                    raise SpratError(f"trial {number} is missing")
+                    raise SpratError(f"Trial {number} is missing.")
                 if trial.generation == len(generations):
                     generations.append([])
                 generations[trial.generation].append(trial)

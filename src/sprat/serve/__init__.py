@@ -12,6 +12,6 @@ def require_packages() -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise SpratError(
-            f"sprat serve needs {', '.join(missing)}, not installed here; install all it needs "
-            "with pip install 'sprat[serve]'"
+            f"sprat serve needs packages that are not installed: {', '.join(missing)}. Install "
+            "them with pip install 'sprat[serve]'"
         )

@@ -75,7 +75,7 @@ def make_app(
             raise Refused(422, "model", str(error)) from error
         except Exception as error:  # out of memory, say
             LOGGER.exception("the model failed")
-            raise Refused(503, "model", "the model failed; the server's log says why") from error
+            raise Refused(503, "model", "The model failed. The server's log says why.") from error
 
     async def ask(pixels: Tensor) -> list[float]:
         """Class probabilities, K.
@@ -85,7 +85,7 @@ def make_app(
         """
         probabilities = await answered(batcher.submit(pixels))
         if not all(map(math.isfinite, probabilities)):
-            words = "the model gives no probabilities for this picture; try another"
+            words = "The model gives no probabilities for this picture. Try another one."
             raise Refused(422, "model", words)
         return probabilities
 
@@ -131,7 +131,7 @@ def make_app(
         if 200 in statuses:
             answer = {"model": model.name, "pictures": pictures, "milliseconds": milliseconds}
             return JSONResponse(answer)
-        error = pictures[0]["error"] if len(pictures) == 1 else "none of the files can be read"
+        error = pictures[0]["error"] if len(pictures) == 1 else "None of the files can be read."
         refusal = {"error": error, "pictures": pictures}
         return JSONResponse(refusal, statuses.pop() if len(statuses) == 1 else 422)
 
@@ -140,7 +140,7 @@ def make_app(
             async with asyncio.timeout(HEALTHY_WITHIN):
                 await ask(_nothing(model))
         except Exception as error:  # whatever it is, the answer is no
-            raise Refused(503, "unhealthy", "the model does not answer") from error
+            raise Refused(503, "unhealthy", "The model does not answer.") from error
         return JSONResponse({"status": "ok", "model": model.name})
 
     async def read_metrics(request: Request) -> Response:
@@ -213,7 +213,7 @@ class Options(NamedTuple):
 def _options(request: Request) -> Options:
     top = request.query_params.get("top", str(TOP))
     if not (top.isascii() and top.isdigit() and top.strip("0")):
-        raise Refused(422, "option", f"top is {top[:20]!r}, expected a whole number above 0")
+        raise Refused(422, "option", f"top is {top[:20]!r}, expected a whole number above 0.")
     most = int(top.lstrip("0")[:9])  # more classes than any model has
     return Options(most, _flag(request, "seen"), _flag(request, "where"))
 
@@ -221,7 +221,7 @@ def _options(request: Request) -> Options:
 def _flag(request: Request, name: str) -> bool:
     value = request.query_params.get(name, "false")
     if value not in FLAGS:
-        raise Refused(422, "option", f"{name} is {value[:20]!r}, expected true or false")
+        raise Refused(422, "option", f"{name} is {value[:20]!r}, expected true or false.")
     return FLAGS[value]
 
 
@@ -234,7 +234,10 @@ def _sender(fixed: Fixed) -> Callable[[Request], Awaitable[Response]]:
 
 async def _no_such_thing(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    words = {404: "there is nothing here; see /docs", 405: "not by this method; see /docs"}
+    words = {
+        404: "There is nothing at this address. See /docs.",
+        405: "This address does not support the method. See /docs.",
+    }
     message = words.get(error.status_code, error.detail)
     return JSONResponse({"error": message}, error.status_code, error.headers)
 
@@ -244,7 +247,7 @@ async def _left(request: Request, error: Exception) -> Response:
 
 
 async def _broken(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": "sprat failed; its log says where"}, 500)
+    return JSONResponse({"error": "sprat failed. Its log says where."}, 500)
 
 
 HANDLERS: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {

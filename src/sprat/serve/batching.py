@@ -27,7 +27,7 @@ class Batcher:
     Args:
         classifier: the model.
         most: pictures in a batch.
-        told: is told the size of each batch, in that thread.
+        told: called with the size of each batch, in that thread.
     """
 
     def __init__(

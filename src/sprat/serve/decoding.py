@@ -82,7 +82,7 @@ def decode(content: bytes, side: int, limits: Limits) -> Tensor:
         Refused: it is empty, of no format that is read, too large, made to be slow, or damaged.
     """
     if not content:
-        raise Refused(422, "empty", "the file is empty")
+        raise Refused(422, "empty", "The file is empty.")
     check_structure(content)
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -96,13 +96,15 @@ def decode(content: bytes, side: int, limits: Limits) -> Tensor:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_many_pixels(limits) from error
     except UnidentifiedImageError as error:
-        words = "this is no picture that can be read; send JPEG, PNG, WebP, GIF, BMP or TIFF"
+        words = (
+            "The file is not a picture that can be read. Send JPEG, PNG, WebP, GIF, BMP or TIFF."
+        )
         raise Refused(415, "no picture", words) from error
     except MemoryError as error:
-        words = "decoding the picture takes too much memory; make it smaller or save it as JPEG"
+        words = "Decoding the picture takes too much memory. Make it smaller, or save it as JPEG."
         raise Refused(413, "memory", words) from error
     except Exception as error:  # a damaged file raises anything
-        raise Refused(422, "damaged", "the picture is damaged or cut off") from error
+        raise Refused(422, "damaged", "The picture is damaged or incomplete.") from error
 
 
 def check_size(image: Image.Image, limits: Limits) -> None:
@@ -110,20 +112,20 @@ def check_size(image: Image.Image, limits: Limits) -> None:
     if image.width * image.height > limits.max_pixels:
         raise _too_many_pixels(limits)
     if max(image.size) > limits.max_side:
-        words = f"the picture is {image.width:,} x {image.height:,} pixels; send at most "
-        raise Refused(413, "pixels", f"{words}{limits.max_side:,} on a side")
+        words = f"The picture has {image.width:,} x {image.height:,} pixels. Send at most "
+        raise Refused(413, "pixels", f"{words}{limits.max_side:,} on a side.")
 
 
 def check_scans(scans: int, pixels: int, limits: Limits) -> None:
     """Refuse a JPEG whose scans, each of which goes over the whole picture, are slow together."""
     if scans > MOST_SCANS or scans * pixels > USUAL_SCANS * limits.max_pixels:
         most = min(MOST_SCANS, USUAL_SCANS * limits.max_pixels // max(1, pixels))
-        raise Refused(422, "scans", f"a JPEG of more than {most} scans; save it anew")
+        raise Refused(422, "scans", f"The JPEG has more than {most} scans. Save it again.")
 
 
 def _too_many_pixels(limits: Limits) -> Refused:
-    words = "the picture has too many pixels; make it smaller, at most"
-    return Refused(413, "pixels", f"{words} {limits.max_pixels:,} in all")
+    words = "The picture has too many pixels. Send at most"
+    return Refused(413, "pixels", f"{words} {limits.max_pixels:,}.")
 
 
 def check_structure(content: bytes) -> None:
@@ -132,7 +134,9 @@ def check_structure(content: bytes) -> None:
     What is no proper file passes: Pillow will say so.
     """
     if content.startswith(b"BM") and content[30:31] in (b"\1", b"\2"):  # Pillow does it in Python
-        raise Refused(415, "compression", "a BMP in run lengths is not read; save it as PNG")
+        raise Refused(
+            415, "compression", "A BMP with run-length encoding cannot be read. Save it as PNG."
+        )
     for prefix, pieces in PIECES.items():
         if content.startswith(prefix):
             with contextlib.suppress(struct.error, IndexError):  # it is cut off
@@ -144,7 +148,7 @@ def check_structure(content: bytes) -> None:
 
 
 def _too_many_parts() -> Refused:
-    words = "the file is made of too many parts (chunks, strips, tiles or frames); save it anew"
+    words = "The file has too many parts (chunks, strips, tiles or frames). Save it again."
     return Refused(422, "parts", words)
 
 
@@ -220,7 +224,9 @@ def _tiff_parts(content: bytes) -> Iterator[int]:
             tags[tag] = struct.unpack_from(f"{order}{'H' if kind == 3 else 'L'}", content, at)[0]
         at += 8 if wide else 4
     if tags.get(259, 1) not in TIFF_COMPRESSIONS:
-        words = f"a TIFF compressed by method {tags[259]} is not read; save it as PNG or JPEG"
+        words = (
+            f"A TIFF with compression method {tags[259]} cannot be read. Save it as PNG or JPEG."
+        )
         raise Refused(415, "compression", words)
     if claimed > len(content):
         raise _too_many_parts()
@@ -279,8 +285,8 @@ class Decoders:
         except Refused as refused:
             self.close()
             raise SpratError(
-                "The processes that decode pictures cannot be started; is there memory, and a "
-                "folder for temporary files with room?"
+                "The processes that decode pictures cannot be started. Check that there is enough "
+                "memory, and space in the folder for temporary files."
             ) from refused
 
     async def decode(self, file: BinaryIO, size: int, client: str) -> Tensor:
@@ -315,7 +321,7 @@ class Decoders:
     def _decode_apart(self, file: BinaryIO) -> Tensor:
         content = file.read()
         if not content:
-            raise Refused(422, "empty", "the file is empty")
+            raise Refused(422, "empty", "The file is empty.")
         process = self._free.get()
         try:
             return process.decode(content)
@@ -398,7 +404,9 @@ class _Process:
             return ours
         except (OSError, EOFError) as error:
             self._end()
-            words = "the server can start no process to decode the picture; ask again in a minute"
+            words = (
+                "The server cannot start a process to decode the picture. Try again in a minute."
+            )
             raise Refused(503, "no decoder", words) from error
 
     def decode(self, content: bytes) -> Tensor:
@@ -409,12 +417,14 @@ class _Process:
             if not pipe.poll(self._limits.decode_seconds):
                 self._end()
                 seconds = self._limits.decode_seconds
-                words = f"the picture takes more than {seconds:g} seconds to decode; save it anew"
+                words = f"The picture takes more than {seconds:g} seconds to decode. Save it again."
                 raise Refused(422, "slow picture", words)
             answer = pipe.recv_bytes()
         except (OSError, EOFError) as error:  # Pillow crashed, or the system ended it
             self._end()
-            raise Refused(422, "damaged", "the picture cannot be decoded; save it anew") from error
+            raise Refused(
+                422, "damaged", "The picture cannot be decoded. Save it again."
+            ) from error
         if answer.startswith(b"{"):
             raise Refused(**json.loads(answer))
         pixels = np.frombuffer(answer[1:], np.uint8).reshape(3, self._side, self._side)
@@ -459,7 +469,7 @@ def _work(pipe: Connection, side: int, limits: Limits) -> None:
 
 
 def _bound_memory(more: int) -> None:
-    """Lets this process take so many bytes more than it has, where the system can tell."""
+    """Lets this process take so many bytes more than it has, if the system reports it."""
     with contextlib.suppress(ImportError, OSError):
         import resource
 

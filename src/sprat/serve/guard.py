@@ -107,17 +107,20 @@ class Guard:
             exchange.record.write(self._log, self._metrics)
 
     def _enter(self, exchange: "_Exchange") -> Callable[[], None]:
-        """Takes a place among the predictions under way; gives what frees it.
+        """Take a place among the predictions in progress; return the function that frees it.
 
         Where all are taken, a body that does not come gives up its place.
         """
         client = household(exchange.record.client)
         if self._under_way[client] >= self._limits.max_requests_per_client:
-            words = f"{self._under_way[client]} requests of yours are under way; wait for an answer"
+            words = (
+                f"{self._under_way[client]} requests from your address are in progress. Wait for a "
+                "response."
+            )
             raise Refused(429, "client", words, RETRY_AFTER)
         full = len(self._holding) >= self._limits.max_requests
         if full and not any(other.give_up() for other in self._holding):
-            raise Refused(503, "busy", "the server is busy; ask again in a second", RETRY_AFTER)
+            raise Refused(503, "busy", "The server is busy. Try again in a second.", RETRY_AFTER)
         self._under_way[client] += 1
         self._holding[exchange] = None
         self._metrics.in_flight.inc()
@@ -177,12 +180,12 @@ class _Exchange:
                 message = await self._receive()
         except TimeoutError as error:
             if self._gave_up:
-                words = f"the server is busy and the body took more than {PATIENCE:g} seconds"
+                words = f"The server is busy and the body took more than {PATIENCE:g} seconds"
                 raise Refused(
-                    408, "slow", f"{words}; ask again, or send a smaller picture"
+                    408, "slow", f"{words}. Try again, or send a smaller picture."
                 ) from error
             seconds = self._limits.body_seconds
-            words = f"the body did not come within {seconds:g} seconds; send a smaller picture"
+            words = f"The body did not arrive within {seconds:g} seconds. Send a smaller picture."
             raise Refused(408, "slow", words) from error
         finally:
             self._waiting = None
@@ -229,5 +232,8 @@ class _Exchange:
         await self._send(message)
 
     def _too_large(self) -> Refused:
-        words = f"more than {self._limits.max_body:,} bytes; send fewer or smaller pictures"
+        words = (
+            f"The body has more than {self._limits.max_body:,} bytes. Send fewer or smaller "
+            "pictures."
+        )
         return Refused(413, "body", words)

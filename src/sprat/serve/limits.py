@@ -14,47 +14,49 @@ OWN_FILES = 40  # files that the server itself keeps open: sockets, pipes to its
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Each is refused in words, with the status in brackets."""
+    """Limits on requests; a request that exceeds one is refused with the status in brackets."""
 
     max_body: int = 16 << 20
-    """Bytes of a request's body, declared or counted as they come (413)."""
+    """Maximum bytes of a request's body, as declared or as received (413)."""
     max_files: int = 16
-    """Pictures in a request (413)."""
+    """Maximum number of pictures in a request (413)."""
     max_pixels: int = 25_000_000
-    """Pixels of a picture, by its header, before it is decoded (413)."""
+    """Maximum pixels of a picture, read from its header before it is decoded (413)."""
     max_side: int = 20_000
-    """Width and height of a picture in pixels, by its header, before it is decoded (413)."""
+    """Maximum width and height of a picture in pixels, read from its header (413)."""
     decode_seconds: float = 5.0
-    """Seconds in which a picture must be decoded; the process is ended then (422)."""
+    """Maximum seconds to decode a picture, after which its process is ended (422)."""
     decode_memory: int = 1_250_000_000
-    """Bytes of memory that decoding a picture may take, where the system can bound it (413)."""
+    """Maximum bytes of memory to decode a picture, if the system can limit it (413)."""
     body_seconds: float = 30.0
-    """Seconds in which a body must have come (408)."""
+    """Maximum seconds to receive a body (408)."""
     header_seconds: float = 10.0
-    """Seconds in which a request's headers must have come; else the connection is closed."""
+    """Maximum seconds to receive a request's headers before the connection is closed."""
     send_seconds: float = 10.0
-    """Seconds in which a client must have read its answer; else the connection is cut."""
+    """Maximum seconds for a client to read its response before the connection is cut."""
     max_requests: int = 64
-    """Requests for predictions that are under way at once (503)."""
+    """Maximum number of prediction requests in progress (503)."""
     max_requests_per_client: int = 16
-    """The same, of one client's address (429)."""
+    """Maximum number of prediction requests in progress from one address (429)."""
     max_connections: int = 1024
-    """Open connections; fewer where the system allows fewer open files (503)."""
+    """Maximum number of open connections, fewer if the system allows fewer open files (503)."""
     max_connections_per_client: int = 128
-    """The same, of one address that is no trusted proxy's (503)."""
+    """Maximum number of open connections from one address, unless it is a trusted proxy (503)."""
     max_batch: int = 64
-    """Pictures that the network looks at together."""
+    """Maximum number of pictures that the network classifies together."""
     decoders: int = 2
-    """Processes that decode pictures, each one at a time."""
+    """Number of processes that decode pictures."""
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
             if not 0 < value < math.inf:
-                raise SpratError(f"{name} is {value}, expected a number above 0")
+                raise SpratError(
+                    f"{name} is {value}, expected a number above 0. Give another number."
+                )
         if self.max_pixels > PILLOWS_MAX_PIXELS:
             raise SpratError(
                 f"max_pixels is {self.max_pixels:,}, expected at most {PILLOWS_MAX_PIXELS:,}, "
-                "beyond which pictures are not safe to open"
+                "because larger pictures are not safe to open. Lower it."
             )
 
 
@@ -65,7 +67,9 @@ def check_port(port: int) -> None:
         SpratError: there is no such port.
     """
     if not 0 <= port <= 65535:
-        raise SpratError(f"--port is {port}, expected 1 to 65535, or 0 for a free one")
+        raise SpratError(
+            f"--port is {port}, expected 1 to 65535, or 0 for a free port. Give another number."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +104,7 @@ def allow_connections(limits: Limits) -> Connections:
     most = files - OWN_FILES - spare - backlog
     if most < 8:
         raise SpratError(
-            f"The system allows {files} open files, too few for a server. Allow at least 256 with "
-            "ulimit -n 256."
+            f"The system allows {files} open files, which is too few for a server. Allow at least "
+            "256 with ulimit -n 256"
         )
     return Connections(min(most, limits.max_connections), spare, backlog)

@@ -26,7 +26,7 @@ class Log:
 
     Args:
         descriptor: the file to write to.
-        dropped: is told how many lines were dropped, in whatever thread.
+        dropped: called with the number of dropped lines, in any thread.
     """
 
     def __init__(self, descriptor: int, dropped: Callable[[int], None] = lambda lines: None):
@@ -90,7 +90,7 @@ class Log:
 
 
 class Handler(logging.Handler):
-    """Hands what Python's own logging is told to a `Log`."""
+    """Passes the records of Python's logging on to a `Log`."""
 
     def __init__(self, log: Log, level: int) -> None:
         super().__init__(level)

@@ -36,7 +36,7 @@ def parse_hosts(text: str) -> frozenset[str] | None:
         if "*" in name or not (found := HOST.fullmatch(bare)) or found[2]:
             raise SpratError(
                 f"--allowed-hosts has {name!r}, expected names or addresses without http:// and "
-                "port, separated by commas, or '*' alone. Give example.org, say."
+                "port, separated by commas, or '*' alone. Give a name such as example.org."
             )
     return LOOPBACK_NAMES | {name.strip("[]") for name in names}
 
@@ -56,7 +56,8 @@ def parse_proxies(text: str) -> list[Network]:
         if network is None or not network.prefixlen:
             raise SpratError(
                 f"--trusted-proxies has {word!r}, expected addresses or networks of your own "
-                "proxies: whoever is trusted can claim any address. Give 10.0.0.2, say."
+                "proxies, because a trusted proxy can claim any address. Give an address such as "
+                "10.0.0.2."
             )
         networks.append(network)
     return networks
@@ -72,7 +73,10 @@ def check_host(headers: Headers, allowed: frozenset[str] | None) -> None:
     hosts = headers.getlist("host")
     found = HOST.fullmatch(hosts[0].lower()) if len(hosts) == 1 else None
     if found is None or found[1].strip("[]").rstrip(".") not in allowed:
-        words = "the Host header names another server; use its own name, or see --allowed-hosts"
+        words = (
+            "The Host header names another server. Use this server's own name, or see "
+            "--allowed-hosts."
+        )
         raise Refused(400, "host", words)
 
 
@@ -92,5 +96,5 @@ def check_origin(method: str, headers: Headers) -> None:
             origin is None or origin.lower().partition("://")[2] == headers.get("host", "").lower()
         )
     if not own:
-        words = "the request comes from a page of another origin; use the server's own page"
+        words = "The request comes from a page of another origin. Use the server's own page."
         raise Refused(403, "origin", words)

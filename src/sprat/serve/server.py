@@ -44,7 +44,7 @@ def run(
     trusted_proxies: str = "",
     allowed_hosts: str = "",
 ) -> None:
-    """Answers requests until SIGTERM or Ctrl-C, and then those that are under way.
+    """Answers requests until SIGTERM or Ctrl-C, and then finish those in progress.
 
     Writes a line of JSON to stdout for each request, and to stderr where it listens.
 
@@ -67,9 +67,9 @@ def run(
             hosts = hosts and hosts | {host.lower(), address}
         elif not allowed_hosts.strip():
             raise SpratError(
-                f"--host {host} lets other machines ask, and no name is allowed that they may call "
-                "this one by. Give its names, --allowed-hosts example.org,192.0.2.7, say, or "
-                "--allowed-hosts '*'."
+                f"--host {host} accepts other machines, but no name is allowed by which they may "
+                "call this one. List its names, for example --allowed-hosts "
+                "example.org,192.0.2.7, or give --allowed-hosts '*'."
             )
         prepare()
         place = best() if model is None else locate(model)
@@ -123,8 +123,8 @@ def listen(host: str, port: int, backlog: int) -> socket.socket:
     except OSError as error:
         why = str(error.strerror).partition(" (")[0]  # what follows is the address again
         raise SpratError(
-            f"cannot listen on {host} port {port}: {why}; give another --port (0: a free one) or "
-            "--host"
+            f"sprat cannot listen on {host} port {port}: {why}. Give another --port (0: choose a "
+            "free one) or --host."
         ) from error
 
 
@@ -142,7 +142,8 @@ class _Server(uvicorn.Server):
         print(f"sprat: ready at http://{shown}:{port}/ (Ctrl-C ends)", file=sys.stderr, flush=True)
         if not is_loopback(host):
             print(
-                "sprat: warning: any machine that reaches this one can ask; there is no password.",
+                "sprat: warning: every machine that can reach this one can use the server; there "
+                "is no password.",
                 file=sys.stderr,
                 flush=True,
             )
@@ -194,9 +195,15 @@ def _protocol(
             if len(self.connections) > connections.most + connections.spare:
                 transport.abort()
             elif len(self.connections) > connections.most:
-                self.refuse(503, "connections", "the server has too many connections; wait")
+                self.refuse(
+                    503, "connections", "The server has too many open connections. Try again later."
+                )
             elif by_client[self.household] > per_client and not self.is_proxy():
-                self.refuse(503, "connections", "you have too many connections open; close some")
+                self.refuse(
+                    503,
+                    "connections",
+                    "There are too many open connections from your address. Close some.",
+                )
             else:
                 self.await_head()
 
@@ -220,7 +227,7 @@ def _protocol(
                 self.await_head()
             self.head_bytes += len(data)
             if self.head_bytes > HEAD_BYTES:
-                self.refuse(431, "http", f"the headers are more than {HEAD_BYTES:,} bytes")
+                self.refuse(431, "http", f"The headers have more than {HEAD_BYTES:,} bytes.")
 
         def on_headers_complete(self) -> None:
             if self.head_timer is not None:
@@ -250,11 +257,11 @@ def _protocol(
         def send_400_response(self, msg: str) -> None:
             """Answer what is no HTTP."""
             if self.is_idle():
-                self.refuse(400, "http", "this is no HTTP request that can be read")
+                self.refuse(400, "http", "The request is not valid HTTP.")
             elif self.cycle.more_body and not self.cycle.response_started:
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()
-                self.refuse(400, "http", "the body's chunks cannot be read")
+                self.refuse(400, "http", "The chunks of the body cannot be read.")
             else:  # those before it are answered
                 self.refused = True
                 self.cycle.keep_alive = False

@@ -29,27 +29,36 @@ async def read_uploads(request: Request, limits: Limits) -> AsyncIterator[list[U
             room for it.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        words = f"send the pictures as multipart/form-data, in the field {FIELD!r}"
+        words = (
+            "The body is not a form. Send the pictures as multipart/form-data, in the field "
+            f"{FIELD!r}."
+        )
         raise Refused(415, "form", words)
     try:
         form = await request.form(max_files=limits.max_files, max_fields=MAX_TEXT_FIELDS)
     except UnicodeError as error:
-        raise Refused(400, "form", "the form's charset cannot be read; use UTF-8") from error
+        raise Refused(400, "form", "The form's charset cannot be read. Use UTF-8.") from error
     except HTTPException as error:
         if error.detail.startswith("Too many files"):
-            words = f"a request may hold {limits.max_files} pictures; send the others in another"
+            words = (
+                f"A request may contain at most {limits.max_files} pictures. Send the others in "
+                "another request."
+            )
             raise Refused(413, "files", words) from error
-        raise Refused(400, "form", f"the form cannot be read: {error.detail}") from error
+        raise Refused(400, "form", f"The form cannot be read: {error.detail}") from error
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            words = "the server has too many files open; ask again in a minute"
+            words = "The server has too many open files. Try again in a minute."
             raise Refused(503, "busy", words) from error
-        words = "the server cannot keep the upload: its folder for temporary files is full or gone"
-        raise Refused(507, "storage", f"{words}; send smaller pictures") from error
+        words = (
+            "The server cannot store the upload, because its folder for temporary files is full "
+            "or missing."
+        )
+        raise Refused(507, "storage", f"{words} Send smaller pictures.") from error
     try:
         uploads = [part for part in form.getlist(FIELD) if isinstance(part, UploadFile)]
         if not uploads:
-            raise Refused(400, "form", f"there is no file in the field {FIELD!r}; send one")
+            raise Refused(400, "form", f"There is no file in the field {FIELD!r}. Send one.")
         yield uploads
     finally:
         await form.close()

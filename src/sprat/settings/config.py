@@ -81,17 +81,17 @@ class DistillConfig(Table, name="distill"):
 class BudgetConfig(Table, name="budget"):
     """Limits on the network; training is refused if one is broken."""
 
-    max_parameters: int = limit("Most parameters", scale=COUNT)
-    max_macs: int = limit("Most multiply-accumulates per image", scale=COUNT)
-    min_receptive_field: int = limit("Smallest receptive field before global pooling", "pixels")
-    max_flash: int = limit("Most bytes of weights, stored as budget.stored_as", scale=BYTES)
+    max_parameters: int = limit("Maximum number of parameters", scale=COUNT)
+    max_macs: int = limit("Maximum number of multiply-accumulates per image", scale=COUNT)
+    min_receptive_field: int = limit("Minimum receptive field before global pooling", "pixels")
+    max_flash: int = limit("Maximum bytes of weights, stored as budget.stored_as", scale=BYTES)
     max_ram: int = limit(
-        "Most bytes of the arena that holds one image's activations, stored as budget.stored_as",
+        "Maximum bytes of the arena for one image's activations, stored as budget.stored_as",
         scale=BYTES,
         formerly="max_peak_memory",
     )
     stored_as: str = setting(
-        "fp32", "Type that weights and activations have on the device", choices=WIDTHS
+        "fp32", "Type of weights and activations on the device", choices=WIDTHS
     )
 
     @property
@@ -107,7 +107,7 @@ class Config(Table):
     dataset: Annotated[str, Parameter(group=COMMON)] = setting("auto", ACCEPTED)
     start_from: Annotated[str, Parameter(group=COMMON)] = setting(
         "",
-        "Model file, run folder or pretrained model whose weights training starts from; empty: "
+        "Model file, run folder or pretrained model to take the initial weights from; empty: train "
         "from scratch",
     )
     dropout: Annotated[float, Parameter(group=RUN)] = setting(
@@ -122,7 +122,7 @@ class Config(Table):
     )
     epochs: Annotated[int, Parameter(group=COMMON)] = setting(
         16,
-        "Passes over the training images; what a recipe counts in epochs changes in proportion",
+        "Passes over the training images; settings counted in epochs scale with this one",
         at_least=1,
         at_most=MOST_EPOCHS,
     )
@@ -133,20 +133,20 @@ class Config(Table):
         0.0, "Fraction of each target that is spread evenly over all classes", at_least=0, below=1
     )
     class_weights: Annotated[Literal["none", "balanced"], Parameter(group=RUN)] = setting(
-        "none", "balanced: every class weighs the same in the loss, however many images it has"
+        "none", "balanced: every class has the same weight in the loss, however many images it has"
     )
     weights: Annotated[Literal["ema", "last"], Parameter(group=RUN)] = setting(
-        "last", "Which weights are evaluated and kept: ema (their moving average) or last"
+        "last", "Weights to evaluate and keep: ema (their moving average) or last"
     )
     judge_every: Annotated[int, Parameter(group=RUN)] = setting(
         1,
-        "Epochs between evaluations during training; the last epoch is always evaluated",
+        "Epochs between evaluations on val (or the probe); the last epoch is always evaluated",
         at_least=1,
         at_most=MOST_EPOCHS,
     )
     patience: Annotated[int, Parameter(group=RUN)] = setting(
         0,
-        "Epochs without a better accuracy on val before training stops early",
+        "Epochs without a better accuracy on val after which training stops early",
         at_least=0,
         at_most=MOST_EPOCHS,
         zero="never",
@@ -156,20 +156,20 @@ class Config(Table):
     )
     folds: Annotated[int, Parameter(group=COMMON)] = setting(
         0,
-        "Folds of cross-validation, each held out by a run of its own in OUTPUT/fold-N",
+        "Folds of cross-validation; each is held out by its own run in OUTPUT/fold-N",
         at_least=0,
         at_most=MOST_FOLDS,
         zero="one run",
     )
     fold: Annotated[int, Parameter(group=RUN)] = setting(
         0,
-        "Fold to hold out, as the only run, in OUTPUT",
+        "Train a single run in OUTPUT that holds out this fold",
         at_least=0,
         at_most=MOST_FOLDS,
-        zero="each in its turn",
+        zero="all folds, one after another",
     )
     tta: Annotated[int, Parameter(group=RUN)] = setting(
-        2, "Views averaged by test-time augmentation", choices=VIEWS
+        2, "Number of views to average by test-time augmentation", choices=VIEWS
     )
     seed: Annotated[int, Parameter(group=RUN)] = setting(
         0,
@@ -187,21 +187,23 @@ class Config(Table):
         0.1, "Fraction of each class's training images held out as val", above=0, at_most=0.5
     )
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Parameter(group=COMMON)] = setting(
-        "auto", "Where to train; auto: the first available of cuda, mps, cpu"
+        "auto", "Device to train on; auto: the first available of cuda, mps, cpu"
     )
     precision: Annotated[Literal["auto", "bf16", "fp16", "fp32"], Parameter(group=RUN)] = setting(
         "auto",
-        "Arithmetic of a step; auto: bf16 if the hardware has it, else fp16 on GPUs, else fp32",
+        "Precision of a training step; auto: bf16 if the hardware has it, else fp16 on GPUs, "
+        "else fp32",
     )
     kernels: Annotated[Literal["auto", "compiled", "graph", "torch"], Parameter(group=RUN)] = (
         setting(
             "auto",
-            "How a step is computed; auto: the first available of compiled, graph (CUDA) and torch",
+            "Implementation of a step; auto: the first available of compiled, graph (CUDA) and "
+            "torch",
         )
     )
     threads: Annotated[int, Parameter(group=RUN)] = setting(
         0,
-        "CPU threads; another number gives other weights in the last bits",
+        "CPU threads; changing the number changes the last bits of the weights",
         at_least=0,
         at_most=MOST_THREADS,
         zero="one per core",
@@ -274,11 +276,11 @@ class Config(Table):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "the configuration") -> Self:
-        """Build a config from nested plain values, as TOML and JSON give them.
+        """Build a config from nested plain values, as TOML and JSON contain them.
 
         Raises:
-            SpratError: an unknown setting (with the nearest known one) or a value that does not
-                fit, naming `source`.
+            SpratError: a setting is unknown (the error suggests the nearest one) or a value does
+                not fit; the error names `source`.
         """
         try:
             return _build(cls, _with_network(values))
@@ -310,13 +312,14 @@ class Config(Table):
         return self.folds > 0 and not self.fold
 
     def changed(self, settings: Mapping[str, Any]) -> Self:
-        """Return the same config but for some settings, by name: {"epochs": 12, "optim.lr": 0.2}.
+        """Return the same config with some settings changed, by name: {"epochs": 12, "optim.lr":
+        0.2}.
 
-        "model" changes the network as a whole: to that name, without other settings of the network
-        but those among `settings`.
+        "model" replaces the network as a whole: by the network of that name, with only those
+        network settings that are in `settings`.
 
-        If the number of epochs changes, what is counted in epochs changes in proportion
-        (`in_proportion`), unless it is among `settings` too.
+        If the number of epochs changes, settings counted in epochs scale with it (`in_proportion`),
+        unless they are in `settings` too.
 
         Raises:
             SpratError: there is no such setting, or a value does not fit.
@@ -361,7 +364,7 @@ class Config(Table):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return nested plain values as JSON has them; `from_dict` gives the same config back."""
+        """Return nested plain values, as in JSON; `from_dict` restores the same config."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
@@ -385,8 +388,8 @@ def _with_network(values: Any) -> Any:
     name = values.pop("model")
     if "network" in values:
         raise SpratError(
-            f"model is {shown(name)}, but there is a table [network] too. Keep the table, with the "
-            "name in it."
+            f"model is {shown(name)}, but there is also a table [network]. Keep the table, and put "
+            "the name in it."
         )
     return values | {"network": {"name": name}}
 
@@ -411,7 +414,9 @@ def _build(table: Any, values: Any, prefix: str = "") -> Any:
 
 
 def _unknown(name: Any, hint: str) -> SpratError:
-    return SpratError(f"unknown setting {shown(name)}{hint or '.'} sprat train --help lists all.")
+    return SpratError(
+        f"Unknown setting {shown(name)}{hint or '.'} sprat train --help lists all settings."
+    )
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

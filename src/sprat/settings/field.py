@@ -77,7 +77,7 @@ class Setting:
     scale: Scale | None
     formerly: str
     name: str = ""
-    """With its table: "optim.lr"."""
+    """Name with its table: "optim.lr"."""
     type: Any = None
 
     @property
@@ -288,7 +288,8 @@ class Table:
         """Return values whose settings may have former names by the names of today.
 
         Args:
-            prefix: of every name in `values`: "budget." if they stand beside those of other tables.
+            prefix: of every name in `values`: "budget." if they are mixed with those of other
+            tables.
 
         Raises:
             SpratError: a setting is given by both names, and differently.
@@ -303,7 +304,7 @@ class Table:
             if declared.default not in (value, other) and value != other:
                 raise SpratError(
                     f"{declared.name} is {other}, but {declared.formerly}, its former name, is "
-                    f"{value}. Keep {key}."
+                    f"{value}. Keep only {key}."
                 )
             if other == declared.default:
                 renamed[now] = value

@@ -41,10 +41,10 @@ def _shipped() -> Any:
 
 
 def load_recipe(recipe: str) -> Config:
-    """Read a recipe by its shipped name ("quick") or by its path ("my.toml").
+    """Read a recipe by its name ("quick") or its path ("my.toml").
 
     Raises:
-        SpratError: no such recipe, not TOML, or a setting or value it may not have.
+        SpratError: there is no such recipe, it is not TOML, or a setting or value is invalid.
     """
     path = recipe_path(recipe)
     try:

@@ -28,21 +28,22 @@ class Teacher(Trained):
         """
         if self.model.channels != dataset.channels:
             raise SpratError(
-                f"the teacher, {self.model.name}, takes images of {self.model.channels} channels, "
-                f"and those of {dataset.name} have {dataset.channels}; train the teacher on the "
-                f"same, or both with --pictures.channels 3"
+                f"The teacher {self.model.name} expects {self.model.channels}-channel images, but "
+                f"those of {dataset.name} have {dataset.channels} channels. Train the teacher on "
+                "the same images, or both with --pictures.channels 3."
             )
         if self.model.about.get("dataset_md5") != dataset.md5:
             raise SpratError(
-                f"the teacher, {self.model.name}, was trained on other images than this "
-                f"{dataset.name}, maybe on those of its test set; train one on the same"
+                f"The teacher {self.model.name} was trained on other images than this "
+                f"{dataset.name}, possibly on those of its test set. Train a teacher on the same "
+                "images."
             )
         about = self.model.about
         if (about.get("test_top1") is not None or about.get("fold")) and not final:
             raise SpratError(
-                f"the teacher, {self.model.name}, was trained on images of val too, so a student's "
-                "accuracy on val would flatter it; add --final, or train a teacher without --final "
-                "and --folds"
+                f"The teacher {self.model.name} was also trained on images of val, so the "
+                "student's accuracy on val would be too high. Add --final, or train a teacher "
+                "without --final and --folds."
             )
 
 

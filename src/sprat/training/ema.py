@@ -1,7 +1,7 @@
 """Exponential moving average of weights, evaluated with BatchNorm statistics that fit them.
 
 The statistics of averaged weights are not the average of the statistics: activations of the
-averaged network are another distribution, so its BatchNorm buffers are estimated anew from
+averaged network are another distribution, so its BatchNorm buffers are estimated again from
 training images before it is evaluated (as in stochastic weight averaging, arXiv 1803.05407).
 benchmarks/ema_batchnorm.py measures what that is worth.
 """

@@ -68,9 +68,7 @@ def train_folds(
     fold = folds(dataset.train, config.folds, config.split_seed, dataset.groups) + 1
     begun = any(run.exists() for run in members)
     if (folder / CONFIG_FILE).exists() or ((folder / RESULTS_FILE).exists() and not begun):
-        raise SpratError(
-            f"{folder} holds another run, or results of something else. Give another --output."
-        )
+        raise SpratError(f"{folder} contains another run, or other results. Give another --output.")
     for run, of_fold in members.items():
         if (run / CONFIG_FILE).exists():
             check_same(run, settle_for(of_fold, dataset, observer), dataset)

@@ -27,8 +27,8 @@ class HeadStart(Trained):
             return
         raise SpratError(
             f"The model to start from, {self.model.name}, was trained on all training images of "
-            f"this {dataset.name}, those of val among them, so accuracy on val would flatter the "
-            "run. Add --final, or start from a model trained without it."
+            f"this {dataset.name}, including those of val, so the run's accuracy on val would be "
+            "too high. Add --final, or start from a model trained without it."
         )
 
     @torch.no_grad()

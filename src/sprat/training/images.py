@@ -89,7 +89,7 @@ def split_off_val(dataset: Dataset, config: Config) -> tuple[Tensor, Tensor]:
     if held_out < 1:
         raise SpratError(
             f"val_fraction is {config.val_fraction}, which holds out none of "
-            f"{len(train_set)} training images; give at least {1 / len(train_set):.2g}"
+            f"{len(train_set)} training images. Give at least {1 / len(train_set):.2g}."
         )
     kept, val = stratified_split(train_set.targets, held_out, config.split_seed, dataset.groups)
     if dataset.groups is not None:
@@ -102,11 +102,11 @@ def _check_groups(train_set: ImageSet, kept: Tensor, val: Tensor, config: Config
     Raises:
         SpratError: groups are too large to be divided into training images and val.
     """
-    fraction = f"val_fraction is {config.val_fraction}, but groups of images are not divided"
+    fraction = f"val_fraction is {config.val_fraction}, but groups of images are not split"
     if not len(val):
         raise SpratError(
-            f"{fraction} and each is too large for val. Give a higher val_fraction, or a column of "
-            "smaller groups."
+            f"{fraction}, and every group is too large for val. Give a higher val_fraction, or a "
+            "column of smaller groups."
         )
     counts = class_counts(train_set.subset(kept))
     if lost := next((name for name in counts if not counts[name]), None):
@@ -121,8 +121,8 @@ def _fewer(train_set: ImageSet, config: Config) -> ImageSet:
         return train_set
     if config.train_images > len(train_set):
         raise SpratError(
-            f"train_images is {config.train_images:,}, but there are {len(train_set):,} to train "
-            "on; give fewer, or 0 for all"
+            f"train_images is {config.train_images:,}, but there are only {len(train_set):,} "
+            "training images. Give fewer, or 0 for all."
         )
     _, chosen = stratified_split(train_set.targets, config.train_images, config.split_seed)
     return train_set.subset(chosen)

@@ -67,16 +67,16 @@ def check_foldable(dataset: Dataset, count: int) -> None:
     images = dataset.train
     if len(images.targets.unique()) < 2:
         raise SpratError(
-            f"{dataset.name} has pictures of one class alone, so no label can be wrong. Add those "
-            "of another class, or check it without labels."
+            f"{dataset.name} has pictures of only one class, so no label can be wrong. Add "
+            "pictures of another class, or leave --labels out."
         )
     if dataset.groups is not None:
         for label in images.targets.unique().tolist():
             if len(dataset.groups[images.targets == label].unique()) < 2:
                 raise SpratError(
                     f"All pictures of {shown(images.classes[label])} are copies of one another or "
-                    "in one group, so a model trained without them would know nothing of the "
-                    "class. Add others, or check the data without labels."
+                    "in one group, so a model trained without them would have seen none of that "
+                    "class. Add other pictures, or leave --labels out."
                 )
     _fold(dataset, count)
 

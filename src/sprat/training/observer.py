@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class Observer:
-    """Hears how a run goes, and does nothing. A subclass overrides what it needs.
+    """Base class for objects that are notified of a run's progress. Override the methods you need.
 
-    An observer reads, and changes nothing: neither weights nor settings. What it draws at random
-    does not matter to the run.
+    An observer must not change anything, neither weights nor settings. It may draw random numbers
+    without affecting the run.
 
-    Of a run it may read `folder`, `config` (`config.to_dict()` has every setting), `dataset`,
-    `steps_taken`, `total_steps`, `progress.epoch` (finished ones), `progress.history` (a row of
-    metrics.jsonl for each) and `step.network`, whose weights the next step changes.
+    It may read `folder`, `config` (`config.to_dict()` has every setting), `dataset`, `steps_taken`,
+    `total_steps`, `progress.epoch` (number of finished epochs), `progress.history` (a row of
+    metrics.jsonl for each epoch) and `step.network`, whose weights the next step changes.
     """
 
     def preparing(self, what: str) -> None:
@@ -111,8 +111,8 @@ def check_observers(observers: object) -> None:
         wrong = [each for each in observers if not isinstance(each, Observer)]
     if wrong:
         raise SpratError(
-            f"observers holds {shown(wrong[0])}, expected a list of instances of sprat.Observer. "
-            "Derive a class from that, and give an instance of it in a list."
+            f"observers contains {shown(wrong[0])}, expected a list of instances of "
+            "sprat.Observer. Derive a class from it, and pass instances of that class."
         )
 
 

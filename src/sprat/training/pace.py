@@ -100,8 +100,8 @@ def fit(
     if strict and one > left:
         needed = math.ceil((seconds - left + one) * 1.1)
         raise SpratError(
-            f"--time is too short: one epoch takes {pace.epoch:.0f} seconds here, and what comes "
-            f"before and after it {needed - pace.epoch:.0f}; give at least --time {needed}s"
+            f"--time is too short: one epoch takes {pace.epoch:.0f} seconds here, and the work "
+            f"before and after it takes {needed - pace.epoch:.0f}. Give at least --time {needed}s."
         )
     epochs = 1
     while pace.seconds(config, 2 * epochs) <= left:
@@ -142,8 +142,8 @@ def fit_again(config: Config, path: Path) -> Config:
         if not overrides(same, written):
             return same
     raise SpratError(
-        f"{path} is the recipe that was run here, with other settings. Use the same settings "
-        "again to resume, or give another --output."
+        f"{path} is the recipe of an earlier run here, with other settings. Use the same settings "
+        "to resume, or give another --output."
     )
 
 

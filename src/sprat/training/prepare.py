@@ -63,8 +63,8 @@ def settle(
     if device.type == "cpu" and precision == "bf16" and _has_gapped_windows(network):
         if config.precision == "bf16":
             raise SpratError(
-                f"precision is 'bf16', but on CPUs torch's bf16 gradients of {config.model}'s "
-                "dilated depthwise convolutions are wrong; use --precision fp32"
+                "precision is 'bf16', but torch computes wrong bf16 gradients for "
+                f"{config.model}'s dilated depthwise convolutions on CPUs. Use --precision fp32."
             )
         precision = "fp32"
     config = dataclasses.replace(
@@ -101,7 +101,8 @@ def check_fit(config: Config, network: nn.Module, dataset: Dataset) -> None:
     _check_budget(config, network, side)
     if config.augment.crop >= side:
         raise SpratError(
-            f"augment.crop is {config.augment.crop}, but the images are {side} px wide; give less"
+            f"augment.crop is {config.augment.crop}, but the images are only {side} px wide. Give "
+            "a smaller number."
         )
 
 
@@ -113,8 +114,8 @@ def _check_budget(config: Config, network: nn.Module, side: int) -> None:
     broken = [f"{v.metric} {v.achieved}, limit {v.target}" for v in verdicts if not v.kept]
     if broken:
         raise SpratError(
-            f"{summary.model} does not fit the budget: {'; '.join(broken)}; choose another "
-            "--model, or change the recipe's [budget]"
+            f"{summary.model} does not fit the budget: {'; '.join(broken)}. Choose another "
+            "--model, or change the recipe's [budget]."
         )
 
 
@@ -133,7 +134,8 @@ def check_kernels(config: Config, network: nn.Module, observer: Observer) -> Non
     """
     if reason := why_not_kernels(config, config.kernels, network, observer):
         raise SpratError(
-            f"kernels is {config.kernels!r}, but {reason}. Change that, or take --kernels auto."
+            f"kernels is {config.kernels!r}, but {reason}. Change the network or the settings, or "
+            "use --kernels auto."
         )
 
 

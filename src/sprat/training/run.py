@@ -40,7 +40,7 @@ class Best(TypedDict):
 class Progress:
     """Progress of a run.
 
-    epoch: finished ones. batch: those finished in the epoch under way, whose losses are kept.
+    epoch: finished ones. batch: finished batches of the current epoch, whose losses are kept.
     epoch_seconds: of training in that epoch. seconds: of the run up to its last weights,
     evaluations in between included. history: a row of metrics.jsonl for each epoch.
     """
@@ -270,8 +270,8 @@ class Run:
         good = f"the last good checkpoint is {saved}" if saved.exists() else "no checkpoint yet"
         return Diverged(
             f"{what} at step {step} (epoch {step // schedule.steps_per_epoch + 1}) with learning "
-            f"rate {schedule.lr(step):.4g}; {good}. Start anew with a lower --optim.lr, a longer "
-            "--optim.warmup-epochs or --optim.max-norm 1"
+            f"rate {schedule.lr(step):.4g}; {good}. Start again with a lower --optim.lr, a longer "
+            "--optim.warmup-epochs or --optim.max-norm 1."
         )
 
     def _count(self) -> float:

@@ -52,8 +52,8 @@ def restore(run: "Run") -> None:
         # by way of Config: a sprat that has more settings has the old behaviour by default
         if Config.recorded(state["config"], source=str(path)) != run.config:
             raise SpratError(
-                f"{run.folder}/config.json was changed after the run began; put it back, or "
-                "start a new run with the new settings"
+                f"{run.folder}/config.json was changed after the run began. Restore it, or start a "
+                "new run with the new settings."
             )
         # an older sprat wrote no classes
         began_on = {"md5": state["dataset_md5"], "classes": state.get("classes")}
@@ -61,8 +61,8 @@ def restore(run: "Run") -> None:
         if run.teachers and state["teacher"] != _taught_by(run):
             names = ", ".join(map(visible, run.config.distill.teacher))
             raise SpratError(
-                f"{run.folder} was taught by another model than {names} is now; put that back, "
-                "or start a new run"
+                f"{run.folder} was taught by another model than {names} is now. Restore that "
+                "model, or start a new run."
             )
         _check_place(run, state)
         if state["best"]:  # a misfit is seen now, rather than at the end; replaced below
@@ -80,7 +80,9 @@ def restore(run: "Run") -> None:
     except SpratError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise SpratError(f"{path} does not fit its config.json: {error}") from error
+        raise SpratError(
+            f"{path} does not fit its config.json: {error}. Restore both files, or start a new run."
+        ) from error
     if distributed.is_first():
         _note_processes(run.folder, state)
         write_metrics(run.folder, run.progress.history)
@@ -90,9 +92,9 @@ def _note_processes(folder: Path, state: dict[str, Any]) -> None:
     before, now = state.get("processes", 1), distributed.count()  # an older sprat wrote none
     if before != now:
         warn(
-            f"{visible(folder)} was trained by {before} {'process' if before == 1 else 'processes'}"
-            f" and is resumed by {now}, so its weights will differ from those of a run that was "
-            "never interrupted"
+            f"{visible(folder)} was trained by {before} "
+            f"{'process' if before == 1 else 'processes'} and is resumed by {now}, so its weights "
+            "will differ from those of an uninterrupted run."
         )
 
 
@@ -104,8 +106,8 @@ def check_folder(run: "Run") -> None:
     """
     if not run.is_ours():
         raise SpratError(
-            f"{run.folder} was removed or moved while this run trained; nothing more is written "
-            "there. Resume the run where it is now, or start it again."
+            f"{run.folder} was removed or moved while the run was training, so nothing more is "
+            "written there. Resume the run in its new place, or start it again."
         )
 
 
@@ -123,8 +125,8 @@ def check_data(folder: Path, dataset: Dataset, began_on: Mapping[str, Any]) -> N
     known = {key: value for key, value in began_on.items() if value is not None}
     if not known.items() <= identity(dataset).items():
         raise SpratError(
-            f"{folder} was trained on other images than this {dataset.name}; resume it with the "
-            "data it began with"
+            f"{folder} was trained on other images than this {dataset.name}. Resume it with its "
+            "original data."
         )
 
 

@@ -82,6 +82,6 @@ def check_same(run: Path, wanted: Config, dataset: Dataset) -> None:
     differs = [key for key, value in settings.items() if began_as[key] != value]
     if differs:
         raise SpratError(
-            f"{run} is a run of other settings (it differs in {', '.join(differs)}); give another "
-            "--output, or the settings it began with"
+            f"{run} is a run with other settings (it differs in {', '.join(differs)}). Give "
+            "another --output, or the settings it began with."
         )

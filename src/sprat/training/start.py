@@ -116,9 +116,8 @@ def resume(
         observer = _heard(observer)
         if "auto" in (config.device, config.precision, config.kernels) or not config.threads:
             raise SpratError(
-                f"{folder / CONFIG_FILE} is not what a run of sprat writes: it does not say which "
-                "device, precision, kernels and threads it began with. Start a new run with its "
-                "settings."
+                f"{folder / CONFIG_FILE} does not record the device, precision, kernels and "
+                "threads that the run began with. Start a new run with its settings."
             )
         network = check(config, len(dataset.train.classes), dataset.channels)
         check_fit(config, network, dataset)
@@ -184,8 +183,8 @@ def check_start(folder: Path, start: HeadStart | None) -> None:
     began_from = read_start(folder)
     if start and began_from and began_from.get("sha256") != start.sha256:
         raise SpratError(
-            f"{folder} started from another {start.model.name}: that file has changed since. Put "
-            "it back as it was, or start a new run."
+            f"{folder} started from another {start.model.name}: the file has changed since. "
+            "Restore it, or start a new run."
         )
 
 
@@ -196,7 +195,7 @@ def _load_start_again(config: Config, folder: Path) -> HeadStart | None:
     except SpratError as error:
         raise SpratError(
             f"{folder} was stopped before its first checkpoint, so the model that it starts from "
-            f"is needed again. {error}"
+            f"is still needed. {error}"
         ) from error
     check_start(folder, start)
     return start

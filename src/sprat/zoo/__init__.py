@@ -180,11 +180,11 @@ def card_text(card: Card) -> str:
     changed = ", ".join(
         f"{code(key)} {markdown(value)}" for key, value in training["overrides"].items()
     )
-    recipe = code(training["recipe"]) + (f" but for {changed}" if changed else "")
+    recipe = code(training["recipe"]) + (f" with {changed}" if changed else "")
     spread = (
-        f"over {seeds['n']} seeds {100 * seeds['mean']:.2f} ± {100 * seeds['std']:.2f} %"
+        f"{seeds['n']} seeds: {100 * seeds['mean']:.2f} ± {100 * seeds['std']:.2f} %"
         if seeds and seeds["std"] is not None
-        else "one run, so nothing is known of the spread over seeds"
+        else "one run; the spread over seeds has not been measured"
     )
     seconds = training["seconds"]
     teachers = [
@@ -196,16 +196,16 @@ def card_text(card: Card) -> str:
         memory = [
             f"Memory in int8, as planned by sprat: {plan['arena']:,} bytes of RAM for activations "
             f"and {plan['weights']:,} bytes of flash for weights. The image ({plan['image']:,} "
-            "bytes), stack and code come on top.",
+            "bytes), the stack and the code need additional memory.",
             "",
         ]
     if compiled:
         uncounted = f"; not counted: {code(', '.join(compiled['library']))}"
         memory += [
             f"In C, compiled by {markdown(compiled['compiler'])} with {code(compiled['flags'])}: "
-            f"{compiled['stack']:,} bytes of stack, the frames of the deepest calls "
-            f"({code(' > '.join(compiled['chain']))}); {compiled['code']:,} bytes of code and "
-            f"{compiled['constants']:,} of constants, weights among them"
+            f"{compiled['stack']:,} bytes of stack for the deepest calls "
+            f"({code(' > '.join(compiled['chain']))}), {compiled['code']:,} bytes of code and "
+            f"{compiled['constants']:,} bytes of constants, including the weights"
             f"{uncounted if compiled['library'] else ''}.",
             "",
         ]
@@ -221,7 +221,7 @@ def card_text(card: Card) -> str:
         *memory,
         f"## On the test set of {dataset}",
         "",
-        f"As shipped, in fp16, {test['n']:,} images:",
+        f"Measured on the model as it ships, in fp16, with {test['n']:,} images:",
         "",
         "| | |",
         "| --- | --- |",
@@ -230,7 +230,7 @@ def card_text(card: Card) -> str:
         f"| accuracy, with the mirrored view | {100 * test['tta_top1']:.2f} % |",
         f"| in int8 (ONNX, calibrated on {card['int8']['calibrated_on']} training images) | "
         f"{100 * card['int8']['top1']:.2f} % |",
-        f"| its recipe | {spread} |",
+        f"| the recipe over seeds | {spread} |",
         f"| expected calibration error | {100 * test['ece']:.2f} % |",
         "",
         "| class | accuracy |",
@@ -240,7 +240,7 @@ def card_text(card: Card) -> str:
             for name, share in zip(classes, test["per_class"].values(), strict=True)
         ),
         "",
-        "Confusion, rows the truth, columns the answer:",
+        "Confusion matrix, with true classes in rows and predicted classes in columns:",
         "",
         "| | " + " | ".join(classes) + " |",
         "| --- " * (1 + len(classes)) + "|",
@@ -251,9 +251,10 @@ def card_text(card: Card) -> str:
         "",
         "## Robustness to corrupted images",
         "",
-        f"Accuracy in % on the first {robustness['images']:,} test images, by type and severity of "
-        "corruption. The corruptions approximate CIFAR-10-C; they are not that dataset. Without "
-        f"corruption {100 * robustness['clean']:.1f}, mean {100 * robustness['mean']:.1f}:",
+        f"Accuracy in % on the first {robustness['images']:,} test images, by type and severity "
+         "of corruption. The corruptions approximate CIFAR-10-C but are not that dataset. The "
+         f"accuracy is {100 * robustness['clean']:.1f} without corruption, and "
+         f"{100 * robustness['mean']:.1f} on average over the table:",
         "",
         "| | 1 | 2 | 3 | 4 | 5 |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -55,8 +55,8 @@ def check(model: Model, options: Options) -> None:
         _check_limits(options, {"arena": arena}, {"weights": lowered.weight_bytes})
     if held := [name for name in model.classes if "\0" in name]:
         raise SpratError(
-            f"The class {shown(held[0])} holds a character 0, which ends a text in C. Give the "
-            "class another name, and train again."
+            f"The class name {shown(held[0])} contains a null character, which ends a string in C. "
+            "Rename the class, and train again."
         )
 
 
@@ -118,9 +118,9 @@ def _check_limits(options: Options, ram: dict[str, int], flash: dict[str, int]) 
         if limit and needed > limit:
             listed = ", ".join(f"{what} {count:,}" for what, count in parts.items())
             raise SpratError(
-                f"The model takes {needed:,} bytes of {name} ({listed}), expected at most "
-                f"{limit:,} (--max-{name.lower()}). Nothing was written; choose a smaller network "
-                "or smaller images, or allow more."
+                f"The model needs {needed:,} bytes of {name} ({listed}), expected at most "
+                f"{limit:,} (--max-{name.lower()}). Nothing was written. Choose a smaller network "
+                "or smaller images, or raise the limit."
             )
 
 
@@ -138,7 +138,7 @@ def open_files(files: Files, graph: Graph) -> Run:
 
 C = Format(
     name="c",
-    about="C11 in 8-bit integers for microcontrollers, a folder",
+    about="a folder of C11 code in 8-bit integers, for microcontrollers",
     ending="-c",
     write=write,
     check=check,

@@ -44,8 +44,8 @@ class Compiler:
                 words[name] = shlex.split(given) or [default]
             except ValueError as error:
                 raise SpratError(
-                    f"{name} is {given!r}, expected words as in a shell ({error}). Set {name} "
-                    "anew, or unset it."
+                    f"{name} is {given!r}, expected words as in a shell ({error}). Change {name}, "
+                    "or unset it."
                 ) from error
         return cls(tuple(words["CC"]), ("-std=c11", *words["CFLAGS"]))
 
@@ -87,9 +87,9 @@ def verify(files: Mapping[str, bytes]) -> None:
     compiler = Compiler.of_environment()
     if not compiler.is_there:
         missing = compiler.command[0]
-        warn(f"The self-test was not run: there is no C compiler ({missing}) on the path.")
+        warn(f"The self-test was not run, because there is no C compiler ({missing}) on the path.")
         return
-    remedy = "set CC to another compiler, or leave --verify out"
+    remedy = "Set CC to another compiler, or leave --verify out"
     with temporary_folder() as folder:
         sources = _write(files, folder)
         program = folder / "selftest"
@@ -113,7 +113,7 @@ def measure(files: Mapping[str, bytes], compiler: Compiler | None = None) -> Com
             f"There is no C compiler ({compiler.command[0]}) on the path. Install gcc, set CC to "
             "another compiler, or leave --compile out."
         )
-    remedy = "set CC to gcc, version 10 or later, or leave --compile out"
+    remedy = "Set CC to gcc 10 or later, or leave --compile out"
     prefix = prefix_of(files)
     with temporary_folder() as folder:
         sources = [name for name in _write(files, folder) if name != "main.c"]
@@ -129,8 +129,8 @@ def measure(files: Mapping[str, bytes], compiler: Compiler | None = None) -> Com
     chain = deepest_chain(calls, f"{prefix}_classify")
     if not chain:
         raise SpratError(
-            f"The C compiler ({compiler.command[0]}) reports no stack. Nothing was written; "
-            f"{remedy}."
+            f"The C compiler ({compiler.command[0]}) does not report stack sizes. Nothing was "
+            f"written. {remedy}."
         )
     frames = _frames(calls)
     return Compiled(
@@ -204,4 +204,4 @@ def _run(command: list[str], folder: Path, who: str, remedy: str) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         said = [str(error)]
     why = next((line for line in said if "error" in line), (said or ["it printed nothing"])[-1])
-    raise SpratError(f"{who} failed: {why}. Nothing was written; {remedy}.")
+    raise SpratError(f"{who} failed: {why}. Nothing was written. {remedy}.")

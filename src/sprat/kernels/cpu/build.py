@@ -125,7 +125,7 @@ def _digest(content: bytes) -> bytes:
 
 
 def _is_whole(library: Path) -> bool:
-    """Return whether a library is there as it was written; a damaged one is built anew."""
+    """Return whether a library is there as it was written; a damaged one is built again."""
     try:
         content = library.read_bytes()
     except FileNotFoundError:

@@ -16,19 +16,19 @@ async function ask(picture, name) {
   asking = new AbortController();
   const { signal } = asking;
   show(picture);
-  say("Looking …");
+  say("Classifying …");
   const form = new FormData();
   form.append("images", picture, name);
   try {
     const where = wantsWhere() ? "&where=true" : "";
     const response = await fetch(`/predict?top=10&seen=true${where}`, { method: "POST", body: form, signal });
-    const nothing = { error: `the server answered with status ${response.status}` };
+    const nothing = { error: `The server answered with status ${response.status}.` };
     const answer = await response.json().catch(() => nothing);
     if (signal.aborted) return;
     if (response.ok) tell(answer);
     else fail(answer.error);
   } catch {
-    if (!signal.aborted) fail("the server cannot be reached; is it still running?");
+    if (!signal.aborted) fail("The server cannot be reached. Check that it is still running.");
   }
 }
 
@@ -99,7 +99,7 @@ function row(prediction, place) {
 
 function fail(words) {
   byId("status").textContent = "";
-  byId("error").textContent = `No answer: ${words}.`;
+  byId("error").textContent = words;
   for (const tr of byId("rows").rows) {
     tr.className = "";
     tr.cells[1].textContent = "–";
@@ -108,7 +108,7 @@ function fail(words) {
 
 function take(files) {
   if (files.length) ask(files[0], files[0].name);
-  else fail("that held no file; give a picture");
+  else fail("There was no file. Drop or paste a picture.");
 }
 
 toggle?.addEventListener("click", () => {
@@ -119,7 +119,7 @@ toggle?.addEventListener("click", () => {
 });
 byId("shown").addEventListener("error", () => {
   byId("shown").hidden = true;
-  byId("prompt").textContent = "The browser cannot show this file";
+  byId("prompt").textContent = "Your browser cannot show this file.";
   byId("prompt").hidden = false;
 });
 for (const id of ["file", "camera"]) {
@@ -148,7 +148,7 @@ for (const button of document.querySelectorAll("[data-sample]")) {
       const response = await fetch(`/samples/${name}`);
       ask(await response.blob(), name);
     } catch {
-      fail("the server cannot be reached; is it still running?");
+      fail("The server cannot be reached. Check that it is still running.");
     }
   });
 }
