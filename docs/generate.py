@@ -48,11 +48,12 @@ def networks() -> str:
     lines = [
         "# Networks",
         "",
-        "For `--model`; case, `-` and `_` do not matter. Counted for ten classes and 32 px. Arena "
-        "and weights: bytes of the [memory plan](../how-to/fit-a-budget.md#memory) in int8; —: no "
+        "Names for `--model`; upper and lower case, `-` and `_` make no difference. All figures "
+        "are for ten classes and images of 32 px. Arena and weights are in bytes, as in the "
+        '[memory plan](../how-to/fit-a-budget.md#memory) for int8; "—" means that there is no '
         "plan.",
         "",
-        "| name | what | parameters | MACs | receptive field | arena | weights |",
+        "| name | description | parameters | MACs | receptive field | arena | weights |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in NETWORKS:
@@ -73,8 +74,9 @@ def recipes() -> str:
     """Every recipe as it is."""
     parts = [
         "# Recipes",
-        "A setting that a recipe does not name has its default ([commands](commands.md)). To use a "
-        "recipe of your own, write such a file: `sprat train --recipe my-recipe.toml`.",
+        "Settings that a recipe does not set have their default ([commands](commands.md)). To "
+        "use a recipe of your own, write such a file and run `sprat train --recipe "
+        "my-recipe.toml`.",
     ]
     for name in recipe_names():
         parts.append(f"## {name}\n\n```toml\n{recipe_path(name).read_text().strip()}\n```")
@@ -88,11 +90,12 @@ def microcontroller(results: Path = RESULTS) -> str:
     lines = [
         "# Pretrained models in C",
         "",
-        "Each as `sprat export NAME --format c` writes it, on images of CIFAR-10's test set, by "
-        "`benchmarks/microcontroller.py`. Other scores: images that get a score that is not the "
-        "integer reference's. Accuracy in int8 is that of the C. The class that loses most, by "
-        "its accuracy in fp32 less that in int8, in points. —: not measured since the model "
-        "last changed.",
+        "The pretrained models as `sprat export NAME --format c` writes them, measured on images "
+        'of CIFAR-10\'s test set by `benchmarks/microcontroller.py`. "Other scores" counts '
+        "images with a score that differs from the integer reference. The accuracy in int8 is "
+        "that of the C code. The last column names the class that loses most, with the "
+        'difference between its accuracy in fp32 and int8 in points. "—" means that the model '
+        "has changed since the last measurement.",
         "",
         "| model | images | other scores | fp32 | int8 | class that loses most |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -115,9 +118,9 @@ def microcontroller(results: Path = RESULTS) -> str:
             "",
             "## On a computer",
             "",
-            f"Milliseconds for one image of 32 px on one thread of an {speed['machine']['cpu']}, "
-            "in int8, by `benchmarks/inference.py`. Those of a microcontroller have not been "
-            "measured.",
+            "Milliseconds for one image of 32 px in int8 on one thread of an "
+            f"{speed['machine']['cpu']}, measured by `benchmarks/inference.py`. Times on a "
+            "microcontroller have not been measured.",
             "",
             "| network | C, gcc -O2 | onnxruntime |",
             "| --- | --- | --- |",
@@ -227,7 +230,7 @@ def _in_words(items: list[str]) -> str:
 
 def python() -> str:
     """Every public name with its signature, fields and docstring."""
-    parts = ["# Python", "The public names of `import sprat`. They have type hints."]
+    parts = ["# Python", "The public names of `import sprat`, all of which have type hints."]
     for name in sprat.__all__:
         thing = getattr(sprat, name)
         parts += [f"## sprat.{name}", _described(thing, name)]

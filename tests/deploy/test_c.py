@@ -337,12 +337,12 @@ class TestExport:
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
         with monkeypatch.context() as early:
             early.setattr("sprat.deploy.writing.Source", None)  # refused before any work
-            with pytest.raises(SpratError, match=r"holds 'board\.c' too"):
+            with pytest.raises(SpratError, match=r"also contains 'board\.c'"):
                 self.export(model, folder, sets, overwrite=True)
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
         assert [path.name for path in tmp_path.iterdir()] == ["folder"]
         monkeypatch.chdir(folder)
-        with pytest.raises(SpratError, match=r"\. holds 'board\.c' too"):
+        with pytest.raises(SpratError, match=r"\. also contains 'board\.c'"):
             self.export(model, Path(), sets, overwrite=True)
 
     @pytest.mark.parametrize("compiler", ["false", "nothing-of-this-name"])
@@ -369,7 +369,7 @@ class TestExport:
         self, model: Model, sets: dict[str, Any], tmp_path: Path
     ) -> None:
         (tmp_path / "folder" / "selftest").mkdir(parents=True)
-        with pytest.raises(SpratError, match="holds 'selftest' too"):
+        with pytest.raises(SpratError, match="also contains 'selftest'"):
             self.export(model, tmp_path / "folder", sets, overwrite=True)
 
     @pytest.mark.parametrize("prefix", ["", "9", "a-b", "ä", "main", "x" * 41])

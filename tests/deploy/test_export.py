@@ -330,13 +330,13 @@ class TestWhatDoesNotAgree:
         pytest.importorskip("onnxruntime", reason="needs sprat[export]")
         path = tmp_path / f"model{FORMATS[format].ending}"
         path.write_text("the file before")
-        with pytest.raises(SpratError, match="does not agree with torch"):
+        with pytest.raises(SpratError, match="does not agree with PyTorch"):
             export(model_of(TwoFaced(bias)), path, format, compared=noise(20), overwrite=True)
         assert path.read_text() == "the file before"
         assert list(tmp_path.iterdir()) == [path]
 
     def test_lost_weights_are_not_written(self, tmp_path: Path) -> None:
-        with pytest.raises(SpratError, match="does not agree with torch"):
+        with pytest.raises(SpratError, match="does not agree with PyTorch"):
             export(model_of(Forgetful(3, 10)), tmp_path / "a.pth", "pth", compared=noise(20))
         assert list(tmp_path.iterdir()) == []
 
@@ -348,7 +348,7 @@ class TestWhatDoesNotAgree:
         said = predict_probabilities(untrained.network, seen.images, untrained.normalization)
         named_rightly = ImageSet(seen.images, said.argmax(1), seen.classes)
         parts = {"compared": named_rightly, "training": noise(50)}
-        with pytest.raises(SpratError, match=r"100.00 %: .* at most 0 \(--max-drop\)"):
+        with pytest.raises(SpratError, match=r"100.00 % in fp32: .* at most 0 \(--max-drop\)"):
             export(untrained, tmp_path / "a.onnx", "onnx-int8", Options(max_drop=0), **parts)
         assert list(tmp_path.iterdir()) == []
 

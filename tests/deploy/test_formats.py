@@ -243,7 +243,7 @@ class TestForms:
     ) -> None:
         form = next(form for form, (of, _) in FORMS.items() if of == name)
         _make(form, tmp_path / "given")
-        with pytest.raises(SpratError, match=rf"does not hold {title}, expected .*fetch"):
+        with pytest.raises(SpratError, match=rf"does not contain {title}, expected .*fetch"):
             load_dataset(name, tmp_path)
         monkeypatch.setenv("SPRAT_DATA", str(tmp_path / "given"))
         assert load_dataset(name).name == name
@@ -394,7 +394,7 @@ def test_a_file_cut_anywhere_is_refused(form: str, tmp_path: Path, hostile: Host
             os.truncate(path, length)
             said = hostile.offer(tmp_path, lambda: _md5(name, tmp_path / "data"), whole)
             read_whole += not said
-            assert not said or "fetch" in said
+            assert not said or "ownload" in said
         path.write_bytes(content)
     # without the last bytes of its checksum a .mat is still whole
     assert read_whole <= (4 if form == "SVHN" else 0)
@@ -608,7 +608,7 @@ def test_a_spoiled_file_is_refused_with_the_remedy(
     said = hostile.offer(tmp_path, lambda: _md5(name, tmp_path / "data"))
     assert message in said
     assert str(tmp_path / "data") in said
-    assert "fetch" in said
+    assert "ownload" in said
 
 
 def _member(name: str, **changes: Any) -> tarfile.TarInfo:
@@ -720,5 +720,5 @@ def test_what_may_not_be_read_is_told(form: str, what: str, hostile: Hostile) ->
                 return _md5(name, folder / "data")
 
         said = hostile.offer(folder, read)
-        assert f"{closed} cannot be read: Permission denied. Give yourself" in said
+        assert f"{closed} cannot be read: Permission denied. Change its permissions" in said
         closed.chmod(0o755)

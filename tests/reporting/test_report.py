@@ -208,7 +208,7 @@ def test_the_worst_mistakes_are_the_most_confident_ones(run: Path, tmp_path: Pat
         (activation,) = answers.maps(images.images[place, None], [label])[1]
         assert torch.equal(_pixels(map_values), overlay(images.images[place], activation))
         assert map_values["alt"] == (
-            f"Evidence for {images.classes[label]} in it: {in_words(activation)}"
+            f"Evidence for {images.classes[label]}: {in_words(activation)}"
         )
         truth = images.classes[images.targets[place]]
         answer = images.classes[probabilities[place].argmax()]
@@ -229,7 +229,7 @@ def test_without_maps_it_says_why_and_shows_the_mistakes(run: Path, tmp_path: Pa
     page = Page(tmp_path / "page.html")
     assert len(list(page.all("img"))) == MISTAKES
     assert not any("Evidence" in values["alt"] for values, _ in page.all("img"))
-    assert "evidence for each answer is: Flat has no <map>. Change its code." in page.text
+    assert "evidence for each prediction: Flat has no <map>. Change its code." in page.text
 
 
 def test_maps_of_large_pictures_are_small(run: Path, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ class Halving(DepthwiseSeparableConv2d):
 
 
 class SpratNet(PooledClassifier):
-    """The family.
+    """The family of sprat's own networks, with any widths, depths and windows.
 
     Args:
         num_classes: length of the logits.
@@ -156,8 +156,8 @@ def _described(part: Any) -> Block | None:
 
 
 class SpratT(SpratNet):
-    """A SpratNet within what ResNet-8 of MLPerf Tiny takes: parameters, arithmetic, memory for
-    activations."""
+    """A SpratNet that needs no more parameters, arithmetic and memory for activations than MLPerf
+    Tiny's ResNet-8."""
 
     widths = (16, 52, 80)
     depth = (2, 3, 2)
@@ -166,18 +166,18 @@ class SpratT(SpratNet):
 
 
 class SpratS(SpratNet):
-    """About 40,000 parameters."""
+    """A SpratNet of about 40,000 parameters."""
 
     widths = (28, 52)
 
 
 class SpratM(SpratNet):
-    """Just under 95,000 parameters."""
+    """A SpratNet of just under 95,000 parameters."""
 
     widths = (48, 80)
 
 
 class SpratL(SpratNet):
-    """Just under 200,000 parameters."""
+    """A SpratNet of just under 200,000 parameters."""
 
     widths = (64, 120)
