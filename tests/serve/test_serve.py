@@ -198,10 +198,10 @@ UNREADABLE: dict[str, tuple[bytes, int, str]] = {
     "PPM, which is not opened": (encoded(NOISE, "PPM"), 415, "Send JPEG"),
     "PDF, which is not opened": (encoded(NOISE, "PDF"), 415, "Send JPEG"),
     "EPS, which is not opened": (encoded(NOISE, "EPS"), 415, "Send JPEG"),
-    "cut JPEG": (JPEG[: len(JPEG) // 2], 422, "cut off"),
-    "cut PNG": (PNG[: len(PNG) // 2], 422, "cut off"),
-    "cut WebP": (encoded(NOISE, "WEBP")[:200], 422, "cut off"),
-    "a PNG's first bytes": (PNG[:20], 422, "cut off"),
+    "cut JPEG": (JPEG[: len(JPEG) // 2], 422, "incomplete"),
+    "cut PNG": (PNG[: len(PNG) // 2], 422, "incomplete"),
+    "cut WebP": (encoded(NOISE, "WEBP")[:200], 422, "incomplete"),
+    "a PNG's first bytes": (PNG[:20], 422, "incomplete"),
     "a wrong checksum": (PNG[:50] + b"\0\0\0\0" + PNG[54:], 422, "damaged"),
     "a JPEG of zeros": (JPEG[:2] + bytes(5_000), 415, "Send JPEG"),
     "a thousand scans": (many_scans(), 422, "Save it again"),
@@ -662,7 +662,7 @@ def test_good_and_bad_files_together_each_have_their_answer(server: Server) -> N
     assert len(first["predictions"]) == 2
     assert "seen" not in first
     assert (second["name"], "predictions" in second) == ("b", False)
-    assert "no picture" in second["error"]
+    assert "not a picture" in second["error"]
     assert answer.json()["model"] == sprat.zoo.cards()[0]["name"]
     assert post(server, ("a", b""), ("b", b"x")).status_code == 422
     assert post(server, ("a", b"y"), ("b", b"x")).status_code == 415
@@ -821,7 +821,7 @@ def test_where_the_evidence_is_is_given_to_those_who_ask(
         }  # fmt: skip
     refused = post(server, ("a", CAT), where="yes")
     assert refused.status_code == 422
-    assert refused.json() == {"error": "where is 'yes', expected true or false"}
+    assert refused.json() == {"error": "where is 'yes', expected true or false."}
 
 
 def test_a_model_that_cannot_say_where_refuses_that_alone_in_words() -> None:
@@ -848,7 +848,7 @@ def test_a_model_that_cannot_say_where_refuses_that_alone_in_words() -> None:
 
     refused, answered, page = asyncio.run(ask())
     assert refused.status_code == 422
-    assert "Flat does not end in the mean of a map and one linear layer" in refused.json()["error"]
+    assert "Flat does not end in a mean over the map and one linear layer" in refused.json()["error"]
     assert answered.status_code == 200
     assert "Show where" not in page.text
 
