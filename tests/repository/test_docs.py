@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 from pages import PAGES, ROOT, commands
+from PIL import Image
 
 from sprat.zoo import cards
+
+IMAGES = ROOT / "docs" / "images"
 
 
 def test_the_readme_and_every_how_to_tell_what_to_type() -> None:
@@ -26,9 +29,32 @@ def test_pages_point_to_what_is_there() -> None:
 
 
 def test_every_page_is_reached_from_the_readme() -> None:
-    readme = PAGES[0].read_text()
-    for page in (ROOT / "docs").rglob("*.md"):
-        assert f"({page.relative_to(ROOT)})" in readme, page
+    reached, pages = set(), [ROOT / "README.md"]
+    while pages:
+        page = pages.pop()
+        if page not in reached:
+            reached.add(page)
+            links = re.findall(r"\]\(([\w/.-]+\.md)", page.read_text())
+            pages += [(page.parent / link).resolve() for link in links]
+    assert {*(ROOT / "docs").rglob("*.md")} <= reached
+
+
+def test_pictures_of_a_model_show_one_that_ships_with_the_accuracy_of_its_card() -> None:
+    shipped = {card["name"]: f"{100 * card['test']['top1']:.2f} %" for card in cards()}
+    pictures = {path.stem: Image.open(path).text for path in IMAGES.glob("*.png")}
+    for name in ("serve", "serve-phone", "report"):
+        words = pictures[name]["Description"]
+        assert any(
+            model in words.split() and accuracy in words for model, accuracy in shipped.items()
+        ), f"run python docs/pictures.py: {name}.png shows no model that ships"
+    assert pictures["explain"]["Description"].split(":")[0] in shipped
+
+
+def test_pictures_are_small_and_each_is_shown_on_a_page() -> None:
+    pages = "".join(page.read_text() for page in (ROOT / "docs").rglob("*.md"))
+    for path in IMAGES.iterdir():
+        assert path.stat().st_size < 200_000, path
+        assert f"images/{path.name})" in pages, path
 
 
 def test_the_reference_is_what_the_code_says(
