@@ -32,6 +32,7 @@ exclude_patterns = [".*", "build", "results", "runs", "tests"]  # nothing in the
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_heading_anchors = 4
+smartquotes = False  # --option stays as it is typed
 default_role = "code"  # `name` in a docstring
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
