@@ -1,4 +1,5 @@
-"""Draws every picture of docs/images, of what ships with sprat, and notes in each file its text.
+"""Draws every picture of README and docs/, of what ships and of results/, and notes in the files
+that show a model what they say of it.
 
     python docs/pictures.py [FOLDER]
 
@@ -7,8 +8,10 @@ pictures, but for the milliseconds that the server reports.
 """
 
 import io
+import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -30,7 +33,6 @@ from sprat.serve.uploads import png
 from sprat.zoo import cards
 
 ROOT = Path(__file__).parents[1]
-IMAGES = ROOT / "docs" / "images"
 BEST = cards()[0]
 NAME = BEST["name"]
 LARGE = 130_000  # bytes
@@ -53,11 +55,17 @@ class Desk:
         yield page
         page.close()
 
-    def run(self, *words: str) -> None:
-        """Run a command of sprat; 1 is the exit code of a check that found something."""
-        done = subprocess.run([sys.executable, "-m", "sprat", *words], cwd=self.folder)
+    def run(self, *words: str) -> str:
+        """What a command of sprat prints; 1 is the exit code of a check that found something."""
+        done = subprocess.run(
+            [sys.executable, "-m", "sprat", *words],
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         if done.returncode not in (0, 1):
             sys.exit(done.returncode)
+        return done.stdout
 
 
 Drawn = tuple[bytes, str]  # an image file, and the text that it shows
@@ -151,14 +159,42 @@ def check(desk: Desk) -> Drawn:
         return _down_to(page, classes.evaluate("e => e.getBoundingClientRect().top"))
 
 
+def comparison(desk: Desk) -> Drawn:
+    """Accuracy against parameters, by the command of the page about it."""
+    (desk.folder / "results").symlink_to(ROOT / "results")
+    page = (ROOT / "docs" / "explanation" / "other-networks.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^\$ sprat (compare .*) --output comparison.png$", page, re.MULTILINE)
+    return _drawn(desk, command)
+
+
+def field(desk: Desk) -> Drawn:
+    """The effective receptive field of a pretrained model, and its side."""
+    file = desk.folder / "field.png"
+    said = desk.run("summary", "OptimizedCIFAR10Net200K", "--effective", str(file))
+    (side,) = re.findall(r"effective field +([\d.]+) px", said)
+    return file.read_bytes(), f"{float(side):.0f} px"
+
+
+def cost(desk: Desk) -> Drawn:
+    """What training costs, as it was measured last."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    draw = runpy.run_path(str(ROOT / "benchmarks" / "cost.py"))["draw"]
+    measured = json.loads((ROOT / "results" / "cost.json").read_text(encoding="utf-8"))["measured"]
+    draw(measured, desk.folder / "cost.png")
+    return (desk.folder / "cost.png").read_bytes(), ""
+
+
 PICTURES = {
-    "serve": serve,
-    "serve-phone": serve_phone,
-    "report": report,
-    "explain": explain,
-    "augment": augment,
-    "shapes10": dataset,
-    "data-check": check,
+    "docs/images/serve.png": serve,
+    "docs/images/serve-phone.png": serve_phone,
+    "docs/images/report.png": report,
+    "docs/images/explain.png": explain,
+    "docs/images/augment.png": augment,
+    "docs/images/shapes10.png": dataset,
+    "docs/images/data-check.png": check,
+    "results/comparison.png": comparison,
+    "results/effective-field.png": field,
+    "results/cost.png": cost,
 }
 
 
@@ -193,8 +229,7 @@ def save(path: Path, image: bytes, text: str) -> None:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else IMAGES
-    folder.mkdir(exist_ok=True)
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else None
     chromium = shutil.which("chromium")
     if chromium is None:
         sys.exit("This needs a browser. Install Debian's package chromium.")
@@ -203,7 +238,8 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=chromium, args=as_root)
         desk = Desk(browser, server, Path(name))
         for picture, draw in PICTURES.items():
-            file = folder / f"{picture}.png"
+            file = folder / Path(picture).name if folder else ROOT / picture
+            file.parent.mkdir(exist_ok=True)
             save(file, *draw(desk))
             print(f"{file}: {file.stat().st_size:,} bytes", flush=True)
         browser.close()

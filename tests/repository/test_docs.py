@@ -12,8 +12,6 @@ from PIL import Image
 
 from sprat.zoo import cards
 
-IMAGES = ROOT / "docs" / "images"
-
 
 def test_the_readme_and_every_how_to_tell_what_to_type() -> None:
     for page in PAGES:
@@ -39,22 +37,36 @@ def test_every_page_is_reached_from_the_readme() -> None:
     assert {*(ROOT / "docs").rglob("*.md")} <= reached
 
 
-def test_pictures_of_a_model_show_one_that_ships_with_the_accuracy_of_its_card() -> None:
+def test_every_picture_is_drawn_by_the_script_or_comes_with_a_model_and_is_small() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    shown = {
+        (page.parent / link).resolve().relative_to(ROOT)
+        for page in pages
+        for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text())
+    }
+    drawn = set(map(Path, runpy.run_path(str(ROOT / "docs" / "pictures.py"))["PICTURES"]))
+    assert {path for path in shown if path.name != "curves.png"} == drawn
+    assert {*(ROOT / "docs" / "images").iterdir()} <= {ROOT / path for path in drawn}
+    for path in shown:
+        assert (ROOT / path).stat().st_size < 200_000, path
+
+
+def test_pictures_say_what_the_cards_and_pages_say() -> None:
+    def text(name: str) -> str:
+        with Image.open(ROOT / name) as image:
+            return image.text["Description"]
+
     shipped = {card["name"]: f"{100 * card['test']['top1']:.2f} %" for card in cards()}
-    pictures = {path.stem: Image.open(path).text for path in IMAGES.glob("*.png")}
     for name in ("serve", "serve-phone", "report"):
-        words = pictures[name]["Description"]
-        assert any(
-            model in words.split() and accuracy in words for model, accuracy in shipped.items()
-        ), f"run python docs/pictures.py: {name}.png shows no model that ships"
-    assert pictures["explain"]["Description"].split(":")[0] in shipped
-
-
-def test_pictures_are_small_and_each_is_shown_on_a_page() -> None:
-    pages = "".join(page.read_text() for page in (ROOT / "docs").rglob("*.md"))
-    for path in IMAGES.iterdir():
-        assert path.stat().st_size < 200_000, path
-        assert f"images/{path.name})" in pages, path
+        words = text(f"docs/images/{name}.png")
+        models = [model for model in shipped if model in words.split()]
+        assert models, f"run python docs/pictures.py: {name}.png shows no model that ships"
+        assert shipped[models[0]] in words, (
+            f"run python docs/pictures.py: {name}.png is out of date"
+        )
+    assert text("docs/images/explain.png").split(":")[0] in shipped
+    page = (ROOT / "docs" / "explanation" / "receptive-field.md").read_text()
+    assert f"the effective field is {text('results/effective-field.png')}" in page
 
 
 def test_the_reference_is_what_the_code_says(
