@@ -111,12 +111,14 @@ def examples(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines:
 
 
 def public(app: Sphinx, env: Any, node: Any, content: Any) -> Any:
-    """The public name of what an annotation or a docstring names by another."""
-    name = node["reftarget"].rsplit(".")[-1]
+    """The public name of what an annotation names by where it is defined, a docstring in short."""
+    target = node["reftarget"]
+    name = target.split(".")[-1]
     if node.get("refdomain") == "py" and name in sprat.__all__:
-        return env.domains["py"].resolve_xref(
-            env, node["refdoc"], app.builder, "obj", f"sprat.{name}", node, content
-        )
+        if target in (name, f"{getattr(sprat, name).__module__}.{name}"):
+            return env.domains["py"].resolve_xref(
+                env, node["refdoc"], app.builder, "obj", f"sprat.{name}", node, content
+            )
     return None
 
 
