@@ -114,12 +114,13 @@ def public(app: Sphinx, env: Any, node: Any, content: Any) -> Any:
     """The public name of what an annotation names by where it is defined, a docstring in short."""
     target = node["reftarget"]
     name = target.split(".")[-1]
-    if node.get("refdomain") == "py" and name in sprat.__all__:
-        if target in (name, f"{getattr(sprat, name).__module__}.{name}"):
-            return env.domains["py"].resolve_xref(
-                env, node["refdoc"], app.builder, "obj", f"sprat.{name}", node, content
-            )
-    return None
+    if node.get("refdomain") != "py" or name not in sprat.__all__:
+        return None
+    if target not in (name, f"{getattr(sprat, name).__module__}.{name}"):
+        return None
+    return env.domains["py"].resolve_xref(
+        env, node["refdoc"], app.builder, "obj", f"sprat.{name}", node, content
+    )
 
 
 def front_page(app: Sphinx, error: Exception | None) -> None:
