@@ -101,7 +101,7 @@ class Entry:
     top1: float
     """A fraction; the mean of several seeds or folds."""
     protocol: str
-    """How the figure was measured."""
+    """Protocol by which the figure was measured."""
     source: str
     """The figure's file or its publication."""
     standing: Standing = "measured"
