@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check system emulate faults clean
+.PHONY: train test check docs system emulate faults clean
 
 train: .venv/train
 	$(BIN)/sprat train --recipe quick --final --dataset auto
@@ -16,8 +16,12 @@ check: .venv/dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# README, docs/, the models' cards and the docstrings as a site: build/site/index.html
+docs: .venv/docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs -d build/doctrees . build/site
+
 # what needs a wheel, other compilers or many minutes
-system: .venv/dev
+system: .venv/dev .venv/docs
 	$(BIN)/python -m pytest tests/system -rs $(if $(CI),--durations=15)
 
 # pretrained models in C on an emulated Cortex-M; says which of Debian's packages are missing
@@ -38,6 +42,11 @@ faults: .venv/dev
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' # older ones have no --group
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]' --group dev
 	touch $@ .venv/train
+
+.venv/docs: .venv/train
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' # older ones have no --group
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group docs
+	touch $@
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

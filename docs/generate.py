@@ -236,7 +236,7 @@ def python() -> str:
         parts += [f"## sprat.{name}", _described(thing, name)]
         for method in ("__call__", "predict", "explain", "changed", "to_dict", "from_dict"):
             if method in vars(thing):
-                parts += [f"### {name}.{method}", _described(getattr(thing, method), method)]
+                parts += [f"### `{name}.{method}`", _described(getattr(thing, method), method)]
     return "\n\n".join(parts) + "\n"
 
 

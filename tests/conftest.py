@@ -7,10 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import sprat  # noqa: F401 - which tells OpenMP how to wait, before torch loads it
 
@@ -36,6 +36,9 @@ from sprat.kernels.cpu import build
 from sprat.models import NetworkConfig
 from sprat.settings.config import AugmentConfig, Config, EMAConfig, OptimConfig
 from sprat.threads import usable_cores
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 KERNELS = cache_dir() / "kernels"
 
@@ -145,6 +148,21 @@ def small_run(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "small"
     train(SMALL, small, run, recipe="small")
     return run
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """A real one, without a window."""
+    from playwright.sync_api import sync_playwright
+
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("needs a browser: install Debian's package chromium")
+    as_root = ["--no-sandbox"] if os.geteuid() == 0 else []  # its sandbox refuses root
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=as_root)
+        yield browser
+        browser.close()
 
 
 class Here(Protocol):

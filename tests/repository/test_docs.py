@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from pages import PAGES, ROOT, commands
+from PIL import Image
 
 from sprat.zoo import cards
 
@@ -26,9 +27,46 @@ def test_pages_point_to_what_is_there() -> None:
 
 
 def test_every_page_is_reached_from_the_readme() -> None:
-    readme = PAGES[0].read_text()
-    for page in (ROOT / "docs").rglob("*.md"):
-        assert f"({page.relative_to(ROOT)})" in readme, page
+    reached, pages = set(), [ROOT / "README.md"]
+    while pages:
+        page = pages.pop()
+        if page not in reached:
+            reached.add(page)
+            links = re.findall(r"\]\(([\w/.-]+\.md)", page.read_text())
+            pages += [(page.parent / link).resolve() for link in links]
+    assert {*(ROOT / "docs").rglob("*.md")} <= reached
+
+
+def test_every_picture_is_drawn_by_the_script_or_comes_with_a_model_and_is_small() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    shown = {
+        (page.parent / link).resolve().relative_to(ROOT)
+        for page in pages
+        for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text())
+    }
+    drawn = set(map(Path, runpy.run_path(str(ROOT / "docs" / "pictures.py"))["PICTURES"]))
+    assert {path for path in shown if path.name != "curves.png"} == drawn
+    assert {*(ROOT / "docs" / "images").iterdir()} <= {ROOT / path for path in drawn}
+    for path in shown:
+        assert (ROOT / path).stat().st_size < 200_000, path
+
+
+def test_pictures_say_what_the_cards_and_pages_say() -> None:
+    def text(name: str) -> str:
+        with Image.open(ROOT / name) as image:
+            return image.text["Description"]
+
+    shipped = {card["name"]: f"{100 * card['test']['top1']:.2f} %" for card in cards()}
+    for name in ("serve", "serve-phone", "report"):
+        words = text(f"docs/images/{name}.png")
+        models = [model for model in shipped if model in words.split()]
+        assert models, f"run python docs/pictures.py: {name}.png shows no model that ships"
+        assert shipped[models[0]] in words, (
+            f"run python docs/pictures.py: {name}.png is out of date"
+        )
+    assert text("docs/images/explain.png").split(":")[0] in shipped
+    page = (ROOT / "docs" / "explanation" / "receptive-field.md").read_text()
+    assert f"the effective field is {text('results/effective-field.png')}" in page
 
 
 def test_the_reference_is_what_the_code_says(

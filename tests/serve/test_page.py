@@ -1,13 +1,11 @@
 """The page as a person uses it, in a real browser: by mouse, keyboard, clipboard and phone."""
 
 import base64
-import os
 import re
-import shutil
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, JSHandle, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, JSHandle, Locator, Page, expect
 from serving import Server, serving
 
 from sprat.serve.samples import draw_samples
@@ -23,18 +21,6 @@ expect.set_options(timeout=30_000)  # ms; a busy machine is no failure
 def server() -> Iterator[Server]:
     with serving() as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("needs a browser: install Debian's package chromium")
-    as_root = ["--no-sandbox"] if os.geteuid() == 0 else []  # its sandbox refuses root
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=as_root)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

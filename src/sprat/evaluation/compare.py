@@ -90,34 +90,34 @@ Standing = Literal["measured", "published", "claimed"]
 
 @dataclass(frozen=True)
 class Entry:
-    """One network with one accuracy.
-
-    macs: None if not published. receptive_field: pixels; None if not published, or if it is the
-        whole image.
-    top1: a fraction; the mean of several seeds or folds.
-    ci95: interval of one run, over the images it was evaluated on. std, n: over several seeds or
-    folds.
-    standing: "measured" by sprat, "published" elsewhere, or only "claimed".
-    split: "test"; "val" for folds, or for a run that has not read the test set; "all" for other
-        images.
-    protocol: how the figure was measured. source: its file or its publication.
-    parameters_sign, top1_sign: "<", ">" or "~" if the figure is a bound or approximate.
-    """
+    """One network with one accuracy."""
 
     name: str
     parameters: int
     macs: int | None
+    """Multiply-accumulates per image; None if not published."""
     receptive_field: int | None
+    """Pixels; None if not published, or if it is the whole image."""
     top1: float
+    """A fraction; the mean of several seeds or folds."""
     protocol: str
+    """Protocol by which the figure was measured."""
     source: str
+    """The figure's file or its publication."""
     standing: Standing = "measured"
+    """Status: "measured" by sprat, "published" elsewhere, or only "claimed"."""
     split: Evaluated = "test"
+    """Images: "test", "val" for folds or an unread test set, or "all" for others."""
     ci95: tuple[float, float] | None = None
+    """95 % interval of one run, over the images it was evaluated on."""
     std: float | None = None
+    """Standard deviation over several seeds or folds."""
     n: int = 1
+    """Number of seeds or folds."""
     parameters_sign: str = ""
+    """Sign "<", ">" or "~" if the parameters are a bound or approximate."""
     top1_sign: str = ""
+    """Sign "<", ">" or "~" if the accuracy is a bound or approximate."""
 
     @property
     def can_lead(self) -> bool:
