@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 from sprat.errors import SpratError, shown
 
@@ -32,6 +33,9 @@ class WriteError(SpratError, OSError):
     def __init__(self, text: str, error: OSError) -> None:
         super().__init__(text)
         self.errno, self.strerror = error.errno, error.strerror
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a worker process sends it to the command
+        return WriteError, (self.args[0], OSError(self.errno, self.strerror))
 
 
 @contextlib.contextmanager

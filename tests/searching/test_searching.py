@@ -21,6 +21,9 @@ from sprat.data import Dataset
 from sprat.errors import Interrupted
 from sprat.models import NetworkConfig, build_network
 from sprat.models.blocks import blueprint_of
+from sprat.pools import Stopped
+from sprat.pools.local import Here, ProcessPool
+from sprat.pools.source import Source
 from sprat.run_folder import read_config
 from sprat.searching.cost import Counter, quickly
 from sprat.searching.driver import Decision, Driver
@@ -34,8 +37,6 @@ from sprat.searching.plan import (
     rungs_of,
     write_plan,
 )
-from sprat.searching.pools import Here, Processes, Stopped
-from sprat.searching.source import Source
 from sprat.searching.space import Space, sides_of
 from sprat.searching.trial import Rung, Task, train_rung, trial_config
 from sprat.settings.config import BudgetConfig, Config
@@ -366,7 +367,7 @@ def test_two_processes_give_what_one_gives(
     usual: tuple[Path, Decision, Recorder], tmp_path: Path
 ) -> None:
     _, decision, _ = usual
-    pool = Processes(NOWHERE, lambda: False, 2, pretend)
+    pool = ProcessPool(pretend, NOWHERE, lambda: False, 2)
     try:
         assert records(decide(tmp_path, pool)) == records(decision)
     finally:
@@ -538,7 +539,7 @@ def test_without_optuna_it_says_what_to_install(
 
 
 def test_a_pool_of_one_trains_here() -> None:
-    pool = Here(NOWHERE, lambda: False, pretend)
+    pool = Here(pretend, NOWHERE, lambda: False)
     pool.start(Task("7", plan().trial, 3))
     assert pool.next().key == "7"
     pool.should_stop = lambda: True
