@@ -18,7 +18,7 @@ from sprat.pools.local import Here, Processes
 from sprat.pools.source import Source
 from sprat.training.observer import Observer
 from sprat.training.seeds import train_seeds
-from sprat.training.several import Apart, train_apart
+from sprat.training.several import Apart
 
 CONFIG = dataclasses.replace(SMALL, epochs=2, train_images=48, judge_every=2, tta=1)
 
@@ -62,7 +62,9 @@ class HereAlone(Processes):
 def test_members_are_resumed_and_a_failing_one_leaves_the_others(
     tiny: Dataset, tmp_path: Path
 ) -> None:
-    source = Source("tiny", None, CONFIG.pictures, {CONFIG.pictures.side: tiny.md5}, False, tiny, False)
+    source = Source(
+        "tiny", None, CONFIG.pictures, {CONFIG.pictures.side: tiny.md5}, False, tiny, False
+    )
     asked = iter([False] * 6 + [True] * 100)
     workers = HereAlone(1)
     apart = Apart(workers, source)
@@ -98,8 +100,10 @@ def test_a_machine_that_does_not_see_the_folder_says_so(tiny: Dataset, tmp_path:
             moved = dataclasses.replace(shared, marker=tmp_path / "elsewhere" / shared.marker.name)
             return Here(work, moved, should_stop)
 
-    source = Source("tiny", None, CONFIG.pictures, {CONFIG.pictures.side: tiny.md5}, False, tiny, False)
-    with pytest.raises(SpratError, match="does not see .*elsewhere. Give an --output"):
+    source = Source(
+        "tiny", None, CONFIG.pictures, {CONFIG.pictures.side: tiny.md5}, False, tiny, False
+    )
+    with pytest.raises(SpratError, match=r"does not see .*elsewhere. Give an --output"):
         train_seeds(
             CONFIG, tiny, tmp_path / "seeds", 1, None, Apart(Elsewhere(1), source), recipe="small"
         )
@@ -179,5 +183,3 @@ def test_without_ray_it_says_what_to_install(
     done = here("train", "--dataset", "shapes10", "--seeds", 2, "--workers", "ray")
     assert done.returncode == 2
     assert "pip install 'sprat[ray]'" in done.stderr
-
-

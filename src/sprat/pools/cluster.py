@@ -44,6 +44,8 @@ MOST_TRIES = 4  # of a task whose workers die
 PATIENCE = 5.0  # seconds for a connection
 STOP_PATIENCE = 60.0  # seconds for a step under way to end
 CHECK_EVERY = 10.0  # seconds between two looks whether a task can still be run anywhere
+# nothing is reported to Ray's makers; a server that is not Ray's is given up soon
+ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_CLIENT_MAX_CONNECTION_TIMEOUT_S": "5"}
 START = "ray start --head --disable-usage-stats"
 
 
@@ -64,7 +66,8 @@ def connected(address: str) -> Iterator["Cluster"]:
             "--workers ray needs Ray, which is not installed here. Install it with pip install "
             "'sprat[ray]'."
         )
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     with _ours_kept():
         import ray
     if ray.is_initialized():
@@ -355,7 +358,7 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
 def _pack(value: Any) -> tuple[bytes, list[Any]]:
     from ray import cloudpickle
 
-    class Packer(cloudpickle.Pickler):  # type: ignore[misc, name-defined]
+    class Packer(cloudpickle.Pickler):  # type: ignore[misc]
         def reducer_override(self, each: Any) -> Any:
             if type(each) is torch.Tensor and each.device.type == "cpu":
                 return _tensor, (each.detach().contiguous().numpy(),)
