@@ -218,7 +218,7 @@ def _verdicts(figures: dict[str, Any], other: str) -> str:
         verdict = f"clearly {side}" if clear else "not clearly ahead or behind"
         found.setdefault(verdict, []).append(f"{size['images_a_class']:,}")
     return "; ".join(
-        f"{verdict} with {' and '.join(sizes)} images a class" for verdict, sizes in found.items()
+        f"{verdict} with {_in_words(sizes)} images a class" for verdict, sizes in found.items()
     )
 
 
@@ -286,7 +286,7 @@ def scale(page: str, results: Path = RESULTS) -> str:
 
 
 def _tasks_of(generation: int, rungs: list[int] | tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """For each rung: how many trials are trained, up to how many epochs, from how many."""
+    """Return for each rung how many trials are trained, up to how many epochs, and from how many."""
     counts = [generation]
     for _ in rungs[1:]:
         counts.append(survivors(counts[-1]))
@@ -296,7 +296,7 @@ def _tasks_of(generation: int, rungs: list[int] | tuple[int, ...]) -> list[tuple
 def _search(
     generation: int, workers: int, epoch: float, task_ms: float, ask: float
 ) -> tuple[float, float]:
-    """Trials an hour, and the share of the workers' time in which they train.
+    """Return trials an hour, and the share of the workers' time in which they train.
 
     Args:
         epoch: seconds of one. ask: the driver's seconds for each trial.
@@ -307,6 +307,12 @@ def _search(
         wall += math.ceil(count / workers) * (seconds + task_ms / 1000)
         trained += count * seconds
     return 3600 * generation / wall, trained / (workers * wall)
+
+
+def _in_words(items: list[str]) -> str:
+    """ "20, 100 and 500"."""
+    *others, last = items
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def python() -> str:

@@ -323,6 +323,32 @@ def test_both_faces_evaluate_and_import_alike(net: nn.Module, here: Here) -> Non
     assert here("import", *words, "--output", "a.safetensors", "--overwrite").returncode == 0
 
 
+def test_a_network_of_grey_images(net: nn.Module, here: Here) -> None:
+    """Its weights are those of grey: colour with the same weights thrice, a third each."""
+    Path("grey.py").write_text(OWN.replace("nn.Conv2d(3,", "nn.Conv2d(1,"))
+    state = net.state_dict()
+    state["stem.0.weight"] = state["stem.0.weight"].sum(1, keepdim=True)
+    torch.save(state, "grey.pth")
+    settings = {"weights": "grey.pth", "mean": 0.5, "std": 0.25, "channels": 1}
+    Image.linear_gradient("L").save("grey.png")
+    names = tuple("abcdefghij")
+    made = sprat.import_model("grey.py:Net", **settings, classes=names, output="g.safetensors")
+    assert (made.mean, made.std) == ((0.5,), (0.25,))
+    answer = sprat.load("g.safetensors", code="grey.py")("grey.png").probabilities
+    state["stem.0.weight"] = state["stem.0.weight"].expand(-1, 3, -1, -1) / 3
+    torch.save(state, "colour.pth")
+    settings |= {"weights": "colour.pth", "channels": 3}
+    sprat.import_model("my_nets.py:Net", **settings, classes=names, output="c.safetensors")
+    other = sprat.load("c.safetensors", code="my_nets.py")("grey.png").probabilities
+    torch.testing.assert_close(answer, other, rtol=1e-4, atol=1e-5)
+
+    words = ("grey.py:Net", "--weights", "grey.pth", "--mean", "0.5", "--std", "0.25")
+    done = here("evaluate", *words, "--channels", "1", "--dataset", "shapes10", "--json")
+    assert done.returncode == 0, done.stderr
+    done = here("evaluate", "my_nets.py:Net", *words[1:], "--dataset", "shapes10")
+    assert "--channels 1 is for networks of grey images" in done.stderr
+
+
 def test_outputs_are_of_the_classes_in_the_order_that_is_named(net: nn.Module) -> None:
     """Outputs in another order with their names are the same network."""
     torch.save(net.state_dict(), "net.pth")

@@ -317,7 +317,7 @@ class SearchDisplay(Watcher):
             self.progress.stop()
 
     def started(self, driver: "Driver", folder: Path) -> None:
-        """Before the first trial, of a fresh or a resumed search."""
+        """Show what is searched, before the first trial of a fresh or a resumed search."""
         plan = driver.plan
         workers = driver.pool.workers
         self._print(
@@ -325,11 +325,12 @@ class SearchDisplay(Watcher):
             f"training images, compared after {', '.join(map(str, plan.rungs))} epochs, "
             f"{workers} at once with {plan.trial.threads} threads each, into {visible(folder)}"
         )
-        for trial in driver.trained:
+        tried = [trial for trial in driver.trained if trial.rungs]
+        for trial in tried:
             self._take(trial)
-        self.done = len(driver.trained)
+        self.done = len(tried)
         if driver.trials:
-            self._print(f"resumed after {len(driver.trained):,} trials")
+            self._print(f"resumed after {self.done:,} trials")
         self.last_line = time.perf_counter()
         self.task = self.progress.add_task("", total=1, best="", left="")
         self._show(driver)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from sprat.deferred import deferred
 from sprat.errors import SpratError, did_you_mean, shown
@@ -33,7 +33,7 @@ else:
     torch, checkpoint = deferred("torch"), deferred("sprat.checkpoint")
     imageset, listing = deferred("sprat.data.imageset"), deferred("sprat.data.found")
 
-CHANNELS = 3
+COLOURS = 3
 UNUSUAL = 0.02  # of full brightness: a mean or std of so little, but for a mean of 0
 # Modules whose objects checkpoints hold next to their weights, as settings and figures.
 _LEFT_OUT = (
@@ -80,6 +80,9 @@ class Foreign(Table):
         unit="pixels",
         zero="that of the dataset's, 32 for your own pictures",
     )
+    channels: Literal[1, 3] = setting(
+        3, "Channels of the images that the network takes: 1 for grey, as which it then sees colour"
+    )
     classes: Annotated[tuple[str, ...], Parameter(converter=_split)] = setting(
         (),
         "Names of the classes in the order of the network's outputs, or a .txt file with a name in "
@@ -95,7 +98,7 @@ class Foreign(Table):
     @property
     def given(self) -> list[str]:
         """Names of the options that were given."""
-        return [key for key in self.settings if getattr(self, key)]
+        return [key for key in self.settings if getattr(self, key) != getattr(Foreign, key)]
 
     def check_given(self) -> None:
         """Check what can be checked without the network: the file is there, and mean and std are.
@@ -114,10 +117,11 @@ class Foreign(Table):
                     f"--{name} is missing. Give --mean and --std as in the Normalize that the "
                     "network was trained with; --mean 0 --std 1 if there was none."
                 )
-            if len(values) not in (1, CHANNELS):
+            if len(values) not in (1, self.channels):
+                more = f"{COLOURS}, of red, green and blue, or 1 for all of them"
                 raise SpratError(
                     f"{name} has {len(values)} values ({', '.join(f'{v:g}' for v in values)}), "
-                    f"expected {CHANNELS}, of red, green and blue, or 1 for all of them."
+                    f"expected {more if self.channels == COLOURS else '1, for grey'}."
                 )
         if min(self.std) < 1 if self._white == 255 else max(self.std) > 1:
             raise SpratError(
@@ -142,7 +146,7 @@ class Foreign(Table):
                 "images of 0 to 1: is it divided by 255 twice, or a variance?"
             )
         mean, std = (
-            tuple(value / white for value in values) * (CHANNELS // len(values))
+            tuple(value / white for value in values) * (self.channels // len(values))
             for values in (self.mean, self.std)
         )
         return imageset.Normalization(mean, std)
@@ -186,11 +190,11 @@ class Foreign(Table):
                 network does not answer an image with a logit for each class.
         """
         spec = NetworkConfig(name=find_name(network))
-        built = draft_network(spec, len(classes))
+        built = draft_network(spec, len(classes), self.channels)
         load_weights(built, Path(self.weights), self.key)
         built.eval()
-        check_outputs(built, len(classes), side)
-        _check_logits(built, side)
+        check_outputs(built, len(classes), side, self.channels)
+        _check_logits(built, side, self.channels)
         return checkpoint.Model(built, spec.title, classes, self.normalization(), side, about, spec)
 
 
@@ -375,7 +379,9 @@ class _Fitted:
                 return f"{name} is sparse, quantised or complex, expected plain numbers"
             if found.shape != wanted.shape:
                 shapes = f"{tuple(found.shape)}, expected {tuple(wanted.shape)}"
-                return f"{name} is of shape {shapes}"
+                grey = found.dim() == 4 and (found.shape[1], wanted.shape[1]) == (1, COLOURS)
+                hint = "; --channels 1 is for networks of grey images" if grey else ""
+                return f"{name} is of shape {shapes}{hint}"
             if found.is_floating_point() and wanted.is_floating_point():
                 found = found.to(wanted.dtype)
             self.state[name] = found
@@ -407,14 +413,14 @@ def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
-def _check_logits(network: "nn.Module", side: int) -> None:
+def _check_logits(network: "nn.Module", side: int, channels: int) -> None:
     """Check that a network's answers are not probabilities, of which the protocol would take the
     softmax once more.
 
     Raises:
         SpratError: they are.
     """
-    images = torch.rand(4, CHANNELS, side, side, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(4, channels, side, side, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         answers = network(images)
     if (answers >= 0).all() and ((answers.sum(1) - 1).abs() < 1e-4).all():

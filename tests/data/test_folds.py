@@ -172,9 +172,13 @@ def test_a_wrong_group_column_is_refused(tmp_path: Path, column: str, rows: str,
         _load(_patients(tmp_path, rows), column)
 
 
-def test_class_folders_have_no_column_to_group_by(tmp_path: Path) -> None:
-    with pytest.raises(SpratError, match="no column 'patient' to group pictures by, since it is a"):
-        _load(draw(tmp_path / "eyes", red=4, blue=4))
+@pytest.mark.parametrize("option", ["path", "label", "group"])
+def test_class_folders_have_no_columns(tmp_path: Path, option: str) -> None:
+    folder = draw(tmp_path / "eyes", red=4, blue=4)
+    own = PicturesConfig(side=16, **{f"{option}_column": "patient"})
+    said = f"no column 'patient', since it is a folder .* leave --pictures.{option}-column out"
+    with pytest.raises(SpratError, match=said):
+        load_dataset(str(folder), own=own)
 
 
 def test_parts_that_divide_groups_are_reported(tmp_path: Path) -> None:

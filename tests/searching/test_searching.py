@@ -12,12 +12,15 @@ import pytest
 import torch
 from conftest import Here as CommandLine
 from conftest import weights
+from own_pictures import draw
+from pretended import NOWHERE, RECIPE, Recorder, decide, plan, pretend, records
 
 import sprat
 from sprat import SpratError
 from sprat.budget import summarize
 from sprat.checkpoint import load_model
 from sprat.data import Dataset
+from sprat.data.imageset import ImageSet, Normalization
 from sprat.errors import Interrupted
 from sprat.models import NetworkConfig, build_network
 from sprat.models.blocks import blueprint_of
@@ -26,83 +29,17 @@ from sprat.pools.local import Here, ProcessPool
 from sprat.pools.source import Source
 from sprat.run_folder import read_config
 from sprat.searching.cost import Counter, quickly
-from sprat.searching.driver import Decision, Driver
-from sprat.searching.outcome import read_outcome, read_trials
+from sprat.searching.driver import Decision
 from sprat.searching.plan import (
-    Plan,
     epochs_for,
     epochs_within,
     generation_seconds,
-    read_plan,
     rungs_of,
-    write_plan,
 )
 from sprat.searching.space import Space, sides_of
 from sprat.searching.trial import Rung, Task, train_rung, trial_config
 from sprat.settings.config import BudgetConfig, Config
 from sprat.settings.recipes import load_recipe
-
-RECIPE = load_recipe("sprat-cpu")
-LIMITS = BudgetConfig(max_parameters=4_000, max_macs=400_000)
-NOWHERE = Source("nowhere", None, RECIPE.pictures, {16: "md5"}, own=False)
-
-
-def plan(**changes: Any) -> Plan:
-    """A search of fake trials on images of 16 px."""
-    config = dataclasses.replace(RECIPE, budget=changes.pop("budget", LIMITS))
-    settings: dict[str, Any] = {
-        "config": config, "recipe": "sprat-cpu", "trial": trial_config(config, 9, 1_000),
-        "rungs": (1, 3, 9), "generation": 4, "trials": 8, "seconds": 0.0, "data": {16: "md5"},
-        "classes": 3, "images": 2_000, "own": False,
-    }  # fmt: skip
-    return Plan(**settings | changes)
-
-
-def pretend(task: Task, source: Source, should_stop: Callable[[], bool]) -> Rung:
-    """A trial whose accuracy is a function of its settings alone, and grows from rung to rung."""
-    optim, network = task.config.optim, task.config.network
-    luck = random.Random(repr((optim.lr, network.widths))).random()
-    val = 0.5 + 0.02 * task.until + 0.1 * luck
-    return Rung(task.key, task.until, val, 1.0)
-
-
-class Recorder:
-    """A pool of fake trials, which ends tasks out of their order and may stop the search.
-
-    asked: keys and epochs of the tasks, in the order they were started.
-    """
-
-    def __init__(self, workers: int = 1, most: int = 10**9, train: Any = pretend) -> None:
-        self.workers, self.left, self.train = workers, most, train
-        self.asked: list[tuple[str, int]] = []
-        self.configs: list[Config] = []
-        self.running: list[Task] = []
-
-    def start(self, task: Task) -> None:
-        assert len(self.running) < self.workers
-        self.asked.append((task.key, task.until))
-        self.configs.append(task.config)
-        self.running.append(task)
-
-    def next(self) -> Rung:
-        if not self.left:
-            raise Stopped
-        self.left -= 1
-        return self.train(self.running.pop(), NOWHERE, lambda: False)
-
-    def close(self) -> None:
-        pass
-
-
-def decide(folder: Path, pool: Any, **changes: Any) -> Decision:
-    return Driver(plan(**changes), folder, pool).run()
-
-
-def records(decision: Decision) -> list[dict[str, Any]]:
-    """Every trial, but for what a clock says."""
-    clocks = {"seconds", "elapsed"}
-    found = [trial.to_record() for trial in decision.trials]
-    return [{key: value for key, value in each.items() if key not in clocks} for each in found]
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +115,7 @@ def test_a_kill_while_the_journal_is_written_loses_nothing(
 def test_what_breaks_a_limit_is_refused_and_never_trained(tmp_path: Path) -> None:
     tight = BudgetConfig(max_parameters=4_000, max_macs=60_000, max_ram=8_000)
     pool = Recorder()
-    decision = decide(tmp_path, pool, budget=tight, trials=4)
+    decision = decide(tmp_path, pool, budget=tight, trials=2, generation=2)
     refused = [trial for trial in decision.trials if trial.refused]
     assert refused
     counter = Counter(tight, 3)
@@ -214,45 +151,6 @@ def test_limits_that_leave_nothing_are_refused_at_once(
     assert not pool.asked
 
 
-class Clock:
-    """Seconds that trials take."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def train(self, task: Task, source: Source, should_stop: Callable[[], bool]) -> Rung:
-        slow = task.key == "5"  # far slower than any before
-        rung = pretend(task, source, should_stop)
-        seconds = (500.0 if slow else 2.0) * task.until
-        given_up = bool(task.seconds and seconds > task.seconds)
-        seconds = task.seconds if given_up else seconds
-        self.now += seconds
-        return dataclasses.replace(rung, seconds=seconds, val=None if given_up else rung.val)
-
-
-def test_a_time_bounds_trials_and_finalists(tmp_path: Path) -> None:
-    clock = Clock()
-    timed = plan(trials=0, seconds=400.0, epoch_seconds=2.0)
-    decision = Driver(timed, tmp_path, Recorder(train=clock.train), clock=clock).run()
-    assert 0.7 * timed.trials_end < max(trial.elapsed for trial in decision.trials)
-    assert max(trial.elapsed for trial in decision.trials) <= timed.trials_end
-    assert timed.trials_end < decision.seconds <= timed.finalists_end
-    assert timed.finalists_end == pytest.approx(0.65 * 400)
-
-
-def test_a_time_that_is_spent_is_not_had_again(tmp_path: Path) -> None:
-    clock = Clock()
-    timed = plan(trials=0, seconds=400.0, epoch_seconds=2.0)
-    with pytest.raises(Stopped):
-        Driver(timed, tmp_path, Recorder(most=6, train=clock.train), clock=clock).run()
-    spent, clock.now = clock.now, 1000.0  # in another process
-    driver = Driver(timed, tmp_path, Recorder(train=clock.train), clock=clock)
-    assert driver.elapsed == pytest.approx(spent)
-    assert driver.run().seconds <= timed.finalists_end
-
-
 def diverging(task: Task, source: Source, should_stop: Callable[[], bool]) -> Rung:
     if task.key in ("0", "1"):
         return Rung(task.key, task.until, 0.0, 1.0, diverged=True)
@@ -273,37 +171,6 @@ def test_nothing_that_can_be_trained_is_said(tmp_path: Path) -> None:
 
     with pytest.raises(SpratError, match="No trial could be trained"):
         decide(tmp_path, Recorder(train=train), trials=2, generation=2)
-
-
-def test_a_journal_of_another_search_or_damaged_is_refused_as_it_is(
-    usual: tuple[Path, Decision, Recorder], tmp_path: Path
-) -> None:
-    folder, _, _ = usual
-    whole = (folder / "journal.log").read_bytes()
-    lines = whole.splitlines(keepends=True)
-    for content, said in (
-        (whole, "of another search"),
-        (lines[0] + b"{]\n" + b"".join(lines[1:]), "is damaged"),
-        (b"".join(lines).replace(b'"network"', b'"netvork"'), "is damaged"),
-        (whole.replace(b'"op_code":0', b'"op_code":"x"'), "is damaged"),
-    ):
-        (tmp_path / "journal.log").write_bytes(content)
-        seed = 1 if said == "of another search" else 0
-        config = dataclasses.replace(plan().config, seed=seed)
-        with pytest.raises(SpratError, match=said):
-            decide(tmp_path, Recorder(), config=config)
-        assert (tmp_path / "journal.log").read_bytes() == content
-
-
-def test_a_plan_is_kept(tmp_path: Path) -> None:
-    write_plan(tmp_path, plan())
-    assert read_plan(tmp_path) == plan()
-    file = tmp_path / "settings.json"
-    values = json.loads(file.read_text())
-    for key in values:
-        file.write_text(json.dumps({**values, key: None}))
-        with pytest.raises(SpratError, match=r"settings\.json"):
-            read_plan(tmp_path)
 
 
 def test_the_space_holds_the_family_at_the_budget_of_its_own() -> None:
@@ -443,25 +310,6 @@ def test_a_search_ends_as_an_ordinary_run(searched: sprat.Search, tiny: Dataset)
     assert again.results["test"] == results["test"]
 
 
-def test_damaged_records_are_refused_in_words(searched: sprat.Search, tmp_path: Path) -> None:
-    inner = searched.folder / "search"
-    outcome = read_outcome(inner)
-    assert outcome is not None
-    for name in ("outcome.json", "trials.json"):
-        values = json.loads((inner / name).read_text())
-        rows = values if isinstance(values, list) else [values]
-        for key in rows[0]:
-            spoilt = [{**rows[0], key: None}, *rows[1:]]
-            content = spoilt if values is rows else spoilt[0]
-            (tmp_path / name).write_text(json.dumps(content))
-            with pytest.raises(SpratError, match=name):
-                read_outcome(tmp_path) if name == "outcome.json" else read_trials(tmp_path, outcome)
-        (tmp_path / name).unlink()
-    (tmp_path / "trials.json").write_text("[]")
-    with pytest.raises(SpratError, match="damaged"):
-        read_trials(tmp_path, outcome)
-
-
 def test_a_number_of_trials_is_repeated_bit_for_bit(
     searched: sprat.Search, tiny: Dataset, short: Config, tmp_path: Path
 ) -> None:
@@ -498,6 +346,46 @@ def test_a_number_of_trials_is_repeated_bit_for_bit(
     found = sprat.resume_search(folder, dataset=tiny, quiet=True)
     assert weights(found.folder) == weights(searched.folder)
     assert found.results["test"] == searched.results["test"]
+
+
+def test_grey_pictures_are_searched(tiny: Dataset, short: Config, tmp_path: Path) -> None:
+    def grey(images: ImageSet) -> ImageSet:
+        return dataclasses.replace(images, images=images.images[:][:, :1].contiguous())
+
+    train = grey(tiny.train)
+    one = dataclasses.replace(
+        tiny, train=train, test=grey(tiny.test), normalization=Normalization.of(train.images)
+    )
+    found = sprat.search(
+        short, {"epochs": 1}, max_parameters="2k", max_macs="100k", dataset=one, trials=1,
+        generation=1, trial_epochs=1, trial_images=32, cpus_per_trial=1, output=tmp_path / "run",
+        quiet=True,
+    )  # fmt: skip
+    model = load_model(found.folder)
+    assert model.channels == 1
+    trials = json.loads((found.folder / "search" / "trials.json").read_text())
+    trial = trials[found.outcome["winner"]]
+    parameters, macs = quickly(model.spec, 10, 16, channels=1)
+    assert (trial["cost"]["parameters"], trial["cost"]["macs"]) == (parameters, macs)
+
+
+def test_a_time_too_short_for_a_trial_is_refused_at_the_beginning(
+    tiny: Dataset, short: Config, tmp_path: Path
+) -> None:
+    with pytest.raises(SpratError, match=r"--time is too short.* Give at least --time \d+s\.$"):
+        sprat.search(
+            short, max_parameters="2k", dataset=tiny, time="1s", trial_images=32,
+            cpus_per_trial=1, output=tmp_path / "run", quiet=True,
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+def test_pictures_that_changed_since_the_search_began_are_refused(tmp_path: Path) -> None:
+    folder = draw(tmp_path / "pictures", red=12, blue=12)
+    pictures = dataclasses.replace(RECIPE.pictures, side=16)
+    source = Source(str(folder), None, pictures, {16: "of before"}, own=True)
+    with pytest.raises(SpratError, match="has changed since the search began"):
+        source.load(16)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,9 @@ NOT_RUN = (
 )
 # as it is typed, but briefly and on few pictures
 SHORT = {"--epochs": "1", "--batch-size": "32", "--optim.warmup-epochs": "0"}
+SHORT_SEARCH = {
+    "--trials": "2", "--generation": "2", "--trial-epochs": "1", "--recipe": "short.toml",
+}  # fmt: skip
 FEW = "flowers"
 AT_HAND = ("flowers", "shapes10", "eyes.csv", "xrays")
 NEEDS_NETWORK = ("data fetch", "data verify")
@@ -51,11 +54,22 @@ def shortened(words: list[str]) -> list[str]:
         if "--time" in words:  # which decides the epochs
             words[words.index("--time") + 1] = "20s"
             del changes["--epochs"]
-        for option, value in changes.items():
-            if option in words:
-                words[words.index(option) + 1] = value
-            else:
-                words += [option, value]
+        words = changed(words, changes)
+    if words[0] == "search" and "--resume" not in words:
+        if "--time" in words:
+            at = words.index("--time")
+            del words[at : at + 2]
+        words = changed(words, SHORT_SEARCH)
+    return words
+
+
+def changed(words: list[str], changes: dict[str, str]) -> list[str]:
+    """A command with other values of its options, or with these options too."""
+    for option, value in changes.items():
+        if option in words:
+            words[words.index(option) + 1] = value
+        else:
+            words += [option, value]
     return words
 
 
@@ -116,6 +130,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(folder / "flowers", folder / "moved" / "flowers")
     shutil.make_archive(str(folder / "more-flowers"), "zip", folder, "flowers")
     (folder / "my-recipe.toml").write_text("epochs = 3\n[optim]\nwarmup_epochs = 1\n")
+    (folder / "short.toml").write_text("epochs = 1\nbatch_size = 32\n[optim]\nwarmup_epochs = 0\n")
     (folder / "results").symlink_to(ROOT / "results")
     page = (ROOT / "docs" / "how-to" / "networks.md").read_text()
     block = re.search(r"^```python\n(# my_nets\.py\n.*?)^```", page, re.M | re.S)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import SMALL, weights
 
 import sprat
@@ -39,7 +38,7 @@ CONFIG = dataclasses.replace(SMALL, epochs=2, train_images=48, judge_every=2, tt
 
 
 class Machines:
-    """A cluster whose head is on this machine, and so is what is added to it; a core each."""
+    """A cluster of a head and a second machine, both of them this one, with a core each."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
@@ -48,12 +47,11 @@ class Machines:
         head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 10**8}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address = self.cluster.address
+        self.second = self.cluster.add_node(num_cpus=1, object_store_memory=10**8)
+        self.cluster.wait_for_nodes()
 
-    def add(self) -> Any:
-        return self.cluster.add_node(num_cpus=1, object_store_memory=10**8)
-
-    def kill(self, node: Any) -> None:
-        self.cluster.remove_node(node, allow_graceful=False)
+    def kill_second(self) -> None:
+        self.cluster.remove_node(self.second, allow_graceful=False)
 
 
 @pytest.fixture(scope="module")
@@ -62,20 +60,15 @@ def machines() -> Iterator[Machines]:
         warnings.simplefilter("ignore")  # of Ray's own
         made = Machines()
         yield made
+        ray.shutdown()
         made.cluster.shutdown()
 
 
 @pytest.fixture
-def second(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A second machine for one test, at the address that `--workers ray` looks for."""
+def cluster(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> Machines:
+    """The machines, at the address that `--workers ray` looks for."""
     monkeypatch.setenv("RAY_ADDRESS", machines.address)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        node = machines.add()
-        machines.cluster.wait_for_nodes()
-        yield node
-        if node in machines.cluster.worker_nodes:
-            machines.kill(node)
+    return machines
 
 
 def slowly(task: Task, source: Source, should_stop: Callable[[], bool]) -> Rung:
@@ -91,52 +84,8 @@ def slowly(task: Task, source: Source, should_stop: Callable[[], bool]) -> Rung:
     return rung
 
 
-def test_a_machine_that_dies_in_mid_trial_changes_nothing(
-    machines: Machines, second: Any, tiny: Dataset, tmp_path: Path
-) -> None:
-    recipe = load_recipe("sprat-cpu").changed({
-        "batch_size": 16, "augment.crop": 2, "threads": 1, "device": "cpu", "tta": 1,
-    })  # fmt: skip
-    recipe = dataclasses.replace(recipe, budget=BudgetConfig(max_parameters=4_000))
-    settled = settle_for(trial_config(recipe, 2, 32), tiny)
-    plan = Plan(
-        config=recipe, recipe="sprat-cpu", trial=settled, rungs=(1, 2), generation=4, trials=4,
-        seconds=0.0, data={16: tiny.md5}, classes=10, images=180, own=False,
-    )  # fmt: skip
-    source = Source("tiny", tmp_path, recipe.pictures, {16: tiny.md5}, False, tiny, named=False)
-
-    def begun() -> list[list[Any]]:
-        file = tmp_path / "begun.txt"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-    def kill() -> None:
-        while not any(node == second.node_id for _, _, node in begun()):
-            time.sleep(0.02)
-        machines.kill(second)
-
-    for name in ("ray", "alone"):
-        (tmp_path / name).mkdir()
-    with open_workers("ray") as workers:
-        pool = workers.pool(slowly, source, lambda: False, threads=1)
-        assert pool.workers == 2
-        killer = threading.Thread(target=kill, daemon=True)
-        killer.start()
-        found = Driver(plan, tmp_path / "ray", pool).run()
-        killer.join()
-        pool.close()
-    alone = Driver(plan, tmp_path / "alone", Here(train_rung, source, lambda: False)).run()
-
-    def results(decision: Any) -> list[tuple[int, Any]]:
-        return [(trial.number, trial.rungs) for trial in decision.trials]
-
-    assert results(found) == results(alone)
-    assert [each.val for each in found.finalists] == [each.val for each in alone.finalists]
-    tasks = [(key, until) for key, until, _ in begun()]
-    assert len(tasks) == len(set(tasks)) + 1, "the trial that was under way there alone"
-
-
 def test_seeds_on_the_cluster_are_those_of_one_process(
-    second: Any, tiny: Dataset, tmp_path: Path
+    cluster: Machines, tiny: Dataset, tmp_path: Path
 ) -> None:
     for folder, workers in (("alone", 1), ("ray", "ray")):
         sprat.train_seeds(
@@ -147,7 +96,9 @@ def test_seeds_on_the_cluster_are_those_of_one_process(
     assert not list((tmp_path / "ray").glob(".*"))
 
 
-def test_sigterm_saves_seeds_and_the_same_command_resumes(second: Any, tmp_path: Path) -> None:
+def test_sigterm_saves_seeds_and_the_same_command_resumes(
+    cluster: Machines, tmp_path: Path
+) -> None:
     words = [
         sys.executable, "-m", "sprat", "train", "--dataset", "shapes10", "--seeds", "2",
         "--workers", "ray", "--train-images", "320", "--epochs", "4", "--batch-size", "16",
@@ -188,42 +139,41 @@ def reads(task: int, shared: Source, should_stop: Callable[[], bool]) -> int:
 
 
 def test_tasks_stop_after_their_step_and_workers_that_die_end_in_words(
-    second: Any, tiny: Dataset, tmp_path: Path
+    cluster: Machines, tiny: Dataset, tmp_path: Path
 ) -> None:
     source = Source("tiny", tmp_path, SMALL.pictures, {16: tiny.md5}, False, tiny, named=False)
-    with connected("auto") as cluster:
-        before = signal.getsignal(signal.SIGTERM)
-        pool: Any = cluster.pool(dies, source, lambda: False, threads=1)
+    before = signal.getsignal(signal.SIGTERM)
+    with connected("auto") as workers:
+        pool: Any = workers.pool(dies, source, lambda: False, threads=1)
         pool.start(1)
         with pytest.raises(SpratError, match="The workers of 4 tries of one training died"):
             pool.next()
-        pool = cluster.pool(reads, source, lambda: False, threads=1)
+        pool = workers.pool(reads, source, lambda: False, threads=1)
         pool.start(1)
         assert pool.next() == int(tiny.train.images.sum())
         moved = Source("shapes10", None, SMALL.pictures, {32: "another"}, False)
-        pool = cluster.pool(reads, moved, lambda: False, threads=1)
+        pool = workers.pool(reads, moved, lambda: False, threads=1)
         pool.start(0)
         with pytest.raises(SpratError, match=r"shapes10 has changed .* or is another one on"):
             pool.next()
         begun = [tmp_path / f"{task}.txt" for task in (1, 2)]
-        pool = cluster.pool(waits, source, lambda: all(f.exists() for f in begun), threads=1)
+        pool = workers.pool(waits, source, lambda: all(f.exists() for f in begun), threads=1)
         pool.start(1)
         pool.start(2)
         with pytest.raises(Stopped):
             pool.next()
         assert [file.read_text() for file in begun] == ["saved", "saved"]
         with pytest.raises(SpratError, match="Each training needs 64 CPUs, but no machine"):
-            cluster.check(64, 0)
+            workers.check(64, 0)
         with pytest.raises(SpratError, match=r"1 CPU and 0.5 GPUs, but no machine"):
-            cluster.check(1, 0.5)
+            workers.check(1, 0.5)
         with pytest.raises(SpratError, match="this machine has no GPU"):
-            cluster.gpus(1, "cpu")
-        assert signal.getsignal(signal.SIGTERM) == before
-    assert torch.get_num_threads() > 0
+            workers.gpus(1, "cpu")
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_more_than_any_machine_has_is_refused_and_nothing_is_touched(
-    second: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SpratError, match="Each training needs 64 CPUs, but no machine"):
@@ -233,7 +183,7 @@ def test_more_than_any_machine_has_is_refused_and_nothing_is_touched(
     assert not list(tmp_path.iterdir())
 
 
-def test_another_version_is_refused(second: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_is_refused(cluster: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "__version__", "2.0.0")
     with (
         pytest.raises(SpratError, match=r"cluster cannot be used from here.*Install the same"),
@@ -256,3 +206,48 @@ def test_what_does_not_answer_is_said_soon(monkeypatch: pytest.MonkeyPatch) -> N
         connected("auto"),
     ):
         pass
+
+
+def test_a_machine_that_dies_in_mid_trial_changes_nothing(
+    cluster: Machines, tiny: Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = load_recipe("sprat-cpu").changed({
+        "batch_size": 16, "augment.crop": 2, "threads": 1, "device": "cpu", "tta": 1,
+    })  # fmt: skip
+    recipe = dataclasses.replace(recipe, budget=BudgetConfig(max_parameters=4_000))
+    settled = settle_for(trial_config(recipe, 2, 32), tiny)
+    plan = Plan(
+        config=recipe, recipe="sprat-cpu", trial=settled, rungs=(1, 2), generation=4, trials=4,
+        seconds=0.0, data={16: tiny.md5}, classes=10, images=180, own=False,
+    )  # fmt: skip
+    source = Source("tiny", tmp_path, recipe.pictures, {16: tiny.md5}, False, tiny, named=False)
+
+    def begun() -> list[list[Any]]:
+        file = tmp_path / "begun.txt"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def kill() -> None:
+        while not any(node == cluster.second.node_id for _, _, node in begun()):
+            time.sleep(0.02)
+        cluster.kill_second()
+
+    for name in ("ray", "alone"):
+        (tmp_path / name).mkdir()
+    with open_workers("ray") as workers:
+        pool = workers.pool(slowly, source, lambda: False, threads=1)
+        assert pool.workers == 2
+        killer = threading.Thread(target=kill, daemon=True)
+        killer.start()
+        found = Driver(plan, tmp_path / "ray", pool).run()
+        killer.join()
+        pool.close()
+    alone = Driver(plan, tmp_path / "alone", Here(train_rung, source, lambda: False)).run()
+
+    def results(decision: Any) -> list[tuple[int, Any]]:
+        return [(trial.number, trial.rungs) for trial in decision.trials]
+
+    assert results(found) == results(alone)
+    assert [each.val for each in found.finalists] == [each.val for each in alone.finalists]
+    tasks = [(key, until) for key, until, _ in begun()]
+    assert len(tasks) == len(set(tasks)) + 1, "the trial that was under way there alone"
+    assert capfd.readouterr() == ("", ""), "Ray is not heard"

@@ -82,9 +82,9 @@ def test_own_pictures_end_to_end(place: Path) -> None:
     ended("check", "run", *limits)  # all kept, or it fails
     inner = place / "run" / "search"
     outcome = json.loads((inner / "outcome.json").read_text())
-    assert outcome["seconds"] <= 120 * 0.65 * 1.1
+    assert outcome["seconds"] + results["seconds"] <= 1.1 * 120, "--time is of both"
     trials = json.loads((inner / "trials.json").read_text())
-    assert outcome["trained"] == sum(trial["state"] != "refused" for trial in trials) > 1
+    assert outcome["trained"] == sum(bool(trial["rungs"]) for trial in trials) > 0
     again = ("--recipe", "run/search/winner.toml", "--dataset", "shapes", "--epochs", "1")
     ended("train", *again, "--output", "again")
     trained = json.loads((place / "again" / "results.json").read_text())

@@ -162,6 +162,13 @@ def test_an_interrupted_cross_validation_is_resumed_bit_for_bit(
     ).read_bytes()
 
 
+def test_a_fold_alone_is_that_of_all(folded: Folded, tiny: Dataset, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, fold=2)
+    run = sprat.train(config, dataset=_untestable(tiny), output=tmp_path / "run", quiet=True)
+    assert weights(run.folder) == weights(folded.folder / "fold-2")
+    assert run.results["val"] == read_results(folded.folder / "fold-2" / "results.json")["val"]
+
+
 def test_a_folder_of_other_settings_is_left_alone(
     folded: Folded, tiny: Dataset, tmp_path: Path
 ) -> None:

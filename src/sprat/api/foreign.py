@@ -48,6 +48,7 @@ def import_model(
     std: float | Sequence[float],
     classes: str | Sequence[str] = (),
     side: int = 0,
+    channels: int = 3,
     key: str = "",
     dataset: str = "",
     output: str | Path | None = None,
@@ -70,6 +71,7 @@ def import_model(
         std: standard deviation likewise, in the same unit.
         classes: names in the order of the network's outputs, or a .txt file with one in each line.
         side: of the images that the network takes, in pixels; 0: 32.
+        channels: of these images, 3 or 1: then it sees colour as grey.
         key: place in the file of the weights to take, if it holds several: "state_dict_ema".
         dataset: name of the dataset that the network was trained on, which other verbs then take by
             default, and whose classes in their order are meant if `classes` are not given.
@@ -84,7 +86,10 @@ def import_model(
             the network does not answer an image with a logit for each class, or the output exists.
             Nothing is written then.
     """
-    given = Foreign(weights=str(weights), key=key, mean=mean, std=std, side=side, classes=classes)  # type: ignore[arg-type] # single values become tuples
+    given = Foreign(
+        weights=str(weights), key=key, mean=mean, std=std, side=side, channels=channels,
+        classes=classes,
+    )  # type: ignore[arg-type] # single values become tuples # fmt: skip
     given.check_given()
     _check_published(dataset, bool(given.classes))
     use_networks([network], code)

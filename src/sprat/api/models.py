@@ -108,9 +108,9 @@ def evaluate(
         threads: CPU threads, set for the whole process; 0: one per usable core.
         code: as of `load`.
         quiet: whether to show no progress on stderr.
-        foreign: weights, key, mean, std, side and classes of a network that was trained elsewhere,
-            as of `import_model`; weights, mean and std are needed. The dataset is then CIFAR-10 by
-            default, and the classes its own in its order.
+        foreign: weights, key, mean, std, side, channels and classes of a network that was trained
+            elsewhere, as of `import_model`; weights, mean and std are needed. The dataset is then
+            CIFAR-10 by default, and the classes its own in its order.
 
     Returns:
         What `sprat evaluate --json` prints, with shares from 0 to 1: model, recipe, side, dataset,

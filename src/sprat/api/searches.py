@@ -235,7 +235,7 @@ def resume_search(
 
 @dataclass(frozen=True)
 class _Where:
-    """Where trials are trained, and the GPUs of each."""
+    """Workers that train trials, and the GPUs of each."""
 
     workers: Workers
     gpus: float
@@ -393,7 +393,8 @@ def _decide(
     config = outcomes.winning_config(plan, decision)
     if plan.seconds:
         dataset = source.load(config.pictures.side if plan.own else plan.sides[0])
-        config = fit(config, dataset, plan.seconds, perf_counter() - driver.elapsed)
+        since = perf_counter() - driver.elapsed
+        config = fit(config, dataset, plan.seconds, since, strict=False)
     outcomes.write_recipe(inner, config, outcome)
     write_search_page(inner, plan, outcome, None)
     write_json(inner / outcomes.OUTCOME_FILE, outcome)

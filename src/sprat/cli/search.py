@@ -154,10 +154,15 @@ def _print_found(found: "Search", quiet: bool) -> None:
 
     console, results, outcome = make_console(quiet=quiet), found.results, found.outcome
     which = "the test set, read once" if results["final"] else "val"
+    tried = "There was no time to try a network; give more --time."
+    if outcome["trained"]:
+        tried = (
+            f"{outcome['trained']:,} networks were trained and {outcome['refused']:,} refused by "
+            "the limits."
+        )
     with resumable(found.folder):
         console.print(
-            f"\n{outcome['trained']:,} networks were trained and {outcome['refused']:,} refused by "
-            f"the limits. The winner has {results['parameters']:,} parameters; on "
+            f"\n{tried} The winner has {results['parameters']:,} parameters; on "
             f"{visible(results['dataset'])} ({which}):"
         )
         print_evaluation(console, evaluation_of(results)[1])

@@ -1,4 +1,4 @@
-"""How Ctrl-C and SIGTERM stop a command that trains."""
+"""Ctrl-C and SIGTERM, which stop a command that trains."""
 
 import signal
 from collections.abc import Callable

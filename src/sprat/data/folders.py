@@ -75,6 +75,7 @@ def find(folder: Path) -> Found:
         digest.hexdigest(),
         {part: f"{name}/" for part, (name, _) in found.items() if part},
         [f"left out, being in no class folder of {folder}: {few(beside)}"] if beside else [],
+        has_columns=False,
     )
 
 

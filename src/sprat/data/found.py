@@ -52,7 +52,7 @@ class Found:
     left_out: sentences about what is no part of the set. together: of each picture, what it shares
     with those that it is not to be split from, as a group column says; None without one. named: of
     a path or a sentence gives what a person is to read, where pictures were extracted from an
-    archive.
+    archive. has_columns: whether paths and labels are those of a table or of parquet files.
     """
 
     layout: str
@@ -64,6 +64,7 @@ class Found:
     left_out: list[str] = field(default_factory=list)
     together: list[str] | None = None
     named: Callable[[object], str] = str
+    has_columns: bool = True
 
     def __len__(self) -> int:
         return sum(group.count for group in self.groups)

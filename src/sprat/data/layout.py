@@ -9,7 +9,7 @@ from pathlib import Path
 from sprat.data import archive, folders, shards, tables
 from sprat.data.fetch import Say
 from sprat.data.found import Found, first_part, part_of
-from sprat.data.own import PicturesConfig, form_of
+from sprat.data.own import COLUMNS, PicturesConfig, form_of
 from sprat.data.picture import Picture
 from sprat.errors import SpratError, shown
 
@@ -33,11 +33,12 @@ def find(
     """
 
     def checked(found: Found) -> Found:
-        if config.group_column and found.together is None:
+        asked = [column for column in COLUMNS if getattr(config, column)]
+        if asked and not found.has_columns:
+            column, option = getattr(config, asked[0]), f"--pictures.{asked[0].replace('_', '-')}"
             raise SpratError(
-                f"{place} has no column {shown(config.group_column)} to group pictures by, since "
-                f"it is {found.layout}. Give a table of its pictures, or leave "
-                "--pictures.group-column out."
+                f"{place} has no column {shown(column)}, since it is {found.layout}. Give a table "
+                f"of its pictures, or leave {option} out."
             )
         check(found)
         return found

@@ -24,6 +24,9 @@ def form_of(name: str) -> Form | None:
     return next((form for ending, form in FORMS.items() if name.lower().endswith(ending)), None)
 
 
+COLUMNS = ("path_column", "label_column", "group_column")  # settings that name one
+
+
 def is_own(path: Path) -> bool:
     """Return whether a path may be own pictures: a folder, or a file of one of the forms."""
     return path.is_dir() or (path.is_file() and form_of(path.name) is not None)

@@ -1,5 +1,5 @@
-"""Where trials, seeds and folds are trained: in this process, in several of this machine, or on the
-machines of a Ray cluster.
+"""Pools of workers, which train trials, seeds and folds: this process, several of this machine, or
+the machines of a Ray cluster.
 
     with open_workers("ray") as workers:
         pool = workers.pool(train_rung, source, should_stop, threads=2, gpus=0)
@@ -27,7 +27,7 @@ class Stopped(Exception):
 
 
 class Shared(Protocol):
-    """What all tasks have in common; sent to each worker once."""
+    """Values that all tasks have in common, sent to each worker once."""
 
     def to_send(self) -> Self:
         """Return the same without what another process of this machine can load by itself."""
@@ -37,8 +37,8 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 Common = TypeVar("Common", bound=Shared)
 Work = Callable[[Task, Common, Callable[[], bool]], Result]
-"""What runs a task: a function of a module. It raises Interrupted once the function that it is
-given returns true."""
+"""A function of a module, which runs a task. It raises Interrupted once the function that it is given
+returns true."""
 
 
 class Pool(Protocol[Task, Result]):
@@ -46,7 +46,7 @@ class Pool(Protocol[Task, Result]):
 
     @property
     def workers(self) -> int:
-        """How many tasks it runs at once."""
+        """Number of tasks that it runs at once."""
 
     def start(self, task: Task) -> None:
         """Start a task; at most `workers` are under way."""
@@ -64,7 +64,7 @@ class Pool(Protocol[Task, Result]):
 
 
 class Workers(Protocol):
-    """Where tasks can be run.
+    """Workers of one kind, which tasks can be run by.
 
     several: whether there is more than this process. apart: whether they may be on other machines.
     """
@@ -160,8 +160,8 @@ def open_workers(given: int | str) -> Iterator[Workers]:
 
 
 class Failed:
-    """What a worker returns of a task that ended by an error which is the user's to mend: the error
-    reaches the command as it is, whatever carries it."""
+    """A task's end by an error that is the user's to mend, as a worker returns it: the error reaches
+    the command as it is, whatever carries it."""
 
     def __init__(self, error: SpratError | OSError) -> None:
         plain = isinstance(error, OSError)  # others may take more to make than their words

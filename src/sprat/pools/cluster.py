@@ -80,6 +80,7 @@ def connected(address: str) -> Iterator["Cluster"]:
             ray.init(address, log_to_driver=False, logging_level="ERROR", configure_logging=True)
     except Exception as error:  # whatever Ray finds wrong
         raise _unreachable(address, error) from error
+    ray._private.worker._worker_logs_enabled = False  # else it prints what becomes of machines
     try:
         yield Cluster(ray)
     finally:

@@ -30,7 +30,7 @@ from sprat.threads import usable_cores
 
 
 class Processes:
-    """So many processes of this machine, among which its cores are divided; one is this process."""
+    """Processes of this machine, among which its cores are divided; one alone is this process."""
 
     apart = False
 

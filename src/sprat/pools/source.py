@@ -1,4 +1,4 @@
-"""Where trainings get their images, in whatever process or machine they run."""
+"""Source of the images of trainings, in whatever process or machine they run."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""What a network costs next to the limits of a search, counted before it is trained."""
+"""Costs of a network next to the limits of a search, counted before it is trained."""
 
 import functools
 import math
@@ -16,7 +16,7 @@ from sprat.settings.config import BudgetConfig
 
 
 class Cost(TypedDict):
-    """What a network costs on one image; flash and RAM in bytes, stored as the budget says.
+    """Costs of a network on one image; flash and RAM in bytes, stored as the budget says.
 
     receptive_field: None where that is the whole image. ram: None where it cannot be planned.
     """
@@ -49,7 +49,7 @@ class Counted:
 
     @property
     def kept(self) -> bool:
-        """Whether no limit is broken."""
+        """Return whether no limit is broken."""
         return all(excess <= 0 for excess in self.excess.values())
 
 
@@ -103,14 +103,11 @@ class Counter:
         }
         return Counted(cost, self._excess(summary))
 
-    def keeps(self, network: NetworkConfig, side: int) -> bool:
-        """Return whether a network keeps every limit; what is counted quickly is looked at first,
-        and the rest only where there is a limit on it."""
+    def keeps_quickly(self, network: NetworkConfig, side: int) -> bool:
+        """Return whether a network keeps the limits on parameters and MACs."""
         parameters, macs = quickly(network, self.classes, side, self.channels)
         counted = {"max_parameters": parameters, "max_macs": macs}
-        if any(value > self.limits.get(name, value) for name, value in counted.items()):
-            return False
-        return self.limits.keys() <= counted.keys() or self.count(network, side).kept
+        return all(value <= self.limits.get(name, value) for name, value in counted.items())
 
     def _excess(self, summary: Summary) -> dict[str, float]:
         limits, unplanned = dict(self.limits), {}

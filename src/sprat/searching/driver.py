@@ -37,9 +37,11 @@ from sprat.searching.watcher import Watcher
 from sprat.shapes import FLAG, POSITIVE, SHARE, Shape, mismatch, whole
 
 JOURNAL_FILE, WORK_FOLDER = "journal.log", "work"
+LONG = "-long"  # after a trial's number: the key of its task as a finalist
 # a task is given up after so many times as long as expected, so that one does not take all the time
-PATIENCE, LEAST_PATIENCE = 4.0, 30.0  # and seconds at least: in a new process it loads the images
-SLACK = 1.15  # times as long as before a task may take before it is not begun for lack of time
+PATIENCE = 4.0
+LEAST_PATIENCE = 30.0  # seconds, up to half of what is left: a new process loads torch and images
+SLACK = 1.15  # times as long as expected a task may take, or it is not begun for lack of time
 RUNG: Shape = {
     "val": SHARE,
     "seconds": POSITIVE,
@@ -51,16 +53,16 @@ RUNG: Shape = {
 @dataclass(frozen=True)
 class Finalist:
     """One of the best trials, trained for longer; epochs: over all training images, 0 if there was
-    no time for it, so that `val` is that of its trial."""
+    no time for it, so that `val` is that of its trial, or None if there was none for trials."""
 
     trial: Trial
     epochs: int
-    val: float
+    val: float | None
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a search comes to: every trial in the order asked, and the finalists, best first."""
+    """Outcome of a search: every trial in the order asked, and the finalists, best first."""
 
     trials: list[Trial]
     finalists: list[Finalist]
@@ -109,8 +111,12 @@ class Driver:
         if generations and not self.journal.is_whole(generations[-1]):
             self.under_way = generations[-1]
             self.trials = self.trials[: -len(self.under_way)]
-        begun = (trial for trial in [*self.trials, *self.under_way] if trial.rungs)
-        self.rates = [trial.seconds / max(trial.rungs) for trial in begun]  # seconds of an epoch
+        # times as long as measured that tasks take
+        self.slowness: list[float] = []
+        if plan.seconds:
+            begun = (trial for trial in [*self.trials, *self.under_way] if trial.rungs)
+            self.slowness = [self._slowness_of(trial) for trial in begun]
+        self.ask_seconds = plan.ask_seconds
         self.spent = self._spent()  # before this process
 
     @property
@@ -120,7 +126,7 @@ class Driver:
 
     @property
     def trained(self) -> list[Trial]:
-        """The trials that kept the limits, of finished generations."""
+        """The trials that keep the limits, of finished generations."""
         return [trial for trial in self.trials if not trial.refused]
 
     def run(self) -> Decision:
@@ -131,9 +137,7 @@ class Driver:
             SpratError: no trial could be trained, a worker died, or a file cannot be written.
         """
         while count := self._to_ask():
-            before = len(self.trained)
-            self._generation(count)
-            if len(self.trained) == before:
+            if not self._generation(count):
                 break
         return Decision(self.trials, self._finals(), self.elapsed)
 
@@ -145,22 +149,31 @@ class Driver:
         if plan.trials:
             count = min(count, plan.trials - len(self.trained))
         if plan.seconds:
-            left, cost = plan.trials_end - self.elapsed, self._epoch_seconds()
-            workers = self.pool.workers
-            while count > 0 and generation_seconds(plan.rungs, count, cost) > left * workers:
+            left, slowness = plan.trials_end - self.elapsed, self._slowness() / self.pool.workers
+            least = 0 if self.trained else 1  # which wins untried if there is no time for it
+
+            def needed() -> float:
+                cost, task = plan.epoch_seconds, plan.task_seconds
+                training = generation_seconds(plan.rungs, count, cost, task)
+                return count * self.ask_seconds + slowness * training
+
+            while count > least and needed() > left:
                 count -= 1
         return count
 
-    def _generation(self, count: int) -> None:
+    def _generation(self, count: int) -> bool:
+        """Ask and train a generation; return whether a trial of it came to a rung."""
         plan = self.plan
         generation = self.trials[-1].generation + 1 if self.trials else 0
+        began = self.clock()
         asked = ask(
             self.space, self.counter, self.trials, count, generation=generation,
             seed=plan.config.seed, last=plan.rungs[-1], random=plan.sampler == "random",
         )  # fmt: skip
+        self.ask_seconds = (self.clock() - began) / count
         if not any(not trial.refused for trial in asked):
             if self.trained:
-                return
+                return False
             network, side = self.space.smallest()
             nearest = min(asked, key=lambda trial: sum(map(_positive, trial.excess.values())))
             design = nearest.design
@@ -183,12 +196,15 @@ class Driver:
             )  # fmt: skip
             alive = sorted((t for t in alive if epochs in t.rungs), key=_rank)
             alive = [t for t in alive[: survivors(len(alive))] if not t.diverged]
-        ended = [t for t in asked if t.refused or t.rungs]  # the others found no time
-        self.journal.add([t for t in ended if t.number not in known], len(ended))
-        self.trials, self.under_way = self.trials + ended, []
+        for trial in asked:
+            if trial.state == "untried":
+                trial.elapsed = self.elapsed
+        self.journal.add([t for t in asked if t.number not in known], len(asked))
+        self.trials, self.under_way = self.trials + asked, []
         for file in self.work.glob("*"):
-            if file.stem.split("-")[0] in {str(t.number) for t in ended}:
+            if file.stem.split("-")[0] in {str(t.number) for t in asked}:
                 file.unlink(missing_ok=True)
+        return any(trial.rungs for trial in asked)
 
     def _task(self, trial: Trial, epochs: int, state: bytes | None) -> Task:
         config = trial.design.apply(self.plan.trial, own=self.plan.own)
@@ -226,7 +242,7 @@ class Driver:
                     seconds = expected(trials[task.key])
                     if left <= 0 or SLACK * seconds > left:
                         continue
-                    most = max(LEAST_PATIENCE, PATIENCE * seconds)
+                    most = max(PATIENCE * seconds, min(LEAST_PATIENCE, left / 2))
                     task = dataclasses.replace(task, seconds=min(left, most))
                 self.pool.start(task)
                 running += 1
@@ -241,33 +257,40 @@ class Driver:
 
     def _rung_seconds(self, trial: Trial, epochs: int) -> float:
         """Return what it will take to bring a trial to a rung, by what it took so far."""
-        before = max(trial.rungs, default=0)
-        cost = trial.seconds / before if before else self._epoch_seconds()
-        return cost * (epochs - before)
+        slowness = self._slowness_of(trial) if trial.rungs else self._slowness()
+        return slowness * self.plan.rung_seconds([epochs], max(trial.rungs, default=0))
 
-    def _epoch_seconds(self) -> float:
-        """Return what an epoch of a trial takes, by those so far."""
-        return sum(self.rates) / len(self.rates) if self.rates else self.plan.epoch_seconds
+    def _slowness(self) -> float:
+        """Return how many times as long as measured tasks take, by those so far."""
+        return sum(self.slowness) / len(self.slowness) if self.slowness else 1.0
+
+    def _slowness_of(self, trial: Trial) -> float:
+        return trial.seconds / self.plan.rung_seconds(trial.rungs)
 
     def _count(self, trial: Trial, rung: Rung) -> None:
+        if self.plan.seconds and not rung.diverged and not rung.key.endswith(LONG):
+            before = max(trial.rungs, default=0)
+            slowness = rung.seconds / self.plan.rung_seconds([rung.until], before)
+            # of what was given up nobody knows more than that it is slow
+            self.slowness.append(min(slowness, PATIENCE) if rung.val is None else slowness)
         if rung.val is None:
             return
-        before = max(trial.rungs, default=0)
         trial.rungs[rung.until] = rung.val
         trial.seconds += rung.seconds
         trial.diverged = rung.diverged
         trial.elapsed = self.elapsed
-        if not rung.diverged:
-            self.rates.append(rung.seconds / (rung.until - before))
 
     def _finals(self) -> list[Finalist]:
         """Train the best trials for longer, on all training images; return them, best first."""
-        ranked = sorted((t for t in self.trained if t.rungs and not t.diverged), key=_rank)
+        ranked = sorted((t for t in self.trained if not t.diverged), key=_rank)
         if not ranked:
             raise SpratError(
-                "No trial could be trained to its first rung. Give more --time, or lower the "
-                "learning rate of the --recipe."
+                "No trial could be trained: each diverged. Lower the learning rate of the "
+                "--recipe, or give more --trials or --time."
             )
+        if not ranked[0].rungs:
+            return [Finalist(ranked[0], 0, None)]
+        ranked = [trial for trial in ranked if trial.rungs]
         chosen = ranked[:FINALISTS]
         # the family's best is among them, so that the end is no worse than the beginning
         family = self.space.family()
@@ -275,11 +298,12 @@ class Driver:
             chosen[-1:] = [t for t in ranked if t.point in family][:1] or chosen[-1:]
         epochs = self._finalist_epochs(chosen)
         self.watcher.finalists(chosen, epochs, self)
-        longer = {f"{t.number}-long": dataclasses.replace(t, rungs={}, seconds=0.0) for t in chosen}
+        anew = [dataclasses.replace(trial, rungs={}, seconds=0.0) for trial in chosen]
+        longer = {f"{trial.number}{LONG}": trial for trial in anew}
         if epochs:
             self._train(
                 longer, epochs, self.plan.finalists_end, self._long_task,
-                lambda trial: epochs * self._pass_seconds(trial),
+                lambda trial: self._long_seconds(trial, epochs),
             )  # fmt: skip
         found = [
             Finalist(before, epochs, trial.val)
@@ -287,7 +311,7 @@ class Driver:
             if trial.rungs and not trial.diverged
         ]
         found = found or [Finalist(trial, 0, trial.val) for trial in chosen]
-        return sorted(found, key=lambda finalist: (-finalist.val, finalist.trial.number))
+        return sorted(found, key=lambda each: (-(each.val or 0.0), each.trial.number))
 
     def _finalist_epochs(self, chosen: Sequence[Trial]) -> int:
         """Return how long each finalist is trained, in epochs of all training images: as long as
@@ -302,25 +326,25 @@ class Driver:
                 return int(values["epochs"])
         if plan.seconds:
             rounds = math.ceil(len(chosen) / self.pool.workers)
-            slowest = max(map(self._pass_seconds, chosen))
-            left = plan.finalists_end - self.elapsed
-            epochs = max(0, math.floor(left / (SLACK * rounds * slowest)))
+            slowest = max(map(self._slowness_of, chosen))
+            left = (plan.finalists_end - self.elapsed) / (SLACK * rounds * slowest)
+            epochs = max(0, math.floor((left - plan.task_seconds) / plan.pass_seconds))
         else:
             seen = LONGER * plan.rungs[-1] * plan.trial_images
             epochs = max(1, round(seen / plan.images))
         write_json(path, {"epochs": epochs})
         return epochs
 
-    def _pass_seconds(self, trial: Trial) -> float:
-        """Return what an epoch of all training images takes a trial's design."""
-        trial = next(t for t in self.trials if t.number == trial.number)
-        an_epoch = trial.seconds / max(trial.rungs)
-        return an_epoch * self.plan.images / self.plan.trial_images
+    def _long_seconds(self, trial: Trial, epochs: int) -> float:
+        """Return what so many epochs of all training images will take a trial's design."""
+        tried = next(t for t in self.trials if t.number == trial.number)
+        plan = self.plan
+        return self._slowness_of(tried) * (plan.task_seconds + epochs * plan.pass_seconds)
 
     def _long_task(self, trial: Trial, epochs: int, state: bytes | None) -> Task:
         config = trial.design.apply(self.plan.trial, own=self.plan.own).in_proportion(epochs)
         config = dataclasses.replace(config, train_images=0)
-        return Task(f"{trial.number}-long", config, epochs, state)
+        return Task(f"{trial.number}{LONG}", config, epochs, state)
 
     # what is written down of rungs
 

@@ -6,6 +6,8 @@ tools read the journal too.
 """
 
 import contextlib
+import hashlib
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,16 +23,17 @@ from sprat.files import writing
 from sprat.runtime import derive_seed
 from sprat.searching.cost import Counter
 from sprat.searching.space import Space
-from sprat.searching.trials import Trial
+from sprat.searching.trials import Trial, TrialRecord
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
-STUDY, OF_SEARCH, RECORD, OF = "search", "settings_sha256", "record", "trials_of_generation"
+STUDY, OF_SEARCH = "search", "settings_sha256"
+RECORD, OF, SHA256 = "record", "trials_of_generation", "sha256"  # of a trial; that of both others
 # draws a trial of a generation, after which it goes without the rest: nearly all break a limit
 MOST_DRAWS = 20
 # what Optuna reads of trials, apart from `record`
-STATES = {"refused": TrialState.PRUNED, "stopped": TrialState.PRUNED}
+STATES = dict.fromkeys(("refused", "untried", "stopped"), TrialState.PRUNED)
 
 
 class Journal:
@@ -49,8 +52,9 @@ class Journal:
         self.path, self.space, self.last = path, space, last
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with self._reading():
-            _mend(path)
-            begun = path.exists() and path.stat().st_size > 0
+            begun = path.exists() and b"\n" in path.read_bytes()
+            if not begun:
+                _mend(path)
             lock = JournalFileOpenLock(str(path))  # no link, which not every system has
             storage = JournalStorage(JournalFileBackend(str(path), lock))
             self.study = (
@@ -61,6 +65,7 @@ class Journal:
             found = self.study.user_attrs.get(OF_SEARCH)
         if found is None and not self.study.trials:
             with writing(path):
+                _mend(path)
                 self.study.set_user_attr(OF_SEARCH, digest)
         elif found != digest:
             raise SpratError(
@@ -76,8 +81,13 @@ class Journal:
         """
         generations: list[list[Trial]] = []
         with self._reading():
-            for frozen in self.study.get_trials(deepcopy=False):
-                trial = Trial.from_record(frozen.user_attrs[RECORD], self.last)
+            for number, frozen in enumerate(self.study.get_trials(deepcopy=False)):
+                attributes = frozen.user_attrs
+                trial = Trial.from_record(attributes[RECORD], self.last)
+                if attributes[SHA256] != _sha256(attributes[RECORD], attributes[OF]):
+                    raise SpratError(f"trial {trial.number} is not as it was written")
+                if trial.number != number:
+                    raise SpratError(f"trial {number} is missing")
                 if trial.generation == len(generations):
                     generations.append([])
                 generations[trial.generation].append(trial)
@@ -94,11 +104,14 @@ class Journal:
             WriteError: the journal cannot be written.
         """
         with writing(self.path):
+            _mend(self.path)
             for trial in trials:
                 self.study.add_trial(self._frozen(trial, of))
 
     def _frozen(self, trial: Trial, of: int = 0) -> FrozenTrial:
-        return frozen(trial, self.space, {RECORD: trial.to_record(), OF: of})
+        record = trial.to_record()
+        attributes = {RECORD: record, OF: of, SHA256: _sha256(record, of)}
+        return frozen(trial, self.space, attributes)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
@@ -124,12 +137,25 @@ def _mend(path: Path) -> None:
     the search's own makes needless."""
     for lock in path.parent.glob(f"{path.name}.lock*"):
         lock.unlink(missing_ok=True)
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
+    if path.exists() and (size := _whole_bytes(path)) < path.stat().st_size:
         with path.open("rb+") as file:
-            file.truncate(content.rfind(b"\n") + 1)
+            file.truncate(size)
+
+
+def _whole_bytes(path: Path) -> int:
+    """Return the size of a journal without a last line that is not whole, which Optuna skips."""
+    content = path.read_bytes() if path.exists() else b""
+    *lines, torn = content.split(b"\n")
+    if lines:
+        try:
+            json.loads(lines[-1])
+        except ValueError:
+            torn = lines[-1] + b"\n" + torn
+    return len(content) - len(torn)
+
+
+def _sha256(record: TrialRecord, of: int) -> str:
+    return hashlib.sha256(json.dumps([record, of], sort_keys=True).encode()).hexdigest()
 
 
 def frozen(trial: Trial, space: Space, attributes: dict[str, Any]) -> FrozenTrial:

@@ -1,4 +1,4 @@
-"""What a search comes to: outcome.json and trials.json, and the winner's recipe."""
+"""Files of a search's outcome: outcome.json and trials.json, and the winner's recipe."""
 
 import dataclasses
 from pathlib import Path
@@ -23,21 +23,21 @@ PARETO_FILE, PAGE_FILE = "pareto.png", "report.html"
 
 class FinalistRecord(TypedDict):
     """A trial among the best, and its accuracy on val after as many epochs of all training images;
-    0 epochs: it was not trained for longer."""
+    0 epochs: it was not trained for longer; None: there was no time to try any network."""
 
     number: Count
     epochs: Count
-    val: Share
+    val: Share | None
 
 
 class Outcome(TypedDict):
-    """What outcome.json holds.
+    """Contents of outcome.json.
 
-    asked: trials that were drawn: trained and refused. seconds: up to the decision. limits: those
-    that were given; flash and RAM in bytes, stored as stored_as. trial_images: training images of a
-    trial; rungs: epochs after which trials were compared. winner: the number of its trial.
-    finalists: best first. importance: share of the accuracy after the first rung that each choice
-    decides; empty where there were too few trials to say.
+    asked: trials that were drawn: trained, refused or untried. seconds: up to the decision. limits:
+    those that were given; flash and RAM in bytes, stored as stored_as. trial_images: training
+    images of a trial; rungs: epochs after which trials were compared. winner: the number of its
+    trial. finalists: best first. importance: share of the accuracy after the first rung that each
+    choice decides; empty where there were too few trials to say.
     """
 
     asked: Count
@@ -63,7 +63,7 @@ def outcome_of(decision: Decision, driver: Driver) -> Outcome:
     plan, states = driver.plan, [trial.state for trial in decision.trials]
     return {
         "asked": len(states),
-        "trained": len(states) - states.count("refused"),
+        "trained": len(states) - states.count("refused") - states.count("untried"),
         "refused": states.count("refused"),
         "diverged": states.count("diverged"),
         "generations": decision.trials[-1].generation + 1,
@@ -97,9 +97,12 @@ def read_trials(folder: Path, outcome: Outcome) -> list[TrialRecord]:
     path = folder / TRIALS_FILE
     trials: list[TrialRecord] = read_json(path)
     wrong = mismatch(trials, ListOf(RECORD, 1), "trial")
-    named = {outcome["winner"], *(each["number"] for each in outcome["finalists"])}
-    if not wrong and not named <= {trial["number"] for trial in trials if trial["rungs"]}:
-        wrong = f"it lacks a trial of {OUTCOME_FILE}"
+    if not wrong:
+        named = {outcome["winner"], *(each["number"] for each in outcome["finalists"])}
+        if not named <= {trial["number"] for trial in trials if trial["state"] != "refused"}:
+            wrong = f"it lacks a trial of {OUTCOME_FILE}"
+        if not all(epochs.isdecimal() for trial in trials for epochs in trial["rungs"]):
+            wrong = "a rung is no number of epochs"
     if wrong:
         raise SpratError(f"{path} is damaged: {wrong}. Put back a copy of it.")
     return trials

@@ -1,8 +1,10 @@
-"""What a search was told and what it decided before its first trial: settings.json."""
+"""Settings of a search and what it decided before its first trial: settings.json."""
 
 import dataclasses
 import hashlib
 import json
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
@@ -35,8 +37,10 @@ class Plan:
     rungs: epochs after which trials are compared. generation: trials asked together. trials,
     seconds: where the search ends; 0: not there. data: the md5 of the images by their side in
     pixels. channels: of the images. classes: of the data, and images: those trained on in a run.
-    epoch_seconds: of a trial, as it was measured if there is a time. sampler: what points are drawn
-    by. train: whether the winner is trained, for which some of the time is kept.
+    If there is a time, as measured: epoch_seconds of a trial, task_seconds that each of its rungs
+    takes besides its epochs, ask_seconds until it is asked, and prepared, the seconds before the
+    first. sampler: what points are drawn by. train: whether the winner is trained, for which some
+    of the time is kept.
     """
 
     config: Config
@@ -52,6 +56,9 @@ class Plan:
     own: bool
     channels: int = 3
     epoch_seconds: float = 0.0
+    task_seconds: float = 0.0
+    ask_seconds: float = 0.0
+    prepared: float = 0.0
     sampler: Literal["tpe", "random"] = "tpe"
     train: bool = True
 
@@ -63,17 +70,29 @@ class Plan:
     @property
     def trials_end(self) -> float:
         """Seconds after which no trial is trained any more."""
-        return self.finalists_end * (1 - FINALISTS_SHARE)
+        return self.prepared + (self.finalists_end - self.prepared) * (1 - FINALISTS_SHARE)
 
     @property
     def finalists_end(self) -> float:
         """Seconds after which the winner is trained."""
-        return self.seconds * (1 - (FINAL_SHARE if self.train else 0))
+        share = 1 - (FINAL_SHARE if self.train else 0)
+        return self.prepared + (self.seconds - self.prepared) * share
 
     @property
     def trial_images(self) -> int:
         """Images that a trial is trained on in an epoch."""
         return self.trial.train_images or self.images
+
+    @property
+    def pass_seconds(self) -> float:
+        """Seconds of an epoch of all training images, as measured."""
+        return self.epoch_seconds * self.images / self.trial_images
+
+    def rung_seconds(self, rungs: Collection[int], before: int = 0) -> float:
+        """Return the seconds in which a trial comes from so many epochs to these rungs, as
+        measured."""
+        epochs = max(rungs, default=before) - before
+        return len(rungs) * self.task_seconds + epochs * self.epoch_seconds
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -92,7 +111,7 @@ class Plan:
 
 
 class Settings(TypedDict):
-    """What settings.json holds: a `Plan`."""
+    """Contents of settings.json: a `Plan`."""
 
     config: dict[str, Any]
     recipe: str
@@ -107,6 +126,9 @@ class Settings(TypedDict):
     own: bool
     channels: Ordinal
     epoch_seconds: Positive
+    task_seconds: Positive
+    ask_seconds: Positive
+    prepared: Positive
     sampler: Literal["tpe", "random"]
     train: bool
 
@@ -137,7 +159,7 @@ def read_plan(folder: Path) -> Plan:
         )
     values = read_json(path)
     wrong = mismatch(values, SETTINGS)
-    if not wrong and not all(side.isdecimal() for side in values["data"]):
+    if not wrong and not all(re.fullmatch("[0-9]{1,6}", side) for side in values["data"]):
         wrong = f"data is {list(values['data'])}, expected sides in pixels"
     if wrong:
         raise SpratError(f"{path} is damaged: {wrong}. Start a new search.")
@@ -161,28 +183,38 @@ def epochs_for(images: int) -> int:
     return min(MOST_PASSES, max(FEWEST_PASSES, round(FULL_IMAGES / images)))
 
 
-def epochs_within(epochs: int, generation: int, cost: float, seconds: float) -> int:
+def epochs_within(
+    epochs: int, generation: int, cost: float, seconds: float, task: float = 0.0
+) -> int:
     """Return the epochs of a trial, at most `epochs`, with which several generations of trials fit
-    into a time; at least 1.
+    into a time; at least 1, and no fewer than are worth the tasks they are divided into.
 
     Args:
         cost: seconds of an epoch of a trial.
+        task: seconds that each rung takes besides its epochs.
     """
-    while epochs > 1 and AHEAD * generation_seconds(rungs_of(epochs), generation, cost) > seconds:
+
+    def fits() -> bool:
+        of_epochs = generation_seconds(rungs_of(epochs), generation, cost)
+        whole = generation_seconds(rungs_of(epochs), generation, cost, task)
+        return AHEAD * whole <= seconds or of_epochs < whole - of_epochs
+
+    while epochs > 1 and not fits():
         epochs = max(1, round(epochs * 2 / 3) if epochs > 3 else epochs - 1)
     return epochs
 
 
-def generation_seconds(rungs: tuple[int, ...], count: int, cost: float) -> float:
+def generation_seconds(rungs: tuple[int, ...], count: int, cost: float, task: float = 0.0) -> float:
     """Return what a generation takes, one trial after another: of `count`, one in three goes on at
     each rung.
 
     Args:
         cost: seconds of an epoch.
+        task: seconds that each rung takes besides its epochs.
     """
     seconds, before = 0.0, 0
     for epochs in rungs:
-        seconds += count * (epochs - before) * cost
+        seconds += count * (task + (epochs - before) * cost)
         count, before = survivors(count), epochs
     return seconds
 

@@ -9,6 +9,7 @@ from sprat.errors import SpratError
 from sprat.searching.cost import Counter
 from sprat.searching.plan import (
     FINAL_SHARE,
+    FINALISTS_SHARE,
     TRIAL_IMAGES,
     Plan,
     epochs_for,
@@ -23,7 +24,9 @@ from sprat.training.observer import Observer
 from sprat.training.pace import measure
 from sprat.training.start import settle_for
 
+DRAWS = 2  # designs that are counted for each that keeps the limits
 OTHER_SECONDS = 2.0  # drawings, the page, the recipe
+AT_MOST_SLOWER = 2.0  # times as long as measured an epoch of the winner may take
 
 
 def prepare(
@@ -75,7 +78,9 @@ def prepare(
     of_trial = trial_images or min(TRIAL_IMAGES, images)
     shown = 0 if of_trial == images and not config.train_images else of_trial
     epochs = trial_epochs or epochs_for(of_trial)
+    began_design = time.perf_counter()
     design, _ = space.design(space.family()[0], counter)
+    ask_seconds = DRAWS * (time.perf_counter() - began_design)
 
     def trial(epochs: int) -> Config:
         return design.apply(trial_config(config, epochs, shown), own=own)
@@ -99,31 +104,35 @@ def prepare(
     )
     if not seconds:
         return plan
+    measure(settled, dataset, 0.0)  # what a process does once takes far longer, and is not timed
     pace = measure(settled, dataset, seconds)
-    cost = pace.epoch + pace.checkpoint + pace.evaluation / 2
-    _check_time(plan, pace.epoch, cost, time.perf_counter() - began)
-    if not trial_epochs:
-        left = plan.trials_end - (time.perf_counter() - began)
-        epochs = epochs_within(epochs, generation, cost, left)
-    return dataclasses.replace(
-        plan, trial=settled.in_proportion(epochs), rungs=rungs_of(epochs), epoch_seconds=cost
+    plan = dataclasses.replace(
+        plan,
+        epoch_seconds=pace.epoch + pace.checkpoint,
+        task_seconds=pace.start + pace.evaluation,
+        ask_seconds=ask_seconds,
+        prepared=time.perf_counter() - began,
     )
+    _check_time(plan)
+    if trial_epochs:
+        return plan
+    left = plan.trials_end - plan.prepared
+    epochs = epochs_within(epochs, generation, plan.epoch_seconds, left, plan.task_seconds)
+    return dataclasses.replace(plan, trial=settled.in_proportion(epochs), rungs=rungs_of(epochs))
 
 
-def _check_time(plan: Plan, epoch: float, cost: float, spent: float) -> None:
-    """Check that the time is enough for one trial, and an epoch of the winner's training.
-
-    Args:
-        epoch: seconds of an epoch of a trial, and `cost` with what comes with it.
-        spent: seconds so far.
-    """
-    trials_share = plan.trials_end / plan.seconds if plan.seconds else 1.0
-    needed = (spent + cost) / trials_share
+def _check_time(plan: Plan) -> None:
+    """Check that there is time for one trial, and for an epoch of the winner's training even if
+    that is slower than measured."""
+    one_trial, one_pass = plan.rung_seconds([1]), plan.task_seconds + plan.pass_seconds
+    left = max(0.0, plan.seconds - plan.prepared)
+    share = 1 - FINAL_SHARE if plan.train else 1.0
+    needed = one_trial / (share * (1 - FINALISTS_SHARE))
     if plan.train:
-        needed = max(needed, 1.5 * epoch * plan.images / plan.trial_images / FINAL_SHARE)
-    if needed > plan.seconds:
+        needed = max(needed, AT_MOST_SLOWER * one_pass / FINAL_SHARE)
+    if needed > left:
         raise SpratError(
-            f"--time is too short: an epoch of a trial takes {cost:.1f} seconds here, and one of "
-            f"all training images {epoch * plan.images / plan.trial_images:.1f}. Give at least "
-            f"--time {math.ceil(1.1 * (needed + OTHER_SECONDS))}s."
+            f"--time is too short: one epoch of a trial takes {one_trial:.1f} seconds here, one of "
+            f"all training images {one_pass:.1f}, and {plan.prepared:.1f} have passed. Give at "
+            f"least --time {math.ceil(1.2 * (plan.prepared + needed + OTHER_SECONDS))}s."
         )

@@ -1,4 +1,4 @@
-"""What is searched: designs of the SpratNet family, and how they are trained.
+"""Space of a search: designs of the SpratNet family, and how they are trained.
 
 A point of the space is a value for each of its choices, as Optuna draws them. It stands for a
 shape, of which the width is still open: `width` is a share of the widest that keeps every limit.
@@ -27,6 +27,7 @@ else:
 Point = Mapping[str, Any]
 MOST_WIDTH = 64  # channels of the first stage, where no limit says less: those of SpratL
 UNIT = 4  # channels by which widths differ
+NEARLY = 0.05  # share of a limit that may be left, where using it would need another trace
 NEAR = 4.0  # times as high or as low as the recipe's, at most, are learning rates and decay
 SIDES = (1.0, 0.75, 0.5)  # of own pictures, as shares of theirs
 LEAST_SIDE, SIDE_UNIT = 16, 8  # pixels
@@ -118,13 +119,7 @@ class Space:
         """Return the design that a point stands for, with what it costs. It breaks a limit only if
         its shape does at any width."""
         side = point.get("side", self.sides[0])
-        widest, above = (1, MOST_WIDTH) if counter.limits else (MOST_WIDTH, MOST_WIDTH)
-        while widest < above:  # costs rise with the width
-            middle = (widest + above + 1) // 2
-            if counter.keeps(network_of(point, middle), side):
-                widest = middle
-            else:
-                above = middle - 1
+        widest = _widest(point, side, counter)
         network = network_of(point, max(1, math.floor(point["width"] * widest + 1e-9)))
         settings = {name: point[name] for name in self.rates}
         return Design(network, side, settings), counter.count(network, side)
@@ -152,6 +147,30 @@ class Space:
                 f"No network of the search space keeps the limits: the smallest, {network} at "
                 f"{side} px, has {counter.in_words(network, side)}. Raise the limits."
             )
+
+
+def _widest(point: Point, side: int, counter: Counter) -> int:
+    """Return the greatest width of a shape's first stage, by which costs rise, that keeps the
+    limits on them, or nearly the greatest; 1 if none does."""
+    low, high = 1, MOST_WIDTH
+    while low < high:
+        middle = (low + high + 1) // 2
+        if counter.keeps_quickly(network_of(point, middle), side):
+            low = middle
+        else:
+            high = middle - 1
+    # what is left has to be traced, which takes long
+    traced = counter.limits.keys() & {"max_ram", "max_flash"}
+    kept, broken, width = (1, low + 1, low) if traced else (low, low, low)
+    while broken - kept > 1:
+        excess = counter.count(network_of(point, width), side).excess
+        worst = max(excess[name] for name in traced)
+        if -NEARLY <= worst <= 0:
+            return width
+        kept, broken = (width, broken) if worst < 0 else (kept, width)
+        # memory grows nearly as the width does
+        width = min(max(math.floor(width / (1 + worst)), kept + 1), broken - 1)
+    return kept
 
 
 def network_of(point: Point, width: int) -> NetworkConfig:

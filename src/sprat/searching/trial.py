@@ -35,7 +35,7 @@ AVERAGED = 0.98
 
 @dataclass(frozen=True)
 class Task:
-    """What a trial is to do next.
+    """Next task of a trial.
 
     key: names the trial. config: settled for this machine; its threads are the trial's. until: the
     number of epochs to come to. state: a checkpoint, where the trial has begun. seconds: after
@@ -51,7 +51,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Rung:
-    """What a trial came to.
+    """Result of a task.
 
     val: accuracy on val; 0 if training diverged, None if the trial was given up. seconds: that the
     task took. state: the checkpoint to go on from.

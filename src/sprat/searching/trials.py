@@ -1,4 +1,4 @@
-"""What is known of each trial, as trials.json holds it and the journal keeps it."""
+"""Records of trials, as trials.json holds it and the journal keeps it."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypedDict
@@ -10,17 +10,17 @@ from sprat.searching.cost import Cost
 from sprat.searching.space import Design
 from sprat.shapes import SCALAR, SHARE, TableOf, mismatch, number, shape_of
 
-State = Literal["refused", "stopped", "complete", "diverged"]
+State = Literal["refused", "untried", "stopped", "complete", "diverged"]
 
 
 class TrialRecord(TypedDict):
     """A trial as trials.json holds it.
 
     generation: that it was asked in. state: refused, since it breaks a limit, and never trained;
-    stopped at a rung where others were better; complete; or diverged. rungs: accuracy on val by the
-    number of epochs. excess: by how much it breaks each limit, as a share of it. seconds: of
-    training and evaluation. elapsed: those of the search at its last rung. point: the choices that
-    it was made of.
+    untried, as there was no time or it took too long; stopped at a rung where others were better;
+    complete; or diverged. rungs: accuracy on val by the number of epochs. excess: by how much it
+    breaks each limit, as a share of it. seconds: of training and evaluation. elapsed: those of the
+    search at its last rung. point: the choices that it was made of.
     """
 
     number: Count
@@ -59,16 +59,18 @@ class Trial:
 
     @property
     def refused(self) -> bool:
-        """Whether it breaks a limit, so that it is never trained."""
+        """Return whether it breaks a limit, so that it is never trained."""
         return any(excess > 0 for excess in self.excess.values())
 
     @property
     def state(self) -> State:
-        """What became of it."""
+        """State that it is in, or ended in."""
         if self.refused:
             return "refused"
         if self.diverged:
             return "diverged"
+        if not self.rungs:
+            return "untried"
         return "complete" if self.last in self.rungs else "stopped"
 
     @property
@@ -78,7 +80,7 @@ class Trial:
 
     @property
     def rank(self) -> tuple[int, float, int]:
-        """What trials are sorted by, best first: how far one came, then its accuracy there."""
+        """Key to sort trials by, best first: how far one came, then its accuracy there."""
         reached = max(self.rungs, default=0)
         return (0 if self.diverged else -reached, -self.val, self.number)
 

@@ -1,4 +1,4 @@
-"""What a search reports to while it runs. Apart from the search, which loads torch."""
+"""Receiver of reports on a search while it runs. Apart from the search, which loads torch."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,10 +13,10 @@ class Watcher:
     """Hears how a search goes, and does nothing. A display or a test overrides what it needs."""
 
     def asked(self, trials: "Sequence[Trial]", driver: "Driver") -> None:
-        """Before the trials of a generation are trained, those that were refused among them."""
+        """Hear of a generation's trials, refused ones among them, before they are trained."""
 
     def rung_ended(self, trial: "Trial", rung: "Rung", driver: "Driver") -> None:
-        """After a trial came to a rung, or was given up."""
+        """Hear that a trial came to a rung, or was given up."""
 
     def finalists(self, trials: "Sequence[Trial]", epochs: int, driver: "Driver") -> None:
-        """Before the best trials are trained for longer."""
+        """Hear of the best trials before they are trained for longer."""

@@ -33,6 +33,7 @@ class Pace:
     checkpoint: float  # after each epoch
     evaluation: float  # after each epoch that is evaluated
     final: float  # the evaluation at the end, with its views
+    start: float = 0.0  # checks, the network and the batches, before the first step
 
     def seconds(self, config: Config, epochs: int) -> float:
         """Return the seconds that a run of so many epochs takes."""
@@ -55,7 +56,9 @@ def measure(config: Config, dataset: Dataset, seconds: float) -> Pace:
         SpratError: as `train`.
     """
     with temporary_folder() as folder:
+        began = time.perf_counter()
         run = Run(settle_for(config, dataset), dataset, folder)
+        start = time.perf_counter() - began
         batches, progress = run.images.batches, run.progress
         run.step.network.train()
         sides = [config.augment.side_of(epoch) for epoch in range(config.epochs)]
@@ -76,14 +79,17 @@ def measure(config: Config, dataset: Dataset, seconds: float) -> Pace:
         evaluate(run.kept_network(), few, dataset.normalization, config.tta)
         final = (time.perf_counter() - final) * len(judged) / len(few)
         batches.close()
-        return Pace(len(batches) * step, checkpoint, ended - began, final)
+        return Pace(len(batches) * step, checkpoint, ended - began, final, start)
 
 
-def fit(config: Config, dataset: Dataset, seconds: float, since: float) -> Config:
-    """The config with as many epochs as fit, and what is counted in epochs in proportion.
+def fit(
+    config: Config, dataset: Dataset, seconds: float, since: float, *, strict: bool = True
+) -> Config:
+    """Return the config with as many epochs as fit, and what is counted in epochs in proportion.
 
     Args:
         seconds: from `since`, a moment of `time.perf_counter`, to the end of the run.
+        strict: whether to raise an error if not even one epoch fits, instead of taking one.
 
     Raises:
         SpratError: not even one epoch fits, or as `train`.
@@ -91,7 +97,7 @@ def fit(config: Config, dataset: Dataset, seconds: float, since: float) -> Confi
     pace = measure(config, dataset, seconds)
     left = seconds - (time.perf_counter() - since)
     one = pace.seconds(config, 1)
-    if one > left:
+    if strict and one > left:
         needed = math.ceil((seconds - left + one) * 1.1)
         raise SpratError(
             f"--time is too short: one epoch takes {pace.epoch:.0f} seconds here, and what comes "

@@ -42,7 +42,7 @@ class How(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Apart:
-    """How runs are trained several at once.
+    """Means to train several runs at once.
 
     workers: where. source: their images. code: the user's, which each worker runs. observers: of
     which each worker has copies of its own.
@@ -132,7 +132,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Common:
-    """What all runs that are trained several at once have in common.
+    """Values that all runs which are trained at once have in common.
 
     place: the working folder of the command. marker: a file that every machine must see. start:
     sha256 of the model that they start from.
