@@ -286,7 +286,7 @@ def scale(page: str, results: Path = RESULTS) -> str:
 
 
 def _tasks_of(generation: int, rungs: list[int] | tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """Return for each rung how many trials are trained, up to how many epochs, and from how many."""
+    """Return for each rung how many trials are trained, up to which epoch, and from which."""
     counts = [generation]
     for _ in rungs[1:]:
         counts.append(survivors(counts[-1]))

@@ -52,7 +52,6 @@ def test_two_processes_train_seeds_bit_for_bit_and_resume(tiny: Dataset, tmp_pat
 class HereAlone(Processes):
     """Workers that are this process, to see what a member does."""
 
-    several = True
     stopping: Callable[[], bool] | None = None
 
     def pool(self, work: Any, shared: Any, should_stop: Any, **needs: Any) -> Any:

@@ -36,22 +36,24 @@ class Shared(Protocol):
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Common = TypeVar("Common", bound=Shared)
+Taken = TypeVar("Taken", contravariant=True)
+Given = TypeVar("Given", covariant=True)
 Work = Callable[[Task, Common, Callable[[], bool]], Result]
-"""A function of a module, which runs a task. It raises Interrupted once the function that it is given
-returns true."""
+"""A function of a module, which runs a task. It raises Interrupted once the function that it is
+given returns true."""
 
 
-class Pool(Protocol[Task, Result]):
+class Pool(Protocol[Taken, Given]):
     """Runs tasks."""
 
     @property
     def workers(self) -> int:
         """Number of tasks that it runs at once."""
 
-    def start(self, task: Task) -> None:
+    def start(self, task: Taken) -> None:
         """Start a task; at most `workers` are under way."""
 
-    def next(self) -> Result:
+    def next(self) -> Given:
         """Wait for a task that ends, and return what it came to.
 
         Raises:
@@ -160,8 +162,8 @@ def open_workers(given: int | str) -> Iterator[Workers]:
 
 
 class Failed:
-    """A task's end by an error that is the user's to mend, as a worker returns it: the error reaches
-    the command as it is, whatever carries it."""
+    """A task's end by an error that is the user's to mend, as a worker returns it: the error
+    reaches the command as it is, whatever carries it."""
 
     def __init__(self, error: SpratError | OSError) -> None:
         plain = isinstance(error, OSError)  # others may take more to make than their words

@@ -35,11 +35,7 @@ class Processes:
     apart = False
 
     def __init__(self, count: int) -> None:
-        self.count = count
-
-    @property
-    def several(self) -> bool:
-        return self.count > 1
+        self.count, self.several = count, count > 1
 
     def threads(self, asked: int) -> int:
         return asked or max(1, usable_cores() // self.count)
