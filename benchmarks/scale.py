@@ -49,7 +49,7 @@ CHECKPOINT = 1 << 20  # bytes that a task which does nothing returns
 
 def plan_of(arguments: argparse.Namespace, dataset: Dataset, **changes: Any) -> Plan:
     """Return the plan of a search on noise, each of whose trials has one thread."""
-    config = load_recipe(RECIPE).changed({"threads": 1, "device": arguments.device})
+    config = load_recipe(RECIPE).changed({"threads": 1, "device": "cpu"})
     config = dataclasses.replace(config, budget=LIMITS)
     trial = settle_for(trial_config(config, arguments.epochs, 0), dataset)
     settings: dict[str, Any] = {
@@ -163,7 +163,6 @@ def main() -> None:
     parser.add_argument("--generation", type=int, default=9, help="trials asked together")
     parser.add_argument("--tasks", type=int, default=50, help="tasks that do nothing")
     parser.add_argument("--asked", type=int, default=360, help="trials that are only asked for")
-    parser.add_argument("--device", default="cpu", choices=["cpu"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     contenders = {way: partial(measure, way=way) for way in WAYS}
     measured = take_turns(contenders, arguments)

@@ -261,7 +261,7 @@ def scale(page: str, results: Path = RESULTS) -> str:
         "",
         f"A trial of the usual size sees {TRIAL_IMAGES:,} images in up to "
         f"{rungs_of(FULL_IMAGES // TRIAL_IMAGES)[-1]} epochs. One core trained at {core:,.0f} "
-        f"images/s above; one of the four networks that shared an {gpu['machine']['gpu']} at "
+        f"images/s above, evaluations included; one of the four networks that shared an {gpu['machine']['gpu']} at "
         f"{gpu['images_per_s']:,.0f}, a teacher's answers included "
         "(`results/taught-s/seed-0/results.json`). With these rates, the driver's last "
         f"{1000 * ask:.0f} ms a trial and Ray's {other['task_ms']:.0f} ms a task, a search would "

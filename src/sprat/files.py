@@ -302,7 +302,11 @@ def _locked_folder(root: Path) -> Iterator[Path]:
                 shutil.rmtree(old, ignore_errors=True)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=".sprat-", suffix=".tmp", dir=root))
-        with _opened_folder(folder) as handle:
+        with contextlib.ExitStack() as stack:
+            try:
+                handle = stack.enter_context(_opened_folder(folder))
+            except FileNotFoundError:  # another process has swept it already, as it had no lock
+                continue
             if _try_lock(handle) is not False and _names(folder, handle):
                 yield folder
                 return

@@ -45,7 +45,11 @@ PATIENCE = 5.0  # seconds for a connection
 STOP_PATIENCE = 60.0  # seconds for a step under way to end
 CHECK_EVERY = 10.0  # seconds between two looks whether a task can still be run anywhere
 # nothing is reported to Ray's makers; a server that is not Ray's is given up soon
-ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_CLIENT_MAX_CONNECTION_TIMEOUT_S": "5"}
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CLIENT_MAX_CONNECTION_TIMEOUT_S": "5",
+    "GRPC_VERBOSITY": "ERROR",
+}
 START = "ray start --head --disable-usage-stats"
 
 
@@ -77,7 +81,7 @@ def connected(address: str) -> Iterator["Cluster"]:
     _check_answers(address)
     try:
         with _ours_kept():
-            ray.init(address, log_to_driver=False, logging_level="ERROR", configure_logging=True)
+            ray.init(address, log_to_driver=False, logging_level="CRITICAL")
     except Exception as error:  # whatever Ray finds wrong
         raise _unreachable(address, error) from error
     ray._private.worker._worker_logs_enabled = False  # else it prints what becomes of machines
@@ -129,6 +133,21 @@ def _unreachable(address: str, error: Exception) -> SpratError:
         f"No Ray cluster answers at {visible(address)} ({reason}). Start one there: {START}, or "
         "give its address as --workers ray://HOST:10001."
     )
+
+
+class Lost(SpratError, ConnectionError):
+    """The cluster no longer answers, so that the command ends and can be resumed."""
+
+
+@contextlib.contextmanager
+def _answered() -> Iterator[None]:
+    try:
+        yield
+    except (ConnectionError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise Lost(
+            f"The Ray cluster was lost ({visible(reason.rstrip('.'))}). Start it again."
+        ) from error
 
 
 class Cluster:
@@ -187,7 +206,8 @@ class Cluster:
         return RayPool(self, work, shared, should_stop, threads=threads, gpus=gpus)
 
     def _nodes(self) -> list[dict[str, Any]]:
-        return [node for node in self.ray.nodes() if node["Alive"]]
+        with _answered():
+            return [node for node in self.ray.nodes() if node["Alive"]]
 
 
 def _places(has: dict[str, float], threads: int, gpus: float) -> int:
@@ -240,7 +260,8 @@ class RayPool(Generic[Task, Common, Result]):
 
     def _start(self, running: _Running) -> None:
         # in a list, so that a worker fetches what is shared once rather than for every task
-        reference = self.remote.remote([self.shared], running.task, __version__)
+        with _answered():
+            reference = self.remote.remote([self.shared], running.task, __version__)
         self.running[reference] = running
 
     def next(self) -> Result:
@@ -250,14 +271,17 @@ class RayPool(Generic[Task, Common, Result]):
             if self.should_stop():
                 self._cancel()
                 raise Stopped
-            done, _ = self.ray.wait(list(self.running), timeout=LOOK_EVERY)
+            with _answered():
+                done, _ = self.ray.wait(list(self.running), timeout=LOOK_EVERY)
             if not done and time.monotonic() > look:
                 self.cluster.check(self.threads, self.gpus)
                 look = time.monotonic() + CHECK_EVERY
             for reference in done:
                 running = self.running.pop(reference)
                 try:
-                    return result_of(self.ray.get(reference))
+                    with _answered():
+                        ended = self.ray.get(reference)
+                    return result_of(ended)
                 except errors.TaskCancelledError as error:
                     raise Stopped from error
                 except errors.RayTaskError as error:
