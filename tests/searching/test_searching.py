@@ -115,7 +115,7 @@ def test_a_kill_while_the_journal_is_written_loses_nothing(
 def test_what_breaks_a_limit_is_refused_and_never_trained(tmp_path: Path) -> None:
     tight = BudgetConfig(max_parameters=4_000, max_macs=60_000, max_ram=8_000)
     pool = Recorder()
-    decision = decide(tmp_path, pool, budget=tight, trials=2, generation=2)
+    decision = decide(tmp_path, pool, budget=tight, trials=1, generation=1)
     refused = [trial for trial in decision.trials if trial.refused]
     assert refused
     counter = Counter(tight, 3)
