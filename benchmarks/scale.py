@@ -43,7 +43,7 @@ from sprat.training.start import settle_for
 
 RECIPE = "sprat-cpu"
 LIMITS = BudgetConfig(max_parameters=40_726, max_macs=17_280_776)  # SpratS's
-WAYS = {"here": "1", "2 processes": "2", "Ray, 1 core": "ray", "Ray, 2 cores": "ray"}
+WAYS = {"this process": "1", "2 processes": "2", "Ray, 1 core": "ray", "Ray, 2 cores": "ray"}
 CHECKPOINT = 1 << 20  # bytes that a task which does nothing returns
 
 

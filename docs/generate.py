@@ -230,7 +230,7 @@ def scale(page: str, results: Path = RESULTS) -> str:
         return before + "Not measured yet; `benchmarks/scale.py` measures it.\n"
     figures = read_json(file)
     measured, rungs = figures["measured"], figures["rungs"]
-    here, other = measured["here"], measured["Ray, 1 core"]
+    here, other = measured["this process"], measured["Ray, 1 core"]
     asked = figures["asking"]
     ask = asked[-1]["seconds_a_trial"]
     images = sum(
@@ -252,17 +252,18 @@ def scale(page: str, results: Path = RESULTS) -> str:
             for way, found in measured.items()
         ),
         "",
-        f"To ask for a trial and to write it down took the driver "
+        "To ask for a trial and to write it down took the driver "
         f"{1000 * asked[0]['seconds_a_trial']:.0f} ms after {asked[0]['trials']:,} trials and "
         f"{1000 * ask:.0f} ms after {asked[-1]['trials']:,}: Optuna's model grows with what it "
-        "knows, and is asked by one process.",
+        f"knows. At that pace one driver asks for {3600 / ask:,.0f} trials an hour, however many "
+        "workers there are.",
         "",
         "### Worked out",
         "",
         f"A trial of the usual size sees {TRIAL_IMAGES:,} images in up to "
         f"{rungs_of(FULL_IMAGES // TRIAL_IMAGES)[-1]} epochs. One core trained at {core:,.0f} "
-        f"images/s above, evaluations included; one of the four networks that shared an {gpu['machine']['gpu']} at "
-        f"{gpu['images_per_s']:,.0f}, a teacher's answers included "
+        "images/s above, evaluations included; one of the four networks that shared an "
+        f"{gpu['machine']['gpu']} at {gpu['images_per_s']:,.0f}, a teacher's answers included "
         "(`results/taught-s/seed-0/results.json`). With these rates, the driver's last "
         f"{1000 * ask:.0f} ms a trial and Ray's {other['task_ms']:.0f} ms a task, a search would "
         "come to the following; nothing of it was run, and larger clusters have costs of their "
@@ -276,7 +277,7 @@ def scale(page: str, results: Path = RESULTS) -> str:
         ("8 GPUs, four trials on each", 32, gpu["images_per_s"]),
         ("1,000 cores", 1_000, core),
     ):
-        for generation in dict.fromkeys((9, workers, 3 * workers, 9 * workers)):
+        for generation in sorted({9, *(n * workers for n in (1, 3, 9) if n * workers > 9)}):
             rate_of = _search(generation, workers, TRIAL_IMAGES / rate, other["task_ms"], ask)
             lines.append(
                 f"| {where} | {workers:,} | {generation:,} | {rate_of[0]:,.0f} | "

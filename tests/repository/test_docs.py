@@ -110,7 +110,7 @@ def test_what_a_search_costs_is_written_by_the_generator(tmp_path: Path) -> None
         "trials_per_hour": 1234.5, "start_seconds": 2.25, "task_ms": 7.0, "training_seconds": 42.0,
     }  # fmt: skip
     figures = {
-        "measured": {"here": way, "Ray, 1 core": way}, "images": 1_000, "rungs": [2, 6, 18],
+        "measured": {"this process": way, "Ray, 1 core": way}, "images": 1_000, "rungs": [2, 6, 18],
         "generation": 9, "cores": 2, "machine": {"cpu": "abacus"},
         "asking": [{"trials": 9, "seconds_a_trial": 0.01}, {"trials": 90, "seconds_a_trial": 0.05}],
     }  # fmt: skip

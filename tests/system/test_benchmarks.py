@@ -319,7 +319,7 @@ def test_scale() -> None:
     options = ("--rounds", "1", "--images", "64", "--epochs", "1", "--generation", "2")
     figures = _process("scale.py", *options, "--tasks", "1", "--asked", "6")
     measured = figures["measured"]
-    assert measured.keys() == {"here", "2 processes", "Ray, 1 core", "Ray, 2 cores"}
+    assert measured.keys() == {"this process", "2 processes", "Ray, 1 core", "Ray, 2 cores"}
     assert all(way["trials_per_hour"] > 0 for way in measured.values())
     assert [row["trials"] for row in figures["asking"]] == [2, 4]
 
