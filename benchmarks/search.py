@@ -36,13 +36,14 @@ from sprat.data import Dataset, load_dataset
 from sprat.evaluation.evaluate import predict_probabilities
 from sprat.evaluation.records import RunResult, evaluation_of, read_json, write_json
 from sprat.models import NetworkConfig
+from sprat.pools.local import Processes
+from sprat.pools.source import Source
 from sprat.run_folder import CONFIG_FILE
 from sprat.runtime import keep_freed_memory
 from sprat.searching.driver import Driver
 from sprat.searching.plan import SETTINGS_FILE, Plan, read_plan, write_plan
-from sprat.searching.pools import make_pool
 from sprat.searching.prepare import prepare
-from sprat.searching.source import Source
+from sprat.searching.trial import train_rung
 from sprat.settings.config import BudgetConfig, Config
 from sprat.settings.recipes import load_recipe
 from sprat.threads import usable_cores
@@ -69,7 +70,8 @@ def decide(
         plan = make_plan(dataset, config, 60 * minutes, workers, began, random)
         write_plan(folder, plan)
     source = Source(dataset.name, None, config.pictures, plan.data, False, dataset, named=False)
-    pool = make_pool(source, lambda: False, workers)
+    processes = Processes(workers)
+    pool = processes.pool(train_rung, source, lambda: False, threads=plan.trial.threads)
     try:
         decision = Driver(plan, folder, pool, began=began).run()
     finally:

@@ -1,6 +1,7 @@
 """Writes docs/reference: commands, networks, recipes and Python from the code, pretrained models in
-C from results; without FOLDER also the table of boards in docs/how-to/microcontroller.md and what a
-head start brings in docs/how-to/own-pictures.md.
+C from results; without FOLDER also the table of boards in docs/how-to/microcontroller.md, what a
+head start brings in docs/how-to/own-pictures.md and what a search costs in
+docs/explanation/scale.md.
 
     python docs/generate.py [FOLDER]
 
@@ -11,6 +12,7 @@ import ast
 import inspect
 import itertools
 import json
+import math
 import re
 import sys
 import textwrap
@@ -24,6 +26,7 @@ from sprat.budget import summarize
 from sprat.cli import app
 from sprat.evaluation.records import read_json
 from sprat.models import NETWORKS, build_network, find_class
+from sprat.searching.plan import FULL_IMAGES, TRIAL_IMAGES, rungs_of, survivors
 from sprat.settings.field import Setting, Table
 from sprat.settings.recipes import recipe_names, recipe_path
 from sprat.zoo import cards
@@ -31,6 +34,7 @@ from sprat.zoo import cards
 REFERENCE = Path(__file__).parent / "reference"
 HOW_TO = Path(__file__).parent / "how-to" / "microcontroller.md"
 OWN_PICTURES = HOW_TO.with_name("own-pictures.md")
+SCALE = HOW_TO.parents[1] / "explanation" / "scale.md"
 BOARDS = HOW_TO.with_name("boards.json")
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -222,6 +226,94 @@ def _verdicts(figures: dict[str, Any], other: str) -> str:
     )
 
 
+def scale(page: str, results: Path = RESULTS) -> str:
+    """The page, from a title on to its end by what benchmarks/scale.py measured."""
+    title = "## In figures\n\n"
+    before, file = page.split(title)[0] + title, results / "scale.json"
+    if not file.exists():
+        return before + "Not measured yet; `benchmarks/scale.py` measures it.\n"
+    figures = read_json(file)
+    measured, rungs = figures["measured"], figures["rungs"]
+    here, other = measured["this process"], measured["Ray, 1 core"]
+    asked = figures["asking"]
+    ask = asked[-1]["seconds_a_trial"]
+    images = sum(
+        count * (epochs - last)
+        for count, epochs, last in _tasks_of(figures["generation"], rungs)
+    ) * figures["images"]  # fmt: skip
+    core = images / here["training_seconds"]
+    gpu = read_json(RESULTS / "taught-s" / "seed-0" / "results.json")
+    lines = [
+        f"Generations of {figures['generation']} trials on {figures['images']:,} images, compared "
+        f"after {', '.join(map(str, rungs))} epochs, one thread each, on {figures['cores']} cores "
+        f"of an {figures['machine']['cpu']} (`results/scale.json`, `benchmarks/scale.py`):",
+        "",
+        "| where | trials an hour | first task ends after | a task that does nothing |",
+        "| --- | --- | --- | --- |",
+        *(
+            f"| {way} | {found['trials_per_hour']:,.0f} | {found['start_seconds']:.1f} s | "
+            f"{found['task_ms']:.1f} ms |"
+            for way, found in measured.items()
+        ),
+        "",
+        "To ask for a trial and to write it down took the driver "
+        f"{1000 * asked[0]['seconds_a_trial']:.0f} ms after {asked[0]['trials']:,} trials and "
+        f"{1000 * ask:.0f} ms after {asked[-1]['trials']:,}: Optuna's model grows with what it "
+        f"knows. At that pace one driver asks for {3600 / ask:,.0f} trials an hour, however many "
+        "workers there are.",
+        "",
+        "### Worked out",
+        "",
+        f"A trial of the usual size sees {TRIAL_IMAGES:,} images in up to "
+        f"{rungs_of(FULL_IMAGES // TRIAL_IMAGES)[-1]} epochs. One core trained at {core:,.0f} "
+        "images/s above, evaluations included; one of the four networks that shared an "
+        f"{gpu['machine']['gpu']} at {gpu['images_per_s']:,.0f}, a teacher's answers included "
+        "(`results/taught-s/seed-0/results.json`). With these rates, the driver's last "
+        f"{1000 * ask:.0f} ms a trial and Ray's {other['task_ms']:.0f} ms a task, a search would "
+        "come to the following; nothing of it was run, and larger clusters have costs of their "
+        "own.",
+        "",
+        "| where | workers | `--generation` | trials an hour | of the workers' time, training |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for where, workers, rate in (
+        ("two cores", 2, core),
+        ("8 GPUs, four trials on each", 32, gpu["images_per_s"]),
+        ("1,000 cores", 1_000, core),
+    ):
+        for generation in sorted({9, *(n * workers for n in (1, 3, 9) if n * workers > 9)}):
+            rate_of = _search(generation, workers, TRIAL_IMAGES / rate, other["task_ms"], ask)
+            lines.append(
+                f"| {where} | {workers:,} | {generation:,} | {rate_of[0]:,.0f} | "
+                f"{100 * rate_of[1]:.0f} % |"
+            )
+    return before + "\n".join(lines) + "\n"
+
+
+def _tasks_of(generation: int, rungs: list[int] | tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """Return for each rung how many trials are trained, up to which epoch, and from which."""
+    counts = [generation]
+    for _ in rungs[1:]:
+        counts.append(survivors(counts[-1]))
+    return list(zip(counts, rungs, [0, *rungs], strict=False))
+
+
+def _search(
+    generation: int, workers: int, epoch: float, task_ms: float, ask: float
+) -> tuple[float, float]:
+    """Return trials an hour, and the share of the workers' time in which they train.
+
+    Args:
+        epoch: seconds of one. ask: the driver's seconds for each trial.
+    """
+    wall, trained = generation * ask, 0.0
+    for count, epochs, before in _tasks_of(generation, rungs_of(FULL_IMAGES // TRIAL_IMAGES)):
+        seconds = (epochs - before) * epoch
+        wall += math.ceil(count / workers) * (seconds + task_ms / 1000)
+        trained += count * seconds
+    return 3600 * generation / wall, trained / (workers * wall)
+
+
 def _in_words(items: list[str]) -> str:
     """ "20, 100 and 500"."""
     *others, last = items
@@ -295,6 +387,7 @@ def main() -> None:
         HOW_TO.write_text(boards(HOW_TO.read_text(encoding="utf-8")), encoding="utf-8")
         page = OWN_PICTURES.read_text(encoding="utf-8")
         OWN_PICTURES.write_text(head_start(page), encoding="utf-8")
+        SCALE.write_text(scale(SCALE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

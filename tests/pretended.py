@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sprat.pools import Stopped
+from sprat.pools.source import Source
 from sprat.searching.driver import Decision, Driver
 from sprat.searching.plan import Plan
-from sprat.searching.pools import Stopped
-from sprat.searching.source import Source
 from sprat.searching.trial import Rung, Task, trial_config
 from sprat.settings.config import BudgetConfig, Config
 from sprat.settings.recipes import load_recipe

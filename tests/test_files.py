@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -216,6 +217,22 @@ def test_a_write_sweeps_what_the_killed_left_and_nothing_of_the_living(tmp_path:
 
 
 @posix
+def test_a_temporary_folder_that_another_process_sweeps_is_made_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make, made = tempfile.mkdtemp, []
+
+    def swept_once(**how: str) -> str:
+        made.append(make(**how))
+        if len(made) == 1:
+            Path(made[0]).rmdir()
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", swept_once)
+    with temporary_folder() as folder:
+        assert str(folder) == made[1]
+
+
 def test_temporary_folders_of_the_killed_are_removed_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

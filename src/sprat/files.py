@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 from sprat.errors import SpratError, shown
 
@@ -32,6 +33,9 @@ class WriteError(SpratError, OSError):
     def __init__(self, text: str, error: OSError) -> None:
         super().__init__(text)
         self.errno, self.strerror = error.errno, error.strerror
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a worker process sends it to the command
+        return WriteError, (self.args[0], OSError(self.errno, self.strerror))
 
 
 @contextlib.contextmanager
@@ -298,7 +302,11 @@ def _locked_folder(root: Path) -> Iterator[Path]:
                 shutil.rmtree(old, ignore_errors=True)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=".sprat-", suffix=".tmp", dir=root))
-        with _opened_folder(folder) as handle:
+        with contextlib.ExitStack() as stack:
+            try:
+                handle = stack.enter_context(_opened_folder(folder))
+            except FileNotFoundError:  # another process has swept it already, as it had no lock
+                continue
             if _try_lock(handle) is not False and _names(folder, handle):
                 yield folder
                 return

@@ -137,3 +137,29 @@ def test_what_a_head_start_brings_is_written_by_the_generator(tmp_path: Path) ->
         "the head start is clearly ahead with 20 images per class; not clearly ahead or " in written
     )
     assert "behind with 100 images per class; clearly behind with 500 images per class." in written
+
+
+def test_what_a_search_costs_is_written_by_the_generator(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "explanation" / "scale.md").read_text()
+    scale = runpy.run_path(str(ROOT / "docs" / "generate.py"))["scale"]
+    assert scale(page) == page, "run python docs/generate.py: scale.md is out of date"
+    assert "Not measured yet" in scale(page, tmp_path)
+    way = {
+        "trials_per_hour": 1234.5, "start_seconds": 2.25, "task_ms": 7.0, "training_seconds": 42.0,
+    }  # fmt: skip
+    figures = {
+        "measured": {"this process": way, "Ray, 1 core": way}, "images": 1_000, "rungs": [2, 6, 18],
+        "generation": 9, "cores": 2, "machine": {"cpu": "abacus"},
+        "asking": [{"trials": 9, "seconds_a_trial": 0.01}, {"trials": 90, "seconds_a_trial": 0.05}],
+    }  # fmt: skip
+    (tmp_path / "scale.json").write_text(json.dumps(figures))
+    written = scale(page, tmp_path)
+    assert "| Ray, 1 core | 1,234 | 2.2 s | 7.0 ms |" in written
+    assert "10 ms after 9 trials and 50 ms after 90" in written
+    # 42 epochs of 1,000 images in 42 s, so 10 s an epoch of a trial: 18 + 12 + 12 of two workers
+    assert "One core trained at 1,000 images/s" in written
+    seconds = 9 * 0.05 + 5 * 20.007 + 2 * 40.007 + 120.007
+    assert (
+        f"| two cores | 2 | 9 | {3600 * 9 / seconds:.0f} | {100 * 420 / 2 / seconds:.0f} % |"
+        in written
+    )

@@ -27,7 +27,7 @@ HOUSE = (
     # parts: trained models, what is measured of them, images, kernels
     {"checkpoint", "run_folder", "zoo"},
     {"evaluation"},
-    {"settings"},  # every table of settings, each declared in the room that it sets
+    {"settings", "pools"},  # every table of settings, each declared in the room that it sets
     {"data", "inference"},
     {"kernels", "augment"},
     # plain numbers and tensors

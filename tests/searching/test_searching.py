@@ -24,6 +24,9 @@ from sprat.data.imageset import ImageSet, Normalization
 from sprat.errors import Interrupted
 from sprat.models import NetworkConfig, build_network
 from sprat.models.blocks import blueprint_of
+from sprat.pools import Stopped
+from sprat.pools.local import Here, ProcessPool
+from sprat.pools.source import Source
 from sprat.run_folder import read_config
 from sprat.searching.cost import Counter, quickly
 from sprat.searching.driver import Decision
@@ -33,8 +36,6 @@ from sprat.searching.plan import (
     generation_seconds,
     rungs_of,
 )
-from sprat.searching.pools import Here, Processes, Stopped
-from sprat.searching.source import Source
 from sprat.searching.space import Space, sides_of
 from sprat.searching.trial import Rung, Task, train_rung, trial_config
 from sprat.settings.config import BudgetConfig, Config
@@ -233,7 +234,7 @@ def test_two_processes_give_what_one_gives(
     usual: tuple[Path, Decision, Recorder], tmp_path: Path
 ) -> None:
     _, decision, _ = usual
-    pool = Processes(NOWHERE, lambda: False, 2, pretend)
+    pool = ProcessPool(pretend, NOWHERE, lambda: False, 2)
     try:
         assert records(decide(tmp_path, pool)) == records(decision)
     finally:
@@ -426,7 +427,7 @@ def test_without_optuna_it_says_what_to_install(
 
 
 def test_a_pool_of_one_trains_here() -> None:
-    pool = Here(NOWHERE, lambda: False, pretend)
+    pool = Here(pretend, NOWHERE, lambda: False)
     pool.start(Task("7", plan().trial, 3))
     assert pool.next().key == "7"
     pool.should_stop = lambda: True

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from pretended import Recorder, plan, pretend
 
+from sprat.pools import Stopped
+from sprat.pools.source import Source
 from sprat.searching.driver import Decision, Driver
 from sprat.searching.outcome import outcome_of, read_trials, write_trials
 from sprat.searching.plan import Plan
-from sprat.searching.pools import Stopped
-from sprat.searching.source import Source
 from sprat.searching.trial import Rung, Task
 
 TIMED = plan(

@@ -314,6 +314,16 @@ def test_head_start_pairs_runs_and_takes_up_what_is_finished(
     assert (tmp_path / "8-head-start-1/seed-1/model.safetensors").stat() == written
 
 
+def test_scale() -> None:
+    pytest.importorskip("ray")
+    options = ("--rounds", "1", "--images", "64", "--epochs", "1", "--generation", "2")
+    figures = _process("scale.py", *options, "--tasks", "1", "--asked", "6")
+    measured = figures["measured"]
+    assert measured.keys() == {"this process", "2 processes", "Ray, 1 core", "Ray, 2 cores"}
+    assert all(way["trials_per_hour"] > 0 for way in measured.values())
+    assert [row["trials"] for row in figures["asking"]] == [2, 4]
+
+
 def test_serve(here: Here) -> None:
     options = ("--rounds", "1", "--requests", "4", "--clients", "1", "2", "--threads", "1")
     figures = here("serve.py", *options, "--memory-requests", "10", "--bare-seconds", "0.01")

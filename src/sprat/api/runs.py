@@ -15,7 +15,8 @@ from sprat.errors import SpratError, in_words
 from sprat.evaluation.records import FoldsResult, RunResult, SeedSummary
 from sprat.files import WriteError
 from sprat.models import NetworkConfig, find_name, takes_in_channels
-from sprat.models.code import Code, use_all, use_networks
+from sprat.models.code import Code, is_own, use_all, use_networks, used
+from sprat.pools import open_workers, parse_workers
 from sprat.run_folder import (
     CONFIG_FILE,
     CURVES_FILE,
@@ -34,7 +35,7 @@ from sprat.zoo import locate
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sprat.training.several import How
+    from sprat.training.several import Apart, How
 
 Stopping = AbstractContextManager[Callable[[], bool]]
 MOST_SEEDS = 10_000
@@ -179,6 +180,7 @@ def train_seeds(
     stopping: Stopping | None = None,
     ended: Callable[[Run], object] | None = None,
     observers: Sequence[Observer] = (),
+    workers: int | str = 1,
 ) -> Seeds:
     """Train with several consecutive seeds, starting at the config's, like `sprat train --seeds`.
 
@@ -188,6 +190,10 @@ def train_seeds(
         seeds: number of runs.
         output: folder for the runs, each in seed-N; by default runs/RECIPE.
         ended: called with each seed's run as soon as it is finished.
+        workers: number of runs that are trained at once, each in a process of its own, with the
+            cores divided among them; or a Ray cluster, as for `search`, where every machine must
+            see `output`. There, each run has the config's number of `threads`, or 1, and one GPU if
+            it trains on GPUs. Observers are copied to each process.
         The others are as for `train`.
 
     Raises:
@@ -195,7 +201,8 @@ def train_seeds(
         KeyboardInterrupt: it was interrupted; the same call resumes.
     """
     began = perf_counter()
-    _check_alone("several seeds")
+    check_alone("several seeds")
+    parse_workers(workers)
     if not 1 <= seeds <= MOST_SEEDS:
         raise SpratError(f"seeds is {seeds}, expected 1 to {MOST_SEEDS:,}. Give another number.")
     check_observers(observers)
@@ -205,12 +212,13 @@ def train_seeds(
     from sprat.training import seeds as training
 
     folder = Path(output or Path("runs") / Path(plan.recipe).stem)
-    if time:
-        plan = plan.fitted(folder, time, began, again=True)
-    with plan.training(folder, stopping, observers) as how:
-        summary = training.train_seeds(
-            plan.config, plan.dataset, folder, seeds, _telling(ended), **how
-        )
+    with _several(plan, workers, dataset, data_dir, code, observers) as (plan, apart):
+        if time:
+            plan = plan.fitted(folder, time, began, again=True)
+        with plan.training(folder, stopping, () if apart else observers) as how:
+            summary = training.train_seeds(
+                plan.config, plan.dataset, folder, seeds, _telling(ended), apart, **how
+            )
     return Seeds(folder, summary)
 
 
@@ -229,6 +237,7 @@ def train_folds(
     stopping: Stopping | None = None,
     ended: Callable[[Run], object] | None = None,
     observers: Sequence[Observer] = (),
+    workers: int | str = 1,
 ) -> Folds:
     """Cross-validate, like `sprat train --folds`: each training image is predicted once, by a run
     that was not trained on it.
@@ -242,6 +251,7 @@ def train_folds(
         folds: number of folds; 0: the config's.
         output: folder for the runs, each in fold-N; by default runs/RECIPE-folds.
         ended: called with each fold's run as soon as it is finished.
+        workers: as for `train_seeds`.
         The others are as for `train`.
 
     Raises:
@@ -250,7 +260,8 @@ def train_folds(
         KeyboardInterrupt: it was interrupted; the same call resumes.
     """
     began = perf_counter()
-    _check_alone("folds")
+    check_alone("folds")
+    parse_workers(workers)
     check_observers(observers)
     _use(code, changes)
     changes = {**(changes or {}), **({"folds": folds} if folds else {})}
@@ -259,11 +270,14 @@ def train_folds(
     from sprat.training import folds as training
 
     folder = Path(output or Path("runs") / f"{Path(plan.recipe).stem}-folds")
-    if time:
-        of_one = dataclasses.replace(plan.config, fold=1)
-        plan = dataclasses.replace(plan, config=of_one).fitted(folder, time, began, again=True)
-    with plan.training(folder, stopping, observers) as how:
-        results = training.train_folds(plan.config, plan.dataset, folder, _telling(ended), **how)
+    with _several(plan, workers, dataset, data_dir, code, observers) as (plan, apart):
+        if time:
+            of_one = dataclasses.replace(plan.config, fold=1)
+            plan = dataclasses.replace(plan, config=of_one).fitted(folder, time, began, again=True)
+        with plan.training(folder, stopping, () if apart else observers) as how:
+            results = training.train_folds(
+                plan.config, plan.dataset, folder, _telling(ended), apart, **how
+            )
     return Folds(folder, results)
 
 
@@ -342,7 +356,59 @@ def _check_together(output: str | Path | None, time: str) -> None:
         )
 
 
-def _check_alone(what: str) -> None:
+@contextlib.contextmanager
+def _several(
+    plan: "_Plan",
+    workers: int | str,
+    dataset: object,
+    data_dir: str | Path | None,
+    code: Code,
+    observers: Sequence[Observer],
+) -> Iterator[tuple["_Plan", "Apart | None"]]:
+    """Connect to the workers of several runs for the block; yield the plan with the threads of each
+    run, and how they are trained at once, which is None with one worker.
+
+    Args:
+        dataset: as it was given.
+    """
+    with open_workers(workers) as team:
+        if not team.several:
+            yield plan, None
+            return
+        from sprat.pools.source import Source
+        from sprat.training.several import Apart
+
+        _check_copies(observers)
+        threads = team.threads(plan.config.threads)
+        config = dataclasses.replace(plan.config, threads=threads)
+        of_data, named = plan.dataset, not isinstance(dataset, Dataset)
+        pictures, own = of_data.own or config.pictures, of_data.own is not None
+        side = config.pictures.side
+        source = Source(
+            of_data.name, _path(data_dir), pictures, {side: of_data.md5}, own,
+            None if own and named else of_data, named,
+        )  # fmt: skip
+        sources = used() if code or is_own(config.model) else []
+        apart = Apart(team, source, tuple(sources), tuple(observers))
+        yield dataclasses.replace(plan, config=config), apart
+
+
+def _check_copies(observers: Sequence[Observer]) -> None:
+    """Check that observers can be copied to other processes."""
+    import pickle
+
+    for observer in observers:
+        try:
+            pickle.dumps(observer)
+        except Exception as error:  # the user's own class
+            raise SpratError(
+                f"The observer {type(observer).__name__} cannot be copied to other processes "
+                f"({error}). Define its class in a file, without what a process keeps for itself, "
+                "or give one worker."
+            ) from error
+
+
+def check_alone(what: str) -> None:
     """Check that torchrun did not start this process."""
     if launched():
         raise SpratError(

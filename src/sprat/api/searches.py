@@ -8,11 +8,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from sprat.api.runs import Stopping, check_names, resumable
+from sprat.api.runs import Stopping, check_alone, check_names, resumable
 from sprat.data import Dataset
 from sprat.deferred import deferred
 from sprat.errors import Interrupted, SpratError
 from sprat.evaluation.records import RunResult
+from sprat.pools import Stopped, Workers, check_gpus, open_workers, parse_workers
 from sprat.run_folder import CONFIG_FILE, check_empty, locked, new_run, resume_finished, sweep_run
 from sprat.searching import require_optuna
 from sprat.settings.config import Config
@@ -22,16 +23,16 @@ from sprat.text import command, visible
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sprat.pools.source import Source
     from sprat.searching import outcome as outcomes
     from sprat.searching.outcome import Outcome
     from sprat.searching.plan import Plan
-    from sprat.searching.source import Source
 else:
     outcomes = deferred("sprat.searching.outcome")
 
 MOST = {
     "trials": 100_000, "trial_images": 10**9, "trial_epochs": 100_000, "generation": 10_000,
-    "workers": 256, "cpus_per_trial": 1024,
+    "cpus_per_trial": 1024,
 }  # fmt: skip
 FOLDER = "search"  # in a run's folder, what the search itself writes
 
@@ -65,8 +66,9 @@ def search(
     trial_images: int = 0,
     trial_epochs: int = 0,
     generation: int = 9,
-    workers: int = 1,
+    workers: int | str = 1,
     cpus_per_trial: int = 0,
+    gpus_per_trial: float = 0,
     quiet: bool = False,
     stopping: Stopping | None = None,
 ) -> Search:
@@ -91,24 +93,30 @@ def search(
             images, and fewer if the time is short.
         generation: trials that are asked together. Of each three one is trained on for three
             times as long, twice.
-        workers: trials that are trained at once, each in a process of its own.
-        cpus_per_trial: CPU threads of each; 0: the cores, divided among the workers.
+        workers: trials that are trained at once, each in a process of its own; or a Ray cluster,
+            which trains as many as it has room for: "ray" for the one that runs on this machine or
+            that RAY_ADDRESS names, "ray://HOST:PORT" for another. Needs sprat[ray].
+        cpus_per_trial: CPU threads of each; 0: the cores, divided among the workers, or 1 on Ray.
+        gpus_per_trial: share of a GPU that each gets on Ray; 0: one, if trials run on GPUs.
         quiet: whether to print nothing.
         stopping: as of `train`.
 
     Raises:
-        SpratError: Optuna is missing, there is no such recipe or setting, no network keeps the
+        SpratError: Optuna or Ray is missing, no cluster can be reached or none of its machines has
+            what a trial needs, there is no such recipe or setting, no network keeps the
             limits, the time is too short, the data cannot be had or does not fit, the folder holds
             something already, or a file cannot be written.
         KeyboardInterrupt: it was interrupted; `resume_search` continues.
     """
     began = perf_counter()
     require_optuna()
+    check_alone("the trials of a search")
     numbers = {
         "trials": trials, "trial_images": trial_images, "trial_epochs": trial_epochs,
-        "generation": generation, "workers": workers, "cpus_per_trial": cpus_per_trial,
+        "generation": generation, "cpus_per_trial": cpus_per_trial,
     }  # fmt: skip
-    seconds = _check_numbers(numbers, time)
+    parse_workers(workers)
+    seconds, gpus_per_trial = _check_numbers(numbers, time), check_gpus(gpus_per_trial)
     if isinstance(config, str):
         recipe, config = recipe or config, load_recipe(config)
     limits = {"max_parameters": max_parameters, "max_macs": max_macs}
@@ -129,14 +137,16 @@ def search(
 
     console = make_console(quiet=quiet)
     check(settings)
-    named = not isinstance(dataset, Dataset)
-    if not isinstance(dataset, Dataset):
-        dataset = load_shown(console, settings.dataset, _path(data_dir), settings.pictures)
-    own = dataset.own is not None
-    sides = sides_of(dataset.train.images.shape[-1], own=own)
-    source = _source(settings, dataset, _path(data_dir), sides, named=named)
-
     with contextlib.ExitStack() as stack:
+        team = stack.enter_context(open_workers(workers))
+        threads = team.threads(cpus_per_trial)
+        team.check(threads, gpus_per_trial)
+        named = not isinstance(dataset, Dataset)
+        if not isinstance(dataset, Dataset):
+            dataset = load_shown(console, settings.dataset, _path(data_dir), settings.pictures)
+        own = dataset.own is not None
+        sides = sides_of(dataset.train.images.shape[-1], own=own)
+        source = _source(settings, dataset, _path(data_dir), sides, named=named)
         if output is None:
             folder = stack.enter_context(new_run("search", settings.seed))
         else:
@@ -152,13 +162,15 @@ def search(
             trial_images=trial_images,
             trial_epochs=trial_epochs,
             generation=generation,
-            threads=cpus_per_trial or _threads(workers),
+            threads=threads,
             observer=TrainingDisplay(console),
         )
+        where = _Where(team, team.gpus(gpus_per_trial, plan.trial.device))
+        where.check(plan)
         with _searching(folder, stopping) as should_stop:
             _check_new(folder)
             write_plan(folder / FOLDER, plan)
-            return _to_the_end(plan, folder, source, workers, console, should_stop, began)
+            return _to_the_end(plan, folder, source, where, console, should_stop, began)
 
 
 def resume_search(
@@ -166,7 +178,8 @@ def resume_search(
     *,
     dataset: Dataset | str | Path | None = None,
     data_dir: str | Path | None = None,
-    workers: int = 1,
+    workers: int | str = 1,
+    gpus_per_trial: float = 0,
     quiet: bool = False,
     stopping: Stopping | None = None,
 ) -> Search:
@@ -176,7 +189,7 @@ def resume_search(
         folder: the search's.
         dataset: the place of its data, if that has moved, or the dataset itself; the images must
             be those it began with.
-        workers: trials that are trained at once; the threads of each stay as they were.
+        workers, gpus_per_trial: as of `search`; the threads of each trial stay as they were.
         data_dir, quiet, stopping: as of `search`.
 
     Raises:
@@ -185,7 +198,9 @@ def resume_search(
     """
     began = perf_counter()
     require_optuna()
-    _check_numbers({"workers": workers, "trials": 1}, "")
+    check_alone("the trials of a search")
+    parse_workers(workers)
+    gpus_per_trial = check_gpus(gpus_per_trial)
     folder = Path(folder)
 
     from sprat.display import load_again, make_console
@@ -210,15 +225,29 @@ def resume_search(
             f"{folder} searched on other images than this {dataset.name}. Resume it with the data "
             "it began with."
         )
-    with _searching(folder, stopping) as should_stop:
-        sweep_run(folder / FOLDER)
-        return _to_the_end(plan, folder, source, workers, console, should_stop, began)
+    with open_workers(workers) as team:
+        where = _Where(team, team.gpus(gpus_per_trial, plan.trial.device))
+        where.check(plan)
+        with _searching(folder, stopping) as should_stop:
+            sweep_run(folder / FOLDER)
+            return _to_the_end(plan, folder, source, where, console, should_stop, began)
+
+
+@dataclass(frozen=True)
+class _Where:
+    """Workers that train trials, and the GPUs of each."""
+
+    workers: Workers
+    gpus: float
+
+    def check(self, plan: "Plan") -> None:
+        self.workers.check(plan.trial.threads, self.gpus)
 
 
 def _check_numbers(numbers: Mapping[str, int], time: str) -> float:
     """Check what was asked for; return the seconds of the time, 0 if there is none."""
     for name, number in numbers.items():
-        least = 1 if name in ("generation", "workers") else 0
+        least = 1 if name == "generation" else 0
         if not least <= number <= MOST[name]:
             option = f"--{name.replace('_', '-')}"
             raise SpratError(f"{option} is {number}, expected {least} to {MOST[name]:,}.")
@@ -263,7 +292,7 @@ def _source(
 ) -> "Source":
     """Return the source of a search's images, which are read once at each side."""
     from sprat.data import load_dataset
-    from sprat.searching.source import Source
+    from sprat.pools.source import Source
 
     first, *others = sides
     md5 = {first: dataset.md5}
@@ -276,17 +305,11 @@ def _source(
     return Source(dataset.name, data_dir, pictures, md5, own, held, named)
 
 
-def _threads(workers: int) -> int:
-    from sprat.threads import usable_cores
-
-    return max(1, usable_cores() // workers)
-
-
 def _to_the_end(
     plan: "Plan",
     folder: Path,
     source: "Source",
-    workers: int,
+    where: "_Where",
     console: "Console",
     should_stop: Any,
     began: float,
@@ -299,7 +322,7 @@ def _to_the_end(
     inner = folder / FOLDER
     outcome = outcomes.read_outcome(inner)
     if outcome is None:
-        outcome = _decide(plan, folder, source, workers, console, should_stop, began)
+        outcome = _decide(plan, folder, source, where, console, should_stop, began)
     path = inner / outcomes.RECIPE_FILE
     with TrainingDisplay(console) as display:
         if (folder / CONFIG_FILE).exists():
@@ -330,7 +353,7 @@ def _decide(
     plan: "Plan",
     folder: Path,
     source: "Source",
-    workers: int,
+    where: "_Where",
     console: "Console",
     should_stop: Any,
     began: float,
@@ -343,11 +366,13 @@ def _decide(
     from sprat.figures.png import draw_pareto
     from sprat.reporting.search import write_search_page
     from sprat.searching.driver import WORK_FOLDER, Driver
-    from sprat.searching.pools import Stopped, make_pool
+    from sprat.searching.trial import train_rung
     from sprat.training.pace import fit
 
     inner = folder / FOLDER
-    pool = make_pool(source, should_stop, workers)
+    pool = where.workers.pool(
+        train_rung, source, should_stop, threads=plan.trial.threads, gpus=where.gpus
+    )
     try:
         with SearchDisplay(console) as display:
             driver = Driver(plan, inner, pool, watcher=display, began=began)

@@ -1,6 +1,7 @@
 """sprat search."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -34,8 +35,9 @@ def search(
     output: Path | None = None,
     resume: Path | None = None,
     seed: int = 0,
-    workers: int = 1,
+    workers: str = "1",
     cpus_per_trial: int = 0,
+    gpus_per_trial: float = 0,
     trial_images: int = 0,
     trial_epochs: int = 0,
     generation: int = 9,
@@ -60,14 +62,17 @@ def search(
     output
         New folder; by default runs/search-seedN-DATE-TIME.
     resume
-        Folder of an interrupted search to resume; only --dataset, --data-dir and --workers go with
-        it.
+        Folder of an interrupted search to resume; only --dataset, --data-dir, --workers and
+        --gpus-per-trial go with it.
     seed
         Seed of the search, and of every training.
     workers
-        Number of trials that are trained at once, each in a process of its own.
+        Number of trials that are trained at once, each in a process of its own; or ray, the Ray
+        cluster that runs on this machine, or ray://HOST:PORT: needs sprat[ray].
     cpus_per_trial
-        CPU threads of each trial; 0: the cores, divided among the workers.
+        CPU threads of each trial; 0: the cores, divided among the workers, or 1 on Ray.
+    gpus_per_trial
+        Share of a GPU that each trial gets on Ray; 0: one, if trials run on GPUs.
     trial_images
         Number of training images of a trial; 0: 10,000, or all if there are fewer.
     trial_epochs
@@ -83,6 +88,7 @@ def search(
     from sprat.api.runs import Unfinished
 
     stop, changes = Stop(), _changes(budget, pictures)
+    resumed = partial(_to_resume, data_dir=data_dir, workers=workers, gpus=gpus_per_trial)
     place = dataset if dataset != "auto" else None
     try:
         if resume is not None:
@@ -92,6 +98,7 @@ def search(
                 dataset=place,
                 data_dir=data_dir,
                 workers=workers,
+                gpus_per_trial=gpus_per_trial,
                 quiet=quiet,
                 stopping=stop,
             )
@@ -100,14 +107,16 @@ def search(
             found = api.search(
                 recipe, changes, time=time, trials=trials, output=output, data_dir=data_dir,
                 trial_images=trial_images, trial_epochs=trial_epochs, generation=generation,
-                workers=workers, cpus_per_trial=cpus_per_trial, quiet=quiet, stopping=stop,
+                workers=workers, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial,
+                quiet=quiet, stopping=stop,
             )  # fmt: skip
     except Interrupted as stopped:
-        complain(f"Stopped and saved. Resume with\n  {_to_resume(stopped.folder, data_dir)}")
+        complain(f"Stopped and saved. Resume with\n  {resumed(stopped.folder)}")
         return 128 + stop.asked
     except Unfinished as error:
-        again = _to_resume(error.folder, data_dir)
-        raise SpratError(f"{in_words(error.reason)} Then resume with", f"  {again}") from error
+        raise SpratError(
+            f"{in_words(error.reason)} Then resume with", f"  {resumed(error.folder)}"
+        ) from error
     _print_found(found, quiet)
     return 0
 
@@ -130,9 +139,11 @@ def _check_resumed(*given: object) -> None:
         )
 
 
-def _to_resume(folder: Path, data_dir: Path | None) -> str:
+def _to_resume(folder: Path, *, data_dir: Path | None, workers: str, gpus: float) -> str:
     words: list[str | Path] = ["sprat", "search", "--resume", folder]
     words += ["--data-dir", data_dir] if data_dir else []
+    words += ["--workers", workers] if workers != "1" else []
+    words += ["--gpus-per-trial", f"{gpus:g}"] if gpus else []
     return command(*words)
 
 

@@ -18,6 +18,7 @@ from sprat.data import caution_for
 from sprat.errors import Interrupted, SpratError, in_words
 from sprat.models.code import is_own
 from sprat.models.code import options as code_options
+from sprat.pools import parse_workers
 from sprat.settings.config import COMMON, RUN, Config
 from sprat.settings.recipes import departures
 from sprat.text import command as to_paste
@@ -37,6 +38,7 @@ def train(
     code: Annotated[Code, Parameter(group=RUN)] = (),
     time: Annotated[str, Parameter(group=COMMON)] = "",
     seeds: Annotated[int, Parameter(group=COMMON)] = 0,
+    workers: Annotated[str, Parameter(group=RUN)] = "1",
     output: Annotated[Path | None, Parameter(group=COMMON)] = None,
     resume: Annotated[Path | None, Parameter(group=COMMON)] = None,
     data_dir: Annotated[DataDir, Parameter(group=RUN)] = None,
@@ -62,6 +64,9 @@ def train(
     seeds
         Number of runs with consecutive seeds, starting at --seed, each in OUTPUT/seed-N; 0: one
         run.
+    workers
+        Number of runs of --seeds or --folds that are trained at once, each in a process of its own;
+        or ray, the Ray cluster that runs on this machine; or ray://HOST:PORT. Ray needs sprat[ray].
     time
         Train as many epochs as finish in this time, evaluation included: 5m or 1h30m.
     log
@@ -97,15 +102,17 @@ def train(
     ended = partial(_print_outcome, code=code, quiet=quiet or not torchrun.is_first())
     try:
         if resume is not None:
-            _check_resumed(changes, recipe != DEFAULT_RECIPE or output or seeds or time)
+            others = output or seeds or time or workers != "1"
+            _check_resumed(changes, recipe != DEFAULT_RECIPE or others)
             ended(api.resume(resume, dataset=moved, **how))
         elif seeds:
-            _print_seeds(
-                api.train_seeds(began_as, changes, seeds=seeds, ended=ended, **options), quiet
-            )
+            options |= {"ended": ended, "workers": workers}
+            _print_seeds(api.train_seeds(began_as, changes, seeds=seeds, **options), quiet)
         elif config.all_folds:
-            _print_folds(api.train_folds(began_as, changes, ended=ended, **options), quiet)
+            options |= {"ended": ended, "workers": workers}
+            _print_folds(api.train_folds(began_as, changes, **options), quiet)
         else:
+            _check_one_worker(workers)
             ended(api.train(began_as, changes, **options))
     except Interrupted as stopped:
         complain(f"Stopped and saved. Resume with\n  {command(stopped.folder)}")
@@ -127,6 +134,15 @@ def _check_resumed(changes: dict[str, Any], others: object) -> None:
         raise SpratError(
             "--resume continues a run with exactly the settings it began with. Leave all others "
             "out (use --dataset and --data-dir only if its data has moved)."
+        )
+
+
+def _check_one_worker(workers: str) -> None:
+    """Check that one run is not asked to be trained by several workers."""
+    if parse_workers(workers) != 1:
+        raise SpratError(
+            f"--workers is {workers}, but one run is trained. Give --seeds or --folds for several "
+            "runs, or leave it out."
         )
 
 

@@ -20,6 +20,7 @@ from sprat.checkpoint import load_resume
 from sprat.errors import SpratError
 from sprat.evaluation.records import read_json, write_json
 from sprat.files import write_whole
+from sprat.pools import Pool
 from sprat.searching.cost import Counter
 from sprat.searching.journal import Journal, ask
 from sprat.searching.plan import (
@@ -29,7 +30,6 @@ from sprat.searching.plan import (
     generation_seconds,
     survivors,
 )
-from sprat.searching.pools import Pool
 from sprat.searching.space import Space
 from sprat.searching.trial import Rung, Task
 from sprat.searching.trials import Trial
@@ -91,7 +91,7 @@ class Driver:
         self,
         plan: Plan,
         folder: Path,
-        pool: Pool,
+        pool: Pool[Task, Rung],
         *,
         watcher: Watcher | None = None,
         clock: Callable[[], float] = time.perf_counter,

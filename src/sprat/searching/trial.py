@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sprat.checkpoint import RESUME_FILE
 from sprat.errors import Diverged, Interrupted
 from sprat.files import temporary_folder, write_whole
-from sprat.searching.source import Source
+from sprat.pools.source import Source
 from sprat.settings.config import (
     MOST_EPOCHS,
     AugmentConfig,

@@ -35,7 +35,7 @@ from sprat.run_folder import CONFIG_FILE, read_config
 from sprat.runtime import choose_device, set_threads
 from sprat.settings.config import Config
 from sprat.training.observer import Observer
-from sprat.training.several import Ended, How, check_same, train_each
+from sprat.training.several import Apart, Ended, How, check_same, train_each
 from sprat.training.start import settle_for
 
 TABLE_FILE, PROBABILITIES_FILE = "out-of-fold.csv", "out-of-fold.safetensors"
@@ -47,6 +47,7 @@ def train_folds(
     dataset: Dataset,
     folder: Path,
     ended: Ended | None = None,
+    apart: Apart | None = None,
     **how: Unpack[How],
 ) -> FoldsResult:
     """Train a run for each of config.folds, each into folder/fold-N; return what
@@ -73,7 +74,7 @@ def train_folds(
         if (run / CONFIG_FILE).exists():
             check_same(run, settle_for(of_fold, dataset, observer), dataset)
     names = _names_of_training_images(dataset)
-    train_each(members, dataset, ended, **how)
+    train_each(members, dataset, ended, apart, **how)
     observer.preparing(f"predicting {len(names):,} images, each by the run that held it out")
     return _write_results(folder, members, dataset, names, fold)
 

@@ -8,7 +8,7 @@ from sprat.data import Dataset
 from sprat.evaluation.records import SeedSummary
 from sprat.evaluation.summary import write_summary
 from sprat.settings.config import Config
-from sprat.training.several import Ended, How, train_each
+from sprat.training.several import Apart, Ended, How, train_each
 
 
 def train_seeds(
@@ -17,6 +17,7 @@ def train_seeds(
     folder: Path,
     count: int,
     ended: Ended | None = None,
+    apart: Apart | None = None,
     **how: Unpack[How],
 ) -> SeedSummary:
     """Train under `count` seeds from config.seed on, each into folder/seed-N; return what
@@ -30,5 +31,5 @@ def train_seeds(
     """
     seeds = range(config.seed, config.seed + count)
     members = {folder / f"seed-{seed}": dataclasses.replace(config, seed=seed) for seed in seeds}
-    train_each(members, dataset, ended, **how)
+    train_each(members, dataset, ended, apart, **how)
     return write_summary(folder)

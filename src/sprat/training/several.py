@@ -1,16 +1,29 @@
-"""Runs of one recipe that belong together: each trained, resumed, or left as it is if finished."""
+"""Runs of one recipe that belong together: each trained, resumed, or left as it is if finished; one
+after another, or several at once."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+import dataclasses
+import os
+import secrets
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Required, TypedDict, Unpack
 
 from sprat.data import Dataset
-from sprat.errors import SpratError
+from sprat.errors import Interrupted, SpratError
 from sprat.evaluation.records import RunResult
-from sprat.run_folder import CONFIG_FILE, read_config, read_data
+from sprat.files import holder, write_whole
+from sprat.models.code import use_all
+from sprat.pools import Stopped, Workers
+from sprat.pools.source import Source
+from sprat.run_folder import CONFIG_FILE, LOCK_FILE, check_free, read_config, read_data
 from sprat.settings.config import Config
 from sprat.training.head_start import HeadStart
-from sprat.training.observer import Observer
+from sprat.training.observer import Observer, Observers
 from sprat.training.saving import check_data
 from sprat.training.start import check_start, load_start, resume, settle_for, train
 
@@ -27,22 +40,41 @@ class How(TypedDict, total=False):
     start: HeadStart | None
 
 
+@dataclass(frozen=True)
+class Apart:
+    """Means to train several runs at once.
+
+    workers: where. source: their images. code: the user's, which each worker runs. observers: of
+    which each worker has copies of its own.
+    """
+
+    workers: Workers
+    source: Source
+    code: tuple[str, ...] = ()
+    observers: Sequence[Observer] = ()
+
+
 def train_each(
     members: Mapping[Path, Config],
     dataset: Dataset,
     ended: Ended | None = None,
+    apart: Apart | None = None,
     **how: Unpack[How],
 ) -> None:
-    """Train each run into its folder, one after another.
+    """Train each run into its folder, one after another, or several at once.
 
     Args:
-        members: settings of each run, by its folder.
+        members: settings of each run, by its folder; they differ in the seed or the fold.
+        apart: how they are trained several at once; one after another without it.
         ended: called with each run's folder and results, of one that was finished before too.
 
     Raises:
         SpratError: as `train`, or a folder holds a run of other settings or data.
         Interrupted: `should_stop` said so; the same call resumes.
     """
+    if apart:
+        _train_apart(members, dataset, ended, apart, how)
+        return
     # once, so that all start from the same weights
     how["start"] = load_start(next(iter(members.values())))
     for folder, config in members.items():
@@ -85,3 +117,147 @@ def check_same(run: Path, wanted: Config, dataset: Dataset) -> None:
             f"{run} is a run with other settings (it differs in {', '.join(differs)}). Give "
             "another --output, or the settings it began with."
         )
+
+
+# several at once
+
+
+@dataclass(frozen=True)
+class Member:
+    """A run to train: its folder, and its settings for this machine."""
+
+    folder: Path
+    config: Config
+
+
+@dataclass(frozen=True)
+class Common:
+    """Values that all runs which are trained at once have in common.
+
+    place: the working folder of the command. marker: a file that every machine must see. start:
+    sha256 of the model that they start from.
+    """
+
+    source: Source
+    recipe: str
+    overrides: dict[str, Any] | None
+    code: tuple[str, ...]
+    observers: Sequence[Observer]
+    place: Path
+    marker: Path | None
+    start: str | None
+
+    def to_send(self) -> "Common":
+        """Return the same without what another process of this machine can load by itself."""
+        return dataclasses.replace(self, source=self.source.to_send())
+
+
+def _train_apart(
+    members: Mapping[Path, Config], dataset: Dataset, ended: Ended | None, apart: Apart, how: How
+) -> None:
+    observer = how.get("observer") or Observer()
+    should_stop = how.get("should_stop", lambda: False)
+    folder, one = next(iter(members.items()))
+    # here, so that all have the same settings on whatever machines, and kernels are built once
+    settled = settle_for(one, dataset, observer)
+    waiting = deque(
+        Member(run, dataclasses.replace(settled, seed=config.seed, fold=config.fold))
+        for run, config in members.items()
+    )
+    start = load_start(one)
+    for member in waiting:
+        check_free(member.folder)
+        if (member.folder / CONFIG_FILE).exists():
+            check_same(member.folder, member.config, dataset)
+            check_start(member.folder, start)
+    threads, gpus = settled.threads, apart.workers.gpus(0, settled.device)
+    apart.workers.check(threads, gpus)
+    with _marked(folder.parent, apart.workers) as marker:
+        common = Common(
+            apart.source, how["recipe"], how.get("overrides"), apart.code, apart.observers,
+            Path.cwd(), marker, start.sha256 if start else None,
+        )  # fmt: skip
+        pool = apart.workers.pool(train_apart, common, should_stop, threads=threads, gpus=gpus)
+        try:
+            observer.preparing(
+                f"training {len(members)} runs, {min(pool.workers, len(members))} at once with "
+                f"{threads} {'thread' if threads == 1 else 'threads'} each"
+            )
+            running = 0
+            while waiting or running:
+                while waiting and running < pool.workers:
+                    pool.start(waiting.popleft())
+                    running += 1
+                run, results = pool.next()
+                running -= 1
+                if ended:
+                    ended(run, results)
+        except Stopped as stopped:
+            raise Interrupted(folder.parent) from stopped
+        finally:
+            pool.close()
+
+
+@contextlib.contextmanager
+def _marked(folder: Path, workers: Workers) -> Iterator[Path | None]:
+    """Keep a file in a folder during the block, by which other machines see that it is the same;
+    yield its path, or None if there are none."""
+    if not workers.apart:
+        yield None
+        return
+    marker = folder.absolute() / f".shared-{secrets.token_hex(8)}"
+    write_whole(marker, b"")
+    try:
+        yield marker
+    finally:
+        marker.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if nothing came of it
+
+
+def train_apart(
+    member: Member, common: Common, should_stop: Callable[[], bool]
+) -> tuple[Path, RunResult]:
+    """Train one run in a worker, or resume it; return its folder and results.
+
+    Raises:
+        SpratError: as `train_member`, or this machine does not see the folder, or has another model
+            to start from.
+        Interrupted: `should_stop` said so; the run is saved.
+    """
+    if common.marker and not common.marker.exists():
+        raise SpratError(
+            f"{socket.gethostname()} does not see {common.marker.parent}. Give an --output that "
+            "all machines of the cluster share."
+        )
+    with contextlib.suppress(OSError):  # only what is named relative to it needs it
+        os.chdir(common.place)
+    _wait_until_free(member.folder, should_stop)
+    use_all(common.code)
+    dataset = common.source.load(member.config.pictures.side)
+    start = load_start(member.config)
+    if start and start.sha256 != common.start:
+        raise SpratError(
+            f"{start.model.name} is another model on {socket.gethostname()} than where the "
+            "command was started. Put the same on each machine."
+        )
+    results = train_member(
+        member.config,
+        dataset,
+        member.folder,
+        recipe=common.recipe,
+        overrides=common.overrides,
+        observer=Observers(Observer(), common.observers),
+        should_stop=should_stop,
+        start=start,
+    )
+    return member.folder, results
+
+
+RELEASE = 30.0  # seconds in which a worker whose machine was lost lets go of a run
+
+
+def _wait_until_free(folder: Path, should_stop: Callable[[], bool]) -> None:
+    end = time.monotonic() + RELEASE
+    while holder(folder / LOCK_FILE) and time.monotonic() < end and not should_stop():
+        time.sleep(0.2)

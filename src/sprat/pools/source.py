@@ -1,13 +1,14 @@
-"""Source of the images of trials, in whatever process they run."""
+"""Source of the images of trainings, in whatever process or machine they run."""
 
 import dataclasses
 import functools
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 from sprat.data import Dataset, load_dataset
+from sprat.data.own import PicturesConfig
 from sprat.errors import SpratError
-from sprat.settings.config import PicturesConfig
 from sprat.text import visible
 
 
@@ -35,7 +36,7 @@ class Source:
         """Return the dataset at a side; a process loads each once.
 
         Raises:
-            SpratError: it is not there, or no longer what it was when the search began.
+            SpratError: it is not there, or another than where and when the command began.
         """
         if self.held is not None:
             return self.held
@@ -43,8 +44,8 @@ class Source:
         loaded = _load(self.name, self.data_dir, pictures)
         if loaded.md5 != self.md5[side]:
             raise SpratError(
-                f"{visible(self.name)} has changed since the search began. Put the images back "
-                "as they were, or start a new search."
+                f"{visible(self.name)} has changed since the search began, or is another one on "
+                f"{socket.gethostname()}. Put the images back as they were, on each machine."
             )
         return loaded
 
