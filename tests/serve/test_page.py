@@ -71,7 +71,10 @@ def width(locator: Locator) -> float:
 def test_a_picked_picture_is_shown_seen_and_named(page: Page) -> None:
     page.get_by_label("Choose a picture").set_input_files([FILE])
     assert_answered(page)
-    assert page.get_by_alt_text("The picture").evaluate("image => image.naturalWidth") == 160
+    assert (
+        page.get_by_alt_text("The picture", exact=True).evaluate("image => image.naturalWidth")
+        == 160
+    )
     seen = page.get_by_alt_text("What the network sees")
     assert seen.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [32, 32]
     expect(seen).to_have_css("image-rendering", "pixelated")
@@ -192,7 +195,7 @@ def test_what_is_no_picture_is_told_in_words_and_forgotten_at_the_next(page: Pag
     expect(page.get_by_text("Your browser cannot show this file.")).to_be_visible()
     page.get_by_role("button", name="cat").click()
     assert_answered(page)
-    expect(page.get_by_alt_text("The picture")).to_be_visible()
+    expect(page.get_by_alt_text("The picture", exact=True)).to_be_visible()
 
 
 def test_a_server_that_is_gone_is_told_in_words(page: Page) -> None:
