@@ -848,7 +848,9 @@ def test_a_model_that_cannot_say_where_refuses_that_alone_in_words() -> None:
 
     refused, answered, page = asyncio.run(ask())
     assert refused.status_code == 422
-    assert "Flat does not end in a mean over the map and one linear layer" in refused.json()["error"]
+    assert (
+        "Flat does not end in a mean over the map and one linear layer" in refused.json()["error"]
+    )
     assert answered.status_code == 200
     assert "Show where" not in page.text
 
