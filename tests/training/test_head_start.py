@@ -204,7 +204,7 @@ class TestRefused:
     def test_one_that_has_seen_val(self, tiny: Dataset, tmp_path: Path) -> None:
         final = dataclasses.replace(SMALL, final=True, epochs=2)
         train(final, tiny, tmp_path / "final", recipe="small")
-        with pytest.raises(SpratError, match=r"those of val among them.*Add --final"):
+        with pytest.raises(SpratError, match=r"including those of val.*Add --final"):
             train(started(tmp_path / "final"), tiny, tmp_path / "run", recipe="small")
         assert not (tmp_path / "run").exists()
         HeadStart.load(str(tmp_path / "final")).check(tiny, final=True)

@@ -85,7 +85,9 @@ def test_fewer_training_images_keep_the_classes_shares(tiny: Dataset, tmp_path: 
 
     assert counts(45).sum() == 45
     assert (counts(45) - counts(0) / 4).abs().max() <= 1
-    with pytest.raises(SpratError, match=r"train_images is 201, but there are 180 to train on"):
+    with pytest.raises(
+        SpratError, match=r"train_images is 201, but there are only 180 training images"
+    ):
         Run(dataclasses.replace(CONFIG, train_images=201), tiny, tmp_path)
 
 
