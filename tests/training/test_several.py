@@ -81,7 +81,7 @@ def test_members_are_resumed_and_a_failing_one_leaves_the_others(
         assert weights(folder / seed) == weights(whole / seed)
 
     other = dataclasses.replace(CONFIG, dropout=0.1)
-    with pytest.raises(SpratError, match=r"seed-0 is a run of other settings .*dropout"):
+    with pytest.raises(SpratError, match=r"seed-0 is a run with other settings .*dropout"):
         train_seeds(other, tiny, folder, 2, None, apart, recipe="small")
     changed = dataclasses.replace(source, held=None, named=True, name="nosuch")
     with pytest.raises(SpratError, match="nosuch"):
@@ -132,7 +132,7 @@ def test_other_workers_are_refused(given: Any) -> None:
         (["train", "--workers", "ray:foo"], "--workers is ray:foo, expected 1 to 256"),
         (["train", "--seeds", "2", "--workers", "0"], "--workers is 0, expected 1 to 256"),
         (["train", "--folds", "2", "--workers", "x"], "--workers is x, expected 1 to 256"),
-        (["train", "--resume", "run", "--workers", "2"], "exactly as it began"),
+        (["train", "--resume", "run", "--workers", "2"], "exactly the settings it began with"),
         (["search", "--trials", "1", "--workers", "ray:foo"], "--workers is ray:foo, expected"),
         (["search", "--trials", "1", "--gpus-per-trial", "2"], "--gpus-per-trial is 2"),
         (["search", "--resume", "run", "--workers", "0"], "--workers is 0, expected 1 to 256"),
@@ -156,7 +156,7 @@ def test_several_under_torchrun_are_refused(
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     done = here(*words, "--workers", "2", "--dataset", "shapes10")
     assert done.returncode == 2
-    assert "torchrun trains one run" in done.stderr
+    assert "torchrun trains a single run" in done.stderr
 
 
 def test_an_observer_that_cannot_be_copied_is_refused(tiny: Dataset, tmp_path: Path) -> None:
