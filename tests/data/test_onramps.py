@@ -624,7 +624,7 @@ BAD_SHARDS: list[tuple[Callable[[Path, list[Path]], object], str]] = [
     (lambda f, p: _shard(f, p[:2], [-1, -1], ["a", "b"]), "the label -1 in row 0, expected 0 to 1"),
     (lambda f, p: _shard(f, p[:2], [None, "a"]), "the label None in row 0, expected a whole"),
     (lambda f, p: _shard(f, p[:2], [0.5, 1.5]), "the label 0.5 in row 0"),
-    (lambda f, p: _shard(f, p[:2], ["a", "a"]), "has only the class 'a', .* at least two classes"),
+    (lambda f, p: _shard(f, p[:2], ["a", "a"]), "has only the class 'a', expected at least two"),
     (lambda f, p: _shard(f, [], pa.array([], pa.int64())), "has 0 of 0 rows"),
     (
         lambda f, p: _shard(f.with_name("train-0.parquet"), p[:2], [0, 1])
@@ -645,7 +645,7 @@ BAD_SHARDS: list[tuple[Callable[[Path, list[Path]], object], str]] = [
     (lambda f, p: _shard(f, p[:2], [0, 1], ["a", "\ud800"]), "label '.ud800', which is not Unico"),
     (
         lambda f, p: parquet.write_table(pa.table({"image": ["1.png"], "label": [1]}), f),
-        r"pictures in any column, .* its columns are 'image' \(string\), 'label' \(int64\). Write",
+        r"pictures in any column, .*its columns are 'image' \(string\), 'label' \(int64\)\). Write",
     ),
     (
         lambda f, p: parquet.write_table(pa.table({"image": [b"1"], "b": [1], "c": [2]}), f),

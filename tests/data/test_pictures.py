@@ -371,11 +371,11 @@ BAD: list[tuple[Callable[[Path], object], str]] = [
     ),
     (
         lambda f: draw(f, train__blue=2, train__red=2, test__red=1, more__red=1),
-        "contains test/, train/ and next to them more; expected",
+        "contains test/, train/ and next to them more, expected",
     ),
     (
         lambda f: draw(f, training__blue=2, testing__blue=2, rest__x=1),
-        "contains testing/, training/ and next to them rest; expected",
+        "contains testing/, training/ and next to them rest, expected",
     ),
     (
         lambda f: draw(f, Train=2, Test=2),

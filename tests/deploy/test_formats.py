@@ -536,7 +536,7 @@ SPOILED: dict[str, tuple[str, Spoil, str]] = {
     "CIFAR-100: coarse labels alone": (
         "CIFAR-100", _rewrite("train", _with(fine_labels=None)), "no data and labels"),
     "CIFAR-100: sets exchanged": (
-        "CIFAR-100", lambda place: (place / "train").replace(place / "test"), "does not hold CIF"),
+        "CIFAR-100", lambda place: (place / "train").replace(place / "test"), "contain CIF"),
     "CIFAR-100: test for train": (
         "CIFAR-100",
         lambda place: (place / "train").write_bytes((place / "test").read_bytes()),

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -105,15 +106,8 @@ def train(
             others = output or seeds or time or workers != "1"
             _check_resumed(changes, recipe != DEFAULT_RECIPE or others)
             ended(api.resume(resume, dataset=moved, **how))
-        elif seeds:
-            options |= {"ended": ended, "workers": workers}
-            _print_seeds(api.train_seeds(began_as, changes, seeds=seeds, **options), quiet)
-        elif config.all_folds:
-            options |= {"ended": ended, "workers": workers}
-            _print_folds(api.train_folds(began_as, changes, **options), quiet)
         else:
-            _check_one_worker(workers)
-            ended(api.train(began_as, changes, **options))
+            _train(began_as, changes, seeds, workers, ended, options)
     except Interrupted as stopped:
         complain(f"Stopped and saved. Resume with\n  {command(stopped.folder)}")
         return 128 + (stop.asked or signal.SIGTERM)  # of several processes another was asked
@@ -137,9 +131,26 @@ def _check_resumed(changes: dict[str, Any], others: object) -> None:
         )
 
 
-def _check_one_worker(workers: str) -> None:
-    """Check that one run is not asked to be trained by several workers."""
-    if parse_workers(workers) != 1:
+def _train(
+    config: Config,
+    changes: dict[str, Any],
+    seeds: int,
+    workers: str,
+    ended: Callable[["Run"], None],
+    options: dict[str, Any],
+) -> None:
+    """Train one run, several seeds or the folds of a cross-validation."""
+    from sprat import api
+
+    several: dict[str, Any] = {"ended": ended, "workers": workers}
+    if seeds:
+        trained = api.train_seeds(config, changes, seeds=seeds, **several, **options)
+        _print_seeds(trained, options["quiet"])
+    elif config.all_folds:
+        _print_folds(api.train_folds(config, changes, **several, **options), options["quiet"])
+    elif parse_workers(workers) == 1:
+        ended(api.train(config, changes, **options))
+    else:
         raise SpratError(
             f"--workers is {workers}, but one run is trained. Give --seeds or --folds for several "
             "runs, or leave it out."
