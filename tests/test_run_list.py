@@ -189,6 +189,8 @@ def test_ctrl_c_leaves_a_watched_table_without_an_error(
     runs: Path, here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(display.time, "sleep", lambda _: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored under nohup
     with locked(runs / "halfway"):
         done = here("runs", runs, "--watch")
+    signal.signal(signal.SIGINT, before)
     assert (done.returncode, done.stderr) == (0, "")

@@ -398,6 +398,10 @@ def test_pictures_that_changed_since_the_search_began_are_refused(tmp_path: Path
         (["--trials", "1", "--max-parameters", "x"], "max_parameters is 'x'"),
         (["--trials", "1", "--recipe", "nosuch"], "Unknown recipe 'nosuch'"),
         (["--trials", "1", "--dataset", "nosuch"], "nosuch"),
+        (
+            ["--trials", "1", "--dataset", "shapes10", "--trial-images", "8"],
+            "batch_size is 64, but there are only 8 training images",
+        ),
         (["--resume", "nosuch"], "There is no search in nosuch"),
         (["--resume", "nosuch", "--trials", "3"], "exactly as it began"),
         (["--trials", "1", "--output", "taken"], "taken exists already and is not overwritten"),

@@ -107,7 +107,7 @@ def train(
             _check_resumed(changes, recipe != DEFAULT_RECIPE or others)
             ended(api.resume(resume, dataset=moved, **how))
         else:
-            _train(began_as, changes, seeds, workers, ended, options)
+            _train(began_as, changes, seeds, config.all_folds, workers, ended, options)
     except Interrupted as stopped:
         complain(f"Stopped and saved. Resume with\n  {command(stopped.folder)}")
         return 128 + (stop.asked or signal.SIGTERM)  # of several processes another was asked
@@ -135,6 +135,7 @@ def _train(
     config: Config,
     changes: dict[str, Any],
     seeds: int,
+    folds: bool,
     workers: str,
     ended: Callable[["Run"], None],
     options: dict[str, Any],
@@ -146,7 +147,7 @@ def _train(
     if seeds:
         trained = api.train_seeds(config, changes, seeds=seeds, **several, **options)
         _print_seeds(trained, options["quiet"])
-    elif config.all_folds:
+    elif folds:
         _print_folds(api.train_folds(config, changes, **several, **options), options["quiet"])
     elif parse_workers(workers) == 1:
         ended(api.train(config, changes, **options))

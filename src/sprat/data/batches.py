@@ -12,6 +12,19 @@ from sprat.errors import SpratError
 from sprat.runtime import derive_seed
 
 
+def check_batch_size(batch_size: int, images: int) -> None:
+    """Check that so many images fill a batch.
+
+    Raises:
+        SpratError: there are fewer.
+    """
+    if images < batch_size:
+        raise SpratError(
+            f"batch_size is {batch_size}, but there are only {images:,} training images. Use a "
+            f"batch size of at most {images:,}."
+        )
+
+
 class Batches:
     """Training batches of an ImageSet, in an order that is a function of (seed, epoch).
 
@@ -30,11 +43,7 @@ class Batches:
     def __init__(
         self, dataset: ImageSet, batch_size: int, seed: int, *, alternating_flip: bool = False
     ) -> None:
-        if len(dataset) < batch_size:
-            raise SpratError(
-                f"batch_size is {batch_size}, but there are only {len(dataset):,} training "
-                f"images. Use a batch size of at most {len(dataset):,}."
-            )
+        check_batch_size(batch_size, len(dataset))
         distributed.check_batch_size(batch_size)
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.mirrored_first: Tensor | None = None  # bool, N

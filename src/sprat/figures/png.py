@@ -451,7 +451,7 @@ def _label_apart(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None
             textcoords="offset points",
             fontsize=7.5,
             va="center",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8},
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
         )
         own = label.get_window_extent(renderer)
         rises = sorted((step * 9 for step in range(-7, 8)), key=abs)

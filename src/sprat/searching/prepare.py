@@ -5,6 +5,7 @@ import math
 import time
 
 from sprat.data import Dataset
+from sprat.data.batches import check_batch_size
 from sprat.errors import SpratError
 from sprat.searching.cost import Counter
 from sprat.searching.plan import (
@@ -76,6 +77,7 @@ def prepare(
             f"--trial-images is {trial_images:,}, but there are {images:,} to train on. Give fewer."
         )
     of_trial = trial_images or min(TRIAL_IMAGES, images)
+    check_batch_size(config.batch_size, of_trial)
     shown = 0 if of_trial == images and not config.train_images else of_trial
     epochs = trial_epochs or epochs_for(of_trial)
     began_design = time.perf_counter()
