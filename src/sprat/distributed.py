@@ -145,6 +145,15 @@ def any_of(flag: bool) -> bool:
     return bool(flags)
 
 
+def wait() -> None:
+    """Wait until all processes have come here.
+
+    Raises:
+        PeerEnded: another process has ended.
+    """
+    any_of(False)
+
+
 def told(value: Value | None) -> Value:
     """Return the first process's value, which JSON can hold; what the others give is ignored.
 

@@ -107,6 +107,7 @@ def resume(
     Same arguments, result and errors as `train`. On the CPU with the same threads, the weights
     are bit for bit those of a run that was never interrupted.
     """
+    distributed.wait()  # until the first process has written what it was stopped at
     config, recipe, overrides = read_config(folder)
     with _held(folder) as is_ours:  # of a finished run too: a kill may have left the lock there
         if finished := read_finished(folder):
@@ -130,6 +131,11 @@ def resume(
         run.is_ours = is_ours
         if saved:
             restore(run)
+        if distributed.told(run.steps_taken) != run.steps_taken:
+            raise SpratError(
+                f"{folder} holds another checkpoint here than where the first process runs. Use a "
+                "folder that all machines see."
+            )
         return _to_the_end(run, observer, should_stop)
 
 
