@@ -316,7 +316,7 @@ def test_head_start_pairs_runs_and_takes_up_what_is_finished(
 
 def test_scale() -> None:
     pytest.importorskip("ray")
-    options = ("--rounds", "1", "--images", "64", "--epochs", "1", "--generation", "2")
+    options = ("--rounds", "1", "--images", "80", "--epochs", "1", "--generation", "2")
     figures = _process("scale.py", *options, "--tasks", "1", "--asked", "6")
     measured = figures["measured"]
     assert measured.keys() == {"this process", "2 processes", "Ray, 1 core", "Ray, 2 cores"}

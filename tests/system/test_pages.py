@@ -35,7 +35,7 @@ SHORT_SEARCH = {
     "--trials": "2", "--generation": "2", "--trial-epochs": "1", "--recipe": "short.toml",
 }  # fmt: skip
 FEW = "flowers"
-AT_HAND = ("flowers", "shapes10", "eyes.csv", "xrays")
+AT_HAND = ("flowers", "flowers.csv", "shapes10", "eyes.csv", "xrays")
 NEEDS_NETWORK = ("data fetch", "data verify")
 
 
@@ -127,6 +127,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(40)
     ]
     (folder / "eyes.csv").write_text("\n".join(["path,label,patient", *rows]))
+    (folder / "flowers.csv").write_text("\n".join(["path,species,number", *rows]))
     shutil.copytree(folder / "flowers", folder / "moved" / "flowers")
     shutil.make_archive(str(folder / "more-flowers"), "zip", folder, "flowers")
     (folder / "my-recipe.toml").write_text("epochs = 3\n[optim]\nwarmup_epochs = 1\n")
