@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -147,8 +147,23 @@ def _can_move(bar: Progress) -> bool:
     return bar.console.is_terminal or isinstance(bar, NotebookProgress)
 
 
-class TrainingDisplay(Observer):
-    """Shows a run; a context manager, since a bar must be taken down whatever happens."""
+class _WithBar:
+    """A display with a bar; a context manager, since a bar must be taken down whatever happens."""
+
+    progress: Progress
+
+    def __enter__(self) -> Self:
+        if _can_move(self.progress):
+            self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if _can_move(self.progress):
+            self.progress.stop()
+
+
+class TrainingDisplay(_WithBar, Observer):
+    """Shows a run."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -162,15 +177,6 @@ class TrainingDisplay(Observer):
         )
         self.task: TaskID | None = None
         self.evaluating_task: TaskID | None = None
-
-    def __enter__(self) -> "TrainingDisplay":
-        if _can_move(self.progress):
-            self.progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if _can_move(self.progress):
-            self.progress.stop()
 
     def preparing(self, what: str) -> None:
         self._print(f"{what} …")
@@ -291,9 +297,8 @@ class TrainingDisplay(Observer):
         self.console.print(text)
 
 
-class SearchDisplay(Watcher):
-    """Shows a search as its watcher: a bar of trials or of time, and a line for each generation; a
-    context manager, since a bar must be taken down whatever happens."""
+class SearchDisplay(_WithBar, Watcher):
+    """Shows a search as its watcher: a bar of trials or of time, and a line for each generation."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -308,15 +313,6 @@ class SearchDisplay(Watcher):
         self.task: TaskID | None = None
         self.best: Trial | None = None
         self.done = 0  # trials that came to a rung
-
-    def __enter__(self) -> "SearchDisplay":
-        if _can_move(self.progress):
-            self.progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if _can_move(self.progress):
-            self.progress.stop()
 
     def started(self, driver: "Driver", folder: Path) -> None:
         """Show what is searched, before the first trial of a fresh or a resumed search."""
@@ -391,13 +387,13 @@ class SearchDisplay(Watcher):
         self.console.print(text)
 
 
-class FoldsDisplay(Observer):
+class FoldsDisplay(_WithBar, Observer):
     """Shows the runs of folds that are trained in passing: one bar, and a line for each that is
-    finished. A context manager, as `TrainingDisplay`."""
+    finished."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.bar = _make_bar(
+        self.progress = _make_bar(
             console,
             _description(),
             BarColumn(),
@@ -406,29 +402,20 @@ class FoldsDisplay(Observer):
         )
         self.task: TaskID | None = None
 
-    def __enter__(self) -> "FoldsDisplay":
-        if _can_move(self.bar):
-            self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if _can_move(self.bar):
-            self.bar.stop()
-
     def preparing(self, what: str) -> None:
         self.console.print(f"{what} …")
 
     def started(self, run: "Run") -> None:
         total = run.config.folds * run.total_steps
         if self.task is None:
-            self.task = self.bar.add_task("", total=total)
+            self.task = self.progress.add_task("", total=total)
         self.stepped(run)
 
     def stepped(self, run: "Run") -> None:
         assert self.task is not None
         fold, folds = run.config.fold, run.config.folds
         done = (fold - 1) * run.total_steps + run.steps_taken
-        self.bar.update(self.task, completed=done, description=f"fold {fold} of {folds}")
+        self.progress.update(self.task, completed=done, description=f"fold {fold} of {folds}")
 
     def epoch_ended(self, run: "Run", row: "EpochRow") -> None:
         if run.finished and row["top1"] is not None:
