@@ -318,7 +318,7 @@ def resume(
     console = make_console(quiet=quiet or not is_first())
     if not isinstance(dataset, Dataset):
         moved = None if dataset is None else str(dataset)
-        dataset = load_again(console, folder, config, moved, _path(data_dir))
+        dataset = load_again(console, folder, config, moved, as_path(data_dir))
     with (
         distributed.joined(config.device),
         resumable(folder),
@@ -385,7 +385,7 @@ def _several(
         pictures, own = of_data.own or config.pictures, of_data.own is not None
         side = config.pictures.side
         source = Source(
-            of_data.name, _path(data_dir), pictures, {side: of_data.md5}, own,
+            of_data.name, as_path(data_dir), pictures, {side: of_data.md5}, own,
             None if own and named else of_data, named,
         )  # fmt: skip
         sources = used() if code or is_own(config.model) else []
@@ -563,7 +563,7 @@ def _plan(
         pictures = settings.pictures
         if pictures.channels == "auto" and not takes_in_channels(settings.network):
             pictures = dataclasses.replace(pictures, channels=3)
-        dataset = load_shown(console, settings.dataset, _path(data_dir), pictures)
+        dataset = load_shown(console, settings.dataset, as_path(data_dir), pictures)
     if dataset.own is not None:
         _warn_of_leaks(dataset, dataset.own)
     return _Plan(recipe or "custom", settings, changed, dataset, console)
@@ -639,5 +639,6 @@ def _use(code: Code, changes: Mapping[str, Any] | None) -> None:
     use_networks(map((changes or {}).get, ("model", "network.name")), code)
 
 
-def _path(path: str | Path | None) -> Path | None:
+def as_path(path: str | Path | None) -> Path | None:
+    """Return a path that may be given as text, or None."""
     return None if path is None else Path(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from sprat.api.runs import Stopping, check_alone, check_names, resumable
+from sprat.api.runs import Stopping, as_path, check_alone, check_names, resumable
 from sprat.data import Dataset
 from sprat.deferred import deferred
 from sprat.errors import Interrupted, SpratError
@@ -143,10 +143,10 @@ def search(
         team.check(threads, gpus_per_trial)
         named = not isinstance(dataset, Dataset)
         if not isinstance(dataset, Dataset):
-            dataset = load_shown(console, settings.dataset, _path(data_dir), settings.pictures)
+            dataset = load_shown(console, settings.dataset, as_path(data_dir), settings.pictures)
         own = dataset.own is not None
         sides = sides_of(dataset.train.images.shape[-1], own=own)
-        source = _source(settings, dataset, _path(data_dir), sides, named=named)
+        source = _source(settings, dataset, as_path(data_dir), sides, named=named)
         if output is None:
             folder = stack.enter_context(new_run("search", settings.seed))
         else:
@@ -215,10 +215,10 @@ def resume_search(
     named = not isinstance(dataset, Dataset)
     if not isinstance(dataset, Dataset):
         moved = None if dataset is None else str(dataset)
-        dataset = load_again(console, folder, plan.config, moved, _path(data_dir))
+        dataset = load_again(console, folder, plan.config, moved, as_path(data_dir))
     settings = dataclasses.replace(plan.config, dataset=dataset.name)
     source = dataclasses.replace(
-        _source(settings, dataset, _path(data_dir), plan.sides[:1], named=named), md5=plan.data
+        _source(settings, dataset, as_path(data_dir), plan.sides[:1], named=named), md5=plan.data
     )
     if dataset.md5 != plan.data[plan.sides[0]]:
         raise SpratError(
@@ -326,12 +326,11 @@ def _to_the_end(
     path = inner / outcomes.RECIPE_FILE
     with TrainingDisplay(console) as display:
         if (folder / CONFIG_FILE).exists():
-            side = read_config(folder)[0].pictures.side
-            dataset = source.load(side if plan.own else plan.sides[0])
+            dataset = source.load(read_config(folder)[0].pictures.side)
             results = start.resume(folder, dataset, observer=display, should_stop=should_stop)
         else:
             config = outcomes.read_recipe(inner, plan)
-            dataset = source.load(config.pictures.side if plan.own else plan.sides[0])
+            dataset = source.load(config.pictures.side)
             config = dataclasses.replace(config, dataset=dataset.name)
             results = start.train(
                 config,
@@ -392,7 +391,7 @@ def _decide(
     )
     config = outcomes.winning_config(plan, decision)
     if plan.seconds:
-        dataset = source.load(config.pictures.side if plan.own else plan.sides[0])
+        dataset = source.load(config.pictures.side)
         since = perf_counter() - driver.elapsed
         config = fit(config, dataset, plan.seconds, since, strict=False)
     outcomes.write_recipe(inner, config, outcome)
@@ -405,7 +404,3 @@ def _decide(
         f"{winner.cost['macs']:,} MACs; its recipe is {visible(inner / outcomes.RECIPE_FILE)}"
     )
     return outcome
-
-
-def _path(path: str | Path | None) -> Path | None:
-    return None if path is None else Path(path)

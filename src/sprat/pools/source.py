@@ -33,14 +33,20 @@ class Source:
         return dataclasses.replace(self, held=None) if self.named else self
 
     def load(self, side: int) -> Dataset:
-        """Return the dataset at a side; a process loads each once.
+        """Return the dataset; a process loads it once at each side.
+
+        Args:
+            side: of own pictures, in pixels; other datasets have one of their own.
 
         Raises:
             SpratError: it is not there, or another than where and when the command began.
         """
         if self.held is not None:
             return self.held
-        pictures = dataclasses.replace(self.pictures, side=side) if self.own else self.pictures
+        if self.own:
+            pictures = dataclasses.replace(self.pictures, side=side)
+        else:
+            pictures, (side,) = self.pictures, self.md5
         loaded = _load(self.name, self.data_dir, pictures)
         if loaded.md5 != self.md5[side]:
             raise SpratError(

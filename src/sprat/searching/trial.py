@@ -107,7 +107,7 @@ def train_rung(task: Task, source: Source, should_stop: Callable[[], bool] = lam
     """
     began = time.perf_counter()
     config = task.config
-    dataset = source.load(config.pictures.side if source.own else max(source.md5))
+    dataset = source.load(config.pictures.side)
     network = check(config, len(dataset.train.classes), dataset.channels)
     check_fit(config, network, dataset)
     check_kernels(config, network, Observer())
