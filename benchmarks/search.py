@@ -41,6 +41,7 @@ from sprat.pools.source import Source
 from sprat.run_folder import CONFIG_FILE
 from sprat.runtime import keep_freed_memory
 from sprat.searching.driver import Driver
+from sprat.searching.outcome import outcome_of
 from sprat.searching.plan import SETTINGS_FILE, Plan, read_plan, write_plan
 from sprat.searching.prepare import prepare
 from sprat.searching.trial import train_rung
@@ -73,22 +74,13 @@ def decide(
     processes = Processes(workers)
     pool = processes.pool(train_rung, source, lambda: False, threads=plan.trial.threads)
     try:
-        decision = Driver(plan, folder, pool, began=began).run()
+        driver = Driver(plan, folder, pool, began=began)
+        decision = driver.run()
     finally:
         pool.close()
-    trained = [trial for trial in decision.trials if not trial.refused]
-    found = {
-        "seconds": decision.seconds,
-        "trained": len(trained),
-        "refused": len(decision.trials) - len(trained),
-        "rungs": list(plan.rungs),
-        "trial_images": plan.trial_images,
+    found = outcome_of(decision, driver) | {
         "network": decision.winner.design.network.to_dict(),
-        "cost": decision.winner.cost,
-        "finalists": [
-            {"number": each.trial.number, "epochs": each.epochs, "val": each.val}
-            for each in decision.finalists
-        ],
+        "trials": [trial.to_record() for trial in decision.trials],
     }
     write_json(decided, found)
     return found
@@ -146,7 +138,6 @@ def find(arguments: argparse.Namespace, dataset: Dataset, recipe: Config) -> dic
     mean = difference.mean().item()
     found |= {
         "minutes": arguments.minutes,
-        "limits": {"max_parameters": SPRATS.max_parameters, "max_macs": SPRATS.max_macs},
         "trained_networks": results,
         "right_alone": {
             "found": int((difference > 0).sum()),
@@ -188,7 +179,6 @@ def halving(arguments: argparse.Namespace, dataset: Dataset, recipe: Config) -> 
             )
     return {
         "minutes": arguments.halving_minutes,
-        "limits": {"max_parameters": SMALLER.max_parameters, "max_macs": SMALLER.max_macs},
         "epochs": arguments.epochs or COMPARED_EPOCHS,
         "ways": ways,
     }

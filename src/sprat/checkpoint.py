@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from sprat.data.imageset import Normalization
 from sprat.errors import SpratError, shown
 from sprat.evaluation.records import StartRecord, wrong_history
-from sprat.files import replacing, write_whole
+from sprat.files import replacing
+from sprat.model_file import file_of, read_model, write_model
 from sprat.models import NetworkConfig, build_network, find_name
 from sprat.models.code import CodeNotNamed
-from sprat.names import CARD_FILE, MODEL_FILE, check_one_run
+from sprat.names import CARD_FILE, MODEL_FILE
 from sprat.readers import MODEL_BYTES, parse_json, read_bytes, read_text
 from sprat.shapes import (
     ANYTHING,
@@ -106,7 +107,7 @@ def save_model(path: Path, model: Model, dtype: torch.dtype = torch.float32) -> 
     dtype: of what is stored of floats, but of tensors with values too large for it; computed is in
         float32 whatever it is.
     """
-    write_whole(path, packed(model, dtype))
+    write_model(path, packed(model, dtype))
 
 
 def packed(model: Model, dtype: torch.dtype = torch.float32) -> bytes:
@@ -187,15 +188,8 @@ def load_model(path: Path) -> Model:
         SpratError: no such file, damaged, not sprat's, its weights do not fit its network, or the
             network does not answer with numbers.
     """
-    if path.is_dir():
-        path = path / MODEL_FILE
-    try:
-        content = read_bytes(path, MODEL_BYTES)
-    except FileNotFoundError as error:
-        check_one_run(path.parent)
-        raise SpratError(
-            f"There is no model at {path}. Name a {MODEL_FILE}, or the folder of a finished run."
-        ) from error
+    path = file_of(path)
+    content = read_model(path)
     of_card = _check_card(path, content)
     tensors, text = _parse(path, content)
     meta = _parse_metadata(path, text)

@@ -10,6 +10,7 @@ VIEWS = (1, 2, 6, 8, 10, 26)  # views of an image that test-time augmentation ca
 CHECK_FOLDS = 5  # by which labels are checked
 WIDTHS = {"fp32": 4, "fp16": 2, "int8": 1}  # bytes of a value where a network runs
 MODEL_FILE, CARD_FILE = "model.safetensors", "card.json"
+PACKED_FILE = f"{MODEL_FILE}.xz"  # of a model that ships
 
 
 def check_views(views: int) -> None:

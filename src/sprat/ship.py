@@ -44,7 +44,8 @@ from sprat.evaluation.records import (
     write_json,
 )
 from sprat.files import write_whole
-from sprat.names import CARD_FILE, MODEL_FILE
+from sprat.model_file import file_of, read_model, write_model
+from sprat.names import CARD_FILE, PACKED_FILE
 from sprat.run_folder import CURVES_FILE, read_config
 from sprat.runtime import keep_freed_memory
 from sprat.training.images import split_off_val
@@ -66,21 +67,21 @@ CORTEX_M4 = Compiler(("arm-none-eabi-gcc",), ("-std=c11", "-O2", "-mcpu=cortex-m
 
 
 def ship(run: Path, dataset: Dataset, zoo: Path = ZOO) -> Card:
-    """Write zoo/NAME/{model.safetensors, card.json, CARD.md, curves.png}; return the card.
+    """Write zoo/NAME/{model.safetensors.xz, card.json, CARD.md, curves.png}; return the card.
 
     The weights are rounded to fp16; every figure is of the file as it then is.
     """
     trained = load_model(run)
     folder = zoo / trained.name
     (folder / CARD_FILE).unlink(missing_ok=True)  # of the file before
-    save_model(folder / MODEL_FILE, trained, torch.float16)
-    model = store_ranges(folder / MODEL_FILE, dataset.train)
+    save_model(folder / PACKED_FILE, trained, torch.float16)
+    model = store_ranges(folder / PACKED_FILE, dataset.train)
     write_whole(folder / CURVES_FILE, (run / CURVES_FILE).read_bytes())
     summary = summarize(model.network, model.side)
     in_int8 = probabilities_by(ONNX_INT8.name, model, dataset.test.images, dataset.train)
     card: Card = {
         "name": model.name,
-        "sha256": _sha256(folder / MODEL_FILE),
+        "sha256": _sha256(folder / PACKED_FILE),
         "dataset": dataset.name,
         "side": model.side,
         "parameters": summary.parameters,
@@ -105,7 +106,7 @@ def store_ranges(file: Path, training: ImageSet) -> Model:
         ranges = measure_record(model.network, training, model.normalization)
     except SpratError:  # no integer form
         ranges = None
-    write_whole(file, with_ranges(file, file.read_bytes(), ranges))
+    write_model(file, with_ranges(file, read_model(file), ranges))
     return dataclasses.replace(model, ranges=ranges)
 
 
@@ -129,7 +130,7 @@ def _write_card(folder: Path, card: Card) -> None:
 
 
 def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return hashlib.sha256(read_model(file)).hexdigest()
 
 
 def _memory(model: Model) -> Memory | None:
@@ -223,9 +224,10 @@ def main() -> None:
             card = ship(run, dataset(read_config(run)[0].dataset))
             print(f"{card['name']}: {100 * card['test']['top1']:.2f} % as shipped")
         return
-    for file in map(locate, arguments.models or [card["name"] for card in cards()]):
+    for place in map(locate, arguments.models or [card["name"] for card in cards()]):
+        file = file_of(place)
         refresh(file, dataset(load_model(file).about["dataset"]))
-        print(f"{file}: {file.stat().st_size:,} bytes with ranges of activations")
+        print(f"{file}: {len(read_model(file)):,} bytes with ranges of activations")
 
 
 if __name__ == "__main__":

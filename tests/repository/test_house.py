@@ -26,7 +26,7 @@ HOUSE = (
     {"training", "classifier", "figures", "foreign", "run_list"},
     # parts: trained models, what is measured of them, images, kernels
     {"checkpoint", "run_folder", "zoo"},
-    {"evaluation"},
+    {"evaluation", "model_file"},
     {"settings", "pools"},  # every table of settings, each declared in the room that it sets
     {"data", "inference"},
     {"kernels", "augment"},

@@ -25,7 +25,7 @@ from sprat.errors import Interrupted
 from sprat.models import NetworkConfig, build_network
 from sprat.models.blocks import blueprint_of
 from sprat.pools import Stopped
-from sprat.pools.local import Here, ProcessPool
+from sprat.pools.local import Here
 from sprat.pools.source import Source
 from sprat.run_folder import read_config
 from sprat.searching.cost import Counter, quickly
@@ -228,17 +228,6 @@ def test_trials_are_shorter_where_images_or_time_are_few() -> None:
     for seconds in (1, 100, 1_000, 10_000):
         epochs = epochs_within(18, 9, 10.0, seconds)
         assert epochs == 1 or 4 * generation_seconds(rungs_of(epochs), 9, 10.0) <= seconds
-
-
-def test_two_processes_give_what_one_gives(
-    usual: tuple[Path, Decision, Recorder], tmp_path: Path
-) -> None:
-    _, decision, _ = usual
-    pool = ProcessPool(pretend, NOWHERE, lambda: False, 2)
-    try:
-        assert records(decide(tmp_path, pool)) == records(decision)
-    finally:
-        pool.close()
 
 
 # with real trials

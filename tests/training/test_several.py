@@ -23,32 +23,6 @@ from sprat.training.several import Apart
 CONFIG = dataclasses.replace(SMALL, epochs=2, train_images=48, judge_every=2, tta=1)
 
 
-class Writes(Observer):
-    """Leaves a file in a run's folder at its end."""
-
-    def finished(self, run: Any, results: Any) -> None:
-        (run.folder / "observed.txt").write_text(str(run.steps_taken))
-
-
-def test_two_processes_train_seeds_bit_for_bit_and_resume(tiny: Dataset, tmp_path: Path) -> None:
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    sprat.train_seeds(CONFIG, seeds=2, dataset=tiny, output=alone, quiet=True)
-    ended: list[str] = []
-
-    def tell(run: sprat.Run) -> None:
-        ended.append(run.folder.name)
-
-    how: dict[str, Any] = {"dataset": tiny, "output": together, "quiet": True, "workers": 2}
-    found = sprat.train_seeds(CONFIG, seeds=2, ended=tell, observers=[Writes()], **how)
-    assert sorted(ended) == ["seed-0", "seed-1"]
-    for seed in ("seed-0", "seed-1"):
-        assert weights(together / seed) == weights(alone / seed)
-        assert (together / seed / "observed.txt").read_text() == "6"
-        assert (together / seed / "curves.png").exists()
-    assert found.summary["seeds"] == [0, 1]
-    assert not list(together.glob(".*"))
-
-
 class HereAlone(Processes):
     """Workers that are this process, to see what a member does."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
+from safetensors import torch as safetensors
 
 from sprat.augment.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from sprat.budget import memory_plan
@@ -18,6 +18,7 @@ from sprat.checkpoint import load_model, with_ranges
 from sprat.cli import app
 from sprat.data import Dataset
 from sprat.evaluation.ranges import read_record
+from sprat.model_file import read_model
 from sprat.ship import refresh
 from sprat.zoo import ZOO, best, card_text, cards, find_card, is_model, listed, locate
 
@@ -31,10 +32,9 @@ def test_some_ship() -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 class TestEveryShippedModel:
     def test_is_small_and_stored_in_fp16(self, name: str) -> None:
-        path = ZOO / name / "model.safetensors"
-        assert path.stat().st_size <= 450_000
-        with safe_open(path, "pt") as file:
-            tensors = [file.get_tensor(key) for key in file.keys()]  # noqa: SIM118
+        content = read_model(ZOO / name / "model.safetensors.xz")
+        assert len(content) <= 450_000
+        tensors = safetensors.load(content).values()
         too_large = [tensor for tensor in tensors if tensor.dtype is torch.float32]
         assert all(tensor.half().isinf().any() for tensor in too_large)
         assert {tensor.dtype for tensor in tensors} <= {torch.float16, torch.float32, torch.int64}
@@ -67,7 +67,7 @@ def test_ranges_and_cards_are_renewed_and_weights_stay(
 ) -> None:
     monkeypatch.setattr("sprat.evaluation.ranges.CALIBRATION", 20)
     folder = shutil.copytree(ZOO / "SpratS", tmp_path / "SpratS")
-    file, card_file = folder / "model.safetensors", folder / "card.json"
+    file, card_file = folder / "model.safetensors.xz", folder / "card.json"
     before, card = load_model(file), json.loads(card_file.read_text())
     card_file.write_text(json.dumps({key: card[key] for key in card if key != "compiled"}))
     seen = []
@@ -80,8 +80,8 @@ def test_ranges_and_cards_are_renewed_and_weights_stay(
     assert seen[0] == seen[1]
     after = load_model(file)  # whose sha256 is the card's
     assert after.ranges["images"] == 20
-    assert with_ranges(file, seen[0][file.name], None) == with_ranges(
-        file, (ZOO / "SpratS" / file.name).read_bytes(), None
+    assert with_ranges(file, read_model(file), None) == with_ranges(
+        file, read_model(ZOO / "SpratS" / file.name), None
     )
     same = ("test", "int8", "robustness", "training", "memory")
     assert {key: renewed[key] for key in same} == {key: card[key] for key in same}
@@ -99,10 +99,10 @@ class TestList:
         assert {model["name"] for model in models} == set(SHIPPED)
         for model in models:
             assert model.keys() == {"name", "parameters", "test_top1", "bytes", "sha256"}
-            content = (ZOO / model["name"] / "model.safetensors").read_bytes()
+            content = read_model(ZOO / model["name"] / "model.safetensors.xz")
             assert model["sha256"] == hashlib.sha256(content).hexdigest()
             assert model["bytes"] == len(content)
-        assert best() == ZOO / models[0]["name"] / "model.safetensors"
+        assert best() == ZOO / models[0]["name"] / "model.safetensors.xz"
 
     def test_as_text_and_as_a_card(self, capsys: pytest.CaptureFixture[str]) -> None:
         app(["models"], result_action="return_value")
@@ -120,7 +120,7 @@ class TestNames:
     ) -> None:
         name = SHIPPED[0]
         assert is_model(name.lower())
-        assert locate(name.lower()) == ZOO / name / "model.safetensors"
+        assert locate(name.lower()) == ZOO / name / "model.safetensors.xz"
         monkeypatch.chdir(tmp_path)
         (tmp_path / name).mkdir()
         assert locate(name) == Path(name)

@@ -7,7 +7,7 @@ from typing import Self
 from sprat.budget import count_parameters
 from sprat.checkpoint import Model, load_model, with_ranges
 from sprat.evaluation.records import ModelRecord
-from sprat.names import MODEL_FILE
+from sprat.model_file import file_of, read_model
 from sprat.zoo import locate
 
 
@@ -28,10 +28,9 @@ class Trained:
         Raises:
             SpratError: there is no such model, or it is damaged.
         """
-        path = locate(name)
-        file = path / MODEL_FILE if path.is_dir() else path
+        file = file_of(locate(name))
         model = load_model(file)
-        content = with_ranges(file, file.read_bytes(), None)
+        content = with_ranges(file, read_model(file), None)
         return cls(model, hashlib.sha256(content).hexdigest())
 
     @property

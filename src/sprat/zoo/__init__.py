@@ -8,7 +8,8 @@ from typing import NotRequired, TypedDict
 from sprat.data import title_of
 from sprat.errors import SpratError, did_you_mean, plain, shown
 from sprat.evaluation.records import Evaluation, ModelRecord, Overrides, Spread
-from sprat.names import CARD_FILE, MODEL_FILE
+from sprat.model_file import ENDINGS, file_of, read_model
+from sprat.names import CARD_FILE, MODEL_FILE, PACKED_FILE
 from sprat.runtime import GitState, Machine
 from sprat.text import code, markdown
 
@@ -93,7 +94,8 @@ class Card(TypedDict):
 
 
 class Listed(TypedDict):
-    """An entry of a list of shipped models. bytes, sha256: of its file."""
+    """An entry of a list of shipped models. bytes, sha256: of its file,
+    uncompressed."""
 
     name: str
     parameters: int
@@ -112,13 +114,13 @@ def cards() -> list[Card]:
 
 def listed(card: Card) -> Listed:
     """Return what a list says of a shipped model; its file's size and sha256 are measured now."""
-    file = ZOO / card["name"] / MODEL_FILE
+    content = read_model(ZOO / card["name"] / PACKED_FILE)
     return {
         "name": card["name"],
         "parameters": card["parameters"],
         "test_top1": card["test"]["top1"],
-        "bytes": file.stat().st_size,
-        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
     }
 
 
@@ -140,13 +142,13 @@ def find_card(name: str) -> Card:
 
 def best() -> Path:
     """Return the file of the most accurate shipped model."""
-    return ZOO / cards()[0]["name"] / MODEL_FILE
+    return ZOO / cards()[0]["name"] / PACKED_FILE
 
 
 def is_model(word: str) -> bool:
     """Return whether a word names a model rather than a picture: a file, a run or what ships."""
     path = Path(word)
-    if path.suffix == ".safetensors" or (path / MODEL_FILE).exists():
+    if path.name.endswith(ENDINGS) or (path.is_dir() and file_of(path).exists()):
         return True
     return not path.exists() and plain(word) in {plain(card["name"]) for card in cards()}
 
@@ -161,7 +163,7 @@ def locate(model: str) -> Path:
     if path.exists():
         return path
     try:
-        return ZOO / find_card(model)["name"] / MODEL_FILE
+        return ZOO / find_card(model)["name"] / PACKED_FILE
     except SpratError as error:
         raise SpratError(
             f"There is no model at {model}. Name a {MODEL_FILE}, the folder of a finished run, or "

@@ -8,17 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALL, StopAfter, weights
-from hypothesis import given
-from hypothesis import strategies as st
 from together import started
 from torch import Tensor
 
 from sprat import distributed
 from sprat.checkpoint import load_resume
 from sprat.data import Dataset, shapes10
-from sprat.data.batches import Batches
-from sprat.data.imageset import ImageSet, Normalization
-from sprat.errors import PeerEnded, SpratError
+from sprat.data.imageset import Normalization
+from sprat.errors import PeerEnded
 from sprat.evaluation.records import EpochRow, read_metrics, read_results
 from sprat.settings.config import AugmentConfig, EMAConfig
 from sprat.training.observer import Observer
@@ -134,24 +131,3 @@ def _say_how_it_ends(folder: Path) -> None:
         train(long, _small(), folder / "run", recipe="small", observer=_Touch(folder / "stepped"))
     except PeerEnded as error:
         (folder / "ended").write_text(str(error))
-
-
-def test_a_batch_that_cannot_be_divided_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "count", lambda: 3)
-    with pytest.raises(SpratError, match=r"batch_size is 32, which 3 processes cannot divide"):
-        distributed.check_batch_size(32)
-
-
-@given(batch=st.integers(1, 8), processes=st.integers(1, 4), epoch=st.integers(0, 3))
-def test_the_parts_of_a_batch_are_the_batch(batch: int, processes: int, epoch: int) -> None:
-    images = ImageSet(torch.zeros(40, 3, 4, 4, dtype=torch.uint8), torch.zeros(40).long(), ("a",))
-    size = batch * processes
-    alone = Batches(images, size, seed=0).order(epoch)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distributed, "count", lambda: processes)
-        parts = []
-        for rank in range(processes):
-            patch.setattr(distributed, "rank", lambda rank=rank: rank)
-            parts.append(Batches(images, size, seed=0).order(epoch))
-    for whole, *divided in zip(alone, *parts, strict=True):
-        assert torch.equal(torch.cat(divided), whole)

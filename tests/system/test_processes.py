@@ -1,0 +1,52 @@
+"""Seeds and trials on two processes of this machine give what one gives."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from conftest import SMALL, weights
+from pretended import NOWHERE, Recorder, decide, pretend, records
+
+import sprat
+from sprat.data import Dataset
+from sprat.pools.local import ProcessPool
+from sprat.training.observer import Observer
+
+CONFIG = dataclasses.replace(SMALL, epochs=2, train_images=48, judge_every=2, tta=1)
+
+
+class Writes(Observer):
+    """Leaves a file in a run's folder at its end."""
+
+    def finished(self, run: Any, results: Any) -> None:
+        (run.folder / "observed.txt").write_text(str(run.steps_taken))
+
+
+def test_two_processes_train_seeds_bit_for_bit_and_resume(tiny: Dataset, tmp_path: Path) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    sprat.train_seeds(CONFIG, seeds=2, dataset=tiny, output=alone, quiet=True)
+    ended: list[str] = []
+
+    def tell(run: sprat.Run) -> None:
+        ended.append(run.folder.name)
+
+    how: dict[str, Any] = {"dataset": tiny, "output": together, "quiet": True, "workers": 2}
+    found = sprat.train_seeds(CONFIG, seeds=2, ended=tell, observers=[Writes()], **how)
+    assert sorted(ended) == ["seed-0", "seed-1"]
+    for seed in ("seed-0", "seed-1"):
+        assert weights(together / seed) == weights(alone / seed)
+        assert (together / seed / "observed.txt").read_text() == "6"
+        assert (together / seed / "curves.png").exists()
+    assert found.summary["seeds"] == [0, 1]
+    assert not list(together.glob(".*"))
+
+
+def test_two_processes_search_as_one_does(tmp_path: Path) -> None:
+    for folder in ("alone", "together"):
+        (tmp_path / folder).mkdir()
+    alone = decide(tmp_path / "alone", Recorder())
+    pool = ProcessPool(pretend, NOWHERE, lambda: False, 2)
+    try:
+        assert records(decide(tmp_path / "together", pool)) == records(alone)
+    finally:
+        pool.close()
