@@ -16,8 +16,8 @@ search decides on is trained by the recipe for as many epochs, and compared on v
 not touched.
 
 Whatever was finished in FOLDER is not done again, and what was stopped, even by a kill, is resumed:
-a search with the time that it has left. On two cores `find` takes about 130 minutes and `halving`
-about 130. The time of a search is wall time: nothing else should run. For a dry run: --dataset
+a search with the time that it has left. On two cores, `find` takes about 130 minutes and `halving`
+about 100. The time of a search is wall time: nothing else should run. For a dry run: --dataset
 shapes10 --images 200 --minutes 1 --halving-minutes 1 --epochs 1 --seeds 1.
 """
 
@@ -39,7 +39,7 @@ from sprat.models import NetworkConfig
 from sprat.pools.local import Processes
 from sprat.pools.source import Source
 from sprat.run_folder import CONFIG_FILE
-from sprat.runtime import keep_freed_memory
+from sprat.runtime import describe_machine, keep_freed_memory, versions
 from sprat.searching.driver import Driver
 from sprat.searching.outcome import outcome_of
 from sprat.searching.plan import SETTINGS_FILE, Plan, read_plan, write_plan
@@ -206,11 +206,13 @@ def main() -> None:
     dataset = load_dataset(arguments.dataset, arguments.data_dir)
     recipe = load_recipe(RECIPE).changed({"train_images": arguments.images})
     torch.manual_seed(0)
-    figures: dict[str, Any] = {"recipe": RECIPE, "cores": usable_cores()}
+    figures: dict[str, Any] = {}
     if arguments.output and arguments.output.exists():  # the other part may be there
         figures = read_json(arguments.output)
     for part in arguments.parts:
-        figures[part] = PARTS[part](arguments, dataset, recipe)
+        machine = describe_machine(torch.device("cpu"), "auto", usable_cores())
+        about = {"recipe": RECIPE, "machine": machine, "versions": versions()}
+        figures[part] = about | PARTS[part](arguments, dataset, recipe)
         report(figures, argparse.Namespace(output=arguments.output, json=False))
     report(figures, arguments)
 

@@ -1,7 +1,7 @@
 """Writes docs/reference: commands, networks, recipes and Python from the code, pretrained models in
 C from results; without FOLDER also the table of boards in docs/how-to/microcontroller.md, what a
-head start brings in docs/how-to/own-pictures.md and what a search costs in
-docs/explanation/scale.md.
+head start brings in docs/how-to/own-pictures.md, what a search found in docs/how-to/search.md and
+what it costs in docs/explanation/scale.md.
 
     python docs/generate.py [FOLDER]
 
@@ -14,6 +14,7 @@ import itertools
 import json
 import math
 import re
+import statistics
 import sys
 import textwrap
 from pathlib import Path
@@ -34,6 +35,7 @@ from sprat.zoo import cards
 REFERENCE = Path(__file__).parent / "reference"
 HOW_TO = Path(__file__).parent / "how-to" / "microcontroller.md"
 OWN_PICTURES = HOW_TO.with_name("own-pictures.md")
+SEARCH = HOW_TO.with_name("search.md")
 SCALE = HOW_TO.parents[1] / "explanation" / "scale.md"
 BOARDS = HOW_TO.with_name("boards.json")
 RESULTS = Path(__file__).parents[1] / "results"
@@ -226,6 +228,81 @@ def _verdicts(figures: dict[str, Any], other: str) -> str:
     )
 
 
+def search(page: str, results: Path = RESULTS) -> str:
+    """The page, from a title on to its end by what benchmarks/search.py measured."""
+    title = "## What it finds\n\n"
+    before, file = page.split(title)[0] + title, results / "search.json"
+    measured = read_json(file) if file.exists() else {}
+    parts = {"find": _found, "halving": _halving}
+    texts = [text(measured[part]) for part, text in parts.items() if part in measured]
+    return before + ("\n".join(texts) or "Not measured yet; `benchmarks/search.py` measures it.\n")
+
+
+def _found(figures: dict[str, Any]) -> str:
+    """What was found within SpratS's limits."""
+    limits, ahead, trained = figures["limits"], figures["difference"], figures["trained_networks"]
+    verdict = "the network found and SpratS cannot be told apart by these test images"
+    if abs(figures["standard_errors"]) > 2:
+        verdict = f"the network found is {'more' if ahead > 0 else 'less'} accurate"
+    rows = [
+        f"| {name} | {network['parameters']:,} | {network['macs']:,} | "
+        f"{100 * network['test_top1']:.2f} % |"
+        for name, network in (("found", trained["found"]), ("SpratS", trained["SpratS"]))
+    ]
+    lines = [
+        "On CIFAR-10, `sprat search` had the parameters and MACs of SpratS as its limits "
+        f"({limits['max_parameters']:,} and {limits['max_macs']:,}) and {figures['minutes']:.0f} "
+        f"minutes of {_on(figures['machine'])}. It trained {figures['trained']:,} networks on "
+        f"{figures['trial_images']:,} images; {figures['refused']:,} exceeded a limit and were not "
+        "trained. Then the network found and SpratS were both trained from scratch on all training "
+        f"images, by `{figures['recipe']}` for {trained['found']['epochs']} epochs, and the test "
+        "set was read once for each (`results/search.json`, `benchmarks/search.py`):",
+        "",
+        "| network | parameters | MACs | accuracy |",
+        "| --- | --- | --- | --- |",
+        *rows,
+        "",
+        f"The difference is {100 * ahead:+.2f} ± {100 * figures['standard_error']:.2f} points "
+        f"(paired over the test images, ± the standard error): {verdict}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _halving(figures: dict[str, Any]) -> str:
+    """Successive halving next to random search."""
+    limits, ways = figures["limits"], figures["ways"]
+    pairs = list(zip(ways["halving"], ways["random"], strict=True))
+    differences = [100 * (one["val_top1"] - other["val_top1"]) for one, other in pairs]
+    mean = statistics.mean(differences)
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    clear = abs(mean) > T_95[len(differences)] * error
+    verdict = f"clearly {'ahead' if mean > 0 else 'behind'}" if clear else "not a clear difference"
+    lines = [
+        f"Successive halving with TPE was compared with random search in {len(pairs)} searches of "
+        f"{figures['minutes']:.0f} minutes each, within {limits['max_parameters']:,} parameters "
+        f"and {limits['max_macs']:,} MACs, on {_on(figures['machine'])}. Random search draws its "
+        "points independently and trains each to the last rung; both begin with the designs of "
+        "sprat's networks. What each decided on was trained by "
+        f"`{figures['recipe']}` for {figures['epochs']} epochs, and compared on `val`:",
+        "",
+        "| seed | successive halving | trials | random search | trials |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| {one['seed']} | {100 * one['val_top1']:.2f} % | {one['trained']:,} | "
+            f"{100 * other['val_top1']:.2f} % | {other['trained']:,} |"
+            for one, other in pairs
+        ),
+        "",
+        f"Successive halving is {mean:+.2f} ± {error:.2f} points ahead (mean ± standard error, "
+        f"paired by seed): {verdict}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _on(machine: dict[str, Any]) -> str:
+    return f"{machine['threads']} cores of an {machine['cpu']}"
+
+
 def scale(page: str, results: Path = RESULTS) -> str:
     """The page, from a title on to its end by what benchmarks/scale.py measured."""
     title = "## In figures\n\n"
@@ -387,6 +464,7 @@ def main() -> None:
         HOW_TO.write_text(boards(HOW_TO.read_text(encoding="utf-8")), encoding="utf-8")
         page = OWN_PICTURES.read_text(encoding="utf-8")
         OWN_PICTURES.write_text(head_start(page), encoding="utf-8")
+        SEARCH.write_text(search(SEARCH.read_text(encoding="utf-8")), encoding="utf-8")
         SCALE.write_text(scale(SCALE.read_text(encoding="utf-8")), encoding="utf-8")
 
 

@@ -139,6 +139,44 @@ def test_what_a_head_start_brings_is_written_by_the_generator(tmp_path: Path) ->
     assert "behind with 100 images per class; clearly behind with 500 images per class." in written
 
 
+def test_what_a_search_finds_is_written_by_the_generator(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "how-to" / "search.md").read_text()
+    search = runpy.run_path(str(ROOT / "docs" / "generate.py"))["search"]
+    assert search(page) == page, "run python docs/generate.py: search.md is out of date"
+    assert "Not measured yet" in search(page, tmp_path)
+    about = {
+        "minutes": 90.0, "limits": {"max_parameters": 40_726, "max_macs": 17_280_776},
+        "machine": {"cpu": "abacus", "threads": 2}, "recipe": "sprat-cpu",
+    }  # fmt: skip
+    network = {"parameters": 40_000, "macs": 17_000_000, "epochs": 24, "test_top1": 0.9}
+    found = about | {
+        "trained": 60, "refused": 3, "trial_images": 10_000, "difference": 0.01,
+        "standard_error": 0.004, "standard_errors": 2.5,
+        "trained_networks": {"found": network, "SpratS": network | {"test_top1": 0.89}},
+    }  # fmt: skip
+    ways = {
+        way: [{"seed": seed, "val_top1": val + seed / 100, "trained": 20} for seed in range(3)]
+        for way, val in (("halving", 0.8), ("random", 0.78))
+    }
+    halving = about | {"epochs": 8, "ways": ways}
+
+    def written(**parts: object) -> str:
+        (tmp_path / "search.json").write_text(json.dumps(parts))
+        return " ".join(search(page, tmp_path).split())
+
+    both = written(find=found, halving=halving)
+    assert "| found | 40,000 | 17,000,000 | 90.00 % | | SpratS | 40,000 |" in both
+    assert "+1.00 ± 0.40 points" in both
+    assert "the network found is more accurate." in both
+    assert "| 1 | 81.00 % | 20 | 79.00 % | 20 |" in both
+    assert "is +2.00 ± 0.00 points ahead" in both
+    assert "paired by seed): clearly ahead." in both
+    alone = written(find=found | {"difference": -0.004, "standard_errors": -1.0})
+    assert "-0.40 ± 0.40 points" in alone
+    assert "the network found and SpratS cannot be told apart by these test images." in alone
+    assert "halving with TPE" not in alone
+
+
 def test_what_a_search_costs_is_written_by_the_generator(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "explanation" / "scale.md").read_text()
     scale = runpy.run_path(str(ROOT / "docs" / "generate.py"))["scale"]

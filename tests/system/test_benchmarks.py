@@ -22,7 +22,7 @@ import torch
 
 from sprat.augment.views import VIEWS
 from sprat.checkpoint import load_model
-from sprat.data import Dataset
+from sprat.data import Dataset, load_dataset
 from sprat.evaluation.evaluate import evaluate
 from sprat.evaluation.records import read_json, write_json
 from sprat.models import NETWORKS
@@ -312,6 +312,29 @@ def test_head_start_pairs_runs_and_takes_up_what_is_finished(
     written = (tmp_path / "8-head-start-1/seed-1/model.safetensors").stat()
     assert here("head_start.py", *options, "--seeds", "2", "--threads", "1")["sizes"] == [size]
     assert (tmp_path / "8-head-start-1/seed-1/model.safetensors").stat() == written
+
+
+def test_search_compares_what_was_found_and_takes_up_what_is_finished(
+    here: Here, tmp_path: Path
+) -> None:
+    short = ("--dataset", "shapes10", "--images", "128", "--epochs", "1", "--seeds", "1")
+    minutes = ("--minutes", "0.4", "--halving-minutes", "0.3", "--workers", "1")
+    options = ("--work", str(tmp_path), *short, *minutes)
+    figures = here("search.py", *options)
+    found, ways = figures["find"], figures["halving"]["ways"]
+    limits = found["limits"]
+    for name, trained in found["trained_networks"].items():
+        assert trained["parameters"] <= limits["max_parameters"], name
+        assert trained["macs"] <= limits["max_macs"], name
+        assert trained["epochs"] == 1
+    alone = found["right_alone"]
+    test = load_dataset("shapes10", None).test
+    assert found["difference"] == pytest.approx((alone["found"] - alone["SpratS"]) / len(test))
+    (halved,), (random,) = ways["halving"], ways["random"]
+    assert found["trained"] == sum(t["state"] != "refused" for t in found["trials"])
+    assert len(random["rungs"]) == 1
+    assert 0 <= halved["val_top1"] <= 1
+    assert here("search.py", *options) == figures
 
 
 def test_scale() -> None:
