@@ -753,11 +753,17 @@ def print_found(console: Console, place: str, summary: "found.Summary") -> None:
 
 
 def load_again(
-    console: Console, run: Path, config: Config, moved: str | None, data_dir: Path | None
+    console: Console,
+    run: Path,
+    config: Config,
+    moved: str | None,
+    data_dir: Path | None,
+    verb: str = "train",
 ) -> "Dataset":
     """`load_shown` the data of a run to resume.
 
-    moved: the place where it is now, if that is another than when the run began.
+    moved: the place where it is now, if that is another than when the run began. verb: that of
+    sprat which resumes it.
 
     Raises:
         SpratError: it is not there.
@@ -766,7 +772,7 @@ def load_again(
     if not moved and is_path(name) and not Path(name).exists():
         raise SpratError(
             f"{run} was trained on {name}, which is no longer there. If the data has moved, give "
-            f"its new place: {command('sprat', 'train', '--resume', run)} --dataset NEW_PLACE"
+            f"its new place: {command('sprat', verb, '--resume', run)} --dataset NEW_PLACE"
         )
     return load_shown(console, name, data_dir, config.pictures)
 

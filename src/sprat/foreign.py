@@ -4,6 +4,7 @@ weights.pth                  {"state_dict": {"module.conv1.weight": …}, "epoch
 """
 
 import difflib
+import hashlib
 import io
 import re
 import zipfile
@@ -194,15 +195,17 @@ class Foreign(Table):
         """
         spec = NetworkConfig(name=find_name(network))
         built = draft_network(spec, len(classes), self.channels)
-        load_weights(built, Path(self.weights), self.key)
+        path = Path(self.weights)
+        digest = load_weights(built, path, self.key)
+        about = {"imported": {"weights": path.name, "sha256": digest}} | about
         built.eval()
         check_outputs(built, len(classes), side, self.channels)
         _check_logits(built, side, self.channels)
         return checkpoint.Model(built, spec.title, classes, self.normalization(), side, about, spec)
 
 
-def load_weights(network: "nn.Module", path: Path, key: str = "") -> None:
-    """Load weights into the network that they were saved from.
+def load_weights(network: "nn.Module", path: Path, key: str = "") -> str:
+    """Load weights into the network that they were saved from; return the sha256 of their file.
 
     Prefixes of wrappers ("module.", "_orig_mod.", "model.") are taken off, floats become what the
     network has, and counters of batches may be missing.
@@ -214,7 +217,7 @@ def load_weights(network: "nn.Module", path: Path, key: str = "") -> None:
     Raises:
         SpratError: the file holds no weights, or none that fit; says which, and the nearest.
     """
-    found = read_weights(path)
+    found, digest = read_weights(path)
     if key:
         if key not in found:
             hint = did_you_mean(key, found) or "."
@@ -240,11 +243,12 @@ def load_weights(network: "nn.Module", path: Path, key: str = "") -> None:
             f"{listing.few(left_out)}."
         )
     network.load_state_dict(fitted[chosen].state)
+    return digest
 
 
-def read_weights(path: Path) -> "dict[str, dict[str, Tensor]]":
+def read_weights(path: Path) -> "tuple[dict[str, dict[str, Tensor]], str]":
     """Return the state dicts that a file of torch.save or safetensors holds, by their place in it:
-    "" for the file itself, "ema.shadow". Runs nothing.
+    "" for the file itself, "ema.shadow"; and the file's sha256. Runs nothing.
 
     Raises:
         SpratError: it cannot be read, or holds none.
@@ -263,7 +267,7 @@ def read_weights(path: Path) -> "dict[str, dict[str, Tensor]]":
             f"{path} contains no state dict (a table of tensors by name). Save one where the "
             f"network can be loaded: {_SAVE}"
         )
-    return found
+    return found, hashlib.sha256(content).hexdigest()
 
 
 def _parse_safetensors(path: Path, content: bytes) -> "dict[str, Tensor]":

@@ -1,6 +1,5 @@
 """Verbs of a network that was trained elsewhere: import_model, and what evaluate needs of one."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from sprat.evaluation.records import NetworkSpec
 from sprat.foreign import Foreign
 from sprat.models import find_name
 from sprat.models.code import Code, use_networks
-from sprat.readers import MODEL_BYTES, read_bytes
 from sprat.settings.config import Config
 
 if TYPE_CHECKING:
@@ -103,9 +101,7 @@ def import_model(
     if not names:
         console = make_console(stderr=True, quiet=quiet)
         names = load_shown(console, dataset, None, Config().pictures).train.classes
-    digest = hashlib.sha256(read_bytes(Path(given.weights), MODEL_BYTES)).hexdigest()
-    about: dict[str, Any] = {"imported": {"weights": Path(given.weights).name, "sha256": digest}}
-    about |= {"dataset": dataset} if dataset else {}
+    about = {"dataset": dataset} if dataset else {}
     model = given.model(network, names, given.side or SIDE, about)
     content = packed(model)
     _check_loads_again(model, content)

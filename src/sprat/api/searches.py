@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from sprat.api.runs import Stopping, as_path, check_alone, check_names, resumable
 from sprat.data import Dataset
 from sprat.deferred import deferred
-from sprat.errors import Interrupted, SpratError
-from sprat.evaluation.records import RunResult
+from sprat.errors import Interrupted, SpratError, shown
+from sprat.evaluation.records import RESULTS_FILE, RunResult
+from sprat.models import NetworkConfig
 from sprat.pools import Stopped, Workers, check_gpus, open_workers, parse_workers
 from sprat.run_folder import CONFIG_FILE, check_empty, locked, new_run, resume_finished, sweep_run
 from sprat.searching import require_optuna
@@ -123,6 +124,8 @@ def search(
     limits |= {"max_ram": max_ram, "max_flash": max_flash}
     given = {f"budget.{name}": limit for name, limit in limits.items() if limit}
     settings = config.changed({**(changes or {}), **given})
+    _check_recipe(settings)
+    settings = dataclasses.replace(settings, network=NetworkConfig())  # it is not used
     if isinstance(dataset, str | Path):
         settings = settings.changed({"dataset": str(dataset)})
     check_names(settings, dataset)
@@ -144,8 +147,10 @@ def search(
         named = not isinstance(dataset, Dataset)
         if not isinstance(dataset, Dataset):
             dataset = load_shown(console, settings.dataset, as_path(data_dir), settings.pictures)
-        own = dataset.own is not None
-        sides = sides_of(dataset.train.images.shape[-1], own=own)
+        # a teacher's images are those that it was trained on
+        several = dataset.own is not None and not settings.distill.teacher
+        crop = settings.augment.crop
+        sides = sides_of(dataset.train.images.shape[-1], own=several, crop=crop)
         source = _source(settings, dataset, as_path(data_dir), sides, named=named)
         if output is None:
             folder = stack.enter_context(new_run("search", settings.seed))
@@ -210,12 +215,15 @@ def resume_search(
     if (finished := resume_finished(folder)) and (
         outcome := outcomes.read_outcome(folder / FOLDER)
     ):
+        if not _is_drawn(folder):
+            with resumable(folder):
+                _draw(folder, plan, outcome, finished)
         return Search(folder, finished, outcome)
     console = make_console(quiet=quiet)
     named = not isinstance(dataset, Dataset)
     if not isinstance(dataset, Dataset):
         moved = None if dataset is None else str(dataset)
-        dataset = load_again(console, folder, plan.config, moved, as_path(data_dir))
+        dataset = load_again(console, folder, plan.config, moved, as_path(data_dir), verb="search")
     settings = dataclasses.replace(plan.config, dataset=dataset.name)
     source = dataclasses.replace(
         _source(settings, dataset, as_path(data_dir), plan.sides[:1], named=named), md5=plan.data
@@ -248,12 +256,29 @@ def _check_numbers(numbers: Mapping[str, int], time: str) -> float:
     """Check what was asked for; return the seconds of the time, 0 if there is none."""
     for name, number in numbers.items():
         least = 1 if name == "generation" else 0
-        if not least <= number <= MOST[name]:
+        if type(number) is not int or not least <= number <= MOST[name]:
             option = f"--{name.replace('_', '-')}"
-            raise SpratError(f"{option} is {number}, expected {least} to {MOST[name]:,}.")
+            raise SpratError(
+                f"{option} is {shown(number)}, expected {least} to {MOST[name]:,}. Give a whole "
+                "number in that range."
+            )
     if not numbers["trials"] and not time:
         raise SpratError("The search has no end. Give --time 2h, or --trials 50.")
     return parse_time(time) if time else 0.0
+
+
+def _check_recipe(config: Config) -> None:
+    """Check that a search can train networks by a recipe."""
+    if config.start_from:
+        raise SpratError(
+            f"start_from is {shown(config.start_from)}, but a search trains new networks, from "
+            "scratch. Leave start_from out of the recipe."
+        )
+    if config.folds:
+        raise SpratError(
+            f"folds is {config.folds}, but a search trains one winner. Leave folds out, and "
+            "cross-validate the winner's recipe afterwards."
+        )
 
 
 def _check_new(folder: Path) -> None:
@@ -314,15 +339,18 @@ def _to_the_end(
     should_stop: Any,
     began: float,
 ) -> Search:
+    import shutil
+
     from sprat.display import TrainingDisplay
-    from sprat.reporting.search import write_search_page
     from sprat.run_folder import read_config
+    from sprat.searching.driver import WORK_FOLDER
     from sprat.training import start
 
     inner = folder / FOLDER
     outcome = outcomes.read_outcome(inner)
     if outcome is None:
         outcome = _decide(plan, folder, source, where, console, should_stop, began)
+    shutil.rmtree(inner / WORK_FOLDER, ignore_errors=True)
     path = inner / outcomes.RECIPE_FILE
     with TrainingDisplay(console) as display:
         if (folder / CONFIG_FILE).exists():
@@ -341,11 +369,24 @@ def _to_the_end(
                 should_stop=should_stop,
                 besides=(FOLDER,),
             )
+    _draw(folder, plan, outcome, results)
+    return Search(folder, results, outcome)
+
+
+def _draw(folder: Path, plan: "Plan", outcome: "Outcome", results: RunResult) -> None:
+    """Draw what a finished search shows."""
     from sprat.figures.png import draw_curves
+    from sprat.reporting.search import write_search_page
 
     draw_curves(folder)
-    write_search_page(inner, plan, outcome, results)
-    return Search(folder, results, outcome)
+    write_search_page(folder / FOLDER, plan, outcome, results)
+
+
+def _is_drawn(folder: Path) -> bool:
+    """Return whether the page of a search has the results of its winner: it has not after a kill
+    at the end, or where `sprat train` resumed the winner's run."""
+    page = folder / FOLDER / outcomes.PAGE_FILE
+    return page.exists() and page.stat().st_mtime >= (folder / RESULTS_FILE).stat().st_mtime
 
 
 def _decide(
@@ -358,19 +399,17 @@ def _decide(
     began: float,
 ) -> "Outcome":
     """Search; write everything that the search's own folder holds, outcome.json last."""
-    import shutil
-
     from sprat.display import SearchDisplay
     from sprat.evaluation.records import write_json
     from sprat.figures.png import draw_pareto
     from sprat.reporting.search import write_search_page
-    from sprat.searching.driver import WORK_FOLDER, Driver
-    from sprat.searching.trial import train_rung
+    from sprat.searching.driver import Driver
+    from sprat.searching.trial import limit, train_rung
     from sprat.training.pace import fit
 
     inner = folder / FOLDER
     pool = where.workers.pool(
-        train_rung, source, should_stop, threads=plan.trial.threads, gpus=where.gpus
+        train_rung, source, should_stop, threads=plan.trial.threads, gpus=where.gpus, limit=limit
     )
     try:
         with SearchDisplay(console) as display:
@@ -397,7 +436,6 @@ def _decide(
     outcomes.write_recipe(inner, config, outcome)
     write_search_page(inner, plan, outcome, None)
     write_json(inner / outcomes.OUTCOME_FILE, outcome)
-    shutil.rmtree(inner / WORK_FOLDER, ignore_errors=True)
     winner = decision.winner
     console.print(
         f"found {visible(winner.design.network)}: {winner.cost['parameters']:,} parameters, "

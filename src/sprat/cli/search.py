@@ -1,19 +1,19 @@
 """sprat search."""
 
 import dataclasses
+import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from sprat.cli.app import app
-from sprat.cli.errors import complain
 from sprat.cli.options import DataDir
-from sprat.cli.stop import Stop
+from sprat.cli.stop import Stop, run_resumable
 from sprat.data import ACCEPTED
 from sprat.data.own import PicturesConfig
-from sprat.errors import Interrupted, SpratError, in_words
+from sprat.errors import SpratError
 from sprat.settings.config import BudgetConfig
 from sprat.text import command, visible
 
@@ -85,40 +85,33 @@ def search(
         Print only errors and warnings.
     """
     from sprat import api
-    from sprat.api.runs import Unfinished
 
     stop, changes = Stop(), _changes(budget, pictures)
-    resumed = partial(_to_resume, data_dir=data_dir, workers=workers, gpus=gpus_per_trial)
-    place = dataset if dataset != "auto" else None
-    try:
+    how: dict[str, Any] = {
+        "data_dir": data_dir, "workers": workers, "gpus_per_trial": gpus_per_trial, "quiet": quiet,
+        "stopping": stop,
+    }  # fmt: skip
+    choices: dict[str, Any] = {
+        "time": time, "trials": trials, "output": output, "cpus_per_trial": cpus_per_trial,
+        "trial_images": trial_images, "trial_epochs": trial_epochs,
+    }  # fmt: skip
+
+    moved = dataset if resume and dataset != "auto" else None
+
+    def work() -> None:
         if resume is not None:
-            _check_resumed(changes, time, trials, output, final, recipe != DEFAULT_RECIPE)
-            found = api.resume_search(
-                resume,
-                dataset=place,
-                data_dir=data_dir,
-                workers=workers,
-                gpus_per_trial=gpus_per_trial,
-                quiet=quiet,
-                stopping=stop,
-            )
+            others = (final, seed, recipe != DEFAULT_RECIPE, generation != 9, device != "auto")
+            _check_resumed(changes, *choices.values(), *others)
+            found = api.resume_search(resume, dataset=moved, **how)
         else:
-            changes |= {"final": final, "seed": seed, "device": device, "dataset": dataset}
-            found = api.search(
-                recipe, changes, time=time, trials=trials, output=output, data_dir=data_dir,
-                trial_images=trial_images, trial_epochs=trial_epochs, generation=generation,
-                workers=workers, cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial,
-                quiet=quiet, stopping=stop,
-            )  # fmt: skip
-    except Interrupted as stopped:
-        complain(f"Stopped and saved. Resume with\n  {resumed(stopped.folder)}")
-        return 128 + stop.asked
-    except Unfinished as error:
-        raise SpratError(
-            f"{in_words(error.reason)} Then resume with", f"  {resumed(error.folder)}"
-        ) from error
-    _print_found(found, quiet)
-    return 0
+            settings = {"final": final, "seed": seed, "device": device, "dataset": dataset}
+            found = api.search(recipe, changes | settings, generation=generation, **choices, **how)
+        _print_found(found, quiet)
+
+    to_resume = partial(
+        _to_resume, moved=moved, data_dir=data_dir, workers=workers, gpus=gpus_per_trial
+    )
+    return run_resumable(work, stop, to_resume)
 
 
 def _changes(budget: BudgetConfig, pictures: PicturesConfig) -> dict[str, object]:
@@ -139,8 +132,16 @@ def _check_resumed(*given: object) -> None:
         )
 
 
-def _to_resume(folder: Path, *, data_dir: Path | None, workers: str, gpus: float) -> str:
+def _to_resume(
+    folder: Path, *, moved: str | None, data_dir: Path | None, workers: str, gpus: float
+) -> str:
+    """Return the command that resumes a search, or begins what has not begun."""
+    from sprat.searching.plan import SEARCH_FOLDER, SETTINGS_FILE
+
+    if not (folder / SEARCH_FOLDER / SETTINGS_FILE).exists():
+        return command("sprat", *sys.argv[1:])
     words: list[str | Path] = ["sprat", "search", "--resume", folder]
+    words += ["--dataset", moved] if moved else []
     words += ["--data-dir", data_dir] if data_dir else []
     words += ["--workers", workers] if workers != "1" else []
     words += ["--gpus-per-trial", f"{gpus:g}"] if gpus else []

@@ -1,8 +1,12 @@
-"""Ctrl-C and SIGTERM, which stop a command that trains."""
+"""Ctrl-C and SIGTERM, which stop a command that trains, and how such a command ends."""
 
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
+
+from sprat.cli.errors import complain
+from sprat.errors import Interrupted, SpratError, in_words
 
 
 class Stop:
@@ -26,3 +30,28 @@ class Stop:
         if self.asked:  # the second time, at once
             raise KeyboardInterrupt
         self.asked = number
+
+
+def run_resumable(work: Callable[[], object], stop: Stop, to_resume: Callable[[Path], str]) -> int:
+    """Run the work of a command; return its exit code. If the work is stopped or cannot be
+    finished, print how to resume it.
+
+    Args:
+        stop: stops the work.
+        to_resume: returns the command that resumes what is in a folder.
+
+    Raises:
+        SpratError: as the work, or a file cannot be written or another process has ended.
+    """
+    from sprat.api.runs import Unfinished
+
+    try:
+        work()
+    except Interrupted as stopped:
+        complain(f"Stopped and saved. Resume with\n  {to_resume(stopped.folder)}")
+        return 128 + (stop.asked or signal.SIGTERM)  # of several processes another was asked
+    except Unfinished as error:
+        raise SpratError(
+            f"{in_words(error.reason)} Then resume with", f"  {to_resume(error.folder)}"
+        ) from error
+    return 0

@@ -1,6 +1,5 @@
 """sprat train."""
 
-import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -11,12 +10,11 @@ from cyclopts import Parameter
 
 from sprat import torchrun
 from sprat.cli.app import app
-from sprat.cli.errors import complain
 from sprat.cli.options import Code, DataDir
 from sprat.cli.recipe import DEFAULT_RECIPE, chosen_recipe
-from sprat.cli.stop import Stop
+from sprat.cli.stop import Stop, run_resumable
 from sprat.data import caution_for
-from sprat.errors import Interrupted, SpratError, in_words
+from sprat.errors import SpratError
 from sprat.models.code import is_own
 from sprat.models.code import options as code_options
 from sprat.pools import parse_workers
@@ -76,7 +74,6 @@ def train(
         Print only errors and warnings.
     """
     from sprat import api
-    from sprat.api.runs import Unfinished
     from sprat.tensorboard import TensorBoard
 
     began_as, stop = chosen_recipe.config, Stop()
@@ -101,21 +98,16 @@ def train(
         log=log,
     )
     ended = partial(_print_outcome, code=code, quiet=quiet or not torchrun.is_first())
-    try:
+
+    def work() -> None:
         if resume is not None:
             others = output or seeds or time or workers != "1"
             _check_resumed(changes, recipe != DEFAULT_RECIPE or others)
             ended(api.resume(resume, dataset=moved, **how))
         else:
             _train(began_as, changes, seeds, config.all_folds, workers, ended, options)
-    except Interrupted as stopped:
-        complain(f"Stopped and saved. Resume with\n  {command(stopped.folder)}")
-        return 128 + (stop.asked or signal.SIGTERM)  # of several processes another was asked
-    except Unfinished as error:
-        raise SpratError(
-            f"{in_words(error.reason)} Then resume with", f"  {command(error.folder)}"
-        ) from error
-    return 0
+
+    return run_resumable(work, stop, command)
 
 
 def _check_resumed(changes: dict[str, Any], others: object) -> None:

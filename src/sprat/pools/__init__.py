@@ -11,15 +11,24 @@ same, so a search is the same in any pool whose tasks have as many threads.
 """
 
 import contextlib
+import dataclasses
+import math
 import re
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol, Self, TypeVar
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from sprat.errors import Interrupted, SpratError, shown
+from sprat.text import visible
 
 MOST_WORKERS = 256
 MOST_GPUS = 1.0  # a task trains on one GPU, or on a share of it
 LOOK_EVERY = 0.2  # seconds between two looks whether to stop
+MOST_TRIES = 4  # of a task whose workers die
+STOP_PATIENCE = 60.0  # seconds for the steps under way to end
+OVERTIME = 10.0  # seconds that a task gets to give itself up after its time, before it is ended
 
 
 class Stopped(Exception):
@@ -41,6 +50,9 @@ Given = TypeVar("Given", covariant=True)
 Work = Callable[[Task, Common, Callable[[], bool]], Result]
 """A function of a module, which runs a task. It raises Interrupted once the function that it is
 given returns true."""
+Limit = Callable[[Task], tuple[float, Result]]
+"""A function that returns the seconds after which a task gives itself up, 0 for never, and what it
+comes to then. If a task does not, its worker is ended."""
 
 
 class Pool(Protocol[Taken, Given]):
@@ -102,8 +114,29 @@ class Workers(Protocol):
         *,
         threads: int,
         gpus: float = 0.0,
+        limit: Limit[Task, Result] | None = None,
     ) -> Pool[Task, Result]:
-        """Return a pool whose tasks have so many threads and GPUs each."""
+        """Return a pool whose tasks have so many threads and GPUs each, and end by their limit."""
+
+
+def run_all(pool: Pool[Task, Result], tasks: Iterable[Task]) -> Iterator[Result]:
+    """Keep a pool busy; yield the result of each task as it ends.
+
+    Args:
+        tasks: each is taken when the pool has room for it.
+
+    Raises:
+        Stopped, SpratError: as `Pool.next`.
+    """
+    waiting, running = iter(tasks), 0
+    while True:
+        while running < pool.workers and (task := next(waiting, None)) is not None:
+            pool.start(task)
+            running += 1
+        if not running:
+            return
+        running -= 1
+        yield pool.next()
 
 
 def parse_workers(given: object) -> int | str:
@@ -162,12 +195,53 @@ def open_workers(given: int | str) -> Iterator[Workers]:
 
 
 class Failed:
-    """A task's end by an error that is the user's to mend, as a worker returns it: the error
-    reaches the command as it is, whatever carries it."""
+    """A task's end by an error, as a worker returns it: the error reaches the command as it is,
+    whatever carries it."""
 
-    def __init__(self, error: SpratError | OSError) -> None:
-        plain = isinstance(error, OSError)  # others may take more to make than their words
-        self.error = error if plain else SpratError(*error.args)
+    def __init__(self, error: Exception) -> None:
+        # those of words alone may take more to make than their words
+        words = isinstance(error, SpratError) and not isinstance(error, OSError)
+        self.error = SpratError(*error.args) if words else error
+
+
+@dataclass(frozen=True)
+class Running(Generic[Task]):
+    """A task under way in a worker.
+
+    late: moment of `time.monotonic` after which its worker is ended, and it comes to `instead`.
+    tries: how often it was begun.
+    """
+
+    task: Task
+    late: float = math.inf
+    instead: Any = None
+    tries: int = 1
+
+    @classmethod
+    def of(cls, task: Task, limit: Limit[Task, Any] | None) -> "Running[Task]":
+        """Return a task that is about to begin."""
+        if limit is None:
+            return cls(task)
+        seconds, instead = limit(task)
+        late = time.monotonic() + seconds + OVERTIME if seconds else math.inf
+        return cls(task, late, instead)
+
+    def again(self, reason: str) -> "Running[Task]":
+        """Return the task for another try, since its worker died.
+
+        Args:
+            reason: of that, in words without a full stop.
+
+        Raises:
+            SpratError: too many have died.
+        """
+        if self.tries < MOST_TRIES:
+            return dataclasses.replace(self, tries=self.tries + 1)
+        raise SpratError(
+            f"The workers of {MOST_TRIES} tries of one training died, maybe for lack of memory "
+            f"(the last: {visible(reason)}). Let fewer run at once, by fewer --workers or more "
+            "CPUs for each, and resume."
+        )
 
 
 def run_task(
@@ -180,6 +254,9 @@ def run_task(
         return None
     except (SpratError, OSError) as error:
         return Failed(error)
+    except Exception as error:  # not a user's to mend: with where it comes from
+        error.add_note(traceback.format_exc())
+        return Failed(error)
 
 
 def result_of(ended: Result | Failed | None) -> Result:
@@ -187,7 +264,7 @@ def result_of(ended: Result | Failed | None) -> Result:
 
     Raises:
         Stopped: the command is to stop.
-        SpratError, OSError: those of the task.
+        Exception: that of the task.
     """
     if ended is None:
         raise Stopped

@@ -19,7 +19,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, NamedTuple
+from typing import Any, Generic
 
 import numpy as np
 import torch
@@ -28,10 +28,13 @@ from sprat import __version__
 from sprat.errors import SpratError
 from sprat.pools import (
     LOOK_EVERY,
+    STOP_PATIENCE,
     Common,
     Failed,
+    Limit,
     Pool,
     Result,
+    Running,
     Stopped,
     Task,
     Work,
@@ -40,9 +43,7 @@ from sprat.pools import (
 )
 from sprat.text import visible
 
-MOST_TRIES = 4  # of a task whose workers die
 PATIENCE = 5.0  # seconds for a connection
-STOP_PATIENCE = 60.0  # seconds for a step under way to end
 CHECK_EVERY = 10.0  # seconds between two looks whether a task can still be run anywhere
 # nothing is reported to Ray's makers; a server that is not Ray's is given up soon
 ENVIRONMENT = {
@@ -202,8 +203,9 @@ class Cluster:
         *,
         threads: int,
         gpus: float = 0.0,
+        limit: Limit[Task, Result] | None = None,
     ) -> Pool[Task, Result]:
-        return RayPool(self, work, shared, should_stop, threads=threads, gpus=gpus)
+        return RayPool(self, work, shared, should_stop, threads=threads, gpus=gpus, limit=limit)
 
     def _nodes(self) -> list[dict[str, Any]]:
         with _answered():
@@ -220,11 +222,6 @@ def _in_words(cpus: float, gpus: float) -> str:
     return f"{words} and {gpus:g} GPU{'' if gpus == 1 else 's'}" if gpus else words
 
 
-class _Running(NamedTuple):
-    task: Any
-    tries: int
-
-
 class RayPool(Generic[Task, Common, Result]):
     """A pool that runs tasks on a Ray cluster.
 
@@ -233,6 +230,7 @@ class RayPool(Generic[Task, Common, Result]):
         shared: what all tasks have in common.
         should_stop: asked while it waits; tasks under way end after their step.
         threads: CPUs that each takes up. gpus: those that it takes up, or the share of one.
+        limit: of each task; one that does not keep it is ended, and its worker with it.
     """
 
     def __init__(
@@ -244,21 +242,22 @@ class RayPool(Generic[Task, Common, Result]):
         *,
         threads: int,
         gpus: float,
+        limit: Limit[Task, Result] | None,
     ) -> None:
         self.cluster, self.ray, self.should_stop = cluster, cluster.ray, should_stop
-        self.threads, self.gpus = threads, gpus
+        self.threads, self.gpus, self.limit = threads, gpus, limit
         self.shared = self.ray.put(_pack((work, shared)))
         self.remote = self.ray.remote(_run).options(num_cpus=threads, num_gpus=gpus, max_retries=0)
-        self.running: dict[Any, _Running] = {}
+        self.running: dict[Any, Running[Task]] = {}
 
     @property
     def workers(self) -> int:
         return max(1, self.cluster.places(self.threads, self.gpus))
 
     def start(self, task: Task) -> None:
-        self._start(_Running(task, 1))
+        self._start(Running.of(task, self.limit))
 
-    def _start(self, running: _Running) -> None:
+    def _start(self, running: Running[Task]) -> None:
         # in a list, so that a worker fetches what is shared once rather than for every task
         with _answered():
             reference = self.remote.remote([self.shared], running.task, __version__)
@@ -287,17 +286,14 @@ class RayPool(Generic[Task, Common, Result]):
                 except errors.RayTaskError as error:
                     raise _cause(error) from error
                 except errors.RayError as error:  # its worker or machine died
-                    self._start_again(running, error)
-
-    def _start_again(self, running: _Running, error: Exception) -> None:
-        if running.tries == MOST_TRIES:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise SpratError(
-                f"The workers of {MOST_TRIES} tries of one training died, maybe for lack of memory "
-                f"(the last: {visible(reason.rstrip('.'))}). Let fewer run at once, by more CPUs "
-                "for each, and resume."
-            ) from error
-        self._start(running._replace(tries=running.tries + 1))
+                    reason = next(iter(str(error).splitlines()), type(error).__name__)
+                    self._start(running.again(reason.rstrip(".")))
+            for reference, running in list(self.running.items()):
+                if time.monotonic() > running.late:
+                    del self.running[reference]
+                    with contextlib.suppress(Exception):  # it has ended just now
+                        self.ray.cancel(reference, force=True)
+                    return running.instead
 
     def close(self) -> None:
         self._cancel()

@@ -11,8 +11,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from sprat.checkpoint import load_resume
 from sprat.errors import SpratError
 from sprat.evaluation.records import read_json, write_json
 from sprat.files import write_whole
-from sprat.pools import Pool
+from sprat.pools import Pool, run_all
 from sprat.searching.cost import Counter
 from sprat.searching.journal import Journal, ask
 from sprat.searching.plan import (
@@ -37,6 +36,7 @@ from sprat.searching.watcher import Watcher
 from sprat.shapes import FLAG, POSITIVE, SHARE, Shape, mismatch, whole
 
 JOURNAL_FILE, WORK_FOLDER = "journal.log", "work"
+FINALISTS_FILE = "finalists.json"  # in it
 LONG = "-long"  # after a trial's number: the key of its task as a finalist
 # a task is given up after so many times as long as expected, so that one does not take all the time
 PATIENCE = 4.0
@@ -107,8 +107,10 @@ class Driver:
         self.journal = Journal(folder / JOURNAL_FILE, plan.digest, self.space, plan.rungs[-1])
         generations = self.journal.read()
         self.trials = [trial for generation in generations for trial in generation]
+        # a generation that a kill left not all of
         self.under_way: list[Trial] = []
-        if generations and not self.journal.is_whole(generations[-1]):
+        self.size = self.journal.size() if generations else 0
+        if generations and len(generations[-1]) < self.size:
             self.under_way = generations[-1]
             self.trials = self.trials[: -len(self.under_way)]
         # times as long as measured that tasks take
@@ -136,19 +138,38 @@ class Driver:
             Stopped: the search is to stop; the same call goes on.
             SpratError: no trial could be trained, a worker died, or a file cannot be written.
         """
-        while count := self._to_ask():
+        while count := self._kept(f"generation-{self._next}.json", "trials", self._to_ask):
             if not self._generation(count):
                 break
         return Decision(self.trials, self._finals(), self.elapsed)
 
+    @property
+    def _next(self) -> int:
+        """Number of the next generation."""
+        return self.trials[-1].generation + 1 if self.trials else 0
+
+    def _kept(self, name: str, key: str, decide: Callable[[], int]) -> int:
+        """Return a number that was decided before the search was stopped; else decide it, and write
+        it down, since a search that goes on has less time left and would decide otherwise.
+
+        Args:
+            name: of its file. key: of the number in it.
+        """
+        path = self.work / name
+        with contextlib.suppress(SpratError):  # there is none, or it is damaged
+            values = read_json(path)
+            if not mismatch(values, {key: whole()}):
+                return int(values[key])
+        number = decide()
+        write_json(path, {key: number})
+        return number
+
     def _to_ask(self) -> int:
         """Return how many trials the next generation has; 0 if there is none."""
         plan, count = self.plan, self.plan.generation
-        if self.under_way:
-            return count
         if plan.trials:
-            count = min(count, plan.trials - len(self.trained))
-        if plan.seconds:
+            count = max(0, min(count, plan.trials - len(self.trained)))
+        if plan.seconds and not self.under_way:
             left, slowness = plan.trials_end - self.elapsed, self._slowness() / self.pool.workers
             least = 0 if self.trained else 1  # which wins untried if there is no time for it
 
@@ -164,13 +185,14 @@ class Driver:
     def _generation(self, count: int) -> bool:
         """Ask and train a generation; return whether a trial of it came to a rung."""
         plan = self.plan
-        generation = self.trials[-1].generation + 1 if self.trials else 0
         began = self.clock()
         asked = ask(
-            self.space, self.counter, self.trials, count, generation=generation,
+            self.space, self.counter, self.trials, count, generation=self._next,
             seed=plan.config.seed, last=plan.rungs[-1], random=plan.sampler == "random",
         )  # fmt: skip
         self.ask_seconds = (self.clock() - began) / count
+        if self.under_way:  # in less time, fewer may have been asked
+            asked = asked[: self.size]
         if not any(not trial.refused for trial in asked):
             if self.trained:
                 return False
@@ -202,7 +224,7 @@ class Driver:
         self.journal.add([t for t in asked if t.number not in known], len(asked))
         self.trials, self.under_way = self.trials + asked, []
         for file in self.work.glob("*"):
-            if file.stem.split("-")[0] in {str(t.number) for t in asked}:
+            if LONG not in file.name and file.name != FINALISTS_FILE:
                 file.unlink(missing_ok=True)
         return any(trial.rungs for trial in asked)
 
@@ -226,7 +248,7 @@ class Driver:
             make: returns the task of a trial up to a rung, from a state.
             expected: returns the seconds that it will take.
         """
-        waiting: deque[Task] = deque()
+        waiting: list[Task] = []
         for key, trial in trials.items():
             if epochs in trial.rungs:
                 continue
@@ -234,26 +256,25 @@ class Driver:
                 self._count(trial, rung)
             else:
                 waiting.append(make(trial, epochs, self._state(key)))
-        running = 0
-        while waiting or running:
-            while waiting and running < self.pool.workers:
-                task, left = waiting.popleft(), end - self.elapsed
-                if self.plan.seconds:
-                    seconds = expected(trials[task.key])
-                    if left <= 0 or SLACK * seconds > left:
-                        continue
-                    most = max(PATIENCE * seconds, min(LEAST_PATIENCE, left / 2))
-                    task = dataclasses.replace(task, seconds=min(left, most))
-                self.pool.start(task)
-                running += 1
-            if not running:
-                break
-            rung = self.pool.next()
-            running -= 1
+        in_time = self._in_time(waiting, end, lambda task: expected(trials[task.key]))
+        for rung in run_all(self.pool, in_time):
             trial = trials[rung.key]
             self._write(trial, rung)
             self._count(trial, rung)
             self.watcher.rung_ended(trial, rung, self)
+
+    def _in_time(
+        self, tasks: Iterable[Task], end: float, expected: Callable[[Task], float]
+    ) -> Iterator[Task]:
+        """Yield those of the tasks that are expected to end in time, each with the time it gets."""
+        for task in tasks:
+            if self.plan.seconds:
+                left, seconds = end - self.elapsed, expected(task)
+                if left <= 0 or SLACK * seconds > left:
+                    continue
+                most = max(PATIENCE * seconds, min(LEAST_PATIENCE, left / 2))
+                task = dataclasses.replace(task, seconds=min(left, most))
+            yield task
 
     def _rung_seconds(self, trial: Trial, epochs: int) -> float:
         """Return what it will take to bring a trial to a rung, by what it took so far."""
@@ -296,7 +317,8 @@ class Driver:
         family = self.space.family()
         if not any(trial.point in family for trial in chosen):
             chosen[-1:] = [t for t in ranked if t.point in family][:1] or chosen[-1:]
-        epochs = self._finalist_epochs(chosen)
+        decide = functools.partial(self._finalist_epochs, chosen)
+        epochs = self._kept(FINALISTS_FILE, "epochs", decide) if len(chosen) > 1 else 0
         self.watcher.finalists(chosen, epochs, self)
         anew = [dataclasses.replace(trial, rungs={}, seconds=0.0) for trial in chosen]
         longer = {f"{trial.number}{LONG}": trial for trial in anew}
@@ -315,25 +337,15 @@ class Driver:
 
     def _finalist_epochs(self, chosen: Sequence[Trial]) -> int:
         """Return how long each finalist is trained, in epochs of all training images: as long as
-        there is time, or for so many images; 0 where there is nothing to decide. Written down,
-        since a search that goes on has less time left."""
-        plan, path = self.plan, self.work / "finalists.json"
-        if len(chosen) < 2:
-            return 0
-        with contextlib.suppress(SpratError):  # there is none, or it is damaged
-            values = read_json(path)
-            if not mismatch(values, {"epochs": whole()}):
-                return int(values["epochs"])
+        there is time, or for so many images."""
+        plan = self.plan
         if plan.seconds:
             rounds = math.ceil(len(chosen) / self.pool.workers)
             slowest = max(map(self._slowness_of, chosen))
             left = (plan.finalists_end - self.elapsed) / (SLACK * rounds * slowest)
-            epochs = max(0, math.floor((left - plan.task_seconds) / plan.pass_seconds))
-        else:
-            seen = LONGER * plan.rungs[-1] * plan.trial_images
-            epochs = max(1, round(seen / plan.images))
-        write_json(path, {"epochs": epochs})
-        return epochs
+            return max(0, math.floor((left - plan.task_seconds) / plan.pass_seconds))
+        seen = LONGER * plan.rungs[-1] * plan.trial_images
+        return max(1, round(seen / plan.images))
 
     def _long_seconds(self, trial: Trial, epochs: int) -> float:
         """Return what so many epochs of all training images will take a trial's design."""

@@ -93,9 +93,9 @@ class Journal:
                 generations[trial.generation].append(trial)
         return generations
 
-    def is_whole(self, generation: Sequence[Trial]) -> bool:
-        """Return whether the last generation that was read lacks no trial."""
-        return len(generation) == self.study.get_trials(deepcopy=False)[-1].user_attrs[OF]
+    def size(self) -> int:
+        """Return the number of trials that the last generation had, which it may lack some of."""
+        return int(self.study.get_trials(deepcopy=False)[-1].user_attrs[OF])
 
     def add(self, trials: Sequence[Trial], of: int) -> None:
         """Add trials at their end, in their order, to a generation of so many.

@@ -20,6 +20,7 @@ from sprat.searching.plan import (
 from sprat.searching.space import Space
 from sprat.searching.trial import trial_config
 from sprat.settings.config import Config
+from sprat.training.distill import Teacher
 from sprat.training.images import split_off_val
 from sprat.training.observer import Observer
 from sprat.training.pace import measure
@@ -63,13 +64,15 @@ def prepare(
         train: whether some of the time is for the winner's training.
 
     Raises:
-        SpratError: the limits leave nothing, there are too few images, the config does not fit the
-            data or the machine, or the time is too short.
+        SpratError: the limits leave nothing, there are too few images, the config or its teacher
+            does not fit the data or the machine, or the time is too short.
     """
     classes, own = len(dataset.train.classes), dataset.own is not None
     counter = Counter(config.budget, classes, dataset.channels)
     space = Space(config, tuple(data))
     space.check(counter)
+    for teacher in map(Teacher.load, config.distill.teacher):
+        teacher.check(dataset, config.final)  # now, as it teaches the winner alone
     images = len(split_off_val(dataset, config)[0])
     images = min(images, config.train_images or images)
     if trial_images > images:

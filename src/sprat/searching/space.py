@@ -128,7 +128,7 @@ class Space:
         """Return the smallest network of the space, and the side of its images."""
         point = {
             "stem": 1.0, "stem_stride": self.stem_strides[-1], "depth1": 0, "depth2": 1,
-            "depth3": 0, "ratio2": 1.0, "stride2": 2, "kernels": "3", "widening": 1.0,
+            "depth3": 0, "ratio2": 1.0, "stride2": 2, "kernels": "1,3", "widening": 1.0,
             "shortcut": 1,
         }  # fmt: skip
         return network_of(point, UNIT), self.sides[-1]
@@ -201,13 +201,18 @@ def network_of(point: Point, width: int) -> NetworkConfig:
     )
 
 
-def sides_of(side: int, *, own: bool) -> tuple[int, ...]:
+def sides_of(side: int, *, own: bool, crop: int = 0) -> tuple[int, ...]:
     """Return the sides of images to search, largest first: only `side` unless they are own
-    pictures, which can be read at any."""
+    pictures, which can be read at any.
+
+    Args:
+        crop: pixels by which training moves images, fewer than any side.
+    """
     if not own:
         return (side,)
     sides: Iterable[int] = (SIDE_UNIT * round(side * share / SIDE_UNIT) for share in SIDES)
-    return tuple(dict.fromkeys([side, *(each for each in sides if LEAST_SIDE <= each < side)]))
+    least = max(LEAST_SIDE, crop + 1)
+    return tuple(dict.fromkeys([side, *(each for each in sides if least <= each < side)]))
 
 
 def _kernels(point: Point) -> tuple[int, ...]:

@@ -96,6 +96,11 @@ def trial_config(config: Config, epochs: int, images: int) -> Config:
     )
 
 
+def limit(task: Task) -> tuple[float, Rung]:
+    """Return the seconds after which a task is given up, and what it comes to then."""
+    return task.seconds, Rung(task.key, task.until, None, task.seconds)
+
+
 def train_rung(task: Task, source: Source, should_stop: Callable[[], bool] = lambda: False) -> Rung:
     """Train a trial up to a rung; what it comes to is a function of the task and the images alone,
     but for its seconds.

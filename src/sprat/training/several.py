@@ -7,7 +7,6 @@ import os
 import secrets
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from sprat.errors import Interrupted, SpratError
 from sprat.evaluation.records import RunResult
 from sprat.files import holder, write_whole
 from sprat.models.code import use_all
-from sprat.pools import Stopped, Workers
+from sprat.pools import Stopped, Workers, run_all
 from sprat.pools.source import Source
 from sprat.run_folder import CONFIG_FILE, LOCK_FILE, check_free, read_config, read_data
 from sprat.settings.config import Config
@@ -160,12 +159,12 @@ def _train_apart(
     folder, one = next(iter(members.items()))
     # here, so that all have the same settings on whatever machines, and kernels are built once
     settled = settle_for(one, dataset, observer)
-    waiting = deque(
+    each = [
         Member(run, dataclasses.replace(settled, seed=config.seed, fold=config.fold))
         for run, config in members.items()
-    )
+    ]
     start = load_start(one)
-    for member in waiting:
+    for member in each:
         check_free(member.folder)
         if (member.folder / CONFIG_FILE).exists():
             check_same(member.folder, member.config, dataset)
@@ -183,13 +182,7 @@ def _train_apart(
                 f"training {len(members)} runs, {min(pool.workers, len(members))} at once with "
                 f"{threads} {'thread' if threads == 1 else 'threads'} each"
             )
-            running = 0
-            while waiting or running:
-                while waiting and running < pool.workers:
-                    pool.start(waiting.popleft())
-                    running += 1
-                run, results = pool.next()
-                running -= 1
+            for run, results in run_all(pool, each):
                 if ended:
                     ended(run, results)
         except Stopped as stopped:

@@ -1,0 +1,129 @@
+"""Pools of processes: tasks that hang, workers that die, signals, and what comes of them."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from obeying import Folder, limit, obey
+
+from sprat import SpratError
+from sprat.pools import Stopped, run_all
+from sprat.pools.local import Here, ProcessPool
+
+Pool = ProcessPool[str, Folder, str]
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[..., Pool]]:
+    """Makes pools, of which nothing is left at the end."""
+    pools: list[Pool] = []
+
+    def start(workers: int = 1, should_stop: Callable[[], bool] = lambda: False) -> Pool:
+        pools.append(ProcessPool(obey, Folder(tmp_path), should_stop, workers, limit))
+        return pools[-1]
+
+    yield start
+    for pool in pools:
+        pool.close()
+        assert not pool.busy + pool.idle
+
+
+def test_each_task_is_taken_when_there_is_room_for_it() -> None:
+    taken: list[int] = []
+
+    def tasks() -> Iterator[int]:
+        for task in range(5):
+            taken.append(task)
+            yield task
+
+    class Last:
+        """Runs two at once, and ends the last first."""
+
+        workers = 2
+        running: list[int] = []  # noqa: RUF012
+
+        def start(self, task: int) -> None:
+            self.running.append(task)
+
+        def next(self) -> tuple[int, int]:
+            return self.running.pop(), len(taken)
+
+        def close(self) -> None:
+            pass
+
+    assert list(run_all(Last(), tasks())) == [(1, 2), (2, 3), (3, 4), (4, 5), (0, 5)]
+    assert list(run_all(Last(), [])) == []
+
+
+def test_what_hangs_is_given_up_and_the_others_go_on(
+    started: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sprat.pools.OVERTIME", 1.0)
+    ended = list(run_all(started(2), ["hang", "one", "die once", "be signalled", "two"]))
+    assert sorted(ended) == [
+        "be signalled: done", "die once: done", "hang: given up", "one: done", "two: done",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ("die", r"The workers of 4 tries of one training died.*: killed by signal 9\)"),
+        ("exit", r"The workers of 4 tries of one training died.*: exit code 3\)"),
+        ("refuse", "^The value is wrong. Give another.$"),
+    ],
+)
+def test_what_cannot_be_run_ends_in_words(
+    started: Callable[..., Pool], task: str, said: str
+) -> None:
+    pool = started()
+    pool.start(task)
+    with pytest.raises(SpratError, match=said):
+        pool.next()
+
+
+def test_an_error_of_the_program_says_where_it_was(started: Callable[..., Pool]) -> None:
+    pool = started()
+    pool.start("divide")
+    with pytest.raises(ZeroDivisionError) as error:
+        pool.next()
+    assert "in obey" in "".join(error.value.__notes__)
+
+
+def test_to_stop_ends_tasks_after_their_step_and_at_once_if_that_takes_long(
+    started: Callable[..., Pool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sprat.pools.OVERTIME", 1_000.0)
+    monkeypatch.setattr("sprat.pools.local.STOP_PATIENCE", 1.0)
+    begun = [tmp_path / "stop", tmp_path / "hang"]
+    pool = started(2, lambda: all(path.exists() for path in begun))
+    pool.start("stop")
+    pool.start("hang")
+    with pytest.raises(Stopped):
+        pool.next()
+    assert begun[0].read_text() == "saved"
+    assert not pool.busy
+
+
+def test_a_worker_is_not_interrupted_while_it_starts(started: Callable[..., Pool]) -> None:
+    pool = started()
+    pool.start("one")
+    process = pool.busy[0].process
+    assert process.pid
+    for _ in range(10):
+        os.kill(process.pid, signal.SIGINT)
+        time.sleep(0.01)
+    assert pool.next() == "one: done"
+    assert pool.idle[0].process is process
+
+
+def test_a_pool_of_one_process_is_this_one(tmp_path: Path) -> None:
+    pool = Here(obey, Folder(tmp_path), lambda: False)
+    assert list(run_all(pool, ["one", "two"])) == ["one: done", "two: done"]
+    pool = Here(obey, Folder(tmp_path), lambda: True)
+    pool.start("one")
+    with pytest.raises(Stopped):
+        pool.next()
