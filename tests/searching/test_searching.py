@@ -3,7 +3,9 @@
 import dataclasses
 import itertools
 import json
+import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,7 @@ from sprat.searching.plan import (
     generation_seconds,
     rungs_of,
 )
-from sprat.searching.space import Space, sides_of
+from sprat.searching.space import Space, network_of, sides_of
 from sprat.searching.trial import Rung, Task, train_rung, trial_config
 from sprat.settings.config import BudgetConfig, Config
 from sprat.settings.recipes import load_recipe
@@ -112,6 +114,15 @@ def test_a_kill_while_the_journal_is_written_loses_nothing(
         assert records(decide(place, Recorder())) == records(decision)
 
 
+def test_a_kill_while_a_smaller_generation_is_written_adds_no_trial(tmp_path: Path) -> None:
+    whole = decide(tmp_path, Recorder(), trials=3, generation=2)
+    lines = (tmp_path / "journal.log").read_bytes().splitlines(keepends=True)
+    for kept in range(len(lines)):
+        (tmp_path / "journal.log").write_bytes(b"".join(lines[:kept]))
+        found = decide(tmp_path, Recorder(), trials=3, generation=2)
+        assert records(found) == records(whole)
+
+
 def test_what_breaks_a_limit_is_refused_and_never_trained(tmp_path: Path) -> None:
     tight = BudgetConfig(max_parameters=4_000, max_macs=60_000, max_ram=8_000)
     pool = Recorder()
@@ -184,9 +195,23 @@ def test_the_space_holds_the_family_at_the_budget_of_its_own() -> None:
     assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in shipped.items()}
 
 
+def test_the_smallest_network_is_the_smallest() -> None:
+    space = Space(RECIPE, (16,))
+    (smallest, side), choices = space.smallest(), space.choices()
+    parameters, macs = quickly(smallest, 3, side)
+    names = ("stem", "kernels", "shortcut", "stride2", "depth3")
+    values = [getattr(choices[name], "choices", (0, 1)) for name in names]
+    for chosen in itertools.product(*values):
+        point = dict(zip(names, chosen, strict=True))
+        point |= {"stem_stride": 2, "depth1": 0, "depth2": 1, "widening": 1.0}
+        point |= {"ratio2": 1.0, "ratio3": 1.0, "stride3": 2}
+        counted = quickly(network_of(point, 1), 3, side)
+        assert counted[0] >= parameters
+        assert counted[1] >= macs
+
+
 def test_every_point_is_a_network_the_compiled_kernels_support() -> None:
     from sprat.kernels.support import supported
-    from sprat.searching.space import network_of
 
     space, draw = Space(RECIPE, (64, 48, 32)), random.Random(0)
     for _ in range(12):
@@ -217,6 +242,7 @@ def test_sides_are_those_of_own_pictures_alone() -> None:
     assert sides_of(32, own=False) == (32,)
     assert sides_of(64, own=True) == (64, 48, 32)
     assert sides_of(16, own=True) == (16,)
+    assert sides_of(64, own=True, crop=32) == (64, 48)
 
 
 def test_trials_are_shorter_where_images_or_time_are_few() -> None:
@@ -299,6 +325,25 @@ def test_a_search_ends_as_an_ordinary_run(searched: sprat.Search, tiny: Dataset)
     assert again.results["test"] == results["test"]
 
 
+def test_a_search_that_was_killed_before_it_drew_its_end_is_drawn(
+    searched: sprat.Search, tiny: Dataset, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(searched.folder, tmp_path / "run")
+    page, work = folder / "search" / "report.html", folder / "search" / "work"
+    drawn = page.read_text()
+    page.write_text("of before the winner was trained")
+    os.utime(page, (0, 0))
+    (folder / "curves.png").unlink()
+    sprat.resume_search(folder, dataset=tiny, quiet=True)
+    assert page.read_text() == drawn
+    assert (folder / "curves.png").exists()
+    (folder / "results.json").unlink()  # before its end, and before the trials' states were removed
+    work.mkdir()
+    (work / "1.pt").touch()
+    sprat.resume_search(folder, dataset=tiny, quiet=True)
+    assert not work.exists()
+
+
 def test_a_number_of_trials_is_repeated_bit_for_bit(
     searched: sprat.Search, tiny: Dataset, short: Config, tmp_path: Path
 ) -> None:
@@ -369,6 +414,23 @@ def test_a_time_too_short_for_a_trial_is_refused_at_the_beginning(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_teacher_of_other_images_is_refused_at_the_beginning(
+    tiny: Dataset, short: Config, tmp_path: Path
+) -> None:
+    with pytest.raises(SpratError, match="The teacher SpratS was trained on other images"):
+        sprat.search(
+            short, {"distill.teacher": ["SpratS"]}, dataset=tiny, trials=1, trial_images=32,
+            output=tmp_path / "run", quiet=True,
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [2.5, "3", True, -1, 10**9])
+def test_trials_are_a_whole_number(number: Any) -> None:
+    with pytest.raises(SpratError, match=r"^--trials is .*, expected 0 to 100,000\. Give"):
+        sprat.search(trials=number)
+
+
 def test_pictures_that_changed_since_the_search_began_are_refused(tmp_path: Path) -> None:
     folder = draw(tmp_path / "pictures", red=12, blue=12)
     pictures = dataclasses.replace(RECIPE.pictures, side=16)
@@ -394,6 +456,11 @@ def test_pictures_that_changed_since_the_search_began_are_refused(tmp_path: Path
         (["--resume", "nosuch"], "There is no search in nosuch"),
         (["--resume", "nosuch", "--trials", "3"], "exactly as it began"),
         (["--trials", "1", "--output", "taken"], "taken exists already and is not overwritten"),
+        (
+            ["--trials", "1", "--recipe", "taken/started.toml"],
+            "start_from is 'SpratS', but a search",
+        ),
+        (["--trials", "1", "--recipe", "taken/folded.toml"], "folds is 5, but a search trains one"),
     ],
 )
 def test_what_cannot_be_searched_is_said(
@@ -401,11 +468,43 @@ def test_what_cannot_be_searched_is_said(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "file.txt").touch()
+    files = {"file.txt": "", "folded.toml": "folds = 5", "started.toml": 'start_from = "SpratS"'}
+    for name, content in files.items():
+        (tmp_path / "taken" / name).write_text(content)
     done = here("search", *words)
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file.txt", "taken"]
+    assert {path.name for path in tmp_path.rglob("*")} == {*files, "taken"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--max-ram", "1k"], ["--pictures.side", "16"], ["--time", "1h"], ["--trials", "1"],
+        ["--recipe", "quick"], ["--final"], ["--output", "x"], ["--seed", "1"],
+        ["--cpus-per-trial", "1"], ["--trial-images", "9"], ["--trial-epochs", "9"],
+        ["--generation", "3"], ["--device", "cpu"],
+    ],
+)  # fmt: skip
+def test_nothing_else_goes_with_resume(here: CommandLine, tmp_path: Path, words: list[str]) -> None:
+    done = here("search", "--resume", tmp_path, *words)
+    assert done.returncode == 2
+    assert "--resume continues a search exactly as it began" in done.stderr
+
+
+def test_what_resumes_a_search_names_where_its_data_is_and_what_runs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sprat.cli.search import _to_resume
+
+    run = tmp_path / "run"
+    how: dict[str, Any] = {"moved": "my data", "data_dir": None, "workers": "2", "gpus": 0.0}
+    monkeypatch.setattr("sys.argv", ["sprat", "search", "--trials", "1"])
+    assert _to_resume(run, **how) == "sprat search --trials 1", "nothing is there to resume"
+    (run / "search").mkdir(parents=True)
+    (run / "search" / "settings.json").touch()
+    resumed = f"sprat search --resume {run} --dataset 'my data' --workers 2"
+    assert _to_resume(run, **how) == resumed
 
 
 def test_without_optuna_it_says_what_to_install(

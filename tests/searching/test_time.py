@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pretended import Recorder, plan, pretend
+from pretended import NOWHERE, Recorder, plan, pretend
 
 from sprat.pools import Stopped
 from sprat.pools.source import Source
@@ -97,3 +97,20 @@ def test_a_time_that_is_spent_is_not_had_again(tmp_path: Path) -> None:
     driver = Driver(TIMED, tmp_path, Recorder(train=clock.train), clock=clock)
     assert driver.elapsed == pytest.approx(spent)
     assert driver.run().seconds <= TIMED.finalists_end
+
+
+def test_a_search_that_lost_time_takes_no_trial_for_another(tmp_path: Path) -> None:
+    clock = Clock(TIMED)
+    with pytest.raises(Stopped):
+        Driver(TIMED, tmp_path, Recorder(most=4, train=clock.train), clock=clock, began=0.0).run()
+    # now there is no time for as many trials as were asked, but then for some of the next
+    lost, clock.slower = TIMED.trials_end - 8.3 - clock.now, 0.5
+    driver = Driver(
+        TIMED, tmp_path, Recorder(train=clock.train), clock=clock, began=clock.now - lost
+    )
+    trials = driver.run().trials
+    assert trials[-1].generation == 1
+    for trial in trials:
+        for epochs, val in trial.rungs.items():
+            task = driver._task(trial, epochs, None)
+            assert pretend(task, NOWHERE, lambda: False).val == val

@@ -8,6 +8,7 @@ workers read its arrays where they are. A task whose worker or machine dies is r
 than by Ray, which would do so without end where memory is short.
 """
 
+import atexit
 import contextlib
 import importlib.util
 import io
@@ -43,7 +44,7 @@ from sprat.pools import (
 )
 from sprat.text import visible
 
-PATIENCE = 5.0  # seconds for a connection
+PATIENCE, HEAD_PATIENCE = 5.0, 30.0  # seconds for a connection: at first, and again to the head
 CHECK_EVERY = 10.0  # seconds between two looks whether a task can still be run anywhere
 # nothing is reported to Ray's makers; a server that is not Ray's is given up soon
 ENVIRONMENT = {
@@ -86,11 +87,16 @@ def connected(address: str) -> Iterator["Cluster"]:
     except Exception as error:  # whatever Ray finds wrong
         raise _unreachable(address, error) from error
     ray._private.worker._worker_logs_enabled = False  # else it prints what becomes of machines
+    head = None if address.startswith("ray://") else ray.get_runtime_context().gcs_address
+    cluster = Cluster(ray, head)
     try:
-        yield Cluster(ray)
+        yield cluster
     finally:
-        with _ours_kept():
-            ray.shutdown()
+        if cluster.lost:  # then it would wait for the cluster, and end the process without a word
+            atexit.unregister(ray.shutdown)
+        else:
+            with _ours_kept():
+                ray.shutdown()
 
 
 @contextlib.contextmanager
@@ -108,13 +114,17 @@ def _ours_kept() -> Iterator[None]:
 
 def _check_answers(address: str) -> None:
     """Check that something listens at an address, for which Ray waits for a minute."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        return  # "auto"
     try:
-        socket.create_connection((host.strip("[]"), int(port)), PATIENCE).close()
+        _connect(address, PATIENCE)
     except (OSError, OverflowError) as error:
         raise _unreachable(address, error) from error
+
+
+def _connect(address: str, seconds: float) -> None:
+    """Connect to an address and leave; do nothing if it is not one of HOST:PORT."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), seconds).close()
 
 
 def _unreachable(address: str, error: Exception) -> SpratError:
@@ -140,28 +150,36 @@ class Lost(SpratError, ConnectionError):
     """The cluster no longer answers, so that the command ends and can be resumed."""
 
 
-@contextlib.contextmanager
-def _answered() -> Iterator[None]:
-    try:
-        yield
-    except (ConnectionError, RuntimeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise Lost(
-            f"The Ray cluster was lost ({visible(reason.rstrip('.'))}). Start it again."
-        ) from error
-
-
 class Cluster:
     """The machines of a Ray cluster that is connected to.
 
     Args:
         ray: the module.
+        head: address of the head, or None if Ray's client looks whether it is there.
     """
 
     several = apart = True
+    lost = False
+    """Whether the cluster no longer answers."""
 
-    def __init__(self, ray: Any) -> None:
-        self.ray = ray
+    def __init__(self, ray: Any, head: str | None = None) -> None:
+        self.ray, self.head = ray, head
+
+    @contextlib.contextmanager
+    def answered(self) -> Iterator[None]:
+        """Ask the cluster something during the block.
+
+        Raises:
+            Lost: it does not answer.
+        """
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            self.lost = True
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise Lost(
+                f"The Ray cluster was lost ({visible(reason.rstrip('.'))}). Start it again."
+            ) from error
 
     def threads(self, asked: int) -> int:
         return asked or 1
@@ -208,7 +226,9 @@ class Cluster:
         return RayPool(self, work, shared, should_stop, threads=threads, gpus=gpus, limit=limit)
 
     def _nodes(self) -> list[dict[str, Any]]:
-        with _answered():
+        with self.answered():
+            if self.head:  # without it Ray ends this process after a minute, without a word
+                _connect(self.head, HEAD_PATIENCE)
             return [node for node in self.ray.nodes() if node["Alive"]]
 
 
@@ -259,7 +279,7 @@ class RayPool(Generic[Task, Common, Result]):
 
     def _start(self, running: Running[Task]) -> None:
         # in a list, so that a worker fetches what is shared once rather than for every task
-        with _answered():
+        with self.cluster.answered():
             reference = self.remote.remote([self.shared], running.task, __version__)
         self.running[reference] = running
 
@@ -270,7 +290,7 @@ class RayPool(Generic[Task, Common, Result]):
             if self.should_stop():
                 self._cancel()
                 raise Stopped
-            with _answered():
+            with self.cluster.answered():
                 done, _ = self.ray.wait(list(self.running), timeout=LOOK_EVERY)
             if not done and time.monotonic() > look:
                 self.cluster.check(self.threads, self.gpus)
@@ -278,7 +298,7 @@ class RayPool(Generic[Task, Common, Result]):
             for reference in done:
                 running = self.running.pop(reference)
                 try:
-                    with _answered():
+                    with self.cluster.answered():
                         ended = self.ray.get(reference)
                     return result_of(ended)
                 except errors.TaskCancelledError as error:
@@ -300,7 +320,7 @@ class RayPool(Generic[Task, Common, Result]):
 
     def _cancel(self) -> None:
         """End the tasks under way after their step, or, if that takes long, at once."""
-        left = list(self.running)
+        left = [] if self.cluster.lost else list(self.running)
         self.running.clear()
         for force, patience in ((False, STOP_PATIENCE), (True, PATIENCE)):
             for reference in left:
