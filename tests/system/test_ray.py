@@ -125,6 +125,15 @@ def dies(task: int, shared: Source, should_stop: Callable[[], bool]) -> int:
     return task
 
 
+def hangs(task: int, shared: Source, should_stop: Callable[[], bool]) -> int:
+    time.sleep(1_000)
+    return task
+
+
+def fails(task: int, shared: Source, should_stop: Callable[[], bool]) -> int:
+    raise RuntimeError("not the cluster's")
+
+
 def waits(task: int, shared: Source, should_stop: Callable[[], bool]) -> int:
     assert shared.data_dir is not None
     (shared.data_dir / f"{task}.txt").touch()
@@ -139,14 +148,24 @@ def reads(task: int, shared: Source, should_stop: Callable[[], bool]) -> int:
 
 
 def test_tasks_stop_after_their_step_and_workers_that_die_end_in_words(
-    cluster: Machines, tiny: Dataset, tmp_path: Path
+    cluster: Machines, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sprat.pools.OVERTIME", 1.0)
     source = Source("tiny", tmp_path, SMALL.pictures, {16: tiny.md5}, False, tiny, named=False)
     before = signal.getsignal(signal.SIGTERM)
     with connected("auto") as workers:
         pool: Any = workers.pool(dies, source, lambda: False, threads=1)
         pool.start(1)
         with pytest.raises(SpratError, match="The workers of 4 tries of one training died"):
+            pool.next()
+        pool = workers.pool(
+            hangs, source, lambda: False, threads=1, limit=lambda task: (0.1, -task)
+        )
+        pool.start(3)
+        assert pool.next() == -3, "it is given up, and its worker ended"
+        pool = workers.pool(fails, source, lambda: False, threads=1)
+        pool.start(1)
+        with pytest.raises(RuntimeError, match="not the cluster's"):
             pool.next()
         pool = workers.pool(reads, source, lambda: False, threads=1)
         pool.start(1)

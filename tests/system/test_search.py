@@ -56,7 +56,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def sprat(*words: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "sprat", *words],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
 
@@ -111,7 +111,8 @@ def test_a_search_that_is_killed_resumes_to_the_same(place: Path, number: int) -
     work = place / "killed" / "search" / "work"
     while killed.poll() is None and not list(work.glob("*-*.json")):
         time.sleep(0.01)
-    os.kill(killed.pid, number)
+    # a scheduler ends all processes of a job
+    (os.killpg if number == signal.SIGTERM else os.kill)(killed.pid, number)
     _, said = killed.communicate()
     assert killed.returncode == (-9 if number == signal.SIGKILL else 128 + number)
     if number != signal.SIGKILL:
