@@ -35,6 +35,10 @@ class Stopped(Exception):
     """A task was ended before its end, since the command is to stop."""
 
 
+class Died(SpratError, ChildProcessError):
+    """Workers died, so that the command ends and can be resumed."""
+
+
 class Shared(Protocol):
     """Values that all tasks have in common, sent to each worker once."""
 
@@ -233,14 +237,14 @@ class Running(Generic[Task]):
             reason: of that, in words without a full stop.
 
         Raises:
-            SpratError: too many have died.
+            Died: too many have died.
         """
         if self.tries < MOST_TRIES:
             return dataclasses.replace(self, tries=self.tries + 1)
-        raise SpratError(
+        raise Died(
             f"The workers of {MOST_TRIES} tries of one training died, maybe for lack of memory "
             f"(the last: {visible(reason)}). Let fewer run at once, by fewer --workers or more "
-            "CPUs for each, and resume."
+            "CPUs for each."
         )
 
 
