@@ -92,7 +92,7 @@ def connected(address: str) -> Iterator["Cluster"]:
     try:
         yield cluster
     finally:
-        if cluster.lost:  # then it would wait for the cluster, and end the process without a word
+        if cluster.lost and head:  # it would wait for the head, and end this process without a word
             atexit.unregister(ray.shutdown)
         else:
             with _ours_kept():

@@ -29,6 +29,8 @@ from sprat.pools import (
 )
 from sprat.threads import usable_cores
 
+PATIENCE = 5.0  # seconds for a process to end
+
 
 class Processes:
     """Processes of this machine, among which its cores are divided; one alone is this process."""
@@ -158,6 +160,7 @@ class ProcessPool(Generic[Task, Common, Result]):
     def _start_again(self, dead: "_Worker") -> None:
         """Begin a task again whose worker died."""
         self.busy.remove(dead)
+        dead.process.join(PATIENCE)  # it ends with a code of its own
         code = dead.kill()
         if not dead.ready and code > 0:  # it has said why
             raise SpratError(
