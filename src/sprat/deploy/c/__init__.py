@@ -36,7 +36,7 @@ Files = dict[str, bytes]
 
 
 def names(options: Options) -> tuple[str, ...]:
-    """Return the names of the files, and of what their Makefile makes."""
+    """Return the names of the files, and of the Makefile's output."""
     prefix = options.prefix
     own = (f"{prefix}.h", f"{prefix}.c", f"{prefix}_data.c")
     return (*own, "main.c", "Makefile", "selftest")
