@@ -171,8 +171,8 @@ class Classifier:
     def _label(self, name: str) -> int:
         if name not in self.classes:
             raise SpratError(
-                f"Unknown class {shown(name)}{did_you_mean(str(name), self.classes) or '.'} The "
-                f"model's classes are {', '.join(self.classes)}."
+                f"Unknown class {shown(name)}{did_you_mean(str(name), self.classes) or '.'} "
+                f"Available: {', '.join(self.classes)}."
             )
         return self.classes.index(name)
 

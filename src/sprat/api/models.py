@@ -358,7 +358,7 @@ def export(
     name, split, compared, training = _images_for(
         FORMATS[format], loaded, str(model), images, default_split(config), dataset, calibrate
     )
-    with doing(console, "exporting") as tell:
+    with doing(console, "exporting") as say:
         exported = writing.export(
             loaded,
             path,
@@ -367,7 +367,7 @@ def export(
             compared=compared,
             training=training,
             overwrite=overwrite,
-            tell=tell,
+            say=say,
         )
     return dataclasses.replace(exported, model=loaded.name, dataset=name, split=split)
 

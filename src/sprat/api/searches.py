@@ -250,7 +250,8 @@ def _check_numbers(numbers: Mapping[str, int], time: str) -> float:
         least = 1 if name == "generation" else 0
         if not least <= number <= MOST[name]:
             option = f"--{name.replace('_', '-')}"
-            raise SpratError(f"{option} is {number}, expected {least} to {MOST[name]:,}.")
+            expected = f"{least} to {MOST[name]:,}"
+            raise SpratError(f"{option} is {number}, expected {expected}. Give another number.")
     if not numbers["trials"] and not time:
         raise SpratError("The search has no end. Give --time 2h, or --trials 50.")
     return parse_time(time) if time else 0.0

@@ -256,7 +256,7 @@ class Driver:
             self.watcher.rung_ended(trial, rung, self)
 
     def _rung_seconds(self, trial: Trial, epochs: int) -> float:
-        """Return the seconds that a trial will take up to a rung, judging by those so far."""
+        """Return the seconds that a trial will take up to a rung, estimated from those so far."""
         slowness = self._slowness_of(trial) if trial.rungs else self._slowness()
         return slowness * self.plan.rung_seconds([epochs], max(trial.rungs, default=0))
 

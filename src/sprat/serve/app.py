@@ -76,7 +76,7 @@ def make_app(
             raise Refused(422, "model", str(error)) from error
         except Exception as error:  # out of memory, say
             LOGGER.exception("the model failed")
-            raise Refused(503, "model", "The model failed. The server's log says why.") from error
+            raise Refused(503, "model", "The model failed. See the server's log.") from error
 
     async def ask(pixels: Tensor) -> list[float]:
         """Return class probabilities, K floats.
@@ -141,7 +141,8 @@ def make_app(
             async with asyncio.timeout(HEALTHY_WITHIN):
                 await ask(_nothing(model))
         except Exception as error:  # any error: the model is not healthy
-            raise Refused(503, "unhealthy", "The model does not answer.") from error
+            words = "The model does not answer. See the server's log."
+            raise Refused(503, "unhealthy", words) from error
         return JSONResponse({"status": "ok", "model": model.name})
 
     async def read_metrics(request: Request) -> Response:
@@ -214,7 +215,8 @@ class Options(NamedTuple):
 def _options(request: Request) -> Options:
     top = request.query_params.get("top", str(TOP))
     if not (top.isascii() and top.isdigit() and top.strip("0")):
-        raise Refused(422, "option", f"top is {top[:20]!r}, expected a whole number above 0.")
+        words = f"top is {top[:20]!r}, expected a whole number above 0. Give another number."
+        raise Refused(422, "option", words)
     most = int(top.lstrip("0")[:9])  # more classes than any model has
     return Options(most, _flag(request, "seen"), _flag(request, "where"))
 
@@ -222,7 +224,8 @@ def _options(request: Request) -> Options:
 def _flag(request: Request, name: str) -> bool:
     value = request.query_params.get(name, "false")
     if value not in FLAGS:
-        raise Refused(422, "option", f"{name} is {value[:20]!r}, expected true or false.")
+        words = f"{name} is {value[:20]!r}, expected true or false. Give one of these."
+        raise Refused(422, "option", words)
     return FLAGS[value]
 
 

@@ -27,13 +27,13 @@ class Batcher:
     Args:
         classifier: the model.
         most: maximum number of pictures in a batch.
-        told: called with the size of each batch, in that thread.
+        notify: called with the size of each batch, in that thread.
     """
 
     def __init__(
-        self, classifier: Classifier, most: int, told: Callable[[int], None] = lambda size: None
+        self, classifier: Classifier, most: int, notify: Callable[[int], None] = lambda size: None
     ) -> None:
-        self._classifier, self._most, self._told = classifier, most, told
+        self._classifier, self._most, self._notify = classifier, most, notify
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()  # None: the end
         self._thread = Thread(target=self._work, name="inference", daemon=True)
         self._thread.start()
@@ -79,7 +79,7 @@ class Batcher:
         plain = [job for job in wanted if job.explained is None]
         for jobs in (plain, [job for job in wanted if job.explained is not None]):
             if jobs:
-                self._told(len(jobs))
+                self._notify(len(jobs))
                 self._look_at(jobs)
 
     def _look_at(self, jobs: list[_Job]) -> None:

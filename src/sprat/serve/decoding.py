@@ -83,7 +83,7 @@ def decode(content: bytes, side: int, limits: Limits) -> Tensor:
         Refused: it is empty, damaged, too large, crafted to be slow, or in an unsupported format.
     """
     if not content:
-        raise Refused(422, "empty", "The file is empty.")
+        raise _empty()
     check_structure(content)
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -105,7 +105,8 @@ def decode(content: bytes, side: int, limits: Limits) -> Tensor:
         words = "Decoding the picture takes too much memory. Make it smaller, or save it as JPEG."
         raise Refused(413, "memory", words) from error
     except Exception as error:  # a damaged file raises anything
-        raise Refused(422, "damaged", "The picture is damaged or incomplete.") from error
+        words = "The picture is damaged or incomplete. Send another copy."
+        raise Refused(422, "damaged", words) from error
 
 
 def check_size(image: Image.Image, limits: Limits) -> None:
@@ -113,8 +114,11 @@ def check_size(image: Image.Image, limits: Limits) -> None:
     if image.width * image.height > limits.max_pixels:
         raise _too_many_pixels(limits)
     if max(image.size) > limits.max_side:
-        words = f"The picture has {image.width:,} x {image.height:,} pixels. Send at most "
-        raise Refused(413, "pixels", f"{words}{limits.max_side:,} on a side.")
+        words = (
+            f"The picture has {image.width:,} x {image.height:,} pixels. Send one of at most "
+            f"{limits.max_side:,} on a side."
+        )
+        raise Refused(413, "pixels", words)
 
 
 def check_scans(scans: int, pixels: int, limits: Limits) -> None:
@@ -125,8 +129,12 @@ def check_scans(scans: int, pixels: int, limits: Limits) -> None:
 
 
 def _too_many_pixels(limits: Limits) -> Refused:
-    words = "The picture has too many pixels. Send at most"
-    return Refused(413, "pixels", f"{words} {limits.max_pixels:,}.")
+    words = f"The picture has too many pixels. Send one of at most {limits.max_pixels:,}."
+    return Refused(413, "pixels", words)
+
+
+def _empty() -> Refused:
+    return Refused(422, "empty", "The file is empty. Send a picture.")
 
 
 def check_structure(content: bytes) -> None:
@@ -322,7 +330,7 @@ class Decoders:
     def _decode_apart(self, file: BinaryIO) -> Tensor:
         content = file.read()
         if not content:
-            raise Refused(422, "empty", "The file is empty.")
+            raise _empty()
         process = self._free.get()
         try:
             return process.decode(content)

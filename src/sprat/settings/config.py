@@ -415,7 +415,7 @@ def _build(table: Any, values: Any, prefix: str = "") -> Any:
 
 def _unknown(name: Any, hint: str) -> SpratError:
     return SpratError(
-        f"Unknown setting {shown(name)}{hint or '.'} sprat train --help lists all settings."
+        f"Unknown setting {shown(name)}{hint or '.'} See sprat train --help for all settings."
     )
 
 
