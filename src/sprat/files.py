@@ -17,7 +17,7 @@ from typing import Any
 
 from sprat.errors import SpratError, shown
 
-# What is written beside a file until it is whole: .last-0a1b2c3d.sprat.pt
+# Temporary next to a file until it is complete: .last-0a1b2c3d.sprat.pt
 _TEMPORARY = ".*-????????.sprat*"
 _TEMPORARY_FOLDER = ".sprat-????????.tmp"
 _OLD = "old"  # holds in there, for a moment, a folder that is being replaced
@@ -397,7 +397,7 @@ def _try_lock(handle: int) -> bool | None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system that knows no locks: better without than not at all
+    except OSError:  # a file system without locks: continue without
         return None
     return True
 

@@ -157,7 +157,7 @@ def peak_memory() -> int | None:
     """Bytes of memory this process has held at most so far; None where the system does not say."""
     if sys.platform == "win32":
         return None
-    with contextlib.suppress(OSError):  # Linux: what getrusage tells counts the parent's peak too
+    with contextlib.suppress(OSError):  # Linux, where getrusage includes the parent's peak
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return 1024 * int(line.split()[1])

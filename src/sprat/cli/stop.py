@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, which stop a command that trains, and how such a command ends."""
+"""Handling of Ctrl-C and SIGTERM in commands that train, and the end of such a command."""
 
 import signal
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from sprat.errors import Interrupted, SpratError, in_words
 
 
 class Stop:
-    """While it is entered, Ctrl-C and SIGTERM let the training step under way end first.
+    """While entered, Ctrl-C and SIGTERM stop training after the current step.
 
     asked: number of the signal that asked to stop; 0 if none has.
     """
@@ -27,7 +27,7 @@ class Stop:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:  # the second time, at once
+        if self.asked:  # the second time, stop at once
             raise KeyboardInterrupt
         self.asked = number
 
@@ -38,7 +38,7 @@ def run_resumable(work: Callable[[], object], stop: Stop, to_resume: Callable[[P
 
     Args:
         stop: stops the work.
-        to_resume: returns the command that resumes what is in a folder.
+        to_resume: returns the command that resumes the run or search in a folder.
 
     Raises:
         SpratError: as the work, or a file cannot be written or another process has ended.
@@ -49,7 +49,7 @@ def run_resumable(work: Callable[[], object], stop: Stop, to_resume: Callable[[P
         work()
     except Interrupted as stopped:
         complain(f"Stopped and saved. Resume with\n  {to_resume(stopped.folder)}")
-        return 128 + (stop.asked or signal.SIGTERM)  # of several processes another was asked
+        return 128 + (stop.asked or signal.SIGTERM)  # another process may have been asked
     except Unfinished as error:
         raise SpratError(
             f"{in_words(error.reason)} Then resume with", f"  {to_resume(error.folder)}"

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sprat.data.imageset import PIECE, is_grey, to_channels
 
-FORMAT = 2  # of the file; another version's is made anew
+FORMAT = 2  # version of the file; a file of another version is written again
 _TAIL = struct.Struct("<IQ")  # checksum, length of the JSON
 _PIECE = 1 << 22  # bytes read at once where all are
 

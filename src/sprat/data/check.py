@@ -17,8 +17,8 @@ from sprat.data.pictures import files_of
 from sprat.data.suspects import LabelCheck
 
 BLANK = 3  # grey levels between the brightest and darkest value of a blank picture's channel
-_HOW = ("recipe", "epochs", "folds", "top1", "confident")  # what is told of a check of labels
-MOST_COMPARED = 2 * 10**9  # pairs of pictures among which training looks for near copies
+_HOW = ("recipe", "epochs", "folds", "top1", "confident")  # what is reported of a label check
+MOST_COMPARED = 2 * 10**9  # pairs of pictures up to which training looks for near copies
 
 
 @dataclass(frozen=True)

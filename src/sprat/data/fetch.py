@@ -130,7 +130,7 @@ class _Fetch:
             return True
         self.part.unlink()
         why = f"gave {self.size:,} bytes with md5 {found}, expected {self.md5}"
-        if giver is not None:  # or else nobody knows whose they were, and none is to blame
+        if giver is not None:  # otherwise no single source is to blame
             giver.failure = why
         self.say(f"{giver.url if giver else 'several sources together'}: {why}")
         return False
@@ -175,8 +175,8 @@ class _Fetch:
                     chunk = response.read1(1 << 16)[: self.size - at]
                 if not chunk:
                     break
-                # a server that knows no ranges begins at zero; what is there is passed over, so
-                # that a worse source never costs what a better one gave
+                # a server without ranges starts at zero: skip what is there already, so that a bad
+                # source never discards what a better one delivered
                 file.write(chunk[max(0, have - at) :])
                 at += len(chunk)
                 self.progress(max(at, have), self.size)

@@ -69,7 +69,7 @@ def _draw(rng: np.random.Generator, labels: np.ndarray) -> NDArray[np.uint8]:
 
     y, x = np.mgrid[0:SIDE, 0:SIDE].astype(np.float32)
 
-    ground, colour = uniform(0.0, 0.4, 3), uniform(0.55, 1.0, 3)  # bright on dark: always told
+    ground, colour = uniform(0.0, 0.4, 3), uniform(0.55, 1.0, 3)  # bright on dark: always visible
     slope = (x - SIDE / 2) * uniform(-0.008, 0.008) + (y - SIDE / 2) * uniform(-0.008, 0.008)
     images = ground + slope[:, None]
 

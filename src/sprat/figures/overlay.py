@@ -5,8 +5,8 @@ from torch import Tensor
 
 from sprat.evaluation.explain import enlarged
 
-# From no evidence to the most: five colours of matplotlib's viridis, which grows lighter all the
-# way, so that those who tell few colours apart, or print in grey, see the same.
+# From no evidence to the most: five colours of matplotlib's viridis, whose lightness always rises,
+# so that it also works for colour-blind readers and in grey print.
 COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 OPACITY = 0.6
 GREY = (0.299, 0.587, 0.114)  # shares of red, green and blue in brightness

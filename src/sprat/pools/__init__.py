@@ -1,13 +1,13 @@
-"""Pools of workers, which train trials, seeds and folds: this process, several of this machine, or
-the machines of a Ray cluster.
+"""Pools of workers that train trials, seeds and folds: this process, several processes of this
+machine, or the machines of a Ray cluster.
 
     with open_workers("ray") as workers:
         pool = workers.pool(train_rung, source, should_stop, threads=2, gpus=0)
         pool.start(task)
         rung = pool.next()
 
-A pool runs tasks and gives what they come to as they end. Whatever runs them, a task comes to the
-same, so a search is the same in any pool whose tasks have as many threads.
+A pool runs tasks and returns their results as they end. A task's result does not depend on the
+worker, so a search is the same in any pool whose tasks have the same number of threads.
 """
 
 import contextlib
@@ -25,25 +25,25 @@ from sprat.text import visible
 
 MOST_WORKERS = 256
 MOST_GPUS = 1.0  # a task trains on one GPU, or on a share of it
-LOOK_EVERY = 0.2  # seconds between two looks whether to stop
-MOST_TRIES = 4  # of a task whose workers die
-STOP_PATIENCE = 60.0  # seconds for the steps under way to end
-OVERTIME = 10.0  # seconds that a task gets to give itself up after its time, before it is ended
+LOOK_EVERY = 0.2  # seconds between two checks whether to stop
+MOST_TRIES = 4  # for a task whose workers die
+STOP_PATIENCE = 60.0  # seconds for a running step to end
+OVERTIME = 10.0  # seconds after a task's time limit until its worker is killed
 
 
 class Stopped(Exception):
-    """A task was ended before its end, since the command is to stop."""
+    """A task was ended early, since the command is to stop."""
 
 
 class Died(SpratError, ChildProcessError):
-    """Workers died, so that the command ends and can be resumed."""
+    """Workers died too often, so the command ends and can be resumed."""
 
 
 class Shared(Protocol):
-    """Values that all tasks have in common, sent to each worker once."""
+    """Values shared by all tasks, sent to each worker once."""
 
     def to_send(self) -> Self:
-        """Return the same without what another process of this machine can load by itself."""
+        """Return a copy without what another process of this machine can load by itself."""
 
 
 Task = TypeVar("Task")
@@ -52,11 +52,11 @@ Common = TypeVar("Common", bound=Shared)
 Taken = TypeVar("Taken", contravariant=True)
 Given = TypeVar("Given", covariant=True)
 Work = Callable[[Task, Common, Callable[[], bool]], Result]
-"""A function of a module, which runs a task. It raises Interrupted once the function that it is
-given returns true."""
+"""A function at the top level of a module that runs a task. It raises Interrupted once the function
+that it is given returns true."""
 Limit = Callable[[Task], tuple[float, Result]]
-"""A function that returns the seconds after which a task gives itself up, 0 for never, and what it
-comes to then. If a task does not, its worker is ended."""
+"""A function that returns a task's time limit in seconds, 0 for none, and its result if it exceeds
+the limit. A task is expected to end by itself; if it does not, its worker is killed."""
 
 
 class Pool(Protocol[Taken, Given]):
@@ -64,50 +64,50 @@ class Pool(Protocol[Taken, Given]):
 
     @property
     def workers(self) -> int:
-        """Number of tasks that it runs at once."""
+        """Number of tasks that run at once."""
 
     def start(self, task: Taken) -> None:
-        """Start a task; at most `workers` are under way."""
+        """Start a task; at most `workers` may be running."""
 
     def next(self) -> Given:
-        """Wait for a task that ends, and return what it came to.
+        """Wait until a task ends, and return its result.
 
         Raises:
-            Stopped: the command is to stop; the tasks under way are ended.
-            SpratError: as the work, or workers died.
+            Stopped: the command is to stop; the running tasks are ended.
+            SpratError: the task raised it, or workers died.
         """
 
     def close(self) -> None:
-        """End the tasks under way, and the workers."""
+        """End the running tasks and the workers."""
 
 
 class Workers(Protocol):
-    """Workers of one kind, which tasks can be run by.
+    """Workers of one kind that can run tasks.
 
-    several: whether there is more than this process. apart: whether they may be on other machines.
+    several: whether there is more than this process. apart: whether some may be on other machines.
     """
 
     several: bool
     apart: bool
 
     def threads(self, asked: int) -> int:
-        """Return the CPU threads of each task; asked 0: its share of the cores."""
+        """Return the number of CPU threads of each task; asked 0: its share of the cores."""
 
     def gpus(self, asked: float, device: str) -> float:
-        """Return the GPUs, or the share of one, that each task on a device gets.
+        """Return the number of GPUs, or the fraction of one, for each task on a device.
 
         Args:
-            asked: 0: one for each task on GPUs.
+            asked: number that the user gave; 0: one for each task on GPUs.
 
         Raises:
-            SpratError: GPUs are asked for where tasks have none of their own.
+            SpratError: GPUs are asked for, but tasks cannot have GPUs of their own.
         """
 
     def check(self, threads: int, gpus: float) -> None:
-        """Check that tasks that need so much can be run.
+        """Check that tasks with so many threads and GPUs can be run.
 
         Raises:
-            SpratError: no machine has as much.
+            SpratError: no machine has as many.
         """
 
     def pool(
@@ -120,17 +120,17 @@ class Workers(Protocol):
         gpus: float = 0.0,
         limit: Limit[Task, Result] | None = None,
     ) -> Pool[Task, Result]:
-        """Return a pool whose tasks have so many threads and GPUs each, and end by their limit."""
+        """Return a pool that gives each task so many threads and GPUs, and a time limit."""
 
 
 def run_all(pool: Pool[Task, Result], tasks: Iterable[Task]) -> Iterator[Result]:
-    """Keep a pool busy; yield the result of each task as it ends.
+    """Run tasks in a pool; yield the result of each as it ends.
 
     Args:
-        tasks: each is taken when the pool has room for it.
+        tasks: the next is taken as soon as a worker is free for it.
 
     Raises:
-        Stopped, SpratError: as `Pool.next`.
+        Stopped, SpratError: as for `Pool.next`.
     """
     waiting, running = iter(tasks), 0
     while True:
@@ -144,8 +144,8 @@ def run_all(pool: Pool[Task, Result], tasks: Iterable[Task]) -> Iterator[Result]
 
 
 def parse_workers(given: object) -> int | str:
-    """Return the number of processes of this machine, or the address of a Ray cluster: "auto" or
-    "ray://HOST:PORT".
+    """Parse the value of --workers: return the number of processes of this machine, or the address
+    of a Ray cluster ("auto" or "ray://HOST:PORT").
 
     Raises:
         SpratError: it is neither.
@@ -166,25 +166,25 @@ def parse_workers(given: object) -> int | str:
 
 
 def check_gpus(gpus: object) -> float:
-    """Return the GPUs that are asked for each task.
+    """Return the number of GPUs for each task.
 
     Raises:
-        SpratError: it is no share of one.
+        SpratError: it is not a number from 0 to 1.
     """
     if isinstance(gpus, int | float) and 0 <= gpus <= MOST_GPUS:
         return float(gpus)
     raise SpratError(
-        f"--gpus-per-trial is {shown(gpus)}, expected 0 to 1: each trial trains on one GPU. Give "
+        f"--gpus-per-trial is {shown(gpus)}, expected 0 to 1: a trial trains on one GPU. Give "
         "1, or 0.25 for four trials on each GPU."
     )
 
 
 @contextlib.contextmanager
 def open_workers(given: int | str) -> Iterator[Workers]:
-    """Yield the workers that `--workers` names; those of Ray are connected to during the block.
+    """Yield the workers that `--workers` names; a Ray cluster is connected during the block.
 
     Raises:
-        SpratError: it names none, Ray is not installed, or its cluster cannot be used.
+        SpratError: the value is invalid, Ray is not installed, or the cluster cannot be used.
     """
     which = parse_workers(given)
     if isinstance(which, int):
@@ -199,21 +199,20 @@ def open_workers(given: int | str) -> Iterator[Workers]:
 
 
 class Failed:
-    """A task's end by an error, as a worker returns it: the error reaches the command as it is,
-    whatever carries it."""
+    """An error that ended a task, as a worker returns it: so it reaches the command unchanged."""
 
     def __init__(self, error: Exception) -> None:
-        # those of words alone may take more to make than their words
-        words = isinstance(error, SpratError) and not isinstance(error, OSError)
-        self.error = SpratError(*error.args) if words else error
+        # other classes of SpratError may need more arguments to be unpickled
+        of_words = isinstance(error, SpratError) and not isinstance(error, OSError)
+        self.error = SpratError(*error.args) if of_words else error
 
 
 @dataclass(frozen=True)
 class Running(Generic[Task]):
-    """A task under way in a worker.
+    """A task that a worker runs.
 
-    late: moment of `time.monotonic` after which its worker is ended, and it comes to `instead`.
-    tries: how often it was begun.
+    late: `time.monotonic` at which its worker is killed, and its result is `instead`.
+    tries: number of times that it was started.
     """
 
     task: Task
@@ -223,7 +222,7 @@ class Running(Generic[Task]):
 
     @classmethod
     def of(cls, task: Task, limit: Limit[Task, Any] | None) -> "Running[Task]":
-        """Return a task that is about to begin."""
+        """Return a task that is about to start."""
         if limit is None:
             return cls(task)
         seconds, instead = limit(task)
@@ -231,13 +230,13 @@ class Running(Generic[Task]):
         return cls(task, late, instead)
 
     def again(self, reason: str) -> "Running[Task]":
-        """Return the task for another try, since its worker died.
+        """Return the task for another try after its worker died.
 
         Args:
-            reason: of that, in words without a full stop.
+            reason: why the worker died, without a full stop.
 
         Raises:
-            Died: too many have died.
+            Died: too many workers of this task have died.
         """
         if self.tries < MOST_TRIES:
             return dataclasses.replace(self, tries=self.tries + 1)
@@ -258,17 +257,17 @@ def run_task(
         return None
     except (SpratError, OSError) as error:
         return Failed(error)
-    except Exception as error:  # not a user's to mend: with where it comes from
+    except Exception as error:  # the user cannot correct it: add where it was raised
         error.add_note(traceback.format_exc())
         return Failed(error)
 
 
 def result_of(ended: Result | Failed | None) -> Result:
-    """Return what a task came to, by what its worker returned.
+    """Return a task's result from what its worker returned.
 
     Raises:
         Stopped: the command is to stop.
-        Exception: that of the task.
+        Exception: the task raised it.
     """
     if ended is None:
         raise Stopped

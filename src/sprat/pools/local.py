@@ -1,4 +1,4 @@
-"""Workers of this machine: this process, or several."""
+"""Workers of this machine: this process, or several processes."""
 
 import contextlib
 import functools
@@ -33,7 +33,7 @@ PATIENCE = 5.0  # seconds for a process to end
 
 
 class Processes:
-    """Processes of this machine, among which its cores are divided; one alone is this process."""
+    """Processes of this machine that share its cores; a single one is this process."""
 
     apart = False
 
@@ -73,9 +73,9 @@ class Here(Generic[Task, Common, Result]):
     """A pool that runs one task at a time in this process.
 
     Args:
-        work: what runs a task.
-        shared: what all tasks have in common.
-        should_stop: asked after every step.
+        work: function that runs a task.
+        shared: values shared by all tasks.
+        should_stop: called after every step.
     """
 
     workers = 1
@@ -103,13 +103,13 @@ class Here(Generic[Task, Common, Result]):
 
 
 class ProcessPool(Generic[Task, Common, Result]):
-    """A pool that runs tasks in processes of their own, which start when they are first needed. If
-    one dies, its task begins again in another.
+    """A pool that runs tasks in worker processes, which start when they are needed. If one dies,
+    its task starts again in another.
 
     Args:
-        workers: how many.
-        limit: of each task; a process whose task does not keep it is ended.
-        Others as of `Here`.
+        workers: number of processes.
+        limit: time limit of each task; a process whose task exceeds it is killed.
+        The others are as for `Here`.
     """
 
     def __init__(
@@ -158,11 +158,11 @@ class ProcessPool(Generic[Task, Common, Result]):
                     return worker.running.instead
 
     def _start_again(self, dead: "_Worker") -> None:
-        """Begin a task again whose worker died."""
+        """Start a task again whose worker died."""
         self.busy.remove(dead)
-        dead.process.join(PATIENCE)  # it ends with a code of its own
+        dead.process.join(PATIENCE)  # so that its own exit code is reported
         code = dead.kill()
-        if not dead.ready and code > 0:  # it has said why
+        if not dead.ready and code > 0:  # it has printed why
             raise SpratError(
                 f"A worker process ended before it could train (exit code {code}). In a script, "
                 "call sprat below `if __name__ == '__main__':`, or give one worker."
@@ -171,7 +171,7 @@ class ProcessPool(Generic[Task, Common, Result]):
         self._start(dead.running.again(ended))
 
     def close(self) -> None:
-        """End the tasks under way after their step, or, if that takes long, at once."""
+        """End the running tasks after their step, or at once if that takes long."""
         try:
             stopping = {worker.connection for worker in self.busy if worker.ready}
             for connection in stopping:
@@ -180,7 +180,7 @@ class ProcessPool(Generic[Task, Common, Result]):
             while stopping and (left := end - time.monotonic()) > 0:
                 for connection in wait(stopping, left):
                     try:
-                        connection.recv_bytes()  # what a task came to just now
+                        connection.recv_bytes()  # the result of a task that has just ended
                     except (EOFError, OSError):
                         stopping.remove(connection)
         finally:
@@ -190,9 +190,9 @@ class ProcessPool(Generic[Task, Common, Result]):
 
 
 class _Worker:
-    """A process that runs one task after another, from this process's side.
+    """A worker process, which runs one task after another, as seen from the command.
 
-    ready: whether it has loaded what it needs. running: its task, if it has one.
+    ready: whether it has loaded everything that tasks need. running: its latest task.
     """
 
     running: Running[Any]
@@ -207,7 +207,7 @@ class _Worker:
         self.ready = False
 
     def begin(self, running: Running[Any]) -> None:
-        """Begin a task, as soon as the process is ready."""
+        """Start a task as soon as the process is ready."""
         self.running = running
         if self.ready:
             self.go()
@@ -218,7 +218,7 @@ class _Worker:
         _send(self.connection, self.running.task)
 
     def kill(self) -> int:
-        """End the process, if it has not ended; return its exit code."""
+        """Kill the process if it is still alive; return its exit code."""
         self.process.kill()
         self.process.join()
         self.connection.close()
@@ -228,7 +228,7 @@ class _Worker:
 
 
 def _send(connection: "Connection[Any, Any]", message: object) -> None:
-    with contextlib.suppress(OSError):  # the process has died, as is seen when it is heard
+    with contextlib.suppress(OSError):  # the process has died, which `next` notices
         connection.send(message)
 
 
@@ -237,12 +237,12 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-    """Hold signals back during the block, and in a process that it starts until that ignores
-    them."""
+    """Block signals during the block, also in a process that is started in it, until that process
+    ignores them."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # it starts with the first process, and lets signals through
+    resource_tracker.ensure_running()  # it would unblock them if it started in the block
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
@@ -254,8 +254,8 @@ def _signals_held() -> Iterator[None]:
 
 
 def _serve(connection: "Connection[Any, Any]", work: Work[Any, Any, Any], shared: Any) -> None:
-    """Run tasks until there is none, or the command has ended. Signals, which a terminal and a
-    scheduler send to all processes, are left to the command."""
+    """Run tasks until the command sends None or has ended. Signals, which terminals and schedulers
+    send to all processes, are left to the command."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
@@ -264,9 +264,9 @@ def _serve(connection: "Connection[Any, Any]", work: Work[Any, Any, Any], shared
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     with contextlib.suppress(EOFError, BrokenPipeError):
-        connection.send(None)  # it is ready
+        connection.send(None)  # ready
         while (task := connection.recv()) is not None:
-            # while a task is under way, the command only sends that it is to stop
+            # the command sends something during a task only to stop it
             connection.send(run_task(work, task, shared, connection.poll))
 
 

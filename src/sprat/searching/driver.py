@@ -1,9 +1,9 @@
-"""The search itself: generations of trials, halved at each rung, and what is best at the end.
+"""The search itself: generations of trials, reduced at each rung, and the best network at the end.
 
     decision = Driver(plan, folder, pool).run()
 
-Every rung is written down as it ends, so a kill loses the trials under way and nothing else; the
-same call goes on.
+Every rung is saved when it ends, so a kill loses only the trials in progress; the same call
+resumes the search.
 """
 
 import contextlib
@@ -36,12 +36,12 @@ from sprat.searching.watcher import Watcher
 from sprat.shapes import FLAG, POSITIVE, SHARE, Shape, mismatch, whole
 
 JOURNAL_FILE, WORK_FOLDER = "journal.log", "work"
-FINALISTS_FILE = "finalists.json"  # in it
-LONG = "-long"  # after a trial's number: the key of its task as a finalist
-# a task is given up after so many times as long as expected, so that one does not take all the time
+FINALISTS_FILE = "finalists.json"
+LONG = "-long"  # appended to a trial's number: the key of its task as a finalist
+# a task is given up after so many times its expected time, so that none takes all the time
 PATIENCE = 4.0
-LEAST_PATIENCE = 30.0  # seconds, up to half of what is left: a new process loads torch and images
-SLACK = 1.15  # times as long as expected a task may take, or it is not begun for lack of time
+LEAST_PATIENCE = 30.0  # seconds, up to half of those left: a new process loads torch and images
+SLACK = 1.15  # a task is started only if so many times its expected time is left
 RUNG: Shape = {
     "val": SHARE,
     "seconds": POSITIVE,
@@ -52,8 +52,8 @@ RUNG: Shape = {
 
 @dataclass(frozen=True)
 class Finalist:
-    """One of the best trials, trained for longer; epochs: over all training images, 0 if there was
-    no time for it, so that `val` is that of its trial, or None if there was none for trials."""
+    """One of the best trials, trained for longer. epochs: of all training images; 0 if there was no
+    time, so that `val` is that of the trial. val: None if there was no time for trials either."""
 
     trial: Trial
     epochs: int
@@ -62,7 +62,7 @@ class Finalist:
 
 @dataclass(frozen=True)
 class Decision:
-    """Outcome of a search: every trial in the order asked, and the finalists, best first."""
+    """Outcome of a search: all trials in the order drawn, and the finalists, best first."""
 
     trials: list[Trial]
     finalists: list[Finalist]
@@ -70,21 +70,21 @@ class Decision:
 
     @property
     def winner(self) -> Trial:
-        """The trial whose design is best."""
+        """The trial with the best design."""
         return self.finalists[0].trial
 
 
 class Driver:
-    """Searches by a plan, in a folder of the search's own, from wherever it was stopped.
+    """Run a search by its plan, in the search's own folder, from the point where it was stopped.
 
     Args:
-        pool: what runs the trials.
-        watcher: hears how it goes.
-        clock: seconds, of which only differences count.
-        began: when the search began by that clock; by default now.
+        pool: runs the trials.
+        watcher: notified of progress.
+        clock: returns seconds; only differences matter.
+        began: time of the clock when the search began; by default now.
 
     Raises:
-        SpratError: the journal is damaged or of another search, or no network keeps the limits.
+        SpratError: the journal is damaged or another search's, or no network meets the limits.
     """
 
     def __init__(
@@ -107,35 +107,35 @@ class Driver:
         self.journal = Journal(folder / JOURNAL_FILE, plan.digest, self.space, plan.rungs[-1])
         generations = self.journal.read()
         self.trials = [trial for generation in generations for trial in generation]
-        # a generation that a kill left not all of
+        # the last generation, if a kill left it incomplete
         self.under_way: list[Trial] = []
         self.size = self.journal.size() if generations else 0
         if generations and len(generations[-1]) < self.size:
             self.under_way = generations[-1]
             self.trials = self.trials[: -len(self.under_way)]
-        # times as long as measured that tasks take
+        # ratios of the tasks' times to those measured before the search
         self.slowness: list[float] = []
         if plan.seconds:
             begun = (trial for trial in [*self.trials, *self.under_way] if trial.rungs)
             self.slowness = [self._slowness_of(trial) for trial in begun]
         self.ask_seconds = plan.ask_seconds
-        self.spent = self._spent()  # before this process
+        self.spent = self._spent()  # seconds, before this process
 
     @property
     def elapsed(self) -> float:
-        """Seconds of the search so far, those before it was stopped included."""
+        """Seconds of the search so far, including those before it was stopped."""
         return self.spent + self.clock() - self.began
 
     @property
     def trained(self) -> list[Trial]:
-        """The trials that keep the limits, of finished generations."""
+        """Trials of finished generations that meet the limits."""
         return [trial for trial in self.trials if not trial.refused]
 
     def run(self) -> Decision:
         """Search until the plan's number of trials or its time is reached; return what is best.
 
         Raises:
-            Stopped: the search is to stop; the same call goes on.
+            Stopped: the search was asked to stop; the same call resumes it.
             SpratError: no trial could be trained, a worker died, or a file cannot be written.
         """
         while count := self._kept(f"generation-{self._next}.json", "trials", self._to_ask):
@@ -149,14 +149,16 @@ class Driver:
         return self.trials[-1].generation + 1 if self.trials else 0
 
     def _kept(self, name: str, key: str, decide: Callable[[], int]) -> int:
-        """Return a number that was decided before the search was stopped; else decide it, and write
-        it down, since a search that goes on has less time left and would decide otherwise.
+        """Return a number that was saved before the search was stopped, or else decide and save it:
+        a resumed search has less time left and would decide on another.
 
         Args:
-            name: of its file. key: of the number in it.
+            name: name of its file.
+            key: key of the number in the file.
+            decide: returns the number.
         """
         path = self.work / name
-        with contextlib.suppress(SpratError):  # there is none, or it is damaged
+        with contextlib.suppress(SpratError):  # missing or damaged
             values = read_json(path)
             if not mismatch(values, {key: whole()}):
                 return int(values[key])
@@ -165,13 +167,13 @@ class Driver:
         return number
 
     def _to_ask(self) -> int:
-        """Return how many trials the next generation has; 0 if there is none."""
+        """Return the number of trials of the next generation; 0 if there is none."""
         plan, count = self.plan, self.plan.generation
         if plan.trials:
             count = max(0, min(count, plan.trials - len(self.trained)))
         if plan.seconds and not self.under_way:
             left, slowness = plan.trials_end - self.elapsed, self._slowness() / self.pool.workers
-            least = 0 if self.trained else 1  # which wins untried if there is no time for it
+            least = 0 if self.trained else 1  # it wins untried if there is no time for it
 
             def needed() -> float:
                 cost, task = plan.epoch_seconds, plan.task_seconds
@@ -183,7 +185,7 @@ class Driver:
         return count
 
     def _generation(self, count: int) -> bool:
-        """Ask and train a generation; return whether a trial of it came to a rung."""
+        """Draw and train a generation; return whether one of its trials reached a rung."""
         plan = self.plan
         began = self.clock()
         asked = ask(
@@ -191,7 +193,7 @@ class Driver:
             seed=plan.config.seed, last=plan.rungs[-1], random=plan.sampler == "random",
         )  # fmt: skip
         self.ask_seconds = (self.clock() - began) / count
-        if self.under_way:  # in less time, fewer may have been asked
+        if self.under_way:  # fewer may have been drawn, for lack of time
             asked = asked[: self.size]
         if not any(not trial.refused for trial in asked):
             if self.trained:
@@ -200,14 +202,14 @@ class Driver:
             nearest = min(asked, key=lambda trial: sum(map(_positive, trial.excess.values())))
             design = nearest.design
             raise SpratError(
-                f"None of {len(asked):,} networks of the search space keeps the limits: "
+                f"None of {len(asked):,} networks of the search space meets the limits: "
                 f"{self.counter.in_words(design.network, design.side)} is the nearest "
                 f"({design.network} at {design.side} px); the smallest is {network} at {side} px. "
                 "Raise the limits."
             )
         known = {trial.number: trial for trial in self.under_way}
         for trial in asked:
-            if trial.number in known:  # told before a kill
+            if trial.number in known:  # saved before a kill
                 trial.take(known[trial.number])
         self.watcher.asked(asked, self)
         alive = [trial for trial in asked if not trial.refused]
@@ -240,13 +242,13 @@ class Driver:
         make: Callable[[Trial, int, bytes | None], Task],
         expected: Callable[[Trial], float],
     ) -> None:
-        """Bring trials, by the keys of their tasks, to a rung. With a plan that has a time, those
-        whose rung is not expected to end by then are left out.
+        """Train trials, given by the keys of their tasks, up to a rung. If the plan has a time,
+        those that are not expected to end by `end` are left out.
 
         Args:
-            end: seconds of the search.
+            end: time in seconds since the search began.
             make: returns the task of a trial up to a rung, from a state.
-            expected: returns the seconds that it will take.
+            expected: returns the seconds that a trial's task will take.
         """
         waiting: list[Task] = []
         for key, trial in trials.items():
@@ -266,7 +268,7 @@ class Driver:
     def _in_time(
         self, tasks: Iterable[Task], end: float, expected: Callable[[Task], float]
     ) -> Iterator[Task]:
-        """Yield those of the tasks that are expected to end in time, each with the time it gets."""
+        """Yield the tasks that are expected to end in time, each with its time limit."""
         for task in tasks:
             if self.plan.seconds:
                 left, seconds = end - self.elapsed, expected(task)
@@ -277,12 +279,12 @@ class Driver:
             yield task
 
     def _rung_seconds(self, trial: Trial, epochs: int) -> float:
-        """Return what it will take to bring a trial to a rung, by what it took so far."""
+        """Return the seconds that a trial will take up to a rung, estimated from those so far."""
         slowness = self._slowness_of(trial) if trial.rungs else self._slowness()
         return slowness * self.plan.rung_seconds([epochs], max(trial.rungs, default=0))
 
     def _slowness(self) -> float:
-        """Return how many times as long as measured tasks take, by those so far."""
+        """Return the ratio of the tasks' times so far to those measured before the search."""
         return sum(self.slowness) / len(self.slowness) if self.slowness else 1.0
 
     def _slowness_of(self, trial: Trial) -> float:
@@ -292,7 +294,7 @@ class Driver:
         if self.plan.seconds and not rung.diverged and not rung.key.endswith(LONG):
             before = max(trial.rungs, default=0)
             slowness = rung.seconds / self.plan.rung_seconds([rung.until], before)
-            # of what was given up nobody knows more than that it is slow
+            # how slow a task is that was given up is unknown
             self.slowness.append(min(slowness, PATIENCE) if rung.val is None else slowness)
         if rung.val is None:
             return
@@ -313,7 +315,7 @@ class Driver:
             return [Finalist(ranked[0], 0, None)]
         ranked = [trial for trial in ranked if trial.rungs]
         chosen = ranked[:FINALISTS]
-        # the family's best is among them, so that the end is no worse than the beginning
+        # includes the family's best, so that the result is no worse than the start
         family = self.space.family()
         if not any(trial.point in family for trial in chosen):
             chosen[-1:] = [t for t in ranked if t.point in family][:1] or chosen[-1:]
@@ -336,8 +338,8 @@ class Driver:
         return sorted(found, key=lambda each: (-(each.val or 0.0), each.trial.number))
 
     def _finalist_epochs(self, chosen: Sequence[Trial]) -> int:
-        """Return how long each finalist is trained, in epochs of all training images: as long as
-        there is time, or for so many images."""
+        """Return how many epochs of all training images each finalist is trained for: as many as
+        there is time for, or a fixed number of images."""
         plan = self.plan
         if plan.seconds:
             rounds = math.ceil(len(chosen) / self.pool.workers)
@@ -348,7 +350,7 @@ class Driver:
         return max(1, round(seen / plan.images))
 
     def _long_seconds(self, trial: Trial, epochs: int) -> float:
-        """Return what so many epochs of all training images will take a trial's design."""
+        """Return the seconds that so many epochs of all training images take a trial's design."""
         tried = next(t for t in self.trials if t.number == trial.number)
         plan = self.plan
         return self._slowness_of(tried) * (plan.task_seconds + epochs * plan.pass_seconds)
@@ -358,10 +360,10 @@ class Driver:
         config = dataclasses.replace(config, train_images=0)
         return Task(f"{trial.number}{LONG}", config, epochs, state)
 
-    # what is written down of rungs
+    # saved rungs
 
     def _spent(self) -> float:
-        """Return the seconds up to the last rung that was written down."""
+        """Return the seconds up to the last saved rung."""
         found = [trial.elapsed for trial in [*self.trials, *self.under_way]]
         for file in self.work.glob("*-*.json"):
             with contextlib.suppress(SpratError):
@@ -370,7 +372,7 @@ class Driver:
         return max(found, default=0.0)
 
     def _write(self, trial: Trial, rung: Rung) -> None:
-        """The state first: with it, and without its record, the rung is only evaluated again."""
+        """Save a rung, its state first: without the record, it is only evaluated again."""
         if rung.val is None:
             return
         if rung.state:
@@ -384,8 +386,8 @@ class Driver:
         write_json(self.work / f"{rung.key}-{rung.until}.json", record)
 
     def _read(self, key: str, until: int) -> Rung | None:
-        """Return the rung that was written down, or None; of a damaged file too, since it can be
-        had again."""
+        """Return a saved rung, or None if its file is missing or damaged, since it can be trained
+        again."""
         path = self.work / f"{key}-{until}.json"
         try:
             values = read_json(path)
@@ -399,7 +401,7 @@ class Driver:
         path = self.work / f"{key}.pt"
         try:
             load_resume(path)
-        except SpratError:  # there is none, or it is damaged: the trial begins anew
+        except SpratError:  # missing or damaged: the trial starts again
             return None
         return path.read_bytes()
 

@@ -27,7 +27,7 @@ class EMA:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        # BatchNorm's buffers are estimated anew before they are used; none is averaged
+        # not the BatchNorm buffers, which are estimated again before they are used
         self._averages: list[Tensor] = list(self.network.parameters())
         self._followed: list[Tensor] = list(network.parameters())
 

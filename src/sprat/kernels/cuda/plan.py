@@ -460,5 +460,5 @@ class _GPUPlan(Plan):
         self.parts.add_up(self.weights_gradient)
         found = self.gradient.copies()
         stem = self.wiring.stem.pointwise.weight
-        found[stem] = found[stem].view(len(stem), 3, 3, -1).permute(0, 3, 1, 2)  # as it lies
+        found[stem] = found[stem].view(len(stem), 3, 3, -1).permute(0, 3, 1, 2)  # memory layout
         return found
