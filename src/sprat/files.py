@@ -79,14 +79,14 @@ def _reason(error: OSError, path: Path, size: int | None) -> str:
         needed = f" ({size:,} bytes)" if size else ""
         return f"the file is larger than the system allows{needed}. Raise the limit (ulimit -f)."
     if error.errno in (errno.EACCES, errno.EPERM):
-        return "permission denied. Give yourself the right to write there, or choose another place."
+        return "permission denied. Give yourself permission to write, or choose another place."
     if error.errno == errno.EROFS:
         return "the file system is read-only. Choose another place."
     if error.errno == errno.ENAMETOOLONG:
         return "the name is too long. Choose a shorter one."
     if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
         return f"{_in_the_way(path)}. Move that away, or choose another name."
-    return f"{error.strerror}. Choose another place, or see to that one."
+    return f"{error.strerror}. Choose another place, or check that one."
 
 
 def _room(path: Path, size: int | None) -> str:

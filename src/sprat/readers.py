@@ -51,7 +51,7 @@ def unlisted(folder: Path, error: OSError) -> SpratError:
     """Return the error to raise if the system refuses to list a folder."""
     remedy = "Give a folder that can be listed."
     if isinstance(error, PermissionError):
-        remedy = f"Give yourself the right to: {command('chmod', 'u+rx', folder)}"
+        remedy = f"Give yourself permission with {command('chmod', 'u+rx', folder)}"
     return SpratError(f"{folder} cannot be read: {error.strerror}. {remedy}")
 
 
@@ -79,7 +79,7 @@ def parse_json(text: str) -> Any:
     except RecursionError:
         raise ValueError(f"it is nested more than {DEEPEST} levels deep") from None
     except ValueError:  # Python refuses more than 4,300 digits
-        raise ValueError("it holds a number beyond 64 bits") from None
+        raise ValueError("it contains a number beyond 64 bits") from None
     _check_plain(value)
     return value
 
@@ -94,9 +94,9 @@ def _check_plain(value: Any) -> None:
             elif isinstance(each, list):
                 within += each
             elif isinstance(each, float) and not math.isfinite(each):
-                raise ValueError(f"it holds {each}, which is no finite number")
+                raise ValueError(f"it contains {each}, which is not a finite number")
             elif isinstance(each, int) and not -(2**63) <= each < 2**63:
-                raise ValueError("it holds a number beyond 64 bits")
+                raise ValueError("it contains a number beyond 64 bits")
         if not within:
             return
         level = within

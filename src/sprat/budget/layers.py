@@ -260,10 +260,10 @@ class _Lowering:
             flat: whether it may have been flattened before pooling.
         """
         if not isinstance(arg, graph.Map):
-            raise _Unsupported("it takes something else than a map that a layer made")
+            raise _Unsupported("its input is not the output of a layer")
         found, shape = self.maps[arg.op], self.ops[arg.op].shape
         if isinstance(found, tuple):
-            raise _Unsupported("it makes several maps")
+            raise _Unsupported("its input is several maps")
         if isinstance(found, _Moved):
             with _named(self.ops[arg.op]):
                 found = self.maps[arg.op] = self.gathered(found, arg.op)
@@ -271,7 +271,7 @@ class _Lowering:
         if found.height == found.width == 1 or flat:
             allowed.append((1, found.size))
         if shape not in allowed:
-            raise _Unsupported(f"it takes a map of shape {shape}")
+            raise _Unsupported(f"its input has shape {shape}")
         return found
 
     def add(self, layer: Layer, op: int | None = None) -> Map:
@@ -458,7 +458,7 @@ class _Lowering:
         if isinstance(found, Map):
             if found.size > MOST_MOVED:
                 raise _Unsupported(
-                    f"it moves {found.size:,} values, at most {MOST_MOVED:,} expected"
+                    f"it moves {found.size:,} values, expected at most {MOST_MOVED:,}"
                 )
             index = torch.arange(1, found.size + 1, dtype=torch.int32)
             found = _Moved(found, index.view(self.ops[source].shape))
@@ -477,7 +477,7 @@ class _Lowering:
         if np.array_equal(moved.index.flatten(), numbers):
             return source
         if shape[0] != 1 or len(shape) not in (2, 4):
-            raise _Unsupported(f"it makes a map of shape {shape}")
+            raise _Unsupported(f"its output has shape {shape}")
         channels, height, width = (*shape[1:], 1, 1)[:3]
         index = moved.index.view(channels, height, width).numpy()
         sizes = (source.channels, source.height, source.width)
@@ -498,7 +498,7 @@ class _Lowering:
         taken = layer.taken()
         padded = np.pad(numbers.reshape(sizes), (0, 1))  # index -1 is the padding: zeros
         if not np.array_equal(padded[np.ix_(*taken)], index):
-            raise _Unsupported("it puts values where no step over rows and columns finds them")
+            raise _Unsupported("its output is not rows and columns of its input at a fixed step")
         first = taken[0][0]
         every = (range(first, first + channels), range(source.height), range(source.width))
         if taken == tuple(map(list, every)):

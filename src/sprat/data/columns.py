@@ -75,7 +75,7 @@ def find_columns(
     ):
         if not found:
             raise SpratError(
-                f"{place} has no column that evidently {what}: its columns are {_all(names)}. Name "
+                f"{place} has no column that clearly {what}: its columns are {_all(names)}. Name "
                 f"the column with --pictures.{kind}-column."
             )
     others = [name for name in names if name not in (path, label)]

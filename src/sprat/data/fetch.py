@@ -221,10 +221,10 @@ def _first_byte(response: HTTPResponse, have: int, size: int) -> int:
     """Return the offset at which a response starts; refuse one about a file of another size."""
     first, total = 0, response.headers.get("Content-Length", "")
     if response.status == 206:
-        told = response.headers.get("Content-Range", "")
-        parts = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", told.strip())
+        given = response.headers.get("Content-Range", "")
+        parts = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", given.strip())
         if parts is None or int(parts[1]) != have:
-            raise _LostError(f"was asked for bytes from {have:,} on and gave {told!r}")
+            raise _LostError(f"was asked for bytes from {have:,} on and gave {given!r}")
         first, total = have, parts[2]
     elif response.status != 200:
         raise _LostError(f"answered {response.status} {response.reason}")

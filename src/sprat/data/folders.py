@@ -41,7 +41,7 @@ def find(folder: Path) -> Found:
     """
     inside = scan(folder)
     parts = find_parts(folder, inside.folders)
-    beside = list(inside.files)
+    stray = list(inside.files)
     found = {} if parts else {"": ("", inside.folders)}
     for part, name in parts.items():
         within = scan(folder / name)
@@ -52,7 +52,7 @@ def find(folder: Path) -> Found:
                 "class, add a table of their labels, or move that folder away."
             )
         found[part] = (name, within.folders)
-        beside += [f"{name}/{file}" for file in within.files]
+        stray += [f"{name}/{file}" for file in within.files]
     classes = _classes(folder, found)
     digest, groups, files = new_digest(folder), [], []
     for part, (name, names) in found.items():
@@ -74,7 +74,7 @@ def find(folder: Path) -> Found:
         pictures_of_all,
         digest.hexdigest(),
         {part: f"{name}/" for part, (name, _) in found.items() if part},
-        [f"left out, being in no class folder of {folder}: {few(beside)}"] if beside else [],
+        [f"left out, not in a class folder of {folder}: {few(stray)}"] if stray else [],
         has_columns=False,
     )
 

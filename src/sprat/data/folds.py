@@ -38,10 +38,10 @@ def folds(images: ImageSet, count: int, seed: int, groups: Tensor | None = None)
 def _folds_of_groups(images: ImageSet, count: int, seed: int, groups: Tensor) -> Tensor:
     number = len(groups.unique())
     if number < count:
-        remedy = f"Give at most {number} folds" if number > 1 else "Give a column of more groups"
+        remedy = f"Give at most {number} folds" if number > 1 else "Name a column with more groups"
         raise SpratError(
             f"folds is {count}, but the training images are in {number} groups, which cannot be "
-            f"split. {remedy}, or none to group by."
+            f"split. {remedy}, or leave --pictures.group-column out."
         )
     fold = deal(images.targets, groups, (1 / count,) * count, seed)
     for label, name in enumerate(images.classes):

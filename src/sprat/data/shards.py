@@ -269,7 +269,7 @@ def _label(path: Path, row: int, label: Any, names: list[str]) -> str:
             return str(label)
         if 0 <= label < len(names):
             return names[label]
-    among = f", expected 0 to {len(names) - 1}" if names else ", expected a whole number or a text"
+    among = f", expected 0 to {len(names) - 1}" if names else ", expected a whole number or text"
     raise SpratError(
         f"{path} has the label {shown(label)} in row {row:,}{among}. Name the column of labels "
         "with --pictures.label-column, or remove the rows without a label."

@@ -98,7 +98,7 @@ def _find_end(
     """
     features, linear = getattr(network, "features", None), getattr(network, "classifier", None)
     if features is None or not callable(features):
-        raise _other_end(network, "it has no method features, which returns that map")
+        raise _other_end(network, "it has no method features that returns that map")
     if not isinstance(linear, nn.Linear):
         raise _other_end(network, "it has no linear layer named classifier")
     device = linear.weight.device
@@ -113,7 +113,7 @@ def _find_end(
             agree = torch.allclose(logits, expected, rtol=1e-3, atol=1e-3)
     except Exception as error:  # whatever the user's code raises
         why = f"{type(error).__name__}: {error}"
-        raise _other_end(network, f"its features cannot be followed ({why})") from error
+        raise _other_end(network, f"computing its features failed ({why})") from error
     finally:
         network.train(training)
     if not agree:

@@ -219,10 +219,10 @@ def read_record(record: Any, lowered: Lowered) -> Ranges:
 def _wrong_layers(layers: Mapping[str, Sequence[float]], names: Sequence[str]) -> str | None:
     """Return what is wrong with the ranges of layers; None if they fit."""
     if missing := [name for name in names if name not in layers]:
-        return f"there are none of the layer {missing[0]}"
+        return f"the layer {missing[0]} has none"
     if others := sorted(layers.keys() - set(names)):
         return f"the network has no layer {shown(others[0])}"
     for name, (low, high) in layers.items():
         if low > high or 0 < high - low < NARROWEST:
-            return f"those of {shown(name)} go from {low:g} to {high:g}"
+            return f"that of {shown(name)} is {low:g} to {high:g}"
     return None

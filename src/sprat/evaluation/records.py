@@ -434,7 +434,7 @@ def wrong_history(rows: Any) -> str | None:
         return wrong
     for epoch, row in enumerate(rows, 1):
         if row["epoch"] != epoch or row["judged_on"] != rows[0]["judged_on"]:
-            return f"line {epoch} is of epoch {row['epoch']} (evaluated on {row['judged_on']})"
+            return f"line {epoch} is about epoch {row['epoch']} (evaluated on {row['judged_on']})"
     return None
 
 

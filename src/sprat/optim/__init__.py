@@ -157,7 +157,7 @@ def restore_state(optimizer: Optimizer, saved: dict[Any, Any]) -> None:
                 for name, value in kept.items()
             )
             if saved and not fits:  # there is no state before the first step
-                raise ValueError(f"the optimizer's state of parameter {number} is another's")
+                raise ValueError(f"the optimizer's state does not fit parameter {number}")
     if len(saved) > sum(len(group["params"]) for group in current):
-        raise ValueError("the optimizer's state is of more parameters")
+        raise ValueError("the optimizer's state has more parameters")
     optimizer.load_state_dict({"state": saved, "param_groups": current})

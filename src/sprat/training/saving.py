@@ -143,10 +143,10 @@ def _check_place(run: "Run", state: dict[str, Any]) -> None:
     """
     place = f"epoch {state['epoch']}, batch {state['batch']}"
     if state["epoch"] > run.config.epochs or state["batch"] > len(run.images.batches):
-        raise ValueError(f"it stands at {place}")
+        raise ValueError(f"it is at {place}")
     losses = run.progress.losses
     if len(state["history"]) != state["epoch"] or state["losses"].shape != losses.shape:
-        raise ValueError(f"it stands at {place}, but its history is of another length")
+        raise ValueError(f"it is at {place}, but its history has another length")
     best = state["best"]
     if best and (not run.chooses or best["epoch"] > state["epoch"]):
-        raise ValueError(f"it stands at {place}, but was best at epoch {best['epoch']}")
+        raise ValueError(f"it is at {place}, but was best at epoch {best['epoch']}")
