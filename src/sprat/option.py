@@ -14,7 +14,7 @@ else:
     except ModuleNotFoundError:
 
         class Ignored:
-            """Accepts any arguments and ignores them."""
+            """Accept any arguments and ignore them."""
 
             def __init__(self, *told: object, **options: object) -> None:
                 pass

@@ -39,7 +39,8 @@ def is_first() -> bool:
 
 
 def command() -> list[str]:
-    """Return the words that start sprat as this process was started: those of torchrun, or none."""
+    """Return how a command starts sprat the way this process was started: sprat, or torchrun …
+    sprat."""
     nodes = world_size() // local_world_size()
     if not launched():
         return ["sprat"]

@@ -46,11 +46,11 @@ def peak_activations(ops: list[Op]) -> Peak:
     readers[number[buffer_of[len(ops) - 1]]] |= 1 << len(steps)  # the result is read at the end
 
     def held(done: int) -> int:
-        """Values that some op not yet done will read."""
+        """Return the number of values that ops not yet done will read."""
         return sum(size for n, size in enumerate(sizes) if done >> n & 1 and readers[n] & ~done)
 
     def after(done: int, n: int) -> int:
-        """Values held while step n is done."""
+        """Return the number of values held during step n."""
         dying = [s for s in reads[n] if not readers[s] & ~(done | 1 << n)]
         overwrites = ops[steps[n]].kind in IN_PLACE and any(sizes[s] == sizes[n] for s in dying)
         return held(done) + (0 if overwrites else sizes[n])

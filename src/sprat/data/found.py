@@ -142,7 +142,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
     """Return whether an entry is a folder, or a link to one."""
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError:  # a loop of links
         return False
 
 

@@ -18,7 +18,7 @@ class Source(Protocol):
 
     @property
     def shape(self) -> torch.Size:
-        """N x C x H x W."""
+        """Shape N x C x H x W."""
 
     @property
     def device(self) -> torch.device:
