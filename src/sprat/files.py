@@ -160,7 +160,7 @@ def _beside(path: Path) -> Iterator[Path]:
             try:
                 # a sweep may have removed the file before it was locked
                 if sys.platform == "win32" or (
-                    (_try_lock(file.fileno()) is not False) and _names(beside, file.fileno())
+                    (_try_lock(file.fileno()) is not False) and _refers_to(beside, file.fileno())
                 ):
                     yield beside
                     return
@@ -308,7 +308,7 @@ def _locked_folder(root: Path) -> Iterator[Path]:
                 handle = stack.enter_context(_opened_folder(folder))
             except FileNotFoundError:  # swept by another process before it was locked
                 continue
-            if _try_lock(handle) is not False and _names(folder, handle):
+            if _try_lock(handle) is not False and _refers_to(folder, handle):
                 yield folder
                 return
 
@@ -342,14 +342,14 @@ def lock(path: Path, waiting: Callable[[str], None]) -> Iterator[Callable[[], bo
                 if tries == 3:  # a sweep or `holder` may hold it for a moment
                     waiting(_read_holder(file.fileno()))
                 time.sleep(0.1)
-            elif _names(path, file.fileno()):  # otherwise its last holder has removed it
+            elif _refers_to(path, file.fileno()):  # otherwise its last holder has removed it
                 with contextlib.suppress(OSError):  # for information only
                     file.truncate(0)
                     file.write(_this_process().encode())
                 try:
-                    yield lambda: _names(path, file.fileno())
+                    yield lambda: _refers_to(path, file.fileno())
                 finally:
-                    if _names(path, file.fileno()):
+                    if _refers_to(path, file.fileno()):
                         with contextlib.suppress(OSError):  # Windows cannot remove an open file
                             path.unlink()
                 return
@@ -374,7 +374,7 @@ def _read_holder(handle: int) -> str:
     return "".join(filter(str.isprintable, text)) or "another process"
 
 
-def _names(path: Path, handle: int) -> bool:
+def _refers_to(path: Path, handle: int) -> bool:
     """Return whether a path refers to an open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(handle))

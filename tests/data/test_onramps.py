@@ -471,7 +471,7 @@ ATTACKS: list[tuple[str, Callable[[], bytes], str]] = [
         lambda: _tar(_member("a/1.png", pax_headers={"comment": "x" * (2 << 20)})),
         "damaged or not an archive: a header of 2,",
     ),
-    ("x.tar", lambda: _tar(_member("a", 9))[:1024], "it is damaged before the mark of its end"),
+    ("x.tar", lambda: _tar(_member("a", 9))[:1024], "it is damaged before its end marker"),
     ("x.tar", lambda: _zip(("a/1.png", b"")), "is damaged or not an archive"),
     ("x.tar.gz", lambda: b"\x1f\x8b" + bytes(99), "is damaged or not an archive"),
     ("x.tar.xz", lambda: b"\xfd7zXZ" + bytes(99), "is damaged or not an archive"),

@@ -162,7 +162,7 @@ def _members(archive: Path, most: int) -> Iterator[_Member]:
                     kind = "" if found.isreg() and not found.issparse() else "a link or a device"
                     yield _Member(found.name, found.size, kind, partial(_opened, tar, found))
             if stream.last != bytes(tarfile.BLOCKSIZE):  # tarfile ends at a damaged header
-                raise tarfile.ReadError("it is damaged before the mark of its end")
+                raise tarfile.ReadError("it is damaged before its end marker")
         while stream.read(_PIECE):  # the checksum is compared at the very end
             pass
 
