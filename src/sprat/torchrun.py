@@ -1,4 +1,4 @@
-"""What torchrun says about this process in environment variables. Imports nothing else of sprat."""
+"""Torchrun's environment variables, which describe this process. Imports nothing else of sprat."""
 
 import os
 

@@ -88,7 +88,7 @@ class MixingConfig(Table, name="mixing"):
 
     @property
     def any(self) -> bool:
-        """Whether any batch is mixed."""
+        """Return whether any batch is mixed."""
         return any(self.probabilities.values())
 
     @property

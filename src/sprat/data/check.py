@@ -54,7 +54,7 @@ class DataCheck:
 
     @property
     def ok(self) -> bool:
-        """Whether there are neither leaks nor conflicting labels."""
+        """Return whether there are neither leaks nor conflicting labels."""
         return not self.leaks and not self.conflicts
 
     def label(self, place: int) -> str:

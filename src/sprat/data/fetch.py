@@ -27,7 +27,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Patience:
-    """When to give up on one source and try another."""
+    """Limits after which one source is given up for another."""
 
     silence: float = 20.0  # seconds without data before a connection counts as lost
     slow: float = 200_000.0  # bytes/s below which another source is tried

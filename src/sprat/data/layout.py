@@ -1,4 +1,4 @@
-"""Which form your own pictures have: class folders, a table, an archive or parquet files."""
+"""Form of your own pictures: class folders, a table, an archive or parquet files."""
 
 import contextlib
 import os

@@ -34,7 +34,7 @@ def is_own(path: Path) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class PicturesConfig(Table, name="pictures"):
-    """How your own pictures are turned into images, labels and splits."""
+    """Settings for turning your own pictures into images, labels and splits."""
 
     side: int = setting(
         32,

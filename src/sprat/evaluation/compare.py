@@ -121,7 +121,8 @@ class Entry:
 
     @property
     def can_lead(self) -> bool:
-        """Whether it may be on the Pareto front: measured on the test set, and not just claimed."""
+        """Return whether it may be on the Pareto front: measured on the test set, not just
+        claimed."""
         return self.standing != "claimed" and self.split == "test"
 
     def to_dict(self) -> dict[str, Any]:

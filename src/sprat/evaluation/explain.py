@@ -28,7 +28,7 @@ SPREAD, NOWHERE = "spread over the whole picture", "nowhere in particular"
 
 
 class Explanation(NamedTuple):
-    """Where in a picture the evidence for a class is."""
+    """Evidence for a class, and where in a picture it is."""
 
     label: str
     """The class."""

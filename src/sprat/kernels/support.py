@@ -1,4 +1,4 @@
-"""Which networks the compiled kernels support: those whose parts they compute as torch does."""
+"""Networks that the compiled kernels support: those whose parts they compute as torch does."""
 
 import math
 from collections.abc import Iterator

@@ -56,8 +56,8 @@ class Progress:
 
 @dataclass
 class Origin:
-    """Where a run comes from: its recipe's name and changes to it, the state of the code, and the
-    model that it started from."""
+    """Origin of a run: its recipe's name and changes to it, the state of the code, and the model
+    that it started from."""
 
     recipe: str = "custom"
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -133,7 +133,7 @@ class Run:
 
     @property
     def chooses(self) -> bool:
-        """Whether accuracy on val decides which epoch's weights are kept, and when to stop.
+        """Return whether accuracy on val decides which epoch's weights are kept, and when to stop.
 
         Not if val is a fold, which measures what a `final` run achieves on unseen images.
         """
@@ -141,12 +141,12 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether no epoch is left, or the run has stopped early."""
+        """Return whether no epoch is left, or the run has stopped early."""
         return self.progress.epoch >= self.config.epochs or self.stopped_early
 
     @property
     def stopped_early(self) -> bool:
-        """Whether accuracy on val has not improved for `patience` epochs."""
+        """Return whether accuracy on val has not improved for `patience` epochs."""
         best, epoch, patience = self.progress.best, self.progress.epoch, self.config.patience
         if not patience or not best:
             return False

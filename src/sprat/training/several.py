@@ -42,7 +42,7 @@ class How(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Apart:
-    """How to train several runs at once.
+    """Means of training several runs at once.
 
     workers: where they are trained. source: where workers load the images. code: files of the
     user's code, which each worker runs. observers: each worker gets copies of its own.

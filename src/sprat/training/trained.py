@@ -36,7 +36,7 @@ class Trained:
 
     @property
     def about(self) -> ModelRecord:
-        """What a run's results record about the model."""
+        """Record of the model for a run's results."""
         about = self.model.about
         return {
             "model": self.model.name,
