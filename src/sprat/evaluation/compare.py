@@ -107,7 +107,7 @@ class Entry:
     standing: Standing = "measured"
     """Status: "measured" by sprat, "published" elsewhere, or only "claimed"."""
     split: Evaluated = "test"
-    """Images: "test", "val" (also folds) if the test set was not read, or "all" for others."""
+    """Images: "test"; "val" for folds or if the test set was not read; "all" for others."""
     ci95: tuple[float, float] | None = None
     """95 % interval of a single run, over the images it was evaluated on."""
     std: float | None = None
