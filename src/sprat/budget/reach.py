@@ -98,7 +98,10 @@ def _joined(op: Op, sources: list[Reach]) -> Reach:
     if len(sources) == 1:
         return first
     if len({(s.height.jump, s.width.jump, s.dims) for s in sources}) != 1:
-        raise SpratError(f"Branches with different strides meet in {op.module or 'the network'}.")
+        raise SpratError(
+            f"Branches with different strides meet in {op.module or 'the network'}. Give them the "
+            "same stride."
+        )
 
     def hull(spans: list[Span]) -> Span:
         return Span(spans[0].jump, min(s.first for s in spans), max(s.last for s in spans))
@@ -140,7 +143,7 @@ def _behind(op: Op, at: Reach) -> Reach | None:
         return at
     raise SpratError(
         f"sprat cannot compute the receptive field of {op.kind} (in "
-        f"{op.module or 'the network itself'})."
+        f"{op.module or 'the network itself'}). Replace that operation."
     )
 
 
@@ -162,7 +165,9 @@ def _windowed(
 
 def _sliced(span: Span, start: int, step: int) -> Span:
     if start < 0:
-        raise SpratError("sprat cannot compute the receptive field of slices from the end.")
+        raise SpratError(
+            "sprat cannot compute the receptive field of slices from the end. Slice from the start."
+        )
     offset = start * span.jump
     return Span(span.jump * step, span.first + offset, span.last + offset)
 
@@ -183,7 +188,7 @@ def _pooled(op: Op, at: Reach) -> Reach | None:
         return at  # over the channels, which are kept as one
     raise SpratError(
         f"sprat cannot compute the receptive field of {op.kind} over part of a map (in "
-        f"{op.module or 'the network itself'})."
+        f"{op.module or 'the network itself'}). Replace that operation."
     )
 
 
@@ -200,12 +205,16 @@ def _moved(op: Op, at: Reach) -> Reach:
         new = len(op.args[2]) - 1
         if op.args[1] in at.dims:
             raise SpratError(
-                f"The height or width of a map is split in {op.module or 'the network'}."
+                f"The height or width of a map is split in {op.module or 'the network'}. Replace "
+                "that operation."
             )
         return replace(at, dims=tuple(dim + new * (dim > op.args[1]) for dim in at.dims))
     start, end = op.arg(1, 0), op.arg(2, -1)
     if end == -1 or any(start <= dim <= end for dim in at.dims):
-        raise SpratError(f"A map is flattened before it is pooled in {op.module or 'the network'}.")
+        raise SpratError(
+            f"A map is flattened before it is pooled in {op.module or 'the network'}. Pool it "
+            "first."
+        )
     return replace(at, dims=tuple(dim - (end - start) * (dim > end) for dim in at.dims))
 
 
