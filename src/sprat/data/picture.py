@@ -110,8 +110,9 @@ def read_picture(path: Picture, side: int, channels: int = 3) -> Tensor:
         raise SpratError(f"{path} has too many pixels to be safe: {error}") from error
     except UnidentifiedImageError as error:  # Pillow's own message repeats the path
         formats = ", ".join(FORMATS)
-        why = f"it is not one of {formats}"
-        raise SpratError(f"{path} cannot be read as a picture: {why}") from error
+        raise SpratError(
+            f"{path} cannot be read as a picture: it is not one of {formats}"
+        ) from error
     except Exception as error:  # damaged files raise all sorts
         why = (isinstance(error, OSError) and error.strerror) or error
         raise SpratError(f"{path} cannot be read as a picture: {why}") from error

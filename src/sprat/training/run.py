@@ -41,8 +41,8 @@ class Progress:
     """Progress of a run.
 
     epoch: finished epochs. batch: finished batches of the current epoch, whose losses are kept.
-    epoch_seconds: training time in that epoch. seconds: time up to the weights that are kept so
-    far, including evaluations. history: a row of metrics.jsonl for each epoch.
+    epoch_seconds: training time in that epoch. seconds: time of the run up to its latest weights,
+    including evaluations before. history: a row of metrics.jsonl for each epoch.
     """
 
     losses: Tensor
