@@ -224,5 +224,5 @@ def _wrong_layers(layers: Mapping[str, Sequence[float]], names: Sequence[str]) -
         return f"the network has no layer {shown(others[0])}"
     for name, (low, high) in layers.items():
         if low > high or 0 < high - low < NARROWEST:
-            return f"that of {shown(name)} is {low:g} to {high:g}"
+            return f"that of {shown(name)} is from {low:g} to {high:g}"
     return None
