@@ -175,14 +175,14 @@ def head_start(page: str, results: Path = RESULTS) -> str:
     lines = [
         f"{figures['model']} was trained on the CIFAR-10 classes {given}. Then a few images of "
         f"each of the classes {held_out} were learnt in two ways: with a head start, by the recipe "
-        f"`{figures['recipe']}`, and from scratch, by whichever of {len(figures['scratch'])} recipes "
-        "with higher learning rates was best on val. The table shows the "
+        f"`{figures['recipe']}`, and from scratch, by whichever of {len(figures['scratch'])} "
+        "recipes with higher learning rates was best on val. The table shows the "
         f"accuracy on {figures['test_images']:,} test images, as the mean ± standard deviation of "
         f"{figures['seeds']} seeds. In brackets is the lead of the head start in points, paired by "
         "seed, ± its standard error (`results/head_start.json`, `benchmarks/head_start.py`).",
         "",
-        "| images per class | steps | seconds with and without | head start | from scratch, same number of steps | "
-        f"from scratch, {longer} as many steps |",
+        "| images per class | steps | seconds with and without | head start "
+        f"| from scratch, same number of steps | from scratch, {longer} as many steps |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for size in figures["sizes"]:
@@ -346,8 +346,8 @@ def scale(page: str, results: Path = RESULTS) -> str:
         "### Estimates for larger machines",
         "",
         f"A trial of the default size trains on {TRIAL_IMAGES:,} images for up to "
-        f"{rungs_of(FULL_IMAGES // TRIAL_IMAGES)[-1]} epochs. In the measurement above, one core "
-        f"trained at {core:,.0f} images/s, including evaluations. One of the four networks that "
+        f"{rungs_of(FULL_IMAGES // TRIAL_IMAGES)[-1]} epochs. One core trained at {core:,.0f} "
+        "images/s in the measurement above, including evaluations. One of the four networks that "
         f"shared an {gpu['machine']['gpu']} trained at {gpu['images_per_s']:,.0f} images/s, "
         "including the teacher's predictions (`results/taught-s/seed-0/results.json`). The table "
         "shows what a search would reach at these rates, if the driver takes "
