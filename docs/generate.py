@@ -53,10 +53,10 @@ def networks() -> str:
     lines = [
         "# Networks",
         "",
-        "Names for `--model`; upper and lower case, `-` and `_` make no difference. All figures "
-        "are for ten classes and images of 32 px. Arena and weights are in bytes, as in the "
-        '[memory plan](../how-to/fit-a-budget.md#memory) for int8; "—" means that there is no '
-        "plan.",
+        "The names that `--model` accepts. Upper or lower case, `-` and `_` make no difference. "
+        "All figures are for ten classes and images of 32 px. Arena and weights are in bytes, as "
+        'in the [memory plan](../how-to/fit-a-budget.md#memory) for int8; "—" means that there is '
+        "no plan.",
         "",
         "| name | description | parameters | MACs | receptive field | arena | weights |",
         "| --- | --- | --- | --- | --- | --- | --- |",
