@@ -1,17 +1,17 @@
-"""How fast is augmentation? Images/s of the batched pipeline beside Albumentations.
+"""Measure how fast augmentation is: images/s of the batched pipeline and of Albumentations.
 
     python benchmarks/augmentation.py --json
 
-- batched: sprat's pipeline on whole batches, through torch.
+- batched: sprat's pipeline on whole batches, in torch.
 - albumentations: the same pipeline through Albumentations, image by image, as
   `--augment.engine albumentations` runs it in each worker. Needs sprat[albumentations].
-- step: a training step of the recipe `reference` on all threads, and what of it is augmentation
-  and mixing.
+- step: a training step of the recipe `reference` on all threads, and how much of it is
+  augmentation and mixing.
 
-The first two have one thread each: uint8 in, normalised float out, by the probabilities of the
-recipe `reference`; then each transform alone on every image, uint8 to uint8. Each contender runs in
-its own process, in turns; the figure is the median turn. The pictures are noise. Takes about three
-minutes.
+The first two run on one thread, from uint8 to normalised floats: first the whole pipeline with the
+probabilities of the recipe `reference`, then each transform alone on every image, from uint8 to
+uint8. Contenders take turns, each in its own process; each figure is the median of the turns. The
+images are noise. This takes about three minutes.
 """
 
 import argparse
@@ -106,8 +106,8 @@ def step(arguments: argparse.Namespace) -> Figures:
 
 def main() -> None:
     parser = parser_for(__doc__, rounds=5)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=20, help="timed calls of a turn")
+    parser.add_argument("--batch-size", type=int, default=128, help="images per batch")
+    parser.add_argument("--repeats", type=int, default=20, help="timed calls per turn")
     arguments = parser.parse_args()
     contenders: dict[str, Contender] = {
         "batched": batched,

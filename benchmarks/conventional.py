@@ -1,7 +1,8 @@
-"""Conventional training steps to compare with, written as their authors would.
+"""Run conventional training steps to compare with, as their authors would write them.
 
-`eager` is what a careful user of PyTorch writes today; `brief` is the loop of the project's
-brief. Both yield after every step and leave the allocator and all else at its defaults.
+`eager` is what a careful user of PyTorch writes today. `brief` is the loop that the original
+project describes. Both yield after every step, and leave the allocator and everything else at its
+defaults.
 """
 
 import os

@@ -1,13 +1,14 @@
-"""What helps a network this small: every setting tried, at one small budget, beside its base.
+"""Find out which settings help a network this small, each changed alone in a short training.
 
     python benchmarks/proxy.py --work FOLDER [--group brief …] [--data-dir DIR]
         [--output results/proxy.json] [--json]
 
-The budget is 6 to 60 passes (by the group) over 10,000 of CIFAR-10's training images at 32 px
-in batches of 64, evaluated after the last step on 25,000 other training images (val). On two cores
-of a 2026 AMD EPYC, 20 passes of OptimizedCIFAR10Net200K take two minutes; finished runs in FOLDER
-are not trained again. Of every trial: its accuracy, and the difference to its base, paired over
-seeds and images, with its standard error over images.
+A training consists of 6 to 60 passes (depending on the group) over 10,000 of CIFAR-10's training
+images at 32 px in batches of 64. It is evaluated after the last step on 25,000 other training
+images (val). On two cores of an AMD EPYC (2026), 20 passes of OptimizedCIFAR10Net200K take two
+minutes. Finished runs in FOLDER are not trained again. For every trial, the script reports the
+accuracy and the difference to its base, paired over seeds and images, with the standard error over
+images. The group `brief` switches off the original project's settings one by one.
 """
 
 import argparse
@@ -43,7 +44,7 @@ DESIGNS = str(Path(__file__).with_name("designs.py"))
 
 @dataclass(frozen=True)
 class Group:
-    """Trials beside one base: what each changes of it."""
+    """Trials compared with one base, and what each of them changes."""
 
     recipe: str
     base: dict[str, Any]  # what the base changes of the recipe
@@ -190,10 +191,14 @@ def measure(folder: Path, config: Config, seeds: int, dataset: Dataset) -> dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
-    parser.add_argument("--group", nargs="*", choices=GROUPS, default=list(GROUPS))
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--output", type=Path, help="JSON file to write the figures into")
-    parser.add_argument("--json", action="store_true", help="end with them as one JSON object")
+    parser.add_argument(
+        "--group", nargs="*", choices=GROUPS, default=list(GROUPS), help="trials to run"
+    )
+    parser.add_argument("--data-dir", type=Path, help="folder of CIFAR-10")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     arguments = parser.parse_args()
     keep_freed_memory()
     code.use(DESIGNS)

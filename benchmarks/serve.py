@@ -1,15 +1,15 @@
-"""How many requests a second does the server answer, how soon, and does its memory hold still?
+"""Measure how many requests the server answers, how long they wait, and how its memory grows.
 
     python benchmarks/serve.py --json
     python benchmarks/serve.py --against ../other-checkout
 
-Starts `sprat serve` with the best model that ships and asks it on loopback, from one process, with
-1, 8 and 64 clients at once, each of which sends one 32 px PNG and waits for the answer. The same
-network is measured in this process too, one image at a time and in batches of 64. Then come many
-more requests, and the server's resident memory at intervals. Clients and server share the cores, so
-the clients do as little as HTTP allows. With --against, the server of another checkout is asked in
-turns with this one, each in its own `.venv` where it has one, and the ratio is given. Ten minutes
-on two cores.
+Starts `sprat serve` with the most accurate pretrained model and sends it requests on the loopback
+interface: 1, 8 and 64 clients in one process each send one PNG of 32 px and wait for the answer.
+The network alone is measured too, one image at a time and in batches of 64. Then come many more
+requests, while the server's resident memory is read at intervals. Clients and server share the
+cores, so the clients do as little as HTTP allows. With --against, the server of another checkout
+takes turns with this one, each with the checkout's own `.venv` if there is one, and the ratio is
+printed. This takes ten minutes on two cores.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def serving(source: Path, threads: int, clients: int) -> Iterator[str]:
                 break
             sys.stderr.write(line)
         else:
-            sys.exit("the server did not start; its message stands above")
+            sys.exit("the server did not start; see its message above")
     finally:
         process.terminate()
         process.communicate()
@@ -134,11 +134,13 @@ def watch_memory(url: str, picture: bytes, arguments: argparse.Namespace) -> lis
 
 def main() -> None:
     parser = parser_for(__doc__, rounds=ROUNDS)
-    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
-    parser.add_argument("--requests", type=int, default=3_000, help="in a turn")
-    parser.add_argument("--memory-requests", type=int, default=20_000)
-    parser.add_argument("--against", type=Path, help="a checkout of sprat to compare with")
-    parser.add_argument("--bare-seconds", type=float, default=10, help="of each batch size")
+    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS, help="clients at once")
+    parser.add_argument("--requests", type=int, default=3_000, help="requests per turn")
+    parser.add_argument(
+        "--memory-requests", type=int, default=20_000, help="requests while memory is read"
+    )
+    parser.add_argument("--against", type=Path, help="checkout of sprat to compare with")
+    parser.add_argument("--bare-seconds", type=float, default=10, help="seconds per batch size")
     arguments = parser.parse_args()
     keep_freed_memory()
     threads = set_threads(arguments.threads)

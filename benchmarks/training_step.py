@@ -1,16 +1,17 @@
-"""How fast is a training step? Images/s of sprat's beside two conventional ones.
+"""Measure images/s of sprat's training step, compared with two conventional ones.
 
     python benchmarks/training_step.py --json
 
-- sprat: the step of `sprat train` in bf16, flip and crop included.
+- sprat: the step of `sprat train` in bf16, including flip and crop.
 - eager-bf16: the same network, batch and augmentation in eager PyTorch, bf16 autocast,
-  channels-last, with PyTorch's and the allocator's defaults.
-- brief: the loop that the project's brief describes: a DataLoader with workers, Albumentations
-  image by image, MixUp, CutMix or RICAP by lot, eager fp32. Needs sprat[albumentations].
+  channels-last, with the defaults of PyTorch and of the allocator.
+- brief: the loop that the original project describes: a DataLoader with workers, Albumentations
+  image by image, one of MixUp, CutMix and RICAP drawn at random, eager fp32. Needs
+  sprat[albumentations].
 
-Each runs in its own process, in turns; the figure is the median turn. The ceiling is the best
-rate of a large matrix product through torch on the same threads. What the pictures show does not
-matter here: they are noise. Takes about five minutes on two cores.
+Contenders take turns, each in its own process; each figure is the median of the turns. The ceiling
+is the best rate of a large matrix product in torch on the same threads. The images are noise,
+because their content makes no difference here. This takes about five minutes on two cores.
 """
 
 import argparse
@@ -96,13 +97,17 @@ def flops_per_image() -> int:
 
 def main() -> None:
     parser = parser_for(__doc__, rounds=5)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--precision", default="bf16", help="of sprat's step")
-    parser.add_argument("--kernels", default="auto", help="of sprat's step")
-    parser.add_argument("--warmup", type=int, default=5, help="steps before the clock starts")
-    parser.add_argument("--steps", type=int, default=20, help="timed steps of a turn")
-    parser.add_argument("--ceiling-side", type=int, default=2048, help="of the ceiling's matrices")
-    parser.add_argument("--without-brief", action="store_true")
+    parser.add_argument("--batch-size", type=int, default=128, help="images per batch")
+    parser.add_argument("--precision", default="bf16", help="precision of sprat's step")
+    parser.add_argument("--kernels", default="auto", help="kernels of sprat's step")
+    parser.add_argument("--warmup", type=int, default=5, help="steps before the timed ones")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps per turn")
+    parser.add_argument(
+        "--ceiling-side", type=int, default=2048, help="side of the matrices of the ceiling"
+    )
+    parser.add_argument(
+        "--without-brief", action="store_true", help="leave out the original project's loop"
+    )
     arguments = parser.parse_args()
     contenders: dict[str, Contender] = {"sprat": sprat_step, "eager-bf16": eager_bf16_step}
     if not arguments.without_brief:
