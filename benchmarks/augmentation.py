@@ -38,7 +38,7 @@ MEAN, STD = torch.tensor((0.4914, 0.4822, 0.4465)), torch.tensor((0.2470, 0.2435
 
 
 def milliseconds(call: Callable[[], object], repeats: int) -> float:
-    """The median of so many calls, after a few to warm up."""
+    """Return the median time of so many calls, after a few to warm up."""
     for _ in range(3):
         call()
     took = []
@@ -52,7 +52,7 @@ def milliseconds(call: Callable[[], object], repeats: int) -> float:
 def engine(
     augment: Callable[[AugmentConfig], Callable[[Tensor], Tensor]], arguments: argparse.Namespace
 ) -> Figures:
-    """Images/s of the whole pipeline and of its transforms, on one thread."""
+    """Return images/s of the whole pipeline and of each transform, on one thread."""
     set_threads(1)
     keep_freed_memory()
     images = noise(arguments.batch_size).train.images
@@ -81,7 +81,7 @@ def albumentations(arguments: argparse.Namespace) -> Figures:
 
 
 def step(arguments: argparse.Namespace) -> Figures:
-    """Milliseconds of a step, of its augmentation and of each mixer."""
+    """Return milliseconds of a step, of its augmentation and of each mixer."""
     config = dataclasses.replace(
         load_recipe("reference"), batch_size=arguments.batch_size, threads=arguments.threads,
         device="cpu",

@@ -26,7 +26,7 @@ TORCH = "import torch"
 
 
 def commands(picture: Path) -> dict[str, list[str]]:
-    """What follows `python`, by what it is called."""
+    """Return the words after `python`, by the name of the command."""
     sprat = {
         "--help": ["--help"],
         "models": ["models"],
@@ -38,7 +38,7 @@ def commands(picture: Path) -> dict[str, list[str]]:
 
 
 def take_turns(arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of each turn of each command, from start to end."""
+    """Return the seconds of each turn of each command, from start to end."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(ALLOCATOR)}
     turns: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:

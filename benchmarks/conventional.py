@@ -47,7 +47,7 @@ def eager(images: ImageSet, batch_size: int, bf16: bool = True) -> Iterator[floa
 
 
 def brief(images: ImageSet, batch_size: int) -> Iterator[float]:
-    """The brief's loop: Albumentations image by image in workers, mixing by lot, eager fp32."""
+    """Run the original project's loop: Albumentations in workers, random mixing, eager fp32."""
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     try:
         import albumentations as A

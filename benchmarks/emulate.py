@@ -36,7 +36,7 @@ SECONDS = 900  # that a self-test may take
 
 
 def missing() -> list[str]:
-    """Debian's packages that are needed and not there."""
+    """Return the Debian packages that are needed and not installed."""
     packages = []
     if not shutil.which(EMULATOR):
         packages.append("qemu-system-arm")

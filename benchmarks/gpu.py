@@ -63,12 +63,12 @@ WAYS = {"torch": "torch", "torch.compile": "torch", "graph": "graph", "kernels":
 
 
 def ways_on(device: str) -> dict[str, str]:
-    """The ways that a device knows, and the config's kernels of each."""
+    """Return the ways that a device supports, with the setting `kernels` of each."""
     return WAYS if device == "cuda" else {"torch": "torch", "kernels": "auto"}
 
 
 def agreement(device: str, batch_size: int) -> dict[str, Any]:
-    """Distances of loss and gradients from the CPU's, without augmentation, in fp32."""
+    """Return the distances of losses and weights from the CPU's, in fp32 without augmentation."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     augment = dataclasses.replace(BASE.augment, flip=0.0, crop=0)
     config = dataclasses.replace(
@@ -102,7 +102,7 @@ def wait(device: str) -> None:
 def speeds(
     device: str, ways: list[str], batch_size: int, steps: int, rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Of each way, the first steps' seconds and the median of its rounds' images/s."""
+    """Return for each way the seconds of the first steps and the median images/s."""
     taken: dict[str, Callable[[], Tensor]] = {}
     found: dict[str, dict[str, float]] = {}
     for way in ways:
@@ -130,7 +130,7 @@ def seconds_of(step: Callable[[], Tensor], times: int, device: str) -> float:
 
 
 def bandwidth_floor(device: str) -> dict[str, float]:
-    """Images/s if only the convolutions' maps moved, each as few times as it must."""
+    """Return images/s if only the convolutions' maps were moved, as rarely as possible."""
     values = 0
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -161,7 +161,7 @@ def bandwidth_floor(device: str) -> dict[str, float]:
 
 
 def whole_run(config: Config, dataset: Dataset, run: Path) -> dict[str, Any]:
-    """A run to its end, begun or gone on with."""
+    """Train a run to its end, or resume it."""
     if not (run / "results.json").exists():
         if (run / "config.json").exists():
             resume(run, dataset)

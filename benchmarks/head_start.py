@@ -56,7 +56,7 @@ SCRATCH: dict[str, dict[str, Any]] = {  # from scratch, changes of the recipe
 
 @dataclass(frozen=True)
 class Size:
-    """How many images a class are trained on, for how many epochs."""
+    """A number of images per class, and the epochs to train on them."""
 
     images: int
     epochs: int
@@ -164,7 +164,7 @@ def tried(
 
 
 def measure(size: Size, start: Path, seeds: int, measuring: Measuring) -> dict[str, Any]:
-    """Return what runs on so many images a class reach with the head start and from scratch."""
+    """Return what runs on so many images per class reach, with the head start and from scratch."""
     trials = tried(size, "scratch", {}, SCRATCH, measuring)
     best = max(trials, key=trials.__getitem__)
     arms = {

@@ -48,7 +48,7 @@ COMPARED = ("OptimizedCIFAR10Net200K", "SpratM", "ResNet8", "ResNet20")
 
 
 def answerer(way: str, name: str, images: Tensor) -> Callable[[Tensor], Tensor]:
-    """From images to logits; a pair of images or more for a batch that may differ in size."""
+    """Return a function from images to logits; for a batch of any size, pass two images or more."""
     if way in ("onnx", "onnx-int8"):
         return through_onnxruntime(way, name)
     if way == "c":
@@ -83,7 +83,7 @@ def untrained(name: str) -> Model:
 
 @cache
 def through_c(name: str) -> Callable[[Tensor], Tensor]:
-    """What `sprat export --format c` writes, one image after another."""
+    """Run what `sprat export --format c` writes, one image after another."""
     model = untrained(name)
     files = C.write(Source.of(model, Options(), noise(64).train), b"")
     assert isinstance(files, dict)
@@ -93,7 +93,7 @@ def through_c(name: str) -> Callable[[Tensor], Tensor]:
 
 @cache
 def through_onnxruntime(way: str, name: str) -> Callable[[Tensor], Tensor]:
-    """What `sprat export` writes, on as many threads as torch has."""
+    """Run what `sprat export` writes, on as many threads as torch has."""
     import onnxruntime
 
     model, shown = untrained(name), noise(64)

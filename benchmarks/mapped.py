@@ -31,7 +31,7 @@ PIECE = 1_000  # images written at once
 
 
 def make(path: Path, images: int, side: int) -> None:
-    """Writes a cache file of noise, the same images over and over."""
+    """Write a cache file of noise that repeats the same images."""
     noise = torch.empty(min(PIECE, images), 3, side, side, dtype=torch.uint8)
     noise.random_(256, generator=torch.Generator().manual_seed(0))
     with path.open("wb") as file:

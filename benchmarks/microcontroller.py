@@ -48,7 +48,7 @@ Images = NDArray[np.uint8]
 
 
 def compiled(files: dict[str, bytes], classes: int) -> Callable[[Images], Scores]:
-    """A model's C files as a function from images N x 3 x side x side to scores N x classes."""
+    """Return a model's C files as a function: images N x 3 x side x side to scores N x classes."""
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)
@@ -66,7 +66,7 @@ def compiled(files: dict[str, bytes], classes: int) -> Callable[[Images], Scores
 
 
 def judge(model: Model, files: dict[str, bytes], shown: ImageSet, workers: int) -> dict[str, Any]:
-    """What the C files of a model do on labelled images."""
+    """Measure the C files of a model on labelled images."""
     network = reading.read_source(files, model.network)
     idle: SimpleQueue[Callable[[Images], Scores]] = SimpleQueue()  # a call's memory is static
     for _ in range(workers):
@@ -106,8 +106,8 @@ def judge(model: Model, files: dict[str, bytes], shown: ImageSet, workers: int) 
 
 
 def measure(name: str, dataset: Dataset, count: int, before: dict[str, Any]) -> dict[str, Any]:
-    """A pretrained model on the first `count` test images; what was measured before, if the same
-    files were."""
+    """Measure a pretrained model on the first `count` test images, or return the earlier figures
+    if the files have not changed."""
     model = load_model(zoo.ZOO / name)
     files = C.write(Source.of(model, Options()), b"")
     assert isinstance(files, dict)

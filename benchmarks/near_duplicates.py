@@ -31,7 +31,7 @@ SHEET = 60  # pairs
 
 
 def judge(name: str, dataset: Dataset, leaked: torch.Tensor) -> dict[str, Any]:
-    """Accuracy of a pretrained model on all test images, without the leaked, and on these."""
+    """Return a model's accuracy on all test images, without the leaked ones, and on those alone."""
     model = load_model(locate(name))
     if model.classes != dataset.test.classes:
         raise SystemExit(f"{name} has other classes than {dataset.name}")
@@ -45,7 +45,7 @@ def judge(name: str, dataset: Dataset, leaked: torch.Tensor) -> dict[str, Any]:
 
 
 def draw_sheet(found: DataCheck, path: Path) -> None:
-    """Draw leaks drawn at random, ten pairs in a row, as PNG."""
+    """Draw some leaks, chosen at random, as a PNG with ten pairs in a row."""
     pairs = random.Random(0).sample(found.leaks, min(SHEET, len(found.leaks)))
     places = torch.tensor([place for pair in pairs for place in (pair.first, pair.second)])
     sheet = torch.nn.functional.pad(found.images.images[places], (1, 1, 1, 1), value=255)

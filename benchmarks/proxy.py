@@ -160,12 +160,12 @@ GROUPS = {
 
 
 def folder_of(work: Path, group: str, trial: str) -> Path:
-    """Where a trial's seeds are trained."""
+    """Return the folder in which a trial's seeds are trained."""
     return work / group / re.sub(r"[^\w.-]+", "-", trial)
 
 
 def hits(run: Path, dataset: Dataset) -> Tensor:
-    """Whether the kept model is right, for each image of the run's val; bool, N."""
+    """Return for each image of the run's val whether the model is right; bool, N."""
     config, _, _ = read_config(run)
     _, held_out = split_off_val(dataset, config)
     val, model = dataset.train.subset(held_out), load_model(run)
@@ -174,7 +174,7 @@ def hits(run: Path, dataset: Dataset) -> Tensor:
 
 
 def measure(folder: Path, config: Config, seeds: int, dataset: Dataset) -> dict[str, Any]:
-    """Trains what is not trained yet; gives parameters, seconds and hits, seed by seed."""
+    """Train what is not trained yet; return parameters, seconds and hits, seed by seed."""
     saved = folder / "hits.pt"
     train_seeds(config, dataset, folder, seeds, recipe="proxy")
     runs = [folder / f"seed-{seed}" for seed in range(seeds)]

@@ -35,14 +35,14 @@ RECIPES = {
 
 
 def train(checkout: Path, words: list[str], output: Path) -> None:
-    """Train by the code of a checkout."""
+    """Train with the code of a checkout."""
     environment = os.environ | {"PYTHONPATH": str(checkout / "src")}
     command = [sys.executable, "-m", "sprat", "train", *words, "--quiet", "--output", str(output)]
     subprocess.run(command, env=environment, check=True)
 
 
 def differences(before: Path, now: Path) -> list[str]:
-    """Return the names of tensors and of epochs that are not the same in two runs."""
+    """Return the names of the tensors and epochs that differ between two runs."""
     tensors = [load_file(run / "model.safetensors") for run in (before, now)]
     if tensors[0].keys() != tensors[1].keys():
         return ["the tensors' names"]

@@ -60,7 +60,7 @@ def plan_of(arguments: argparse.Namespace, dataset: Dataset, **changes: Any) -> 
 
 
 class Clock(Watcher):
-    """Notes when each generation is about to be trained, and ends a search before its finalists."""
+    """Records when each generation starts, and ends the search before its finalists."""
 
     def __init__(self) -> None:
         self.moments: list[tuple[int, float]] = []
@@ -77,13 +77,13 @@ def nothing(task: Task, source: Source, should_stop: Callable[[], bool]) -> Rung
 
 
 def at_once(task: Task, source: Source, should_stop: Callable[[], bool]) -> Rung:
-    """A trial that is not trained, of an accuracy that its number decides."""
+    """Return the result of a trial that is not trained, with an accuracy set by its number."""
     return Rung(task.key, task.until, 0.5 + int(task.key) * 37 % 100 / 1000, 1.0)
 
 
 @contextlib.contextmanager
 def workers_of(way: str) -> Iterator[Workers]:
-    """Yield a contender's workers; a Ray cluster is started for it."""
+    """Yield a contender's workers; for Ray, start a cluster first."""
     if way.startswith("Ray"):
         os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
         import ray

@@ -60,7 +60,7 @@ COMPARED_EPOCHS = 8  # that the decisions of `halving` are trained for
 def decide(
     folder: Path, dataset: Dataset, config: Config, minutes: float, workers: int, random: bool
 ) -> dict[str, Any]:
-    """Search for some minutes, in which the network is decided on; return what came out."""
+    """Search for some minutes and decide on a network; return the outcome."""
     decided = folder / "decided.json"
     if decided.exists():
         return read_json(decided)
@@ -108,7 +108,7 @@ def trained(folder: Path, dataset: Dataset, config: Config) -> RunResult:
 
 
 def hits(run: Path, dataset: Dataset) -> Tensor:
-    """Whether a run's model is right, for each test image; double, N."""
+    """Return for each test image whether a run's model is right; double, N."""
     model = load_model(run)
     probabilities = predict_probabilities(model.network, dataset.test.images, model.normalization)
     return (probabilities.argmax(1) == dataset.test.targets).double()
@@ -157,7 +157,7 @@ def find(arguments: argparse.Namespace, dataset: Dataset, recipe: Config) -> dic
 
 
 def halving(arguments: argparse.Namespace, dataset: Dataset, recipe: Config) -> dict[str, Any]:
-    """Search by both ways under several seeds; return what their decisions reach on val."""
+    """Search in both ways with several seeds; return what the winners reach on val."""
     ways: dict[str, list[dict[str, Any]]] = {"halving": [], "random": []}
     for seed in range(arguments.seeds):
         for way, rows in ways.items():

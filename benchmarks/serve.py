@@ -42,7 +42,7 @@ SOURCE = Path(sprat.__file__).parents[1]
 
 @contextmanager
 def serving(source: Path, threads: int, clients: int) -> Iterator[str]:
-    """The address of a server that lets so many clients of this machine in.
+    """Yield the address of a server that admits so many clients of this machine.
 
     Args:
         source: the folder that holds its sprat.
@@ -70,7 +70,7 @@ def serving(source: Path, threads: int, clients: int) -> Iterator[str]:
 
 
 async def ask(url: str, picture: bytes, clients: int, requests: int) -> dict[str, float]:
-    """Sends so many requests, as many at once as there are clients."""
+    """Send so many requests, as many at once as there are clients."""
     milliseconds: list[float] = []
     address = urlsplit(url)
     request = httpx.Request("POST", f"{url}/predict", files={"images": picture})
@@ -98,14 +98,14 @@ async def ask(url: str, picture: bytes, clients: int, requests: int) -> dict[str
 
 
 def resident_bytes(url: str) -> int:
-    """What the server says of itself."""
+    """Return what the server reports about itself."""
     text = httpx.get(f"{url}/metrics", trust_env=False, verify=False).text
     found = re.search(r"^process_resident_memory_bytes (\S+)$", text, re.MULTILINE)
     return int(float(found[1])) if found else 0  # 0: the system does not say
 
 
 def bare(pixels: torch.Tensor, seconds: float) -> float:
-    """Images/s of the network alone, in this process, asked about the same images over and over."""
+    """Return images/s of the network alone, in this process, on the same images again and again."""
     classifier = sprat.load(device="cpu")
     classifier(pixels)
     began, images = time.perf_counter(), 0
@@ -122,7 +122,7 @@ def median_of(turns: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def watch_memory(url: str, picture: bytes, arguments: argparse.Namespace) -> list[dict[str, int]]:
-    """Resident bytes of the server after every tenth of the requests, and before the first."""
+    """Return the server's resident bytes before the first and after every tenth of the requests."""
     seen = [{"requests": 0, "resident_bytes": resident_bytes(url)}]
     step = max(1, arguments.memory_requests // 10)
     for done in range(step, arguments.memory_requests + 1, step):

@@ -47,7 +47,7 @@ def parser_for(doc: str | None, rounds: int) -> argparse.ArgumentParser:
 
 
 def noise(count: int, side: int = 32) -> Dataset:
-    """Images that show nothing, with labels, to time on."""
+    """Return a dataset of random pixels and labels, for timing."""
     generator = torch.Generator().manual_seed(0)
     images = torch.empty(count, 3, side, side, dtype=torch.uint8)
     images.random_(256, generator=generator)
@@ -60,9 +60,9 @@ def take_turns(
     arguments: argparse.Namespace,
     environments: Mapping[str, Mapping[str, str]] = {},
 ) -> dict[str, dict[str, Any]]:
-    """Median of every figure of every contender, and all its turns; in a child, one turn.
+    """Return the medians of every contender's figures, and all turns; in a child, take one turn.
 
-    environments: variables that a contender's process has besides.
+    environments: additional environment variables for a contender's processes.
     """
     if arguments.contender:
         figures = contenders[arguments.contender](arguments)
@@ -94,7 +94,7 @@ def _one_turn(name: str, variables: Mapping[str, str]) -> Figures:
 
 
 def report(figures: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Writes the figures where they were asked for."""
+    """Write the figures to the file and the output that were asked for."""
     if arguments.output:
         write_json(arguments.output, figures)
     if arguments.json:

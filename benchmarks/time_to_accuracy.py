@@ -43,7 +43,7 @@ def conventional_epoch(arguments: argparse.Namespace) -> Figures:
 
 
 def sprint(seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The results of one run of the recipe, trained now or before."""
+    """Return the results of one run of the recipe, trained now or before."""
     run = arguments.runs / f"seed-{seed}"
     if not (run / "results.json").exists():
         command = [sys.executable, "-m", "sprat", "train"]

@@ -64,7 +64,7 @@ PART = "runs.tar.{:02}"
 
 
 class Job(NamedTuple):
-    """A recipe to train, under which seed, for how many seconds; None: for its own epochs."""
+    """A recipe to train, its seed, and the seconds to train for; None: the recipe's own epochs."""
 
     recipe: str
     seed: int
@@ -76,8 +76,8 @@ class Job(NamedTuple):
 
 
 class Turns:
-    """Threads of which one runs at a time; each gives way after a step, to the one that has waited
-    longest. A GPU continues with the work that the others gave it."""
+    """Threads that run one at a time: after each step, a thread gives way to the one that has
+    waited longest. Meanwhile a GPU continues with the work that the others gave it."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -85,7 +85,7 @@ class Turns:
 
     @contextlib.contextmanager
     def taking_part(self) -> Iterator[None]:
-        """Within it the calling thread runs only in its turns."""
+        """While this is open, the calling thread runs only in its turns."""
         self._queue()
         try:
             yield
@@ -129,7 +129,7 @@ class Lines(Observer):
 
 
 class Trainer:
-    """Trains jobs, several at once if so asked, and packs what is finished."""
+    """Trains jobs, several at once on request, and packs the finished runs."""
 
     def __init__(self, dataset: Dataset, arguments: argparse.Namespace) -> None:
         self.dataset, self.arguments = dataset, arguments

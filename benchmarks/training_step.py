@@ -32,7 +32,7 @@ IMAGES = 10_000
 
 
 def rate(steps: Iterator[float], arguments: argparse.Namespace) -> Figures:
-    """Images/s once they are warm."""
+    """Return images/s of warm steps."""
     for _ in range(arguments.warmup):
         next(steps)
     began = time.perf_counter()
@@ -47,7 +47,7 @@ def sprat_step(arguments: argparse.Namespace) -> Figures:
 
 
 def sprat_steps(arguments: argparse.Namespace) -> Iterator[float]:
-    """The losses of sprat's steps, each of which it takes as it is asked for."""
+    """Yield the losses of sprat's steps, each taken when it is asked for."""
     steps = NoiseSteps(
         Config(
             batch_size=arguments.batch_size,
@@ -73,7 +73,7 @@ def brief_step(arguments: argparse.Namespace) -> Figures:
 
 
 def ceiling(arguments: argparse.Namespace) -> Figures:
-    """GFLOP/s of a large product, the best of many."""
+    """Return the GFLOP/s of a large product, the best of many."""
     set_threads(arguments.threads)
     n, figures = arguments.ceiling_side, {}
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
@@ -88,7 +88,7 @@ def ceiling(arguments: argparse.Namespace) -> Figures:
 
 
 def flops_per_image() -> int:
-    """Floating-point operations of convolutions and products, forward and backward."""
+    """Return the floating-point operations of convolutions and products, forward and backward."""
     network, images = OptimizedCIFAR10Net200K(), torch.randn(2, 3, 32, 32)
     with FlopCounterMode(display=False) as counter:
         network(images).sum().backward()

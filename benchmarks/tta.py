@@ -26,7 +26,7 @@ from sprat.training.images import split_off_val
 
 
 def judge_run(run: Path, data_dir: Path | None, threads: int) -> dict[str, Any]:
-    """What every offered set of views reaches on a run's val, or on test if it is final."""
+    """Return what every set of views reaches on a run's val, or on test for a final run."""
     config, recipe, _ = read_config(run)
     model, dataset = load_model(run), load_dataset(config.dataset, data_dir)
     judged = dataset.test

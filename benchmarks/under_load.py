@@ -41,7 +41,7 @@ while os.getppid() == parent:  # none is left behind by a benchmark that is kill
 
 @contextlib.contextmanager
 def busy(processes: int) -> Iterator[None]:
-    """So many processes that keep a core busy each."""
+    """Run so many processes, each of which keeps a core busy."""
     burners = [subprocess.Popen([sys.executable, "-c", BURN]) for _ in range(processes)]
     try:
         yield
@@ -52,7 +52,7 @@ def busy(processes: int) -> Iterator[None]:
 
 
 def under_each_load(steps: Iterator[float], arguments: argparse.Namespace) -> Figures:
-    """Images/s, once the steps are warm."""
+    """Return images/s of warm steps."""
     figures = {}
     for load, processes in LOADS.items():
         with busy(processes):
