@@ -86,16 +86,16 @@ GROUPS = {
         "MixUp, brightness, contrast": {**MIXUP, "augment.brightness_contrast": 0.5},
     }),
     "design": Group("accurate", {**BEFORE, "model": "SpratS"}, 8, 1, {
-        "3x3 windows alone": {"network.kernels": 3},
-        "5x5 windows alone": {"network.kernels": 5},
-        "Two halvings, the narrower for it": {"network.widths": (24, 36, 56), "network.depth": 2},
-        "Five blocks a stage, the narrower for it": {
+        "3x3 windows only": {"network.kernels": 3},
+        "5x5 windows only": {"network.kernels": 5},
+        "Two halvings, with narrower stages": {"network.widths": (24, 36, 56), "network.depth": 2},
+        "Five blocks per stage, with narrower stages": {
             "network.widths": (24, 40), "network.depth": 5,
         },
-        "Blocks 3 times as wide inside, the narrower for it outside": {
+        "Blocks 3 times as wide inside, but narrower outside": {
             "network.widths": (20, 36), "network.widening": 3,
         },
-        "Blocks no wider inside, the wider for it outside": {
+        "Blocks no wider inside, but wider outside": {
             "network.widths": (36, 64), "network.widening": 1,
         },
         "A gate instead of ReLU": {"model": f"{DESIGNS}:Gated"},
@@ -110,18 +110,18 @@ GROUPS = {
             "network.widths": (16, 52, 80), "network.depth": (2, 3, 2),
             "network.widening": (1, 1.5, 1.5),
         },
-        "5x5 windows, the narrower for it": {
+        "5x5 windows, with narrower stages": {
             "network.widths": (16, 48, 74), "network.kernels": 5,
         },
-        "Four blocks in the last stage, the narrower for it": {
+        "Four blocks in a narrower last stage": {
             "network.widths": (16, 48, 64), "network.depth": (1, 3, 4),
             "network.widening": (1, 2, 1),
         },
-        "No block in the first stage, the last the wider for it": {
+        "No block in the first stage, and a wider last stage": {
             "network.widths": (16, 48, 88), "network.depth": (0, 3, 2),
             "network.widening": (1, 2, 1.25),
         },
-        "One halving, half the parameters for it": {
+        "One halving, with half the parameters": {
             "network.widths": (16, 48), "network.depth": (1, 4), "network.widening": (1, 2),
         },
         "Three halvings, one block in each of the last stages": {
