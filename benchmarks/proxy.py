@@ -1,9 +1,9 @@
-"""Find out which settings help a network this small, each changed alone in a short training.
+"""Find out which settings help a network this small, each changed alone in a short run.
 
     python benchmarks/proxy.py --work FOLDER [--group brief …] [--data-dir DIR]
         [--output results/proxy.json] [--json]
 
-A training consists of 6 to 60 passes (depending on the group) over 10,000 of CIFAR-10's training
+A run consists of 6 to 60 passes (depending on the group) over 10,000 of CIFAR-10's training
 images at 32 px in batches of 64. It is evaluated after the last step on 25,000 other training
 images (val). On two cores of an AMD EPYC (2026), 20 passes of OptimizedCIFAR10Net200K take two
 minutes. Finished runs in FOLDER are not trained again. For every trial, the script reports the
