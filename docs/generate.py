@@ -4,7 +4,8 @@
 
 Without FOLDER, also update four pages: the table of boards in docs/how-to/microcontroller.md, the
 effect of a head start in docs/how-to/own-pictures.md, what a search finds in docs/how-to/search.md,
-and what it costs in docs/explanation/scale.md. A test compares the committed pages with what this script writes.
+and what it costs in docs/explanation/scale.md. A test compares the committed pages with what this
+script writes.
 """
 
 import ast
@@ -232,19 +233,19 @@ def _verdicts(figures: dict[str, Any], other: str) -> str:
 
 
 def search(page: str, results: Path = RESULTS) -> str:
-    """The page, from a title on to its end by what benchmarks/search.py measured."""
+    """Return the page, its last section written from what benchmarks/search.py measured."""
     title = "## What it finds\n\n"
     before, file = page.split(title)[0] + title, results / "search.json"
     measured = read_json(file) if file.exists() else {}
     parts = {"find": _found, "halving": _halving}
     texts = [text(measured[part]) for part, text in parts.items() if part in measured]
-    return before + ("\n".join(texts) or "Not measured yet; `benchmarks/search.py` measures it.\n")
+    return before + ("\n".join(texts) or "Not measured yet. `benchmarks/search.py` measures it.\n")
 
 
 def _found(figures: dict[str, Any]) -> str:
-    """What was found within SpratS's limits."""
+    """Return the text on the network that was found within SpratS's limits."""
     limits, ahead, trained = figures["limits"], figures["difference"], figures["trained_networks"]
-    verdict = "the network found and SpratS cannot be told apart by these test images"
+    verdict = "on these images, neither network is clearly more accurate"
     if abs(figures["standard_errors"]) > 2:
         verdict = f"the network found is {'more' if ahead > 0 else 'less'} accurate"
     rows = [
@@ -253,40 +254,43 @@ def _found(figures: dict[str, Any]) -> str:
         for name, network in (("found", trained["found"]), ("SpratS", trained["SpratS"]))
     ]
     lines = [
-        "On CIFAR-10, `sprat search` had the parameters and MACs of SpratS as its limits "
-        f"({limits['max_parameters']:,} and {limits['max_macs']:,}) and {figures['minutes']:.0f} "
-        f"minutes of {_on(figures['machine'])}. It trained {figures['trained']:,} networks on "
-        f"{figures['trial_images']:,} images; {figures['refused']:,} exceeded a limit and were not "
-        "trained. Then the network found and SpratS were both trained from scratch on all training "
-        f"images, by `{figures['recipe']}` for {trained['found']['epochs']} epochs, and the test "
-        "set was read once for each (`results/search.json`, `benchmarks/search.py`):",
+        "On CIFAR-10, `sprat search` was given the parameters and MACs of SpratS as limits "
+        f"({limits['max_parameters']:,} and {limits['max_macs']:,}), and {figures['minutes']:.0f} "
+        f"minutes on {_on(figures['machine'])}. It trained {figures['trained']:,} networks on "
+        f"{figures['trial_images']:,} images; {figures['refused']:,} more exceeded a limit and were "
+        "not trained. Then the network found and SpratS were both trained from scratch on all "
+        f"training images, with the recipe `{figures['recipe']}` for {trained['found']['epochs']} "
+        "epochs, and the test set was read once for each (`results/search.json`, "
+        "`benchmarks/search.py`):",
         "",
         "| network | parameters | MACs | accuracy |",
         "| --- | --- | --- | --- |",
         *rows,
         "",
         f"The difference is {100 * ahead:+.2f} ± {100 * figures['standard_error']:.2f} points "
-        f"(paired over the test images, ± the standard error): {verdict}.",
+        f"(± the standard error, paired over the test images): {verdict}.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def _halving(figures: dict[str, Any]) -> str:
-    """Successive halving next to random search."""
+    """Return the text on successive halving compared with random search."""
     limits, ways = figures["limits"], figures["ways"]
     pairs = list(zip(ways["halving"], ways["random"], strict=True))
     differences = [100 * (one["val_top1"] - other["val_top1"]) for one, other in pairs]
     mean = statistics.mean(differences)
     error = statistics.stdev(differences) / math.sqrt(len(differences))
     clear = abs(mean) > T_95[len(differences)] * error
-    verdict = f"clearly {'ahead' if mean > 0 else 'behind'}" if clear else "not a clear difference"
+    side = "clearly ahead" if mean > 0 else "clearly behind"
+    verdict = side if clear else "neither clearly ahead nor behind"
     lines = [
-        f"Successive halving with TPE was compared with random search in {len(pairs)} searches of "
-        f"{figures['minutes']:.0f} minutes each, within {limits['max_parameters']:,} parameters "
-        f"and {limits['max_macs']:,} MACs, on {_on(figures['machine'])}. Random search draws its "
-        "points independently and trains each to the last rung; both begin with the designs of "
-        "sprat's networks. What each decided on was trained by "
-        f"`{figures['recipe']}` for {figures['epochs']} epochs, and compared on `val`:",
+        f"Successive halving with TPE was compared with random search in {len(pairs)} pairs of "
+        f"searches of {figures['minutes']:.0f} minutes each, within "
+        f"{limits['max_parameters']:,} parameters and {limits['max_macs']:,} MACs, on "
+        f"{_on(figures['machine'])}. Random search draws its trials independently and trains each "
+        "of them to the last rung. Both begin with the designs of sprat's networks. The winner of "
+        f"each search was trained with the recipe `{figures['recipe']}` for {figures['epochs']} "
+        "epochs, and its accuracy on `val` is compared:",
         "",
         "| seed | successive halving | trials | random search | trials |",
         "| --- | --- | --- | --- | --- |",
@@ -296,8 +300,8 @@ def _halving(figures: dict[str, Any]) -> str:
             for one, other in pairs
         ),
         "",
-        f"Successive halving is {mean:+.2f} ± {error:.2f} points ahead (mean ± standard error, "
-        f"paired by seed): {verdict}.",
+        f"The lead of successive halving is {mean:+.2f} ± {error:.2f} points (mean ± standard "
+        f"error, paired by seed): it is {verdict}.",
     ]
     return "\n".join(lines) + "\n"
 
