@@ -257,8 +257,8 @@ def _found(figures: dict[str, Any]) -> str:
         "On CIFAR-10, `sprat search` was given the parameters and MACs of SpratS as limits "
         f"({limits['max_parameters']:,} and {limits['max_macs']:,}), and {figures['minutes']:.0f} "
         f"minutes on {_on(figures['machine'])}. It trained {figures['trained']:,} networks on "
-        f"{figures['trial_images']:,} images; {figures['refused']:,} more exceeded a limit and were "
-        "not trained. Then the network found and SpratS were both trained from scratch on all "
+        f"{figures['trial_images']:,} images; {figures['refused']:,} more exceeded a limit and "
+        "were not trained. Then the network found and SpratS were both trained from scratch on all "
         f"training images, with the recipe `{figures['recipe']}` for {trained['found']['epochs']} "
         "epochs, and the test set was read once for each (`results/search.json`, "
         "`benchmarks/search.py`):",
