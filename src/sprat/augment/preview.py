@@ -39,7 +39,7 @@ def preview(
         labels: B indices into `classes`.
         mixers: alpha or beta by name of the mixer.
     """
-    rows = [Row("as they are", images, [classes[label] for label in labels])]
+    rows = [Row("originals", images, [classes[label] for label in labels])]
     rows += _alone(images, augment, generator)
     rows += [
         Row(f"whole pipeline, {nth} time", augment(images, generator)) for nth in ("1st", "2nd")

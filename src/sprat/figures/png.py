@@ -218,9 +218,9 @@ def draw_mistakes(mistakes: Sequence[Mistake], title: str, path: Path, columns: 
     """Draw mistakes as PNG, in rows of `columns`, each with true class, predicted class and
     confidence."""
     captions = [
-        f"is {visible(mistake.truth)}\n"
-        f"said {visible(mistake.answer)}\n"
-        f"{100 * mistake.confidence:.1f} % sure"
+        f"true: {visible(mistake.truth)}\n"
+        f"predicted: {visible(mistake.answer)}\n"
+        f"confidence {100 * mistake.confidence:.1f} %"
         for mistake in mistakes
     ]
     shape = mistakes[0].image.shape if mistakes else (3, 32, 32)
@@ -335,8 +335,8 @@ def draw_comparison(entries: Sequence[Entry], path: Path) -> Path:
     axes.xaxis.set_major_formatter(_Thousands())
     axes.xaxis.set_minor_formatter(_Thousands())
     axes.set_title(
-        "Accuracy for parameters. Bars: standard deviation over seeds, or the 95 % interval of one "
-        "run",
+        "Accuracy against parameters. Bars: standard deviation over seeds, or the 95 % interval "
+        "of a single run",
         fontsize="medium",
     )
     axes.legend(loc="lower right")
@@ -377,7 +377,7 @@ def draw_pareto(
                 [y for _, y, at, _ in points if at == rung],
                 "o",
                 color=colours(0.15 + 0.8 * place / max(1, len(rungs) - 1)),
-                label=f"came to {rung} {epochs}",
+                label=f"trained for {rung} {epochs}",
             )
         front, best = [], -1.0
         for x, y, *_ in sorted(point for point in points if point[2] == rungs[-1]):
@@ -399,7 +399,7 @@ def draw_pareto(
         axes.tick_params(axis="x", labelrotation=20)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2, fontsize="small")
         _lighten(axes)
-    figure.suptitle("Trials of the search by the rung they came to", fontsize="medium")
+    figure.suptitle("Networks that the search tried, by length of training", fontsize="medium")
     return _save(figure, path)
 
 
