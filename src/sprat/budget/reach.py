@@ -61,7 +61,7 @@ def reaches(ops: list[Op]) -> list[Reach | None]:
     """Return the reach of every op; None behind global pooling, and where that joins a map again.
 
     Raises:
-        SpratError: the recurrence does not support an op; names its module.
+        SpratError: the recurrence does not support an op; the message names its module.
     """
     found: list[Reach | None] = []
     for op in ops:
@@ -99,8 +99,8 @@ def _joined(op: Op, sources: list[Reach]) -> Reach:
         return first
     if len({(s.height.jump, s.width.jump, s.dims) for s in sources}) != 1:
         raise SpratError(
-            f"Branches with different strides meet in {op.module or 'the network'}. Give all "
-            "branches the same stride."
+            f"Branches with different strides meet in {op.module or 'the network'}. Give them the "
+            "same stride."
         )
 
     def hull(spans: list[Span]) -> Span:
@@ -143,7 +143,7 @@ def _behind(op: Op, at: Reach) -> Reach | None:
         return at
     raise SpratError(
         f"sprat cannot compute the receptive field of {op.kind} (in "
-        f"{op.module or 'the network itself'}). Use other operations there."
+        f"{op.module or 'the network itself'}). Replace that operation."
     )
 
 
@@ -188,7 +188,7 @@ def _pooled(op: Op, at: Reach) -> Reach | None:
         return at  # over channels, which stay as one
     raise SpratError(
         f"sprat cannot compute the receptive field of {op.kind} over part of a map (in "
-        f"{op.module or 'the network itself'}). Pool over the whole map instead."
+        f"{op.module or 'the network itself'}). Replace that operation."
     )
 
 
@@ -205,8 +205,8 @@ def _moved(op: Op, at: Reach) -> Reach:
         new = len(op.args[2]) - 1
         if op.args[1] in at.dims:
             raise SpratError(
-                f"The height or width of a map is split in {op.module or 'the network'}. Split "
-                "only the channels."
+                f"The height or width of a map is split in {op.module or 'the network'}. Replace "
+                "that operation."
             )
         return replace(at, dims=tuple(dim + new * (dim > op.args[1]) for dim in at.dims))
     start, end = op.arg(1, 0), op.arg(2, -1)
