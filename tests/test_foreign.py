@@ -393,7 +393,7 @@ def test_a_function_that_makes_a_network_runs_only_by_its_name(net: nn.Module, h
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("evaluate my_nets.py:Net", "my_nets.py:Net is a network without weights. Give those"),
+        ("evaluate my_nets.py:Net", "my_nets.py:Net is a network without weights. Give the file"),
         ("evaluate my_nets.py:Net --mean 0.5", "No weights are given, which --mean is about"),
         ("evaluate my_nets.py:Net --weights net.pth --mean 0.5,0.5 --std 1", "mean has 2 values"),
         ("evaluate my_nets.py:Nat {} --dataset shapes10", "did you mean 'Net'"),

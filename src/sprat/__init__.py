@@ -2,7 +2,7 @@
 
 import sprat
 
-classifier = sprat.load()  # the best that ships
+classifier = sprat.load()  # the most accurate pretrained model
 labels, probabilities = classifier("cat.jpg")
 run = sprat.train("quick", {"epochs": 12}, dataset="cifar10")
 """
@@ -91,7 +91,7 @@ try:
 except PackageNotFoundError:  # run from a checkout
     __version__ = "0+unknown"
 
-bound_spinning()  # now: torch reads it when it is imported
+bound_spinning()  # before torch is imported, which reads it
 
 _HOMES = {
     "api": (
@@ -114,7 +114,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is asked for only then: torch takes a second, and `sprat --help` has none."""
+    """Import names when they are first used: torch takes a second, too long for `sprat --help`."""
     for home, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f"sprat.{home}"), name)

@@ -1,4 +1,4 @@
-"""`python -m sprat` is `sprat`."""
+"""Entry point of `python -m sprat`, the same as `sprat`."""
 
 from sprat.cli import main
 

@@ -1,5 +1,5 @@
-"""Weights that carry their meaning, and the file a run resumes from. Neither can execute, and
-each holds a digest of its content: a bit that flipped on a disk is refused, not used."""
+"""Model files, and the files that runs resume from. Loading them cannot execute code. Each contains
+a digest of its content, so a file with a flipped bit is refused."""
 
 import dataclasses
 import functools
@@ -47,28 +47,28 @@ from sprat.shapes import (
 )
 from sprat.text import visible, warn
 
-FORMAT = 1  # of the metadata under the key "sprat"
+FORMAT = 1  # version of the metadata under the key "sprat"
 RESUME_FILE = "last.pt"
 RESUME_MAGIC = b"sprat resume 1\n"  # then the content's sha256, 32 bytes, then the content
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # that weights may be stored in
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)  # dtypes that weights may be stored in
 
 
 @dataclass(frozen=True)
 class Model:
-    """A trained network and what it takes to use it."""
+    """A trained network with everything needed to use it."""
 
     network: nn.Module
     name: str
     classes: tuple[str, ...]
     normalization: Normalization
-    side: int  # of the square images it was trained on, pixels
-    about: dict[str, Any]  # recipe, dataset, seed, …: what a person wants to know
+    side: int  # of the square images that it takes, in pixels
+    about: dict[str, Any]  # recipe, dataset, seed, …: information for people
     spec: NetworkConfig | None = None  # of the network; None: all that `name` stands for
-    ranges: Any = None  # of activations, as evaluation/ranges.py reads them; older files have none
+    ranges: Any = None  # of activations, see evaluation/ranges.py; older files have none
 
     @property
     def channels(self) -> int:
-        """Channels of its images: 3, or 1 of grey ones."""
+        """Channels of its images: 3, or 1 for grey."""
         return len(self.normalization.mean)
 
     @property
@@ -78,7 +78,7 @@ class Model:
 
 
 CLASS = Kind("a name of 1 to 255 characters", lambda v: TEXT.fits(v) and 1 <= len(v) <= 255)
-DATA: dict[str, Shape] = {  # what the images decide of the metadata
+DATA: dict[str, Shape] = {  # metadata that depends on the images
     "classes": ListOf(CLASS, 2, MOST_CLASSES),
     "mean": ListOf(number(-1e3, 1e3), 1, 3),  # for each channel of the images: 1 or 3
     "std": ListOf(number(1e-6, 1e3), 1, 3),
@@ -88,7 +88,7 @@ METADATA: Shape = DATA | {
     "format": whole(FORMAT, FORMAT),
     "model": TEXT,
     "network?": TableOf(SETTING),
-    # what of it is read again; all else is any plain value
+    # the values that are used; all others may be any plain value
     "about": {
         "recipe?": Maybe(TEXT),
         "dataset?": TEXT,
@@ -102,10 +102,11 @@ METADATA: Shape = DATA | {
 
 
 def save_model(path: Path, model: Model, dtype: torch.dtype = torch.float32) -> None:
-    """Writes weights and buffers as safetensors, everything else into the file's metadata.
+    """Write a model as safetensors: weights and buffers as tensors, all else as metadata.
 
-    dtype: of what is stored of floats, but of tensors with values too large for it; computed is in
-        float32 whatever it is.
+    Args:
+        dtype: type in which floats are stored, except tensors with values too large for it. The
+            loaded model always computes in float32.
     """
     write_model(path, packed(model, dtype))
 
@@ -123,16 +124,16 @@ def packed(model: Model, dtype: torch.dtype = torch.float32) -> bytes:
 def _whole_file(tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> bytes:
     """Return the content of a model's file, given its metadata without the digest."""
     meta = meta | {"sha256": _digest(tensors, meta)}
-    # one entry: safetensors writes several in an order that changes from time to time
+    # one entry: safetensors writes several in varying order
     return serialize(dict(tensors), {"sprat": json.dumps(meta)})
 
 
 def with_ranges(path: Path, content: bytes, ranges: Any) -> bytes:
-    """Return a model's file with these ranges of activations, or with none; all else is as it was,
-    bit for bit.
+    """Return the content of a model's file with these ranges of activations, or without ranges;
+    nothing else is changed.
 
     Args:
-        path: what `content` was read from, for messages.
+        path: file that `content` was read from, for messages.
 
     Raises:
         SpratError: it is not a model file.
@@ -150,7 +151,7 @@ def with_ranges(path: Path, content: bytes, ranges: Any) -> bytes:
 
 
 def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return floats in a dtype, unless it would make infinite values of them."""
+    """Return floats in a dtype, unless some would become infinite."""
     if not value.is_floating_point():
         return value
     rounded = value.to(dtype)
@@ -158,7 +159,7 @@ def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def metadata(model: Model) -> dict[str, Any]:
-    """Everything of a model but its weights and ranges; plain values for JSON."""
+    """Return a model's metadata without its ranges, as plain values for JSON."""
     return {
         "format": FORMAT,
         "model": model.name,
@@ -172,7 +173,7 @@ def metadata(model: Model) -> dict[str, Any]:
 
 
 def _digest(tensors: Mapping[str, Tensor], about: dict[str, Any]) -> str:
-    """sha256 over the metadata and each tensor's name, type, shape and bytes."""
+    """Return the sha256 of the metadata and of each tensor's name, type, shape and bytes."""
     names = sorted(tensors)
     layout = [[name, str(tensors[name].dtype), list(tensors[name].shape)] for name in names]
     digest = hashlib.sha256(json.dumps([about, layout]).encode())
@@ -182,11 +183,12 @@ def _digest(tensors: Mapping[str, Tensor], about: dict[str, Any]) -> str:
 
 
 def load_model(path: Path) -> Model:
-    """Reads a file that `save_model` wrote, or a run folder's; on the CPU, in eval mode.
+    """Load a model from a file that `save_model` wrote, or from its folder; on the CPU, in
+    evaluation mode.
 
     Raises:
-        SpratError: no such file, damaged, not sprat's, its weights do not fit its network, or the
-            network does not answer with numbers.
+        SpratError: there is no such file, it is damaged or not sprat's, its weights do not fit its
+            network, or the network's outputs are not finite.
     """
     path = file_of(path)
     content = read_model(path)
@@ -227,11 +229,12 @@ def load_model(path: Path) -> Model:
 
 
 def _network(path: Path, meta: dict[str, Any]) -> tuple[NetworkConfig, nn.Module]:
-    """Return a file's network, which older files give by its name alone, and a draft of it that
-    takes no memory, however large a damaged file says it is.
+    """Return the configuration of a file's network (older files contain only its name), and a draft
+    of it that takes no memory, since a damaged file may claim any size.
 
     Raises:
-        SpratError: there is no such network, or it is the user's own code, which was not named.
+        SpratError: there is no such network, or it is defined by the user's code, which was not
+            named.
     """
     try:
         spec = NetworkConfig.recorded(meta.get("network", {"name": meta["model"]}))
@@ -249,10 +252,10 @@ def _network(path: Path, meta: dict[str, Any]) -> tuple[NetworkConfig, nn.Module
 
 
 def _check_card(path: Path, content: bytes) -> bool:
-    """Return whether a shipped model's card is next to the file and holds its sha256.
+    """Return whether a shipped model's card is next to the file and contains its sha256.
 
     Raises:
-        SpratError: it holds another.
+        SpratError: it contains another.
     """
     try:
         card = parse_json(read_text(path.with_name(CARD_FILE)))
@@ -267,7 +270,7 @@ def _check_card(path: Path, content: bytes) -> bool:
     return bool(expected)
 
 
-@functools.cache  # once for each file
+@functools.cache  # warn once for each file
 def _note_no_digest(path: Path) -> None:
     warn(
         f"{visible(path)} was written by an older version of sprat and contains no digest, so "
@@ -276,7 +279,7 @@ def _note_no_digest(path: Path) -> None:
 
 
 def _parse(path: Path, content: bytes) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a safetensors file and sprat's metadata."""
+    """Return the tensors of a safetensors file and sprat's metadata."""
     try:
         tensors = deserialize(content)
         length = int.from_bytes(content[:8], "little")
@@ -295,7 +298,7 @@ def _parse(path: Path, content: bytes) -> tuple[dict[str, Tensor], str]:
 
 
 def first_line(error: Exception) -> str:
-    """Return what a library says of a damaged file, cut short."""
+    """Return the first line of a library's error about a damaged file, shortened."""
     return str(error).partition("\n")[0][:200].rstrip(". ")
 
 
@@ -319,8 +322,8 @@ def _parse_metadata(path: Path, text: str) -> dict[str, Any]:
 
 
 def wrong_metadata(meta: Any, shape: Shape = DATA) -> str | None:
-    """Say what is wrong with a model's metadata, or with what of it the images decide, in words;
-    None if a file that says so can be loaded."""
+    """Return what is wrong with a model's metadata, or with the part of it in `shape`, in words;
+    None if nothing is."""
     if wrong := mismatch(meta, shape):
         return wrong
     channels = [len(meta[name]) for name in ("mean", "std") if name in meta]
@@ -335,7 +338,7 @@ def wrong_metadata(meta: Any, shape: Shape = DATA) -> str | None:
 
 
 def wrong_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> str | None:
-    """Say what is wrong with tensors as the state of a network, in words; None if they fit."""
+    """Return why tensors do not fit a network as its state, in words; None if they do."""
     expected, name = network.state_dict(), type(network).__name__
     if missing := sorted(expected.keys() - tensors.keys()):
         return f"it lacks {missing[0]} of {name}"
@@ -365,8 +368,8 @@ def _wrong_side(network: nn.Module, side: int) -> str | None:
 
 @torch.inference_mode()
 def wrong_answers(model: Model) -> str | None:
-    """Say what is wrong if finite weights give logits that are not: seen on a black, a white and a
-    grey image, as small as the network takes them."""
+    """Return what is wrong if finite weights give logits that are not finite, tried on a black, a
+    white and a grey image of the smallest side that the network takes; None if nothing is."""
     side = getattr(model.network, "min_side", model.side)
     mean, std = (
         torch.tensor(values)[:, None, None]
@@ -376,11 +379,11 @@ def wrong_answers(model: Model) -> str | None:
     images = greys.expand(3, model.channels, side, side)
     if model.network((images - mean) / std).isfinite().all():
         return None
-    return "its network answers a plain image with infinite values or none that are numbers"
+    return "its network returns infinite values or values that are not numbers for a plain image"
 
 
 def _is_finite(value: Any) -> bool:
-    """Return whether it is a tensor in memory, no larger than its memory, of finite values."""
+    """Return whether a value is a dense tensor in memory with finite values."""
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
         return False
     if value.device.type != "cpu" or value.nbytes > value.untyped_storage().nbytes():
@@ -389,8 +392,8 @@ def _is_finite(value: Any) -> bool:
 
 
 def _are_slots(value: Any) -> bool:
-    """Return whether it is what an optimizer keeps of each parameter: {0: {"momentum_buffer":
-    …}, …}."""
+    """Return whether a value is an optimizer's state by parameter: {0: {"momentum_buffer": …},
+    …}."""
     if not isinstance(value, dict) or not all(type(number) is int for number in value):
         return False
     return all(mismatch(slots, TableOf(Maybe(FINITE))) is None for slots in value.values())
@@ -419,7 +422,7 @@ RESUME: Shape = {
 
 
 def save_resume(path: Path, state: dict[str, Any]) -> None:
-    """Writes tensors and plain values for `load_resume`."""
+    """Write tensors and plain values for `load_resume`."""
     file = io.BytesIO()
     torch.save(state, file)
     content = file.getbuffer()
@@ -431,10 +434,10 @@ def save_resume(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_resume(path: Path) -> dict[str, Any]:
-    """Reads what a run saved by `save_resume`, onto the CPU; refuses anything that could execute.
+    """Load a run's state that `save_resume` wrote, onto the CPU, without executing any code.
 
     Raises:
-        SpratError: there is none, or it is damaged.
+        SpratError: there is no such file, or it is damaged.
     """
     try:
         content = read_bytes(path, MODEL_BYTES)
@@ -447,7 +450,7 @@ def load_resume(path: Path) -> dict[str, Any]:
         digest, content = content[len(RESUME_MAGIC) : begin], content[begin:]
         if hashlib.sha256(content).digest() != digest:
             raise _damaged(path, "its content differs from its sha256")
-    elif content.startswith(b"PK"):  # what sprat wrote before there was a digest
+    elif content.startswith(b"PK"):  # written by older versions, without a digest
         _note_no_digest(path)
     else:
         raise _damaged(path, "it does not begin as such a file does")
@@ -461,16 +464,16 @@ def load_resume(path: Path) -> dict[str, Any]:
 
 
 def unpickle(content: bytes) -> Any:
-    """Return what torch.save wrote: plain values, and tensors on the CPU. Runs nothing that it asks
-    for.
+    """Return plain values and tensors (on the CPU) that torch.save wrote, without executing any
+    code.
 
     Raises:
-        Exception: of any kind, where it is damaged or holds anything else.
+        Exception: of any kind, if the content is damaged or contains anything else.
     """
     if content.startswith(b"PK"):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > len(content):  # torch compresses nothing
+        if unpacked > len(content):  # torch.save does not compress
             raise ValueError(f"it would unpack to {unpacked:,} bytes")
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 

@@ -1,4 +1,4 @@
-"""Classifies pictures of any size and mode: files, images, arrays or tensors."""
+"""Classification of pictures of any size and mode: files, images, arrays or tensors."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -41,7 +41,7 @@ class Prediction(TypedDict):
     """Prediction for one picture file."""
 
     file: str
-    """Its path, as it was given."""
+    """Its path as given."""
     predictions: list[Guess]
     """The most probable classes, the most probable first; none if the file cannot be read."""
     where: NotRequired[str]
@@ -128,12 +128,13 @@ class Classifier:
     def explain(
         self, images: Picture | Iterable[Picture], classes: Sequence[str] | None = None
     ) -> list[Explanation]:
-        """Return where in each picture the evidence for a class is: its class activation map and
-        that map in words. It is exact, of a single view, and takes one pass through the network.
+        """Return where in each picture the evidence for a class is: a class activation map and its
+        description in words. The map is exact for a single view and takes one forward pass.
 
         Args:
-            images: as of a call; a map is about what the network sees of a picture.
-            classes: the class to explain of each picture; by default the predicted one.
+            images: as for a call of the classifier; a map covers what the network sees of a
+                picture.
+            classes: class to explain for each picture; by default the predicted one.
 
         Raises:
             SpratError: the network does not end in the mean of a map and one linear layer; there is
@@ -155,7 +156,7 @@ class Classifier:
         ]
 
     def check_explains(self) -> None:
-        """Check that the network ends so that `explain` is possible.
+        """Check that the network supports `explain`.
 
         Raises:
             SpratError: it does not.
@@ -170,8 +171,8 @@ class Classifier:
     def _label(self, name: str) -> int:
         if name not in self.classes:
             raise SpratError(
-                f"Unknown class {shown(name)}{did_you_mean(str(name), self.classes) or '.'} The "
-                f"model's classes are {', '.join(self.classes)}."
+                f"Unknown class {shown(name)}{did_you_mean(str(name), self.classes) or '.'} "
+                f"Available: {', '.join(self.classes)}."
             )
         return self.classes.index(name)
 
@@ -187,8 +188,8 @@ class Classifier:
         ]
 
     def prepare(self) -> None:
-        """Compile the network's kernels now, if they can be and are not yet, for many pictures to
-        come; otherwise that happens after some."""
+        """Compile the network's kernels now, if possible and not done yet. This pays off for many
+        pictures; otherwise the kernels are compiled after some pictures."""
         self._frozen.expect(WORTH_COMPILING)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -205,7 +206,7 @@ def to_pixels(images: Picture | Iterable[Picture], side: int, channels: int = 3)
     """Return pictures as a network takes them: uint8, N x channels x side x side, on the CPU.
 
     Raises:
-        SpratError: as `Classifier`.
+        SpratError: as for `Classifier`.
     """
     if isinstance(images, str | Path):
         return read_picture(Path(images), side, channels)[None]
@@ -253,10 +254,10 @@ def _fit_all(images: Tensor, side: int, channels: int) -> Tensor:
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
-    """Return the files among `paths`, and the pictures in each folder and those in it, sorted.
+    """Return the files among `paths`, and the pictures in folders and their subfolders, sorted.
 
     Raises:
-        SpratError: a path does not exist, or a folder cannot be read or holds no picture.
+        SpratError: a path does not exist, or a folder cannot be read or contains no picture.
     """
     found = []
     for path in paths:
@@ -276,8 +277,8 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """Return the files in a folder and in those within it, sorted; each folder counts once, so
-    that a link to one above ends."""
+    """Return the files in a folder and its subfolders, sorted; each folder counts once, so a link
+    to a parent folder does no harm."""
     files: list[Path] = []
     folders, seen = [folder], {folder.resolve()}
     while folders:

@@ -1,4 +1,4 @@
-"""A run on a terminal or in a notebook: a bar by epoch and a table of epochs; else plain lines."""
+"""Output on terminals (progress bars, tables), in notebooks, and as plain lines elsewhere."""
 
 import collections
 import io
@@ -34,7 +34,7 @@ from sprat.text import command, visible, visible_lines, warn
 from sprat.threads import spinning_advice
 from sprat.training.observer import Observer
 
-if TYPE_CHECKING:  # what only prints a table loads no torch
+if TYPE_CHECKING:  # printing a table must not load torch
     from sprat.budget import Summary, Verdict
     from sprat.data import Dataset, found
     from sprat.data.check import DataCheck
@@ -51,24 +51,24 @@ HEADER = "epoch     loss   accuracy   EMA accuracy   learning rate   seconds   i
 RUNS_HEADER: tuple[str, ...] = (
     *("run", "state", "recipe", "network", "parameters", "epochs", "val", "test", "time"),
 )
-IMBALANCED = 1.5  # times as many images of one class as of another that are worth a line
-FEW_TENSORS = 6  # that are named each
-SHOWN = 10  # findings of a kind that a check of the data names
-PLAIN_EVERY = 30  # seconds between the lines that stand in for the bar
-WATCH_EVERY = 2  # seconds between two states of a table of runs
-NOTEBOOK_EVERY = 1  # seconds between two states of a bar in a notebook
-NOTEBOOK_WIDTH = 80  # characters of it
+IMBALANCED = 1.5  # ratio of the largest to the smallest class from which imbalance is reported
+FEW_TENSORS = 6  # up to so many are named one by one
+SHOWN = 10  # findings of each kind that a check of the data lists
+PLAIN_EVERY = 30  # seconds between the lines that replace the bar
+WATCH_EVERY = 2  # seconds between two updates of a table of runs
+NOTEBOOK_EVERY = 1  # seconds between two updates of a bar in a notebook
+NOTEBOOK_WIDTH = 80  # characters of such a bar
 
 
 class PlainConsole(Console):
-    """Prints text as it is: no markup, emoji codes or highlighting, and nothing that a terminal
-    would obey. Names within it go through `visible`, which keeps them in their line."""
+    """Console that prints text unchanged: no markup, emoji codes or highlighting, and no control
+    sequences. Names in it must go through `visible`, which keeps them in one line."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print as rich does, but text is not broken into lines of the terminal's width."""
+        """Print as rich does, but without wrapping text at the terminal's width."""
         if objects and all(isinstance(each, str) for each in objects):
             options.setdefault("soft_wrap", True)
         super().print(*objects, **options)
@@ -78,14 +78,14 @@ class PlainConsole(Console):
 
 
 def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """Return a console for a command or a run from Python. In a notebook too it takes plain
-    text: rich would make of every line an output of its own."""
+    """Return a console for a command or a run from Python. It prints plain text in a notebook too,
+    since rich would turn every line into a separate output."""
     return PlainConsole(stderr=stderr, quiet=quiet, force_jupyter=False)
 
 
 class NotebookProgress(Progress):
-    """A bar in the output of a notebook's cell: text that is replaced in place, and stays as it
-    was last. rich's own needs ipywidgets, and is not in the notebook that is saved."""
+    """Progress bar in the output of a notebook's cell: text that is replaced in place and keeps its
+    last state. rich's own bar needs ipywidgets and is lost when the notebook is saved."""
 
     def __init__(self, *columns: ProgressColumn, console: Console) -> None:
         still = (column for column in columns if not isinstance(column, SpinnerColumn))
@@ -94,7 +94,7 @@ class NotebookProgress(Progress):
         self._stopped = threading.Event()
 
     def start(self) -> None:
-        """Shows it, once."""
+        """Show the bar, once."""
         if self._thread is None and not self.console.quiet:
             from IPython.display import display
 
@@ -103,7 +103,7 @@ class NotebookProgress(Progress):
             self._thread.start()
 
     def stop(self) -> None:
-        """Leaves it as it is now."""
+        """Leave the bar in its current state."""
         if self._thread is not None and not self._stopped.is_set():
             self._stopped.set()
             self._thread.join()
@@ -123,9 +123,9 @@ class NotebookProgress(Progress):
 
 
 def _make_bar(console: Console, *columns: ProgressColumn, redirect: bool = False) -> Progress:
-    """A bar that is taken down at its end, where it is no notebook's.
+    """Return a progress bar, which is removed at its end unless it is in a notebook.
 
-    redirect: whether what is printed meanwhile goes above it, rather than where it was sent.
+    redirect: whether to show what is printed meanwhile above the bar.
     """
     if Console().is_jupyter:
         return NotebookProgress(*columns, console=console)
@@ -143,12 +143,12 @@ def _description() -> TextColumn:
 
 
 def _can_move(bar: Progress) -> bool:
-    """Return whether a bar can be shown: elsewhere rich would print an empty line at its end."""
+    """Return whether a bar can be shown; elsewhere rich would print an empty line at its end."""
     return bar.console.is_terminal or isinstance(bar, NotebookProgress)
 
 
 class _WithBar:
-    """A display with a bar; a context manager, since a bar must be taken down whatever happens."""
+    """Display with a bar; a context manager, since the bar must be removed whatever happens."""
 
     progress: Progress
 
@@ -163,7 +163,7 @@ class _WithBar:
 
 
 class TrainingDisplay(_WithBar, Observer):
-    """Shows a run."""
+    """Display of a run: a bar for each epoch and a table of epochs."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -206,7 +206,7 @@ class TrainingDisplay(_WithBar, Observer):
         self._print(f"accuracy is measured on {images}\n{HEADER}")
         for row in run.progress.history:
             self._print_row(row)
-        for task in self.progress.task_ids:  # of a seed before
+        for task in self.progress.task_ids:  # of an earlier seed
             self.progress.update(task, visible=False)
         self.began, self.began_step = time.perf_counter(), run.steps_taken
         self.last_line = self.began
@@ -217,7 +217,7 @@ class TrainingDisplay(_WithBar, Observer):
         seconds_a_step = (now - self.began) / (run.steps_taken - self.began_step)
         rate = run.config.batch_size / seconds_a_step
         left = f"{_duration((run.total_steps - run.steps_taken) * seconds_a_step)} left"
-        # the step that ends an epoch is told before the epoch is counted
+        # the step that ends an epoch is reported before the epoch is counted
         epoch, done = run.progress.epoch + 1, run.progress.batch
         if _can_move(self.progress):
             assert self.task is not None
@@ -250,7 +250,7 @@ class TrainingDisplay(_WithBar, Observer):
             self.progress.update(self.evaluating_task, advance=images, rate=rate)
 
     def _print_start(self, run: "Run") -> None:
-        """Print which weights the model that the run starts from gave, and which are new."""
+        """Print which weights come from the model that the run starts from, and which are new."""
         start = run.origin.start
         if start is None or run.steps_taken:
             return
@@ -298,7 +298,7 @@ class TrainingDisplay(_WithBar, Observer):
 
 
 class SearchDisplay(_WithBar, Watcher):
-    """Shows a search as its watcher: a bar of trials or of time, and a line for each generation."""
+    """Display of a search: a bar of trials or of time, and a line for each generation."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -312,10 +312,10 @@ class SearchDisplay(_WithBar, Watcher):
         )
         self.task: TaskID | None = None
         self.best: Trial | None = None
-        self.done = 0  # trials that came to a rung
+        self.done = 0  # trials that have reached a rung
 
     def started(self, driver: "Driver", folder: Path) -> None:
-        """Show what is searched, before the first trial of a fresh or a resumed search."""
+        """Print the plan, before the first trial of a new or resumed search."""
         plan = driver.plan
         workers = driver.pool.workers
         self._print(
@@ -388,8 +388,7 @@ class SearchDisplay(_WithBar, Watcher):
 
 
 class FoldsDisplay(_WithBar, Observer):
-    """Shows the runs of folds that are trained in passing: one bar, and a line for each that is
-    finished."""
+    """Display of folds trained for another purpose: one bar, and a line for each finished fold."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -426,7 +425,7 @@ class FoldsDisplay(_WithBar, Observer):
 
 
 def _in_short(names: list[str]) -> str:
-    """Return names of tensors as a line: of more than a few, how many there are in each part."""
+    """Return names of tensors as a line; if there are many, their number in each part."""
     if len(names) <= FEW_TENSORS:
         return ", ".join(names)
     parts = collections.Counter(name.partition(".")[0] for name in names)
@@ -434,7 +433,7 @@ def _in_short(names: list[str]) -> str:
 
 
 def print_summary(console: Console, summary: "Summary") -> None:
-    """A network's layers as a table, and its totals."""
+    """Print a network's layers as a table, and its totals."""
     rows = [("layer", "type", "output", "parameters", "MACs", "field", "jump")]
     rows += [
         (
@@ -475,7 +474,7 @@ def print_summary(console: Console, summary: "Summary") -> None:
 
 
 def print_verdicts(console: Console, model: str, verdicts: "Sequence[Verdict]") -> None:
-    """Print limits next to what was achieved."""
+    """Print limits next to the achieved values."""
     rows = [(model, "target", "achieved", "margin", "status")]
     rows += [
         (v.metric, v.target, v.achieved, f"{v.margin:+.1%}", "kept" if v.kept else "BROKEN")
@@ -485,7 +484,7 @@ def print_verdicts(console: Console, model: str, verdicts: "Sequence[Verdict]") 
 
 
 def print_contenders(console: Console, contenders: "Sequence[Contender]") -> None:
-    """A model in several forms: what each takes and how right it is."""
+    """Print size, time and accuracy of a model in several formats."""
     rows = [("", "bytes", "one image, ms", "accuracy")]
     rows += [
         (
@@ -500,7 +499,7 @@ def print_contenders(console: Console, contenders: "Sequence[Contender]") -> Non
 
 
 def print_compiled(console: Console, compiled: "Compiled") -> None:
-    """Print what a compiler made of a model in C."""
+    """Print the memory of a model compiled from C."""
     ram, flash = compiled.arena + compiled.stack, compiled.constants + compiled.code
     calls, library = " > ".join(compiled.chain), ", ".join(compiled.library)
     console.print(
@@ -514,7 +513,7 @@ def print_compiled(console: Console, compiled: "Compiled") -> None:
 
 def print_evaluation(console: Console, evaluation: "Evaluation") -> None:
     """Print an evaluation: accuracy with its interval, calibration, accuracy by class."""
-    tta = evaluation.get("tta_views", 2)  # older runs do not say, nor have they a p-value
+    tta = evaluation.get("tta_views", 2)  # older runs recorded neither views nor p-value
     p = evaluation.get("tta_p")
     by_chance = "" if p is None else f"  (McNemar's test: p = {p:.2g})"
     views = "with the mirrored view" if tta == 2 else f"mean of {tta} views"
@@ -533,7 +532,8 @@ def print_evaluation(console: Console, evaluation: "Evaluation") -> None:
 
 
 def print_check(console: Console, found: "DataCheck") -> None:
-    """Print what is wrong with a dataset, some of each kind by name, and its pictures by class."""
+    """Print a dataset's problems, some of each kind by name, and its number of pictures by
+    class."""
     console.print(f"{visible(found.dataset)}: {len(found.names):,} pictures")
     rows = [["class", *found.per_class]]
     for name in found.images.classes:
@@ -566,7 +566,7 @@ def print_check(console: Console, found: "DataCheck") -> None:
             f"({labels.folds} folds, recipe {visible(labels.recipe)}, {labels.epochs} epochs); "
             f"{labels.confident:,} are probably wrong, by confident learning"
         )
-        kinds.append(("labels that are not the answer, the worst first", []))
+        kinds.append(("labels that differ from the prediction, the worst first", []))
         for each in labels.suspects:
             names = (visible(found.images.classes[n]) for n in (each.label, each.suggested))
             shares = (each.label_probability, each.suggested_probability)
@@ -585,8 +585,7 @@ def print_check(console: Console, found: "DataCheck") -> None:
 def print_table(
     console: Console, rows: Sequence[Sequence[str]], left: int, left_again: int = 1000
 ) -> None:
-    """Columns as wide as they must be; the first `left` of them, and all from `left_again` on,
-    flush left."""
+    """Print a table; the first `left` columns, and all from `left_again` on, are left-aligned."""
     for line in table_lines(rows, left, left_again):
         console.print(line)
 
@@ -606,15 +605,15 @@ def table_lines(rows: Sequence[Sequence[str]], left: int, left_again: int = 1000
 
 
 def print_runs(console: Console, runs: "Sequence[ListedRun]") -> None:
-    """Print a table of runs, those that share a folder below a line with their mean, and then what
-    is wrong with damaged ones."""
+    """Print a table of runs, those that share a folder below a line with their mean; then the
+    problems of damaged ones."""
     for line in _runs_lines(runs):
         console.print(line)
 
 
 def watch_runs(console: Console, read: "Callable[[], list[ListedRun]]") -> None:
-    """Print a table of runs, and keep it up to date as long as one trains; where nothing can move,
-    print it when none trains any more."""
+    """Print a table of runs and update it while one of them is training. Where it cannot be updated
+    in place, print it once no run is training."""
 
     def training() -> bool:
         return any(run.state == "training" for run in runs)
@@ -674,8 +673,8 @@ def _run_row(name: str, run: "ListedRun") -> tuple[str, ...]:
 
 
 def _group_row(name: str, runs: "Sequence[ListedRun]") -> tuple[str, ...]:
-    """Return what several runs have in common, the mean accuracy of finished ones, their time in
-    all."""
+    """Return the row of several runs: shared values, the mean accuracy of finished runs, and the
+    total time."""
 
     def shared(values: Iterable[str]) -> str:
         found = set(values)
@@ -726,11 +725,11 @@ def load_shown(
     whole: bool = False,
     table: bool = True,
 ) -> "Dataset":
-    """`load_dataset`, with a bar for what takes long and warnings on stderr; then, if `table` is
-    true, a table of the own pictures that were found."""
+    """Call `load_dataset` with a progress bar and with warnings on stderr; then, if `table` is
+    true, print a table of own pictures."""
     from sprat.data import load_dataset
 
-    said: list[str] = []  # told when the spinner is gone, which would tear it
+    said: list[str] = []  # printed after the spinner, which would break it up
     try:
         counted = "pictures" if is_path(name) else "bytes"
         with loading(console, f"loading the dataset ({visible(name)})", counted) as progress:
@@ -747,7 +746,7 @@ def load_shown(
 
 
 def print_found(console: Console, place: str, summary: "found.Summary") -> None:
-    """Print what own pictures hold, as a table of their parts."""
+    """Print a table of the parts of own pictures."""
     console.print(f"{visible(place)}: {visible(summary.layout)}")
     print_table(console, summary.rows(), left=1, left_again=3)
 
@@ -755,12 +754,12 @@ def print_found(console: Console, place: str, summary: "found.Summary") -> None:
 def load_again(
     console: Console, run: Path, config: Config, moved: str | None, data_dir: Path | None
 ) -> "Dataset":
-    """`load_shown` the data of a run to resume.
+    """Load the data of a run to resume, with `load_shown`.
 
-    moved: the place where it is now, if that is another than when the run began.
+    moved: its new location, if it has moved since the run began.
 
     Raises:
-        SpratError: it is not there.
+        SpratError: it is not available.
     """
     name = moved or config.dataset
     if not moved and is_path(name) and not Path(name).exists():
@@ -772,7 +771,7 @@ def load_again(
 
 
 def noting(console: Console) -> Callable[[str], None]:
-    """Prints above a bar that is shown."""
+    """Return a function that prints lines, above the bar if one is shown."""
     return lambda text: console.print(text)
 
 
@@ -780,8 +779,8 @@ def noting(console: Console) -> Callable[[str], None]:
 def loading(
     console: Console, what: str, counted: str = "bytes"
 ) -> Iterator[Callable[[int, int], None]]:
-    """A spinner while data loads; yields the function to call with the number of bytes
-    downloaded or pictures read, so far and in all, which turns it into a bar."""
+    """Show a spinner while data loads; yield the function to call with the number of bytes
+    downloaded or pictures read, so far and in all, which turns the spinner into a bar."""
     doing, done_so_far = ("fetching", "fetched") if counted == "bytes" else ("reading", "read")
     columns = (
         (DownloadColumn(), TransferSpeedColumn()) if counted == "bytes" else (MofNCompleteColumn(),)
@@ -816,7 +815,8 @@ def loading(
 
 @contextmanager
 def doing(console: Console, what: str) -> Iterator[Callable[[str], None]]:
-    """A spinner for work of several parts; yields the function to call with the current part."""
+    """Show a spinner for work in several parts; yield the function to call with the current
+    part."""
     spinner = _make_bar(console, SpinnerColumn(), _description())
     task = spinner.add_task(what, total=None)
     with _shown(spinner):
@@ -825,7 +825,7 @@ def doing(console: Console, what: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def _shown(bar: Progress) -> Iterator[None]:
-    """Starts and stops a bar that can be shown."""
+    """Start and stop a bar, if it can be shown."""
     if not _can_move(bar):
         yield
         return

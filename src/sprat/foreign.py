@@ -1,4 +1,4 @@
-"""Networks that were trained elsewhere: their weights, read without running anything and fitted.
+"""Networks that were trained elsewhere: their weights, loaded without executing code.
 
 weights.pth                  {"state_dict": {"module.conv1.weight": …}, "epoch": 200, …}
 """
@@ -34,15 +34,15 @@ else:
     imageset, listing = deferred("sprat.data.imageset"), deferred("sprat.data.found")
 
 COLOURS = 3
-UNUSUAL = 0.02  # of full brightness: a mean or std of so little, but for a mean of 0
-# Modules whose objects checkpoints hold next to their weights, as settings and figures.
+UNUSUAL = 0.02  # a mean (other than 0) or std below this share of full brightness is reported
+# Modules whose objects checkpoints contain besides weights, such as settings and figures.
 _LEFT_OUT = (
     *("argparse", "datetime", "numpy", "omegaconf", "pathlib", "types", "typing"),
     *("lightning", "lightning_fabric", "pytorch_lightning"),
 )
-_DEEPEST = 4  # tables within one another in which weights are looked for
-_MOST_PARTS = 20  # of a name that are looked at
-_COUNTER = "num_batches_tracked"  # of BatchNorm's; no answer depends on it
+_DEEPEST = 4  # levels of nested tables in which weights are searched for
+_MOST_PARTS = 20  # parts of a name that are considered
+_COUNTER = "num_batches_tracked"  # of BatchNorm; no output depends on it
 _SAVE = "torch.save(network.state_dict(), 'weights.pth')"
 
 
@@ -79,7 +79,7 @@ class Foreign(Table):
         zero="that of the dataset, 32 for your own pictures",
     )
     channels: Literal[1, 3] = setting(
-        3, "Channels of the images that the network takes: 1 for grey, as which it then sees colour"
+        3, "Channels of the images that the network takes; 1: colour is converted to grey"
     )
     classes: Annotated[tuple[str, ...], Parameter(converter=_split)] = setting(
         (),
@@ -99,10 +99,10 @@ class Foreign(Table):
         return [key for key in self.settings if getattr(self, key) != getattr(Foreign, key)]
 
     def check_given(self) -> None:
-        """Check what can be checked without the network: the file is there, and mean and std are.
+        """Check what does not need the network: the file exists, and mean and std are given.
 
         Raises:
-            SpratError: weights, mean or std are missing, or cannot be.
+            SpratError: weights, mean or std are missing or invalid.
         """
         if not self.weights:
             asked = f", which --{self.given[0]} is about" if self.given else ""
@@ -130,12 +130,12 @@ class Foreign(Table):
 
     @property
     def _white(self) -> int:
-        """The value of full brightness in the unit of mean and std."""
+        """Full brightness on the scale of mean and std: 1 or 255."""
         return 255 if max(self.mean) > 1 or (not any(self.mean) and max(self.std) > 1) else 1
 
     def normalization(self) -> "imageset.Normalization":
-        """Return mean and std as fractions of full brightness, of each channel; a warning says what
-        is unusual in them."""
+        """Return mean and std of each channel as fractions of full brightness; warn if they are
+        unusual."""
         white = self._white
         if white == 255:
             warn(
@@ -155,10 +155,10 @@ class Foreign(Table):
         return imageset.Normalization(mean, std)
 
     def class_names(self) -> tuple[str, ...]:
-        """Return the names of the classes; none if they were not given.
+        """Return the names of the classes; empty if they were not given.
 
         Raises:
-            SpratError: their file cannot be read, or they cannot be names of classes.
+            SpratError: their file cannot be read, or the names are invalid.
         """
         names = self.classes
         if len(names) == 1 and names[0].endswith(".txt"):
@@ -180,17 +180,17 @@ class Foreign(Table):
     def model(
         self, network: str, classes: tuple[str, ...], side: int, about: dict[str, Any]
     ) -> "checkpoint.Model":
-        """Return the network with its weights, and what it takes to use it.
+        """Return the model: the network with its weights, classes and normalisation.
 
         Args:
-            network: its name, or FILE:CLASS of code in use.
-            classes: names, in the order of its outputs.
-            side: of its images, in pixels.
-            about: what a person wants to know.
+            network: its name, or FILE:CLASS of code that was run.
+            classes: names in the order of its outputs.
+            side: side of its images, in pixels.
+            about: information for people.
 
         Raises:
             SpratError: there is no such network, the file cannot be read or does not fit, or the
-                network does not answer an image with a logit for each class.
+                network does not return a logit for each class.
         """
         spec = NetworkConfig(name=find_name(network))
         built = draft_network(spec, len(classes), self.channels)
@@ -204,15 +204,15 @@ class Foreign(Table):
 def load_weights(network: "nn.Module", path: Path, key: str = "") -> None:
     """Load weights into the network that they were saved from.
 
-    Prefixes of wrappers ("module.", "_orig_mod.", "model.") are taken off, floats become what the
-    network has, and counters of batches may be missing.
+    Prefixes of wrappers ("module.", "_orig_mod.", "model.") are removed, floats are converted to
+    the network's dtypes, and counters of batches may be missing.
 
     Args:
-        key: place in the file of the state dict to take: "state_dict_ema"; "" for the one that
-            fits, and of several the first whose place does not say ema.
+        key: key of the state dict in the file, such as "state_dict_ema"; empty: the one that fits,
+            or the first of several whose key does not contain "ema".
 
     Raises:
-        SpratError: the file holds no weights, or none that fit; says which, and the nearest.
+        SpratError: the file contains no weights, or none that fit; the message gives the nearest.
     """
     found = read_weights(path)
     if key:
@@ -243,11 +243,11 @@ def load_weights(network: "nn.Module", path: Path, key: str = "") -> None:
 
 
 def read_weights(path: Path) -> "dict[str, dict[str, Tensor]]":
-    """Return the state dicts that a file of torch.save or safetensors holds, by their place in it:
-    "" for the file itself, "ema.shadow". Runs nothing.
+    """Return the state dicts in a file of torch.save or safetensors, by their keys in it (empty for
+    the file itself, "ema.shadow"), without executing code.
 
     Raises:
-        SpratError: it cannot be read, or holds none.
+        SpratError: it cannot be read, or contains none.
     """
     try:
         content = read_bytes(path, MODEL_BYTES)
@@ -283,9 +283,9 @@ def _damaged(path: Path, error: Exception) -> SpratError:
 
 
 def _unpickle(path: Path, content: bytes) -> Any:
-    """Return what a file of torch.save holds, where inert objects stand for those of _LEFT_OUT."""
+    """Return the contents of a torch.save file, with inert objects for those of _LEFT_OUT."""
     if not content.startswith((b"PK", b"\x80")):
-        raise _damaged(path, ValueError("it begins as neither does"))
+        raise _damaged(path, ValueError("its beginning matches neither format"))
     try:
         names = _unsafe_names(content)
         if all(name.partition(".")[0] in _LEFT_OUT for name in names):
@@ -304,12 +304,12 @@ def _unpickle(path: Path, content: bytes) -> Any:
 
 
 def _unsafe_names(content: bytes) -> list[str]:
-    """Return the names that a file asks for beyond those of tensors and plain values.
+    """Return the names that a file refers to, other than those of tensors and plain values.
 
     Raises:
-        ValueError: it is a program.
+        ValueError: it is a TorchScript program.
     """
-    if not content.startswith(b"PK"):  # the older form, whose loading refuses the first of them
+    if not content.startswith(b"PK"):  # the older format, whose loading refuses the first name
         return []
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         if any(name.endswith("/constants.pkl") for name in archive.namelist()):
@@ -318,7 +318,7 @@ def _unsafe_names(content: bytes) -> list[str]:
 
 
 class _Inert:
-    """Stands for an object of a checkpoint that is not looked at."""
+    """Placeholder for an object of a checkpoint that is ignored."""
 
     def __new__(cls, *_: object) -> "_Inert":
         return super().__new__(cls)
@@ -331,7 +331,7 @@ class _Inert:
 def _state_dicts(
     held: Any, place: str = "", seen: set[int] | None = None
 ) -> "Iterator[tuple[str, dict[str, Tensor]]]":
-    """Yield each table that holds tensors by name, with its place."""
+    """Yield each table of tensors by name, with its key in the file."""
     seen = set() if seen is None else seen
     if not isinstance(held, dict) or id(held) in seen or place.count(".") >= _DEEPEST:
         return
@@ -345,10 +345,10 @@ def _state_dicts(
 
 
 class _Fitted:
-    """Tensors as the state of a network.
+    """Tensors fitted to a network as its state.
 
-    state: those that the network has, by its names for them. left_out: names of those that are no
-    part of it. wrong: why they do not fit, in words; None if they do.
+    state: tensors by the network's names. left_out: names of tensors that the network does not
+    have. wrong: why they do not fit, in words; None if they do.
     """
 
     def __init__(self, network: "nn.Module", tensors: "Mapping[str, Tensor]") -> None:
@@ -376,7 +376,8 @@ class _Fitted:
         return None
 
     def _unlike(self, expected: "Mapping[str, Tensor]") -> str | None:
-        """Bring the tensors to the network's types; return what cannot be."""
+        """Convert the tensors to the network's dtypes; return what is wrong with one that does not
+        fit, None if all do."""
         for name, wanted in expected.items():
             found = self.state.get(name, wanted)
             if name.endswith(_COUNTER) and found.dtype != wanted.dtype:
@@ -395,12 +396,12 @@ class _Fitted:
 
 
 def _unwrapped(key: str) -> str:
-    """Return a name without what torch.compile puts into it."""
+    """Return a name without the prefixes of torch.compile."""
     return key.replace("_orig_mod.", "")
 
 
 def _prefix(names: Mapping[str, str], keys: Iterable[str]) -> str:
-    """Return what most of the keys have before a network's names."""
+    """Return the prefix that most of the keys have before a network's names."""
     counts = Counter({"": 0})
     for key in keys:
         *before, _ = key.split(".", _MOST_PARTS)
@@ -420,8 +421,8 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _check_logits(network: "nn.Module", side: int, channels: int) -> None:
-    """Check that a network's answers are not probabilities, of which the protocol would take the
-    softmax once more.
+    """Check that a network's outputs are not probabilities, to which evaluation would apply softmax
+    again.
 
     Raises:
         SpratError: they are.

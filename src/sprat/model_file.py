@@ -1,5 +1,5 @@
-"""Files of models: model.safetensors, or model.safetensors.xz, as models ship, which is 8 % smaller
-than what a wheel makes of it."""
+"""Model files: model.safetensors, or model.safetensors.xz for shipped models, which is 8 % smaller
+than a wheel's own compression."""
 
 import lzma
 from pathlib import Path
@@ -10,9 +10,9 @@ from sprat.names import MODEL_FILE, PACKED_FILE, check_one_run
 from sprat.readers import MODEL_BYTES, read_bytes
 
 ENDINGS = (".safetensors", ".safetensors.xz")
-# values have two bytes each, the second of which varies little
+# each value has two bytes, the second of which varies little
 FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 1, "pb": 1}]
-MOST_MEMORY = 256 << 20  # bytes for unpacking, besides the content
+MOST_MEMORY = 256 << 20  # bytes of memory for unpacking, besides the content
 
 
 def file_of(path: Path) -> Path:

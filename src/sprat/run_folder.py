@@ -1,4 +1,5 @@
-"""The folder of a run: who may write there, what it began with (config.json), what is left over."""
+"""The folder of a run: its lock, its configuration (config.json), and leftovers of killed
+processes."""
 
 import contextlib
 import itertools
@@ -24,8 +25,8 @@ from sprat.shapes import mismatch, shape_of
 from sprat.text import command
 
 CONFIG_FILE, CURVES_FILE = "config.json", "curves.png"
-LOCK_FILE = ".lock"  # exists while a process trains; says which
-# what killed processes of an older sprat left; newer ones' leftovers are swept by what writes
+LOCK_FILE = ".lock"  # exists while a process trains; names the process
+# leftovers of killed processes of older versions; files.py removes those of newer ones
 _OLDER = (
     *(".config-*.json", ".metrics-*.jsonl", ".results-*.json", ".curves-*.png"),
     *(".model-*.safetensors", ".last-*.pt"),
@@ -33,7 +34,7 @@ _OLDER = (
 
 
 class DataIdentity(TypedDict):
-    """The identity of a dataset wherever it is."""
+    """Identity of a dataset, independent of its location."""
 
     md5: str
     classes: list[str]
@@ -55,10 +56,10 @@ BEGINNING = shape_of(Beginning)
 
 @contextlib.contextmanager
 def new_run(recipe: str, seed: int) -> Iterator[Path]:
-    """Make runs/RECIPE-seedN-DATE-TIME for a run without --output; remove it again at the end of
-    the block if it is empty.
+    """Create runs/RECIPE-seedN-DATE-TIME for a run without --output; remove it at the end of the
+    block if it is empty.
 
-    Runs that begin in the same second get numbered folders of their own.
+    Runs that begin in the same second get numbered folders.
     """
     name = f"{Path(recipe).stem}-seed{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
@@ -72,12 +73,12 @@ def new_run(recipe: str, seed: int) -> Iterator[Path]:
 
 
 def _make_new(folder: Path) -> bool:
-    """Make a folder; return False if it exists."""
+    """Create a folder; return False if it exists already."""
     with writing(folder):
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
-            if not folder.exists():  # a file is where a folder above should be
+            if not folder.exists():  # a parent of the folder is a file
                 raise
             return False
         return True
@@ -85,8 +86,8 @@ def _make_new(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def locked(run: Path) -> Iterator[Callable[[], bool]]:
-    """Lock a run's folder for this process, making it if need be; yield a function that returns
-    whether the folder is still this process's.
+    """Lock a run's folder for this process, creating it if necessary; yield a function that returns
+    whether this process still has the lock.
 
     Raises:
         SpratError: another process trains there.
@@ -106,7 +107,7 @@ def check_free(run: Path) -> None:
     """Check that no other process trains in a folder.
 
     Raises:
-        SpratError: one does.
+        SpratError: another process does.
     """
     if found := holder(run / LOCK_FILE):
         raise _in_use(run, found)
@@ -120,13 +121,13 @@ def _in_use(run: Path, holder: str) -> SpratError:
 
 
 def check_empty(run: Path, besides: Collection[str] = ()) -> None:
-    """Check that a run can begin in a folder: it does not exist, or holds nothing but a recipe.
+    """Check that a run can begin in a folder: it does not exist, or contains only a recipe.
 
     Args:
-        besides: names of what else it may hold.
+        besides: further names that it may contain.
 
     Raises:
-        SpratError: the folder holds something.
+        SpratError: the folder contains something else.
     """
     sweep_run(run)
     if run.exists() and (
@@ -145,15 +146,15 @@ def _of_a_run(path: Path) -> bool:
 
 
 def sweep_run(run: Path) -> None:
-    """Remove what killed processes left in a run's folder."""
+    """Remove leftovers of killed processes from a run's folder."""
     sweep(run)
     for pattern in _OLDER:
         sweep(run, pattern)
 
 
 def resume_finished(run: Path) -> RunResult | None:
-    """Return the results of a finished run, after removing what a kill at its end left in its
-    folder; return None if the run is not finished.
+    """Return the results of a finished run, after removing leftovers of a kill at its end; return
+    None if the run is not finished.
 
     Raises:
         SpratError: results.json is damaged.
@@ -174,11 +175,11 @@ def write_config(
     parameters: int,
     start: StartRecord | None = None,
 ) -> None:
-    """Write config.json: the recipe's name, what differs from it, the whole config, the data, the
-    number of the network's parameters, the model that the run starts from.
+    """Write config.json: the recipe's name, settings that differ from it, the whole config, the
+    data's identity, the number of parameters, and the model that the run starts from.
 
     Raises:
-        SpratError: the folder has such a file, or it cannot be written.
+        SpratError: the folder contains such a file already, or it cannot be written.
     """
     values: Beginning = {
         "recipe": recipe,
@@ -203,7 +204,7 @@ def read_config(run: Path) -> tuple[Config, str, dict[str, Any]]:
 
 
 def read_beginning(run: Path) -> Beginning:
-    """Return what a run's config.json holds.
+    """Return the contents of a run's config.json.
 
     Raises:
         SpratError: it is missing or damaged.
@@ -211,8 +212,8 @@ def read_beginning(run: Path) -> Beginning:
     path = run / CONFIG_FILE
     if run.is_dir() and all(found.name.startswith(".") for found in run.iterdir()):
         raise SpratError(
-            f"{run} contains no run yet, because it was stopped before the run began. Start it "
-            f"again in the same folder: {command('sprat', 'train', '--output', run)}, with its "
+            f"{run} contains no run yet, because training was stopped before the first step. Start "
+            f"it again in the same folder: {command('sprat', 'train', '--output', run)}, with its "
             "recipe and settings."
         )
     if not path.exists():
@@ -226,7 +227,7 @@ def read_beginning(run: Path) -> Beginning:
 
 
 def read_data(run: Path) -> DataIdentity | None:
-    """Return what identifies the images that a run began with; None for a run of an older sprat."""
+    """Return the identity of the data that a run began with; None for a run of an older version."""
     found: DataIdentity | None = read_json(run / CONFIG_FILE).get("data")
     return found
 

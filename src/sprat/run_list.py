@@ -1,4 +1,4 @@
-"""Every run below a folder, whatever state it is in: finished, training, interrupted or damaged."""
+"""List of the runs in a folder, in any state: finished, training, interrupted or damaged."""
 
 import dataclasses
 import os
@@ -22,7 +22,7 @@ from sprat.evaluation.records import (
 from sprat.files import holder
 from sprat.run_folder import CONFIG_FILE, LOCK_FILE, read_beginning, read_config
 
-DEEPEST = 6  # folders within one another that are looked through
+DEEPEST = 6  # levels of nested folders that are searched
 
 State = Literal["finished", "training", "interrupted", "damaged"]
 Order = Literal["name", "val", "test", "parameters", "epochs", "time"]
@@ -30,7 +30,7 @@ Order = Literal["name", "val", "test", "parameters", "epochs", "time"]
 
 @dataclass(frozen=True)
 class ListedRun:
-    """A run as listed by `sprat runs`. Values that are not known yet or cannot be read are None."""
+    """A run as listed by `sprat runs`. Values that are not available are None."""
 
     folder: Path
     """Folder of the run."""
@@ -82,15 +82,15 @@ def list_runs(
     dataset: str = "",
     state: State | None = None,
 ) -> list[ListedRun]:
-    """Return every run in `folder` and the folders within it; or `folder` itself, if it is a run.
+    """Return the runs in `folder` and its subfolders; or `folder` itself, if it is a run.
 
     Args:
-        sort: val and test: best first; else ascending. Runs of one group stay together, in the
-            place of their mean; runs without the figure are last.
-        reverse: whether the order is reversed.
-        recipe, network, dataset: names to list alone; case does not matter, and * stands for any
-            characters.
-        state: state to list alone.
+        sort: val and test: best first; otherwise ascending. Runs of one group stay together,
+            ordered by their mean; runs without the figure come last.
+        reverse: whether to reverse the order.
+        recipe, network, dataset: list only runs with these names; upper and lower case make no
+            difference, and * matches any characters.
+        state: list only runs in this state.
 
     Raises:
         SpratError: there is no such folder, or it cannot be read.
@@ -109,7 +109,7 @@ def list_runs(
 
 
 def groups(runs: Sequence[ListedRun]) -> list[list[ListedRun]]:
-    """Return the runs in their order, those of a group together; others are alone."""
+    """Return the runs in their order, those of a group in one list, others in lists of one."""
     found: dict[str, list[ListedRun]] = {}
     for run in runs:
         found.setdefault(f"{run.group}/" if run.group else run.name, []).append(run)
@@ -117,7 +117,7 @@ def groups(runs: Sequence[ListedRun]) -> list[list[ListedRun]]:
 
 
 def arranged(runs: Sequence[ListedRun], sort: Order, reverse: bool) -> list[ListedRun]:
-    """Return the runs sorted, those of a group together."""
+    """Return the runs sorted, keeping groups together."""
     by_name = sorted(runs, key=lambda run: _natural(run.name), reverse=reverse and sort == "name")
     if sort == "name":
         return [run for group in groups(by_name) for run in group]
@@ -140,7 +140,7 @@ def arranged(runs: Sequence[ListedRun], sort: Order, reverse: bool) -> list[List
 
 
 def _run_folders(folder: Path, depth: int = 0) -> Iterator[Path]:
-    """Return the folders of runs in a folder, those within a run too, as trials of a search are."""
+    """Return the folders of runs in a folder, including those within runs, such as trials."""
     try:
         with os.scandir(folder) as entries:
             found = list(entries)
@@ -159,7 +159,7 @@ def _run_folders(folder: Path, depth: int = 0) -> Iterator[Path]:
 
 
 def _read(run: Path, root: Path) -> ListedRun | None:
-    """Return what there is to list of a run; None if it has gone since it was found."""
+    """Return a run's entry; None if the run has been removed since it was found."""
     within = run.relative_to(root)
     group = "" if within.parent == Path() else within.parent.as_posix()
     name = within.as_posix() if within.parts else run.resolve().name
@@ -173,7 +173,8 @@ def _read(run: Path, root: Path) -> ListedRun | None:
 
 
 def _filled(listed: ListedRun) -> ListedRun:
-    """
+    """Return a run's entry completed from its files.
+
     Raises:
         SpratError: a file of the run is missing or damaged.
     """
@@ -218,13 +219,13 @@ def _filled(listed: ListedRun) -> ListedRun:
 
 
 def _best(rows: Sequence[EpochRow], score: Literal["top1", "ema_top1"]) -> float | None:
-    """Return the best accuracy on val so far, of the weights that the run keeps."""
+    """Return the best accuracy on val so far, of the kind of weights that the run keeps."""
     scores = (row[score] for row in rows if row["judged_on"] == "val")
     return max((each for each in scores if each is not None), default=None)
 
 
 def _is(run: ListedRun, field: str, pattern: str) -> bool:
-    """Return whether a field matches a pattern; every field matches none."""
+    """Return whether a field matches a pattern; an empty pattern matches every field."""
     value = getattr(run, field)
     if not pattern or value is None:
         return not pattern
@@ -232,5 +233,5 @@ def _is(run: ListedRun, field: str, pattern: str) -> bool:
 
 
 def _natural(name: str) -> list[tuple[str, int]]:
-    """Return a key by which seed-2 comes before seed-10."""
+    """Return a sort key that puts seed-2 before seed-10."""
     return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d{0,18})", name)]

@@ -1,15 +1,15 @@
-"""Put a finished run's model into the package, with a card measured on what is shipped.
+"""Add a finished run's model to the package, with a card measured on the shipped file.
 
     python -m sprat.ship RUN [--dataset NAME] [--data-dir DIR]
     python -m sprat.ship --refresh [MODEL ...] [--dataset NAME] [--data-dir DIR]
 
-RUN is a run's folder; if it is next to other seeds with a summary.json, the card gives their
-spread. Seed 0 is shipped, not the best of them.
+RUN is a run's folder. If it is next to other seeds with a summary.json, the card contains their
+spread. Seed 0 is shipped, not the best seed.
 
-With --refresh, the ranges of activations are measured and stored in the files of the models, by
-default of all that ship, whose weights stay as they are, bit for bit; and a card next to one gets
-its new sha256, its memory, and what a compiler makes of the model in C: gcc for a Cortex-M4
-(arm-none-eabi-gcc), or where that is missing, cc.
+With --refresh, the ranges of activations are measured and stored in the models' files (by default
+those of all shipped models); the weights are not changed. A card next to a file is updated with its
+sha256, memory, and sizes of the model compiled from C, by gcc for a Cortex-M4
+(arm-none-eabi-gcc), or by cc if that is missing.
 """
 
 import argparse
@@ -69,11 +69,11 @@ CORTEX_M4 = Compiler(("arm-none-eabi-gcc",), ("-std=c11", "-O2", "-mcpu=cortex-m
 def ship(run: Path, dataset: Dataset, zoo: Path = ZOO) -> Card:
     """Write zoo/NAME/{model.safetensors.xz, card.json, CARD.md, curves.png}; return the card.
 
-    The weights are rounded to fp16; every figure is of the file as it then is.
+    The weights are rounded to fp16; all figures are measured on the resulting file.
     """
     trained = load_model(run)
     folder = zoo / trained.name
-    (folder / CARD_FILE).unlink(missing_ok=True)  # of the file before
+    (folder / CARD_FILE).unlink(missing_ok=True)  # the previous file's
     save_model(folder / PACKED_FILE, trained, torch.float16)
     model = store_ranges(folder / PACKED_FILE, dataset.train)
     write_whole(folder / CURVES_FILE, (run / CURVES_FILE).read_bytes())
@@ -99,8 +99,8 @@ def ship(run: Path, dataset: Dataset, zoo: Path = ZOO) -> Card:
 
 
 def store_ranges(file: Path, training: ImageSet) -> Model:
-    """Measure the ranges of a model's activations, store them in its file, whose weights stay as
-    they are, and return the model."""
+    """Measure the ranges of a model's activations, store them in its file without changing its
+    weights, and return the model."""
     model = load_model(file)
     try:
         ranges = measure_record(model.network, training, model.normalization)
@@ -111,8 +111,8 @@ def store_ranges(file: Path, training: ImageSet) -> Model:
 
 
 def refresh(file: Path, dataset: Dataset) -> Card | None:
-    """Store the ranges of a model's activations in its file; renew what a card next to it says of
-    the file, of memory and of the model in C, and return the card."""
+    """Store the ranges of a model's activations in its file; update a card next to it (sha256,
+    memory and sizes in C), and return the card."""
     model = store_ranges(file, dataset.train)
     if not file.with_name(CARD_FILE).exists():
         return None
@@ -141,7 +141,7 @@ def _memory(model: Model) -> Memory | None:
 
 
 def _compiled(model: Model) -> Compiled | None:
-    """Return what a compiler makes of a model in C; None without a compiler or an integer form."""
+    """Return the sizes of a model compiled from C; None without a compiler or an integer form."""
     compiler = CORTEX_M4 if CORTEX_M4.is_there else Compiler.of_environment()
     if model.ranges is None or not compiler.is_there:
         return None
@@ -153,7 +153,7 @@ def _compiled(model: Model) -> Compiled | None:
 
 
 def robustness(model: Model, test: ImageSet, count: int = CORRUPTED_IMAGES) -> Robustness:
-    """Return accuracy on the first `count` test images: untouched, by corruption and severity."""
+    """Return accuracy on the first `count` test images: clean, and by corruption and severity."""
     chosen = test.subset(torch.arange(min(count, len(test))))
     images = chosen.images[:]
 

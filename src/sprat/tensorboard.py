@@ -1,4 +1,4 @@
-"""A run as TensorBoard shows it: scalars by epoch, pictures, settings."""
+"""Observer that writes a run for TensorBoard: scalars by epoch, pictures, settings."""
 
 import importlib.util
 from collections.abc import Callable
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from sprat.evaluation.records import EpochRow, RunResult
     from sprat.training.run import Run
 
-FOLDER = "tensorboard"  # within a run's
-PREVIEWED = 8  # classes whose pictures are shown augmented
+FOLDER = "tensorboard"  # in a run's folder
+PREVIEWED = 8  # classes in the preview of augmentation
 
 
 class TensorBoard(Observer):
@@ -23,8 +23,8 @@ class TensorBoard(Observer):
     RUN/tensorboard`.
 
     It writes every figure of metrics.jsonl by epoch, the settings and augmented pictures and, at
-    the end, the final accuracies, the confusion matrix and the curves. A resumed run replaces what
-    it had written by the same values from its history, so that no point is duplicated or lost.
+    the end, the final accuracies, the confusion matrix and the curves. A resumed run replaces its
+    earlier points by those of its history, so that no point is duplicated or lost.
 
     Raises:
         SpratError: TensorBoard is not installed.
@@ -45,9 +45,9 @@ class TensorBoard(Observer):
         from sprat.training.images import preview_augmentation
 
         config, place = run.config, run.folder / FOLDER
-        begun = place.exists()  # by an earlier process, whose points no longer count: from 0 on
+        begun = place.exists()  # written by an earlier process, whose points are purged
         self.writer = SummaryWriter(str(place), purge_step=0 if begun else None)
-        if not begun:  # TensorBoard keeps texts whatever is purged
+        if not begun:  # TensorBoard never purges texts
             self.writer.add_text("settings", f"```toml\n{to_toml(config)}\n```", 0)
         rows = preview_augmentation(config, run.dataset.train, PREVIEWED)
         title = f"augmentation of {run.origin.recipe}"
@@ -94,7 +94,7 @@ class TensorBoard(Observer):
             self.writer.add_scalar(tag, value, epoch)
 
     def _add_picture(self, tag: str, epoch: int, draw: Callable[[Path], Path]) -> None:
-        """Add a picture that is drawn into a PNG file."""
+        """Add a picture that `draw` writes to a PNG file."""
         import numpy as np
         from PIL import Image
 

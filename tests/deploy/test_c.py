@@ -581,7 +581,7 @@ class TestStoredRanges:
         words = ("export", tmp_path / "old.safetensors", "--format", "c")
         done = here(*words, "--output", tmp_path / "folder")
         assert done.returncode == 2
-        assert "since it holds no ranges of activations: Unknown dataset" in done.stderr
+        assert "since it contains no ranges of activations: Unknown dataset" in done.stderr
         assert "Traceback" not in done.stderr
         assert not (tmp_path / "folder").exists()
 

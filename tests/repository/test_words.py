@@ -1,9 +1,9 @@
 """How everything that people read is worded, as far as a program can check it."""
 
 import ast
-import inspect
 import itertools
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +45,20 @@ AVOIDED = {
     r"mend": "repair",
 }
 _AVOIDED = {re.compile(rf"\b({word})\b", re.IGNORECASE): better for word, better in AVOIDED.items()}
+
+# what a remedy begins with
+REMEDIES = (
+    *("Add", "Allow", "Change", "Check", "Choose", "Convert", "Copy", "Correct", "Define"),
+    *("Delete", "Derive", "Download", "End", "Extract", "Fill", "Free", "Give", "Install", "Keep"),
+    *("Leave", "Let", "List", "Lower", "Make", "Measure", "Merge", "Move", "Name", "Pack", "Pool"),
+    *("Put", "Raise", "Reduce", "Register", "Remove", "Rename", "Replace", "Restore", "Resume"),
+    *("Save", "Search", "See", "Send", "Set", "Simplify", "Slice", "Sort", "Split", "Start"),
+    *("Summarize", "Train", "Try", "Upgrade", "Use", "Wait", "Wrap", "Write"),
+    *("As", "For", "If", "In", "Then"),  # before the verb
+    *("Available:", "Supported:", "The default is"),  # what can be given instead
+)
+# after a full stop, or after a value that may end with one
+_BETWEEN = re.compile(r"(?<=[.?]) +|(?<=\}) +(?=[A-Z{])|(?<=[.\n])\n")
 
 # another sentence, which says what to do, is another sentence
 _JOINED = re.compile(
@@ -94,6 +108,33 @@ def faults_of_message(text: str) -> list[str]:
     return faults
 
 
+def faults_of_error(text: str) -> list[str]:
+    """What is wrong with a message about an error: what it lacks is what to do."""
+    first, *others = _BETWEEN.split(text.strip())
+    continued = not others and first.endswith((":", "{}"))  # by further lines, or by a value
+    remedies = [
+        sentence
+        for sentence in others or [first]
+        if sentence.startswith(tuple(f"{begin} " for begin in REMEDIES))
+        or (others and sentence.startswith("{}"))  # with a remedy that is filled in
+    ]
+    return faults_of_message(text) + ([] if continued or remedies else ["no remedy"])
+
+
+def faults_of_docstring(text: str) -> list[str]:
+    """What is wrong with a docstring."""
+    bare = text.split()[0].strip(",:") in BARE
+    return (["a bare beginning"] if bare else []) + avoided(re.sub("`[^`]*`", "", text))
+
+
+def faults_of_opening(page: str, folder: str) -> list[str]:
+    """What is wrong with how a page of the docs begins."""
+    title, first, *_ = [*page.split("\n\n"), ""]
+    opening = {"how-to": "At the end of this page ", "explanation": "This page "}[folder]
+    faults = [] if re.fullmatch("# .+", title) else ["no title"]
+    return faults + ([] if first.startswith(opening) else [f"does not begin with {opening!r}"])
+
+
 def prose(markdown: str) -> str:
     """The sentences of a page, without code, tables' rules, links' targets and what is printed."""
     text = re.sub(r"^```.*?^```", "", markdown, flags=re.MULTILINE | re.DOTALL)
@@ -111,7 +152,9 @@ def docstrings() -> Iterator[tuple[Path, str, str]]:
     """Path, name and text of every docstring of the package, those below fields among them."""
     for path in sorted(SOURCE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
-            has_one = isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module)
+            has_one = isinstance(
+                node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module
+            )
             name = getattr(node, "name", "")
             if has_one and (text := ast.get_docstring(node)):
                 yield path.relative_to(SOURCE), name, text
@@ -120,6 +163,15 @@ def docstrings() -> Iterator[tuple[Path, str, str]]:
                 about = below.value if isinstance(below, ast.Expr) else None
                 if isinstance(field, ast.AnnAssign) and isinstance(about, ast.Constant):
                     yield path.relative_to(SOURCE), ast.unparse(field.target), str(about.value)
+
+
+def comments() -> Iterator[tuple[str, str]]:
+    """Place and text of every comment of the package."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        with tokenize.open(path) as file:
+            for token in tokenize.generate_tokens(file.readline):
+                if token.type == tokenize.COMMENT:
+                    yield f"{path.relative_to(SOURCE)}:{token.start[0]}", token.string
 
 
 def helps(command: App = app, name: str = "sprat") -> Iterator[tuple[str, str]]:
@@ -146,13 +198,17 @@ def rendered(node: ast.expr) -> str | None:
     return None
 
 
-def messages() -> Iterator[tuple[str, str]]:
-    """Place and text of every literal message: errors, refusals, warnings."""
-    said = {"SpratError": 0, "WriteError": 0, "Refused": 2, "warn": 0, "complain": 0}
+# which argument of a call is the message
+ERRORS = {"SpratError": 0, "Diverged": 0, "WriteError": 0, "Refused": 2}
+WARNINGS = {"warn": 0, "complain": 0}
+
+
+def messages(calls: dict[str, int]) -> Iterator[tuple[str, str]]:
+    """Place and text of every literal message in these calls."""
     for path in sorted(SOURCE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
-                place = said.get(ast.unparse(node.func).split(".")[-1], len(node.args))
+                place = calls.get(ast.unparse(node.func).split(".")[-1], len(node.args))
                 text = rendered(node.args[place]) if place < len(node.args) else None
                 if text and text.strip("{} "):
                     yield f"{path.relative_to(SOURCE)}:{node.lineno}", text
@@ -165,21 +221,21 @@ def pages() -> list[Path]:
     return sorted([*hands, *tops, ROOT / "benchmarks" / "README.md", *ZOO.rglob("CARD.md")])
 
 
-def test_no_docstring_begins_with_a_bare_word() -> None:
-    read, bare = 0, []
-    for path, name, text in docstrings():
-        read += 1
-        if text.split()[0].strip(",:") in BARE:
-            bare.append(f"{path}, {name}: {text.splitlines()[0]}")
-    assert read > 1000
-    assert not bare, "\n".join(bare)
+def test_docstrings_begin_with_a_verb_or_a_noun_in_the_words_of_the_glossary() -> None:
+    found = list(docstrings())
+    assert len(found) > 1000
+    wrong = [
+        f"{path}, {name}: {fault}: {text.splitlines()[0]}"
+        for path, name, text in found
+        for fault in faults_of_docstring(text)
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
-def test_public_docstrings_use_the_words_of_the_glossary() -> None:
-    wrong = []
-    for name in sprat.__all__:
-        text = inspect.getdoc(getattr(sprat, name)) or ""
-        wrong += [f"sprat.{name}: {fault}" for fault in avoided(re.sub(r"`[^`]*`", "", text))]
+def test_comments_use_the_words_of_the_glossary() -> None:
+    found = list(comments())
+    assert len(found) > 500
+    wrong = [f"{at}: {fault}: {text}" for at, text in found for fault in avoided(text)]
     assert not wrong, "\n".join(wrong)
 
 
@@ -194,9 +250,16 @@ def test_every_help_is_a_sentence_in_the_words_of_the_glossary() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_message_says_in_sentences_what_is_wrong_with_what() -> None:
-    found = list(messages())
+def test_every_error_says_in_sentences_what_is_wrong_and_what_to_do() -> None:
+    found = list(messages(ERRORS))
     assert len(found) > 250
+    wrong = [f"{at}: {fault}: {text}" for at, text in found for fault in faults_of_error(text)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_warning_says_in_sentences_what_is_wrong_with_what() -> None:
+    found = list(messages(WARNINGS))
+    assert len(found) > 10
     wrong = [f"{at}: {fault}: {text}" for at, text in found for fault in faults_of_message(text)]
     assert not wrong, "\n".join(wrong)
 
@@ -208,11 +271,8 @@ def test_every_page_uses_the_words_of_the_glossary(page: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["how-to", "explanation"])
 def test_every_page_opens_with_what_the_reader_has_at_its_end(folder: str) -> None:
-    opening = {"how-to": "At the end of this page ", "explanation": "This page "}[folder]
     for page in sorted((ROOT / "docs" / folder).glob("*.md")):
-        title, first, *_ = page.read_text().split("\n\n")
-        assert title.startswith("# "), page
-        assert first.startswith(opening), page
+        assert faults_of_opening(page.read_text(), folder) == [], page
 
 
 @pytest.mark.parametrize(
@@ -251,6 +311,80 @@ def test_a_fault_in_a_message_is_found(message: str, fault: str) -> None:
 )
 def test_a_sound_message_passes(message: str) -> None:
     assert faults_of_message(message) == []
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "{} is damaged.",
+        "epochs is {}, expected 1 to 100. It was 200.",
+        "Trial {} is missing. The journal lacks it.",
+    ],
+)
+def test_an_error_without_a_remedy_is_found(message: str) -> None:
+    assert faults_of_error(message) == ["no remedy"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "{} is damaged. Copy it again, or name another file.",
+        "Unknown format {}{} Available: {}.",  # the second value is a question or a full stop
+        "Give at least one limit, such as --max-parameters 200k.",
+        "{} cannot be written: {}",  # a reason that ends with what to do
+        "No source provided {} bytes with md5 {}:",  # before further lines
+    ],
+)
+def test_an_error_with_a_remedy_passes(message: str) -> None:
+    assert faults_of_error(message) == []
+
+
+def test_errors_are_found_whole_however_they_are_written() -> None:
+    call = ast.parse("""SpratError("one " f"is {1} " "and {two}.")""", mode="eval").body
+    assert isinstance(call, ast.Call)
+    assert rendered(call.args[0]) == "one is {} and {two}."
+    assert rendered(ast.parse("words", mode="eval").body) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("Of the images, a share.", "bare"),
+        ("How the images are read.", "bare"),
+        ("What can be known before any data is there.", "bare"),
+        ("Where pictures are worse.", "bare"),
+        ("Return the figures beside the limits.", "next to"),
+        ("Return the state.\n\nA run goes on from it.", "resume"),
+    ],
+)
+def test_a_fault_in_a_docstring_is_found(text: str, fault: str) -> None:
+    assert any(fault in found for found in faults_of_docstring(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Return the accuracy.", "Accuracy on val.", "`beside` is a parameter."],
+)
+def test_a_sound_docstring_passes(text: str) -> None:
+    assert faults_of_docstring(text) == []
+
+
+@pytest.mark.parametrize(
+    ("page", "folder", "fault"),
+    [
+        ("# Export\n\nThis page explains exporting.", "how-to", "At the end"),
+        ("# Scale\n\nAt the end of this page you know.", "explanation", "This page"),
+        ("Export\n\nAt the end of this page you have a file.", "how-to", "title"),
+        ("# Export", "how-to", "At the end"),
+    ],
+)
+def test_a_fault_in_an_opening_is_found(page: str, folder: str, fault: str) -> None:
+    assert any(fault in found for found in faults_of_opening(page, folder))
+
+
+def test_a_sound_opening_passes() -> None:
+    page = "# Export\n\nAt the end of this page you have an ONNX file.\n\nMore.\n"
+    assert faults_of_opening(page, "how-to") == []
 
 
 @pytest.mark.parametrize(

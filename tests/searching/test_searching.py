@@ -327,7 +327,7 @@ def test_a_number_of_trials_is_repeated_bit_for_bit(
             trial_epochs=1, generation=3, trial_images=64, cpus_per_trial=1, output=folder,
             quiet=True, stopping=Stop(8),
         )  # fmt: skip
-    with pytest.raises(SpratError, match="holds a search already"):
+    with pytest.raises(SpratError, match="contains a search"):
         sprat.search(short, dataset=tiny, trials=1, output=folder, quiet=True)
     other = dataclasses.replace(tiny, md5="another")
     with pytest.raises(SpratError, match="other images"):

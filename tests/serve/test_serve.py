@@ -821,7 +821,7 @@ def test_where_the_evidence_is_is_given_to_those_who_ask(
         }  # fmt: skip
     refused = post(server, ("a", CAT), where="yes")
     assert refused.status_code == 422
-    assert refused.json() == {"error": "where is 'yes', expected true or false."}
+    assert refused.json() == {"error": "where is 'yes', expected true or false. Give one of these."}
 
 
 def test_a_model_that_cannot_say_where_refuses_that_alone_in_words() -> None:

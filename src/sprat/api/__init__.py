@@ -1,6 +1,6 @@
-"""Every verb of sprat's as a function: what a command does, Python can do too, by the same code.
+"""sprat's commands as Python functions; the command line calls these.
 
-Nothing heavy is imported before a function has checked what it can without.
+Each function checks its arguments as far as possible before it imports heavy packages.
 """
 
 from sprat.api.data import check_data

@@ -1,4 +1,4 @@
-"""The verb of data: check_data."""
+"""The function check_data."""
 
 import dataclasses
 from pathlib import Path
@@ -60,7 +60,7 @@ def check_data(
         overwrite: whether to replace an existing file.
         data_dir: folder of the dataset; by default $SPRAT_DATA, the user's cache, or a download.
         pictures: settings for reading own pictures.
-        quiet: whether to show no progress on stderr.
+        quiet: whether to suppress progress on stderr.
 
     Raises:
         SpratError: there is no such dataset or recipe, the output exists or is not an HTML file, or
@@ -93,7 +93,7 @@ def check_data(
 
 
 def _check_recipe(folds: int, recipe: str, code: Code) -> Config | None:
-    """Return the settings of a recipe by which labels are checked, None for the usual one.
+    """Return the settings of the recipe for checking labels, or None for the default recipe.
 
     Raises:
         SpratError: there is no such recipe or network, or too few or too many folds.

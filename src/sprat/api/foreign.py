@@ -1,4 +1,4 @@
-"""Verbs of a network that was trained elsewhere: import_model, and what evaluate needs of one."""
+"""Networks that were trained elsewhere: import_model, and how evaluate loads one."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from sprat.checkpoint import Model
 
-SIDE = 32  # pixels of images, where nothing says another
-CLOSE = 1e-4  # by how much logits may differ once a model is loaded again, of their size
+SIDE = 32  # pixels, by default
+CLOSE = 1e-4  # relative tolerance of the logits of a model that is loaded again
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def import_model(
             folder.
         overwrite: whether to replace an existing file.
         code: further Python files or modules to run.
-        quiet: whether to show no progress on stderr.
+        quiet: whether to suppress progress on stderr.
 
     Raises:
         SpratError: there is no such network or file, the weights do not fit, mean or std are
@@ -154,7 +154,7 @@ def _check_published(dataset: str, has_classes: bool) -> None:
 
 
 def _check_loads_again(model: "Model", content: bytes) -> None:
-    """Check that a model's file can be loaded, and answers as the model does.
+    """Check that a model's file can be loaded and gives the model's outputs.
 
     Raises:
         SpratError: it does not.
@@ -192,10 +192,11 @@ def load_foreign(
     """Return a network that was trained elsewhere as a model, and the dataset to evaluate it on.
 
     Args:
-        dataset: by default CIFAR-10.
+        dataset: dataset to evaluate on; by default CIFAR-10.
 
     Raises:
-        SpratError: the dataset cannot be had or has images of another side, or as `Foreign.model`.
+        SpratError: the dataset is not available or has images of another side; also as for
+            `Foreign.model`.
     """
     from sprat.display import load_shown
 
@@ -210,7 +211,7 @@ def load_foreign(
     side = dataset.test.images.shape[-1]
     if given.side not in (0, side):
         raise SpratError(
-            f"The images of {dataset.name} are of {side} pixels, but --side is {given.side}. Leave "
-            "it out, or choose another --dataset."
+            f"The images of {dataset.name} have a side of {side} pixels, but --side is "
+            f"{given.side}. Leave it out, or choose another --dataset."
         )
     return given.model(network, names or dataset.train.classes, side, {}), dataset

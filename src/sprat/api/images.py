@@ -26,10 +26,10 @@ else:
 
 
 def check_dataset(dataset: Dataset | str | Path | None) -> None:
-    """Check that a dataset given by its name is one, before torch is loaded.
+    """Check that a dataset given by name exists, before torch is loaded.
 
     Raises:
-        SpratError: it is not.
+        SpratError: there is no such dataset.
     """
     if isinstance(dataset, str | Path):
         check_name(str(dataset))
@@ -49,7 +49,7 @@ def default_split(config: Config | None) -> records.Split:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The images that a model is evaluated on, of which dataset, and which of them these are."""
+    """Images that a model is evaluated on, with the name of their dataset and their split."""
 
     dataset: str
     split: records.Evaluated
@@ -69,12 +69,13 @@ def load_evaluated(
 ) -> Evaluated:
     """Return the images that a model is evaluated on, with its classes and channels.
 
-    Own pictures that it was not trained on are evaluated whole, unless a split is named.
+    Own pictures that the model was not trained on are evaluated as a whole, unless a split is
+    named.
 
     Args:
         split: auto, val, test or all.
-        pictures: settings by which other own pictures than those it was trained on are read.
-        Others as of `load_images`.
+        pictures: settings for reading own pictures, if they are not those it was trained on.
+        The others are as for `load_images`.
 
     Raises:
         SpratError: the dataset cannot be had, has classes that the model lacks, or has no such
@@ -110,7 +111,7 @@ def load_evaluated(
     if lacking := [name for name in images.classes if name not in loaded.classes]:
         meant = did_you_mean(lacking[0], loaded.classes)
         raise SpratError(
-            f"{source.name} holds the class {shown(lacking[0])}, but {model} classifies "
+            f"{source.name} has the class {shown(lacking[0])}, but {model} classifies "
             f"{', '.join(loaded.classes[:10])}{meant or '.'} Rename the class, or choose another "
             "--dataset."
         )
@@ -131,22 +132,22 @@ def load_images(
     *,
     exactly: bool = False,
 ) -> "tuple[str, ImageSet, ImageSet]":
-    """Return a dataset's name, its training images, and the images of its test or val, as a model
-    sees them.
+    """Return a dataset's name, its training images, and the images of its test or val, with the
+    model's number of channels.
 
     Args:
-        model: what the user called it.
-        config: of its run, which decides val; None where there is no run.
+        model: name or path that the user gave, for messages.
+        config: settings of its run, which determine val; None if there is no run.
         dataset: by default the one that the model was trained on.
-        exactly: whether test too must be of the very data it was trained on, as val must.
+        exactly: whether test, like val, must come from exactly the data it was trained on.
 
     Raises:
-        SpratError: the dataset cannot be had, has other classes, or is not the one it must be.
+        SpratError: the dataset is not available, has other classes, or is not the required one.
     """
     source, config = _load(console, model, loaded, config, dataset, data_dir)
     if loaded.classes != source.train.classes:
         raise SpratError(
-            f"{model} classifies {', '.join(loaded.classes)}, but {source.name} holds "
+            f"{model} classifies {', '.join(loaded.classes)}, but {source.name} has "
             f"{', '.join(source.train.classes)}. Choose another --dataset."
         )
     _check_unchanged(model, loaded, source, split, exactly)
@@ -168,20 +169,20 @@ def _load(
     whole: bool = False,
 ) -> tuple[Dataset, Config]:
     """Return the dataset, by default the one that the model was trained on, and the settings that
-    decide its val.
+    determine its val.
 
     Args:
-        pictures: settings by which pictures of another place are read.
+        pictures: settings for reading pictures from another location.
     """
     from sprat.display import load_shown
 
-    if config is None:  # how own pictures were split is in the model too
+    if config is None:  # the model also records how own pictures were split
         config = Config.from_dict({"pictures": loaded.about.get("pictures", {})}, model)
     if isinstance(dataset, Dataset):
         return dataset, config
     trained_on = str(loaded.about.get("dataset", "auto"))
     name = str(dataset or trained_on)
-    # a model of one channel sees colour as grey
+    # for a model of one channel, colour is converted to grey
     own = dataclasses.replace(
         config.pictures, side=loaded.side, channels=3 if loaded.channels == 3 else "auto"
     )
@@ -196,18 +197,18 @@ def _load(
 def _check_unchanged(
     model: str, loaded: "Model", source: Dataset, split: str, exactly: bool = False
 ) -> None:
-    """Check that val is that of the very images that a model was trained on; warn if test may not
-    be.
+    """Check that val comes from exactly the images that a model was trained on; warn if test may
+    not.
 
     Args:
-        exactly: whether test must be too.
+        exactly: whether test must, too.
     """
     changed = loaded.about.get("dataset_md5") != source.md5
     if changed and (exactly or split == "val"):
         remedy = "" if exactly else ", or use --split test"
         raise SpratError(
-            f"{model} was trained on other images than this {source.name}, so its {split} is not "
-            f"in there. Give the data it was trained on{remedy}."
+            f"{model} was trained on other images than this {source.name}, which does not contain "
+            f"its {split}. Give the data that it was trained on{remedy}."
         )
     if source.own and changed and loaded.about.get("dataset") == source.name:
         warn(

@@ -1,4 +1,4 @@
-"""A folder of pictures with their class activation maps, a PNG for each picture."""
+"""Class activation maps of pictures, drawn into a folder, one PNG for each picture."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from sprat.classifier import Classifier, Prediction
 
 DRAWN_SIDE = 384  # pixels
-LONGEST_STEM = 200  # bytes; systems allow a name 255
+LONGEST_STEM = 200  # bytes; file systems allow 255 for a name
 
 
 def plan(folder: Path, pictures: Sequence[Path]) -> list[Path]:
     """Return the file in `folder` for each picture: cat.png for a/cat.jpg, cat-2.png for b/cat.jpg.
 
     Raises:
-        SpratError: a file is in the way, of the folder or of one in it.
+        SpratError: `folder` is a file, or one of the files exists already.
     """
     if folder.exists() and not folder.is_dir():
         raise SpratError(f"--explain is {folder}, which is not a folder. Name a folder.")
@@ -48,21 +48,21 @@ def _names(stem: str) -> Iterator[str]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder where it is absent.
+    """Create the folder if it does not exist.
 
     Raises:
-        SpratError: it cannot be made.
+        SpratError: it cannot be created.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 def draw(classifier: "Classifier", prediction: "Prediction", path: Path) -> None:
-    """Draw where in a picture the evidence for the predicted class is, and note that in the
-    prediction; do nothing of a picture that could not be read.
+    """Draw where in a picture the evidence for the predicted class is, and add that to the
+    prediction; skip a picture that could not be read.
 
     Raises:
-        SpratError: the picture is gone meanwhile, or the drawing cannot be written.
+        SpratError: the picture no longer exists, or the drawing cannot be written.
     """
     if not prediction["predictions"]:
         return

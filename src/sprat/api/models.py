@@ -1,4 +1,4 @@
-"""Verbs of a trained model: load, evaluate, predict, export."""
+"""Functions that use a trained model: load, evaluate, predict, export."""
 
 import dataclasses
 import functools
@@ -49,7 +49,7 @@ class ModelEvaluation(Evaluation):
     dataset: str
     split: Evaluated
     found: dict[str, Any] | None
-    """Layout and parts of own pictures, as they were found."""
+    """Layout and parts of your own pictures; None for other datasets."""
 
 
 def load(
@@ -116,8 +116,7 @@ def evaluate(
     Returns:
         The values that `sprat evaluate --json` prints, with fractions from 0 to 1: model, recipe,
         side, dataset, split, top1, top1_ci95, tta_top1, tta_views, tta_p, n, per_class, confusion,
-        ece,
-        found: how your own pictures were found, or None.
+        ece, found (layout and parts of your own pictures, or None).
 
     Raises:
         SpratError: there is no such model, dataset, split or device; the dataset has classes that
@@ -166,10 +165,10 @@ def evaluate(
 
 
 def _locate(model: str, given: Foreign, code: Code) -> Path | None:
-    """Return the place of a model; None for a network that was trained elsewhere, whose code runs.
+    """Return the path of a model; None for a network that was trained elsewhere, whose code is run.
 
     Raises:
-        SpratError: there is no such model or network, or what was given of weights cannot be.
+        SpratError: there is no such model or network, or settings of the weights are missing.
     """
     if given.given:
         given.check_given()
@@ -179,8 +178,8 @@ def _locate(model: str, given: Foreign, code: Code) -> Path | None:
     use_all(code)
     if is_own(model) and not Path(model).exists():
         raise SpratError(
-            f"{model} is a network without weights. Give those it was trained to with --weights, "
-            "or the model that sprat trained."
+            f"{model} is a network without weights. Give the file of its weights with --weights, "
+            "or name a model that sprat trained."
         )
     return locate(model)
 
@@ -271,7 +270,7 @@ def predict(
 def _flat(pictures: Iterable[str | Path | Iterable[str | Path]]) -> list[Path]:
     paths: list[Path] = []
     for each in pictures:
-        if each == "":  # or it would be the current folder
+        if each == "":  # Path("") would be the current folder
             raise SpratError("The name of a picture is empty. Give a file or a folder.")
         paths += [Path(each)] if isinstance(each, str | Path) else map(Path, each)
     return paths
@@ -352,14 +351,14 @@ def export(
     set_threads()
     loaded = load_model(place)
     path = Path(output or f"{loaded.name}{FORMATS[format].ending}")
-    check_output(path, format, overwrite, options)  # rather than after a download
+    check_output(path, format, overwrite, options)  # before a download
     writing.check_model(loaded, format, options)
     console, config = make_console(stderr=True, quiet=quiet), find_config(place)
     images = functools.partial(load_images, console, str(model), loaded, config, data_dir=data_dir)
     name, split, compared, training = _images_for(
         FORMATS[format], loaded, str(model), images, default_split(config), dataset, calibrate
     )
-    with doing(console, "exporting") as tell:
+    with doing(console, "exporting") as say:
         exported = writing.export(
             loaded,
             path,
@@ -368,7 +367,7 @@ def export(
             compared=compared,
             training=training,
             overwrite=overwrite,
-            tell=tell,
+            say=say,
         )
     return dataclasses.replace(exported, model=loaded.name, dataset=name, split=split)
 
@@ -392,11 +391,11 @@ def _images_for(
     dataset: Dataset | str | Path | None,
     calibrate: Dataset | str | Path | None,
 ) -> "tuple[str, str, ImageSet | None, ImageSet | None]":
-    """Return the name and the part of the dataset that an export is compared on, its images, and
-    training images to calibrate on; None for drawings, and where there is nothing to calibrate.
+    """Return the name and split of the dataset that an export is compared on, its images (None for
+    drawings), and the training images to calibrate on (None if nothing is calibrated).
 
     Args:
-        images: `load_images`, from its split on.
+        images: `load_images` with all arguments before `split` bound.
 
     Raises:
         SpratError: there are no images to calibrate on.
@@ -412,7 +411,7 @@ def _images_for(
         if failed:
             name, split, compared, failed = other, "test", others, None
     elif failed and format.calibrated and not stored:
-        lacking = ", since it holds no ranges of activations" if format.stored_ranges else ""
+        lacking = ", since it contains no ranges of activations" if format.stored_ranges else ""
         raise SpratError(
             f"{format.name} is calibrated on images that the model was trained on{lacking}: "
             f"{failed.args[0]}",

@@ -1,4 +1,4 @@
-"""Verbs of results: report, compare, list_runs."""
+"""Functions that report results: report, compare, list_runs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,7 +46,7 @@ def report(
         device: cpu, cuda or mps; auto: the first available of cuda, mps, cpu.
         threads: CPU threads, set for the whole process; 0: one per usable core.
         code: as for `load`.
-        quiet: whether to show no progress on stderr.
+        quiet: whether to suppress progress on stderr.
 
     Returns:
         Path of the page.
@@ -80,9 +80,9 @@ def report(
         _, _, images = load_images(
             console, str(run), loaded, config, split, dataset, data_dir, exactly=True
         )
-    except CodeNotNamed:  # costs are counted of the network too
+    except CodeNotNamed:  # the page also counts the network's costs
         raise
-    except SpratError as error:  # all else there is to say is in the run's folder
+    except SpratError as error:  # the run's folder contains everything else
         warn(f"The page has no calibration and no mistakes: {error}")
         answers = str(error)
     else:

@@ -1,4 +1,4 @@
-"""Verbs of training: train, with several seeds, in folds, and resume."""
+"""Functions that train: train, train_seeds, train_folds, resume."""
 
 import contextlib
 import dataclasses
@@ -76,11 +76,11 @@ class Folds:
 
 
 class Unfinished(WriteError):
-    """A run was ended because a file cannot be written, or another process of it has ended.
+    """A run ended because a file cannot be written or another of its processes has ended.
 
     Args:
-        reason: what ended it.
-        folder: the run's, from which it can be resumed if `resumable`.
+        reason: error that ended it.
+        folder: folder of the run, which can be resumed if `resumable`.
     """
 
     def __init__(self, reason: OSError, folder: Path) -> None:
@@ -117,8 +117,8 @@ def train(
         output: new folder for the run; by default runs/RECIPE-seedN-DATE-TIME. Required with
             torchrun; a restarted run resumes from it.
         data_dir: folder of the dataset; by default $SPRAT_DATA, the user's cache, or a download.
-        time: train as many epochs as finish in this time, evaluation included: "5m" or "1h30m". The
-            resulting recipe is saved in the run's folder.
+        time: train as many epochs as finish in this time, including evaluation: "5m" or "1h30m".
+            The resulting recipe is saved in the run's folder.
         code: Python file or module that defines the config's network, or several of them; the file
             is run. Not needed for a network in `changes`.
         quiet: whether to print nothing.
@@ -190,14 +190,14 @@ def train_seeds(
         seeds: number of runs.
         output: folder for the runs, each in seed-N; by default runs/RECIPE.
         ended: called with each seed's run as soon as it is finished.
-        workers: number of runs that are trained at once, each in a process of its own, with the
-            cores divided among them; or a Ray cluster, as for `search`, where every machine must
-            see `output`. There, each run has the config's number of `threads`, or 1, and one GPU if
-            it trains on GPUs. Observers are copied to each process.
+        workers: number of runs to train at once, each in its own process, with the cores divided
+            among them; or a Ray cluster, as for `search`, where every machine must have access to
+            `output`. There, each run has the config's number of `threads`, or 1, and one GPU if it
+            trains on GPUs. Observers are copied to each process.
         The others are as for `train`.
 
     Raises:
-        SpratError: as `train`, or a seed's folder contains a run with other settings or data.
+        SpratError: as for `train`, or a seed's folder contains a run with other settings or data.
         KeyboardInterrupt: it was interrupted; the same call resumes.
     """
     began = perf_counter()
@@ -255,8 +255,8 @@ def train_folds(
         The others are as for `train`.
 
     Raises:
-        SpratError: as `train`, or a class has fewer training images than there are folds, there are
-            fewer groups, or a fold's folder contains a run with other settings or data.
+        SpratError: as for `train`, or a class has fewer training images than there are folds, there
+            are fewer groups, or a fold's folder contains a run with other settings or data.
         KeyboardInterrupt: it was interrupted; the same call resumes.
     """
     began = perf_counter()
@@ -295,7 +295,7 @@ def resume(
     unchanged.
 
     Args:
-        folder: the run's.
+        folder: folder of the run.
         dataset: new location of the data, if it has moved, or the dataset itself. The images,
             labels and classes must be those that the run began with.
         data_dir, code, quiet, stopping, observers: as for `train`.
@@ -333,8 +333,8 @@ def resume(
 
 @contextlib.contextmanager
 def resumable(folder: Path) -> Iterator[None]:
-    """Raise Unfinished, which says how to resume the run in `folder`, for a file that cannot be
-    written or a process that has ended: what was saved before is whole."""
+    """Raise Unfinished, which says how to resume the run in `folder`, if a file cannot be written
+    or a process has ended; what was saved before is intact."""
     try:
         yield
     except (BrokenPipeError, Unfinished):
@@ -365,11 +365,11 @@ def _several(
     code: Code,
     observers: Sequence[Observer],
 ) -> Iterator[tuple["_Plan", "Apart | None"]]:
-    """Connect to the workers of several runs for the block; yield the plan with the threads of each
-    run, and how they are trained at once, which is None with one worker.
+    """Connect to the workers of several runs for the block; yield the plan with the number of
+    threads of each run, and how runs are trained at once (None with one worker).
 
     Args:
-        dataset: as it was given.
+        dataset: dataset as the user gave it.
     """
     with open_workers(workers) as team:
         if not team.several:
@@ -403,8 +403,8 @@ def _check_copies(observers: Sequence[Observer]) -> None:
         except Exception as error:  # the user's own class
             raise SpratError(
                 f"The observer {type(observer).__name__} cannot be copied to other processes "
-                f"({error}). Define its class in a file, without what a process keeps for itself, "
-                "or give one worker."
+                f"({error}). Define its class in a file and keep open files and locks out of it, "
+                "or use one worker."
             ) from error
 
 
@@ -443,7 +443,7 @@ def _check_all_folds(config: Config) -> None:
 
 
 def _telling(ended: Callable[[Run], object] | None) -> Callable[[Path, RunResult], None]:
-    """Return what is called with each of several runs: it draws the run's curves, and calls
+    """Return the function to call with each finished run: it draws the run's curves and calls
     `ended`."""
 
     def each_ended(run: Path, results: RunResult) -> None:
@@ -455,7 +455,7 @@ def _telling(ended: Callable[[Run], object] | None) -> Callable[[Path, RunResult
 
 
 def _finished(folder: Path, results: RunResult) -> Run:
-    if is_first() and not (folder / CURVES_FILE).exists():  # as where a finished run is named again
+    if is_first() and not (folder / CURVES_FILE).exists():  # also of an earlier run
         from sprat.figures.png import draw_curves
 
         with resumable(folder):
@@ -470,7 +470,7 @@ def _never() -> Iterator[Callable[[], bool]]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """A plan of what is trained on what."""
+    """Everything that is decided before training starts."""
 
     recipe: str
     config: Config
@@ -482,8 +482,8 @@ class _Plan:
     def training(
         self, folder: Path, stopping: Stopping | None, observers: Sequence[Observer]
     ) -> Iterator["How"]:
-        """Show training on the console, and stop it when asked, during the block; yield what
-        training takes besides config, data and folder."""
+        """During the block, show training on the console and stop it when asked; yield the
+        arguments of training besides config, data and folder."""
         from sprat.display import TrainingDisplay
 
         with (
@@ -499,11 +499,11 @@ class _Plan:
             }
 
     def fitted(self, folder: Path, time: str, since: float, *, again: bool = False) -> "_Plan":
-        """Return the plan with as many epochs as finish in a time.
+        """Return the plan with as many epochs as finish in the given time.
 
         Args:
-            since: moment of `time.perf_counter` at which the time began.
-            again: whether an earlier call's number of epochs, kept in `folder`, is taken.
+            since: value of `time.perf_counter` when the time began.
+            again: whether to use the number of epochs that an earlier call saved in `folder`.
         """
         from sprat.training.pace import fit, fit_again, fitted_recipe, keep_recipe
 
@@ -527,10 +527,10 @@ def _plan(
     quiet: bool,
     check_folds: Callable[[Config], None],
 ) -> _Plan:
-    """Check all that was given, before and after torch is loaded, and load the dataset.
+    """Check all arguments, before and after torch is loaded, and load the dataset.
 
     Args:
-        check_folds: raises a SpratError unless the verb trains what the config says of folds.
+        check_folds: raises a SpratError if the config's folds do not fit the calling function.
     """
     if isinstance(config, str):
         recipe, config = recipe or config, load_recipe(config)
@@ -556,7 +556,7 @@ def _plan(
         network = _network_to_start(config, changes or {}, settings)
         settings = dataclasses.replace(settings, network=network)
         changed = overrides(settings, config)
-    check(settings)  # rather than after a download
+    check(settings)  # before a download
     if note := proportion_note(settings, config):
         console.print(note)
     if not isinstance(dataset, Dataset):
@@ -572,8 +572,8 @@ def _plan(
 def _network_to_start(
     config: Config, changes: Mapping[str, Any], settings: Config
 ) -> NetworkConfig:
-    """Return the network of a run that starts from a model: that of the model, unless the network
-    is named where the model is, among the changes or in the recipe.
+    """Return the network of a run that starts from a model: that of the model, unless `changes`
+    name a network, or the recipe names both the model and a network.
 
     Args:
         settings: `config` with the changes.
@@ -612,17 +612,17 @@ def _warn_of_leaks(dataset: Dataset, own: PicturesConfig) -> None:
             for word in (f"--pictures.{name.replace('_', '-')}", value)
         ]
         warn(
-            f"{pictures} of val or test in {visible(dataset.name)}, or nearly the same, can be "
-            "found in another part too, so accuracy will look better than it is. List them with\n"
+            f"{pictures} of val or test in {visible(dataset.name)} can also be found, exactly or "
+            "nearly, in another part, so the measured accuracy will be too high. List them with\n"
             f"  {command('sprat', 'data', 'check', dataset.name, *options)}"
         )
 
 
 def check_names(config: Config, dataset: object = None) -> None:
-    """Check whatever names something in a config, before torch is loaded.
+    """Check all names in a config, before torch is loaded.
 
     Args:
-        dataset: the dataset itself, where the config's is not used.
+        dataset: dataset that replaces the config's; one in memory needs no check.
 
     Raises:
         SpratError: there is no such dataset, network, teacher or model to start from.
@@ -635,10 +635,10 @@ def check_names(config: Config, dataset: object = None) -> None:
 
 
 def _use(code: Code, changes: Mapping[str, Any] | None) -> None:
-    """Run the user's code that he named, and that of a network among `changes`."""
+    """Run the code that the user named, and that of a network among `changes`."""
     use_networks(map((changes or {}).get, ("model", "network.name")), code)
 
 
 def as_path(path: str | Path | None) -> Path | None:
-    """Return a path that may be given as text, or None."""
+    """Return a path that may be given as text; None stays None."""
     return None if path is None else Path(path)

@@ -1,4 +1,4 @@
-"""The verb search: the best network within a budget, found and trained."""
+"""Functions that find and train the best network within a budget: search, resume_search."""
 
 import contextlib
 import dataclasses
@@ -34,7 +34,7 @@ MOST = {
     "trials": 100_000, "trial_images": 10**9, "trial_epochs": 100_000, "generation": 10_000,
     "cpus_per_trial": 1024,
 }  # fmt: skip
-FOLDER = "search"  # in a run's folder, what the search itself writes
+FOLDER = "search"  # in a run's folder, with the search's own files
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Search:
     """A finished search."""
 
     folder: Path
-    """Folder of the winner's run; search/ in it holds the trials, drawings and the recipe."""
+    """Folder of the winner's run; its folder search/ contains the trials, charts and recipe."""
     results: RunResult
     """Content of results.json: the winner's run."""
     outcome: "Outcome"
@@ -72,40 +72,40 @@ def search(
     quiet: bool = False,
     stopping: Stopping | None = None,
 ) -> Search:
-    """Search for the most accurate network within limits and train it, as `sprat search` does.
+    """Search for the most accurate network within limits and train it, like `sprat search`.
 
     Needs sprat[search]. With several workers, call it below `if __name__ == "__main__":`.
 
     Args:
-        config: settings by which the winner is trained, or the name or path of a recipe.
+        config: settings to train the winner with, or the name or path of a recipe.
         changes: settings to change, by name: {"final": True, "budget.stored_as": "int8"}.
         max_parameters, max_macs, max_ram, max_flash: limits, such as 100_000 or "100k"; bytes as
             "64K". 0: no limit.
-        trials: networks to train; with the same number, seed and threads the search is repeated
-            bit for bit. 0: as many as there is time for.
-        time: of the whole search, the winner's training included: "2h" or "1h30m".
-        recipe: name that is recorded for the recipe; by default that of `config`, or "custom".
-        dataset: the config's unless given; a dataset in memory is used as it is.
+        trials: number of networks to train; 0: as many as there is time for. With the same number,
+            seed and threads, a search is reproducible bit for bit.
+        time: time of the whole search, including the winner's training: "2h" or "1h30m".
+        recipe: name of the recipe to record; by default that of `config`, or "custom".
+        dataset: name or path of a dataset, or a dataset in memory; by default that of the config.
         output: new folder; by default runs/search-seedN-DATE-TIME.
         data_dir: folder of the dataset; by default $SPRAT_DATA, the user's cache, or a download.
-        trial_images: training images of a trial; 0: 10,000, or all if there are fewer.
-        trial_epochs: epochs of a trial that is trained to its last rung; 0: by the number of
-            images, and fewer if the time is short.
-        generation: trials that are asked together. Of each three one is trained on for three
-            times as long, twice.
-        workers: trials that are trained at once, each in a process of its own; or a Ray cluster,
+        trial_images: number of training images of a trial; 0: 10,000, or all if there are fewer.
+        trial_epochs: epochs of a trial that is trained to its last rung; 0: depends on the number
+            of images, and fewer if the time is short.
+        generation: number of trials drawn together. The best third of them continues to three times
+            as many epochs, and the best third of these to nine times as many.
+        workers: number of trials to train at once, each in its own process; or a Ray cluster,
             which trains as many as it has room for: "ray" for the one that runs on this machine or
             that RAY_ADDRESS names, "ray://HOST:PORT" for another. Needs sprat[ray].
         cpus_per_trial: CPU threads of each; 0: the cores, divided among the workers, or 1 on Ray.
-        gpus_per_trial: share of a GPU that each gets on Ray; 0: one, if trials run on GPUs.
+        gpus_per_trial: fraction of a GPU for each on Ray; 0: a whole GPU, if trials run on GPUs.
         quiet: whether to print nothing.
-        stopping: as of `train`.
+        stopping: as for `train`.
 
     Raises:
         SpratError: Optuna or Ray is missing, no cluster can be reached or none of its machines has
-            what a trial needs, there is no such recipe or setting, no network keeps the
-            limits, the time is too short, the data cannot be had or does not fit, the folder holds
-            something already, or a file cannot be written.
+            what a trial needs, there is no such recipe or setting, no network meets the limits,
+            the time is too short, the data is not available or does not fit, the folder is not
+            empty, or a file cannot be written.
         KeyboardInterrupt: it was interrupted; `resume_search` continues.
     """
     began = perf_counter()
@@ -183,18 +183,18 @@ def resume_search(
     quiet: bool = False,
     stopping: Stopping | None = None,
 ) -> Search:
-    """Resume an interrupted search with the settings it began with; return a finished one as it is.
+    """Resume an interrupted search with the settings it began with, or return a finished one.
 
     Args:
-        folder: the search's.
-        dataset: the place of its data, if that has moved, or the dataset itself; the images must
-            be those it began with.
-        workers, gpus_per_trial: as of `search`; the threads of each trial stay as they were.
-        data_dir, quiet, stopping: as of `search`.
+        folder: folder of the search.
+        dataset: new location of the data, if it has moved, or the dataset itself. The images must
+            be those that the search began with.
+        workers, gpus_per_trial: as for `search`; the threads of each trial do not change.
+        data_dir, quiet, stopping: as for `search`.
 
     Raises:
-        SpratError: it is no search's folder, another process searches there, the journal is damaged
-            or of another search, or the data is not what it began with.
+        SpratError: it is not a search's folder, another process is searching there, the journal is
+            damaged or belongs to another search, or the data is not what the search began with.
     """
     began = perf_counter()
     require_optuna()
@@ -222,8 +222,8 @@ def resume_search(
     )
     if dataset.md5 != plan.data[plan.sides[0]]:
         raise SpratError(
-            f"{folder} searched on other images than this {dataset.name}. Resume it with the data "
-            "it began with."
+            f"The search in {folder} used other images than this {dataset.name}. Resume it with "
+            "the data that it began with."
         )
     with open_workers(workers) as team:
         where = _Where(team, team.gpus(gpus_per_trial, plan.trial.device))
@@ -235,7 +235,7 @@ def resume_search(
 
 @dataclass(frozen=True)
 class _Where:
-    """Workers that train trials, and the GPUs of each."""
+    """Workers that train trials, and the GPUs of each trial."""
 
     workers: Workers
     gpus: float
@@ -245,35 +245,36 @@ class _Where:
 
 
 def _check_numbers(numbers: Mapping[str, int], time: str) -> float:
-    """Check what was asked for; return the seconds of the time, 0 if there is none."""
+    """Check the numbers and the time; return the time in seconds, 0 if none is given."""
     for name, number in numbers.items():
         least = 1 if name == "generation" else 0
         if not least <= number <= MOST[name]:
             option = f"--{name.replace('_', '-')}"
-            raise SpratError(f"{option} is {number}, expected {least} to {MOST[name]:,}.")
+            expected = f"{least} to {MOST[name]:,}"
+            raise SpratError(f"{option} is {number}, expected {expected}. Give another number.")
     if not numbers["trials"] and not time:
         raise SpratError("The search has no end. Give --time 2h, or --trials 50.")
     return parse_time(time) if time else 0.0
 
 
 def _check_new(folder: Path) -> None:
-    """Check that a search can begin in a folder."""
+    """Check that a search can start in a folder."""
     from sprat.searching.plan import SETTINGS_FILE
 
     if (folder / FOLDER / SETTINGS_FILE).exists():
         raise SpratError(
-            f"{folder} holds a search already and is not overwritten. Give another --output, or "
+            f"{folder} contains a search and is not overwritten. Give another --output, or "
             f"resume it: {command('sprat', 'search', '--resume', folder)}"
         )
-    left = folder / FOLDER  # by a search that was ended before it began
+    left = folder / FOLDER  # of a search that ended before it began
     empty = left.is_dir() and all(path.name.startswith(".") for path in left.iterdir())
     check_empty(folder, besides=(FOLDER,) if empty else ())
 
 
 @contextlib.contextmanager
 def _searching(folder: Path, stopping: Stopping | None) -> Any:
-    """Hold a search's folder; yield what is asked whether to stop. Nothing is left of a search that
-    came to nothing."""
+    """Lock a search's folder; yield the function that returns whether to stop. Folders that are
+    still empty at the end are removed."""
     try:
         with (
             resumable(folder),
@@ -290,7 +291,7 @@ def _searching(folder: Path, stopping: Stopping | None) -> Any:
 def _source(
     config: Config, dataset: Dataset, data_dir: Path | None, sides: tuple[int, ...], *, named: bool
 ) -> "Source":
-    """Return the source of a search's images, which are read once at each side."""
+    """Return the source of a search's images, after reading them once at each side."""
     from sprat.data import load_dataset
     from sprat.pools.source import Source
 
@@ -357,7 +358,7 @@ def _decide(
     should_stop: Any,
     began: float,
 ) -> "Outcome":
-    """Search; write everything that the search's own folder holds, outcome.json last."""
+    """Search, and write all files of the search's own folder, outcome.json last."""
     import shutil
 
     from sprat.display import SearchDisplay

@@ -1,4 +1,4 @@
-"""The command line. Commands are thin, and import what is heavy only when they run."""
+"""The command line. Commands are thin and import heavy packages only when they run."""
 
 from sprat.cli.app import app
 from sprat.cli.main import main

@@ -1,4 +1,4 @@
-"""The commands' common root, which each registers itself with."""
+"""The root application, with which every command registers itself."""
 
 from cyclopts import App, Parameter
 

@@ -1,4 +1,4 @@
-"""sprat --install-completion."""
+"""The option sprat --install-completion."""
 
 from typing import Literal
 

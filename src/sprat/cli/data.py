@@ -1,4 +1,4 @@
-"""Commands that look at data and augmentation: data show, check, fetch, verify; augment preview."""
+"""Commands for data and augmentation: data show, fetch, verify, check; augment preview."""
 
 import json
 from pathlib import Path
@@ -179,7 +179,7 @@ def check(
 def preview(
     *,
     recipe: str = DEFAULT_RECIPES["augment", "preview"],
-    model: Annotated[str, Parameter(show=False)] = "",  # as sprat train has it; it changes nothing
+    model: Annotated[str, Parameter(show=False)] = "",  # as of sprat train; no effect here
     output: Path | None = None,
     columns: int = 8,
     data_dir: DataDir = None,

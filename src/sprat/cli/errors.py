@@ -1,4 +1,4 @@
-"""The end of a command by an error: in words on stderr, with an exit code."""
+"""Errors that end a command: printed on stderr, with an exit code."""
 
 import contextlib
 
@@ -13,8 +13,8 @@ def lacks_memory(error: Exception) -> bool:
 
 
 def ended_by(error: SpratError | OSError) -> int:
-    """Says what ended a command; returns its exit code."""
-    if isinstance(error, BrokenPipeError):  # the reader has seen enough: sprat predict … | head
+    """Print the error that ended a command; return the exit code."""
+    if isinstance(error, BrokenPipeError):  # the reader closed the pipe: sprat predict … | head
         return 141
     complain(in_words(error))
     return 2

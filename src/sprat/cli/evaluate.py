@@ -24,7 +24,7 @@ from sprat.text import visible, warn
 if TYPE_CHECKING:
     from sprat.classifier import Prediction
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a cell begins with that a spreadsheet computes
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes cells that begin so
 
 
 @app.command
@@ -283,7 +283,7 @@ def predict(
 
     rows = itertools.count()
 
-    def tell(prediction: "Prediction") -> None:
+    def show(prediction: "Prediction") -> None:
         if "error" in prediction:
             warn(prediction["error"])
         elif csv_output:
@@ -291,7 +291,7 @@ def predict(
         elif not json_output:
             _print_prediction(prediction)
 
-    # lines of text on a terminal are progress enough, and a bar would tear them
+    # lines of text on a terminal show progress already, and a bar would break them up
     quiet = sys.stdout.isatty() and not json_output
     found = api.predict(
         *pictures,
@@ -302,7 +302,7 @@ def predict(
         threads=threads,
         code=code,
         quiet=quiet,
-        each=tell,
+        each=show,
     )
     read = [prediction for prediction in found if "error" not in prediction]
     if json_output:
@@ -311,7 +311,7 @@ def predict(
 
 
 def _print_row(prediction: "Prediction", header: bool) -> None:
-    """Print a row of CSV, below the names of its columns if it is the first."""
+    """Print a row of CSV, after the names of the columns if it is the first."""
     shown = visible if sys.stdout.isatty() else _as_it_is
     file = shown(prediction["file"])
     columns, cells = ["file"], [f"./{file}" if file.startswith(_FORMULA) else file]
@@ -324,12 +324,12 @@ def _print_row(prediction: "Prediction", header: bool) -> None:
         cells += [prediction["where"], shown(prediction["map"])]
     for row in ([columns] if header else []) + [cells]:
         line = io.StringIO()
-        csv.writer(line).writerow(row)  # which quotes the characters of its own line end, \r\n
+        csv.writer(line).writerow(row)  # quotes the characters of its line end, \r\n
         print(line.getvalue().removesuffix("\r\n"))
 
 
 def _as_it_is(text: str) -> str:
-    """Return text for a file, as it is but for bytes that are not UTF-8: \\udcff."""
+    """Return text for a file, unchanged except that bytes which are not UTF-8 become \\udcff."""
     return text.encode(errors="backslashreplace").decode()
 
 

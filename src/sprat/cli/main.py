@@ -1,4 +1,4 @@
-"""Runs a command, and ends it in words."""
+"""Run a command, and report its errors without a traceback."""
 
 import contextlib
 import io
@@ -18,14 +18,14 @@ from sprat.text import command as to_paste
 
 
 def main() -> None:
-    """Runs a command; a user's mistake ends it with one line on stderr and exit code 2."""
+    """Run a command; an error that the user can correct is printed on stderr, exit code 2."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by whoever started sprat
+        if stream is None:  # closed by the parent process
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123
-        elif isinstance(stream, io.TextIOWrapper):  # a bar of blocks must not fail in cp1252
+        elif isinstance(stream, io.TextIOWrapper):  # a progress bar must not fail in cp1252
             stream.reconfigure(errors="replace")
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # of damage that sprat refuses or reads past
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # sprat reports damage itself
     code = _run(sys.argv[1:])
     if (error := _flush(sys.stdout)) and code != 141:
         code = ended_by(error)
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def _run(words: list[str]) -> int:
-    """Runs a command; returns its exit code."""
+    """Run a command; return its exit code."""
     try:
         code: int = app(
             words,
@@ -68,8 +68,8 @@ def _run(words: list[str]) -> int:
 
 
 def _flush(stream: IO[str]) -> OSError | None:
-    """Writes what is buffered; returns the error if that fails, and lets go of the rest, which
-    would fail again as the interpreter ends."""
+    """Flush a stream; return the error if that fails, and discard the rest, which would fail again
+    when the interpreter exits."""
     try:
         stream.flush()
     except OSError as error:

@@ -228,7 +228,7 @@ def check(
     code: Code = (),
     json_output: JsonOutput = False,
 ) -> int:
-    """Check a network against limits, one line each. The exit code is 0 if all are kept, else 1.
+    """Check a network against limits, one line each. The exit code is 0 if all are met, else 1.
 
     Parameters
     ----------
@@ -294,8 +294,8 @@ def _find_network(
     """Return a network by its name, file, run or class, and the side of its images.
 
     Args:
-        settings: where it differs from what its name stands for.
-        pretrained: with its pretrained weights, if a network of that name and ten classes has some.
+        settings: changes to the network that the name stands for.
+        pretrained: whether to load pretrained weights, if the name has any and nothing is changed.
     """
     is_file = Path(model).exists() or model.endswith(".safetensors")
     spec = NetworkConfig(name=model, **dataclasses.asdict(settings))
@@ -340,16 +340,16 @@ def _check_asked(spec: NetworkConfig, side: int | None, classes: int, is_file: b
 
 
 def _draw_effective(console: "Console", network: "nn.Module", side: int, path: Path) -> float:
-    """Draws the effective receptive field on images that hold the whole field; gives its side."""
+    """Draw the effective receptive field, on images that contain it; return its side in pixels."""
     from sprat.budget import DRAWS, effective_field, effective_side, receptive_field
     from sprat.display import progress_bar
     from sprat.figures.png import draw_effective_field
 
     size = receptive_field(network, side) or side
     canvas = max(side, 32 * math.ceil((size + 1) / 32))
-    with progress_bar(console, "following the gradient", DRAWS) as progress:
+    with progress_bar(console, "computing gradients", DRAWS) as progress:
         field = effective_field(network, canvas, progress)
-    title = f"What a value of {type(network).__name__} depends on"
+    title = f"Effective receptive field of {type(network).__name__}"
     draw_effective_field(field, size, side, title, path)
     return effective_side(field)
 

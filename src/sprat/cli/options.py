@@ -1,4 +1,4 @@
-"""Options that several commands have, and what is refused of them before torch is loaded."""
+"""Options that several commands share, and checks of them before torch is loaded."""
 
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""sprat search."""
+"""The command sprat search."""
 
 import dataclasses
 from functools import partial
@@ -51,11 +51,11 @@ def search(
     Parameters
     ----------
     time
-        Time of the whole search, the winner's training included: 2h or 1h30m.
+        Time of the whole search, including the winner's training: 2h or 1h30m.
     trials
-        Number of networks to train; the same number is repeated bit for bit. 0: as --time allows.
+        Number of networks to train, which makes the search reproducible; 0: as --time allows.
     recipe
-        Name of the recipe that the winner is trained by, or the path of a .toml file. Its
+        Name of the recipe to train the winner with, or the path of a .toml file. Its
         network is not used.
     final
         Train the winner on all training images, then evaluate it once on the test set.
@@ -63,22 +63,22 @@ def search(
         New folder; by default runs/search-seedN-DATE-TIME.
     resume
         Folder of an interrupted search to resume; only --dataset, --data-dir, --workers and
-        --gpus-per-trial go with it.
+        --gpus-per-trial may be added.
     seed
         Seed of the search, and of every training.
     workers
-        Number of trials that are trained at once, each in a process of its own; or ray, the Ray
-        cluster that runs on this machine, or ray://HOST:PORT: needs sprat[ray].
+        Number of trials to train at once, each in its own process; or ray, the Ray cluster that
+        runs on this machine; or ray://HOST:PORT. Ray needs sprat[ray].
     cpus_per_trial
         CPU threads of each trial; 0: the cores, divided among the workers, or 1 on Ray.
     gpus_per_trial
-        Share of a GPU that each trial gets on Ray; 0: one, if trials run on GPUs.
+        Fraction of a GPU for each trial on Ray; 0: a whole GPU, if trials run on GPUs.
     trial_images
         Number of training images of a trial; 0: 10,000, or all if there are fewer.
     trial_epochs
-        Epochs of a trial that is trained to the end; 0: by the number of images and the time.
+        Epochs of a trial that is trained to the end; 0: depends on the images and the time.
     generation
-        Number of trials that are asked together, at least --workers to keep all of them busy.
+        Number of trials drawn together; at least --workers keeps all workers busy.
     device
         Device to train on; auto: the first available of cuda, mps, cpu.
     quiet
@@ -122,7 +122,7 @@ def search(
 
 
 def _changes(budget: BudgetConfig, pictures: PicturesConfig) -> dict[str, object]:
-    """Return the settings that were typed, by their names in a recipe."""
+    """Return the settings that were given, by their names in a recipe."""
     return {
         f"{table}.{field.name}": getattr(values, field.name)
         for table, values in (("budget", budget), ("pictures", pictures))
@@ -154,7 +154,7 @@ def _print_found(found: "Search", quiet: bool) -> None:
 
     console, results, outcome = make_console(quiet=quiet), found.results, found.outcome
     which = "the test set, read once" if results["final"] else "val"
-    tried = "There was no time to try a network; give more --time."
+    tried = "There was no time to try a network. Give more --time."
     if outcome["trained"]:
         tried = (
             f"{outcome['trained']:,} networks were trained and {outcome['refused']:,} refused by "
@@ -167,6 +167,6 @@ def _print_found(found: "Search", quiet: bool) -> None:
         )
         print_evaluation(console, evaluation_of(results)[1])
         console.print(
-            f"\n{visible(found.folder)}/ holds model.safetensors, results.json, and in search/ "
-            "every trial, pareto.png, report.html and winner.toml."
+            f"\n{visible(found.folder)}/ contains model.safetensors, results.json and, in "
+            "search/, all trials, pareto.png, report.html and winner.toml."
         )

@@ -1,4 +1,4 @@
-"""sprat serve."""
+"""The command sprat serve."""
 
 from typing import Annotated, Literal
 

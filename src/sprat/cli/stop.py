@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, which stop a command that trains."""
+"""Handling of Ctrl-C and SIGTERM in commands that train."""
 
 import signal
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from types import FrameType
 
 
 class Stop:
-    """While it is entered, Ctrl-C and SIGTERM let the training step under way end first.
+    """While entered, Ctrl-C and SIGTERM stop training after the current step.
 
     asked: number of the signal that asked to stop; 0 if none has.
     """
@@ -23,6 +23,6 @@ class Stop:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:  # the second time, at once
+        if self.asked:  # the second time, stop at once
             raise KeyboardInterrupt
         self.asked = number

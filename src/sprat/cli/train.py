@@ -1,4 +1,4 @@
-"""sprat train."""
+"""The command sprat train."""
 
 import signal
 import sys
@@ -66,12 +66,12 @@ def train(
         Number of runs with consecutive seeds, starting at --seed, each in OUTPUT/seed-N; 0: one
         run.
     workers
-        Number of runs of --seeds or --folds that are trained at once, each in a process of its own;
+        Number of runs of --seeds or --folds to train at once, each in its own process;
         or ray, the Ray cluster that runs on this machine; or ray://HOST:PORT. Ray needs sprat[ray].
     time
-        Train as many epochs as finish in this time, evaluation included: 5m or 1h30m.
+        Train as many epochs as finish in this time, including evaluation: 5m or 1h30m.
     log
-        Also write the run's data for this program, to RUN/tensorboard.
+        Also write the run's data for this program to RUN/tensorboard.
     quiet
         Print only errors and warnings.
     """
@@ -81,7 +81,7 @@ def train(
 
     began_as, stop = chosen_recipe.config, Stop()
     changes = departures(config, began_as) | ({"model": model} if model else {})
-    # a network of the user's own, typed again if the recipe names it
+    # the command that resumes has to name the user's own network too
     code += tuple(filter(is_own, [model or changes.get("network.name", "")]))
     how: dict[str, Any] = {
         "data_dir": data_dir,
@@ -110,7 +110,7 @@ def train(
             _train(began_as, changes, seeds, config.all_folds, workers, ended, options)
     except Interrupted as stopped:
         complain(f"Stopped and saved. Resume with\n  {command(stopped.folder)}")
-        return 128 + (stop.asked or signal.SIGTERM)  # of several processes another was asked
+        return 128 + (stop.asked or signal.SIGTERM)  # another process may have been asked
     except Unfinished as error:
         raise SpratError(
             f"{in_words(error.reason)} Then resume with", f"  {command(error.folder)}"
@@ -119,7 +119,7 @@ def train(
 
 
 def _check_resumed(changes: dict[str, Any], others: object) -> None:
-    """Check that nothing but the place of a resumed run's data is changed.
+    """Check that a resumed run changes nothing but the location of its data.
 
     Args:
         others: true if options other than settings are given.
@@ -167,7 +167,7 @@ def _to_resume(
     code: tuple[str, ...],
     log: str | None,
 ) -> str:
-    """Return the command that resumes a run, or several, or begins what has not begun."""
+    """Return the command that resumes one run or several, or starts what has not begun."""
     from sprat.run_folder import CONFIG_FILE
 
     if several or not (run / CONFIG_FILE).exists():

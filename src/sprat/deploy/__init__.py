@@ -1,7 +1,7 @@
-"""The export formats by name, and what is refused before a model is loaded.
+"""The export formats by name, and the checks before a model is loaded.
 
-A new one is a `Format` in a file of its own and a line of the table here; options that it alone has
-go into `Options`.
+A new format is a `Format` in a file of its own and a line of the table here; its own options are
+added to `Options`.
 """
 
 import re
@@ -45,7 +45,7 @@ DEFAULT = ONNX.name
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Table):
-    """Options of an export; `Format.takes` names those that only some formats have."""
+    """Options of an export; `Format.takes` lists those that only some formats support."""
 
     raw: bool = setting(
         False,
@@ -104,7 +104,7 @@ def find_format(name: str) -> Format:
     """Return the format of that name.
 
     Raises:
-        SpratError: there is none.
+        SpratError: there is no such format.
     """
     if name not in FORMATS:
         hint = did_you_mean(name, FORMATS) or "."
@@ -113,11 +113,11 @@ def find_format(name: str) -> Format:
 
 
 def check_options(name: str, options: Options) -> None:
-    """Check what is wrong with an export whatever the model and the file.
+    """Check everything that depends neither on the model nor on the file.
 
     Raises:
-        SpratError: there is no such format, a package is missing, or the format does not take an
-            option.
+        SpratError: there is no such format, a package is missing, or the format does not support
+            an option.
     """
     format = find_format(name)
     own = {option for each in FORMATS.values() for option in each.takes}
@@ -135,8 +135,8 @@ def check_output(path: Path, name: str, overwrite: bool, options: Options) -> No
     """Check the file or folder that an export is to write.
 
     Raises:
-        SpratError: its ending is another format's, it exists already, or it is a folder that holds
-            something else too.
+        SpratError: it has the wrong ending, exists already, or is a folder that also contains other
+            files.
     """
     format = FORMATS[name]
     suffix = format.suffix

@@ -1,4 +1,4 @@
-"""Agreement of a file with torch, and the time that each takes for one image."""
+"""Agreement of an exported file with PyTorch, and the time of each for one image."""
 
 import math
 import statistics
@@ -18,8 +18,8 @@ from sprat.evaluation.evaluate import BATCH, top1
 
 COMPARED = 1_000  # images
 TOLERANCE = 1e-4  # between probabilities in fp32
-ALIKE = 0.5  # share of drawings; shipped models in int8 are far above, and noise is at 1 / classes
-CHANCE = 0.05  # a loss at least this likely under the permitted drop is put down to chance
+ALIKE = 0.5  # share of drawings; shipped models in int8 are far above, chance is at 1 / classes
+CHANCE = 0.05  # a loss at least this likely under the permitted drop is attributed to chance
 TIMED_SECONDS = 1.0  # of all contenders together
 
 
@@ -31,15 +31,15 @@ class Contender:
     bytes: int
     """Size of the file; for PyTorch, of the weights in memory."""
     ms_for_one_image: float | None
-    """Median, on one thread; None for what runs elsewhere."""
+    """Median on one thread, in ms; None for formats that run on other devices."""
     top1: float | None
-    """Accuracy on the compared images; None if they have no labels of the model's classes."""
+    """Accuracy on the compared images, 0 to 1; None for drawings."""
 
 
 @dataclass(frozen=True)
 class ClassDrop:
-    """A class and how many of its compared images are classified correctly, by torch and by a
-    file."""
+    """Number of a class's compared images, and how many of them PyTorch and an exported file
+    classify correctly."""
 
     name: str
     n: int
@@ -48,13 +48,13 @@ class ClassDrop:
 
     @property
     def points(self) -> float:
-        """Percentage points of accuracy that are lost; below 0 where some are gained."""
+        """Loss of accuracy in percentage points; negative for a gain."""
         return 100 * (self.before - self.after) / self.n
 
 
 def compared_images(side: int, channels: int, labelled: ImageSet | None) -> ImageSet:
-    """Return the images to compare on: as many of `labelled` as count, each class its share, or
-    as many drawings of shapes10, resized to `side`, grey for one channel."""
+    """Return the images to compare on: up to 1,000 of `labelled`, stratified by class; or as many
+    drawings of shapes10, resized to `side`, grey for one channel."""
     if labelled is None:
         return drawings(COMPARED, side, channels)
     _, chosen = stratified_split(labelled.targets, min(COMPARED, len(labelled)), seed=0)
@@ -73,7 +73,7 @@ def drawings(count: int, side: int, channels: int = 3) -> ImageSet:
 
 @torch.inference_mode()
 def answers(run: Run, images: Images, normalization: Normalization, raw: bool) -> Tensor:
-    """Return the probabilities N x K of uint8 images by what runs a file."""
+    """Return the probabilities (N x K) of uint8 images by an exported file."""
     parts = [run(graph_input(batch, normalization, raw)) for batch in images.split(BATCH)]
     return torch.cat(parts).softmax(1) if raw else torch.cat(parts)
 
@@ -86,7 +86,8 @@ def agreement(given: Tensor, expected: Tensor) -> tuple[float, float]:
 
 
 def check_same(name: str, given: Tensor, expected: Tensor) -> None:
-    """Check that a format gives torch's class for every image, and its probabilities by 1e-4.
+    """Check that a format agrees with PyTorch on the class of every image, and on probabilities to
+    1e-4.
 
     Raises:
         SpratError: it does not.
@@ -103,8 +104,8 @@ def check_same(name: str, given: Tensor, expected: Tensor) -> None:
 
 
 def check_alike(name: str, given: Tensor, expected: Tensor) -> None:
-    """Check that a format of lower precision gives most images torch's class, where there are no
-    labels to count by.
+    """Check that a format of lower precision agrees with PyTorch on most drawings, which have no
+    labels to measure accuracy by.
 
     Raises:
         SpratError: it does not.
@@ -122,7 +123,8 @@ def check_drop(name: str, given: float, expected: float, max_drop: float, n: int
     """Check that accuracy drops by at most `max_drop` percentage points.
 
     Args:
-        given: accuracy of the format, 0 to 1, on n images; expected: that of torch.
+        given: accuracy of the format, 0 to 1, on n images.
+        expected: accuracy of PyTorch.
 
     Raises:
         SpratError: it drops by more.
@@ -140,18 +142,19 @@ def check_drop(name: str, given: float, expected: float, max_drop: float, n: int
 def check_class_drop(
     name: str, given: Tensor, expected: Tensor, seen: ImageSet, max_class_drop: float
 ) -> ClassDrop:
-    """Check that accuracy of no class drops by more than `max_class_drop` percentage points and
-    chance.
+    """Check that the accuracy of no class drops by more than `max_class_drop` percentage points
+    plus chance.
 
     Args:
-        given: probabilities N x K by the format; expected: by torch. N is at most 1,000.
+        given: probabilities N x K by the format; N is at most 1,000.
+        expected: probabilities N x K by PyTorch.
         seen: the N images.
 
     Returns:
         The class whose accuracy drops most.
 
     Raises:
-        SpratError: a class loses more images than `lost_by_chance`; names the worst of them.
+        SpratError: a class loses more images than `lost_by_chance`; the message names the worst.
     """
     drops, broken = [], []
     before, after = (each.argmax(1) == seen.targets for each in (expected, given))
@@ -177,8 +180,8 @@ def check_class_drop(
 
 
 def lost_by_chance(n: int, share: float) -> int:
-    """Return the most of n images (up to 1,000) that are lost with a probability of at least 5 % if
-    each is lost with the probability `share`: 9 of 100 and 2 of 10 at 0.05."""
+    """Return the largest number of n images (up to 1,000) that are lost with a probability of at
+    least 5 % if each is lost with the probability `share`: 9 of 100 and 2 of 10 at 0.05."""
     tail = 0.0
     for lost in range(n, 0, -1):
         tail += math.comb(n, lost) * share**lost * (1 - share) ** (n - lost)
@@ -189,7 +192,7 @@ def lost_by_chance(n: int, share: float) -> int:
 
 @torch.inference_mode()
 def latencies(runs: Mapping[str, Run], image: Tensor) -> dict[str, float]:
-    """Return each contender's median milliseconds for one image on one thread; they take turns."""
+    """Return each contender's median time for one image on one thread, in ms, measured in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Declarations of an export format."""
+"""Declaration of an export format."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def total_bytes(content: Content) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """One form in which a model is written, for programs that run without sprat."""
+    """A format in which a model is exported, for programs that run without sprat."""
 
     name: str
     about: str
@@ -35,21 +35,21 @@ class Format:
     ending: str
     """Ending of the file or folder, after the model's name: "-int8.onnx"."""
     write: Callable[[Source, Any], Content]
-    """Return the content; the second argument is that of `made_from`."""
+    """Return the content; the second argument is the content of `made_from`."""
     open: Callable[[Any, Graph], Run]
-    """Return a function from the graph's input to its output that runs a content."""
+    """Return the function that runs a content: from the graph's input to its output."""
     check: Callable[[Model, Options], None] = lambda model, options: None
-    """Raise a SpratError for a model that has no such form, before any image is loaded."""
+    """Raise a SpratError for a model that the format does not support, before images are loaded."""
     names: Callable[[Options], Collection[str]] | None = None
-    """Return the names of what may be in the folder, of a format that is one."""
+    """Return the names that may be in the folder, for a format that writes one."""
     compile: Callable[[Any, Options], Compiled] | None = None
-    """Compile a content and return what it takes, or raise a SpratError."""
+    """Compile a content and return its memory, or raise a SpratError."""
     size: Callable[[Any], int] = total_bytes
-    """Return the bytes that a content takes where it is used."""
+    """Return the bytes of a content on the device."""
     timed: bool = True
-    """True if `open` returns what a user runs, so that its time is meaningful."""
+    """True if `open` runs the file as users do, so that its time is meaningful."""
     made_from: Format | None = None
-    """The format that is written first, compared too, and handed to `write`."""
+    """The format that is written first, also compared, and passed to `write`."""
     exact: bool = True
     """True if every prediction must agree with PyTorch; otherwise the accuracy may drop by
     max_drop, and that of each class by max_class_drop."""
@@ -58,9 +58,9 @@ class Format:
     stored_ranges: bool = False
     """True if the ranges of activations stored with the model can replace training images."""
     takes: tuple[str, ...] = ()
-    """Options that not every format has."""
+    """Options that not every format supports."""
     packages: tuple[str, ...] = ()
-    """Modules that are imported when it is written or opened."""
+    """Modules needed to write or open it."""
     extra: str = ""
     """The extra of sprat that installs them."""
 
@@ -73,7 +73,7 @@ class Format:
         """Check that every package it needs is installed.
 
         Raises:
-            SpratError: one is missing; says how to install it.
+            SpratError: one is missing; the message says how to install it.
         """
         missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
         if missing:

@@ -1,4 +1,4 @@
-"""The graph that is exported: the network with normalisation and softmax around it."""
+"""The exported graph: the network with normalisation before it and softmax after it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 METADATA = "sprat"  # the key of the JSON that describes a model, as in model.safetensors
 
-CHANNELS = {1: "1 (grey)", 3: "3 (red, green, blue)"}  # of images, in words
+CHANNELS = {1: "1 (grey)", 3: "3 (red, green, blue)"}  # descriptions of images
 
 Run = Callable[[Tensor], Tensor]  # from a graph's input to its output
 
@@ -57,17 +57,17 @@ class Graph(nn.Module):
 
 @dataclass(frozen=True)
 class Source:
-    """A model, as a format is written from it.
+    """A model as the formats receive it.
 
     graph: a copy of the model's network, on the CPU, in evaluation mode. training: images to
-    calibrate on, for formats that need some. tell: called with a description of each stage.
+    calibrate on, for formats that need some. say: called with a description of each stage.
     """
 
     model: Model
     graph: Graph
     options: Options
     training: ImageSet | None = None
-    tell: Callable[[str], None] = lambda doing: None
+    say: Callable[[str], None] = lambda doing: None
 
     @classmethod
     def of(
@@ -75,18 +75,18 @@ class Source:
         model: Model,
         options: Options,
         training: ImageSet | None = None,
-        tell: Callable[[str], None] = lambda doing: None,
+        say: Callable[[str], None] = lambda doing: None,
     ) -> Source:
-        """Return the source for a model, which stays as it is."""
+        """Return the source for a model, which is not changed."""
         network = copy.deepcopy(model.network).cpu().eval()
         graph = Graph(network, None if options.raw else model.normalization).eval()
-        return cls(model, graph, options, training, tell)
+        return cls(model, graph, options, training, say)
 
     def calibration(self) -> Images:
-        """Return training images to calibrate on, each class its share."""
+        """Return training images to calibrate on, stratified by class."""
         assert self.training is not None
         images = calibration_images(self.training)
-        self.tell(f"calibrating on {len(images):,} images")
+        self.say(f"calibrating on {len(images):,} images")
         return images
 
     @property
@@ -95,7 +95,7 @@ class Source:
         return "logits" if self.graph.raw else "probabilities"
 
     def about(self) -> str:
-        """Return the JSON that a file holds about the model, its input and its output."""
+        """Return the JSON about the model, its input and its output that a file contains."""
         side = self.model.side
         what = "float32, normalised by mean and std" if self.graph.raw else "uint8, 0 to 255"
         described: dict[str, Any] = metadata(self.model) | {
@@ -106,19 +106,19 @@ class Source:
         return json.dumps(described)
 
     def program(self) -> torch.export.ExportedProgram:
-        """Return the graph as torch.export has it, for batches of any size from 1 up."""
+        """Return the graph as a torch.export program, for batches of any size from 1 up."""
         side, dtype = self.model.side, torch.float32 if self.graph.raw else torch.uint8
-        # of two images: a size of 1 would be taken for fixed
+        # two images: a size of 1 would be treated as fixed
         example = torch.zeros(2, self.model.channels, side, side, dtype=dtype)
         batch = {0: torch.export.Dim("batch", min=1)}
         program = torch.export.export(self.graph, (example,), dynamic_shapes=(batch,))
-        for node in program.graph.nodes:  # holds the path of each line of the source
+        for node in program.graph.nodes:  # contains paths of source files
             node.meta.pop("stack_trace", None)
         return program
 
 
 def graph_input(images: Tensor, normalization: Normalization, raw: bool) -> Tensor:
-    """Return what a graph takes, from uint8 images."""
+    """Return a graph's input for uint8 images."""
     if not raw:
         return images
     mean, std = torch.tensor(normalization.mean), torch.tensor(normalization.std)
@@ -127,12 +127,12 @@ def graph_input(images: Tensor, normalization: Normalization, raw: bool) -> Tens
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Keep the exporter's and the quantiser's advice to their authors off the terminal."""
+    """Suppress messages of the exporter and the quantiser that are meant for developers."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            # torch's own call of its own deprecated class, when it copies a program
+            # torch uses its own deprecated class when it copies a program
             warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)`", FutureWarning)
             yield
     finally:

@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 else:
     graphs = deferred("sprat.deploy.graph")
 
-# What is computed in int8. Softmax is not: with it, probabilities of the shipped model were four
-# times as far from fp32's (Kullback-Leibler divergence on 5,000 training images, one try each, as
-# all that follows). Ranges by extremes, entropy or percentiles from 99.99 % on, and depthwise
-# layers in fp32, lost 0 to 0.2 points, too near to tell apart; percentile 99.9 lost 0.5.
+# Operators computed in int8. Softmax is not: with it, the probabilities of the shipped model were
+# four times as far from fp32's (Kullback-Leibler divergence on 5,000 training images, one run each,
+# as for the following). Ranges by extremes, entropy or percentiles from 99.99 %, and depthwise
+# layers in fp32, lost 0 to 0.2 points, too close to distinguish; percentile 99.9 lost 0.5.
 OPERATORS = (
     "Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "Concat", "MaxPool", "AveragePool",
 )  # fmt: skip
 
 
 def write(source: Source, before: bytes) -> bytes:
-    """Return the ONNX file `before` quantised, by the range of every map over training images.
+    """Return the ONNX file `before` quantised, by the range of each activation on training images.
 
-    Weights are symmetric, a scale a channel, and stored as uint8 around 128: as int8, processors
-    without VNNI add two products in 16 bits and cut off what exceeds them. On such a processor
-    (emulated, SpratM, 400 test images) 4.3 % of the answers were then other than fp32's, with uint8
-    0.5 % there as here. Where there is VNNI, uint8 takes 11 to 28 % longer than int8.
-    reduce_range, seven bits of int8, does not, and is 1.5 times as far from fp32 (Kullback-Leibler
-    divergence) everywhere.
+    Weights are symmetric, with one scale for each channel, and stored as uint8 around 128: with
+    int8, processors without VNNI add two products in 16 bits, which saturates. On such a processor
+    (emulated, SpratM, 400 test images), 4.3 % of the predictions then differed from fp32's; with
+    uint8 0.5 %, as on a processor with VNNI. With VNNI, uint8 takes 11 to 28 % longer than int8.
+    reduce_range (seven bits of int8) does not, but is 1.5 times as far from fp32 (Kullback-Leibler
+    divergence) on all processors.
     """
     import onnx
     from onnxruntime.quantization import (
@@ -81,22 +81,22 @@ def write(source: Source, before: bytes) -> bytes:
 
 
 def shorten(graph: GraphProto) -> None:
-    """Leave out what says nothing of a quantised graph, in place; its answers stay the same.
+    """Remove redundant parts of a quantised graph, in place; its outputs do not change.
 
     Names and repeated constants are two fifths of a small network's file. Equal constants are
-    stored once, biases' zero points of 0 not at all, nodes have no names, and values have names of
-    a letter or two, but for the graph's input and output.
+    stored once, zero points of biases (always 0) not at all; nodes lose their names, and values
+    except the graph's input and output get names of one or two letters.
     """
     from onnx.numpy_helper import to_array
 
     kept: dict[tuple[Any, ...], TensorProto] = {}  # by content
-    first: dict[str, str] = {}  # each constant's name: that of the first of its content
+    first: dict[str, str] = {}  # from each constant's name to that of the first equal one
     zeros = set()
     for constant in graph.initializer:
         values = to_array(constant)
         same = kept.setdefault((values.dtype, values.shape, values.tobytes()), constant)
         first[constant.name] = same.name
-        if values.dtype == "int32" and not values.any():  # of biases; others have to match in type
+        if values.dtype == "int32" and not values.any():  # of biases; the type of others matters
             zeros.add(same.name)
     uses: Counter[str] = Counter()
     for node in graph.node:

@@ -1,4 +1,4 @@
-"""ONNX, which onnxruntime and many other runtimes read."""
+"""ONNX, for onnxruntime and many other runtimes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OPSET, IR_VERSION = 18, 8  # of ONNX 1.13, 2022, so that older runtimes read it;
 
 
 def write(source: Source, before: bytes) -> bytes:
-    """Return an ONNX file; torch's optimiser folds BatchNorm into the convolution before it."""
+    """Return an ONNX file; torch's optimiser folds BatchNorm into the preceding convolution."""
     with graphs.silenced():
         exported = torch.onnx.export(
             source.program(),
@@ -37,13 +37,13 @@ def write(source: Source, before: bytes) -> bytes:
     proto = exported.model_proto
     graph = proto.graph
     for part in (*graph.node, *graph.input, *graph.output, *graph.initializer):
-        del part.metadata_props[:]  # where each came from in the source: most of a small file
+        del part.metadata_props[:]  # places in the source code: most of a small file
     del graph.value_info[:], graph.metadata_props[:]
     return described(proto, source)
 
 
 def described(proto: ModelProto, source: Source) -> bytes:
-    """Return the file of an ONNX model, with the model's description in its metadata."""
+    """Return the content of an ONNX file, with the model's description in its metadata."""
     del proto.metadata_props[:]
     proto.ir_version = IR_VERSION
     proto.producer_name, proto.producer_version = "sprat", __version__
@@ -52,7 +52,7 @@ def described(proto: ModelProto, source: Source) -> bytes:
 
 
 def open_session(content: bytes, graph: Graph) -> Run:
-    """Return what runs an ONNX file through onnxruntime, on one thread of the CPU."""
+    """Return the function that runs an ONNX file with onnxruntime, on one CPU thread."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -1,4 +1,4 @@
-"""PyTorch's own formats: a program of torch.export, and the weights alone."""
+"""PyTorch's own formats: a torch.export program, and the weights alone."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 else:
     torch, graphs = deferred("torch"), deferred("sprat.deploy.graph")
 
-# Both are written into memory: the name of a file on disk would be found in them.
+# Both are written to memory, since they would contain the name of a file on disk.
 
 
 def write_program(source: Source, before: bytes) -> bytes:
-    """Return a file of torch.export, with the model's description in its extra files."""
+    """Return a torch.export file, with the model's description in its extra files."""
     written = io.BytesIO()
     described = {graphs.METADATA: source.about()}
     torch.export.save(source.program(), written, extra_files=described)
@@ -29,12 +29,12 @@ def write_program(source: Source, before: bytes) -> bytes:
 
 
 def open_program(content: bytes, graph: Graph) -> Run:
-    """Return what runs a file of torch.export."""
+    """Return the function that runs a torch.export file."""
     return torch.export.load(io.BytesIO(content)).module()
 
 
 def write_weights(source: Source, before: bytes) -> bytes:
-    """Return a file of the network's state_dict."""
+    """Return a file with the network's state_dict."""
     written = io.BytesIO()
     torch.save(source.graph.network.state_dict(), written)
     return written.getvalue()

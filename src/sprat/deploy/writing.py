@@ -1,7 +1,7 @@
-"""A trained model written in a format that runs without sprat.
+"""Export of a trained model to a format that runs without sprat.
 
-Every file is written next to its place, read back from there and compared with torch on real
-images; only a file that agrees is put in place.
+Every file is written next to its destination, read back and compared with PyTorch on real images;
+only a file that agrees is moved to its destination.
 """
 
 import contextlib
@@ -71,26 +71,25 @@ def export(
     compared: ImageSet | None = None,
     training: ImageSet | None = None,
     overwrite: bool = False,
-    tell: Callable[[str], None] = lambda doing: None,
+    say: Callable[[str], None] = lambda doing: None,
 ) -> Exported:
-    """Write a model in another format, if that agrees with torch.
+    """Write a model in another format, if the file agrees with PyTorch.
 
     Args:
-        path: the file, or the folder of a format of several; its name ends as the format asks.
+        path: file to write, or folder if the format has several files, with the format's ending.
         format: a name of `FORMATS`.
-        compared: labelled images of the model's classes, of which 1,000 are compared; without
-            it drawings of shapes10 are compared, on which there is no accuracy.
-        training: images to calibrate on, for formats that need some; none of `compared`. Without
-            them the ranges that are stored with the model are used, if the format takes them.
-        overwrite: whether an existing file may be replaced, or a folder that contains nothing but
-            an export.
-        tell: called with a description of each stage.
+        compared: labelled images of the model's classes, of which 1,000 are compared; by default
+            drawings of shapes10, for which no accuracy is measured.
+        training: images to calibrate on, for formats that need some, none of them in `compared`; by
+            default the ranges stored with the model are used, if the format supports that.
+        overwrite: whether to replace an existing file, or a folder that contains only an export.
+        say: called with a description of each stage.
 
     Raises:
-        SpratError: as `check_options`, `check_output` and `check_model`; a format that is
-            calibrated has no images; the compiler fails; or the file does not agree with torch, an
-            exact format on each image's class and by 1e-4 on every probability. Nothing is put in
-            place then.
+        SpratError: as for `check_options`, `check_output` and `check_model`; there are no images to
+            calibrate on; the compiler fails; or the file does not agree with PyTorch (an exact
+            format on each image's class, and to 1e-4 on every probability). In these cases, nothing
+            is written.
     """
     check_options(format, options)
     check_output(path, format, overwrite, options)
@@ -104,14 +103,14 @@ def export(
             "compared on others, but there are none. Give the dataset, or choose another format: "
             f"{exact}."
         )
-    source = Source.of(model, options, training, tell)
+    source = Source.of(model, options, training, say)
     network, normalization, raw = source.graph.network, model.normalization, options.raw
     seen = compared_images(model.side, model.channels, compared)
 
-    tell(f"writing {format}")
+    say(f"writing {format}")
     contents, compiled = _contents(wanted, source), None
     if options.compile and wanted.compile:
-        tell("compiling")
+        say("compiling")
         compiled = wanted.compile(contents[format], options)
     names = wanted.names(options) if wanted.names else ()
     with _placing(path, contents[format], names) as contents[format]:
@@ -119,7 +118,7 @@ def export(
         runs |= {
             name: FORMATS[name].open(content, source.graph) for name, content in contents.items()
         }
-        tell(f"comparing {len(seen):,} images")
+        say(f"comparing {len(seen):,} images")
         expected = predict_probabilities(network, seen.images, normalization)
         given = {"torch": expected}
         for name in contents:
@@ -137,7 +136,7 @@ def export(
             worst = check_class_drop(format, given[format], expected, seen, options.max_class_drop)
         elif not wanted.exact:
             check_alike(format, given[format], expected)
-        tell("timing one image")
+        say("timing one image")
         timed = {name: run for name, run in runs.items() if name == "torch" or FORMATS[name].timed}
         milliseconds = latencies(timed, graph_input(seen.images[:1], normalization, raw))
     sizes = {"torch": sum(t.nbytes for t in network.state_dict().values())}
@@ -159,10 +158,10 @@ def export(
 
 
 def check_model(model: Model, format: str, options: Options) -> None:
-    """Check what is wrong with exporting a model before any image is loaded.
+    """Check that a model can be exported, before any image is loaded.
 
     Raises:
-        SpratError: it has no such form, or exceeds a limit.
+        SpratError: the format does not support the model, or the model exceeds a limit.
     """
     FORMATS[format].check(model, options)
     limits = {"max_parameters": options.max_parameters, "max_macs": options.max_macs}
@@ -173,15 +172,15 @@ def check_model(model: Model, format: str, options: Options) -> None:
             raise SpratError(
                 f"{model.name} has {verdict.achieved} {verdict.metric}, expected "
                 f"{verdict.target} (--max-{verdict.metric.lower()}). Choose a smaller network, or "
-                "allow more."
+                "raise the limit."
             )
 
 
 def probabilities_by(format: str, model: Model, images: Images, training: ImageSet) -> Tensor:
-    """Return the probabilities N x K that a model's file in a format gives uint8 images.
+    """Return the probabilities (N x K, float32) of uint8 images by a model exported to a format.
 
     Args:
-        images: N x C x H x W.
+        images: uint8, N x C x H x W.
         training: images to calibrate on, if the format needs some.
     """
     source = Source.of(model, Options(), training)
@@ -192,11 +191,11 @@ def probabilities_by(format: str, model: Model, images: Images, training: ImageS
 
 @contextlib.contextmanager
 def _placing(path: Path, content: Content, names: Collection[str]) -> Iterator[Content]:
-    """Write a content next to its place and give what is read back from there; it is put in place
-    only if the block ends well.
+    """Write a content next to its destination and yield what is read back; move it to its
+    destination only if the block ends without an error.
 
     Args:
-        names: of the files of a folder that may be replaced.
+        names: names in a folder that may be replaced.
     """
     if isinstance(content, bytes):
         with replacing(path, size=len(content)) as beside:
@@ -210,7 +209,7 @@ def _placing(path: Path, content: Content, names: Collection[str]) -> Iterator[C
 
 
 def _contents(format: Format, source: Source) -> dict[str, Content]:
-    """Return the contents of a format and of those it is made from, which come first."""
+    """Return the contents of a format and of those it is made from, the latter first."""
     contents = _contents(format.made_from, source) if format.made_from else {}
     before = contents[format.made_from.name] if format.made_from else b""
     return contents | {format.name: format.write(source, before)}

@@ -1,13 +1,13 @@
-"""Pools of workers, which train trials, seeds and folds: this process, several of this machine, or
-the machines of a Ray cluster.
+"""Pools of workers that train trials, seeds and folds: this process, several processes of this
+machine, or the machines of a Ray cluster.
 
     with open_workers("ray") as workers:
         pool = workers.pool(train_rung, source, should_stop, threads=2, gpus=0)
         pool.start(task)
         rung = pool.next()
 
-A pool runs tasks and gives what they come to as they end. Whatever runs them, a task comes to the
-same, so a search is the same in any pool whose tasks have as many threads.
+A pool runs tasks and returns their results as they end. A task's result does not depend on the
+worker, so a search is the same in any pool whose tasks have the same number of threads.
 """
 
 import contextlib
@@ -19,18 +19,18 @@ from sprat.errors import Interrupted, SpratError, shown
 
 MOST_WORKERS = 256
 MOST_GPUS = 1.0  # a task trains on one GPU, or on a share of it
-LOOK_EVERY = 0.2  # seconds between two looks whether to stop
+LOOK_EVERY = 0.2  # seconds between two checks whether to stop
 
 
 class Stopped(Exception):
-    """A task was ended before its end, since the command is to stop."""
+    """A task was ended early, since the command is to stop."""
 
 
 class Shared(Protocol):
-    """Values that all tasks have in common, sent to each worker once."""
+    """Values shared by all tasks, sent to each worker once."""
 
     def to_send(self) -> Self:
-        """Return the same without what another process of this machine can load by itself."""
+        """Return a copy without what another process of this machine can load by itself."""
 
 
 Task = TypeVar("Task")
@@ -39,8 +39,8 @@ Common = TypeVar("Common", bound=Shared)
 Taken = TypeVar("Taken", contravariant=True)
 Given = TypeVar("Given", covariant=True)
 Work = Callable[[Task, Common, Callable[[], bool]], Result]
-"""A function of a module, which runs a task. It raises Interrupted once the function that it is
-given returns true."""
+"""A function at the top level of a module that runs a task. It raises Interrupted once the function
+that it is given returns true."""
 
 
 class Pool(Protocol[Taken, Given]):
@@ -48,50 +48,50 @@ class Pool(Protocol[Taken, Given]):
 
     @property
     def workers(self) -> int:
-        """Number of tasks that it runs at once."""
+        """Number of tasks that run at once."""
 
     def start(self, task: Taken) -> None:
-        """Start a task; at most `workers` are under way."""
+        """Start a task; at most `workers` may be running."""
 
     def next(self) -> Given:
-        """Wait for a task that ends, and return what it came to.
+        """Wait until a task ends, and return its result.
 
         Raises:
-            Stopped: the command is to stop; the tasks under way are ended.
-            SpratError: as the work, or workers died.
+            Stopped: the command is to stop; the running tasks are ended.
+            SpratError: the task raised it, or workers died.
         """
 
     def close(self) -> None:
-        """End the tasks under way, and the workers."""
+        """End the running tasks and the workers."""
 
 
 class Workers(Protocol):
-    """Workers of one kind, which tasks can be run by.
+    """Workers of one kind that can run tasks.
 
-    several: whether there is more than this process. apart: whether they may be on other machines.
+    several: whether there is more than this process. apart: whether some may be on other machines.
     """
 
     several: bool
     apart: bool
 
     def threads(self, asked: int) -> int:
-        """Return the CPU threads of each task; asked 0: its share of the cores."""
+        """Return the number of CPU threads of each task; asked 0: its share of the cores."""
 
     def gpus(self, asked: float, device: str) -> float:
-        """Return the GPUs, or the share of one, that each task on a device gets.
+        """Return the number of GPUs, or the fraction of one, for each task on a device.
 
         Args:
-            asked: 0: one for each task on GPUs.
+            asked: number that the user gave; 0: one for each task on GPUs.
 
         Raises:
-            SpratError: GPUs are asked for where tasks have none of their own.
+            SpratError: GPUs are asked for, but tasks cannot have GPUs of their own.
         """
 
     def check(self, threads: int, gpus: float) -> None:
-        """Check that tasks that need so much can be run.
+        """Check that tasks with so many threads and GPUs can be run.
 
         Raises:
-            SpratError: no machine has as much.
+            SpratError: no machine has as many.
         """
 
     def pool(
@@ -103,12 +103,12 @@ class Workers(Protocol):
         threads: int,
         gpus: float = 0.0,
     ) -> Pool[Task, Result]:
-        """Return a pool whose tasks have so many threads and GPUs each."""
+        """Return a pool that gives each task so many threads and GPUs."""
 
 
 def parse_workers(given: object) -> int | str:
-    """Return the number of processes of this machine, or the address of a Ray cluster: "auto" or
-    "ray://HOST:PORT".
+    """Parse the value of --workers: return the number of processes of this machine, or the address
+    of a Ray cluster ("auto" or "ray://HOST:PORT").
 
     Raises:
         SpratError: it is neither.
@@ -129,25 +129,25 @@ def parse_workers(given: object) -> int | str:
 
 
 def check_gpus(gpus: object) -> float:
-    """Return the GPUs that are asked for each task.
+    """Return the number of GPUs for each task.
 
     Raises:
-        SpratError: it is no share of one.
+        SpratError: it is not a number from 0 to 1.
     """
     if isinstance(gpus, int | float) and 0 <= gpus <= MOST_GPUS:
         return float(gpus)
     raise SpratError(
-        f"--gpus-per-trial is {shown(gpus)}, expected 0 to 1: each trial trains on one GPU. Give "
+        f"--gpus-per-trial is {shown(gpus)}, expected 0 to 1: a trial trains on one GPU. Give "
         "1, or 0.25 for four trials on each GPU."
     )
 
 
 @contextlib.contextmanager
 def open_workers(given: int | str) -> Iterator[Workers]:
-    """Yield the workers that `--workers` names; those of Ray are connected to during the block.
+    """Yield the workers that `--workers` names; a Ray cluster is connected during the block.
 
     Raises:
-        SpratError: it names none, Ray is not installed, or its cluster cannot be used.
+        SpratError: the value is invalid, Ray is not installed, or the cluster cannot be used.
     """
     which = parse_workers(given)
     if isinstance(which, int):
@@ -162,11 +162,11 @@ def open_workers(given: int | str) -> Iterator[Workers]:
 
 
 class Failed:
-    """A task's end by an error that is the user's to mend, as a worker returns it: the error
-    reaches the command as it is, whatever carries it."""
+    """An error that the user can correct and that ended a task, as a worker returns it: so it
+    reaches the command unchanged."""
 
     def __init__(self, error: SpratError | OSError) -> None:
-        plain = isinstance(error, OSError)  # others may take more to make than their words
+        plain = isinstance(error, OSError)  # other classes may need more arguments
         self.error = error if plain else SpratError(*error.args)
 
 
@@ -183,11 +183,11 @@ def run_task(
 
 
 def result_of(ended: Result | Failed | None) -> Result:
-    """Return what a task came to, by what its worker returned.
+    """Return a task's result from what its worker returned.
 
     Raises:
         Stopped: the command is to stop.
-        SpratError, OSError: those of the task.
+        SpratError, OSError: the task raised it.
     """
     if ended is None:
         raise Stopped

@@ -1,11 +1,11 @@
-"""Workers of a Ray cluster: each task a Ray task, which Ray puts where its CPUs and GPUs are free.
+"""Workers of a Ray cluster: each task is a Ray task, which Ray starts where CPUs and GPUs are free.
 
     ray start --head                      # on the first machine
     ray start --address FIRST:6379        # on the others
 
-What tasks have in common is put into the cluster once; Ray keeps a copy for each machine, whose
-workers read its arrays where they are. A task whose worker or machine dies is run again here rather
-than by Ray, which would do so without end where memory is short.
+Values shared by all tasks are sent to the cluster once; Ray keeps one copy on each machine, whose
+workers read its arrays in place. A task whose worker or machine dies is restarted here rather than
+by Ray, which would do so endlessly if memory is short.
 """
 
 import contextlib
@@ -40,11 +40,11 @@ from sprat.pools import (
 )
 from sprat.text import visible
 
-MOST_TRIES = 4  # of a task whose workers die
+MOST_TRIES = 4  # for a task whose workers die
 PATIENCE = 5.0  # seconds for a connection
-STOP_PATIENCE = 60.0  # seconds for a step under way to end
-CHECK_EVERY = 10.0  # seconds between two looks whether a task can still be run anywhere
-# nothing is reported to Ray's makers; a server that is not Ray's is given up soon
+STOP_PATIENCE = 60.0  # seconds for a running step to end
+CHECK_EVERY = 10.0  # seconds between two checks whether a task can still be run anywhere
+# no usage statistics are sent; a server that is not Ray's is given up soon
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CLIENT_MAX_CONNECTION_TIMEOUT_S": "5",
@@ -55,15 +55,15 @@ START = "ray start --head --disable-usage-stats"
 
 @contextlib.contextmanager
 def connected(address: str) -> Iterator["Cluster"]:
-    """Connect to a Ray cluster for the block; yield its workers. A program that is connected
-    already stays so.
+    """Connect to a Ray cluster for the block; yield its workers. A program that was connected
+    before stays connected.
 
     Args:
-        address: "auto" for $RAY_ADDRESS, or the cluster that runs on this machine; or
+        address: "auto" for $RAY_ADDRESS or the cluster that runs on this machine, or
             "ray://HOST:PORT".
 
     Raises:
-        SpratError: Ray is not installed, or the cluster is not there or of another version.
+        SpratError: Ray is not installed, or the cluster does not answer or has another version.
     """
     if importlib.util.find_spec("ray") is None:
         raise SpratError(
@@ -82,9 +82,9 @@ def connected(address: str) -> Iterator["Cluster"]:
     try:
         with _ours_kept():
             ray.init(address, log_to_driver=False, logging_level="CRITICAL")
-    except Exception as error:  # whatever Ray finds wrong
+    except Exception as error:  # Ray raises anything
         raise _unreachable(address, error) from error
-    ray._private.worker._worker_logs_enabled = False  # else it prints what becomes of machines
+    ray._private.worker._worker_logs_enabled = False  # else it prints the state of machines
     try:
         yield Cluster(ray)
     finally:
@@ -94,7 +94,7 @@ def connected(address: str) -> Iterator["Cluster"]:
 
 @contextlib.contextmanager
 def _ours_kept() -> Iterator[None]:
-    """Keep our handling of SIGTERM, which Ray replaces, and do without Ray's warnings."""
+    """Keep our handling of SIGTERM, which Ray replaces, and suppress Ray's warnings."""
     ours = signal.getsignal(signal.SIGTERM)
     try:
         with warnings.catch_warnings():
@@ -106,7 +106,7 @@ def _ours_kept() -> Iterator[None]:
 
 
 def _check_answers(address: str) -> None:
-    """Check that something listens at an address, for which Ray waits for a minute."""
+    """Check that something listens at an address, since Ray would wait for a minute."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         return  # "auto"
@@ -136,7 +136,7 @@ def _unreachable(address: str, error: Exception) -> SpratError:
 
 
 class Lost(SpratError, ConnectionError):
-    """The cluster no longer answers, so that the command ends and can be resumed."""
+    """The cluster no longer answers, so the command ends and can be resumed."""
 
 
 @contextlib.contextmanager
@@ -151,10 +151,10 @@ def _answered() -> Iterator[None]:
 
 
 class Cluster:
-    """The machines of a Ray cluster that is connected to.
+    """The machines of a connected Ray cluster.
 
     Args:
-        ray: the module.
+        ray: the module `ray`.
     """
 
     several = apart = True
@@ -186,12 +186,12 @@ class Cluster:
             for node in self._nodes()
         ]
         raise SpratError(
-            f"Each training needs {needed}, but no machine of the Ray cluster has as much "
+            f"Each training needs {needed}, but no machine of the Ray cluster has as many "
             f"({'; '.join(map(visible, have))}). Give fewer, or add a machine."
         )
 
     def places(self, threads: int, gpus: float) -> int:
-        """Return how many tasks that need so much the cluster can run at once."""
+        """Return how many tasks with so many threads and GPUs the cluster can run at once."""
         return sum(_places(node["Resources"], threads, gpus) for node in self._nodes())
 
     def pool(
@@ -229,10 +229,12 @@ class RayPool(Generic[Task, Common, Result]):
     """A pool that runs tasks on a Ray cluster.
 
     Args:
-        work: what runs a task; a function of a module.
-        shared: what all tasks have in common.
-        should_stop: asked while it waits; tasks under way end after their step.
-        threads: CPUs that each takes up. gpus: those that it takes up, or the share of one.
+        work: function at the top level of a module that runs a task.
+        shared: values shared by all tasks.
+        should_stop: called while the pool waits; if it returns true, running tasks end after their
+            step.
+        threads: CPUs of each task.
+        gpus: GPUs of each task, or the fraction of one.
     """
 
     def __init__(
@@ -259,7 +261,7 @@ class RayPool(Generic[Task, Common, Result]):
         self._start(_Running(task, 1))
 
     def _start(self, running: _Running) -> None:
-        # in a list, so that a worker fetches what is shared once rather than for every task
+        # in a list, so that a worker fetches the shared values once rather than for every task
         with _answered():
             reference = self.remote.remote([self.shared], running.task, __version__)
         self.running[reference] = running
@@ -303,12 +305,12 @@ class RayPool(Generic[Task, Common, Result]):
         self._cancel()
 
     def _cancel(self) -> None:
-        """End the tasks under way after their step, or, if that takes long, at once."""
+        """End the running tasks after their step, or at once if that takes long."""
         left = list(self.running)
         self.running.clear()
         for force, patience in ((False, STOP_PATIENCE), (True, PATIENCE)):
             for reference in left:
-                with contextlib.suppress(Exception):  # it has ended, or the cluster has
+                with contextlib.suppress(Exception):  # the task or the cluster has ended
                     self.ray.cancel(reference, force=force)
             with contextlib.suppress(Exception):
                 _, left = self.ray.wait(left, num_returns=len(left), timeout=patience)
@@ -317,8 +319,8 @@ class RayPool(Generic[Task, Common, Result]):
 
 
 def _cause(error: Any) -> Exception:
-    """Return what a task raised that is nobody's to mend but a programmer's; where it could not
-    even begin, in words."""
+    """Return the exception that a task raised and that is not a SpratError; if it could not even
+    start, a SpratError that says why."""
     cause: Exception | None = error.cause
     if isinstance(cause, ImportError) or cause is None or "failed to import" in str(error):
         reason = str(cause or error).strip().splitlines()[-1]
@@ -336,13 +338,13 @@ def _run(boxed: list[Any], task: Any, version: str) -> Any:
     """Run a task; return what `result_of` takes.
 
     Args:
-        boxed: holds the reference to what `_pack` made.
-        version: of sprat, where the command was started.
+        boxed: list with the reference to the packed shared values.
+        version: version of sprat that runs the command.
     """
     if __version__ != version:
         return Failed(
             SpratError(
-                f"{socket.gethostname()} has sprat {__version__}, but the command is that of sprat "
+                f"{socket.gethostname()} has sprat {__version__}, but the command runs in sprat "
                 f"{version}. Install the same on each machine of the cluster."
             )
         )
@@ -355,7 +357,7 @@ _fetched: dict[str, Any] = {}
 
 
 def _fetch(reference: Any) -> Any:
-    """Return what is shared; a worker unpacks it once."""
+    """Return the shared values, which a worker unpacks once."""
     key = reference.hex()
     if key not in _fetched:
         import ray
@@ -367,7 +369,7 @@ def _fetch(reference: Any) -> Any:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[Callable[[], bool]]:
-    """Yield what returns whether the task was cancelled, which Ray reports as an interrupt: a run
+    """Yield the function that returns whether the task was cancelled: Ray interrupts it, and a run
     then saves itself after its step."""
     asked = threading.Event()
     before = signal.signal(signal.SIGINT, lambda number, frame: asked.set())
@@ -377,7 +379,7 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-# what is shared: its arrays apart, which Ray keeps once on each machine
+# packing of the shared values: arrays separately, so that Ray keeps them once on each machine
 
 
 def _pack(value: Any) -> tuple[bytes, list[Any]]:
@@ -402,5 +404,5 @@ def _unpack(packed: tuple[bytes, list[Any]]) -> Any:
 
 def _tensor(array: Any) -> torch.Tensor:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is not writable, and nothing writes images
+        warnings.simplefilter("ignore")  # the array is read-only, and nothing writes images
         return torch.from_numpy(array)

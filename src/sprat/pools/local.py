@@ -1,4 +1,4 @@
-"""Workers of this machine: this process, or several."""
+"""Workers of this machine: this process, or several processes."""
 
 import concurrent.futures
 import functools
@@ -30,7 +30,7 @@ from sprat.threads import usable_cores
 
 
 class Processes:
-    """Processes of this machine, among which its cores are divided; one alone is this process."""
+    """Processes of this machine that share its cores; a single one is this process."""
 
     apart = False
 
@@ -69,9 +69,9 @@ class Here(Generic[Task, Common, Result]):
     """A pool that runs one task at a time in this process.
 
     Args:
-        work: what runs a task.
-        shared: what all tasks have in common.
-        should_stop: asked after every step.
+        work: function that runs a task.
+        shared: values shared by all tasks.
+        should_stop: called after every step.
     """
 
     workers = 1
@@ -99,11 +99,11 @@ class Here(Generic[Task, Common, Result]):
 
 
 class ProcessPool(Generic[Task, Common, Result]):
-    """A pool that runs tasks in processes of their own.
+    """A pool that runs tasks in worker processes.
 
     Args:
-        workers: how many.
-        Others as of `Here`.
+        workers: number of processes.
+        The others are as for `Here`.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class ProcessPool(Generic[Task, Common, Result]):
         begin = functools.partial(_begin, shared.to_send(), self.stop)
         self.executor = ProcessPoolExecutor(workers, context, begin)
         self.running: set[Future[Result | Failed | None]] = set()
-        for _ in range(workers):  # they load torch while the first tasks are made
+        for _ in range(workers):  # so that they load torch while the first tasks are made
             self.executor.submit(_ready)
 
     def start(self, task: Task) -> None:
@@ -153,8 +153,8 @@ _stop: Event
 
 
 def _begin(shared: Any, stop: Event) -> None:
-    """Prepare a worker: it leaves interrupts to the command, and ends with it, however that
-    ends."""
+    """Prepare a worker: it ignores interrupts, which the command handles, and ends with the
+    command, however that ends."""
     global _shared, _stop
     _shared, _stop = shared, stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -164,7 +164,7 @@ def _begin(shared: Any, stop: Event) -> None:
 
 
 def _ready() -> None:
-    """Do nothing, in a worker that has begun."""
+    """Do nothing: a first task that starts a worker."""
 
 
 def _end_with(sentinel: Any) -> None:

@@ -1,4 +1,4 @@
-"""Source of the images of trainings, in whatever process or machine they run."""
+"""Source of training images for any process or machine."""
 
 import dataclasses
 import functools
@@ -14,10 +14,10 @@ from sprat.text import visible
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset by its name or place, which is what is sent to other processes.
+    """A dataset given by its name or path, which can be sent to other processes.
 
-    md5: of the dataset at each side in pixels at which it is read. own: whether it is own pictures.
-    held: the dataset itself, if it is in memory. named: whether others can load it by its name.
+    md5: md5 of the dataset by the side in pixels. own: whether it is own pictures. held: the
+    dataset itself, if it is in memory. named: whether other processes can load it by its name.
     """
 
     name: str
@@ -29,17 +29,17 @@ class Source:
     named: bool = True
 
     def to_send(self) -> "Source":
-        """Return the same without what can be loaded elsewhere."""
+        """Return a copy without what other processes can load by themselves."""
         return dataclasses.replace(self, held=None) if self.named else self
 
     def load(self, side: int) -> Dataset:
-        """Return the dataset; a process loads it once at each side.
+        """Return the dataset; a process loads it once for each side.
 
         Args:
             side: of own pictures, in pixels; other datasets have one of their own.
 
         Raises:
-            SpratError: it is not there, or another than where and when the command began.
+            SpratError: it is not available, or differs from the one that the command began with.
         """
         if self.held is not None:
             return self.held

@@ -1,4 +1,4 @@
-"""One HTML page about a finished run, which needs no network, no script and no other file."""
+"""Report of a finished run: one HTML page that needs no network, no script and no other file."""
 
 import base64
 import io
@@ -53,7 +53,7 @@ REPORT_FILE = "report.html"
 MISTAKES = 24  # pictures at most
 MISTAKES_BYTES = 400_000  # of their pixels at most, so that a page stays under 1 MB
 MAP_SIDE = 64  # pixels at most; a mistake's map is shown small
-PAIRS = 10  # of confused classes that are listed
+PAIRS = 10  # of confused classes, listed at most
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,14 @@ class Run:
 
     @property
     def evaluation(self) -> Evaluation:
-        """The evaluation at its end, with the number of views that an older run does not say."""
+        """The final evaluation, with the number of views, which older runs did not record."""
         _, evaluation = evaluation_of(self.results)
         return {"tta_views": self.config.tta, **evaluation}
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers of a run's model on the images that the run was evaluated on."""
+    """Predictions of a run's model for the images that the run was evaluated on."""
 
     images: ImageSet
     probabilities: Tensor
@@ -96,7 +96,7 @@ class Shown:
 
     mistake: Mistake
     map: Tensor | None = None
-    """The picture in grey with the map of the answer over it: uint8, 3 x H x W."""
+    """The picture in grey, overlaid with the map of the predicted class: uint8, 3 x H x W."""
     where: str = ""
     """The map in words."""
 
@@ -123,7 +123,7 @@ def read_run(folder: Path) -> Run:
 
 
 def check_output(run: Run, output: Path | None, overwrite: bool) -> Path:
-    """Return where to write the page: `output`, or the run's folder, where it may be replaced.
+    """Return the path of the page: `output`, or the one in the run's folder, which is replaced.
 
     Raises:
         SpratError: `output` does not end in .html, or is another file that may not be replaced.
@@ -136,7 +136,7 @@ def write_report(run: Run, path: Path, answers: Answers | str) -> None:
     """Write the page.
 
     Args:
-        answers: of the run's model, or why there are none.
+        answers: predictions of the run's model, or why there are none.
 
     Raises:
         SpratError: a file of the run is damaged, or the page cannot be written.
@@ -160,7 +160,7 @@ def write_report(run: Run, path: Path, answers: Answers | str) -> None:
 
 
 def make_environment() -> Environment:
-    """Return what a page's template is filled in by: everything that it shows is escaped."""
+    """Return the Jinja environment of all pages, which escapes every value."""
     environment = Environment(
         loader=PackageLoader("sprat", "reporting"),
         autoescape=True,
@@ -178,7 +178,7 @@ def make_environment() -> Environment:
 
 
 def _contents(run: Run, answers: Answers | str) -> dict[str, Any]:
-    """Return everything that the template names."""
+    """Return the variables of the template."""
     evaluation, confused = run.evaluation, confusion(run.evaluation)
     calibrated = diagram = mistakes = unexplained = None
     if isinstance(answers, Answers):
@@ -212,8 +212,8 @@ def _contents(run: Run, answers: Answers | str) -> dict[str, Any]:
 
 
 def _mistakes(answers: Answers) -> list[Shown]:
-    """Return the worst mistakes, as many as the page has room for, each with its map if it can be
-    had."""
+    """Return the worst mistakes, as many as the page has room for, each with its map if there is
+    one."""
     shape = answers.images.images.shape[1:]
     side = min(shape[-1], MAP_SIDE)
     room = shape.numel() + (0 if isinstance(answers.maps, str) else 3 * side**2)
@@ -272,13 +272,13 @@ def _text(value: Any) -> str:
 
 
 def _command(run: Run) -> str | None:
-    """Return what trains such a run again, or None if its settings came from Python."""
+    """Return the command that repeats the run, or None if its settings came from Python."""
     if run.recipe not in recipe_names() and not run.recipe.endswith(".toml"):
         return None
     settings = {name: getattr(run.config, name) for name in sorted(RUN_FIELDS | {"precision"})}
     if not run.config.folds:
         del settings["fold"], settings["folds"]
-    if "epochs" in run.overrides:  # an older sprat kept them as the recipe has them
+    if "epochs" in run.overrides:  # older versions recorded the recipe's values
         settings |= {name: flatten(run.config.to_dict())[name] for name in IN_EPOCHS}
     words = ["sprat", "train", "--recipe", run.recipe]
     for name, value in (settings | run.overrides).items():
@@ -298,7 +298,7 @@ def _option(name: str, value: Any) -> list[str]:
 
 
 def _shown(value: Any) -> Any:
-    """Return a value as the page shows it: text with escapes for what would not be seen."""
+    """Return a value as the page shows it: text with escapes for invisible characters."""
     return visible(value) if type(value) is str else value
 
 

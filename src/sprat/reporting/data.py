@@ -1,4 +1,4 @@
-"""One HTML page about a dataset: what is wrong with it, as pictures."""
+"""Report of a dataset's problems: one HTML page that shows the pictures."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,8 @@ from sprat.data.suspects import Suspect
 from sprat.files import write_whole
 from sprat.reporting import make_environment
 
-MOST_PAIRS = 60  # of a kind that are shown
-MOST_BYTES = 500_000  # of a kind's pixels, so that a page stays under about 3 MB
+MOST_PAIRS = 60  # of each kind, shown at most
+MOST_BYTES = 500_000  # of pixels of each kind, so that a page stays under about 3 MB
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _Sheet:
 
 
 def write_page(found: DataCheck, path: Path) -> None:
-    """Write a page about what was found, which needs no network, no script and no other file.
+    """Write the page, which needs no network, no script and no other file.
 
     Raises:
         WriteError: it cannot be written.

@@ -1,4 +1,4 @@
-"""One HTML page about a search: the winner, what was tried, and what mattered."""
+"""Report of a search, one HTML page: the winner, the trials, and the importance of each choice."""
 
 import base64
 from pathlib import Path
@@ -30,13 +30,13 @@ COST_NAMES = {
     "ram": "RAM, bytes",
 }
 MOST_ROWS = 500  # trials that the table lists, best first
-# what each choice of the space is, in words
+# descriptions of the search space's choices
 CHOICES = {
-    "width": "width, of the widest that fits", "stem": "stem's width, of the first stage's",
-    "stem_stride": "stem's stride", "depth1": "blocks of stage 1", "depth2": "blocks of stage 2",
-    "depth3": "blocks of stage 3", "ratio2": "stage 2's width, of stage 1's",
-    "ratio3": "stage 3's width, of stage 2's", "stride2": "stage 2's stride",
-    "stride3": "stage 3's stride", "kernels": "windows", "widening": "widening",
+    "width": "width relative to the widest that fits", "stem": "stem width relative to stage 1",
+    "stem_stride": "stem stride", "depth1": "blocks in stage 1", "depth2": "blocks in stage 2",
+    "depth3": "blocks in stage 3", "ratio2": "width of stage 2 relative to stage 1",
+    "ratio3": "width of stage 3 relative to stage 2", "stride2": "stride of stage 2",
+    "stride3": "stride of stage 3", "kernels": "kernel sizes", "widening": "widening",
     "shortcut": "shortcut", "side": "image side", "optim.lr": "learning rate",
     "optim.muon_lr": "Muon's learning rate", "optim.weight_decay": "weight decay",
 }  # fmt: skip
@@ -45,7 +45,7 @@ CHOICES = {
 def write_search_page(
     folder: Path, plan: Plan, outcome: Outcome, results: RunResult | None
 ) -> None:
-    """Write the page into the search's own folder; it needs no network, no script, no other file.
+    """Write the page into the search's folder; it needs no network, no script and no other file.
 
     Args:
         results: of the winner's run; None while it is not finished.
@@ -87,6 +87,6 @@ def write_search_page(
 
 
 def _rung(trial: TrialRecord) -> tuple[int, float]:
-    """Return the last rung that a trial came to, and its accuracy there."""
+    """Return the last rung that a trial reached, and its accuracy there."""
     last = max(map(int, trial["rungs"]))
     return last, trial["rungs"][str(last)]

@@ -1,5 +1,5 @@
-"""The search for the best network within a budget: what is searched, what it costs, how it is
-tried, and in which order."""
+"""Search for the best network within a budget: its space, the costs of networks, and the training
+and order of trials."""
 
 import importlib.util
 
@@ -7,7 +7,7 @@ from sprat.errors import SpratError
 
 
 def require_optuna() -> None:
-    """Raise a SpratError that says what to install, where Optuna is missing."""
+    """Raise a SpratError that says what to install if Optuna is missing."""
     if importlib.util.find_spec("optuna") is None:
         raise SpratError(
             "sprat search needs Optuna, which is not installed here. Install it with pip install "

@@ -1,4 +1,4 @@
-"""Costs of a network next to the limits of a search, counted before it is trained."""
+"""Costs of a network compared with the limits of a search, counted before it is trained."""
 
 import functools
 import math
@@ -18,7 +18,7 @@ from sprat.settings.config import BudgetConfig
 class Cost(TypedDict):
     """Costs of a network on one image; flash and RAM in bytes, stored as the budget says.
 
-    receptive_field: None where that is the whole image. ram: None where it cannot be planned.
+    receptive_field: None if that is the whole image. ram: None if it cannot be planned.
     """
 
     parameters: Count
@@ -28,7 +28,7 @@ class Cost(TypedDict):
     ram: Count | None
 
 
-# the cost that each limit is on
+# the limit on each cost
 LIMITED = {
     "max_parameters": "parameters",
     "max_macs": "macs",
@@ -36,20 +36,20 @@ LIMITED = {
     "max_flash": "flash",
     "max_ram": "ram",
 }
-UNPLANNED = 1.0  # by how much a network breaks a limit on RAM whose memory cannot be planned
+UNPLANNED = 1.0  # excess over a limit on RAM if the memory cannot be planned
 
 
 @dataclass(frozen=True)
 class Counted:
-    """A network's cost, and by how much it breaks each limit there is: as a share of the limit, 0
-    or below where it is kept."""
+    """A network's cost, and its excess over each limit as a share of the limit; 0 or below if the
+    limit is met."""
 
     cost: Cost
     excess: dict[str, float]
 
     @property
     def kept(self) -> bool:
-        """Return whether no limit is broken."""
+        """Return whether all limits are met."""
         return all(excess <= 0 for excess in self.excess.values())
 
 
@@ -60,8 +60,8 @@ def _summary(network: NetworkConfig, classes: int, side: int, channels: int) -> 
 
 @functools.cache
 def quickly(network: NetworkConfig, classes: int, side: int, channels: int = 3) -> tuple[int, int]:
-    """Return the parameters and MACs of a network of the SpratNet family, by its description: in a
-    tenth of the time that tracing it takes."""
+    """Return the parameters and MACs of a network of the SpratNet family, from its configuration:
+    in a tenth of the time that tracing it takes."""
     with torch.device("meta"):  # no weights are drawn
         built = build_network(network, classes, in_channels=channels)
     blueprint = blueprint_of(built)
@@ -76,12 +76,12 @@ def quickly(network: NetworkConfig, classes: int, side: int, channels: int = 3) 
 
 
 class Counter:
-    """Counts networks, each once.
+    """Counter of networks' costs, which counts each network once.
 
     Args:
-        budget: the limits.
+        budget: limits.
         classes: number of classes.
-        channels: of the images, 3 or 1.
+        channels: channels of the images, 3 or 1.
     """
 
     def __init__(self, budget: BudgetConfig, classes: int, channels: int = 3) -> None:
@@ -90,7 +90,7 @@ class Counter:
         self.count = functools.cache(self._count)
 
     def _count(self, network: NetworkConfig, side: int) -> Counted:
-        """Return what a network costs on images of a side, and how that is next to the limits."""
+        """Return a network's costs on images of a side, compared with the limits."""
         stored_as = self.budget.stored_as
         summary = _summary(network, self.classes, side, self.channels)
         ram = summary.ram_bytes
@@ -104,7 +104,7 @@ class Counter:
         return Counted(cost, self._excess(summary))
 
     def keeps_quickly(self, network: NetworkConfig, side: int) -> bool:
-        """Return whether a network keeps the limits on parameters and MACs."""
+        """Return whether a network meets the limits on parameters and MACs."""
         parameters, macs = quickly(network, self.classes, side, self.channels)
         counted = {"max_parameters": parameters, "max_macs": macs}
         return all(value <= self.limits.get(name, value) for name, value in counted.items())
@@ -114,7 +114,7 @@ class Counter:
         if summary.plan is None and "max_ram" in limits:
             del limits["max_ram"]
             unplanned = {"max_ram": UNPLANNED}
-        # verdicts come in their own order, which is that of LIMITED
+        # verdicts are in the order of LIMITED
         names = [name for name in LIMITED if name in limits]
         verdicts = judge_limits(limits, summary, self.budget.stored_as)
         return unplanned | {
@@ -122,7 +122,7 @@ class Counter:
         }
 
     def in_words(self, network: NetworkConfig, side: int) -> str:
-        """Return a network's costs next to the limits that it breaks: "812 parameters (limit 500)
+        """Return a network's costs with the limits that it breaks: "812 parameters (limit 500)
         and …"."""
         counted = self.count(network, side)
         units = {"macs": "MACs", "receptive_field": "px of receptive field", "flash": "bytes of "

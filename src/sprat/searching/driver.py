@@ -1,9 +1,9 @@
-"""The search itself: generations of trials, halved at each rung, and what is best at the end.
+"""The search itself: generations of trials, reduced at each rung, and the best network at the end.
 
     decision = Driver(plan, folder, pool).run()
 
-Every rung is written down as it ends, so a kill loses the trials under way and nothing else; the
-same call goes on.
+Every rung is saved when it ends, so a kill loses only the trials in progress; the same call
+resumes the search.
 """
 
 import contextlib
@@ -37,11 +37,11 @@ from sprat.searching.watcher import Watcher
 from sprat.shapes import FLAG, POSITIVE, SHARE, Shape, mismatch, whole
 
 JOURNAL_FILE, WORK_FOLDER = "journal.log", "work"
-LONG = "-long"  # after a trial's number: the key of its task as a finalist
-# a task is given up after so many times as long as expected, so that one does not take all the time
+LONG = "-long"  # appended to a trial's number: the key of its task as a finalist
+# a task is given up after so many times its expected time, so that none takes all the time
 PATIENCE = 4.0
-LEAST_PATIENCE = 30.0  # seconds, up to half of what is left: a new process loads torch and images
-SLACK = 1.15  # times as long as expected a task may take, or it is not begun for lack of time
+LEAST_PATIENCE = 30.0  # seconds, up to half of those left: a new process loads torch and images
+SLACK = 1.15  # a task is started only if so many times its expected time is left
 RUNG: Shape = {
     "val": SHARE,
     "seconds": POSITIVE,
@@ -52,8 +52,8 @@ RUNG: Shape = {
 
 @dataclass(frozen=True)
 class Finalist:
-    """One of the best trials, trained for longer; epochs: over all training images, 0 if there was
-    no time for it, so that `val` is that of its trial, or None if there was none for trials."""
+    """One of the best trials, trained for longer. epochs: of all training images; 0 if there was no
+    time, so that `val` is that of the trial. val: None if there was no time for trials either."""
 
     trial: Trial
     epochs: int
@@ -62,7 +62,7 @@ class Finalist:
 
 @dataclass(frozen=True)
 class Decision:
-    """Outcome of a search: every trial in the order asked, and the finalists, best first."""
+    """Outcome of a search: all trials in the order drawn, and the finalists, best first."""
 
     trials: list[Trial]
     finalists: list[Finalist]
@@ -70,21 +70,21 @@ class Decision:
 
     @property
     def winner(self) -> Trial:
-        """The trial whose design is best."""
+        """The trial with the best design."""
         return self.finalists[0].trial
 
 
 class Driver:
-    """Searches by a plan, in a folder of the search's own, from wherever it was stopped.
+    """Run a search by its plan, in the search's own folder, from the point where it was stopped.
 
     Args:
-        pool: what runs the trials.
-        watcher: hears how it goes.
-        clock: seconds, of which only differences count.
-        began: when the search began by that clock; by default now.
+        pool: runs the trials.
+        watcher: notified of progress.
+        clock: returns seconds; only differences matter.
+        began: time of the clock when the search began; by default now.
 
     Raises:
-        SpratError: the journal is damaged or of another search, or no network keeps the limits.
+        SpratError: the journal is damaged or another search's, or no network meets the limits.
     """
 
     def __init__(
@@ -111,29 +111,29 @@ class Driver:
         if generations and not self.journal.is_whole(generations[-1]):
             self.under_way = generations[-1]
             self.trials = self.trials[: -len(self.under_way)]
-        # times as long as measured that tasks take
+        # ratios of the tasks' times to those measured before the search
         self.slowness: list[float] = []
         if plan.seconds:
             begun = (trial for trial in [*self.trials, *self.under_way] if trial.rungs)
             self.slowness = [self._slowness_of(trial) for trial in begun]
         self.ask_seconds = plan.ask_seconds
-        self.spent = self._spent()  # before this process
+        self.spent = self._spent()  # seconds, before this process
 
     @property
     def elapsed(self) -> float:
-        """Seconds of the search so far, those before it was stopped included."""
+        """Seconds of the search so far, including those before it was stopped."""
         return self.spent + self.clock() - self.began
 
     @property
     def trained(self) -> list[Trial]:
-        """The trials that keep the limits, of finished generations."""
+        """Trials of finished generations that meet the limits."""
         return [trial for trial in self.trials if not trial.refused]
 
     def run(self) -> Decision:
         """Search until the plan's number of trials or its time is reached; return what is best.
 
         Raises:
-            Stopped: the search is to stop; the same call goes on.
+            Stopped: the search was asked to stop; the same call resumes it.
             SpratError: no trial could be trained, a worker died, or a file cannot be written.
         """
         while count := self._to_ask():
@@ -142,7 +142,7 @@ class Driver:
         return Decision(self.trials, self._finals(), self.elapsed)
 
     def _to_ask(self) -> int:
-        """Return how many trials the next generation has; 0 if there is none."""
+        """Return the number of trials of the next generation; 0 if there is none."""
         plan, count = self.plan, self.plan.generation
         if self.under_way:
             return count
@@ -150,7 +150,7 @@ class Driver:
             count = min(count, plan.trials - len(self.trained))
         if plan.seconds:
             left, slowness = plan.trials_end - self.elapsed, self._slowness() / self.pool.workers
-            least = 0 if self.trained else 1  # which wins untried if there is no time for it
+            least = 0 if self.trained else 1  # it wins untried if there is no time for it
 
             def needed() -> float:
                 cost, task = plan.epoch_seconds, plan.task_seconds
@@ -162,7 +162,7 @@ class Driver:
         return count
 
     def _generation(self, count: int) -> bool:
-        """Ask and train a generation; return whether a trial of it came to a rung."""
+        """Draw and train a generation; return whether one of its trials reached a rung."""
         plan = self.plan
         generation = self.trials[-1].generation + 1 if self.trials else 0
         began = self.clock()
@@ -178,14 +178,14 @@ class Driver:
             nearest = min(asked, key=lambda trial: sum(map(_positive, trial.excess.values())))
             design = nearest.design
             raise SpratError(
-                f"None of {len(asked):,} networks of the search space keeps the limits: "
+                f"None of {len(asked):,} networks of the search space meets the limits: "
                 f"{self.counter.in_words(design.network, design.side)} is the nearest "
                 f"({design.network} at {design.side} px); the smallest is {network} at {side} px. "
                 "Raise the limits."
             )
         known = {trial.number: trial for trial in self.under_way}
         for trial in asked:
-            if trial.number in known:  # told before a kill
+            if trial.number in known:  # saved before a kill
                 trial.take(known[trial.number])
         self.watcher.asked(asked, self)
         alive = [trial for trial in asked if not trial.refused]
@@ -218,13 +218,13 @@ class Driver:
         make: Callable[[Trial, int, bytes | None], Task],
         expected: Callable[[Trial], float],
     ) -> None:
-        """Bring trials, by the keys of their tasks, to a rung. With a plan that has a time, those
-        whose rung is not expected to end by then are left out.
+        """Train trials, given by the keys of their tasks, up to a rung. If the plan has a time,
+        those that are not expected to end by `end` are left out.
 
         Args:
-            end: seconds of the search.
+            end: time in seconds since the search began.
             make: returns the task of a trial up to a rung, from a state.
-            expected: returns the seconds that it will take.
+            expected: returns the seconds that a trial's task will take.
         """
         waiting: deque[Task] = deque()
         for key, trial in trials.items():
@@ -256,12 +256,12 @@ class Driver:
             self.watcher.rung_ended(trial, rung, self)
 
     def _rung_seconds(self, trial: Trial, epochs: int) -> float:
-        """Return what it will take to bring a trial to a rung, by what it took so far."""
+        """Return the seconds that a trial will take up to a rung, estimated from those so far."""
         slowness = self._slowness_of(trial) if trial.rungs else self._slowness()
         return slowness * self.plan.rung_seconds([epochs], max(trial.rungs, default=0))
 
     def _slowness(self) -> float:
-        """Return how many times as long as measured tasks take, by those so far."""
+        """Return the ratio of the tasks' times so far to those measured before the search."""
         return sum(self.slowness) / len(self.slowness) if self.slowness else 1.0
 
     def _slowness_of(self, trial: Trial) -> float:
@@ -271,7 +271,7 @@ class Driver:
         if self.plan.seconds and not rung.diverged and not rung.key.endswith(LONG):
             before = max(trial.rungs, default=0)
             slowness = rung.seconds / self.plan.rung_seconds([rung.until], before)
-            # of what was given up nobody knows more than that it is slow
+            # how slow a task is that was given up is unknown
             self.slowness.append(min(slowness, PATIENCE) if rung.val is None else slowness)
         if rung.val is None:
             return
@@ -292,7 +292,7 @@ class Driver:
             return [Finalist(ranked[0], 0, None)]
         ranked = [trial for trial in ranked if trial.rungs]
         chosen = ranked[:FINALISTS]
-        # the family's best is among them, so that the end is no worse than the beginning
+        # includes the family's best, so that the result is no worse than the start
         family = self.space.family()
         if not any(trial.point in family for trial in chosen):
             chosen[-1:] = [t for t in ranked if t.point in family][:1] or chosen[-1:]
@@ -314,13 +314,13 @@ class Driver:
         return sorted(found, key=lambda each: (-(each.val or 0.0), each.trial.number))
 
     def _finalist_epochs(self, chosen: Sequence[Trial]) -> int:
-        """Return how long each finalist is trained, in epochs of all training images: as long as
-        there is time, or for so many images; 0 where there is nothing to decide. Written down,
-        since a search that goes on has less time left."""
+        """Return how many epochs of all training images each finalist is trained for: as many as
+        there is time for, or a fixed number of images; 0 if there is nothing to decide. The number
+        is saved, since a resumed search has less time left."""
         plan, path = self.plan, self.work / "finalists.json"
         if len(chosen) < 2:
             return 0
-        with contextlib.suppress(SpratError):  # there is none, or it is damaged
+        with contextlib.suppress(SpratError):  # missing or damaged
             values = read_json(path)
             if not mismatch(values, {"epochs": whole()}):
                 return int(values["epochs"])
@@ -336,7 +336,7 @@ class Driver:
         return epochs
 
     def _long_seconds(self, trial: Trial, epochs: int) -> float:
-        """Return what so many epochs of all training images will take a trial's design."""
+        """Return the seconds that so many epochs of all training images take a trial's design."""
         tried = next(t for t in self.trials if t.number == trial.number)
         plan = self.plan
         return self._slowness_of(tried) * (plan.task_seconds + epochs * plan.pass_seconds)
@@ -346,10 +346,10 @@ class Driver:
         config = dataclasses.replace(config, train_images=0)
         return Task(f"{trial.number}{LONG}", config, epochs, state)
 
-    # what is written down of rungs
+    # saved rungs
 
     def _spent(self) -> float:
-        """Return the seconds up to the last rung that was written down."""
+        """Return the seconds up to the last saved rung."""
         found = [trial.elapsed for trial in [*self.trials, *self.under_way]]
         for file in self.work.glob("*-*.json"):
             with contextlib.suppress(SpratError):
@@ -358,7 +358,7 @@ class Driver:
         return max(found, default=0.0)
 
     def _write(self, trial: Trial, rung: Rung) -> None:
-        """The state first: with it, and without its record, the rung is only evaluated again."""
+        """Save a rung, its state first: without the record, it is only evaluated again."""
         if rung.val is None:
             return
         if rung.state:
@@ -372,8 +372,8 @@ class Driver:
         write_json(self.work / f"{rung.key}-{rung.until}.json", record)
 
     def _read(self, key: str, until: int) -> Rung | None:
-        """Return the rung that was written down, or None; of a damaged file too, since it can be
-        had again."""
+        """Return a saved rung, or None if its file is missing or damaged, since it can be trained
+        again."""
         path = self.work / f"{key}-{until}.json"
         try:
             values = read_json(path)
@@ -387,7 +387,7 @@ class Driver:
         path = self.work / f"{key}.pt"
         try:
             load_resume(path)
-        except SpratError:  # there is none, or it is damaged: the trial begins anew
+        except SpratError:  # missing or damaged: the trial starts again
             return None
         return path.read_bytes()
 

@@ -1,8 +1,8 @@
-"""The trials of a search as Optuna's journal in its folder, and what is asked next.
+"""The trials of a search as an Optuna journal in its folder, and the drawing of further trials.
 
-What a generation asks is a function of the seed and of the generations before, whoever asks. So
-nothing but finished trials is kept: after a kill the same generation is asked again. Optuna's own
-tools read the journal too.
+A generation is a function of the seed and of the generations before it, in any process. So only
+finished trials are saved: after a kill, the same generation is drawn again. Optuna's own tools can
+read the journal.
 """
 
 import contextlib
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
 STUDY, OF_SEARCH = "search", "settings_sha256"
-RECORD, OF, SHA256 = "record", "trials_of_generation", "sha256"  # of a trial; that of both others
-# draws a trial of a generation, after which it goes without the rest: nearly all break a limit
+# attributes of a trial; the sha256 is that of both others
+RECORD, OF, SHA256 = "record", "trials_of_generation", "sha256"
+# draws for each trial of a generation, after which the rest is left out: nearly all break a limit
 MOST_DRAWS = 20
-# what Optuna reads of trials, apart from `record`
+# states of trials for Optuna
 STATES = dict.fromkeys(("refused", "untried", "stopped"), TrialState.PRUNED)
 
 
@@ -40,12 +41,12 @@ class Journal:
     """Optuna's journal of one search; the search's folder is locked while it is open.
 
     Args:
-        path: its file, which is made if there is none.
-        digest: of the search's settings.
+        path: its file, which is created if it does not exist.
+        digest: digest of the search's settings.
         last: epochs of the last rung.
 
     Raises:
-        SpratError: it is damaged, of another search, or cannot be written.
+        SpratError: it is damaged, belongs to another search, or cannot be written.
     """
 
     def __init__(self, path: Path, digest: str, space: Space, last: int) -> None:
@@ -55,7 +56,7 @@ class Journal:
             begun = path.exists() and b"\n" in path.read_bytes()
             if not begun:
                 _mend(path)
-            lock = JournalFileOpenLock(str(path))  # no link, which not every system has
+            lock = JournalFileOpenLock(str(path))  # without links, which not every system has
             storage = JournalStorage(JournalFileBackend(str(path), lock))
             self.study = (
                 optuna.load_study(study_name=STUDY, storage=storage)
@@ -85,20 +86,20 @@ class Journal:
                 attributes = frozen.user_attrs
                 trial = Trial.from_record(attributes[RECORD], self.last)
                 if attributes[SHA256] != _sha256(attributes[RECORD], attributes[OF]):
-                    raise SpratError(f"Trial {trial.number} differs from what was written.")
+                    raise ValueError(f"Trial {trial.number} differs from what was written.")
                 if trial.number != number:
-                    raise SpratError(f"Trial {number} is missing.")
+                    raise ValueError(f"Trial {number} is missing.")
                 if trial.generation == len(generations):
                     generations.append([])
                 generations[trial.generation].append(trial)
         return generations
 
     def is_whole(self, generation: Sequence[Trial]) -> bool:
-        """Return whether the last generation that was read lacks no trial."""
+        """Return whether the last generation that was read is complete."""
         return len(generation) == self.study.get_trials(deepcopy=False)[-1].user_attrs[OF]
 
     def add(self, trials: Sequence[Trial], of: int) -> None:
-        """Add trials at their end, in their order, to a generation of so many.
+        """Append finished trials, in their order, to a generation of `of` trials.
 
         Raises:
             WriteError: the journal cannot be written.
@@ -133,8 +134,8 @@ class Journal:
 
 
 def _mend(path: Path) -> None:
-    """Remove what a kill left: the end of a line that was being written, and Optuna's lock, which
-    the search's own makes needless."""
+    """Remove what a kill left: an incomplete last line, and Optuna's lock, which the lock of the
+    search's folder makes unnecessary."""
     for lock in path.parent.glob(f"{path.name}.lock*"):
         lock.unlink(missing_ok=True)
     if path.exists() and (size := _whole_bytes(path)) < path.stat().st_size:
@@ -143,7 +144,7 @@ def _mend(path: Path) -> None:
 
 
 def _whole_bytes(path: Path) -> int:
-    """Return the size of a journal without a last line that is not whole, which Optuna skips."""
+    """Return the size of a journal without an incomplete last line, which Optuna skips."""
     content = path.read_bytes() if path.exists() else b""
     *lines, torn = content.split(b"\n")
     if lines:
@@ -159,8 +160,8 @@ def _sha256(record: TrialRecord, of: int) -> str:
 
 
 def frozen(trial: Trial, space: Space, attributes: dict[str, Any]) -> FrozenTrial:
-    """Return a trial as Optuna keeps it. One that was stopped is "pruned" with its accuracy by
-    epochs, by which TPE ranks it below those that came further."""
+    """Return a trial in Optuna's form. A stopped one is "pruned" with its accuracy by epochs, so
+    that TPE ranks it below those that were trained for longer."""
     complete = trial.state in ("complete", "diverged")
     return create_trial(
         state=TrialState.COMPLETE if complete else STATES[trial.state],
@@ -184,23 +185,23 @@ def ask(
     last: int,
     random: bool = False,
 ) -> list[Trial]:
-    """Return the trials of a generation: `count` that keep every limit, and with them those that
-    were drawn and refused.
+    """Return the trials of a generation: `count` that meet every limit, and those that were drawn
+    and refused.
 
-    Points are drawn by TPE (Bergstra et al. 2011), which models where good and bad trials are,
-    jointly over all choices. It takes few trials to be of use, handles choices without an order and
-    trials that were stopped early, and takes constraints: what breaks a limit is bad by how much it
-    breaks it. A genetic algorithm (NSGA-II) would want hundreds of trials, and a Pareto front of
-    accuracy and costs is not what is asked for: the budget is given, and only accuracy counts
-    within it. Trials of the same generation are kept apart by counting those without a result as
-    bad ("constant liar").
+    Points are drawn by TPE (Bergstra et al. 2011), which models the densities of good and of bad
+    trials, jointly over all choices. It is useful after few trials, handles categorical choices and
+    trials that were stopped early, and supports constraints: the more a trial breaks a limit, the
+    worse it is. A genetic algorithm (NSGA-II) would need hundreds of trials for a Pareto front of
+    accuracy and costs, which is not needed: the budget is given, and within it only accuracy
+    counts. Trials without a result count as bad, so that those of one generation differ ("constant
+    liar").
 
     Args:
         before: trials of the generations before.
-        random: draw at random instead, to compare.
+        random: whether to draw at random instead, for comparison.
 
     Returns:
-        In the order they were drawn; fewer than `count` that keep the limits where nearly none do.
+        Trials in the order drawn. If nearly none meet the limits, fewer than `count` do.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
@@ -241,13 +242,13 @@ def _sampler(seed: int, random: bool) -> "BaseSampler":
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP)
 
 
-STARTUP = 9  # trials at random, or of the family, before TPE models them
+STARTUP = 9  # trials drawn at random, or from the family, before TPE models them
 
 
 def importance(trials: Sequence[Trial], space: Space) -> dict[str, float]:
-    """Return how much of the accuracy after the first rung each choice decides: shares that add up
-    to 1, greatest first, by PED-ANOVA (Watanabe et al. 2023) over the better quarter. Empty if
-    there are too few trials to say.
+    """Return the importance of each choice for the accuracy after the first rung: shares that add
+    up to 1, greatest first, by PED-ANOVA (Watanabe et al. 2023) over the best quarter of the
+    trials. Empty if there are too few trials.
     """
     tried = [trial for trial in trials if trial.rungs and not trial.refused]
     if len(tried) < FEWEST:
@@ -259,11 +260,11 @@ def importance(trials: Sequence[Trial], space: Space) -> dict[str, float]:
             create_trial(value=first, params=trial.point, distributions=space.choices())
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # how few trials there are is said elsewhere
+        warnings.simplefilter("ignore")  # the number of trials is reported elsewhere
         found = optuna.importance.get_param_importances(
             study, evaluator=optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
         )
     return {name: share for name, share in found.items() if share > 0}
 
 
-FEWEST = 16  # trials from which importance is said
+FEWEST = 16  # trials from which importance is estimated

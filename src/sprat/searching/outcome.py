@@ -22,8 +22,9 @@ PARETO_FILE, PAGE_FILE = "pareto.png", "report.html"
 
 
 class FinalistRecord(TypedDict):
-    """A trial among the best, and its accuracy on val after as many epochs of all training images;
-    0 epochs: it was not trained for longer; None: there was no time to try any network."""
+    """One of the best trials, and its accuracy on val after `epochs` of all training images.
+    epochs: 0 if it was not trained for longer. val: None if there was no time to try any
+    network."""
 
     number: Count
     epochs: Count
@@ -34,10 +35,10 @@ class Outcome(TypedDict):
     """Contents of outcome.json.
 
     asked: trials that were drawn: trained, refused or untried. seconds: up to the decision. limits:
-    those that were given; flash and RAM in bytes, stored as stored_as. trial_images: training
+    limits given; flash and RAM in bytes, stored as stored_as. trial_images: training
     images of a trial; rungs: epochs after which trials were compared. winner: the number of its
-    trial. finalists: best first. importance: share of the accuracy after the first rung that each
-    choice decides; empty where there were too few trials to say.
+    trial. finalists: best first. importance: importance of each choice for the accuracy after the
+    first rung, as a share; empty if there were too few trials.
     """
 
     asked: Count
@@ -82,14 +83,14 @@ def outcome_of(decision: Decision, driver: Driver) -> Outcome:
 
 
 def write_trials(folder: Path, decision: Decision) -> list[TrialRecord]:
-    """Write trials.json, and return what it holds."""
+    """Write trials.json, and return its contents."""
     records = [trial.to_record() for trial in decision.trials]
     write_json(folder / TRIALS_FILE, records)
     return records
 
 
 def read_trials(folder: Path, outcome: Outcome) -> list[TrialRecord]:
-    """Return what trials.json holds.
+    """Return the contents of trials.json.
 
     Raises:
         SpratError: it is missing or damaged, or lacks a trial that the outcome names.
@@ -102,14 +103,14 @@ def read_trials(folder: Path, outcome: Outcome) -> list[TrialRecord]:
         if not named <= {trial["number"] for trial in trials if trial["state"] != "refused"}:
             wrong = f"it lacks a trial of {OUTCOME_FILE}"
         if not all(epochs.isdecimal() for trial in trials for epochs in trial["rungs"]):
-            wrong = "a rung is no number of epochs"
+            wrong = "a rung is not a number of epochs"
     if wrong:
         raise SpratError(f"{path} is damaged: {wrong}. Put back a copy of it.")
     return trials
 
 
 def winning_config(plan: Plan, decision: Decision) -> Config:
-    """Return what the winner is trained by: the final recipe with its design."""
+    """Return the settings of the winner's training: the final recipe with the winner's design."""
     return decision.winner.design.apply(plan.config, own=plan.own)
 
 
@@ -127,7 +128,7 @@ def write_recipe(folder: Path, config: Config, outcome: Outcome) -> Path:
 
 
 def read_recipe(folder: Path, plan: Plan) -> Config:
-    """Return the winner's recipe, to be run as the search was told."""
+    """Return the settings of the winner's recipe, to be run the way the search was."""
     config = load_recipe(str(folder / RECIPE_FILE))
     how = {name: getattr(plan.config, name) for name in ("dataset", "final", "seed", "device")}
     how |= {name: getattr(plan.config, name) for name in ("kernels", "threads")}
@@ -135,7 +136,7 @@ def read_recipe(folder: Path, plan: Plan) -> Config:
 
 
 def read_outcome(folder: Path) -> Outcome | None:
-    """Return what outcome.json holds, or None while the search has not decided.
+    """Return the contents of outcome.json, or None before the search has decided.
 
     Raises:
         SpratError: it is damaged.

@@ -1,4 +1,4 @@
-"""Settings of a search and what it decided before its first trial: settings.json."""
+"""Settings of a search and everything decided before its first trial: settings.json."""
 
 import dataclasses
 import hashlib
@@ -16,31 +16,30 @@ from sprat.settings.config import Config
 from sprat.shapes import TEXT, ListOf, TableOf, mismatch, shape_of, whole
 
 SEARCH_FOLDER, SETTINGS_FILE = "search", "settings.json"
-TRIAL_IMAGES = 10_000  # training images of a trial, where there are more
-FULL_IMAGES = 180_000  # that a trial to its last rung sees, in at most MOST_PASSES over them
+TRIAL_IMAGES = 10_000  # training images of a trial, at most
+FULL_IMAGES = 180_000  # images that a trial sees up to its last rung, in at most MOST_PASSES epochs
 FEWEST_PASSES, MOST_PASSES = 18, 90
-KEPT = 3  # one of so many trials goes on at each rung, for so many times as long
-GENERATION = 9  # trials asked together: from so many one comes to the last of three rungs
+KEPT = 3  # one of so many trials continues at each rung, to so many times the epochs
+GENERATION = 9  # trials drawn together: of so many, one reaches the last of three rungs
 FINALISTS = 3
-LONGER = 3  # times as many images as a trial to its last rung sees a finalist is trained on
+LONGER = 3  # a finalist sees so many times the images of a trial up to its last rung
 FINAL_SHARE = 0.35  # of the time, for the training of the winner
 FINALISTS_SHARE = 0.25  # of the rest, for the finalists
-AHEAD = 4  # generations at least that trials are made short for, where there is a time
+AHEAD = 4  # generations that should fit, if there is a time; trials are shortened for that
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A search.
+    """Plan of a search.
 
-    config: what the winner is trained by, its limits among it. recipe: the name of the recipe that
-    it began as. trial: what a trial is trained by, but for its design; settled for this machine.
-    rungs: epochs after which trials are compared. generation: trials asked together. trials,
-    seconds: where the search ends; 0: not there. data: the md5 of the images by their side in
-    pixels. channels: of the images. classes: of the data, and images: those trained on in a run.
-    If there is a time, as measured: epoch_seconds of a trial, task_seconds that each of its rungs
-    takes besides its epochs, ask_seconds until it is asked, and prepared, the seconds before the
-    first. sampler: what points are drawn by. train: whether the winner is trained, for which some
-    of the time is kept.
+    config: settings of the winner's training, including the limits. recipe: name of the recipe
+    that they are based on. trial: settings of a trial's training without its design, settled for
+    this machine. rungs: epochs after which trials are compared. generation: trials drawn together.
+    trials, seconds: end of the search; 0: no such end. data: md5 of the images by their side in
+    pixels. channels: of the images. classes: number of classes. images: training images of a run.
+    Measured if there is a time: epoch_seconds, of an epoch of a trial; task_seconds, of each rung
+    besides its epochs; ask_seconds, to draw a trial; prepared, before the first trial. sampler:
+    method of drawing points. train: whether the winner is trained, for which time is reserved.
     """
 
     config: Config
@@ -69,7 +68,7 @@ class Plan:
 
     @property
     def trials_end(self) -> float:
-        """Seconds after which no trial is trained any more."""
+        """Seconds after which no further trial is trained."""
         return self.prepared + (self.finalists_end - self.prepared) * (1 - FINALISTS_SHARE)
 
     @property
@@ -80,17 +79,17 @@ class Plan:
 
     @property
     def trial_images(self) -> int:
-        """Images that a trial is trained on in an epoch."""
+        """Number of images of a trial's epoch."""
         return self.trial.train_images or self.images
 
     @property
     def pass_seconds(self) -> float:
-        """Seconds of an epoch of all training images, as measured."""
+        """Seconds of an epoch of all training images, as measured before the search."""
         return self.epoch_seconds * self.images / self.trial_images
 
     def rung_seconds(self, rungs: Collection[int], before: int = 0) -> float:
-        """Return the seconds in which a trial comes from so many epochs to these rungs, as
-        measured."""
+        """Return the seconds of a trial from `before` epochs up to these rungs, as measured before
+        the search."""
         epochs = max(rungs, default=before) - before
         return len(rungs) * self.task_seconds + epochs * self.epoch_seconds
 
@@ -106,7 +105,7 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """The sha256 of everything that decides the trials."""
+        """The sha256 of everything that determines the trials."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
@@ -155,7 +154,7 @@ def read_plan(folder: Path) -> Plan:
     if not path.exists():
         raise SpratError(
             f"There is no search in {folder.parent}: {path} is missing. Name the folder of a "
-            "search, or start one into it."
+            "search, or start one there."
         )
     values = read_json(path)
     wrong = mismatch(values, SETTINGS)
@@ -179,19 +178,19 @@ def rungs_of(epochs: int) -> tuple[int, ...]:
 
 
 def epochs_for(images: int) -> int:
-    """Return the epochs of a trial on so many images: more, the fewer there are."""
+    """Return the epochs of a trial on so many images: the fewer images, the more epochs."""
     return min(MOST_PASSES, max(FEWEST_PASSES, round(FULL_IMAGES / images)))
 
 
 def epochs_within(
     epochs: int, generation: int, cost: float, seconds: float, task: float = 0.0
 ) -> int:
-    """Return the epochs of a trial, at most `epochs`, with which several generations of trials fit
-    into a time; at least 1, and no fewer than are worth the tasks they are divided into.
+    """Return the epochs of a trial, at most `epochs`, with which several generations fit into a
+    time; at least 1, and not so few that they are not worth the overhead of their tasks.
 
     Args:
         cost: seconds of an epoch of a trial.
-        task: seconds that each rung takes besides its epochs.
+        task: seconds of each rung besides its epochs.
     """
 
     def fits() -> bool:
@@ -205,12 +204,12 @@ def epochs_within(
 
 
 def generation_seconds(rungs: tuple[int, ...], count: int, cost: float, task: float = 0.0) -> float:
-    """Return what a generation takes, one trial after another: of `count`, one in three goes on at
-    each rung.
+    """Return the seconds of a generation of `count` trials, one after another; one in three
+    continues at each rung.
 
     Args:
         cost: seconds of an epoch.
-        task: seconds that each rung takes besides its epochs.
+        task: seconds of each rung besides its epochs.
     """
     seconds, before = 0.0, 0
     for epochs in rungs:
@@ -220,11 +219,11 @@ def generation_seconds(rungs: tuple[int, ...], count: int, cost: float, task: fl
 
 
 def survivors(count: int) -> int:
-    """Return how many of so many trials go on at a rung."""
+    """Return how many of so many trials continue at a rung."""
     return max(1, count // KEPT)
 
 
 def plan_of(config: Config, *, epochs: int, images: int, **rest: Any) -> Plan:
-    """Return the plan whose trials are trained for so many epochs, on so many images (0: all)."""
+    """Return the plan with trials of so many epochs on so many images (0: all)."""
     trial = trial_config(config, epochs, images)
     return Plan(config=config, trial=trial, rungs=rungs_of(epochs), **rest)

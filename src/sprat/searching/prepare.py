@@ -1,4 +1,4 @@
-"""A search's plan, made from what was asked for, the data and this machine."""
+"""Planning of a search, by what the user asked for, the data and the speed of this machine."""
 
 import dataclasses
 import math
@@ -25,9 +25,9 @@ from sprat.training.observer import Observer
 from sprat.training.pace import measure
 from sprat.training.start import settle_for
 
-DRAWS = 2  # designs that are counted for each that keeps the limits
-OTHER_SECONDS = 2.0  # drawings, the page, the recipe
-AT_MOST_SLOWER = 2.0  # times as long as measured an epoch of the winner may take
+DRAWS = 2  # designs that are counted for each that meets the limits
+OTHER_SECONDS = 2.0  # charts, report, recipe
+AT_MOST_SLOWER = 2.0  # an epoch of the winner may take so many times as long as measured
 
 
 def prepare(
@@ -49,22 +49,23 @@ def prepare(
     """Return the plan of a search.
 
     Args:
-        config: what the winner is trained by, with the limits.
-        dataset: at the largest of the sides in pixels that `data` has md5s of.
-        recipe: name of the recipe that `config` began as.
+        config: settings of the winner's training, with the limits.
+        dataset: dataset at the largest side of `data`.
+        data: md5 of the images by their side in pixels.
+        recipe: name of the recipe that `config` is based on.
         trials: number of trials to train; 0: as many as there is time for.
-        seconds: of the whole search, from `began`, a moment of `time.perf_counter`; 0: no limit.
+        seconds: time of the whole search since `began`, in `time.perf_counter`'s; 0: no limit.
         trial_images: training images of a trial; 0: 10,000, or all if there are fewer.
-        trial_epochs: of a trial that is trained to its last rung; 0: by the number of images, and
-            fewer if the time is short.
-        generation: trials that are asked together.
-        threads: of a trial.
-        observer: hears what takes long.
-        train: whether some of the time is for the winner's training.
+        trial_epochs: epochs of a trial that is trained to its last rung; 0: depends on the number
+            of images, and fewer if the time is short.
+        generation: trials drawn together.
+        threads: CPU threads of a trial.
+        observer: notified of what takes long.
+        train: whether to reserve time for the winner's training.
 
     Raises:
-        SpratError: the limits leave nothing, there are too few images, the config does not fit the
-            data or the machine, or the time is too short.
+        SpratError: no network meets the limits, there are too few images, the config does not fit
+            the data or the machine, or the time is too short.
     """
     classes, own = len(dataset.train.classes), dataset.own is not None
     counter = Counter(config.budget, classes, dataset.channels)
@@ -106,7 +107,7 @@ def prepare(
     )
     if not seconds:
         return plan
-    measure(settled, dataset, 0.0)  # what a process does once takes far longer, and is not timed
+    measure(settled, dataset, 0.0)  # a process's first steps take far longer and are not timed
     pace = measure(settled, dataset, seconds)
     plan = dataclasses.replace(
         plan,

@@ -1,9 +1,9 @@
-"""Space of a search: designs of the SpratNet family, and how they are trained.
+"""Space of a search: designs of the SpratNet family, with settings of their training.
 
-A point of the space is a value for each of its choices, as Optuna draws them. It stands for a
-shape, of which the width is still open: `width` is a share of the widest that keeps every limit.
-So nearly every point is a network that uses its budget, instead of one that breaks it, and what is
-learnt of shapes holds at any size. Shapes that break a limit at any width are refused.
+A point of the space has a value for each of its choices, as drawn by Optuna. It describes a shape
+of any size: its `width` is relative to the widest network of this shape that meets every limit. So
+nearly every point is a network that uses its budget rather than one that breaks it, and what TPE
+learns about shapes holds at any size. Shapes that break a limit at any width are refused.
 """
 
 import dataclasses
@@ -25,13 +25,13 @@ else:
     distributions = deferred("optuna.distributions")
 
 Point = Mapping[str, Any]
-MOST_WIDTH = 64  # channels of the first stage, where no limit says less: those of SpratL
+MOST_WIDTH = 64  # channels of the first stage, unless a limit allows fewer: those of SpratL
 UNIT = 4  # channels by which widths differ
-NEARLY = 0.05  # share of a limit that may be left, where using it would need another trace
-NEAR = 4.0  # times as high or as low as the recipe's, at most, are learning rates and decay
-SIDES = (1.0, 0.75, 0.5)  # of own pictures, as shares of theirs
+NEARLY = 0.05  # share of a limit that may be left unused, if using it would need another trace
+NEAR = 4.0  # learning rates and decay are at most so many times as high or as low as the recipe's
+SIDES = (1.0, 0.75, 0.5)  # sides of own pictures, relative to the given side
 LEAST_SIDE, SIDE_UNIT = 16, 8  # pixels
-# what all designs are near that the family's trials found good (docs/explanation/what-helps.md)
+# near all designs that the trials of the family found good (docs/explanation/what-helps.md)
 S: dict[str, Any] = {
     "width": 1.0, "stem": 1.0, "depth1": 3, "depth2": 3, "depth3": 0, "ratio2": 1.85,
     "ratio3": 1.5, "stride2": 2, "stride3": 2, "kernels": "1,3,5,7", "widening": 1.5,
@@ -57,7 +57,7 @@ class Design:
         """Return a config with this design.
 
         Args:
-            own: whether the dataset is own pictures, read at the design's side.
+            own: whether the dataset is own pictures, which are read at the design's side.
         """
         pictures = dataclasses.replace(config.pictures, side=self.side) if own else config.pictures
         config = config.changed(self.settings)
@@ -68,18 +68,18 @@ class Space:
     """The designs of a search.
 
     Args:
-        config: the final recipe, near whose learning rates and weight decay they are searched.
-        sides: of images, in pixels, largest first.
+        config: final recipe; learning rates and weight decay are searched near its values.
+        sides: sides of the images in pixels, largest first.
     """
 
     def __init__(self, config: Config, sides: Sequence[int]) -> None:
         self.sides = tuple(sides)
-        # larger pictures are halved at once: no budget pays for all of their pixels
+        # larger pictures are halved at once: no budget allows for all of their pixels
         self.stem_strides = (2, 4) if max(sides) >= 128 else (1, 2)
         rates = {"optim.lr": config.optim.lr, "optim.weight_decay": config.optim.weight_decay}
         if config.optim.name == "muon":
             rates["optim.muon_lr"] = config.optim.muon_lr
-        self.rates = {name: rate for name, rate in rates.items() if rate}  # 0 is switched off
+        self.rates = {name: rate for name, rate in rates.items() if rate}  # 0: switched off
 
     def choices(self) -> "dict[str, BaseDistribution]":
         """Return each choice and its values, as Optuna describes them."""
@@ -107,17 +107,17 @@ class Space:
         return found
 
     def family(self) -> list[dict[str, Any]]:
-        """Return the points that a search begins with: designs of the SpratNet family, with the
-        recipe's learning rates. That is prior knowledge, and no more: they are scaled to the budget
-        and tried like any other point."""
+        """Return the points that a search starts with: designs of the SpratNet family, with the
+        recipe's learning rates. They are prior knowledge only: like any other point, they are
+        scaled to the budget and tried."""
         common = {"stem_stride": self.stem_strides[0], **self.rates}
         if len(self.sides) > 1:
             common["side"] = self.sides[0]
         return [point | common for point in FAMILY]
 
     def design(self, point: Point, counter: Counter) -> tuple[Design, Counted]:
-        """Return the design that a point stands for, with what it costs. It breaks a limit only if
-        its shape does at any width."""
+        """Return the design of a point, with its costs. It breaks a limit only if its shape does at
+        any width."""
         side = point.get("side", self.sides[0])
         widest = _widest(point, side, counter)
         network = network_of(point, max(1, math.floor(point["width"] * widest + 1e-9)))
@@ -134,7 +134,7 @@ class Space:
         return network_of(point, UNIT), self.sides[-1]
 
     def check(self, counter: Counter) -> None:
-        """Check that the limits leave something of the space.
+        """Check that a network of the space meets the limits.
 
         Raises:
             SpratError: even the smallest network breaks one.
@@ -144,14 +144,14 @@ class Space:
         excess = counter.count(network, side).excess
         if any(excess[name] > 0 for name in limits):
             raise SpratError(
-                f"No network of the search space keeps the limits: the smallest, {network} at "
+                f"No network of the search space meets the limits: the smallest, {network} at "
                 f"{side} px, has {counter.in_words(network, side)}. Raise the limits."
             )
 
 
 def _widest(point: Point, side: int, counter: Counter) -> int:
-    """Return the greatest width of a shape's first stage, by which costs rise, that keeps the
-    limits on them, or nearly the greatest; 1 if none does."""
+    """Return the greatest width of a shape's first stage that meets the limits, or nearly the
+    greatest; 1 if none does. Costs rise with the width."""
     low, high = 1, MOST_WIDTH
     while low < high:
         middle = (low + high + 1) // 2
@@ -159,7 +159,7 @@ def _widest(point: Point, side: int, counter: Counter) -> int:
             low = middle
         else:
             high = middle - 1
-    # what is left has to be traced, which takes long
+    # the other costs need a trace, which takes long
     traced = counter.limits.keys() & {"max_ram", "max_flash"}
     kept, broken, width = (1, low + 1, low) if traced else (low, low, low)
     while broken - kept > 1:
@@ -168,15 +168,15 @@ def _widest(point: Point, side: int, counter: Counter) -> int:
         if -NEARLY <= worst <= 0:
             return width
         kept, broken = (width, broken) if worst < 0 else (kept, width)
-        # memory grows nearly as the width does
+        # memory is nearly proportional to the width
         width = min(max(math.floor(width / (1 + worst)), kept + 1), broken - 1)
     return kept
 
 
 def network_of(point: Point, width: int) -> NetworkConfig:
-    """Return the network of a point's shape whose first stage has about so many channels: each
-    stage has the nearest number that its windows can share."""
-    # the windows share the channels evenly
+    """Return the network of a point's shape whose first stage has about `width` channels: each
+    stage has the nearest number that its kernels can share evenly."""
+    # the kernel sizes share the channels evenly
     unit = math.lcm(UNIT, len(_kernels(point)))
     widths, depth, strides = [_nearest(width, unit)], [point["depth1"]], [point["stem_stride"]]
     exact: float = width
@@ -186,7 +186,7 @@ def network_of(point: Point, width: int) -> NetworkConfig:
             widths.append(_nearest(exact, unit))
             depth.append(point[f"depth{stage}"])
             strides.append(point[f"stride{stage}"])
-    if point["stem"] < 1:  # a stem of another width is a stage without blocks
+    if point["stem"] < 1:  # a narrower stem is a stage without blocks
         widths.insert(0, _nearest(width * point["stem"], unit))
         depth.insert(0, 0)
         strides.insert(1, 1)
@@ -202,8 +202,8 @@ def network_of(point: Point, width: int) -> NetworkConfig:
 
 
 def sides_of(side: int, *, own: bool) -> tuple[int, ...]:
-    """Return the sides of images to search, largest first: only `side` unless they are own
-    pictures, which can be read at any."""
+    """Return the sides of images to search, largest first: only `side`, except for own pictures,
+    which can be read at any."""
     if not own:
         return (side,)
     sides: Iterable[int] = (SIDE_UNIT * round(side * share / SIDE_UNIT) for share in SIDES)

@@ -1,8 +1,8 @@
-"""A trial: a design trained up to a rung, a plain function of what can be sent anywhere.
+"""Training of a trial up to a rung: a function of values that can be sent to any process.
 
     rung = train_rung(task, source)
 
-A task carries the state of the rung before, so a trial goes on from there in any process.
+A task contains the state of the rung before, so a trial can continue in any process.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ from sprat.training.prepare import check, check_fit, check_kernels
 from sprat.training.run import Origin, Run
 from sprat.training.saving import restore
 
-# A trial is stopped while its learning rate is high, and its weights are noisy; their average over
-# about so many steps is scored instead, as good as weights whose rate has fallen.
+# A trial is stopped while its learning rate is high and its weights are noisy. So their moving
+# average is evaluated instead, which is as good as weights after the learning rate has fallen.
 AVERAGED = 0.98
 
 
@@ -37,8 +37,8 @@ AVERAGED = 0.98
 class Task:
     """Next task of a trial.
 
-    key: names the trial. config: settled for this machine; its threads are the trial's. until: the
-    number of epochs to come to. state: a checkpoint, where the trial has begun. seconds: after
+    key: identifies the trial. config: settled for this machine; its threads are the trial's. until:
+    number of epochs to reach. state: a checkpoint, if the trial has begun. seconds: time after
     which it is given up; 0: never.
     """
 
@@ -53,8 +53,8 @@ class Task:
 class Rung:
     """Result of a task.
 
-    val: accuracy on val; 0 if training diverged, None if the trial was given up. seconds: that the
-    task took. state: the checkpoint to go on from.
+    val: accuracy on val; 0 if training diverged, None if the trial was given up. seconds: duration
+    of the task. state: the checkpoint to continue from.
     """
 
     key: str
@@ -67,11 +67,11 @@ class Rung:
 
 def trial_config(config: Config, epochs: int, images: int) -> Config:
     """Return a recipe's settings for short trials: its optimiser, batches and smoothing, without
-    what pays late. What is random is the same in every trial.
+    what helps only late in training. Random choices are the same in every trial.
 
     Args:
-        epochs: of a trial that is trained to its last rung.
-        images: training images; 0: all.
+        epochs: epochs of a trial that is trained to its last rung.
+        images: number of training images; 0: all.
     """
     augment = AugmentConfig(
         flip=config.augment.flip,
@@ -97,13 +97,13 @@ def trial_config(config: Config, epochs: int, images: int) -> Config:
 
 
 def train_rung(task: Task, source: Source, should_stop: Callable[[], bool] = lambda: False) -> Rung:
-    """Train a trial up to a rung; what it comes to is a function of the task and the images alone,
-    but for its seconds.
+    """Train a trial up to a rung. Except for its seconds, the result depends on the task and the
+    images only.
 
     Raises:
-        Interrupted: `should_stop`, asked after every step, said so.
-        SpratError: the dataset is not there or has changed, or the machine cannot do what the
-            config says.
+        Interrupted: `should_stop`, which is called after every step, returned true.
+        SpratError: the dataset is not available or has changed, or the machine does not support
+            the config.
     """
     began = time.perf_counter()
     config = task.config

@@ -1,4 +1,4 @@
-"""Records of trials, as trials.json holds it and the journal keeps it."""
+"""Records of trials, for trials.json and the journal."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypedDict
@@ -14,13 +14,13 @@ State = Literal["refused", "untried", "stopped", "complete", "diverged"]
 
 
 class TrialRecord(TypedDict):
-    """A trial as trials.json holds it.
+    """A trial in trials.json.
 
-    generation: that it was asked in. state: refused, since it breaks a limit, and never trained;
-    untried, as there was no time or it took too long; stopped at a rung where others were better;
-    complete; or diverged. rungs: accuracy on val by the number of epochs. excess: by how much it
-    breaks each limit, as a share of it. seconds: of training and evaluation. elapsed: those of the
-    search at its last rung. point: the choices that it was made of.
+    generation: the one in which it was drawn. state: refused (breaks a limit, never trained),
+    untried (no time, or it took too long), stopped (at a rung where others were better), complete
+    or diverged. rungs: accuracy on val by the number of epochs. excess: excess over each limit as a
+    share of the limit. seconds: of training and evaluation. elapsed: seconds of the search at its
+    last rung. point: its value of each choice.
     """
 
     number: Count
@@ -42,7 +42,7 @@ RECORD = shape_of(TrialRecord)
 
 @dataclass
 class Trial:
-    """A trial under way or at its end; `rungs` grows."""
+    """A trial in progress or at its end; `rungs` grows."""
 
     number: int
     generation: int
@@ -59,12 +59,12 @@ class Trial:
 
     @property
     def refused(self) -> bool:
-        """Return whether it breaks a limit, so that it is never trained."""
+        """Return whether it breaks a limit, so it is never trained."""
         return any(excess > 0 for excess in self.excess.values())
 
     @property
     def state(self) -> State:
-        """State that it is in, or ended in."""
+        """Its current or final state."""
         if self.refused:
             return "refused"
         if self.diverged:
@@ -75,17 +75,17 @@ class Trial:
 
     @property
     def val(self) -> float:
-        """Accuracy on val at the rung it came to; -1 before the first."""
+        """Accuracy on val at its last rung; -1 before the first."""
         return self.rungs[max(self.rungs)] if self.rungs else -1.0
 
     @property
     def rank(self) -> tuple[int, float, int]:
-        """Key to sort trials by, best first: how far one came, then its accuracy there."""
+        """Sort key, best first: the last rung, then the accuracy there."""
         reached = max(self.rungs, default=0)
         return (0 if self.diverged else -reached, -self.val, self.number)
 
     def take(self, other: "Trial") -> None:
-        """Take over what is known of the same trial."""
+        """Take over the results of the same trial."""
         self.rungs, self.seconds = other.rungs, other.seconds
         self.diverged, self.elapsed = other.diverged, other.elapsed
 
@@ -111,7 +111,7 @@ class Trial:
         """Return the trial of a record.
 
         Raises:
-            SpratError: it is no such record; says what is wrong.
+            SpratError: it is not such a record; the message says why.
         """
         if wrong := mismatch(values, RECORD):
             raise SpratError(wrong)

@@ -1,4 +1,4 @@
-"""Receiver of reports on a search while it runs. Apart from the search, which loads torch."""
+"""Interface for watching a search while it runs, in a module that does not load torch."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 
 
 class Watcher:
-    """Hears how a search goes, and does nothing. A display or a test overrides what it needs."""
+    """Watcher of a search that does nothing. Displays and tests override what they need."""
 
     def asked(self, trials: "Sequence[Trial]", driver: "Driver") -> None:
-        """Hear of a generation's trials, refused ones among them, before they are trained."""
+        """Called with a generation's trials, including refused ones, before they are trained."""
 
     def rung_ended(self, trial: "Trial", rung: "Rung", driver: "Driver") -> None:
-        """Hear that a trial came to a rung, or was given up."""
+        """Called when a trial has reached a rung or was given up."""
 
     def finalists(self, trials: "Sequence[Trial]", epochs: int, driver: "Driver") -> None:
-        """Hear of the best trials before they are trained for longer."""
+        """Called with the best trials before they are trained for longer."""

@@ -1,4 +1,4 @@
-"""A trained model over HTTP: an interface for programs and a page for people."""
+"""HTTP server for a trained model: an API for programs and a page for people."""
 
 import importlib.util
 
@@ -8,7 +8,7 @@ PACKAGES = ("starlette", "uvicorn", "httptools", "python_multipart", "prometheus
 
 
 def require_packages() -> None:
-    """Raises a SpratError that says what to install, where something is missing."""
+    """Raise a SpratError that says what to install if a package is missing."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise SpratError(

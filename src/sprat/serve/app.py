@@ -1,4 +1,4 @@
-"""The interface: predictions, health, metrics, their description, and the page."""
+"""The HTTP API: predictions, health, metrics, its description, and the page."""
 
 import asyncio
 import heapq
@@ -46,28 +46,29 @@ Answer = TypeVar("Answer")
 def make_app(
     model: Model, place: Path, limits: Limits, metrics: Metrics, device: str = "auto"
 ) -> Starlette:
-    """The application around one model, to be wrapped in a `Guard`.
+    """Return the application for one model, to be wrapped in a `Guard`.
 
     Args:
-        model: what `load_model` gives, read from `place`.
+        model: model that `load_model` read from `place`.
 
     Raises:
-        SpratError: the machine has no such device, or gives no process to decode pictures.
+        SpratError: the machine has no such device, or the processes that decode pictures cannot be
+            started.
     """
     classifier = Classifier(model, device)
-    with suppress(Exception):  # the network answers without its kernels too
+    with suppress(Exception):  # the network works without its kernels too
         classifier.prepare()
-    classifier(_nothing(model))  # the first answer is slow
+    classifier(_nothing(model))  # the first prediction is slow
     unexplained = _why_unexplained(classifier)
     batcher = Batcher(classifier, limits.max_batch, metrics.batches.observe)
     metrics.queue.set_function(batcher.waiting)
     decoders = Decoders(model.side, limits)
 
     async def answered(asked: Awaitable[Answer]) -> Answer:
-        """What the model answers.
+        """Return the model's result.
 
         Raises:
-            Refused: it does not.
+            Refused: the model fails.
         """
         try:
             return await asked
@@ -75,23 +76,23 @@ def make_app(
             raise Refused(422, "model", str(error)) from error
         except Exception as error:  # out of memory, say
             LOGGER.exception("the model failed")
-            raise Refused(503, "model", "The model failed. The server's log says why.") from error
+            raise Refused(503, "model", "The model failed. See the server's log.") from error
 
     async def ask(pixels: Tensor) -> list[float]:
-        """Class probabilities, K.
+        """Return class probabilities, K floats.
 
         Raises:
-            Refused: the model does not answer, or not with numbers.
+            Refused: the model fails or gives values that are not finite.
         """
         probabilities = await answered(batcher.submit(pixels))
         if not all(map(math.isfinite, probabilities)):
-            words = "The model gives no probabilities for this picture. Try another one."
+            words = "The model returns no probabilities for this picture. Try another one."
             raise Refused(422, "model", words)
         return probabilities
 
     async def look_at(upload: UploadFile, client: str, wanted: Options) -> tuple[int, Any]:
-        """The status that the file alone would have, and what it shows."""
-        # some charsets decode to what JSON cannot hold
+        """Return the status for the file alone, and its entry in the response."""
+        # some charsets decode to characters that JSON does not support
         name = (upload.filename or "").encode(errors="replace").decode()
         picture: dict[str, Any] = {"name": name}
         try:
@@ -139,8 +140,9 @@ def make_app(
         try:
             async with asyncio.timeout(HEALTHY_WITHIN):
                 await ask(_nothing(model))
-        except Exception as error:  # whatever it is, the answer is no
-            raise Refused(503, "unhealthy", "The model does not answer.") from error
+        except Exception as error:  # any error: the model is not healthy
+            words = "The model does not answer. See the server's log."
+            raise Refused(503, "unhealthy", words) from error
         return JSONResponse({"status": "ok", "model": model.name})
 
     async def read_metrics(request: Request) -> Response:
@@ -171,12 +173,12 @@ def make_app(
         exception_handlers={**HANDLERS, Refused: refused},
         lifespan=lifespan,
     )
-    app.router.redirect_slashes = False  # to an address made of the request's own Host
+    app.router.redirect_slashes = False  # it would use the request's Host header
     return app
 
 
 def _why_unexplained(classifier: Classifier) -> str | None:
-    """Why the model cannot say where in a picture it looked, or None if it can."""
+    """Return why the model cannot be explained, or None if it can."""
     try:
         classifier.check_explains()
     except SpratError as error:
@@ -185,16 +187,16 @@ def _why_unexplained(classifier: Classifier) -> str | None:
 
 
 def _nothing(model: Model) -> Tensor:
-    """A picture to ask about, only to be answered."""
+    """Return a blank picture for trying the model."""
     return torch.zeros(model.channels, model.side, model.side, dtype=torch.uint8)
 
 
 def describe(model: Model, limits: Limits) -> dict[str, Any]:
-    """The interface in OpenAPI's terms."""
+    """Return the OpenAPI description of the API."""
     openapi: dict[str, Any] = json.loads((PAGE / "openapi.json").read_text(encoding="utf-8"))
     openapi["info"] |= {
         "version": __version__,
-        "summary": f"{model.name} tells apart {', '.join(model.classes)}.",
+        "summary": f"{model.name} classifies {', '.join(model.classes)}.",
     }
     body = openapi["paths"][LIMITED_PATH]["post"]["requestBody"]
     schema = body["content"]["multipart/form-data"]["schema"]
@@ -205,15 +207,16 @@ def describe(model: Model, limits: Limits) -> dict[str, Any]:
 class Options(NamedTuple):
     """Options of a request."""
 
-    top: int  # classes
-    seen: bool  # what the network sees
-    where: bool  # where in it the evidence for the first class is
+    top: int  # number of classes
+    seen: bool  # return what the network sees
+    where: bool  # return where in it the evidence for the first class is
 
 
 def _options(request: Request) -> Options:
     top = request.query_params.get("top", str(TOP))
     if not (top.isascii() and top.isdigit() and top.strip("0")):
-        raise Refused(422, "option", f"top is {top[:20]!r}, expected a whole number above 0.")
+        words = f"top is {top[:20]!r}, expected a whole number above 0. Give another number."
+        raise Refused(422, "option", words)
     most = int(top.lstrip("0")[:9])  # more classes than any model has
     return Options(most, _flag(request, "seen"), _flag(request, "where"))
 
@@ -221,7 +224,8 @@ def _options(request: Request) -> Options:
 def _flag(request: Request, name: str) -> bool:
     value = request.query_params.get(name, "false")
     if value not in FLAGS:
-        raise Refused(422, "option", f"{name} is {value[:20]!r}, expected true or false.")
+        words = f"{name} is {value[:20]!r}, expected true or false. Give one of these."
+        raise Refused(422, "option", words)
     return FLAGS[value]
 
 

@@ -1,4 +1,4 @@
-"""Pictures of many requests, looked at together by one thread."""
+"""Batching: one thread classifies the pictures of many requests together."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,35 +15,35 @@ from sprat.evaluation.explain import Explanation
 
 class _Job(NamedTuple):
     pixels: Tensor
-    explained: str | None  # the class to explain; None: probabilities are asked for
+    explained: str | None  # class to explain; None: return probabilities
     answer: asyncio.Future[Any]
 
 
 class Batcher:
-    """Asks the network in a thread of its own, about all pictures that wait when it is free.
+    """Run the network in its own thread, on all pictures that are waiting when it is free.
 
-    It never waits for more: while the network looks at one batch, the next gathers.
+    It never waits for more pictures: while the network processes one batch, the next one gathers.
 
     Args:
         classifier: the model.
-        most: pictures in a batch.
-        told: called with the size of each batch, in that thread.
+        most: maximum number of pictures in a batch.
+        notify: called with the size of each batch, in that thread.
     """
 
     def __init__(
-        self, classifier: Classifier, most: int, told: Callable[[int], None] = lambda size: None
+        self, classifier: Classifier, most: int, notify: Callable[[int], None] = lambda size: None
     ) -> None:
-        self._classifier, self._most, self._told = classifier, most, told
+        self._classifier, self._most, self._notify = classifier, most, notify
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()  # None: the end
         self._thread = Thread(target=self._work, name="inference", daemon=True)
         self._thread.start()
 
     def submit(self, pixels: Tensor) -> asyncio.Future[list[float]]:
-        """Class probabilities, K, of one picture: uint8, C x side x side."""
+        """Return the future class probabilities (K) of a picture: uint8, C x side x side."""
         return self._put(pixels, None)
 
     def explain(self, pixels: Tensor, label: str) -> asyncio.Future[Explanation]:
-        """Return where in such a picture the evidence for a class is."""
+        """Return the future explanation of where in a picture the evidence for a class is."""
         return self._put(pixels, label)
 
     def _put(self, pixels: Tensor, explained: str | None) -> asyncio.Future[Any]:
@@ -52,11 +52,11 @@ class Batcher:
         return job.answer
 
     def waiting(self) -> int:
-        """Pictures that the network has not begun with."""
+        """Return the number of pictures that are waiting for the network."""
         return self._jobs.qsize()
 
     def close(self) -> None:
-        """Answers what waits, then ends the thread."""
+        """Process the waiting pictures, then end the thread."""
         self._jobs.put(None)
         self._thread.join()
 
@@ -79,11 +79,11 @@ class Batcher:
         plain = [job for job in wanted if job.explained is None]
         for jobs in (plain, [job for job in wanted if job.explained is not None]):
             if jobs:
-                self._told(len(jobs))
+                self._notify(len(jobs))
                 self._look_at(jobs)
 
     def _look_at(self, jobs: list[_Job]) -> None:
-        """Answers jobs of one kind."""
+        """Process jobs of one kind."""
         answers: list[Any]
         try:
             pixels = torch.stack([job.pixels for job in jobs])
@@ -91,19 +91,19 @@ class Batcher:
                 answers = list(self._classifier.explain(pixels, explained))
             else:
                 answers = self._classifier(pixels).probabilities.tolist()
-        except Exception as error:  # who asked is told; the thread lives on
-            if len(jobs) > 1:  # it may be for one picture's sake
+        except Exception as error:  # reported to the requests; the thread continues
+            if len(jobs) > 1:  # a single picture may be the cause
                 for job in jobs:
                     self._look_at([job])
                 return
             answers = [error]
-        # once for all: each call may wait for the event loop's thread
+        # one call for all: each may wait for the event loop's thread
         jobs[0].answer.get_loop().call_soon_threadsafe(_settle, jobs, answers)
 
 
 def _settle(jobs: list[_Job], answers: list[Any]) -> None:
     for job, answer in zip(jobs, answers, strict=True):
-        if job.answer.done():  # nobody waits for it any more
+        if job.answer.done():  # the request has ended
             continue
         if isinstance(answer, Exception):
             job.answer.set_exception(answer)

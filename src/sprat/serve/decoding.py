@@ -1,7 +1,7 @@
-"""Decoding pictures that strangers sent.
+"""Decoding of untrusted pictures.
 
-Small JPEG and PNG files take less than a millisecond and are decoded where they are. All else goes
-to processes that are bounded in time and memory, and ended where they overrun.
+Small JPEG and PNG files take less than a millisecond and are decoded in the server. All other files
+are decoded in processes with limits on time and memory, which are killed when they exceed them.
 """
 
 import asyncio
@@ -37,11 +37,11 @@ from sprat.errors import SpratError
 from sprat.serve.limits import Limits
 from sprat.serve.refusals import Refused
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no reader of Pillow's others is reached
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no others of Pillow's are used
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 SCAN_START = b"\xff\xda"
-MOST_SCANS = 64  # each goes over the whole picture; a few bytes of it could cost seconds
-USUAL_SCANS = 16  # what a progressive JPEG of the most pixels may have
+MOST_SCANS = 64  # each processes the whole picture; scans of a few bytes could cost seconds
+USUAL_SCANS = 16  # allowed for a progressive JPEG of the most pixels
 MOST_PIECES = 10_000  # chunks, segments, blocks, frames, strips, tiles; Pillow loops over them
 MOST_TEXTS = 100  # of a PNG; each may be a megabyte when unpacked
 PNG_TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf"})
@@ -52,22 +52,22 @@ TIFF_COMPRESSIONS = frozenset({1, 2, 3, 4, 5, 7, 8, 32773, 32946})
 QUICK_BYTES = 1 << 14
 QUICK_PIXELS = 1 << 14
 
-# forked off a process that has imported what they need; a process of threads cannot be forked
-# (its socket is a temporary file, whose path the system bounds)
+# forked from a process that has imported everything, since one with threads must not be forked
+# (its socket is a temporary file, and the system limits the length of its path)
 FORKED = sys.platform != "win32" and len(os.fsencode(tempfile.gettempdir())) <= 70
 PROCESSES: Any = multiprocessing.get_context("forkserver" if FORKED else "spawn")
 PRELOADED = ["sprat.cli", __name__]
 
 
 def prepare() -> None:
-    """Begins, in a process of its own, to import what the decoding processes need."""
+    """Start to import, in a separate process, what the decoding processes need."""
     if FORKED:
         PROCESSES.set_forkserver_preload(PRELOADED)
         forkserver.ensure_running()
 
 
 def is_quick(content: bytes) -> bool:
-    """Return whether a file can take no more than about a millisecond, if it has few pixels."""
+    """Return whether a file takes at most about a millisecond to decode, if it has few pixels."""
     if len(content) > QUICK_BYTES or content.count(SCAN_START) > USUAL_SCANS:
         return False
     return content.startswith(JPEG) or (
@@ -76,13 +76,14 @@ def is_quick(content: bytes) -> bool:
 
 
 def decode(content: bytes, side: int, limits: Limits) -> Tensor:
-    """A picture as the network is to see it: uint8, 3 x side x side; an animation's first frame.
+    """Return a picture as the network takes it: uint8, 3 x side x side; of an animation, the first
+    frame.
 
     Raises:
-        Refused: it is empty, of no format that is read, too large, made to be slow, or damaged.
+        Refused: it is empty, damaged, too large, crafted to be slow, or in an unsupported format.
     """
     if not content:
-        raise Refused(422, "empty", "The file is empty.")
+        raise _empty()
     check_structure(content)
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -104,7 +105,8 @@ def decode(content: bytes, side: int, limits: Limits) -> Tensor:
         words = "Decoding the picture takes too much memory. Make it smaller, or save it as JPEG."
         raise Refused(413, "memory", words) from error
     except Exception as error:  # a damaged file raises anything
-        raise Refused(422, "damaged", "The picture is damaged or incomplete.") from error
+        words = "The picture is damaged or incomplete. Send another copy."
+        raise Refused(422, "damaged", words) from error
 
 
 def check_size(image: Image.Image, limits: Limits) -> None:
@@ -112,34 +114,41 @@ def check_size(image: Image.Image, limits: Limits) -> None:
     if image.width * image.height > limits.max_pixels:
         raise _too_many_pixels(limits)
     if max(image.size) > limits.max_side:
-        words = f"The picture has {image.width:,} x {image.height:,} pixels. Send at most "
-        raise Refused(413, "pixels", f"{words}{limits.max_side:,} on a side.")
+        words = (
+            f"The picture has {image.width:,} x {image.height:,} pixels. Send one of at most "
+            f"{limits.max_side:,} on a side."
+        )
+        raise Refused(413, "pixels", words)
 
 
 def check_scans(scans: int, pixels: int, limits: Limits) -> None:
-    """Refuse a JPEG whose scans, each of which goes over the whole picture, are slow together."""
+    """Refuse a JPEG with many scans, each of which processes the whole picture."""
     if scans > MOST_SCANS or scans * pixels > USUAL_SCANS * limits.max_pixels:
         most = min(MOST_SCANS, USUAL_SCANS * limits.max_pixels // max(1, pixels))
         raise Refused(422, "scans", f"The JPEG has more than {most} scans. Save it again.")
 
 
 def _too_many_pixels(limits: Limits) -> Refused:
-    words = "The picture has too many pixels. Send at most"
-    return Refused(413, "pixels", f"{words} {limits.max_pixels:,}.")
+    words = f"The picture has too many pixels. Send one of at most {limits.max_pixels:,}."
+    return Refused(413, "pixels", words)
+
+
+def _empty() -> Refused:
+    return Refused(422, "empty", "The file is empty. Send a picture.")
 
 
 def check_structure(content: bytes) -> None:
-    """Refuse a file of so many parts that reading them takes seconds, whatever its size.
+    """Refuse a file with so many parts that reading them takes seconds, whatever its size.
 
-    What is no proper file passes: Pillow will say so.
+    Invalid files pass, since Pillow refuses them.
     """
-    if content.startswith(b"BM") and content[30:31] in (b"\1", b"\2"):  # Pillow does it in Python
+    if content.startswith(b"BM") and content[30:31] in (b"\1", b"\2"):  # in Python, slowly
         raise Refused(
             415, "compression", "A BMP with run-length encoding cannot be read. Save it as PNG."
         )
     for prefix, pieces in PIECES.items():
         if content.startswith(prefix):
-            with contextlib.suppress(struct.error, IndexError):  # it is cut off
+            with contextlib.suppress(struct.error, IndexError):  # the file is truncated
                 met = Counter(itertools.islice(pieces(content), MOST_PIECES + 1))
                 texts = sum(met[kind] for kind in PNG_TEXTS)
                 if met.total() > MOST_PIECES or texts > MOST_TEXTS:
@@ -161,8 +170,8 @@ def _png_chunks(content: bytes) -> Iterator[bytes]:
 
 
 def _jpeg_segments(content: bytes) -> Iterator[int]:
-    """Yield those before the first scan; what is between them counts byte by byte, as Pillow
-    reads it."""
+    """Yield the segments before the first scan; bytes between them count one by one, as Pillow
+    reads them."""
     at = 2
     while content[at : at + 2] != SCAN_START:
         first, marker = content[at], content[at + 1]
@@ -178,7 +187,7 @@ def _jpeg_segments(content: bytes) -> Iterator[int]:
 
 
 def _gif_blocks(content: bytes) -> Iterator[int]:
-    """Yield those before the first frame; what comes after it is not read."""
+    """Yield the blocks before the first frame; later ones are not read."""
     at = 13 + (3 << ((content[10] & 7) + 1) if content[10] & 0x80 else 0)
     while content[at] not in b",;":
         yield content[at]
@@ -201,24 +210,24 @@ def _riff_chunks(content: bytes) -> Iterator[bytes]:
 
 
 def _tiff_parts(content: bytes) -> Iterator[int]:
-    """The tags of the first image, which alone is read, and its strips or tiles.
+    """Yield the tags of the first image, the only one that is read, and its strips or tiles.
 
     Raises:
-        Refused: it is compressed in a way that is not read, or its tags claim more than there is.
+        Refused: its compression is not supported, or its tags claim more data than there is.
     """
     order = "<" if content.startswith(b"II") else ">"
     wide = content[2] == 43  # BigTIFF
     (at,) = struct.unpack_from(f"{order}{'Q' if wide else 'L'}", content, 8 if wide else 4)
     (count,) = struct.unpack_from(f"{order}{'Q' if wide else 'H'}", content, at)
     at += 8 if wide else 2
-    tags: dict[int, int] = {}  # the first or only value, or how many there are
+    tags: dict[int, int] = {}  # first or only value, or number of values
     claimed = 0
     for _ in range(count):
         tag, kind, values = struct.unpack_from(f"{order}HH{'Q' if wide else 'L'}", content, at)
         yield tag
         at += 12 if wide else 8
         claimed += values
-        if tag in (273, 279, 324, 325):  # places and lengths of strips and tiles
+        if tag in (273, 279, 324, 325):  # offsets and lengths of strips and tiles
             tags[tag] = values
         else:
             tags[tag] = struct.unpack_from(f"{order}{'H' if kind == 3 else 'L'}", content, at)[0]
@@ -248,14 +257,14 @@ PIECES: dict[bytes | tuple[bytes, ...], Callable[[bytes], Iterator[Any]]] = {
 
 
 class Decoders:
-    """Decodes pictures for the server.
+    """Decode pictures for the server.
 
-    Of those that wait, the next is of the client that has the fewest being decoded, and was served
-    least recently; of its pictures, the smallest file. Nobody makes the others wait for all that
-    he sent.
+    Of the waiting pictures, the next is one of the client that has the fewest being decoded and was
+    served least recently; of that client's pictures, the smallest file. So no client makes the
+    others wait for all of its pictures.
 
     Args:
-        side: of the network's input, pixels.
+        side: side of the network's input, in pixels.
     """
 
     def __init__(self, side: int, limits: Limits) -> None:
@@ -271,14 +280,14 @@ class Decoders:
         self._places = limits.decoders
         self._waiting: list[tuple[str, int, asyncio.Future[None]]] = []
         self._busy: Counter[str] = Counter()  # pictures being decoded, by client
-        self._served: dict[str, int] = {}  # when each client that is here was last served
+        self._served: dict[str, int] = {}  # turn in which each current client was last served
         self._turns = itertools.count(1)
 
     def start(self) -> None:
-        """Starts the processes, and waits until they are there.
+        """Start the processes, and wait until they are ready.
 
         Raises:
-            SpratError: the system does not give them.
+            SpratError: they cannot be started.
         """
         try:
             list(self._threads.map(_Process.start, self._processes))
@@ -290,14 +299,14 @@ class Decoders:
             ) from refused
 
     async def decode(self, file: BinaryIO, size: int, client: str) -> Tensor:
-        """A picture as the network is to see it: uint8, 3 x side x side.
+        """Return a picture as the network takes it: uint8, 3 x side x side.
 
         Args:
-            file: of `size` bytes, at its beginning.
-            client: who waits for it.
+            file: file of `size` bytes, at its beginning.
+            client: address of the client that waits for it.
 
         Raises:
-            Refused: as `decode`; or the picture takes too long.
+            Refused: as for `decode`, or decoding takes too long.
         """
         if size <= QUICK_BYTES:
             content = file.read()
@@ -313,7 +322,7 @@ class Decoders:
             return await loop.run_in_executor(self._threads, self._decode_apart, file)
 
     def close(self) -> None:
-        """Ends the processes, whatever they are at."""
+        """Kill the processes, whatever they are doing."""
         for process in self._processes:
             process.close()
         self._threads.shutdown()
@@ -321,7 +330,7 @@ class Decoders:
     def _decode_apart(self, file: BinaryIO) -> Tensor:
         content = file.read()
         if not content:
-            raise Refused(422, "empty", "The file is empty.")
+            raise _empty()
         process = self._free.get()
         try:
             return process.decode(content)
@@ -340,7 +349,7 @@ class Decoders:
             except asyncio.CancelledError:
                 if turn.cancelled():
                     self._waiting.remove((client, size, turn))
-                else:  # it had come at the same moment
+                else:  # its turn came at the same moment
                     self._hand_on()
                 raise
         self._busy[client] += 1
@@ -370,7 +379,7 @@ class Decoders:
 
 
 class _Process:
-    """A process that decodes one picture after another, and is replaced where one overruns.
+    """A process that decodes one picture after another, and is replaced if one takes too long.
 
     One thread at a time may use it; `close` may come from another.
     """
@@ -382,10 +391,10 @@ class _Process:
         self._closed = False
 
     def start(self) -> Connection:
-        """Starts it, unless it runs; gives the way to talk to it, once it listens.
+        """Start the process unless it runs; return the connection to it once it is ready.
 
         Raises:
-            Refused: the system gives no process, or the server is ending.
+            Refused: the process cannot be started, or the server is shutting down.
         """
         try:
             with self._lock:
@@ -410,7 +419,7 @@ class _Process:
             raise Refused(503, "no decoder", words) from error
 
     def decode(self, content: bytes) -> Tensor:
-        """Decode as the function `decode` does, there."""
+        """Call `decode` in the process."""
         pipe = self.start()
         try:
             pipe.send_bytes(content)
@@ -431,7 +440,7 @@ class _Process:
         return torch.from_numpy(pixels.copy())
 
     def close(self) -> None:
-        """Ends it for good; who waits for it finds the pipe's other end closed."""
+        """End the process for good; a thread that waits for it finds the pipe closed."""
         with self._lock:
             self._closed = True
             if self._running is not None:
@@ -450,8 +459,8 @@ class _Process:
 
 
 def _work(pipe: Connection, side: int, limits: Limits) -> None:
-    """Decode, in the process, until the server closes the pipe or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the server, and that this
+    """Decode pictures, in the process, until the server closes the pipe or has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the server, which ends this process
     _bound_memory(limits.decode_memory)
     pipe.send_bytes(b"ready")
     while True:
@@ -460,7 +469,7 @@ def _work(pipe: Connection, side: int, limits: Limits) -> None:
         except (EOFError, OSError):
             return
         try:
-            # a letter, so that no pixels look like a refusal
+            # a prefix, so that pixels cannot be mistaken for a refusal
             answer = b"+" + decode(content, side, limits).numpy().tobytes()
         except Refused as refused:
             why = {"status": refused.status, "reason": refused.reason, "message": refused.message}
@@ -469,7 +478,7 @@ def _work(pipe: Connection, side: int, limits: Limits) -> None:
 
 
 def _bound_memory(more: int) -> None:
-    """Lets this process take so many bytes more than it has, if the system reports it."""
+    """Limit this process to `more` bytes beyond its present memory, if the system reports that."""
     with contextlib.suppress(ImportError, OSError):
         import resource
 

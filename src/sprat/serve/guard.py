@@ -1,5 +1,5 @@
-"""Checks that every request passes before the application: limits, headers, the log and the
-counts."""
+"""Checks of every request before it reaches the application: limits and headers; log and
+counters."""
 
 import asyncio
 import contextlib
@@ -19,12 +19,12 @@ from sprat.serve.metrics import Metrics
 from sprat.serve.origins import check_host, check_origin
 from sprat.serve.refusals import Refused
 
-LIMITED_PATH = "/predict"  # all others cost next to nothing, and must answer when it is busy
-HEALTH_PATH = "/healthz"  # asked by whatever name, by what watches the server
+LIMITED_PATH = "/predict"  # others are cheap, and must be answered when the server is busy
+HEALTH_PATH = "/healthz"  # monitoring may use any host name
 LINGER = 2.0  # seconds
-PATIENCE = 5.0  # seconds; a body that takes longer gives up its place where there is no other
+PATIENCE = 5.0  # seconds; a slower body gives up its place if all are taken
 RETRY_AFTER = {"Retry-After": "1"}  # seconds
-CLIENT_LEFT = 499  # what web servers log for one that did not wait
+CLIENT_LEFT = 499  # logged by web servers when the client has left
 PROTECTION = [
     (
         b"content-security-policy",
@@ -38,17 +38,17 @@ PROTECTION = [
 
 
 class Record:
-    """A record for the log and the counts of a request; nothing comes from a picture."""
+    """A request's record for log and counters; it contains nothing from pictures."""
 
     def __init__(self, client: str, method: str = "", path: str = "") -> None:
         self.client, self.method, self.path = client, method, path
-        self.status = CLIENT_LEFT  # until an answer begins
+        self.status = CLIENT_LEFT  # until a response begins
         self.bytes_in = self.bytes_out = 0
         self.id = secrets.token_hex(8)
         self._began = time.perf_counter()
 
     def write(self, log: Log, metrics: Metrics) -> None:
-        """Writes a line of JSON, and counts."""
+        """Write a line of JSON to the log, and update the counters."""
         seconds = time.perf_counter() - self._began
         line = {
             "time": now(),
@@ -66,10 +66,10 @@ class Record:
 
 
 class Guard:
-    """Wraps an ASGI application, whose bodies it bounds in bytes and time as they come.
+    """Wrapper of an ASGI application that limits request bodies in bytes and time.
 
     Args:
-        hosts: names by which it may be called; None: any.
+        hosts: host names that requests may use; None: any.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Guard:
         self._app, self._limits, self._metrics, self._log = app, limits, metrics, log
         self._hosts = hosts
         self._under_way: Counter[str] = Counter()  # predictions, by client
-        self._holding: dict[_Exchange, None] = {}  # their exchanges, the first to come first
+        self._holding: dict[_Exchange, None] = {}  # their exchanges, oldest first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -97,10 +97,10 @@ class Guard:
             if scope["path"] == LIMITED_PATH:
                 exchange.leave = self._enter(exchange)
             await self._app(scope, exchange.receive, exchange.send)
-        except Refused as refused:  # no place; the application answers its own
+        except Refused as refused:  # no place; the application handles its own refusals
             self._metrics.refused(refused.reason)
             await refused.response()(scope, exchange.receive, exchange.send)
-        except asyncio.CancelledError:  # the server ends, and has cut the connection
+        except asyncio.CancelledError:  # the server is shutting down and has closed the connection
             pass
         finally:
             exchange.leave()
@@ -109,7 +109,7 @@ class Guard:
     def _enter(self, exchange: "_Exchange") -> Callable[[], None]:
         """Take a place among the predictions in progress; return the function that frees it.
 
-        Where all are taken, a body that does not come gives up its place.
+        If all are taken, a request whose body does not arrive gives up its place.
         """
         client = household(exchange.record.client)
         if self._under_way[client] >= self._limits.max_requests_per_client:
@@ -136,7 +136,7 @@ class Guard:
 
 
 def household(client: str) -> str:
-    """Who counts as one client: an IPv4 address, or the 2^64 addresses that an IPv6 host has."""
+    """Return what counts as one client: an IPv4 address, or the /64 network of an IPv6 address."""
     if ":" not in client:
         return client
     try:
@@ -150,25 +150,25 @@ def _nothing() -> None:
 
 
 class _Exchange:
-    """A request and its answer, counted as they pass."""
+    """A request and its response, whose bytes are counted."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
         self._receive, self._send, self._limits = receive, send, limits
         client = scope["client"][0] if scope["client"] else ""
         self.record = Record(client, scope["method"], scope["path"])
         self.headers = Headers(scope=scope)
-        self.leave: Callable[[], None] = _nothing  # frees the place, once the answer is there
+        self.leave: Callable[[], None] = _nothing  # frees the place once there is a response
         self._began = asyncio.get_running_loop().time()
-        self._waiting: asyncio.Timeout | None = None  # for a piece of the body
+        self._waiting: asyncio.Timeout | None = None  # for a chunk of the body
         self._gave_up = False
-        self._declared = int(self.headers.get("content-length", 0))  # the parser lets digits pass
+        self._declared = int(self.headers.get("content-length", 0))  # the parser checked the digits
         self._body_left = bool(self._declared) or "transfer-encoding" in self.headers
 
     async def receive(self) -> Message:
-        """The next piece of the body.
+        """Return the next chunk of the body.
 
         Raises:
-            Refused: it is too large, or has not come in time.
+            Refused: the body is too large or has not arrived in time.
         """
         if not self._body_left:
             return await self._receive()
@@ -196,7 +196,7 @@ class _Exchange:
         return message
 
     def give_up(self) -> bool:
-        """Ends the wait for a body that takes long; says whether there was one."""
+        """Stop waiting for a slow body; return whether there was one."""
         now = asyncio.get_running_loop().time()
         if self._waiting is None or self._gave_up or now < self._began + PATIENCE:
             return False
@@ -205,10 +205,10 @@ class _Exchange:
         return True
 
     async def send(self, message: Message) -> None:
-        """Sends a piece of the answer on, with the headers that every answer has.
+        """Send a chunk of the response, with the headers that every response has.
 
-        Who is still sending would see the connection break and never the answer, were it closed
-        at once; so the rest of a body is read for a while, and thrown away.
+        If the connection were closed at once, a client that is still sending would see it break and
+        never read the response; so the rest of the body is read for a while and discarded.
         """
         if message["type"] == "http.response.start":
             self.leave()

@@ -1,4 +1,4 @@
-"""Limits of one server."""
+"""Limits of a server."""
 
 import dataclasses
 import math
@@ -6,9 +6,9 @@ import sys
 
 from sprat.errors import SpratError
 
-PILLOWS_MAX_PIXELS = 89_478_485  # above them Pillow warns by itself, above twice as many it refuses
+PILLOWS_MAX_PIXELS = 89_478_485  # Pillow warns above this, and refuses above twice as many
 BACKLOG = 128  # connections that the system holds until they are accepted
-SPARE = 64  # connections above the limit, which are told so before they are closed
+SPARE = 64  # connections above the limit, which get a response before they are closed
 OWN_FILES = 40  # files that the server itself keeps open: sockets, pipes to its processes, its log
 
 
@@ -61,10 +61,10 @@ class Limits:
 
 
 def check_port(port: int) -> None:
-    """Check the number of a TCP port; 0 is any free one.
+    """Check the number of a TCP port; 0 stands for a free one.
 
     Raises:
-        SpratError: there is no such port.
+        SpratError: it is not a port's number.
     """
     if not 0 <= port <= 65535:
         raise SpratError(
@@ -74,7 +74,7 @@ def check_port(port: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Connections:
-    """Count of the connections that this process can hold."""
+    """Numbers of connections that this process can handle: most, spare above those, backlog."""
 
     most: int
     spare: int
@@ -82,16 +82,16 @@ class Connections:
 
 
 def allow_connections(limits: Limits) -> Connections:
-    """Raise the limit of open files as far as is needed and allowed, and divide what there is.
+    """Raise the limit of open files as far as needed and allowed, and divide the files.
 
     Raises:
-        SpratError: the system allows so few open files that hardly a client could connect.
+        SpratError: the system allows too few open files for a server.
     """
     if sys.platform == "win32":
         return Connections(limits.max_connections, SPARE, BACKLOG)
     import resource
 
-    # a connection each, and the uploads that are on disk, each of 1 MiB or more
+    # one for each connection and for each upload on disk (of 1 MiB or more)
     uploads = limits.max_requests * min(limits.max_files, limits.max_body >> 20)
     wanted = limits.max_connections + SPARE + BACKLOG + OWN_FILES + uploads
     files, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

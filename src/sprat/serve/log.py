@@ -1,4 +1,4 @@
-"""Lines to stdout and stderr that nobody need read, and no disk need have room for."""
+"""Logging to stdout and stderr that never blocks, even if nobody reads or the disk is full."""
 
 import json
 import logging
@@ -10,22 +10,22 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 
 MOST_WAITING = 10_000  # lines
-GATHER_SECONDS = 0.02  # a thread that wakes for each line would hold up the others
+GATHER_SECONDS = 0.02  # waking the thread for each line would slow down the others
 AT_ONCE = 100  # lines
 
 
 def now() -> str:
-    """The time of a line, in UTC."""
+    """Return the current time for a line of the log, in UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 class Log:
-    """Writes lines in a thread of its own; drops and counts them where that cannot keep up.
+    """Write lines in a separate thread; drop and count them if it cannot keep up.
 
-    A line later says how many were dropped: {"time": …, "dropped": …}.
+    A later line reports the number of dropped ones: {"time": …, "dropped": …}.
 
     Args:
-        descriptor: the file to write to.
+        descriptor: descriptor of the file to write to.
         dropped: called with the number of dropped lines, in any thread.
     """
 
@@ -39,14 +39,14 @@ class Log:
         self._thread.start()
 
     def write(self, line: str) -> None:
-        """Queues a line, without its end; never waits."""
+        """Queue a line, given without its line break; never block."""
         if self._lines.qsize() < MOST_WAITING:
             self._lines.put(line)
         else:
             self._drop(1)
 
     def close(self, seconds: float) -> None:
-        """Waits for what is queued to be written, but no longer than so many seconds."""
+        """Wait until all queued lines are written, for at most so many seconds."""
         self._lines.put(None)
         self._thread.join(seconds)
 
@@ -73,13 +73,13 @@ class Log:
                 line = self._lines.get()
 
     def _write(self, lines: list[str]) -> int:
-        """Return how many of the lines could not be written whole."""
+        """Write lines; return how many of them could not be written completely."""
         rest = "".join(f"{line}\n" for line in lines).encode(errors="replace")
         if self._cut:
             rest = b"\n" + rest
         before = len(rest)
         try:
-            # by the descriptor: Python's own file would hold a lock that its end waits for
+            # by the descriptor: Python's file object has a lock, for which the exit would wait
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
         except OSError:
@@ -90,7 +90,7 @@ class Log:
 
 
 class Handler(logging.Handler):
-    """Passes the records of Python's logging on to a `Log`."""
+    """Handler that passes the records of Python's logging to a `Log`."""
 
     def __init__(self, log: Log, level: int) -> None:
         super().__init__(level)

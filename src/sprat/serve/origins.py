@@ -1,4 +1,4 @@
-"""Who may ask: by which names the server is called, from whose pages, through which proxies."""
+"""Checks of a request's origin: allowed host names, origins of pages, and trusted proxies."""
 
 import ipaddress
 import re
@@ -20,13 +20,13 @@ def is_loopback(address: str) -> bool:
 
 
 def parse_hosts(text: str) -> frozenset[str] | None:
-    """The names by which the server may be called, loopback names among them; None for any.
+    """Return the host names that requests may use, including loopback names; None for any.
 
     Args:
         text: names or addresses without ports, separated by commas; or "*".
 
     Raises:
-        SpratError: one of them is no name.
+        SpratError: one of them is not a name.
     """
     names = [name.strip().lower() for name in text.split(",") if name.strip()]
     if names == ["*"]:
@@ -42,10 +42,11 @@ def parse_hosts(text: str) -> frozenset[str] | None:
 
 
 def parse_proxies(text: str) -> list[Network]:
-    """The addresses and networks whose X-Forwarded-For is believed.
+    """Return the addresses and networks whose X-Forwarded-For is trusted.
 
     Raises:
-        SpratError: one is no address, or they are everybody's, who could then claim any address.
+        SpratError: one is not an address, or they include all clients, which could then claim any
+            address.
     """
     networks = []
     for word in filter(None, map(str.strip, text.split(","))):
@@ -64,9 +65,9 @@ def parse_proxies(text: str) -> list[Network]:
 
 
 def check_host(headers: Headers, allowed: frozenset[str] | None) -> None:
-    """Refuse a request that calls the server by a name that is not its own.
+    """Refuse a request whose Host header is not one of the server's names.
 
-    A page of a stranger whose name suddenly points to this machine ends here.
+    This stops DNS rebinding: a foreign page whose name is made to resolve to this machine.
     """
     if allowed is None:
         return
@@ -81,9 +82,9 @@ def check_host(headers: Headers, allowed: frozenset[str] | None) -> None:
 
 
 def check_origin(method: str, headers: Headers) -> None:
-    """Refuse what a browser sends on behalf of a page that is not this server's.
+    """Refuse a request that a browser sends for a page of another origin.
 
-    Programs send neither header.
+    Other programs send neither header.
     """
     if method in SAFE_METHODS:
         return

@@ -1,5 +1,4 @@
-"""Files that are sent as they are: the page, its style and script, sample pictures, the
-documentation."""
+"""Static content: the page, its style and script, sample pictures, and the documentation."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,11 +23,11 @@ from sprat.shapes import mismatch
 from sprat.text import visible
 
 PAGE = Path(__file__).parent / "page"
-SHOWN = 10  # classes on the page, the most probable
+SHOWN = 10  # most probable classes on the page
 
 
 class Fixed(NamedTuple):
-    """An answer that is the same for everybody."""
+    """A static response."""
 
     content: bytes
     media_type: str
@@ -37,12 +36,12 @@ class Fixed(NamedTuple):
 def fixed_answers(
     model: Model, place: Path, openapi: dict[str, Any], explains: bool = True
 ) -> dict[str, Fixed]:
-    """Everything that the page is made of, by path.
+    """Return all static responses by path.
 
     Args:
-        model: what is served, read from `place`, a file or a run's folder.
-        openapi: the interface's description, shown under /docs.
-        explains: whether the model can say where in a picture it looked.
+        model: served model, read from `place`, a file or a run's folder.
+        openapi: description of the API, shown under /docs.
+        explains: whether the model can be explained.
     """
     templates = Environment(loader=FileSystemLoader(PAGE), autoescape=True)
     samples = {name: png(pixels) for name, pixels in draw_samples(model.classes).items()}
@@ -67,7 +66,7 @@ def fixed_answers(
 
 
 def facts(model: Model, place: Path) -> dict[str, str]:
-    """Return what a page says of a model: size, and accuracy where it was measured."""
+    """Return the facts about a model for the page: its size, and its accuracy if measured."""
     known = {"parameters": f"{sum(p.numel() for p in model.network.parameters()):,}"}
     folder = place if place.is_dir() else place.parent
     split: Split = "test"

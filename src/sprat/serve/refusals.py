@@ -1,4 +1,4 @@
-"""Refusals to a client, in words, with a status and a reason that is counted."""
+"""Refusals of requests: a message for the client, a status, and a reason for the metrics."""
 
 from collections.abc import Mapping
 
@@ -9,10 +9,10 @@ class Refused(Exception):
     """A request, or one picture of it, that gets no prediction.
 
     Args:
-        status: of the answer.
-        reason: one word or two for the metrics, never from the client.
-        message: what was expected and the remedy, for the client.
-        headers: of the answer, besides.
+        status: status of the response.
+        reason: one or two words for the metrics, never from the client.
+        message: problem and remedy, for the client.
+        headers: additional headers of the response.
     """
 
     def __init__(

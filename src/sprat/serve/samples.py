@@ -1,4 +1,4 @@
-"""Pictures to try: own drawings of classes that a model may know."""
+"""Sample pictures: our own drawings of common classes."""
 
 import tomllib
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ from sprat.data import shapes10
 
 DRAWINGS = Path(__file__).parent / "page" / "samples.toml"
 SIDE = 160  # pixels
-FINE = 3  # drawn so many times larger, then shrunk: smooth edges
+FINE = 3  # drawn so many times larger, then reduced, for smooth edges
 
 
 def draw_samples(classes: Sequence[str]) -> dict[str, Tensor]:
-    """Pictures of those of a model's classes that can be drawn, uint8, 3 x side x side each."""
+    """Return drawings of those classes that there is a drawing of: uint8, 3 x side x side."""
     if tuple(classes) == shapes10.CLASSES:
         drawn, _ = shapes10.load(seed=1, train_images=len(classes), test_images=1)
         return dict(sorted(zip((classes[i] for i in drawn.targets), drawn.images[:], strict=True)))

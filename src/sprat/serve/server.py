@@ -1,4 +1,4 @@
-"""The process that serves: its socket, its connections, its signals, its log."""
+"""The server process: its socket, connections, signals and log."""
 
 import asyncio
 import ipaddress
@@ -27,11 +27,11 @@ from sprat.serve.metrics import Metrics
 from sprat.serve.origins import Network, is_loopback, parse_hosts, parse_proxies
 from sprat.zoo import best, locate
 
-GRACE_SECONDS = 7  # after SIGTERM, for requests under way; then connections are cut
+GRACE_SECONDS = 7  # after SIGTERM, for requests in progress; then connections are closed
 MOST_HEADERS = 100
 HEAD_BYTES = 1 << 16  # of a request's line and headers
-MOST_PIPELINED = 16  # requests that wait for the answers to those before, in one connection
-SEND_BUFFER = 1 << 16  # bytes of a connection's answers that the system keeps
+MOST_PIPELINED = 16  # requests of one connection that wait for earlier responses
+SEND_BUFFER = 1 << 16  # bytes of a connection's responses that the system buffers
 TELL_AGAIN = 60  # seconds
 
 
@@ -44,16 +44,17 @@ def run(
     trusted_proxies: str = "",
     allowed_hosts: str = "",
 ) -> None:
-    """Answers requests until SIGTERM or Ctrl-C, and then finish those in progress.
+    """Serve requests until SIGTERM or Ctrl-C, then finish those in progress.
 
-    Writes a line of JSON to stdout for each request, and to stderr where it listens.
+    Write a line of JSON to stdout for each request, and the server's address to stderr.
 
     Args:
-        model: a file, a run's folder or a shipped model's name; None: the best that ships.
-        port: 0 takes a free one.
-        trusted_proxies: addresses, by commas, whose X-Forwarded-For is believed.
-        allowed_hosts: names, by commas, by which requests may call the server, besides this
-            machine's own; "*" for any.
+        model: a file, a run's folder or a shipped model's name; None: the most accurate shipped
+            model.
+        port: port to listen on; 0: a free one.
+        trusted_proxies: addresses, separated by commas, whose X-Forwarded-For is trusted.
+        allowed_hosts: host names, separated by commas, that requests may use besides loopback
+            names; "*": any.
 
     Raises:
         SpratError: there is no such model, device or address, the port is taken, or `host` can be
@@ -67,8 +68,8 @@ def run(
             hosts = hosts and hosts | {host.lower(), address}
         elif not allowed_hosts.strip():
             raise SpratError(
-                f"--host {host} accepts other machines, but no name is allowed by which they may "
-                "call this one. List its names, for example --allowed-hosts "
+                f"--host {host} accepts other machines, but no host name is allowed for their "
+                "requests. List the names of this machine, for example --allowed-hosts "
                 "example.org,192.0.2.7, or give --allowed-hosts '*'."
             )
         prepare()
@@ -98,7 +99,7 @@ def run(
         def stop(number: int, frame: FrameType | None) -> None:
             server.should_exit = True
 
-        # uvicorn has its own while it runs, and raises the signal again at the end
+        # uvicorn replaces the handlers while it runs, and raises the signal again at the end
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
         try:
@@ -109,19 +110,19 @@ def run(
 
 
 def listen(host: str, port: int, backlog: int) -> socket.socket:
-    """A socket whose connections wait until the model is there."""
+    """Return a listening socket, whose connections wait until the model is ready."""
     check_port(port)
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server(address, family=family, backlog=backlog)
-        # an answer is several small writes, and connections inherit this: without it each waits
-        # for the client to acknowledge the one before, 40 ms
+        # inherited by connections: a response is several small writes, each of which would wait
+        # 40 ms for the client to acknowledge the previous one
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # the system would take megabytes for a client that never reads, and hide that it does not
+        # the system would buffer megabytes for a client that never reads, and hide that
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         return listener
     except OSError as error:
-        why = str(error.strerror).partition(" (")[0]  # what follows is the address again
+        why = str(error.strerror).partition(" (")[0]  # the rest repeats the address
         raise SpratError(
             f"sprat cannot listen on {host} port {port}: {why}. Give another --port (0: choose a "
             "free one) or --host."
@@ -129,9 +130,9 @@ def listen(host: str, port: int, backlog: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's, which says where it listens once it does, and ends whatever clients do."""
+    """uvicorn's server, which prints its address when it is ready and always shuts down."""
 
-    _told = -math.inf  # when a failure to accept was last told
+    _told = -math.inf  # when a failure to accept was last reported
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(self._failed)
@@ -157,8 +158,7 @@ class _Server(uvicorn.Server):
             connection.transport.abort()
 
     def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Handle a failure: at the limit of open files asyncio waits a second, and would print
-        each connection."""
+        """Handle a failure: at the limit of open files, asyncio would report every connection."""
         if "accept" not in context["message"]:
             loop.default_exception_handler(context)
         elif time.monotonic() >= self._told + TELL_AGAIN:
@@ -175,14 +175,14 @@ def _protocol(
     metrics: Metrics,
     log: Log,
 ) -> type[HttpToolsProtocol]:
-    """uvicorn's protocol, for clients that are slow, that are many, or that speak no HTTP."""
+    """Return uvicorn's protocol with limits for clients that are slow, numerous or not HTTP."""
     by_client: Counter[str] = Counter()  # connections
     per_client = limits.max_connections_per_client
 
     class Protocol(HttpToolsProtocol):
-        head_timer: asyncio.TimerHandle | None = None  # while headers are waited for
+        head_timer: asyncio.TimerHandle | None = None  # while waiting for headers
         head_bytes = 0
-        send_timer: asyncio.TimerHandle | None = None  # while an answer waits to be read
+        send_timer: asyncio.TimerHandle | None = None  # while a response waits to be read
         refused = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -238,7 +238,7 @@ def _protocol(
             super().on_headers_complete()
 
         def eof_received(self) -> bool | None:  # type: ignore[override]
-            """Who sends no more may still read the answer to what came whole."""
+            """Keep open for a client that has stopped sending but may still read responses."""
             if self.refused or self.is_idle() or self.cycle.more_body:
                 return None
             self.cycle.keep_alive = False
@@ -255,14 +255,14 @@ def _protocol(
                 self.send_timer = None
 
         def send_400_response(self, msg: str) -> None:
-            """Answer what is no HTTP."""
+            """Respond to data that is not HTTP."""
             if self.is_idle():
                 self.refuse(400, "http", "The request is not valid HTTP.")
             elif self.cycle.more_body and not self.cycle.response_started:
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()
                 self.refuse(400, "http", "The chunks of the body cannot be read.")
-            else:  # those before it are answered
+            else:  # earlier requests are answered
                 self.refused = True
                 self.cycle.keep_alive = False
 
@@ -283,7 +283,7 @@ def _protocol(
             self.transport.abort()
 
         def refuse(self, status: int, reason: str, words: str) -> None:
-            """Answers what never becomes a request, and closes once the client has read that."""
+            """Respond to what is not a valid request; close once the client has read that."""
             self.refused = True
             self._unset_keepalive_if_required()
             record = Record(self.peer)

@@ -1,4 +1,4 @@
-"""Uploads of a client: the parts of its body; and pictures to send back."""
+"""Uploaded files of a request, and pictures in responses."""
 
 import base64
 import errno
@@ -17,16 +17,17 @@ from sprat.serve.limits import Limits
 from sprat.serve.refusals import Refused
 
 FIELD = "images"
-MAX_TEXT_FIELDS = 100  # none is used; a form may send some beside its files
+MAX_TEXT_FIELDS = 100  # none is used, but a form may contain some
 
 
 @asynccontextmanager
 async def read_uploads(request: Request, limits: Limits) -> AsyncIterator[list[UploadFile]]:
-    """The files of the field `images`, in memory or, from 1 MiB on, on disk; gone at the end.
+    """Yield the files of the field `images`, in memory or, from 1 MiB, on disk; delete them at the
+    end.
 
     Raises:
-        Refused: the body is no multipart form, holds no file there or too many, or there is no
-            room for it.
+        Refused: the body is not a multipart form, contains no file in the field or too many, or
+            cannot be stored.
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         words = (
@@ -65,12 +66,12 @@ async def read_uploads(request: Request, limits: Limits) -> AsyncIterator[list[U
 
 
 def png(pixels: Tensor) -> bytes:
-    """uint8, C x H x W, as a PNG file."""
+    """Return pixels (uint8, C x H x W) as a PNG file."""
     file = io.BytesIO()
     Image.fromarray(to_channels(pixels, 3).permute(1, 2, 0).numpy()).save(file, "PNG")
     return file.getvalue()
 
 
 def data_uri(pixels: Tensor) -> str:
-    """The same, for an image's address in a page."""
+    """Return pixels (uint8, C x H x W) as a PNG in a data URI."""
     return f"data:image/png;base64,{base64.b64encode(png(pixels)).decode()}"

@@ -1,1 +1,1 @@
-"""Settings: what one is (field), the tables of them (config), files of them (recipes)."""
+"""Settings: their declaration (field), tables of settings (config), files of settings (recipes)."""

@@ -1,8 +1,8 @@
-"""The tables of settings that decide a run.
+"""The tables of settings that determine a run.
 
-A table stands with what it sets: NetworkConfig in models/, OptimConfig in optim/, AugmentConfig and
-MixingConfig in augment/, PicturesConfig in data/, the others here. A number that switches something
-off is 0, since TOML has no null.
+A table is defined next to the code that it configures: NetworkConfig in models/, OptimConfig in
+optim/, AugmentConfig and MixingConfig in augment/, PicturesConfig in data/; the others are here. A
+number that switches something off is 0, since TOML has no null.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ class EMAConfig(Table, name="ema"):
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(Table, name="distill"):
-    """Trained networks whose answers are learnt together with the labels."""
+    """Distillation: trained networks whose predictions are learnt together with the labels."""
 
     teacher: tuple[str, ...] = setting(
         (),
@@ -79,7 +79,7 @@ class DistillConfig(Table, name="distill"):
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig(Table, name="budget"):
-    """Limits on the network; training is refused if one is broken."""
+    """Limits on the network; training is refused if it does not meet them."""
 
     max_parameters: int = limit("Maximum number of parameters", scale=COUNT)
     max_macs: int = limit("Maximum number of multiply-accumulates per image", scale=COUNT)
@@ -96,7 +96,7 @@ class BudgetConfig(Table, name="budget"):
 
     @property
     def limits(self) -> dict[str, int]:
-        """Each limit; 0 where there is none."""
+        """Each limit; 0 if there is none."""
         return {k: v for k, v in dataclasses.asdict(self).items() if k != "stored_as"}
 
 
@@ -289,15 +289,15 @@ class Config(Table):
 
     @classmethod
     def recorded(cls, values: dict[str, Any], source: str) -> Self:
-        """Build a config from what a run wrote of it, maybe one of an older sprat.
+        """Build a config from one that a run recorded, also in an older version of sprat.
 
         Raises:
-            SpratError: as `from_dict`.
+            SpratError: as for `from_dict`.
         """
         config = cls.from_dict(values, source)
         network = NetworkConfig.recorded(config.network.to_dict())
         pictures = config.pictures
-        if "channels" not in values.get("pictures", {}):  # once there were always three
+        if "channels" not in values.get("pictures", {}):  # older versions always had three
             pictures = dataclasses.replace(pictures, channels=3)
         return dataclasses.replace(config, network=network, pictures=pictures)
 
@@ -308,7 +308,7 @@ class Config(Table):
 
     @property
     def all_folds(self) -> bool:
-        """Return whether a run for each fold is asked for, rather than one run."""
+        """Return whether a run for each fold is requested, rather than one run."""
         return self.folds > 0 and not self.fold
 
     def changed(self, settings: Mapping[str, Any]) -> Self:
@@ -340,10 +340,10 @@ class Config(Table):
         return self.from_dict(_nest(known | dict(settings)))
 
     def in_proportion(self, epochs: int) -> Self:
-        """Return the config with so many epochs; what it counts in epochs keeps its share of the
-        run: warm-up, epochs without mixing, image sides and patience.
+        """Return the config with another number of epochs; settings counted in epochs keep their
+        share of the run: warm-up, epochs without mixing, image sides and patience.
 
-        How often it is evaluated stays the same.
+        The number of epochs between evaluations does not change.
         """
         if epochs == self.epochs:
             return self
@@ -368,7 +368,7 @@ class Config(Table):
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
-# How and on what a recipe is run; no departure from it.
+# How and on what data a recipe is run; these do not count as departures from the recipe.
 RUN_FIELDS = frozenset(
     {"dataset", "final", "folds", "fold", "seed", "device", "kernels", "threads"}
 )
@@ -376,11 +376,11 @@ IN_EPOCHS = ("optim.warmup_epochs", "mixing.off_epochs", "augment.sides", "patie
 
 
 def _with_network(values: Any) -> Any:
-    """Return a config's values with its network in a table, as older recipes and runs, which name
-    it by `model = "SpratS"`, do not have it.
+    """Return a config's values with its network in a table; older recipes and runs name it by
+    `model = "SpratS"`.
 
     Raises:
-        SpratError: the network is named twice.
+        SpratError: the network is given in both ways.
     """
     if not isinstance(values, dict) or "model" not in values:
         return values
@@ -415,12 +415,12 @@ def _build(table: Any, values: Any, prefix: str = "") -> Any:
 
 def _unknown(name: Any, hint: str) -> SpratError:
     return SpratError(
-        f"Unknown setting {shown(name)}{hint or '.'} sprat train --help lists all settings."
+        f"Unknown setting {shown(name)}{hint or '.'} See sprat train --help for all settings."
     )
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings by their whole names: {"epochs": 16, "optim.lr": 0.4, …}."""
+    """Return nested settings by their full names: {"epochs": 16, "optim.lr": 0.4, …}."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
@@ -431,7 +431,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _nest(flat: dict[str, Any]) -> dict[str, Any]:
-    """Do the reverse of `flatten`."""
+    """Return the nested settings of flat ones: the inverse of `flatten`."""
     values: dict[str, Any] = {}
     for name, value in flat.items():
         *tables, key = name.split(".")

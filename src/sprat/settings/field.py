@@ -1,10 +1,10 @@
-"""A setting is declared once: its type, default, bounds or choices, unit and sentence.
+"""Declarations of settings: type, default, bounds or choices, unit and help text, in one place.
 
     @dataclass(frozen=True, kw_only=True)
     class OptimConfig(Table, name="optim"):
         lr: float = setting(0.25, "Peak learning rate", above=0)
 
-The command line's help, docs/reference and every error read this declaration.
+The command line's help, docs/reference and all error messages are made from these declarations.
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from sprat.errors import SpratError, shown
 from sprat.option import Parameter, Token, convert
 
-LARGEST = 2**53  # the whole numbers up to here are floats too
+LARGEST = 2**53  # floats represent all whole numbers up to here
 MOST_SEED = 2**63 - 1
 LONGEST_TEXT = 4_096  # characters; no path is longer
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Short forms of a large whole number: "64K" bytes, "100k" parameters."""
+    """Short forms for large whole numbers: "64K" bytes, "100k" parameters."""
 
     suffixes: Mapping[str, int]
     example: str
@@ -36,16 +36,16 @@ class Scale:
 
     @property
     def expected(self) -> str:
-        """Words in which an error says what is expected."""
+        """Description of the expected value, for error messages."""
         factors = ", ".join(f"{suffix} is {factor:,}" for suffix, factor in self.suffixes.items())
         of_unit = f" of {self.unit}" if self.unit else ""
         plain = self.number(self.example)
         return f"a whole number{of_unit}, such as {plain} or {self.example} ({factors})"
 
     def number(self, text: str) -> int | None:
-        """Return the number that a text stands for; None if it is no whole number.
+        """Return the number that a text represents; None if it is not a whole number.
 
-        Capitals matter: k is 1,000 and K 1,024, so that neither is taken for the other.
+        Case matters: k is 1,000 and K is 1,024.
         """
         try:
             return int(text, 0)  # 0x10000 and 20_000_000 too
@@ -63,7 +63,7 @@ BYTES = Scale({"K": 2**10, "M": 2**20, "G": 2**30}, "64K", "bytes")
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Declaration of one setting; `setting` makes one."""
+    """Declaration of a setting, made by `setting`."""
 
     about: str
     default: Any
@@ -82,22 +82,22 @@ class Setting:
 
     @property
     def help(self) -> str:
-        """One line for the command line and the reference."""
+        """Help text for the command line and the reference, in one line."""
         about = self.about
         if self.unit not in about:
             about += f", in {self.unit}"
-        if self.choices and not isinstance(self.choices[0], str):  # the command line lists names
+        if self.choices and not isinstance(self.choices[0], str):  # cyclopts lists names
             about += f": {either(self.choices)}"
         if self.scale is not None:
             about += f", such as {self.scale.example}"
         return f"{about}; 0: {self.zero}." if self.zero else f"{about}."
 
     def converted(self, value: Any) -> Any:
-        """Return a value as the setting keeps it: a whole number as a float where that is its
-        type, a list or a single item of one as a tuple.
+        """Return a value in the setting's type: a whole number as a float if the setting is one, a
+        list or a single item of a list as a tuple.
 
         Raises:
-            SpratError: it is of another type, out of bounds or none of the choices.
+            SpratError: it has another type, is out of bounds or is not one of the choices.
         """
         if typing.get_origin(self.type) is not tuple:
             return self._converted(value, value)
@@ -108,7 +108,7 @@ class Setting:
         return tuple(self._converted(item, value) for item in items)
 
     def _converted(self, item: Any, value: Any) -> Any:
-        """`item` of the list `value`, or `value` itself."""
+        """Return `item`, which is `value` or an item of the list `value`, in the setting's type."""
         if self.choices:
             if not any(item == choice and type(item) is type(choice) for choice in self.choices):
                 raise self._refused(value, self._expected)
@@ -141,7 +141,7 @@ class Setting:
 
     @property
     def _kind(self) -> Any:
-        """Its type; that of its items if it is a list."""
+        """The setting's type, or that of its items if it is a list."""
         return typing.get_args(self.type)[0] if self._is_list else self.type
 
     @property
@@ -174,7 +174,7 @@ class Setting:
 
     @property
     def _bounds(self) -> str:
-        """ "0 (one per core) to 1,024", "above 0 and at most 0.5", "0 to 180 degrees"."""
+        """Bounds: "0 (one per core) to 1,024", "above 0 and at most 0.5", "0 to 180 degrees"."""
         low, high = self.at_least, self.at_most
         zero = f" ({self.zero})" if self.zero and low == 0 else ""
         unit = f" {self.unit}" if self.unit else ""
@@ -216,12 +216,12 @@ def setting(
     a Literal of its choices, or a tuple of one of these.
 
     Args:
-        about: what it does, without a full stop; see `Setting.help` for what is added.
-        choices: the table it chooses from.
-        unit: "pixels", say.
-        zero: what 0 stands for, if that is special.
-        scale: COUNT or BYTES, if it may be written as 100k or 64K.
-        formerly: the name it once had, which recipes and commands may still use.
+        about: what it does, without a full stop; `Setting.help` adds unit, choices and zero.
+        choices: permitted values.
+        unit: unit of the value, such as "pixels".
+        zero: meaning of 0, if that is special.
+        scale: COUNT or BYTES, if the value may be written as 100k or 64K.
+        formerly: former name, which recipes and commands may still use.
     """
     declared = Setting(
         about=about,
@@ -236,12 +236,12 @@ def setting(
         scale=scale,
         formerly=formerly,
     )
-    # the command line takes "help" from here
+    # cyclopts reads "help" from the metadata
     return dataclasses.field(default=default, metadata={"setting": declared, "help": declared.help})
 
 
 def limit(about: str, unit: str = "", **how: Any) -> Any:
-    """Declare a `setting` of a whole number that is not to be exceeded, 0 for none."""
+    """Declare a `setting` that is a limit: a whole number, 0 for no limit."""
     return setting(0, about, at_least=0, at_most=LARGEST, unit=unit, zero="no limit", **how)
 
 
@@ -251,7 +251,7 @@ def probability_setting(default: float, about: str) -> Any:
 
 
 class Table:
-    """Settings that belong together; each is checked when a table is made.
+    """Settings that belong together; making a table checks each of them.
 
     Subclasses are frozen dataclasses whose fields are settings or tables.
     """
@@ -285,14 +285,14 @@ class Table:
 
     @classmethod
     def with_names_of_today(cls, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-        """Return values whose settings may have former names by the names of today.
+        """Return values by the settings' current names; they may be given by former names.
 
         Args:
-            prefix: of every name in `values`: "budget." if they are mixed with those of other
-            tables.
+            prefix: prefix of every name in `values`, such as "budget." if settings of other tables
+                are among them.
 
         Raises:
-            SpratError: a setting is given by both names, and differently.
+            SpratError: a setting is given by both names with different values.
         """
         renamed = dict(values)
         for key, declared in cls.settings.items():
@@ -316,7 +316,7 @@ class Table:
         self.check_together()
 
     def check_together(self) -> None:
-        """Check what depends on more than one setting.
+        """Check conditions that involve more than one setting.
 
         Raises:
             SpratError: settings contradict each other.
@@ -324,7 +324,7 @@ class Table:
 
 
 def refused(name: str, value: Any, expected: str, remedy: str) -> SpratError:
-    """Return the error of a value: "optim.lr is -1.0, expected a number above 0. …"."""
+    """Return the error for a value: "optim.lr is -1.0, expected a number above 0. …"."""
     return SpratError(f"{name} is {shown(value)}, expected {expected}. {remedy}")
 
 
@@ -335,12 +335,12 @@ def either(choices: Iterable[Any]) -> str:
 
 
 def _split(hint: Any, tokens: Sequence[Token]) -> Any:
-    """Return the numbers that were typed as 40,72 or as 40 72."""
+    """Return the numbers of an option given as 40,72 or as 40 72."""
     return convert(hint, [t.evolve(value=part) for t in tokens for part in t.value.split(",")])
 
 
 def _read_by(declared: Setting) -> Callable[[Any, Sequence[Token]], Any]:
-    """Return what reads the text that was typed as the setting does."""
+    """Return a converter of command-line text by the setting's scale."""
 
     def read(hint: Any, tokens: Sequence[Token]) -> Any:
         return declared.converted(tokens[-1].value)

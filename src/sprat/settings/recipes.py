@@ -1,4 +1,4 @@
-"""Recipes: TOML files of settings, and how a config departs from one."""
+"""Recipes: TOML files of settings, and the differences of a config from a recipe."""
 
 import json
 import re
@@ -19,10 +19,10 @@ def recipe_names() -> list[str]:
 
 
 def recipe_path(recipe: str) -> Path:
-    """Return the file of a shipped recipe's name, or of a path that ends in .toml.
+    """Return the file of a recipe, given the name of a shipped one or a path that ends in .toml.
 
     Raises:
-        SpratError: no recipe of that name ships.
+        SpratError: there is no such shipped recipe.
     """
     if recipe.endswith(".toml"):
         return Path(recipe)
@@ -58,7 +58,7 @@ def load_recipe(recipe: str) -> Config:
 
 
 def to_toml(config: Config) -> str:
-    """Return a recipe's text with all settings but those that say how and on what it is run."""
+    """Return a config as a recipe's text, without the settings in RUN_FIELDS."""
     values = {key: value for key, value in config.to_dict().items() if key not in RUN_FIELDS}
     tables = {key: value for key, value in values.items() if isinstance(value, dict)}
     lines = _lines({key: value for key, value in values.items() if key not in tables})
@@ -68,35 +68,35 @@ def to_toml(config: Config) -> str:
 
 
 def _lines(table: dict[str, Any]) -> list[str]:
-    """Return a line for each setting but empty lists, whose default is empty."""
+    """Return a line for each setting; empty lists are left out, since their default is empty."""
     return [f"{key} = {_toml(value)}" for key, value in table.items() if value != []]
 
 
 def _toml(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_toml, value))}]"
-    # as in JSON but for one character
+    # as in JSON, except for one character
     return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
 
 
 def overrides(config: Config, recipe: Config) -> dict[str, Any]:
-    """Return where a config departs from its recipe: {"epochs": 20, "optim.lr": 0.4, …}.
+    """Return the settings that differ from the recipe: {"epochs": 20, "optim.lr": 0.4, …}.
 
-    Given to `recipe.changed`, that makes the config again. So with another number of epochs, what
-    only follows in proportion is no departure, and what keeps the recipe's value is one.
+    `recipe.changed` with them gives the config again. So if the number of epochs differs, a setting
+    that only scales with it is left out, and one that keeps the recipe's value is included.
     """
     return {k: v for k, v in departures(config, recipe).items() if k not in RUN_FIELDS}
 
 
 def departures(config: Config, recipe: Config) -> dict[str, Any]:
-    """Return `overrides`, and with them what says how and on what the config is run."""
+    """Return `overrides` together with the settings in RUN_FIELDS that differ."""
     ours = flatten(config.to_dict())
     theirs = flatten(recipe.in_proportion(config.epochs).to_dict()) | {"epochs": recipe.epochs}
     return {k: v for k, v in ours.items() if v != theirs[k]}
 
 
 def proportion_note(config: Config, recipe: Config) -> str | None:
-    """Return a line that says what follows the number of epochs in proportion; None if nothing."""
+    """Return a line about settings that scale with the number of epochs; None if none changed."""
     before, now = flatten(recipe.to_dict()), flatten(config.to_dict())
     departs = overrides(config, recipe)
     followed = [
@@ -114,10 +114,10 @@ def _short(value: Any) -> str:
 
 
 def parse_time(text: str) -> float:
-    """Return the seconds of a time as people write it: 90s, 5m, 1h30m.
+    """Return the seconds of a time such as 90s, 5m or 1h30m.
 
     Raises:
-        SpratError: it is none, 0, or above 100 days.
+        SpratError: it is not a time, is 0, or is above 100 days.
     """
     parts = re.fullmatch(r"(?=\d)(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", text)
     hours, minutes, rest = (int(part or 0) for part in parts.groups()) if parts else (0, 0, 0)

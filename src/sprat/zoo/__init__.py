@@ -1,4 +1,4 @@
-"""Trained models that ship with sprat, best first; each a folder with weights, card and curves."""
+"""Pretrained models: each is a folder with weights, card and curves."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ class Int8(TypedDict):
 
 
 class Memory(TypedDict):
-    """Bytes of the memory plan in int8; see sprat.budget.plan."""
+    """Memory plan in int8, in bytes; see sprat.budget.plan."""
 
     arena: int
     image: int
@@ -33,7 +33,7 @@ class Memory(TypedDict):
 
 
 class Compiled(TypedDict):
-    """Sizes that a compiler made of the model in C, as sprat.deploy.c.compiler has it."""
+    """Sizes of the model compiled from C; see sprat.deploy.c.compiler.Compiled."""
 
     compiler: str
     flags: str
@@ -46,7 +46,8 @@ class Compiled(TypedDict):
 
 
 class Robustness(TypedDict):
-    """Accuracy on corrupted test images. clean: without corruption. top1: by type and severity."""
+    """Accuracy on corrupted test images, 0 to 1. clean: without corruption. top1: by type and
+    severity."""
 
     images: int
     clean: float
@@ -57,8 +58,8 @@ class Robustness(TypedDict):
 class Training(TypedDict):
     """Training of a shipped model.
 
-    images: number trained on. chosen: how its weights were chosen, a sentence. seeds: the accuracy
-    of its recipe's seeds, if there are several. Else as in results.json.
+    images: number of training images. chosen: how its weights were chosen, a sentence. seeds:
+    accuracy over seeds of its recipe, if there are several. The others are as in results.json.
     """
 
     recipe: str
@@ -76,7 +77,7 @@ class Training(TypedDict):
 
 
 class Card(TypedDict):
-    """Contents of a shipped model's card.json; test: of the file as it ships."""
+    """Contents of a shipped model's card.json. test: evaluation of the shipped file."""
 
     name: str
     sha256: str
@@ -94,8 +95,7 @@ class Card(TypedDict):
 
 
 class Listed(TypedDict):
-    """An entry of a list of shipped models. bytes, sha256: of its file,
-    uncompressed."""
+    """An entry of the list of shipped models. bytes, sha256: of its uncompressed file."""
 
     name: str
     parameters: int
@@ -113,7 +113,7 @@ def cards() -> list[Card]:
 
 
 def listed(card: Card) -> Listed:
-    """Return what a list says of a shipped model; its file's size and sha256 are measured now."""
+    """Return a shipped model's entry, with the actual size and sha256 of its file."""
     content = read_model(ZOO / card["name"] / PACKED_FILE)
     return {
         "name": card["name"],
@@ -128,7 +128,7 @@ def find_card(name: str) -> Card:
     """Return the card of the shipped model of that name; case, "-" and "_" do not matter.
 
     Raises:
-        SpratError: none is called that.
+        SpratError: there is no such model.
     """
     by_plain_name = {plain(card["name"]): card for card in cards()}
     if plain(name) in by_plain_name:
@@ -146,7 +146,7 @@ def best() -> Path:
 
 
 def is_model(word: str) -> bool:
-    """Return whether a word names a model rather than a picture: a file, a run or what ships."""
+    """Return whether a word names a model (file, run or shipped model) rather than a picture."""
     path = Path(word)
     if path.name.endswith(ENDINGS) or (path.is_dir() and file_of(path).exists()):
         return True
@@ -154,7 +154,8 @@ def is_model(word: str) -> bool:
 
 
 def locate(model: str) -> Path:
-    """Return a model's file or folder, by its path or a shipped model's name; a path comes first.
+    """Return the file or folder of a model, given by its path or, if there is no such path, by a
+    shipped model's name.
 
     Raises:
         SpratError: it is neither.

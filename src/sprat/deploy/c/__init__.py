@@ -36,7 +36,7 @@ Files = dict[str, bytes]
 
 
 def names(options: Options) -> tuple[str, ...]:
-    """Return the names of the files, and of what their Makefile makes."""
+    """Return the names of the files, and of the Makefile's output."""
     prefix = options.prefix
     own = (f"{prefix}.h", f"{prefix}.c", f"{prefix}_data.c")
     return (*own, "main.c", "Makefile", "selftest")
@@ -87,7 +87,7 @@ def write(given: Source, before: bytes) -> Files:
     drawn = agreement.drawings(DRAWINGS, model.side, model.channels).images[:].numpy()
     files = source.write_source(program, drawn, reference.scores(program.network, drawn))
     if given.options.verify:
-        given.tell("compiling and running the self-test")
+        given.say("compiling and running the self-test")
         compiler.verify(files)
     return files
 

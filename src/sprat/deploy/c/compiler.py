@@ -1,4 +1,4 @@
-"""A model's C as a compiler makes it: the self-test run; stack, code and constants measured."""
+"""Compiling a model's C code: running its self-test, and measuring stack, code and constants."""
 
 import os
 import re
@@ -14,13 +14,13 @@ from sprat.errors import SpratError
 from sprat.files import temporary_folder
 from sprat.text import warn
 
-SECONDS = 300  # that compiling or the self-test may take
-GRAPH = "-fcallgraph-info=su"  # of gcc 10 and later: who calls whom, and -fstack-usage's frames
+SECONDS = 300  # for compiling or the self-test, at most
+GRAPH = "-fcallgraph-info=su"  # gcc 10 and later: the call graph with -fstack-usage's frames
 _NODE = re.compile(r'^node: \{ title: "([^"]*)" label: "([^"]*)"', re.M)
 _EDGE = re.compile(r'^edge: \{ sourcename: "([^"]*)" targetname: "([^"]*)"', re.M)
 _FRAME = re.compile(r"(\d+) bytes \(\w")
 _SECTION = re.compile(r"^(\.\S+)\s+(\d+)\s+\d+$", re.M)
-_CODE, _CONSTANTS = (".text",), (".rodata", ".data.rel.ro")  # what their sections begin with
+_CODE, _CONSTANTS = (".text",), (".rodata", ".data.rel.ro")  # beginnings of their sections' names
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Compiler:
 
     @classmethod
     def of_environment(cls) -> "Compiler":
-        """Return what CC and CFLAGS say, as make takes them: by default cc and -O2.
+        """Return the compiler of CC and CFLAGS, as make reads them; by default cc and -O2.
 
         Raises:
-            SpratError: one of them is no list of words.
+            SpratError: one of them is not a list of words.
         """
         words = {}
         for name, default in (("CC", "cc"), ("CFLAGS", "-O2")):
@@ -51,16 +51,16 @@ class Compiler:
 
     @property
     def is_there(self) -> bool:
-        """Return whether it is on the path."""
+        """Return whether the command is on the path."""
         return shutil.which(self.command[0]) is not None
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """Sizes that a compiler makes of a model's code and weights; the self-test is not in it.
+    """Sizes of a model's compiled code and weights, without the self-test.
 
-    Bytes: stack of the deepest chain of calls, the sum of its functions' frames as gcc's
-    -fstack-usage counts them; code; constants, the weights among them; arena.
+    In bytes: stack of the deepest chain of calls, the sum of its functions' frames by gcc's
+    -fstack-usage; code; constants, including the weights; arena.
     """
 
     compiler: str
@@ -70,16 +70,14 @@ class Compiled:
     chain: tuple[str, ...]
     """Functions of the deepest chain, the outermost first."""
     library: tuple[str, ...]
-    """Functions that the compiler took from its library: neither their code nor their stack is
-    counted."""
+    """Functions from the compiler's library, whose code and stack are not counted."""
     code: int
     constants: int
     arena: int
 
 
 def verify(files: Mapping[str, bytes]) -> None:
-    """Compile the files and run their self-test; print that it was not done where there is no
-    compiler.
+    """Compile the files and run their self-test; without a compiler, warn that it was not run.
 
     Raises:
         SpratError: the compiler or the self-test fails.
@@ -99,13 +97,13 @@ def verify(files: Mapping[str, bytes]) -> None:
 
 
 def measure(files: Mapping[str, bytes], compiler: Compiler | None = None) -> Compiled:
-    """Compile the files and measure what they take.
+    """Compile the files and measure their memory.
 
     Args:
-        compiler: by default that of the environment.
+        compiler: compiler to use; by default that of the environment.
 
     Raises:
-        SpratError: there is no compiler, it fails, or it is none that reports stack.
+        SpratError: there is no compiler, it fails, or it does not report stack sizes.
     """
     compiler = compiler or Compiler.of_environment()
     if not compiler.is_there:
@@ -146,8 +144,8 @@ def measure(files: Mapping[str, bytes], compiler: Compiler | None = None) -> Com
 
 
 def deepest_chain(graph: str, function: str) -> list[str]:
-    """Return the calls that begin with a function and take most stack, by a graph that gcc wrote;
-    none if it is not in there. No function may call itself."""
+    """Return the chain of calls from a function that needs most stack, by gcc's call graph; empty
+    if the function is not in the graph. No function may call itself."""
     frames, callees = _frames(graph), _EDGE.findall(graph)
 
     def below(name: str) -> list[str]:
@@ -161,12 +159,12 @@ def deepest_chain(graph: str, function: str) -> list[str]:
 
 
 def _in_source(name: str) -> str:
-    """Return a function's name in the source: covered of model.c:covered.isra.0."""
+    """Return a function's name in the source: "covered" for "model.c:covered.isra.0"."""
     return name.rpartition(":")[2].partition(".")[0]
 
 
 def _frames(graph: str) -> dict[str, int]:
-    """Return the bytes of each function's frame."""
+    """Return the size of each function's frame in bytes."""
     found = ((name, _FRAME.search(label)) for name, label in _NODE.findall(graph))
     return {name: int(frame[1]) for name, frame in found if frame}
 
@@ -183,7 +181,7 @@ def _write(files: Mapping[str, bytes], folder: Path) -> list[str]:
 
 
 def _run(command: list[str], folder: Path, who: str, remedy: str) -> str:
-    """Run a command and return what it prints.
+    """Run a command and return its output.
 
     Raises:
         SpratError: it fails.

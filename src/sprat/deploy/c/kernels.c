@@ -15,8 +15,8 @@ typedef struct {
     int32_t zero, low, high;
 } range;
 /*** rescale ***/
-/* sum * multiplier / 2^shift, rounded once, halves up. (Shifting a negative number to the right
- * keeps its sign with every compiler that we know of; C leaves that to it.) */
+/* sum * multiplier / 2^shift, rounded once, halves up. (A right shift of a negative number keeps
+ * its sign with all common compilers; C leaves that to the implementation.) */
 static int64_t rescale(int32_t sum, int32_t multiplier, int32_t shift)
 {
     return ((int64_t)sum * multiplier + ((int64_t)1 << (shift - 1))) >> shift;
@@ -34,8 +34,8 @@ static int8_t clamped(int64_t value, const range *to)
     return (int8_t)value;
 }
 /*** area ***/
-/* The part of a window that is not padding, in rows and columns of the window, whose own first row
- * and column are at y, x of the map. */
+/* The part of a window that is not padding, in rows and columns of the window. The window's first
+ * row and column are at y, x of the map. */
 typedef struct {
     int32_t top, bottom, left, right, y, x;
 } area;
@@ -75,7 +75,7 @@ typedef struct {
     const uint8_t *shifts;
 } conv_layer;
 /*** image_conv ***/
-/* A convolution of the image. `zeros` holds the mean of each of its channels. */
+/* A convolution of the image. `zeros` contains the mean of each channel. */
 static void image_conv(const conv_layer *l, const uint8_t *image, const int32_t *zeros, int8_t *out)
 {
     const int32_t depth = l->in.channels / l->groups, wide = l->out.channels / l->groups;
@@ -125,7 +125,7 @@ static void conv_one(const conv_layer *l, const int8_t *in, const area *taps, in
     made[o] = clamped(rescale(sum, l->multipliers[o], l->shifts[o]), &l->to);
 }
 
-/* Four of them, each input being read once for all. */
+/* Four output channels of one pixel, reading each input once. */
 static void conv_four(const conv_layer *l, const int8_t *in, const area *taps, int32_t o,
                       int8_t *made)
 {
@@ -210,7 +210,7 @@ typedef struct {
     int32_t shifts[3];
 } add_layer;
 /*** add ***/
-/* The sum of two maps, both brought to one scale first. */
+/* The sum of two maps, both rescaled to one scale first. */
 static void add(const add_layer *l, const int8_t *a, const int8_t *b, int8_t *out)
 {
     for (int32_t pixel = 0; pixel < l->out.height * l->out.width; pixel++) {
@@ -232,7 +232,7 @@ typedef struct {
     int32_t zero, multiplier, shift;
 } pool_layer;
 /*** average_pool ***/
-/* The mean of each window, its size being part of the multiplier; padding counts as zeros. */
+/* The mean of each window, whose size is part of the multiplier; padding counts as zeros. */
 static void average_pool(const pool_layer *l, const int8_t *in, int8_t *out)
 {
     for (int32_t row = 0; row < l->out.height; row++) {
@@ -253,7 +253,7 @@ static void average_pool(const pool_layer *l, const int8_t *in, int8_t *out)
     }
 }
 /*** max_pool ***/
-/* The largest value of each window; of a window of one pixel, a copy. */
+/* The largest value of each window; for a window of one pixel, a copy. */
 static void max_pool(const pool_layer *l, const int8_t *in, int8_t *out)
 {
     for (int32_t row = 0; row < l->out.height; row++) {
@@ -276,8 +276,8 @@ static void max_pool(const pool_layer *l, const int8_t *in, int8_t *out)
     }
 }
 /*** gather ***/
-/* Some channels and pixels of a map, zeros between and around them. `channels` holds the input's
- * channel that each of the output is, -1 for zeros. */
+/* Some channels and pixels of a map, with zeros between and around them. `channels` contains the
+ * input channel of each output channel, -1 for zeros. */
 static void gather(const pool_layer *l, const int16_t *channels, const int8_t *in, int8_t *out)
 {
     for (int32_t row = 0; row < l->out.height; row++) {

@@ -1,14 +1,14 @@
-"""A network in integers, by the int8 specification of TFLite (Jacob et al. 2017, arXiv 1712.05877).
+"""Integer form of a network, by TFLite's int8 specification (Jacob et al. 2017, arXiv 1712.05877).
 
-A value x is scale * (q - zero). Weights are int8 with a scale an output channel and zero 0, sums
-and biases int32, maps int8 with one scale a buffer. A sum is brought to the output's scale by a
-multiplier and a shift, rounded once, halves up:
+A value x is scale * (q - zero). Weights are int8 with one scale for each output channel and zero 0,
+sums and biases int32, maps int8 with one scale for each buffer. A sum is rescaled to the output's
+scale by a multiplier and a shift, rounded once, halves up:
 
     q = zero + ((sum * multiplier + 2^(shift - 1)) >> shift), clamped
 
-which is TFLite's and CMSIS-NN's single rounding. The image is taken as it is, uint8 with a zero a
-channel: the normalisation is part of the first convolution, exact but for padding, where black is
-the mean to within half a grey level.
+which is TFLite's and CMSIS-NN's single rounding. The image is not converted: it is uint8 with one
+zero for each channel, and the normalisation is part of the first convolution. This is exact except
+at the padding, which is the mean to within half a grey level.
 """
 
 import math
@@ -51,15 +51,15 @@ class Scale:
 
 @dataclass(frozen=True)
 class Rescale:
-    """Multipliers, 0 to 2^31 - 1, and shifts, 1 to 62: of each output channel of a convolution; of
-    both terms and the sum of an addition; else one."""
+    """Multipliers, 0 to 2^31 - 1, and shifts, 1 to 62: one of each for every output channel of a
+    convolution, for both terms and the sum of an addition; else one in all."""
 
     multipliers: Ints
     shifts: Ints
 
     @classmethod
     def by(cls, factors: Sequence[float]) -> "Rescale":
-        """Return what multiplies by these factors, 0 or above."""
+        """Return the rescaling by these factors, 0 or above."""
         pairs = [_multiplier(factor) for factor in factors]
         return cls(np.array([m for m, _ in pairs]), np.array([s for _, s in pairs]))
 
@@ -77,7 +77,7 @@ class Constants:
 class IntegerLayer:
     """A layer in integers.
 
-    name: a C identifier, another for every layer. zeros: of each input; of the image, one for each
+    name: a C identifier, unique in the network. zeros: of each input; for the image, of each
     channel. zero, low, high: of the output.
     """
 
@@ -93,7 +93,7 @@ class IntegerLayer:
 
 @dataclass(frozen=True)
 class IntegerNetwork:
-    """The layers, and the scale of the scores."""
+    """A network's integer layers, and the scale of its scores."""
 
     lowered: Lowered
     layers: tuple[IntegerLayer, ...]
@@ -106,10 +106,10 @@ def quantize(
     ranges: Sequence[Range],
     normalization: Normalization,
 ) -> IntegerNetwork:
-    """Return a network in integers.
+    """Return the integer form of a network.
 
     Args:
-        ranges: the least and the largest value of each layer's output.
+        ranges: smallest and largest value of each layer's output.
 
     Raises:
         SpratError: a sum could exceed int32, or a weight is not finite.
@@ -149,7 +149,7 @@ def quantize(
 
 
 def _scales(lowered: Lowered, ranges: Sequence[Range]) -> dict[Map, Scale]:
-    """Return the scale of each buffer: of all that is written to it."""
+    """Return the scale of each map, shared by everything that is written to its buffer."""
     widest: dict[Map, Range] = {}
     writers = Counter(layer.output.buffer for layer in lowered.layers)
     for layer, (low, high) in zip(lowered.layers, ranges, strict=True):
@@ -159,7 +159,7 @@ def _scales(lowered: Lowered, ranges: Sequence[Range]) -> dict[Map, Scale]:
     for buffer, (low, high) in widest.items():
         scale = (high - low) / (MOST - LEAST) or 1.0
         scales[buffer] = Scale(scale, min(MOST, max(LEAST, round(LEAST - low / scale))))
-    for layer in lowered.layers:  # what is one of the values has nothing to round
+    for layer in lowered.layers:  # they only copy values, which need no rounding
         if isinstance(layer, MaxPool | Gather) and writers[layer.output.buffer] == 1:
             scales[layer.output.buffer] = scales[layer.inputs[0].buffer]
     return scales
@@ -168,14 +168,14 @@ def _scales(lowered: Lowered, ranges: Sequence[Range]) -> dict[Map, Scale]:
 def _from_pixels(
     conv: Conv, folded: Folded, normalization: Normalization
 ) -> tuple[Folded, tuple[int, ...]]:
-    """Return weights that take pixels 0 to 255, and the zero of each channel of the image."""
+    """Return weights for pixels of 0 to 255, and the zero of each channel of the image."""
     first = conv.inputs[0].first
     channels = slice(first, first + conv.inputs[0].channels)
     mean = folded.weight.new_tensor(normalization.mean[channels]) * 255
     deviation = folded.weight.new_tensor(normalization.std[channels]) * 255
     outs, each_in = folded.weight.shape[:2]
     group = outs // conv.groups
-    # the image's channels that each output's weights are of, out x in / groups
+    # channel of the image for each weight, out x in / groups
     of = torch.arange(outs)[:, None] // group * each_in + torch.arange(each_in)
     zeros = mean.round()
     weight = folded.weight / deviation[of].view(outs, each_in, 1, 1)
@@ -184,11 +184,11 @@ def _from_pixels(
 
 
 def _quantize_conv(name: str, folded: Folded, source: Scale) -> tuple[Constants, list[float]]:
-    """Return the integers of a convolution and the scale of each output channel's weights."""
+    """Return the constants of a convolution and the scale of each output channel's weights."""
     weight, bias = folded.weight.numpy(), folded.bias.numpy()
     if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
         raise SpratError(f"The weights of {name} are not finite. Train the model again.")
-    # small enough for every weight to be told apart, and large enough for the bias in 30 bits
+    # the smallest scales with which the weights fit into 8 bits and the biases into 30
     scales = np.maximum(np.abs(weight).max((1, 2, 3)) / MOST, np.abs(bias) / source.scale / 2**29)
     scales[scales == 0] = 1.0
     weights = np.rint(weight / scales[:, None, None, None]).astype(np.int64)

@@ -1,4 +1,4 @@
-"""The integer network that C files hold, read from their text."""
+"""Reading the integer network back from the text of C files."""
 
 import re
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ _MACRO = re.compile(
 
 
 def read_source(files: Mapping[str, bytes], network: nn.Module) -> IntegerNetwork:
-    """Return the integer form of a network, its numbers those in the C files."""
+    """Return the integer form of a network with the numbers in the C files."""
     prefix, macros = prefix_of(files), _macros(files)
     data = files[f"{prefix}_data.c"].decode()
     arrays = {name: _numbers(text) for name, text in _ARRAY.findall(data)}
@@ -49,12 +49,12 @@ def read_source(files: Mapping[str, bytes], network: nn.Module) -> IntegerNetwor
 
 
 def weight_bytes(files: Mapping[str, bytes]) -> int:
-    """Return the bytes of the constants, as the header says."""
+    """Return the bytes of the constants, by the header."""
     return int(_macros(files)["WEIGHTS"])
 
 
 def arena_bytes(files: Mapping[str, bytes]) -> int:
-    """Return the bytes of the arena, as the header says."""
+    """Return the bytes of the arena, by the header."""
     return int(_macros(files)["ARENA"])
 
 
@@ -94,7 +94,7 @@ def _numbers(text: str) -> Ints:
 
 
 def prefix_of(files: Mapping[str, bytes]) -> str:
-    """Return the beginning of every name, "model" say."""
+    """Return the prefix of all names, such as "model"."""
     return next(name.removesuffix("_data.c") for name in files if name.endswith("_data.c"))
 
 

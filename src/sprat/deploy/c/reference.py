@@ -1,4 +1,4 @@
-"""The integer network in numpy: the definition that the C equals byte for byte."""
+"""The integer network in numpy: the reference that the C code matches byte for byte."""
 
 import itertools
 from collections.abc import Mapping
@@ -65,7 +65,7 @@ def _rescale(sums: Ints, rescale: Rescale, which: int | slice) -> Ints:
 
 
 def _windows(layer: Windowed, x: Ints, padding: int) -> list[Ints]:
-    """Return what each place of the window covers, C x N x H x W of the output."""
+    """Return the input values at each place of the window, C x N x H x W of the output."""
     (top, left), out = layer.padding, layer.output
     padded = np.pad(x, ((0, 0), (0, 0), (top, top), (left, left)), constant_values=padding)
     taps = []
@@ -96,7 +96,7 @@ def _convolve(each: IntegerLayer, x: Ints) -> Ints:
         for group in range(layer.groups):
             to = slice(group * wide, (group + 1) * wide)
             of = tap[group * depth : (group + 1) * depth].reshape(depth, -1)
-            # float64 holds these sums exactly, and matrices of it are multiplied fast
+            # float64 represents these sums exactly, and its matrix products are fast
             products = weights[to].astype(float) @ of.astype(float)
             sums[to] += products.reshape(wide, *shape[1:]).astype(np.int32)
     return sums + _per_channel(constants.biases)
@@ -107,7 +107,7 @@ def _pick(each: IntegerLayer, x: Ints) -> Ints:
     assert isinstance(layer, Windowed)
     if isinstance(layer, Gather):
         channels, rows, columns = layer.taken()
-        padded = np.pad(x, ((0, 1), (0, 0), (0, 1), (0, 1)))  # -1 is what was added, zeros
+        padded = np.pad(x, ((0, 1), (0, 0), (0, 1), (0, 1)))  # index -1 is the added zeros
         return padded[channels][:, :, rows][..., columns]
     if isinstance(layer, MaxPool):
         return np.maximum.reduce(_windows(layer, x, -(2**15)))

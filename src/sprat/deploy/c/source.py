@@ -1,4 +1,4 @@
-"""C11 source of an integer network: static memory as planned, constant weights, one function."""
+"""C11 source of an integer network: static memory by the plan, constant weights, one function."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -21,9 +21,9 @@ WIDTH = 100  # characters of a line
 
 @dataclass(frozen=True)
 class Program:
-    """A program, as its source is written from it.
+    """A program to write the source of.
 
-    title: the model's name. prefix: begins every name that other files see, and the files' names.
+    title: the model's name. prefix: of every exported name and of the files' names.
     layout: of the image, "planes" or "hwc".
     """
 
@@ -41,17 +41,18 @@ class Program:
 
     @property
     def channels(self) -> int:
-        """Channels of the image: 3, or 1 of a grey one."""
+        """Channels of the image: 3, or 1 for grey."""
         return self.network.lowered.image.channels
 
 
 def write_source(
     program: Program, images: NDArray[np.uint8], scores: NDArray[np.int8]
 ) -> dict[str, bytes]:
-    """Return the files by their names.
+    """Return the files' contents by their names.
 
     Args:
-        images: N x channels x side x side, for the self-test. scores: N x K, what they must get.
+        images: uint8, N x channels x side x side, for the self-test.
+        scores: int8, N x K, expected for these images.
     """
     prefix = program.prefix
     files = {
@@ -65,25 +66,25 @@ def write_source(
 
 
 def is_depthwise(layer: Conv) -> bool:
-    """Return whether each output channel is of one input channel alone, in the same order."""
+    """Return whether each output channel depends only on the input channel of the same number."""
     return layer.groups == layer.inputs[0].channels == layer.output.channels
 
 
 def _header(program: Program) -> str:
     prefix, upper, side = program.prefix, program.prefix.upper(), program.side
     scale, count = program.network.scores, len(program.classes)
-    channels, order = program.channels, "greys, row by row"
+    channels, order = program.channels, "grey values, row by row"
     if channels == 3:
         order = {
-            "planes": "planes red, green, blue, each row by row",
-            "hwc": "pixel by pixel, row by row, each red, green, blue",
+            "planes": "red, green and blue plane, each row by row",
+            "hwc": "pixels row by row, each red, green, blue",
         }[program.layout]
     return f"""\
 /* {_comment(program.title)}: classifies images of {channels} x {side} x {side}.
  *
- * Written by sprat {__version__}; export the model again rather than edit these files. The code is
- * part of sprat, MIT licence, Copyright (c) 2026 The sprat authors. The weights in {prefix}_data.c
- * are the model's, under the terms that it was given with. */
+ * Written by sprat {__version__}. To change these files, export the model again. The code is part
+ * of sprat, MIT licence, Copyright (c) 2026 The sprat authors. The weights in {prefix}_data.c are
+ * those of the model, under the model's own terms. */
 #ifndef {upper}_H
 #define {upper}_H
 
@@ -95,15 +96,15 @@ def _header(program: Program) -> str:
 #define {upper}_ARENA {program.plan.arena} /* bytes of static memory; the image is not in it */
 #define {upper}_WEIGHTS {program.plan.weights} /* bytes of constants */
 
-/* A score q stands for the logit {upper}_SCORE_SCALE * (q - {upper}_SCORE_ZERO). */
+/* A score q represents the logit {upper}_SCORE_SCALE * (q - {upper}_SCORE_ZERO). */
 #define {upper}_SCORE_SCALE {scale.scale!r}
 #define {upper}_SCORE_ZERO ({scale.zero})
 
 extern const char *const {prefix}_class_names[{upper}_CLASSES];
 
 /* Classify an image: {order}, 0 to 255.
- * Return the number of the class with the greatest score, the first of several; write all scores.
- * The memory is shared by all calls, so one must end before the next begins. */
+ * Return the index of the class with the highest score (the first one if several are equal), and
+ * write all scores. All calls share the static memory, so the function is not reentrant. */
 int {prefix}_classify(const uint8_t image[{upper}_INPUT], int8_t scores[{upper}_CLASSES]);
 
 #endif
@@ -119,9 +120,9 @@ def _code(program: Program) -> str:
     output = network.lowered.output
     parts = [
         f'/* See {prefix}.h. */\n#include "{prefix}.h"\n',
-        f"/* Places of the image's values. */\n#define CHANNEL_STEP {channel}\n"
+        f"/* Strides of the image. */\n#define CHANNEL_STEP {channel}\n"
         f"#define ROW_STEP {row}\n#define PIXEL_STEP {pixel}\n"
-        f"\n#define ADD_FACTOR {1 << ADD_SHIFT} /* of a sum's terms, before they are rescaled */\n",
+        f"\n#define ADD_FACTOR {1 << ADD_SHIFT} /* applied to terms before they are rescaled */\n",
         _kernels(network),
         "\n".join(
             f"extern const {type_} {prefix}_{name}[{numbers.size}];"
@@ -170,7 +171,7 @@ _STRUCTS = {
 
 
 def _kernels(network: IntegerNetwork) -> str:
-    """Return the kernels that a network needs, and their types."""
+    """Return the source of the kernels that a network needs, and of their types."""
     pieces = re.split(r"/\*\*\* (\w+) \*\*\*/\n", KERNELS.read_text(encoding="utf-8"))[1:]
     used = {kernel_of(network, each) for each in network.layers}
     used |= {_STRUCTS[kernel] for kernel in used} | {"types", "rescale", "area"}
@@ -266,7 +267,7 @@ def _data(program: Program) -> str:
 
 
 def _listed(numbers: NDArray[Any]) -> str:
-    """Return numbers between braces, in lines."""
+    """Return numbers in braces, broken into lines."""
     lines, line = [], ""
     for number in map(str, numbers.ravel().tolist()):
         if len(line) + len(number) + 6 > WIDTH:
@@ -285,7 +286,7 @@ def _self_test(program: Program, images: NDArray[np.uint8], scores: NDArray[np.i
     rows += [f"    {_braced(each)}," for each in scores]
     rows.append("};")
     return f"""\
-/* Self-test: drawings, and the scores that they must get. Returns 0 if they do. */
+/* Self-test: drawings and their expected scores. Returns 0 if all scores match. */
 #include <stdio.h>
 #include <string.h>
 
@@ -327,7 +328,7 @@ clean:
 
 
 def _string(text: str) -> str:
-    """Return a C string literal of text in UTF-8; escaped in octal, which ends by itself."""
+    """Return a C string literal of text in UTF-8; octal escapes have a fixed length."""
     plain = "".join(
         character if re.fullmatch("[0-9A-Za-z _.,:+()-]", character) else _octal(character)
         for character in text
@@ -340,6 +341,6 @@ def _octal(character: str) -> str:
 
 
 def _comment(text: str) -> str:
-    """Return text that can be in a comment."""
+    """Return text made safe for a C comment."""
     shown = visible(text).encode("ascii", "backslashreplace").decode()
     return shown.replace("*/", "* /").replace("/*", "/ *").replace("??", "? ?")

@@ -1,14 +1,14 @@
-// A picture goes to the server as soon as it is there; a newer one takes its place.
+// A picture is sent to the server as soon as it is chosen; a newer one replaces it.
 
 const byId = (id) => document.getElementById(id);
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
-const unseen = /(?![\u200c\u200d])[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu; // bidirectional overrides among them
+const unseen = /(?![\u200c\u200d])[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu; // including bidirectional overrides
 const visible = (name) =>
   name.replace(unseen, (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
-const toggle = byId("toggle"); // absent where the model cannot say where it looked
+const toggle = byId("toggle"); // absent if the model cannot be explained
 const seenAlone = byId("seen").alt;
 let asking = new AbortController();
-let asked = null; // the picture, its name and, once it is there, the answer
+let asked = null; // the picture, its name and, once available, the response
 
 async function ask(picture, name) {
   asked = { picture, name };
@@ -125,7 +125,7 @@ byId("shown").addEventListener("error", () => {
 for (const id of ["file", "camera"]) {
   byId(id).addEventListener("change", ({ target }) => {
     if (target.files.length) take(target.files);
-    target.value = ""; // or the same file again would be no change
+    target.value = ""; // else choosing the same file again would be no change
   });
 }
 document.addEventListener("paste", ({ clipboardData }) => take(clipboardData.files));
