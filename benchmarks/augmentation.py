@@ -1,17 +1,17 @@
-"""How fast is augmentation? Images/s of the batched pipeline beside Albumentations.
+"""Measure how fast augmentation is: images/s of the batched pipeline and of Albumentations.
 
     python benchmarks/augmentation.py --json
 
-- batched: sprat's pipeline on whole batches, through torch.
+- batched: sprat's pipeline on whole batches, in torch.
 - albumentations: the same pipeline through Albumentations, image by image, as
   `--augment.engine albumentations` runs it in each worker. Needs sprat[albumentations].
-- step: a training step of the recipe `reference` on all threads, and what of it is augmentation
-  and mixing.
+- step: a training step of the recipe `reference` on all threads, and how much of it is
+  augmentation and mixing.
 
-The first two have one thread each: uint8 in, normalised float out, by the probabilities of the
-recipe `reference`; then each transform alone on every image, uint8 to uint8. Each contender runs in
-its own process, in turns; the figure is the median turn. The pictures are noise. Takes about three
-minutes.
+The first two run on one thread, from uint8 to normalised floats: first the whole pipeline with the
+probabilities of the recipe `reference`, then each transform alone on every image, from uint8 to
+uint8. Contenders take turns, each in its own process; each figure is the median of the turns. The
+images are noise. This takes about three minutes.
 """
 
 import argparse
@@ -38,7 +38,7 @@ MEAN, STD = torch.tensor((0.4914, 0.4822, 0.4465)), torch.tensor((0.2470, 0.2435
 
 
 def milliseconds(call: Callable[[], object], repeats: int) -> float:
-    """The median of so many calls, after a few to warm up."""
+    """Return the median time of so many calls, after a few to warm up."""
     for _ in range(3):
         call()
     took = []
@@ -52,7 +52,7 @@ def milliseconds(call: Callable[[], object], repeats: int) -> float:
 def engine(
     augment: Callable[[AugmentConfig], Callable[[Tensor], Tensor]], arguments: argparse.Namespace
 ) -> Figures:
-    """Images/s of the whole pipeline and of its transforms, on one thread."""
+    """Return images/s of the whole pipeline and of each transform, on one thread."""
     set_threads(1)
     keep_freed_memory()
     images = noise(arguments.batch_size).train.images
@@ -81,7 +81,7 @@ def albumentations(arguments: argparse.Namespace) -> Figures:
 
 
 def step(arguments: argparse.Namespace) -> Figures:
-    """Milliseconds of a step, of its augmentation and of each mixer."""
+    """Return milliseconds of a step, of its augmentation and of each mixer."""
     config = dataclasses.replace(
         load_recipe("reference"), batch_size=arguments.batch_size, threads=arguments.threads,
         device="cpu",
@@ -106,8 +106,8 @@ def step(arguments: argparse.Namespace) -> Figures:
 
 def main() -> None:
     parser = parser_for(__doc__, rounds=5)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=20, help="timed calls of a turn")
+    parser.add_argument("--batch-size", type=int, default=128, help="images per batch")
+    parser.add_argument("--repeats", type=int, default=20, help="timed calls per turn")
     arguments = parser.parse_args()
     contenders: dict[str, Contender] = {
         "batched": batched,

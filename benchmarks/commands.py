@@ -1,9 +1,10 @@
-"""How long does a command take, the whole process? Next to `import torch` alone.
+"""Measure how long whole commands take, from start to end, compared with `import torch` alone.
 
     python benchmarks/commands.py --json
 
-Each command, and a Python that only imports torch, is started in turns with nothing left over from
-the turn before; the figure is the median of the turns. Takes about two minutes on two cores.
+The commands, and a Python process that only imports torch, are started in turns; each figure is the
+median of the turns. Nothing is kept from one turn to the next. This takes about two minutes on two
+cores.
 """
 
 import argparse
@@ -25,7 +26,7 @@ TORCH = "import torch"
 
 
 def commands(picture: Path) -> dict[str, list[str]]:
-    """What follows `python`, by what it is called."""
+    """Return the words after `python`, by the name of the command."""
     sprat = {
         "--help": ["--help"],
         "models": ["models"],
@@ -37,7 +38,7 @@ def commands(picture: Path) -> dict[str, list[str]]:
 
 
 def take_turns(arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of each turn of each command, from start to end."""
+    """Return the seconds of each turn of each command, from start to end."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(ALLOCATOR)}
     turns: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -52,7 +53,7 @@ def take_turns(arguments: argparse.Namespace) -> dict[str, list[float]]:
                 )
                 seconds = time.perf_counter() - began
                 if done.returncode:
-                    sys.exit(f"{name} failed; its message stands above")
+                    sys.exit(f"{name} failed; see its message above")
                 if turn >= 0:  # before that, files come from the disk
                     turns.setdefault(name, []).append(seconds)
     return turns
@@ -60,7 +61,7 @@ def take_turns(arguments: argparse.Namespace) -> dict[str, list[float]]:
 
 def main() -> None:
     parser = parser_for(__doc__, rounds=9)
-    parser.add_argument("--warmup", type=int, default=1, help="turns before the clock counts")
+    parser.add_argument("--warmup", type=int, default=1, help="turns before those that count")
     arguments = parser.parse_args()
     turns = take_turns(arguments)
     seconds = {name: statistics.median(of) for name, of in turns.items()}

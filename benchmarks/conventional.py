@@ -1,7 +1,8 @@
-"""Conventional training steps to compare with, written as their authors would.
+"""Run conventional training steps to compare with, as their authors would write them.
 
-`eager` is what a careful user of PyTorch writes today; `brief` is the loop of the project's
-brief. Both yield after every step and leave the allocator and all else at its defaults.
+`eager` is what a careful user of PyTorch writes today. `brief` is the loop that the original
+project describes. Both yield after every step, and leave the allocator and everything else at its
+defaults.
 """
 
 import os
@@ -46,7 +47,7 @@ def eager(images: ImageSet, batch_size: int, bf16: bool = True) -> Iterator[floa
 
 
 def brief(images: ImageSet, batch_size: int) -> Iterator[float]:
-    """The brief's loop: Albumentations image by image in workers, mixing by lot, eager fp32."""
+    """Run the original project's loop: Albumentations in workers, random mixing, eager fp32."""
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     try:
         import albumentations as A

@@ -1,11 +1,11 @@
-"""How does the cost of training grow with batch, image side, width and number of images?
+"""Measure how the cost of training grows with batch size, image side, width and number of images.
 
     python benchmarks/cost.py --output results/cost.json --picture results/cost.png
 
-Measures steps of sprat and turns them into seconds an epoch of 50,000 images, and reads the peak
-memory of the process, which holds as many images as an epoch has; each point is a process of its
-own and the median of its turns. A factor of the width multiplies every stage's channels. About
-ten minutes on two cores.
+Times steps of sprat, converts them to seconds per epoch of 50,000 images, and reads the peak memory
+of the process, which holds as many images as an epoch has. Each point is the median of its turns,
+each in its own process. The width is a factor for the channels of every stage. This takes about ten
+minutes on two cores.
 """
 
 import argparse
@@ -85,10 +85,14 @@ def draw(measured: dict[str, dict[str, Figures]], path: Path) -> None:
 
 def main() -> None:
     parser = parser_for(__doc__, rounds=3)
-    parser.add_argument("--picture", type=Path, help="PNG for the plot")
-    parser.add_argument("--images", type=int, default=3_000, help="images timed in a turn")
-    parser.add_argument("--lines", nargs="+", choices=LINES, default=list(LINES))
-    parser.add_argument("--ends", action="store_true", help="first and last point of a line only")
+    parser.add_argument("--picture", type=Path, help="PNG file for the plot")
+    parser.add_argument("--images", type=int, default=3_000, help="images timed per turn")
+    parser.add_argument(
+        "--lines", nargs="+", choices=LINES, default=list(LINES), help="quantities to vary"
+    )
+    parser.add_argument(
+        "--ends", action="store_true", help="only the first and last point of each line"
+    )
     arguments = parser.parse_args()
     lines = {line: LINES[line] for line in arguments.lines}
     if arguments.ends:

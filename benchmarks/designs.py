@@ -1,4 +1,4 @@
-"""Networks that lost to SpratS, for proxy.py: its blocks with one part replaced by another."""
+"""Networks that lost to SpratS, for proxy.py: SpratS with one part of its blocks replaced."""
 
 from collections.abc import Sequence
 

@@ -1,13 +1,13 @@
-"""Which BatchNorm statistics fit averaged weights? Measured along one run.
+"""Find out which BatchNorm statistics fit averaged weights, along one training run.
 
     python benchmarks/ema_batchnorm.py --run runs/ema --output ema_batchnorm.json
 
-Trains the brief's network for 16 epochs at batch 128 on 45,000 images of CIFAR-10 (val held out;
-the test set is not read) and follows the weights with one average for each decay, with and
-without a warm-up of the decay. At several epochs each average is evaluated on val three times: with
-buffers averaged like the weights, with statistics estimated anew from 5,000 training images as
-they are, and from the same number of augmented ones. The paired standard error is that of the
-difference to the raw weights on the same images. Expect the length of a training run and a tenth.
+Trains OptimizedCIFAR10Net200K for 16 epochs in batches of 128 on 45,000 images of CIFAR-10 (val is
+held out; the test set is not read) and averages the weights with each decay, with and without a
+warm-up of the decay. After several epochs, each average is evaluated on val three times: with
+buffers averaged like the weights, with statistics estimated again from 5,000 unchanged training
+images, and from as many augmented ones. The paired standard error is that of the difference to the
+raw weights on the same images. This takes a tenth longer than the training run alone.
 """
 
 import argparse
@@ -141,8 +141,10 @@ def main() -> None:
     )
     parser.add_argument("--run", type=Path, required=True, help="new folder for the run")
     parser.add_argument("--output", type=Path, required=True, help="JSON file for the figures")
-    parser.add_argument("--dataset", default="cifar10")
-    parser.add_argument("--decays", type=float, nargs="+", default=[0.99, 0.999])
+    parser.add_argument("--dataset", default="cifar10", help="name of a dataset")
+    parser.add_argument(
+        "--decays", type=float, nargs="+", default=[0.99, 0.999], help="decays of the averages"
+    )
     arguments = parser.parse_args()
     observer = Averages(arguments.decays, arguments.output)
     dataset = load_dataset(arguments.dataset)

@@ -1,11 +1,11 @@
-"""Does a model in C answer on a Cortex-M as the integer reference does?
+"""Check that models in C give the same scores on an emulated Cortex-M4 as the integer reference.
 
     python benchmarks/emulate.py
 
 Writes each pretrained model as `sprat export --format c` does, compiles its self-test for a
 Cortex-M4 with arm-none-eabi-gcc -O2, and runs it in QEMU, which emulates the processor's
-instructions and not its time: 16 drawings must get the reference's scores byte for byte. Installs
-nothing, and says what is missing. Minutes on one core.
+instructions but not their time. The scores of 16 drawings must equal those of the reference byte
+for byte. The script installs nothing and reports what is missing. It takes minutes on one core.
 """
 
 import argparse
@@ -36,7 +36,7 @@ SECONDS = 900  # that a self-test may take
 
 
 def missing() -> list[str]:
-    """Debian's packages that are needed and not there."""
+    """Return the Debian packages that are needed and not installed."""
     packages = []
     if not shutil.which(EMULATOR):
         packages.append("qemu-system-arm")
@@ -72,12 +72,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", choices=names, default=names)
+    parser.add_argument("--models", nargs="+", choices=names, default=names, help="models to run")
     arguments = parser.parse_args()
     if packages := missing():
         sys.exit(
-            f"The emulated Cortex-M needs what is not installed here: {', '.join(packages)}. "
-            f"On Debian: apt-get install {' '.join(packages)}"
+            f"The emulated Cortex-M needs {', '.join(packages)}, not installed here. "
+            f"On Debian, install what is missing with: apt-get install {' '.join(packages)}"
         )
     passed = []
     for name in arguments.models:

@@ -1,19 +1,19 @@
-"""How fast is training on a GPU? One command for a bare machine with torch.
+"""Measure training on a GPU: agreement with the CPU, and speed. It needs only a machine with torch.
 
-    python benchmarks/gpu.py --output gpu.json                       # a minute: no data needed
+    python benchmarks/gpu.py --output gpu.json                       # a minute, without data
     python benchmarks/gpu.py --data-dir /tmp/cifar --runs /tmp/runs --output gpu.json
 
-Needs torch, numpy and safetensors; sprat is taken from this checkout.
+Needs torch, numpy and safetensors; sprat is imported from this checkout.
 
-1. Agreement: six steps in fp32 on the GPU, through plain torch, torch recorded as a CUDA graph and
-   sprat's kernels, against the same steps on the CPU: losses and weights.
+1. Agreement: six steps in fp32 on the GPU (plain torch, torch recorded as a CUDA graph, and sprat's
+   kernels) are compared with the same steps on the CPU: losses and weights.
 2. Speed: images/s of the whole training step (flip, crop, forward, backward, SGD) in these ways and
-   by `torch.compile`, over batch sizes, each the median of rounds in which the ways take turns; the
-   first call, where recording and compiling happen, is timed apart. Beside it stands the floor that
-   the memory's bandwidth sets: every convolution's input and output once forward and twice
-   backward, in bf16, at the rate of a large copy.
+   with `torch.compile`, over several batch sizes. Each figure is the median of rounds in which the
+   ways take turns; the first call, which records and compiles, is timed separately. For comparison,
+   the script computes the limit set by the memory's bandwidth: the input and output of every
+   convolution once forward and twice backward, in bf16, at the speed of a large copy.
 3. With CIFAR-10: a run of --epochs epochs with flip and crop, and the run to 87.42 % on the test
-   set. Each is resumable: an interrupted command goes on where it was.
+   set. An interrupted command can be repeated and resumes where it stopped.
 """
 
 import argparse
@@ -63,12 +63,12 @@ WAYS = {"torch": "torch", "torch.compile": "torch", "graph": "graph", "kernels":
 
 
 def ways_on(device: str) -> dict[str, str]:
-    """The ways that a device knows, and the config's kernels of each."""
+    """Return the ways that a device supports, with the setting `kernels` of each."""
     return WAYS if device == "cuda" else {"torch": "torch", "kernels": "auto"}
 
 
 def agreement(device: str, batch_size: int) -> dict[str, Any]:
-    """Distances of loss and gradients from the CPU's, without augmentation, in fp32."""
+    """Return the distances of losses and weights from the CPU's, in fp32 without augmentation."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     augment = dataclasses.replace(BASE.augment, flip=0.0, crop=0)
     config = dataclasses.replace(
@@ -102,7 +102,7 @@ def wait(device: str) -> None:
 def speeds(
     device: str, ways: list[str], batch_size: int, steps: int, rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Of each way, the first steps' seconds and the median of its rounds' images/s."""
+    """Return for each way the seconds of the first steps and the median images/s."""
     taken: dict[str, Callable[[], Tensor]] = {}
     found: dict[str, dict[str, float]] = {}
     for way in ways:
@@ -130,7 +130,7 @@ def seconds_of(step: Callable[[], Tensor], times: int, device: str) -> float:
 
 
 def bandwidth_floor(device: str) -> dict[str, float]:
-    """Images/s if only the convolutions' maps moved, each as few times as it must."""
+    """Return images/s if only the convolutions' maps were moved, as rarely as possible."""
     values = 0
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -161,7 +161,7 @@ def bandwidth_floor(device: str) -> dict[str, float]:
 
 
 def whole_run(config: Config, dataset: Dataset, run: Path) -> dict[str, Any]:
-    """A run to its end, begun or gone on with."""
+    """Train a run to its end, or resume it."""
     if not (run / "results.json").exists():
         if (run / "config.json").exists():
             resume(run, dataset)
@@ -180,20 +180,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 512, 2048])
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, help="default: all the device knows")
-    parser.add_argument("--data-dir", type=Path, help="where CIFAR-10 lies; without it no runs")
-    parser.add_argument("--runs", type=Path, default=Path("runs/gpu"))
-    parser.add_argument("--epochs", type=int, default=BASE.epochs)
+    parser.add_argument(
+        "--device", default="cuda", choices=("cuda", "cpu"), help="cpu is a dry run"
+    )
+    parser.add_argument(
+        "--batch-sizes", type=int, nargs="+", default=[128, 512, 2048], help="images per batch"
+    )
+    parser.add_argument("--steps", type=int, default=100, help="timed steps per round")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each way")
+    parser.add_argument(
+        "--ways", nargs="+", choices=WAYS, help="default: all that the device supports"
+    )
+    parser.add_argument(
+        "--data-dir", type=Path, help="folder of CIFAR-10; without it, nothing is trained"
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs/gpu"), help="folder for the runs")
+    parser.add_argument("--epochs", type=int, default=BASE.epochs, help="epochs of the first run")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     arguments = parser.parse_args()
     device = arguments.device
     if device == "cuda" and not torch.cuda.is_available():
-        sys.exit(f"gpu.py: torch {torch.__version__} sees no CUDA here; --device cpu tries it out")
+        sys.exit(
+            f"gpu.py: torch {torch.__version__} finds no CUDA device. For a dry run: --device cpu"
+        )
 
     figures: dict[str, Any] = {
         "machine": describe_machine(torch.device(device), "bf16", torch.get_num_threads()),

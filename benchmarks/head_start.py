@@ -1,23 +1,24 @@
-"""Where do a trained model's weights help, and where not?
+"""Find out where starting from a trained model's weights helps, and where it does not.
 
     python benchmarks/head_start.py --work FOLDER [--output results/head_start.json] [--json]
 
-SpratT is trained on the images of five of CIFAR-10's classes. Then few images a class of the other
-five are learnt twice: by the recipe `fine-tune`, starting from those weights, and from scratch.
-Both see the same images in the same order for as many steps of the same batch and network, so they
-take equal time; a third run, from scratch, takes twice as long.
+SpratT is trained on the images of five of CIFAR-10's classes. Then a few images per class of the
+other five are learnt twice: by the recipe `fine-tune`, starting from those weights, and from
+scratch. Both see the same images in the same order, in as many steps of the same batch and network,
+so they take the same time. A third run, from scratch, takes twice as long.
 
-From scratch, another recipe may be better than one made for a head start. So several are tried
-first (`SCRATCH`), and for each size the one that is best on val is taken: on images of the five
-classes that nothing is trained on. The head start has no such choice. The test images of the five
-classes are read once a run, after its last step; differences are paired by seed, which draws the
-images too.
+From scratch, another recipe may be better than one made for a head start. Several are therefore
+tried first (`SCRATCH`), and for each size the best on val is used, where val consists of images of
+the five classes that nothing is trained on. The head start has no such choice. The test images of
+the five classes are read once per run, after its last step. Differences are paired by seed, which
+also draws the images.
 
-With `--only-val` those test images are not read: for each size, what several rates (`FACTORS`)
-with the head start and the trials from scratch reach on val, to choose the recipe's settings by.
+With `--only-val`, those test images are not read. For each size, the script then measures on val
+what several learning rates with the head start (`FACTORS`) and the trials from scratch reach; the
+settings of the recipe were chosen in this way.
 
-All runs together see 1.7 million images in training. Finished runs in FOLDER are not trained again,
-and one that was interrupted is resumed.
+All runs together train on 1.7 million images. Finished runs in FOLDER are not trained again, and
+an interrupted one is resumed.
 """
 
 import argparse
@@ -55,7 +56,7 @@ SCRATCH: dict[str, dict[str, Any]] = {  # from scratch, changes of the recipe
 
 @dataclass(frozen=True)
 class Size:
-    """How many images a class are trained on, for how many epochs."""
+    """A number of images per class, and the epochs to train on them."""
 
     images: int
     epochs: int
@@ -163,7 +164,7 @@ def tried(
 
 
 def measure(size: Size, start: Path, seeds: int, measuring: Measuring) -> dict[str, Any]:
-    """Return what runs on so many images a class reach with the head start and from scratch."""
+    """Return what runs on so many images per class reach, with the head start and from scratch."""
     trials = tried(size, "scratch", {}, SCRATCH, measuring)
     best = max(trials, key=trials.__getitem__)
     arms = {
@@ -218,14 +219,18 @@ def main() -> None:
         metavar="IMAGES=EPOCHS",
         help="images a class, and for how many epochs they are trained on",
     )
-    parser.add_argument("--epochs", type=int, default=10, help="of the given classes' training")
-    parser.add_argument("--val", type=int, default=400, help="images a class to choose on")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only-val", action="store_true", help="choose, and read no test image")
+    parser.add_argument("--epochs", type=int, default=10, help="epochs of the first training")
+    parser.add_argument("--val", type=int, default=400, help="val images per class")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument(
+        "--only-val", action="store_true", help="measure on val; read no test image"
+    )
     parser.add_argument("--threads", type=int, default=0, help="0: one per usable core")
     parser.add_argument("--data-dir", type=Path, help="folder of CIFAR-10")
     parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--json", action="store_true", help="a JSON object as the last line")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     arguments = parser.parse_args()
     keep_freed_memory()
     arguments.threads = set_threads(arguments.threads)

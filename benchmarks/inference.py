@@ -1,16 +1,23 @@
-"""How fast does a trained network answer? Latency of one image, throughput of a batch.
+"""Measure how fast a trained network is: latency of one image, throughput of a batch.
 
     python benchmarks/inference.py --json
 
-Measures networks eight ways, on one core and on two: as sprat's commands do (compiled kernels for
-the networks that they support, else eager), eager fp32, the same channels-last, eager bf16
-(channels-last autocast), the program of `torch.export`, onnxruntime on what `sprat export`
-writes, in fp32 and in int8, and its C, compiled with gcc -O2, which has one thread and takes one
-image after another, so that a batch of it is eight. From normalised images to logits, in C from
-pixels to scores; weights are untrained, and int8 is calibrated on noise, which changes no time.
-Each way is a process of its own, in turns; a figure is the median turn, a turn's latency the median
-of its calls. Processor time per image is given too, which other processes disturb less. Half an
-hour on two cores.
+Measures each network in eight ways, on one core and on two:
+
+- sprat: as sprat's commands run it, in compiled kernels if they support it, else in eager PyTorch;
+- eager: eager PyTorch in fp32;
+- channels-last: the same in the memory format channels-last;
+- bf16: eager PyTorch with bf16 autocast, channels-last;
+- export: the program of `torch.export`;
+- onnx, onnx-int8: onnxruntime with the files that `sprat export` writes;
+- c: the C code that `sprat export` writes, compiled by gcc -O2, on one thread. It classifies one
+  image after another, so its batch is only eight images.
+
+Times are from normalised images to logits; in C, from pixels to scores. The weights are
+untrained and int8 is calibrated on noise, which does not change the time. Ways take turns, each in
+its own process. Each figure is the median of the turns, and the latency of a turn is the median of
+its calls. Processor time per image is included, because other processes disturb it less. This takes
+half an hour on two cores.
 """
 
 import argparse
@@ -41,7 +48,7 @@ COMPARED = ("OptimizedCIFAR10Net200K", "SpratM", "ResNet8", "ResNet20")
 
 
 def answerer(way: str, name: str, images: Tensor) -> Callable[[Tensor], Tensor]:
-    """From images to logits; a pair of images or more for a batch that may differ in size."""
+    """Return a function from images to logits; for a batch of any size, pass two images or more."""
     if way in ("onnx", "onnx-int8"):
         return through_onnxruntime(way, name)
     if way == "c":
@@ -76,7 +83,7 @@ def untrained(name: str) -> Model:
 
 @cache
 def through_c(name: str) -> Callable[[Tensor], Tensor]:
-    """What `sprat export --format c` writes, one image after another."""
+    """Run what `sprat export --format c` writes, one image after another."""
     model = untrained(name)
     files = C.write(Source.of(model, Options(), noise(64).train), b"")
     assert isinstance(files, dict)
@@ -86,7 +93,7 @@ def through_c(name: str) -> Callable[[Tensor], Tensor]:
 
 @cache
 def through_onnxruntime(way: str, name: str) -> Callable[[Tensor], Tensor]:
-    """What `sprat export` writes, on as many threads as torch has."""
+    """Run what `sprat export` writes, on as many threads as torch has."""
     import onnxruntime
 
     model, shown = untrained(name), noise(64)
@@ -132,10 +139,14 @@ def measure(way: str, name: str, threads: int, arguments: argparse.Namespace) ->
 
 def main() -> None:
     parser = parser_for(__doc__, rounds=3)
-    parser.add_argument("--batch-size", type=int, default=250)
-    parser.add_argument("--calls", type=int, default=200, help="of one image, a tenth of a batch")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
-    parser.add_argument("--models", nargs="+", choices=list(NETWORKS), default=COMPARED)
+    parser.add_argument("--batch-size", type=int, default=250, help="images per batch")
+    parser.add_argument(
+        "--calls", type=int, default=200, help="calls with one image; a tenth as many with a batch"
+    )
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="ways to measure")
+    parser.add_argument(
+        "--models", nargs="+", choices=list(NETWORKS), default=COMPARED, help="networks to measure"
+    )
     arguments = parser.parse_args()
     contenders = {
         f"{name}-{way}-{threads}": partial(measure, way, name, threads)

@@ -1,12 +1,13 @@
-"""How much memory does training on a set take that is larger than it?
+"""Measure how much memory training takes on a set that is larger than that memory.
 
     python benchmarks/mapped.py --json --output results/mapped.json
 
-Makes a set of noise in sprat's cache format in a temporary folder (4 GB by default), goes through
-what a run goes through: the checksum of every byte, normalisation, the md5, the split, some
-training steps and one evaluation of val's first images. Prints the largest resident size of the
-process, as the system reports it, beside the set's size, and the same of a set of a hundredth of
-it: what torch, the network and a batch take by themselves. On the CPU; a few minutes on two cores.
+Writes a set of noise in sprat's cache format to a temporary folder (4 GB by default), then does
+what a run does: the checksum of every byte, normalisation, the md5, the split, some training steps
+and one evaluation of the first images of val. Prints the largest resident size of the process, as
+the system reports it, next to the size of the set. The same is done with a set of a hundredth of
+the size, to show what torch, the network and a batch need by themselves. It runs on the CPU and
+takes a few minutes on two cores.
 """
 
 import argparse
@@ -30,7 +31,7 @@ PIECE = 1_000  # images written at once
 
 
 def make(path: Path, images: int, side: int) -> None:
-    """Writes a cache file of noise, the same images over and over."""
+    """Write a cache file of noise that repeats the same images."""
     noise = torch.empty(min(PIECE, images), 3, side, side, dtype=torch.uint8)
     noise.random_(256, generator=torch.Generator().manual_seed(0))
     with path.open("wb") as file:
@@ -75,11 +76,13 @@ def measure(share: float, arguments: argparse.Namespace) -> Figures:
 
 def main() -> None:
     parser = parser_for(__doc__, rounds=1)
-    parser.add_argument("--gigabytes", type=float, default=4.0, help="10^9 bytes of the large set")
-    parser.add_argument("--side", type=int, default=32, help="pixels")
-    parser.add_argument("--steps", type=int, default=500, help="training steps, of 64 images each")
+    parser.add_argument(
+        "--gigabytes", type=float, default=4.0, help="size of the large set, in 10^9 bytes"
+    )
+    parser.add_argument("--side", type=int, default=32, help="side of the images in pixels")
+    parser.add_argument("--steps", type=int, default=500, help="training steps of 64 images")
     parser.add_argument("--kernels", default="auto", help="auto, compiled or torch")
-    parser.add_argument("--folder", type=Path, help="where the sets are made; by default in /tmp")
+    parser.add_argument("--folder", type=Path, help="folder for the sets; by default in /tmp")
     arguments = parser.parse_args()
     sizes = {"small": 0.01, "large": 1.0}
     measured = take_turns({name: partial(measure, s) for name, s in sizes.items()}, arguments)

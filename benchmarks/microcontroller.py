@@ -1,14 +1,14 @@
-"""Does a model in C answer as the integer reference does, and what does int8 cost?
+"""Check that models in C give the same scores as the integer reference, and measure their accuracy.
 
     python benchmarks/microcontroller.py --output results/microcontroller.json
 
-Writes each pretrained model as `sprat export --format c` does, compiles it with gcc -O2, and gives
-it the test set: how many images get other scores than from the reference in numpy (expected: none),
-the accuracy of both int8 and fp32, the most that any class loses, and the bytes of arena and
-weights. The file is written after each model, and a model whose C files are those that it was
-measured with is not measured again, so that an interrupted call is resumed by the same call.
-`python docs/generate.py` then writes docs/reference/microcontroller.md. Minutes a model on two
-cores.
+Writes each pretrained model as `sprat export --format c` does, compiles it with gcc -O2, and
+classifies the test set with it. Reports the number of images whose scores differ from those of the
+reference in numpy (none is expected), the accuracy in int8 and in fp32, the class that loses most,
+and the bytes of arena and weights. The file is written after each model. A model whose C files have
+not changed since they were measured is not measured again, so the same command resumes an
+interrupted one. `python docs/generate.py` then writes docs/reference/microcontroller.md. It takes
+minutes per model on two cores.
 """
 
 import argparse
@@ -48,7 +48,7 @@ Images = NDArray[np.uint8]
 
 
 def compiled(files: dict[str, bytes], classes: int) -> Callable[[Images], Scores]:
-    """A model's C files as a function from images N x 3 x side x side to scores N x classes."""
+    """Return a model's C files as a function: images N x 3 x side x side to scores N x classes."""
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)
@@ -66,7 +66,7 @@ def compiled(files: dict[str, bytes], classes: int) -> Callable[[Images], Scores
 
 
 def judge(model: Model, files: dict[str, bytes], shown: ImageSet, workers: int) -> dict[str, Any]:
-    """What the C files of a model do on labelled images."""
+    """Measure the C files of a model on labelled images."""
     network = reading.read_source(files, model.network)
     idle: SimpleQueue[Callable[[Images], Scores]] = SimpleQueue()  # a call's memory is static
     for _ in range(workers):
@@ -106,8 +106,8 @@ def judge(model: Model, files: dict[str, bytes], shown: ImageSet, workers: int) 
 
 
 def measure(name: str, dataset: Dataset, count: int, before: dict[str, Any]) -> dict[str, Any]:
-    """A pretrained model on the first `count` test images; what was measured before, if the same
-    files were."""
+    """Measure a pretrained model on the first `count` test images, or return the earlier figures
+    if the files have not changed."""
     model = load_model(zoo.ZOO / name)
     files = C.write(Source.of(model, Options()), b"")
     assert isinstance(files, dict)
@@ -124,11 +124,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", choices=names, default=names)
-    parser.add_argument("--images", type=int, default=10_000, help="of the test set")
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--output", type=Path, help="JSON file for the figures, and to resume from")
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument(
+        "--models", nargs="+", choices=names, default=names, help="models to measure"
+    )
+    parser.add_argument("--images", type=int, default=10_000, help="number of test images")
+    parser.add_argument("--data-dir", type=Path, help="folder of CIFAR-10")
+    parser.add_argument(
+        "--output", type=Path, help="JSON file for the figures, also read to resume"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     arguments = parser.parse_args()
     keep_freed_memory()
     threads = set_threads(0)

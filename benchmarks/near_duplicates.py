@@ -1,11 +1,12 @@
-"""How many CIFAR-10 test images are nearly in train, and what do models reach without them?
+"""Count CIFAR-10 test images with a near copy in train, and evaluate models without them.
 
     python benchmarks/near_duplicates.py --json
 
-Counts what `sprat data check` finds between train and test, next to what people found by looking
-(Barz and Denzler 2020, arXiv 1902.00423: 3.3 % of the test images), and evaluates every pretrained
-model of ten classes, one view, on all test images, without those, and on those alone. `--sheet`
-draws pairs drawn at random from those found, to see how many are right; `--no-models` only counts.
+Counts what `sprat data check` finds between train and test, for comparison with what people found
+by looking (Barz and Denzler 2020, arXiv 1902.00423: 3.3 % of the test images). Evaluates every
+pretrained model of ten classes with a single view on all test images, without those found, and on
+those found alone. `--sheet` draws some of the pairs found, chosen at random, so that you can see
+how many are right. `--no-models` only counts.
 """
 
 import argparse
@@ -30,7 +31,7 @@ SHEET = 60  # pairs
 
 
 def judge(name: str, dataset: Dataset, leaked: torch.Tensor) -> dict[str, Any]:
-    """Accuracy of a pretrained model on all test images, without the leaked, and on these."""
+    """Return a model's accuracy on all test images, without the leaked ones, and on those alone."""
     model = load_model(locate(name))
     if model.classes != dataset.test.classes:
         raise SystemExit(f"{name} has other classes than {dataset.name}")
@@ -44,7 +45,7 @@ def judge(name: str, dataset: Dataset, leaked: torch.Tensor) -> dict[str, Any]:
 
 
 def draw_sheet(found: DataCheck, path: Path) -> None:
-    """Draw leaks drawn at random, ten pairs in a row, as PNG."""
+    """Draw some leaks, chosen at random, as a PNG with ten pairs in a row."""
     pairs = random.Random(0).sample(found.leaks, min(SHEET, len(found.leaks)))
     places = torch.tensor([place for pair in pairs for place in (pair.first, pair.second)])
     sheet = torch.nn.functional.pad(found.images.images[places], (1, 1, 1, 1), value=255)
@@ -62,9 +63,11 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="folder of CIFAR-10")
     parser.add_argument("--threads", type=int, default=0, help="0: one per usable core")
     parser.add_argument("--sheet", type=Path, help="PNG file for some of the pairs")
-    parser.add_argument("--no-models", action="store_true", help="count only")
+    parser.add_argument("--no-models", action="store_true", help="only count")
     parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--json", action="store_true", help="a JSON object as the last line")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     arguments = parser.parse_args()
     keep_freed_memory()
     threads = set_threads(arguments.threads)

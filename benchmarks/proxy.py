@@ -1,13 +1,14 @@
-"""What helps a network this small: every setting tried, at one small budget, beside its base.
+"""Find out which settings help a network this small, each changed alone in a short run.
 
     python benchmarks/proxy.py --work FOLDER [--group brief …] [--data-dir DIR]
         [--output results/proxy.json] [--json]
 
-The budget is 6 to 60 passes (by the group) over 10,000 of CIFAR-10's training images at 32 px
-in batches of 64, evaluated after the last step on 25,000 other training images (val). On two cores
-of a 2026 AMD EPYC, 20 passes of OptimizedCIFAR10Net200K take two minutes; finished runs in FOLDER
-are not trained again. Of every trial: its accuracy, and the difference to its base, paired over
-seeds and images, with its standard error over images.
+A run consists of 6 to 60 passes (depending on the group) over 10,000 of CIFAR-10's training
+images at 32 px in batches of 64. It is evaluated after the last step on 25,000 other training
+images (val). On two cores of an AMD EPYC (2026), 20 passes of OptimizedCIFAR10Net200K take two
+minutes. Finished runs in FOLDER are not trained again. For every trial, the script reports the
+accuracy and the difference to its base, paired over seeds and images, with the standard error over
+images. The group `brief` switches off the original project's settings one by one.
 """
 
 import argparse
@@ -43,7 +44,7 @@ DESIGNS = str(Path(__file__).with_name("designs.py"))
 
 @dataclass(frozen=True)
 class Group:
-    """Trials beside one base: what each changes of it."""
+    """Trials compared with one base, and what each of them changes."""
 
     recipe: str
     base: dict[str, Any]  # what the base changes of the recipe
@@ -85,16 +86,16 @@ GROUPS = {
         "MixUp, brightness, contrast": {**MIXUP, "augment.brightness_contrast": 0.5},
     }),
     "design": Group("accurate", {**BEFORE, "model": "SpratS"}, 8, 1, {
-        "3x3 windows alone": {"network.kernels": 3},
-        "5x5 windows alone": {"network.kernels": 5},
-        "Two halvings, the narrower for it": {"network.widths": (24, 36, 56), "network.depth": 2},
-        "Five blocks a stage, the narrower for it": {
+        "3x3 windows only": {"network.kernels": 3},
+        "5x5 windows only": {"network.kernels": 5},
+        "Two halvings, with narrower stages": {"network.widths": (24, 36, 56), "network.depth": 2},
+        "Five blocks per stage, with narrower stages": {
             "network.widths": (24, 40), "network.depth": 5,
         },
-        "Blocks 3 times as wide inside, the narrower for it outside": {
+        "Blocks 3 times as wide inside, but narrower outside": {
             "network.widths": (20, 36), "network.widening": 3,
         },
-        "Blocks no wider inside, the wider for it outside": {
+        "Blocks no wider inside, but wider outside": {
             "network.widths": (36, 64), "network.widening": 1,
         },
         "A gate instead of ReLU": {"model": f"{DESIGNS}:Gated"},
@@ -109,18 +110,18 @@ GROUPS = {
             "network.widths": (16, 52, 80), "network.depth": (2, 3, 2),
             "network.widening": (1, 1.5, 1.5),
         },
-        "5x5 windows, the narrower for it": {
+        "5x5 windows, with narrower stages": {
             "network.widths": (16, 48, 74), "network.kernels": 5,
         },
-        "Four blocks in the last stage, the narrower for it": {
+        "Four blocks in a narrower last stage": {
             "network.widths": (16, 48, 64), "network.depth": (1, 3, 4),
             "network.widening": (1, 2, 1),
         },
-        "No block in the first stage, the last the wider for it": {
+        "No block in the first stage, and a wider last stage": {
             "network.widths": (16, 48, 88), "network.depth": (0, 3, 2),
             "network.widening": (1, 2, 1.25),
         },
-        "One halving, half the parameters for it": {
+        "One halving, with half the parameters": {
             "network.widths": (16, 48), "network.depth": (1, 4), "network.widening": (1, 2),
         },
         "Three halvings, one block in each of the last stages": {
@@ -159,12 +160,12 @@ GROUPS = {
 
 
 def folder_of(work: Path, group: str, trial: str) -> Path:
-    """Where a trial's seeds are trained."""
+    """Return the folder in which a trial's seeds are trained."""
     return work / group / re.sub(r"[^\w.-]+", "-", trial)
 
 
 def hits(run: Path, dataset: Dataset) -> Tensor:
-    """Whether the kept model is right, for each image of the run's val; bool, N."""
+    """Return for each image of the run's val whether the model is right; bool, N."""
     config, _, _ = read_config(run)
     _, held_out = split_off_val(dataset, config)
     val, model = dataset.train.subset(held_out), load_model(run)
@@ -173,7 +174,7 @@ def hits(run: Path, dataset: Dataset) -> Tensor:
 
 
 def measure(folder: Path, config: Config, seeds: int, dataset: Dataset) -> dict[str, Any]:
-    """Trains what is not trained yet; gives parameters, seconds and hits, seed by seed."""
+    """Train what is not trained yet; return parameters, seconds and hits, seed by seed."""
     saved = folder / "hits.pt"
     train_seeds(config, dataset, folder, seeds, recipe="proxy")
     runs = [folder / f"seed-{seed}" for seed in range(seeds)]
@@ -190,10 +191,14 @@ def measure(folder: Path, config: Config, seeds: int, dataset: Dataset) -> dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
-    parser.add_argument("--group", nargs="*", choices=GROUPS, default=list(GROUPS))
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--output", type=Path, help="JSON file to write the figures into")
-    parser.add_argument("--json", action="store_true", help="end with them as one JSON object")
+    parser.add_argument(
+        "--group", nargs="*", choices=GROUPS, default=list(GROUPS), help="trials to run"
+    )
+    parser.add_argument("--data-dir", type=Path, help="folder of CIFAR-10")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     arguments = parser.parse_args()
     keep_freed_memory()
     code.use(DESIGNS)

@@ -1,10 +1,10 @@
-"""Whether this working tree trains to the same weights as another checkout, bit for bit.
+"""Check that this working tree trains to the same weights as another checkout, bit for bit.
 
     python benchmarks/same_weights.py BEFORE [--data-dir DIR]
 
-Trains three recipes cut short, through the compiled kernels and through plain PyTorch, by the code
-of BEFORE and by this one in turns, each in a process of its own; compares every tensor of the
-models and every loss. Ends with 1 where one differs.
+Trains three shortened recipes with the code of BEFORE and with this one in turns, each in its own
+process, with the compiled kernels and with plain PyTorch. Compares every tensor of the models and
+every loss. The exit code is 1 if any of them differs.
 """
 
 import argparse
@@ -35,14 +35,14 @@ RECIPES = {
 
 
 def train(checkout: Path, words: list[str], output: Path) -> None:
-    """Train by the code of a checkout."""
+    """Train with the code of a checkout."""
     environment = os.environ | {"PYTHONPATH": str(checkout / "src")}
     command = [sys.executable, "-m", "sprat", "train", *words, "--quiet", "--output", str(output)]
     subprocess.run(command, env=environment, check=True)
 
 
 def differences(before: Path, now: Path) -> list[str]:
-    """Return the names of tensors and of epochs that are not the same in two runs."""
+    """Return the names of the tensors and epochs that differ between two runs."""
     tensors = [load_file(run / "model.safetensors") for run in (before, now)]
     if tensors[0].keys() != tensors[1].keys():
         return ["the tensors' names"]
@@ -55,8 +55,8 @@ def differences(before: Path, now: Path) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("before", type=Path, help="a checkout of the commit to compare with")
-    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("before", type=Path, help="checkout of the commit to compare with")
+    parser.add_argument("--data-dir", type=Path, help="folder of CIFAR-10")
     arguments = parser.parse_args()
     data = ["--data-dir", str(arguments.data_dir)] if arguments.data_dir else []
     differing = 0

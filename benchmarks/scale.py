@@ -1,15 +1,14 @@
-"""How fast does a search go with more workers, and what does a trial cost besides its training?
+"""Measure how a search scales with more workers, and what a trial costs besides its training.
 
     python benchmarks/scale.py [--rounds 3] [--output results/scale.json] [--json]
 
-Each contender is a pool in a process of its own: trials in that process, in one or two processes,
-and on a Ray cluster that is this machine, with one or two cores. Each trains the same generation of
-real trials, on noise and with one thread a trial, and runs tasks that do nothing, whose time is a
-trial's overhead: to send it, to call it, and to return a checkpoint. Apart from that, one process
-asks for trials that are not trained at all, which is the driver's own time: it grows with what
-Optuna knows.
+The contenders are pools of workers: this process, two processes, and a Ray cluster on this machine
+with one or two cores. Each trains the same generation of real trials, on noise and with one thread
+per trial. Each also runs tasks that do nothing; their time is the overhead of a trial: sending it,
+calling it and returning a checkpoint. Separately, one process chooses trials that are never
+trained, which measures the driver's own time; it grows with the number of earlier trials.
 
-Two processes have a machine's two cores, so that trials an hour are compared on one that does
+Two workers occupy both cores of a small machine, so measure trials per hour on a machine that does
 nothing else.
 """
 
@@ -61,7 +60,7 @@ def plan_of(arguments: argparse.Namespace, dataset: Dataset, **changes: Any) -> 
 
 
 class Clock(Watcher):
-    """Notes when each generation is about to be trained, and ends a search before its finalists."""
+    """Records when each generation starts, and ends the search before its finalists."""
 
     def __init__(self) -> None:
         self.moments: list[tuple[int, float]] = []
@@ -78,13 +77,13 @@ def nothing(task: Task, source: Source, should_stop: Callable[[], bool]) -> Rung
 
 
 def at_once(task: Task, source: Source, should_stop: Callable[[], bool]) -> Rung:
-    """A trial that is not trained, of an accuracy that its number decides."""
+    """Return the result of a trial that is not trained, with an accuracy set by its number."""
     return Rung(task.key, task.until, 0.5 + int(task.key) * 37 % 100 / 1000, 1.0)
 
 
 @contextlib.contextmanager
 def workers_of(way: str) -> Iterator[Workers]:
-    """Yield a contender's workers; a Ray cluster is started for it."""
+    """Yield a contender's workers; for Ray, start a cluster first."""
     if way.startswith("Ray"):
         os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
         import ray
@@ -158,11 +157,15 @@ def asking(arguments: argparse.Namespace) -> list[dict[str, float]]:
 
 def main() -> None:
     parser = parser_for(__doc__, rounds=3)
-    parser.add_argument("--images", type=int, default=2_000, help="training images of a trial")
-    parser.add_argument("--epochs", type=int, default=9, help="of a trial to its last rung")
-    parser.add_argument("--generation", type=int, default=9, help="trials asked together")
-    parser.add_argument("--tasks", type=int, default=50, help="tasks that do nothing")
-    parser.add_argument("--asked", type=int, default=360, help="trials that are only asked for")
+    parser.add_argument("--images", type=int, default=2_000, help="training images per trial")
+    parser.add_argument(
+        "--epochs", type=int, default=9, help="epochs of a trial up to the last rung"
+    )
+    parser.add_argument("--generation", type=int, default=9, help="trials chosen together")
+    parser.add_argument("--tasks", type=int, default=50, help="number of tasks that do nothing")
+    parser.add_argument(
+        "--asked", type=int, default=360, help="trials that are chosen but not trained"
+    )
     arguments = parser.parse_args()
     contenders = {way: partial(measure, way=way) for way in WAYS}
     measured = take_turns(contenders, arguments)

@@ -1,24 +1,24 @@
-"""Does the search find anything? A network as good as SpratS within SpratS's limits; and what
-successive halving brings next to random search.
+"""Measure what the search finds, and what successive halving gains over random search.
 
     python benchmarks/search.py --work FOLDER [--parts find halving] [--data-dir DIR]
         [--output results/search.json] [--json]
 
-find: a search of 90 minutes with SpratS's parameters and MACs as the limits, whose trials are
-trained on 10,000 of CIFAR-10's training images and compared on val. Then the network found and
-SpratS, both decided, are trained by the same recipe (sprat-cpu, with its learning rates) for as
-many epochs, on all training images, and the test set is read once for each: the difference is
-paired over its images.
+find: a search of 90 minutes with the parameters and MACs of SpratS as limits. Its trials train on
+10,000 of CIFAR-10's training images and are compared on val. Then the network that was found and
+SpratS are trained by the same recipe (sprat-cpu, with its learning rates) for the same number of
+epochs on all training images, and the test set is read once for each. The difference is paired over
+the test images.
 
-halving: three seeds of 15 minutes at a smaller budget, by TPE with successive halving and by random
-points that are each trained to the end; both begin with the four designs of the family. What each
-search decides on is trained by the recipe for as many epochs, and compared on val; the test set is
-not touched.
+halving: three seeds of 15 minutes with a smaller budget, by TPE with successive halving and by
+random search, in which every trial is trained to the end. Both begin with the four designs of the
+family. The winner of each search is trained by the recipe for the same number of epochs and
+compared on val; the test set is not used.
 
-Whatever was finished in FOLDER is not done again, and what was stopped, even by a kill, is resumed:
-a search with the time that it has left. On two cores, `find` takes about 130 minutes and `halving`
-about 100. The time of a search is wall time: nothing else should run. For a dry run: --dataset
-shapes10 --images 200 --minutes 1 --halving-minutes 1 --epochs 1 --seeds 1.
+What is finished in FOLDER is not repeated, and whatever was interrupted is resumed, even after a
+kill; a search continues with the time that it has left. On two cores, `find` takes
+about 130 minutes and `halving` about 100. The time of a search is wall-clock time, so nothing else
+should be running. For a dry run: --dataset shapes10 --images 200 --minutes 1 --halving-minutes 1
+--epochs 1 --seeds 1.
 """
 
 import argparse
@@ -60,7 +60,7 @@ COMPARED_EPOCHS = 8  # that the decisions of `halving` are trained for
 def decide(
     folder: Path, dataset: Dataset, config: Config, minutes: float, workers: int, random: bool
 ) -> dict[str, Any]:
-    """Search for some minutes, in which the network is decided on; return what came out."""
+    """Search for some minutes and decide on a network; return the outcome."""
     decided = folder / "decided.json"
     if decided.exists():
         return read_json(decided)
@@ -108,7 +108,7 @@ def trained(folder: Path, dataset: Dataset, config: Config) -> RunResult:
 
 
 def hits(run: Path, dataset: Dataset) -> Tensor:
-    """Whether a run's model is right, for each test image; double, N."""
+    """Return for each test image whether a run's model is right; double, N."""
     model = load_model(run)
     probabilities = predict_probabilities(model.network, dataset.test.images, model.normalization)
     return (probabilities.argmax(1) == dataset.test.targets).double()
@@ -157,7 +157,7 @@ def find(arguments: argparse.Namespace, dataset: Dataset, recipe: Config) -> dic
 
 
 def halving(arguments: argparse.Namespace, dataset: Dataset, recipe: Config) -> dict[str, Any]:
-    """Search by both ways under several seeds; return what their decisions reach on val."""
+    """Search in both ways with several seeds; return what the winners reach on val."""
     ways: dict[str, list[dict[str, Any]]] = {"halving": [], "random": []}
     for seed in range(arguments.seeds):
         for way, rows in ways.items():
@@ -190,17 +190,25 @@ PARTS = {"find": find, "halving": halving}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for searches and runs")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--minutes", type=float, default=90)
-    parser.add_argument("--halving-minutes", type=float, default=15)
-    parser.add_argument("--epochs", type=int, default=0, help="of what is trained after a search")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--dataset", default="cifar10")
-    parser.add_argument("--images", type=int, default=0, help="training images; 0: all")
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--output", type=Path, help="JSON file to write the figures into")
-    parser.add_argument("--json", action="store_true", help="end with them as one JSON object")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run"
+    )
+    parser.add_argument("--minutes", type=float, default=90, help="time of the search in find")
+    parser.add_argument(
+        "--halving-minutes", type=float, default=15, help="time of each search in halving"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=0, help="epochs of the winners; 0: the recipe's"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of each way in halving")
+    parser.add_argument("--workers", type=int, default=1, help="trials trained at once")
+    parser.add_argument("--dataset", default="cifar10", help="name of a dataset")
+    parser.add_argument("--images", type=int, default=0, help="number of training images; 0: all")
+    parser.add_argument("--data-dir", type=Path, help="folder of the dataset")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     arguments = parser.parse_args()
     keep_freed_memory()
     dataset = load_dataset(arguments.dataset, arguments.data_dir)

@@ -1,15 +1,15 @@
-"""How many requests a second does the server answer, how soon, and does its memory hold still?
+"""Measure how many requests the server answers, how long they wait, and how its memory grows.
 
     python benchmarks/serve.py --json
     python benchmarks/serve.py --against ../other-checkout
 
-Starts `sprat serve` with the best model that ships and asks it on loopback, from one process, with
-1, 8 and 64 clients at once, each of which sends one 32 px PNG and waits for the answer. The same
-network is measured in this process too, one image at a time and in batches of 64. Then come many
-more requests, and the server's resident memory at intervals. Clients and server share the cores, so
-the clients do as little as HTTP allows. With --against, the server of another checkout is asked in
-turns with this one, each in its own `.venv` where it has one, and the ratio is given. Ten minutes
-on two cores.
+Starts `sprat serve` with the most accurate pretrained model and sends it requests on the loopback
+interface: 1, 8 and 64 clients in one process each send one PNG of 32 px and wait for the answer.
+The network alone is measured too, one image at a time and in batches of 64. Then come many more
+requests, while the server's resident memory is read at intervals. Clients and server share the
+cores, so the clients do as little as HTTP allows. With --against, the server of another checkout
+takes turns with this one, each with the checkout's own `.venv` if there is one, and the ratio is
+printed. This takes ten minutes on two cores.
 """
 
 import argparse
@@ -42,7 +42,7 @@ SOURCE = Path(sprat.__file__).parents[1]
 
 @contextmanager
 def serving(source: Path, threads: int, clients: int) -> Iterator[str]:
-    """The address of a server that lets so many clients of this machine in.
+    """Yield the address of a server that admits so many clients of this machine.
 
     Args:
         source: the folder that holds its sprat.
@@ -63,14 +63,14 @@ def serving(source: Path, threads: int, clients: int) -> Iterator[str]:
                 break
             sys.stderr.write(line)
         else:
-            sys.exit("the server did not start; its message stands above")
+            sys.exit("the server did not start; see its message above")
     finally:
         process.terminate()
         process.communicate()
 
 
 async def ask(url: str, picture: bytes, clients: int, requests: int) -> dict[str, float]:
-    """Sends so many requests, as many at once as there are clients."""
+    """Send so many requests, as many at once as there are clients."""
     milliseconds: list[float] = []
     address = urlsplit(url)
     request = httpx.Request("POST", f"{url}/predict", files={"images": picture})
@@ -98,14 +98,14 @@ async def ask(url: str, picture: bytes, clients: int, requests: int) -> dict[str
 
 
 def resident_bytes(url: str) -> int:
-    """What the server says of itself."""
+    """Return what the server reports about itself."""
     text = httpx.get(f"{url}/metrics", trust_env=False, verify=False).text
     found = re.search(r"^process_resident_memory_bytes (\S+)$", text, re.MULTILINE)
     return int(float(found[1])) if found else 0  # 0: the system does not say
 
 
 def bare(pixels: torch.Tensor, seconds: float) -> float:
-    """Images/s of the network alone, in this process, asked about the same images over and over."""
+    """Return images/s of the network alone, in this process, on the same images again and again."""
     classifier = sprat.load(device="cpu")
     classifier(pixels)
     began, images = time.perf_counter(), 0
@@ -122,7 +122,7 @@ def median_of(turns: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def watch_memory(url: str, picture: bytes, arguments: argparse.Namespace) -> list[dict[str, int]]:
-    """Resident bytes of the server after every tenth of the requests, and before the first."""
+    """Return the server's resident bytes before the first and after every tenth of the requests."""
     seen = [{"requests": 0, "resident_bytes": resident_bytes(url)}]
     step = max(1, arguments.memory_requests // 10)
     for done in range(step, arguments.memory_requests + 1, step):
@@ -134,11 +134,13 @@ def watch_memory(url: str, picture: bytes, arguments: argparse.Namespace) -> lis
 
 def main() -> None:
     parser = parser_for(__doc__, rounds=ROUNDS)
-    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
-    parser.add_argument("--requests", type=int, default=3_000, help="in a turn")
-    parser.add_argument("--memory-requests", type=int, default=20_000)
-    parser.add_argument("--against", type=Path, help="a checkout of sprat to compare with")
-    parser.add_argument("--bare-seconds", type=float, default=10, help="of each batch size")
+    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS, help="clients at once")
+    parser.add_argument("--requests", type=int, default=3_000, help="requests per turn")
+    parser.add_argument(
+        "--memory-requests", type=int, default=20_000, help="requests while memory is read"
+    )
+    parser.add_argument("--against", type=Path, help="checkout of sprat to compare with")
+    parser.add_argument("--bare-seconds", type=float, default=10, help="seconds per batch size")
     arguments = parser.parse_args()
     keep_freed_memory()
     threads = set_threads(arguments.threads)

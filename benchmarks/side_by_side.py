@@ -1,8 +1,8 @@
-"""Contenders measured fairly on a noisy machine: each in a process of its own, taking turns.
+"""Compare contenders fairly on a noisy machine: they take turns, each in its own process.
 
-A script that uses this hands over its contenders, functions that measure once and return plain
-figures. The script calls itself for each turn, in an environment without allocator settings, so
-that no contender inherits what another one set; the figure of each is the median of its turns.
+A script passes its contenders: functions that measure once and return plain figures. The script
+then calls itself for each turn, in an environment without allocator settings, so that no contender
+inherits settings from another. The figure of each contender is the median of its turns.
 """
 
 import argparse
@@ -32,20 +32,22 @@ AS_SPRAT = {"GOMP_SPINCOUNT": str(SPIN_COUNT)}
 
 
 def parser_for(doc: str | None, rounds: int) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
+    """Return a parser with the options that these benchmarks share."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=rounds, help="turns of each contender")
     parser.add_argument("--threads", type=int, default=0, help="0: one per core")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     return parser
 
 
 def noise(count: int, side: int = 32) -> Dataset:
-    """Images that show nothing, with labels, to time on."""
+    """Return a dataset of random pixels and labels, for timing."""
     generator = torch.Generator().manual_seed(0)
     images = torch.empty(count, 3, side, side, dtype=torch.uint8)
     images.random_(256, generator=generator)
@@ -58,9 +60,9 @@ def take_turns(
     arguments: argparse.Namespace,
     environments: Mapping[str, Mapping[str, str]] = {},
 ) -> dict[str, dict[str, Any]]:
-    """Median of every figure of every contender, and all its turns; in a child, one turn.
+    """Return the medians of every contender's figures, and all turns; in a child, take one turn.
 
-    environments: variables that a contender's process has besides.
+    environments: additional environment variables for a contender's processes.
     """
     if arguments.contender:
         figures = contenders[arguments.contender](arguments)
@@ -87,12 +89,12 @@ def _one_turn(name: str, variables: Mapping[str, str]) -> Figures:
     command = [sys.executable, *sys.argv, "--contender", name]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        sys.exit(f"{name} failed; its message stands above")
+        sys.exit(f"{name} failed; see its message above")
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def report(figures: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Writes the figures where they were asked for."""
+    """Write the figures to the file and the output that were asked for."""
     if arguments.output:
         write_json(arguments.output, figures)
     if arguments.json:

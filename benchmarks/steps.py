@@ -1,4 +1,4 @@
-"""Sprat's training step on noise, for what times it: a `Step` without a run, folder or dataset."""
+"""sprat's training step on noise, for scripts that time it: no run, folder or dataset."""
 
 from collections.abc import Iterator
 

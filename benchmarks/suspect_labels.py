@@ -1,12 +1,12 @@
-"""How many of the labels that were changed on purpose does `sprat data check --labels` rank first?
+"""Measure how many deliberately changed labels `sprat data check --labels` ranks first.
 
     python benchmarks/suspect_labels.py --dataset shapes10 --json
     python benchmarks/suspect_labels.py --dataset cifar10 --json
 
-Changes 5 % of the labels to another class by a seed, checks the labels as the command does, and
-reports the recall: the share of the changed labels among the first 5 % of the ranking. cleanlab's
-ranking of the same probabilities stands next to it. Wrong labels that the dataset had before count
-as found by mistake. A check that was interrupted is resumed from `--runs`.
+Changes 5 % of the labels to another class, drawn by a seed, checks the labels as the command does,
+and reports the recall: how many of the changed labels are among the first 5 % of the ranking. The
+ranking that cleanlab makes of the same probabilities is reported for comparison. Labels that were
+wrong before count as errors of the ranking. An interrupted check is resumed from `--runs`.
 """
 
 import argparse
@@ -32,14 +32,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dataset", default="shapes10", help="name of a dataset")
-    parser.add_argument("--data-dir", type=Path, help="its folder")
-    parser.add_argument("--share", type=float, default=0.05, help="of the labels that are changed")
-    parser.add_argument("--seed", type=int, default=0, help="decides which, and to which class")
-    parser.add_argument("--folds", type=int, default=CHECK_FOLDS)
-    parser.add_argument("--recipe", default="", help="of the folds; by default the command's")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder for their runs")
+    parser.add_argument("--data-dir", type=Path, help="folder of the dataset")
+    parser.add_argument("--share", type=float, default=0.05, help="share of the labels to change")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed that draws the labels and their new classes"
+    )
+    parser.add_argument("--folds", type=int, default=CHECK_FOLDS, help="number of folds")
+    parser.add_argument(
+        "--recipe", default="", help="recipe of the folds; by default the command's"
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="folder for the runs of the folds"
+    )
     parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--json", action="store_true", help="a JSON object as the last line")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     arguments = parser.parse_args()
 
     dataset = load_dataset(arguments.dataset, arguments.data_dir)

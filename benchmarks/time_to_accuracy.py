@@ -1,12 +1,12 @@
-"""How many seconds to 87.42 % on CIFAR-10's test set, from scratch, with the brief's network?
+"""Measure the seconds to 87.42 % on CIFAR-10's test set from scratch: OptimizedCIFAR10Net200K.
 
     python benchmarks/time_to_accuracy.py --runs runs/sprint --json
 
-Trains the recipe `sprint` to its end for each seed (all training images, the test set read once)
-and, in turns with it, measures one epoch of a conventional recipe: eager bf16 PyTorch in batches
-of 256, which needs 16 such epochs for 88.06 %. Reported are sprint's mean accuracy, its median
-seconds and their ratio to 16 median epochs. Runs that are finished already are read, an
-interrupted one goes on. Takes about half an hour on two cores.
+Trains the recipe `sprint` to its end for each seed (on all training images; the test set is read
+once). In turns with it, measures one epoch of a conventional recipe: eager bf16 PyTorch in batches
+of 256, which needs 16 such epochs for 88.06 %. Reports the mean accuracy of `sprint`, its median
+seconds, and their ratio to 16 median epochs. Finished runs are read, and an interrupted one is
+resumed. This takes about half an hour on two cores.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def conventional_epoch(arguments: argparse.Namespace) -> Figures:
 
 
 def sprint(seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The results of one run of the recipe, trained now or before."""
+    """Return the results of one run of the recipe, trained now or before."""
     run = arguments.runs / f"seed-{seed}"
     if not (run / "results.json").exists():
         command = [sys.executable, "-m", "sprat", "train"]
@@ -61,13 +61,16 @@ def sprint(seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = parser_for(__doc__, rounds=5)
-    parser.add_argument("--runs", type=Path, required=True, help="folder for sprint's runs")
-    parser.add_argument("--data-dir", type=Path, help="where CIFAR-10 lies")
+    parser.add_argument("--runs", type=Path, required=True, help="folder for the runs of sprint")
+    parser.add_argument("--data-dir", type=Path, help="folder of CIFAR-10")
     parser.add_argument(
-        "--batch-size", type=int, default=CONVENTIONAL_BATCH, help="of a conventional epoch"
+        "--batch-size",
+        type=int,
+        default=CONVENTIONAL_BATCH,
+        help="images per batch of a conventional epoch",
     )
     parser.add_argument(
-        "--steps", type=int, default=195, help="timed steps of a conventional epoch: all 195"
+        "--steps", type=int, default=195, help="timed steps of a conventional epoch, which has 195"
     )
     arguments = parser.parse_args()
     seeds, runs, epochs = range(arguments.rounds), [], []

@@ -1,27 +1,29 @@
-"""How far do recipes get in given seconds, on a machine with PyTorch and little else?
+"""Train recipes for a given number of seconds, on a machine with PyTorch and little else.
 
     PYTHONPATH=src python benchmarks/train_for.py teacher=75 taught-l=330 \\
         --recipes my-recipes --data-dir data --output out --limit 570
     PYTHONPATH=src python benchmarks/train_for.py taught-s taught-s@1 taught-s@2 --at-once 3 \\
         --data-dir data --output out
 
-For a GPU that is lent by the minute. A shallow clone is enough: nothing is installed or downloaded,
-and only torch, numpy, safetensors and matplotlib are imported.
+This is for a GPU that is rented by the minute. A shallow clone is enough: nothing is installed or
+downloaded, and only torch, numpy, safetensors and matplotlib are imported.
 
-Each job NAME=SECONDS trains the recipe NAME (my-recipes/NAME.toml, or one that ships) on all
-training images into runs/NAME, for as many of its epochs as fit into about SECONDS, which is
-measured first. What it counts in epochs changes in proportion, and the recipe as it is run is kept
-with the run, so no setting departs from it. Without =SECONDS the recipe's own epochs are trained.
-NAME@SEED trains into runs/NAME-SEED under another seed. Jobs begin in the order given; a recipe
-whose teacher is an earlier job names it as runs/NAME, and must not be trained at the same time as
-that job. When --limit is reached, what is under way is saved and the script ends with 1; the same
-command resumes it.
+Each job NAME=SECONDS trains the recipe NAME (my-recipes/NAME.toml, or one that comes with sprat) on
+all training images into runs/NAME, for as many of its epochs as fit into about SECONDS, which is
+measured first. Settings that count epochs change in proportion. The recipe as it was run is kept
+with the run, so the run departs from no setting of it. Without =SECONDS, the recipe's own number of
+epochs is trained. NAME@SEED trains with another seed, into runs/NAME-SEED. Jobs start in the order
+given. A recipe whose teacher is an earlier job names it as runs/NAME, and must not be trained at
+the same time as that job. When --limit is reached, running jobs are saved and the script ends with
+exit code 1; the same command resumes them.
 
 A small network leaves part of a GPU idle. --at-once N trains N jobs in turns, step by step, each on
-a CUDA stream of its own, so that the GPU computes them at the same time.
+its own CUDA stream, so that the GPU computes them at the same time.
 
-The output folder gets what is kept of every finished run (all files but last.pt) as one tar
-archive, cut into parts that a small channel can carry. To unpack: cat out/runs.tar.* | tar x
+The output folder receives everything that is kept of the finished runs (all files except last.pt)
+as one tar archive, cut into parts that are small enough to transfer. To unpack them:
+
+    cat out/runs.tar.* | tar x
 
 A dry run on a CPU: --device cpu --dataset shapes10, with a recipe of few train_images and epochs.
 """
@@ -62,7 +64,7 @@ PART = "runs.tar.{:02}"
 
 
 class Job(NamedTuple):
-    """A recipe to train, under which seed, for how many seconds; None: for its own epochs."""
+    """A recipe to train, its seed, and the seconds to train for; None: the recipe's own epochs."""
 
     recipe: str
     seed: int
@@ -74,8 +76,8 @@ class Job(NamedTuple):
 
 
 class Turns:
-    """Threads of which one runs at a time; each gives way after a step, to the one that has waited
-    longest. A GPU continues with the work that the others gave it."""
+    """Threads that run one at a time: after each step, a thread gives way to the one that has
+    waited longest. Meanwhile a GPU continues with the work that the others gave it."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -83,7 +85,7 @@ class Turns:
 
     @contextlib.contextmanager
     def taking_part(self) -> Iterator[None]:
-        """Within it the calling thread runs only in its turns."""
+        """While this is open, the calling thread runs only in its turns."""
         self._queue()
         try:
             yield
@@ -127,7 +129,7 @@ class Lines(Observer):
 
 
 class Trainer:
-    """Trains jobs, several at once if so asked, and packs what is finished."""
+    """Trains jobs, several at once on request, and packs the finished runs."""
 
     def __init__(self, dataset: Dataset, arguments: argparse.Namespace) -> None:
         self.dataset, self.arguments = dataset, arguments
@@ -254,23 +256,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("jobs", nargs="+", type=parse_job, metavar="NAME[@SEED][=SECONDS]")
-    parser.add_argument("--recipes", type=Path, help="folder of recipes, before those that ship")
-    parser.add_argument("--dataset", default="cifar10")
+    parser.add_argument(
+        "jobs", nargs="+", type=parse_job, metavar="NAME[@SEED][=SECONDS]", help="recipes"
+    )
+    parser.add_argument(
+        "--recipes", type=Path, help="folder of recipes, searched before sprat's own"
+    )
+    parser.add_argument("--dataset", default="cifar10", help="name of a dataset")
     parser.add_argument("--data-dir", type=Path, help="folder of the dataset")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda", help="cuda or cpu")
     parser.add_argument("--at-once", type=int, default=1, help="jobs that are trained in turns")
-    parser.add_argument("--limit", type=float, default=570, help="seconds of the whole script")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the parts")
+    parser.add_argument("--limit", type=float, default=570, help="seconds for the whole script")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for the parts of the archive"
+    )
     parser.add_argument(
         "--work",
         type=Path,
         default=Path(),
-        help="folder for runs/; in memory, /dev/shm, the checkpoint of every epoch costs least",
+        help="folder for runs/; in memory (/dev/shm), saving checkpoints takes least time",
     )
-    parser.add_argument("--part-size", type=float, default=16, help="MiB of a part at most")
-    parser.add_argument("--parts", type=int, default=8, help="parts that can be carried")
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument(
+        "--part-size", type=float, default=16, help="largest size of a part, in MiB"
+    )
+    parser.add_argument("--parts", type=int, default=8, help="largest number of parts")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     arguments = parser.parse_args()
     for name in ("recipes", "data_dir", "output"):  # the folder is left below
         if given := getattr(arguments, name):

@@ -1,16 +1,17 @@
-"""How fast is a training step? Images/s of sprat's beside two conventional ones.
+"""Measure images/s of sprat's training step, compared with two conventional ones.
 
     python benchmarks/training_step.py --json
 
-- sprat: the step of `sprat train` in bf16, flip and crop included.
+- sprat: the step of `sprat train` in bf16, including flip and crop.
 - eager-bf16: the same network, batch and augmentation in eager PyTorch, bf16 autocast,
-  channels-last, with PyTorch's and the allocator's defaults.
-- brief: the loop that the project's brief describes: a DataLoader with workers, Albumentations
-  image by image, MixUp, CutMix or RICAP by lot, eager fp32. Needs sprat[albumentations].
+  channels-last, with the defaults of PyTorch and of the allocator.
+- brief: the loop that the original project describes: a DataLoader with workers, Albumentations
+  image by image, one of MixUp, CutMix and RICAP drawn at random, eager fp32. Needs
+  sprat[albumentations].
 
-Each runs in its own process, in turns; the figure is the median turn. The ceiling is the best
-rate of a large matrix product through torch on the same threads. What the pictures show does not
-matter here: they are noise. Takes about five minutes on two cores.
+Contenders take turns, each in its own process; each figure is the median of the turns. The ceiling
+is the best rate of a large matrix product in torch on the same threads. The images are noise,
+because their content makes no difference here. This takes about five minutes on two cores.
 """
 
 import argparse
@@ -31,7 +32,7 @@ IMAGES = 10_000
 
 
 def rate(steps: Iterator[float], arguments: argparse.Namespace) -> Figures:
-    """Images/s once they are warm."""
+    """Return images/s of warm steps."""
     for _ in range(arguments.warmup):
         next(steps)
     began = time.perf_counter()
@@ -46,7 +47,7 @@ def sprat_step(arguments: argparse.Namespace) -> Figures:
 
 
 def sprat_steps(arguments: argparse.Namespace) -> Iterator[float]:
-    """The losses of sprat's steps, each of which it takes as it is asked for."""
+    """Yield the losses of sprat's steps, each taken when it is asked for."""
     steps = NoiseSteps(
         Config(
             batch_size=arguments.batch_size,
@@ -72,7 +73,7 @@ def brief_step(arguments: argparse.Namespace) -> Figures:
 
 
 def ceiling(arguments: argparse.Namespace) -> Figures:
-    """GFLOP/s of a large product, the best of many."""
+    """Return the GFLOP/s of a large product, the best of many."""
     set_threads(arguments.threads)
     n, figures = arguments.ceiling_side, {}
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
@@ -87,7 +88,7 @@ def ceiling(arguments: argparse.Namespace) -> Figures:
 
 
 def flops_per_image() -> int:
-    """Floating-point operations of convolutions and products, forward and backward."""
+    """Return the floating-point operations of convolutions and products, forward and backward."""
     network, images = OptimizedCIFAR10Net200K(), torch.randn(2, 3, 32, 32)
     with FlopCounterMode(display=False) as counter:
         network(images).sum().backward()
@@ -96,13 +97,17 @@ def flops_per_image() -> int:
 
 def main() -> None:
     parser = parser_for(__doc__, rounds=5)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--precision", default="bf16", help="of sprat's step")
-    parser.add_argument("--kernels", default="auto", help="of sprat's step")
-    parser.add_argument("--warmup", type=int, default=5, help="steps before the clock starts")
-    parser.add_argument("--steps", type=int, default=20, help="timed steps of a turn")
-    parser.add_argument("--ceiling-side", type=int, default=2048, help="of the ceiling's matrices")
-    parser.add_argument("--without-brief", action="store_true")
+    parser.add_argument("--batch-size", type=int, default=128, help="images per batch")
+    parser.add_argument("--precision", default="bf16", help="precision of sprat's step")
+    parser.add_argument("--kernels", default="auto", help="kernels of sprat's step")
+    parser.add_argument("--warmup", type=int, default=5, help="steps before the timed ones")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps per turn")
+    parser.add_argument(
+        "--ceiling-side", type=int, default=2048, help="side of the matrices of the ceiling"
+    )
+    parser.add_argument(
+        "--without-brief", action="store_true", help="leave out the original project's loop"
+    )
     arguments = parser.parse_args()
     contenders: dict[str, Contender] = {"sprat": sprat_step, "eager-bf16": eager_bf16_step}
     if not arguments.without_brief:

@@ -1,11 +1,11 @@
-"""Which test-time views help? Every offered set beside the single view, on trained models.
+"""Find out which test-time views help: each set of views compared with the single view.
 
     python benchmarks/tta.py runs/a-run-without-final runs/a-final-run --json
 
-A run without --final is evaluated on its val, where sets of views are chosen; a final one on the
-test set, where the choice is confirmed. For each set: accuracy, the difference to the single
-view with its standard error, and McNemar's exact p-value, all on the same images. Takes a
-quarter of an hour a model on two cores.
+A run without --final is evaluated on its val, where sets of views are chosen. A final run is
+evaluated on the test set, where the choice is confirmed. For each set, the script reports the
+accuracy, the difference to the single view with its standard error, and McNemar's exact p-value,
+all on the same images. This takes a quarter of an hour per model on two cores.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from sprat.training.images import split_off_val
 
 
 def judge_run(run: Path, data_dir: Path | None, threads: int) -> dict[str, Any]:
-    """What every offered set of views reaches on a run's val, or on test if it is final."""
+    """Return what every set of views reaches on a run's val, or on test for a final run."""
     config, recipe, _ = read_config(run)
     model, dataset = load_model(run), load_dataset(config.dataset, data_dir)
     judged = dataset.test
@@ -77,10 +77,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
-    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--data-dir", type=Path, help="folder of the dataset")
     parser.add_argument("--threads", type=int, default=0, help="0: one per core")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last line"
+    )
     arguments = parser.parse_args()
     keep_freed_memory()
     threads = set_threads(arguments.threads)

@@ -1,18 +1,17 @@
-"""What is left of a training step's speed next to other work? Images/s alone, beside one and
-beside two processes that keep a core busy each.
+"""Measure the speed of a training step next to other work: none, one or two busy processes.
 
     python benchmarks/under_load.py --json
 
 - sprat: the step of `sprat train`, in a process that imported sprat first, as the command does.
-- sprat-default: the same, its threads waiting for each other as libgomp's do by default.
-- eager: the same network, batch and augmentation in eager PyTorch, in bf16 where the processor has
-  it, by libgomp's defaults.
+- sprat-default: the same, but its threads wait for each other as libgomp's do by default.
+- eager: the same network, batch and augmentation in eager PyTorch, in bf16 if the processor has it,
+  with libgomp's defaults.
 - sprat-N: the same as sprat with GOMP_SPINCOUNT=N, for each N of --spin-counts.
 
-Each contender has a process of its own for each round, since libgomp reads its settings when it is
-loaded. In it the step is timed alone, beside one and beside two busy processes, so that a ratio
-compares what was measured seconds apart; the figure is the median of the rounds. Takes about six
-minutes on two cores.
+Each contender has a new process in each round, because libgomp reads its settings when it is
+loaded. In this process, the step is timed alone, next to one busy process and next to two, so that
+a ratio compares what was measured within seconds. Each figure is the median of the rounds. This
+takes about six minutes on two cores.
 """
 
 import argparse
@@ -42,7 +41,7 @@ while os.getppid() == parent:  # none is left behind by a benchmark that is kill
 
 @contextlib.contextmanager
 def busy(processes: int) -> Iterator[None]:
-    """So many processes that keep a core busy each."""
+    """Run so many processes, each of which keeps a core busy."""
     burners = [subprocess.Popen([sys.executable, "-c", BURN]) for _ in range(processes)]
     try:
         yield
@@ -53,7 +52,7 @@ def busy(processes: int) -> Iterator[None]:
 
 
 def under_each_load(steps: Iterator[float], arguments: argparse.Namespace) -> Figures:
-    """Images/s, once the steps are warm."""
+    """Return images/s of warm steps."""
     figures = {}
     for load, processes in LOADS.items():
         with busy(processes):
@@ -80,13 +79,19 @@ def eager(arguments: argparse.Namespace) -> Figures:
 
 def main() -> None:
     parser = parser_for(__doc__, rounds=5)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--precision", default="auto", help="of sprat's step")
-    parser.add_argument("--kernels", default="auto", help="of sprat's step")
-    parser.add_argument("--warmup", type=int, default=2, help="steps before the clock starts")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of steps under each load")
+    parser.add_argument("--batch-size", type=int, default=128, help="images per batch")
+    parser.add_argument("--precision", default="auto", help="precision of sprat's step")
+    parser.add_argument("--kernels", default="auto", help="kernels of sprat's step")
+    parser.add_argument("--warmup", type=int, default=2, help="steps before the timed ones")
     parser.add_argument(
-        "--spin-counts", type=int, nargs="*", default=[], help="others to try for sprat's step"
+        "--seconds", type=float, default=4.0, help="seconds of steps under each load"
+    )
+    parser.add_argument(
+        "--spin-counts",
+        type=int,
+        nargs="*",
+        default=[],
+        help="values of GOMP_SPINCOUNT to try as well",
     )
     arguments = parser.parse_args()
     contenders: dict[str, Contender] = {"sprat": sprat, "sprat-default": sprat, "eager": eager}

@@ -1,11 +1,11 @@
-"""Writes docs/reference: commands, networks, recipes and Python from the code, pretrained models in
-C from results; without FOLDER also the table of boards in docs/how-to/microcontroller.md, what a
-head start brings in docs/how-to/own-pictures.md, what a search found in docs/how-to/search.md and
-what it costs in docs/explanation/scale.md.
+"""Write the generated pages: docs/reference, from the code and, for models in C, from results.
 
     python docs/generate.py [FOLDER]
 
-A test holds the committed pages to what this writes.
+Without FOLDER, also update four pages: the table of boards in docs/how-to/microcontroller.md, the
+effect of a head start in docs/how-to/own-pictures.md, what a search finds in docs/how-to/search.md,
+and what it costs in docs/explanation/scale.md. A test compares the committed pages with what this
+script writes.
 """
 
 import ast
@@ -42,7 +42,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 
 def commands() -> str:
-    """Every command with its options, as --help has them."""
+    """Return the page of all commands with their options, as --help shows them."""
     text = app.generate_docs(output_format="markdown", usage_name="sprat").replace(
         "# sprat\n", "# Commands\n", 1
     )
@@ -50,14 +50,14 @@ def commands() -> str:
 
 
 def networks() -> str:
-    """Every network with what it costs at 32 px and 10 classes."""
+    """Return the page of all networks and their costs at 32 px and 10 classes."""
     lines = [
         "# Networks",
         "",
-        "Names for `--model`; upper and lower case, `-` and `_` make no difference. All figures "
-        "are for ten classes and images of 32 px. Arena and weights are in bytes, as in the "
-        '[memory plan](../how-to/fit-a-budget.md#memory) for int8; "—" means that there is no '
-        "plan.",
+        "The names that `--model` accepts. Upper or lower case, `-` and `_` make no difference. "
+        "All figures are for ten classes and images of 32 px. Arena and weights are in bytes, as "
+        'in the [memory plan](../how-to/fit-a-budget.md#memory) for int8; "—" means that there is '
+        "no plan.",
         "",
         "| name | description | parameters | MACs | receptive field | arena | weights |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -77,11 +77,11 @@ def networks() -> str:
 
 
 def recipes() -> str:
-    """Every recipe as it is."""
+    """Return the page of all recipes, unchanged."""
     parts = [
         "# Recipes",
-        "Settings that a recipe does not set have their default ([commands](commands.md)). To "
-        "use a recipe of your own, write such a file and run `sprat train --recipe "
+        "Settings that a recipe does not mention keep their defaults ([commands](commands.md)). "
+        "To use a recipe of your own, write a file like these and run `sprat train --recipe "
         "my-recipe.toml`.",
     ]
     for name in recipe_names():
@@ -90,18 +90,18 @@ def recipes() -> str:
 
 
 def microcontroller(results: Path = RESULTS) -> str:
-    """Every pretrained model, and what was measured of it in C; how long C takes on a computer."""
+    """Return the page of the pretrained models in C: accuracy, and time on a computer."""
     file = results / "microcontroller.json"
     measured = read_json(file) if file.exists() else {"models": {}}
     lines = [
         "# Pretrained models in C",
         "",
-        "The pretrained models as `sprat export NAME --format c` writes them, measured on images "
-        'of CIFAR-10\'s test set by `benchmarks/microcontroller.py`. "Other scores" counts '
-        "images with a score that differs from the integer reference. The accuracy in int8 is "
-        "that of the C code. The last column names the class that loses most, with the "
-        'difference between its accuracy in fp32 and int8 in points. "—" means that the model '
-        "has changed since the last measurement.",
+        "The table shows the pretrained models as `sprat export NAME --format c` writes them, "
+        'measured on CIFAR-10\'s test set by `benchmarks/microcontroller.py`. "Other scores" is '
+        "the number of images for which any score differs from that of the integer reference. "
+        "The accuracy in int8 is that of the C code. The last column names the class that loses "
+        'most accuracy from fp32 to int8, and how much in points. "—" means that the model has '
+        "changed since the last measurement.",
         "",
         "| model | images | other scores | fp32 | int8 | class that loses most |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -115,7 +115,10 @@ def microcontroller(results: Path = RESULTS) -> str:
             cells = [f"{found['images']:,}", f"{found['other_scores']:,}", *accuracy, worst]
         lines.append(f"| {' | '.join([card['name'], *cells])} |")
     if measured["models"]:
-        lines += ["", f"Compiled by {measured['compiler']} with `{measured['flags']}`."]
+        lines += [
+            "",
+            f"The code was compiled by {measured['compiler']} with `{measured['flags']}`.",
+        ]
     speed = read_json(results / "inference.json")
     networks = {speed["model"]: speed["measured"], **speed["others"]}
     timed = {name: ways for name, ways in networks.items() if {"c-1", "onnx-int8-1"} <= ways.keys()}
@@ -124,7 +127,7 @@ def microcontroller(results: Path = RESULTS) -> str:
             "",
             "## On a computer",
             "",
-            "Milliseconds for one image of 32 px in int8 on one thread of an "
+            "The table shows milliseconds for one image of 32 px in int8, on one thread of an "
             f"{speed['machine']['cpu']}, measured by `benchmarks/inference.py`. Times on a "
             "microcontroller have not been measured.",
             "",
@@ -140,7 +143,7 @@ def microcontroller(results: Path = RESULTS) -> str:
 
 
 def boards(page: str) -> str:
-    """The page with its table of boards by boards.json and the plans of pretrained models."""
+    """Return the page, its table made from boards.json and the memory plans of the models."""
     fitting = sorted(
         (card for card in cards() if card["memory"]), key=lambda c: c["memory"]["arena"]
     )
@@ -162,24 +165,25 @@ def boards(page: str) -> str:
 
 
 def head_start(page: str, results: Path = RESULTS) -> str:
-    """The page, from a title on to its end by what benchmarks/head_start.py measured."""
-    title = "### Where it helps, and where not\n\n"
+    """Return the page, its last section written from what benchmarks/head_start.py measured."""
+    title = "### Where it helps, and where it does not\n\n"
     before, file = page.split(title)[0] + title, results / "head_start.json"
     if not file.exists():
-        return before + "Not measured yet; `benchmarks/head_start.py` measures it.\n"
+        return before + "Not measured yet. `benchmarks/head_start.py` measures it.\n"
     figures = read_json(file)
-    given, held_out = (", ".join(figures[f"{which}_classes"]) for which in ("given", "held_out"))
+    given, held_out = (_in_words(figures[f"{which}_classes"]) for which in ("given", "held_out"))
+    longer = "twice" if figures["longer"] == 2 else f"{figures['longer']} times"
     lines = [
-        f"{figures['model']} was trained on the classes {given} of CIFAR-10, then on a few images "
-        f"of {held_out}: with a head start by `{figures['recipe']}`, and from scratch by the one "
-        f"of {len(figures['scratch'])} recipes with higher learning rates that was best on val. "
-        f"The table shows the accuracy on {figures['test_images']:,} test images as the mean ± "
-        f"standard deviation of {figures['seeds']} seeds. In brackets: by how many points the head "
-        "start is ahead, paired by seed, ± the standard error (`results/head_start.json`, "
-        "`benchmarks/head_start.py`).",
+        f"{figures['model']} was trained on the CIFAR-10 classes {given}. Then a few images of "
+        f"each of the classes {held_out} were learnt in two ways: with a head start, by the recipe "
+        f"`{figures['recipe']}`, and from scratch, by whichever of {len(figures['scratch'])} "
+        "recipes with higher learning rates was best on val. The table shows the "
+        f"accuracy on {figures['test_images']:,} test images, as the mean ± standard deviation of "
+        f"{figures['seeds']} seeds. In brackets is the lead of the head start in points, paired by "
+        "seed, ± its standard error (`results/head_start.json`, `benchmarks/head_start.py`).",
         "",
-        "| images per class | steps | seconds | head start | from scratch, same number of steps | "
-        f"from scratch, {figures['longer']} times as many steps |",
+        "| images per class | steps | seconds with and without | head start "
+        f"| from scratch, same number of steps | from scratch, {longer} as many steps |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for size in figures["sizes"]:
@@ -196,7 +200,7 @@ def head_start(page: str, results: Path = RESULTS) -> str:
     lines += [
         "",
         f"After the same number of steps, the head start is {_verdicts(figures, 'from scratch')}. "
-        f"Compared with {figures['longer']} times as many steps from scratch, it is "
+        f"Compared with {longer} as many steps from scratch, it is "
         f"{_verdicts(figures, 'from scratch, longer')}. “Clearly” means that the 95 % interval of "
         "the difference (Student's t over the seeds) does not contain 0.",
     ]
@@ -229,19 +233,19 @@ def _verdicts(figures: dict[str, Any], other: str) -> str:
 
 
 def search(page: str, results: Path = RESULTS) -> str:
-    """The page, from a title on to its end by what benchmarks/search.py measured."""
+    """Return the page, its last section written from what benchmarks/search.py measured."""
     title = "## What it finds\n\n"
     before, file = page.split(title)[0] + title, results / "search.json"
     measured = read_json(file) if file.exists() else {}
     parts = {"find": _found, "halving": _halving}
     texts = [text(measured[part]) for part, text in parts.items() if part in measured]
-    return before + ("\n".join(texts) or "Not measured yet; `benchmarks/search.py` measures it.\n")
+    return before + ("\n".join(texts) or "Not measured yet. `benchmarks/search.py` measures it.\n")
 
 
 def _found(figures: dict[str, Any]) -> str:
-    """What was found within SpratS's limits."""
+    """Return the text on the network that was found within SpratS's limits."""
     limits, ahead, trained = figures["limits"], figures["difference"], figures["trained_networks"]
-    verdict = "the network found and SpratS cannot be told apart by these test images"
+    verdict = "on these images, neither network is clearly more accurate"
     if abs(figures["standard_errors"]) > 2:
         verdict = f"the network found is {'more' if ahead > 0 else 'less'} accurate"
     rows = [
@@ -250,40 +254,43 @@ def _found(figures: dict[str, Any]) -> str:
         for name, network in (("found", trained["found"]), ("SpratS", trained["SpratS"]))
     ]
     lines = [
-        "On CIFAR-10, `sprat search` had the parameters and MACs of SpratS as its limits "
-        f"({limits['max_parameters']:,} and {limits['max_macs']:,}) and {figures['minutes']:.0f} "
-        f"minutes of {_on(figures['machine'])}. It trained {figures['trained']:,} networks on "
-        f"{figures['trial_images']:,} images; {figures['refused']:,} exceeded a limit and were not "
-        "trained. Then the network found and SpratS were both trained from scratch on all training "
-        f"images, by `{figures['recipe']}` for {trained['found']['epochs']} epochs, and the test "
-        "set was read once for each (`results/search.json`, `benchmarks/search.py`):",
+        "On CIFAR-10, `sprat search` was given the parameters and MACs of SpratS as limits "
+        f"({limits['max_parameters']:,} and {limits['max_macs']:,}), and {figures['minutes']:.0f} "
+        f"minutes on {_on(figures['machine'])}. It trained {figures['trained']:,} networks on "
+        f"{figures['trial_images']:,} images; {figures['refused']:,} more exceeded a limit and "
+        "were not trained. Then the network found and SpratS were both trained from scratch on all "
+        f"training images, with the recipe `{figures['recipe']}` for {trained['found']['epochs']} "
+        "epochs, and the test set was read once for each (`results/search.json`, "
+        "`benchmarks/search.py`):",
         "",
         "| network | parameters | MACs | accuracy |",
         "| --- | --- | --- | --- |",
         *rows,
         "",
         f"The difference is {100 * ahead:+.2f} ± {100 * figures['standard_error']:.2f} points "
-        f"(paired over the test images, ± the standard error): {verdict}.",
+        f"(± the standard error, paired over the test images): {verdict}.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def _halving(figures: dict[str, Any]) -> str:
-    """Successive halving next to random search."""
+    """Return the text on successive halving compared with random search."""
     limits, ways = figures["limits"], figures["ways"]
     pairs = list(zip(ways["halving"], ways["random"], strict=True))
     differences = [100 * (one["val_top1"] - other["val_top1"]) for one, other in pairs]
     mean = statistics.mean(differences)
     error = statistics.stdev(differences) / math.sqrt(len(differences))
     clear = abs(mean) > T_95[len(differences)] * error
-    verdict = f"clearly {'ahead' if mean > 0 else 'behind'}" if clear else "not a clear difference"
+    side = "clearly ahead" if mean > 0 else "clearly behind"
+    verdict = side if clear else "neither clearly ahead nor behind"
     lines = [
-        f"Successive halving with TPE was compared with random search in {len(pairs)} searches of "
-        f"{figures['minutes']:.0f} minutes each, within {limits['max_parameters']:,} parameters "
-        f"and {limits['max_macs']:,} MACs, on {_on(figures['machine'])}. Random search draws its "
-        "points independently and trains each to the last rung; both begin with the designs of "
-        "sprat's networks. What each decided on was trained by "
-        f"`{figures['recipe']}` for {figures['epochs']} epochs, and compared on `val`:",
+        f"Successive halving with TPE was compared with random search in {len(pairs)} pairs of "
+        f"searches of {figures['minutes']:.0f} minutes each, within "
+        f"{limits['max_parameters']:,} parameters and {limits['max_macs']:,} MACs, on "
+        f"{_on(figures['machine'])}. Random search draws its trials independently and trains each "
+        "of them to the last rung. Both begin with the designs of sprat's networks. The winner of "
+        f"each search was trained with the recipe `{figures['recipe']}` for {figures['epochs']} "
+        "epochs, and its accuracy on `val` is compared:",
         "",
         "| seed | successive halving | trials | random search | trials |",
         "| --- | --- | --- | --- | --- |",
@@ -293,8 +300,8 @@ def _halving(figures: dict[str, Any]) -> str:
             for one, other in pairs
         ),
         "",
-        f"Successive halving is {mean:+.2f} ± {error:.2f} points ahead (mean ± standard error, "
-        f"paired by seed): {verdict}.",
+        f"The lead of successive halving is {mean:+.2f} ± {error:.2f} points (mean ± standard "
+        f"error, paired by seed): it is {verdict}.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -304,11 +311,11 @@ def _on(machine: dict[str, Any]) -> str:
 
 
 def scale(page: str, results: Path = RESULTS) -> str:
-    """The page, from a title on to its end by what benchmarks/scale.py measured."""
-    title = "## In figures\n\n"
+    """Return the page, its last section written from what benchmarks/scale.py measured."""
+    title = "## Measurements\n\n"
     before, file = page.split(title)[0] + title, results / "scale.json"
     if not file.exists():
-        return before + "Not measured yet; `benchmarks/scale.py` measures it.\n"
+        return before + "Not measured yet. `benchmarks/scale.py` measures it.\n"
     figures = read_json(file)
     measured, rungs = figures["measured"], figures["rungs"]
     here, other = measured["this process"], measured["Ray, 1 core"]
@@ -321,11 +328,12 @@ def scale(page: str, results: Path = RESULTS) -> str:
     core = images / here["training_seconds"]
     gpu = read_json(RESULTS / "taught-s" / "seed-0" / "results.json")
     lines = [
-        f"Generations of {figures['generation']} trials on {figures['images']:,} images, compared "
-        f"after {', '.join(map(str, rungs))} epochs, one thread each, on {figures['cores']} cores "
-        f"of an {figures['machine']['cpu']} (`results/scale.json`, `benchmarks/scale.py`):",
+        f"The table shows generations of {figures['generation']} trials, each on "
+        f"{figures['images']:,} images and one thread, compared after "
+        f"{_in_words(list(map(str, rungs)))} epochs. They were measured on {figures['cores']} "
+        f"cores of an {figures['machine']['cpu']} (`results/scale.json`, `benchmarks/scale.py`):",
         "",
-        "| where | trials an hour | first task ends after | a task that does nothing |",
+        "| workers | trials per hour | first task ends after | overhead per task |",
         "| --- | --- | --- | --- |",
         *(
             f"| {way} | {found['trials_per_hour']:,.0f} | {found['start_seconds']:.1f} s | "
@@ -333,24 +341,24 @@ def scale(page: str, results: Path = RESULTS) -> str:
             for way, found in measured.items()
         ),
         "",
-        "To ask for a trial and to write it down took the driver "
+        "To choose and record one trial, the driver took "
         f"{1000 * asked[0]['seconds_a_trial']:.0f} ms after {asked[0]['trials']:,} trials and "
-        f"{1000 * ask:.0f} ms after {asked[-1]['trials']:,}: Optuna's model grows with what it "
-        f"knows. At that pace one driver asks for {3600 / ask:,.0f} trials an hour, however many "
-        "workers there are.",
+        f"{1000 * ask:.0f} ms after {asked[-1]['trials']:,}, because Optuna's model grows with "
+        f"every trial. At that pace, one driver chooses {3600 / ask:,.0f} trials per hour, however "
+        "many workers there are.",
         "",
-        "### Worked out",
+        "### Estimates for larger machines",
         "",
-        f"A trial of the usual size sees {TRIAL_IMAGES:,} images in up to "
+        f"A trial of the default size trains on {TRIAL_IMAGES:,} images for up to "
         f"{rungs_of(FULL_IMAGES // TRIAL_IMAGES)[-1]} epochs. One core trained at {core:,.0f} "
-        "images/s above, evaluations included; one of the four networks that shared an "
-        f"{gpu['machine']['gpu']} at {gpu['images_per_s']:,.0f}, a teacher's answers included "
-        "(`results/taught-s/seed-0/results.json`). With these rates, the driver's last "
-        f"{1000 * ask:.0f} ms a trial and Ray's {other['task_ms']:.0f} ms a task, a search would "
-        "come to the following; nothing of it was run, and larger clusters have costs of their "
-        "own.",
+        "images/s in the measurement above, including evaluations. One of the four networks that "
+        f"shared an {gpu['machine']['gpu']} trained at {gpu['images_per_s']:,.0f} images/s, "
+        "including the teacher's predictions (`results/taught-s/seed-0/results.json`). The table "
+        "shows what a search would reach at these rates, if the driver takes "
+        f"{1000 * ask:.0f} ms per trial and Ray {other['task_ms']:.0f} ms per task. These are "
+        "estimates, not measurements, and larger clusters have additional costs.",
         "",
-        "| where | workers | `--generation` | trials an hour | of the workers' time, training |",
+        "| machine | workers | `--generation` | trials per hour | workers' time spent training |",
         "| --- | --- | --- | --- | --- |",
     ]
     for where, workers, rate in (
@@ -368,7 +376,7 @@ def scale(page: str, results: Path = RESULTS) -> str:
 
 
 def _tasks_of(generation: int, rungs: list[int] | tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """Return for each rung how many trials are trained, up to which epoch, and from which."""
+    """Return for each rung the number of trials, and the epochs where it ends and starts."""
     counts = [generation]
     for _ in rungs[1:]:
         counts.append(survivors(counts[-1]))
@@ -378,10 +386,10 @@ def _tasks_of(generation: int, rungs: list[int] | tuple[int, ...]) -> list[tuple
 def _search(
     generation: int, workers: int, epoch: float, task_ms: float, ask: float
 ) -> tuple[float, float]:
-    """Return trials an hour, and the share of the workers' time in which they train.
+    """Return trials per hour, and the share of the workers' time in which they train.
 
     Args:
-        epoch: seconds of one. ask: the driver's seconds for each trial.
+        epoch: seconds of one epoch. ask: the driver's seconds for each trial.
     """
     wall, trained = generation * ask, 0.0
     for count, epochs, before in _tasks_of(generation, rungs_of(FULL_IMAGES // TRIAL_IMAGES)):
@@ -398,7 +406,7 @@ def _in_words(items: list[str]) -> str:
 
 
 def python() -> str:
-    """Every public name with its signature, fields and docstring."""
+    """Return the page of all public names, with their signatures, fields and docstrings."""
     parts = ["# Python", "The public names of `import sprat`, all of which have type hints."]
     for name in sprat.__all__:
         thing = getattr(sprat, name)
@@ -421,8 +429,8 @@ def _described(thing: Any, name: str) -> str:
 
 
 def _fields(cls: type) -> list[str]:
-    """A line for each field of a class that is only data: of a table, what its settings declare;
-    else the string below the field."""
+    """Return a line for each field of a data class: what a table's settings declare, or the string
+    below the field."""
     if issubclass(cls, Table):
         lines = [
             f"- `{declared.name}: {_type(declared)} = {declared.default!r}`: {declared.help}"
@@ -441,7 +449,7 @@ def _fields(cls: type) -> list[str]:
 
 
 def _type(declared: Setting) -> str:
-    """`int`, or the choices: `'ema' | 'last'`."""
+    """Return a setting's type, `int`, or its choices: `'ema' | 'last'`."""
     choices = declared.choices if any(isinstance(each, str) for each in declared.choices) else ()
     return " | ".join(map(repr, choices)) or re.sub(r"<class '(\w+)'>", r"\1", str(declared.type))
 

@@ -145,7 +145,7 @@ def test_rare_decoders_are_not_reached(tmp_path: Path) -> None:
     for name in ("x.tga", "x.ico", "x.jp2", "x.eps", "x.pcx"):
         Image.new("RGB", (32, 32)).save(tmp_path / name)
         (tmp_path / name).rename(tmp_path / "x.png")
-        with pytest.raises(SpratError, match="it is none of PNG, JPEG, "):
+        with pytest.raises(SpratError, match="it is not one of PNG, JPEG, "):
             read_picture(tmp_path / "x.png", 16)
 
 

@@ -1,7 +1,7 @@
-"""Modules that load when they are first used.
+"""Modules that are imported when they are first used.
 
-Settings stand in the file of what they set. `sprat --help` reads them and must not wait for torch,
-which these files compute with.
+Settings are declared in the file of what they configure. `sprat --help` reads them and must not
+wait for torch, which the rest of these files needs.
 """
 
 import functools

@@ -1,9 +1,9 @@
-"""One run on several processes, which torchrun started, on one machine or many:
+"""Training one run with several processes started by torchrun, on one or several machines:
 
     torchrun --nproc-per-node 4 -m sprat train --output runs/large
 
 Each process computes the gradient of its part of every batch; one all-reduce averages the
-gradients, so all processes take the same step. The first alone evaluates, reports and writes.
+gradients, so all processes take the same step. Only the first evaluates, reports and writes.
 Without torchrun there is one process, the first, and nothing here has any effect.
 """
 
@@ -23,16 +23,16 @@ from sprat.errors import PeerEnded, SpratError
 from sprat.runtime import choose_device, derive_seed
 
 Value = TypeVar("Value")
-PATIENCE = datetime.timedelta(hours=1)  # for a process that evaluates while others wait
+PATIENCE = datetime.timedelta(hours=1)  # timeout while others wait for the first to evaluate
 
 
 def rank() -> int:
-    """Return the number of this process, counted from 0."""
+    """Return the index of this process, counted from 0."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else torchrun.rank()
 
 
 def count() -> int:
-    """Return the number of processes that have joined for this run."""
+    """Return the number of processes that train this run."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -46,7 +46,7 @@ def joined(device: str) -> Iterator[None]:
     """Join the processes that torchrun started, for the block.
 
     Args:
-        device: that of the config; each process takes a GPU of its own.
+        device: the config's device; each process uses a GPU of its own.
 
     Raises:
         SpratError: there are fewer GPUs than processes, or the processes cannot be reached.
@@ -60,7 +60,7 @@ def joined(device: str) -> Iterator[None]:
         _take_gpu()
     with _words():
         store, this, of = next(rendezvous("env://", timeout=PATIENCE))
-        # torchrun's store outlives a restart, and so do the addresses of processes that ended
+        # torchrun's store survives a restart, with the addresses of processes that have ended
         prefix = f"restart-{torchrun.restarts()}"
         store = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=this, world_size=of, timeout=PATIENCE)
@@ -81,7 +81,7 @@ def _take_gpu() -> None:
 
 
 def check_batch_size(batch_size: int) -> int:
-    """Return how many images of a batch each process takes.
+    """Return how many images of each batch a process gets.
 
     Raises:
         SpratError: the batch cannot be divided evenly.
@@ -100,13 +100,13 @@ def part(batch: Tensor) -> Tensor:
 
 
 def seed(*parts: int | str) -> int:
-    """Return a seed as `derive_seed` does, another for each process; the first's is the same as
-    without other processes."""
+    """Return a seed as `derive_seed` does, but a different one for each process; that of the first
+    is the same as without other processes."""
     return derive_seed(*parts, rank()) if count() > 1 and rank() else derive_seed(*parts)
 
 
 def average(tensors: list[Tensor]) -> None:
-    """Replace tensors of one type by their mean over all processes, with one all-reduce.
+    """Replace tensors of one dtype with their mean over all processes, with one all-reduce.
 
     Raises:
         PeerEnded: another process has ended.
@@ -118,7 +118,7 @@ def average(tensors: list[Tensor]) -> None:
 
 
 def share(tensors: Iterable[Tensor]) -> None:
-    """Replace tensors of one type by those of the first process.
+    """Replace tensors of one dtype with those of the first process.
 
     Raises:
         PeerEnded: another process has ended.
@@ -132,21 +132,21 @@ def share(tensors: Iterable[Tensor]) -> None:
 
 
 def any_of(flag: bool) -> bool:
-    """Return whether the flag is set in any of the processes; all of them have to ask.
+    """Return whether the flag is set in any process; all processes must call this.
 
     Raises:
         PeerEnded: another process has ended.
     """
     if count() == 1:
         return flag
-    flags = torch.tensor(int(flag))  # on the CPU: no GPU waits for it
+    flags = torch.tensor(int(flag))  # on the CPU, so that no GPU is synchronised
     with _words():
         dist.all_reduce(flags, dist.ReduceOp.MAX)
     return bool(flags)
 
 
 def wait() -> None:
-    """Wait until all processes have come here.
+    """Wait until all processes have called this.
 
     Raises:
         PeerEnded: another process has ended.
@@ -155,7 +155,7 @@ def wait() -> None:
 
 
 def told(value: Value | None) -> Value:
-    """Return the first process's value, which JSON can hold; what the others give is ignored.
+    """Return the value of the first process, which must be JSON; those of others are ignored.
 
     Raises:
         PeerEnded: another process has ended.

@@ -1,5 +1,5 @@
-"""The error that the user can correct (the command line prints it and exits with 2), the words
-for errors, and the name that was probably meant."""
+"""Errors that the user can correct (the command line prints them and exits with 2), how values
+appear in them, and suggestions for mistyped names."""
 
 import difflib
 import errno
@@ -26,11 +26,11 @@ class SpratError(ValueError):
 
 
 class Diverged(SpratError):
-    """A loss or a weight is no longer finite, which a lower learning rate mends."""
+    """A loss or a weight is no longer finite; a lower learning rate may help."""
 
 
 class Interrupted(Exception):
-    """The run in `folder` was asked to stop; it has saved itself and can be resumed."""
+    """The run in `folder` was asked to stop; it is saved and can be resumed."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(f"The run in {folder} was asked to stop, and saved. Resume it later.")
@@ -41,10 +41,10 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def in_words(error: SpratError | OSError) -> str:
-    """Return what an error says, without Python's names and numbers."""
+    """Return the message of an error, without Python's class names and error numbers."""
     if isinstance(error, SpratError):
         return str(error)
-    if error.filename is None and error.errno in _NO_ROOM:  # files are written under their names
+    if error.filename is None and error.errno in _NO_ROOM:  # errors of files have a filename
         return f"Standard output cannot be written: {error.strerror}. Redirect it elsewhere."
     if error.filename is None:
         return f"{error.strerror or error}"
@@ -53,12 +53,12 @@ def in_words(error: SpratError | OSError) -> str:
 
 
 def plain(name: str) -> str:
-    """A name as it is compared: case, "-" and "_" do not matter."""
+    """Return a name in the form in which names are compared: case, "-" and "_" do not matter."""
     return name.lower().replace("-", "").replace("_", "")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'X'?" for the nearest of the known names, or nothing."""
+    """Return "; did you mean 'X'?" for the nearest of the known names, or ""."""
     by_plain_name = {plain(each): each for each in known}
     near = difflib.get_close_matches(plain(name), list(by_plain_name), n=1)
     return f"; did you mean {by_plain_name[near[0]]!r}?" if near else ""
@@ -69,13 +69,13 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 100, 100
 
 
 def shown(value: object) -> str:
-    """A value as an error shows it: its repr on one line, cut short however large or deep it is."""
+    """Return a value as an error shows it: its repr on one line, truncated if it is long or
+    deep."""
     try:
         return " ".join(_SHORT.repr(value).split())
-    except ValueError:  # an int of more digits than Python prints
+    except ValueError:  # an int with more digits than Python prints
         return f"{type(value).__name__} of too many digits"
 
 
 class PeerEnded(SpratError, ConnectionError):
-    """Another of the processes that train one run together has ended, so the run cannot
-    continue."""
+    """Another process that trains the same run has ended, so the run cannot continue."""

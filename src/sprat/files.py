@@ -1,4 +1,5 @@
-"""Files: whole or not at all, errors in words, locks between processes, the user's cache."""
+"""Files written completely or not at all, clear errors, locks between processes, the user's
+cache."""
 
 import contextlib
 import ctypes
@@ -20,33 +21,33 @@ from sprat.errors import SpratError, shown
 # Temporary next to a file until it is complete: .last-0a1b2c3d.sprat.pt
 _TEMPORARY = ".*-????????.sprat*"
 _TEMPORARY_FOLDER = ".sprat-????????.tmp"
-_OLD = "old"  # holds in there, for a moment, a folder that is being replaced
-_ABANDONED = 24 * 3600  # seconds after which a temporary is swept where there are no locks
+_OLD = "old"  # in a temporary folder: the folder that is being replaced
+_ABANDONED = 24 * 3600  # seconds after which a temporary is removed if there are no locks
 
 
 class WriteError(SpratError, OSError):
-    """A file cannot be written, in words.
+    """A file cannot be written; the message says why.
 
-    It is an OSError too: whoever can do without the file, as a cache can, catches that.
+    It is also an OSError, for callers that can do without the file, such as a cache.
     """
 
     def __init__(self, text: str, error: OSError) -> None:
         super().__init__(text)
         self.errno, self.strerror = error.errno, error.strerror
 
-    def __reduce__(self) -> tuple[Any, ...]:  # a worker process sends it to the command
+    def __reduce__(self) -> tuple[Any, ...]:  # so that a worker process can send it
         return WriteError, (self.args[0], OSError(self.errno, self.strerror))
 
 
 @contextlib.contextmanager
 def writing(path: Path, size: int | None = None) -> Iterator[None]:
-    """Turns the system's refusal to write `path` into words.
+    """Turn an OSError from writing `path` into a message.
 
     Args:
-        size: bytes of the whole file, if they are known.
+        size: bytes of the whole file, if known.
 
     Raises:
-        WriteError: for any OSError that is about `path` or a folder it is in.
+        WriteError: for any OSError that is about `path` or a folder that contains it.
     """
     try:
         yield
@@ -61,15 +62,15 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
 
 
 def _is_about(error: OSError, path: Path) -> bool:
-    """Return whether an error is about a path, a folder it is in, or a file in it or next to it."""
+    """Return whether an error is about a path, a parent folder, or a file in it or next to it."""
     if not isinstance(error.filename, str | bytes | os.PathLike):
-        return True  # a write names no file
+        return True  # an error from write() names no file
     about = Path(os.fsdecode(error.filename)).absolute()
     return about in (path, *path.parents) or about.parent in (path, path.parent)
 
 
 def _reason(error: OSError, path: Path, size: int | None) -> str:
-    """Why the system refuses to write `path`, and what to do."""
+    """Return why the system refuses to write `path`, and what to do."""
     if error.errno == errno.ENOSPC:
         return f"the disk is full{_room(path, size)}. Free some space on it."
     if error.errno == errno.EDQUOT:
@@ -78,14 +79,14 @@ def _reason(error: OSError, path: Path, size: int | None) -> str:
         needed = f" ({size:,} bytes)" if size else ""
         return f"the file is larger than the system allows{needed}. Raise the limit (ulimit -f)."
     if error.errno in (errno.EACCES, errno.EPERM):
-        return "permission denied. Give yourself the right to write there, or choose another place."
+        return "permission denied. Give yourself permission to write, or choose another place."
     if error.errno == errno.EROFS:
         return "the file system is read-only. Choose another place."
     if error.errno == errno.ENAMETOOLONG:
         return "the name is too long. Choose a shorter one."
     if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
         return f"{_in_the_way(path)}. Move that away, or choose another name."
-    return f"{error.strerror}. Choose another place, or see to that one."
+    return f"{error.strerror}. Choose another place, or check that one."
 
 
 def _room(path: Path, size: int | None) -> str:
@@ -109,14 +110,14 @@ def _in_the_way(path: Path) -> str:
 
 @contextlib.contextmanager
 def replacing(path: Path, *, size: int | None = None, new: bool = False) -> Iterator[Path]:
-    """Yields a file next to `path` to write to; puts it in place only if the block ends well.
+    """Yield a file next to `path` to write to; move it into place only if the block succeeds.
 
-    It is flushed to disk before it is renamed, so that a kill or a power cut at any moment leaves
-    the old file or the new one, whole. What killed processes left there is swept before.
+    It is flushed to disk before it is renamed, so that a kill or power cut at any moment leaves the
+    old or the new file, complete. Files that killed processes left there are removed first.
 
     Args:
         size: bytes of the whole file, for the message if the disk is full.
-        new: whether to refuse a file that exists, even one that has just come.
+        new: whether to refuse a file that exists, even one created in the meantime.
 
     Raises:
         WriteError: the system refuses to write it.
@@ -137,7 +138,7 @@ def replacing(path: Path, *, size: int | None = None, new: bool = False) -> Iter
 
 
 def write_whole(path: Path, content: bytes | str, *, new: bool = False) -> None:
-    """Writes a file, whole or not at all; text as UTF-8.
+    """Write a file completely or not at all; text as UTF-8.
 
     Raises:
         WriteError: as `replacing`.
@@ -149,17 +150,17 @@ def write_whole(path: Path, content: bytes | str, *, new: bool = False) -> None:
 
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
-    """A new file in the folder of `path`, under a lock, so that `sweep` leaves it alone."""
+    """Yield a new file in the folder of `path`, locked so that `sweep` spares it."""
     while True:
         name = f".{path.stem[:30]}-{secrets.token_hex(4)}.sprat{path.suffix[:20]}"
         beside = path.with_name(name)
         with beside.open("xb") as file:
-            if sys.platform == "win32":  # a file that is open cannot be renamed there
+            if sys.platform == "win32":  # which cannot rename an open file
                 file.close()
             try:
-                # a sweep may have come between the file and its lock
+                # a sweep may have removed the file before it was locked
                 if sys.platform == "win32" or (
-                    (_try_lock(file.fileno()) is not False) and _names(beside, file.fileno())
+                    (_try_lock(file.fileno()) is not False) and _refers_to(beside, file.fileno())
                 ):
                     yield beside
                     return
@@ -168,7 +169,7 @@ def _beside(path: Path) -> Iterator[Path]:
 
 
 def _link(beside: Path, path: Path) -> None:
-    """Puts a file in place only if there is none, which a rename cannot promise."""
+    """Move a file into place only if there is none, which a rename cannot guarantee."""
     try:
         os.link(beside, path)
     except FileExistsError:
@@ -180,8 +181,8 @@ def _link(beside: Path, path: Path) -> None:
 
 
 def sweep(folder: Path, pattern: str = _TEMPORARY) -> None:
-    """Removes what processes that were killed inside `replacing` left in a folder, and nothing
-    that a living process is writing."""
+    """Remove what processes killed inside `replacing` left in a folder, but nothing that a running
+    process is writing."""
     for path in folder.glob(pattern):
         with contextlib.suppress(OSError):
             if sys.platform == "win32":
@@ -194,7 +195,7 @@ def sweep(folder: Path, pattern: str = _TEMPORARY) -> None:
 
 
 def _is_abandoned(path: Path, handle: int) -> bool:
-    """Return whether the writer of a temporary is gone: nobody holds its lock, which is taken."""
+    """Return whether the writer of a temporary is gone: nobody holds its lock, now taken."""
     locked = _try_lock(handle)
     return _is_old(path) if locked is None else locked
 
@@ -205,11 +206,11 @@ def _is_old(path: Path) -> bool:
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder for temporary files, removed at the end of the block; after a kill, by the next
-    process that makes one.
+    """Yield a folder for temporary files, removed at the end of the block or, after a kill, by the
+    next process that creates one.
 
     Raises:
-        WriteError: there is no room for it.
+        WriteError: it cannot be created.
     """
     root = Path(tempfile.gettempdir())
     with contextlib.ExitStack() as stack:
@@ -224,10 +225,10 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def check_folder(path: Path, names: Collection[str]) -> None:
-    """Check that a folder may be replaced: there is none, or it holds no other files than these.
+    """Check that a folder may be replaced: it does not exist, or contains no files but those named.
 
     Raises:
-        SpratError: there is something else in it.
+        SpratError: it contains something else.
         WriteError: the system refuses to list it.
     """
     with writing(path):
@@ -242,16 +243,16 @@ def check_folder(path: Path, names: Collection[str]) -> None:
 
 @contextlib.contextmanager
 def replacing_folder(path: Path, names: Collection[str]) -> Iterator[Path]:
-    """Gives a folder next to `path` to write files into; puts it in place only if the block ends
-    well. A folder that is there is replaced if it holds no other files than those of these names;
-    a kill at any moment leaves one of the two.
+    """Yield a folder next to `path` to write files into; move it into place only if the block
+    succeeds. An existing folder is replaced if it contains no files but those named; a kill at any
+    moment leaves one of the two.
 
     Raises:
-        SpratError: there is something else in it.
+        SpratError: the existing folder contains something else.
         WriteError: the system refuses to write it.
     """
     with writing(path), contextlib.ExitStack() as stack:
-        place = path.resolve()  # "." has no folder that it is in, a link is not replaced
+        place = path.resolve()  # "." has no parent; replace the target of a link
         place.parent.mkdir(parents=True, exist_ok=True)
         if sys.platform == "win32":
             work = Path(tempfile.mkdtemp(prefix=".sprat-", suffix=".tmp", dir=place.parent))
@@ -276,7 +277,7 @@ def replacing_folder(path: Path, names: Collection[str]) -> Iterator[Path]:
 
 
 def _exchanged(one: Path, other: Path) -> bool:
-    """Exchange two names, which only some systems can do at once; return whether it was done."""
+    """Exchange two names atomically, which not all systems can; return whether it was done."""
     if not sys.platform.startswith("linux"):
         return False
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
@@ -286,7 +287,7 @@ def _exchanged(one: Path, other: Path) -> bool:
 
 
 def _put_back(work: Path, root: Path) -> None:
-    """Put a folder back that was moved away to be replaced, if no other has come into its place."""
+    """Restore a folder that was moved away to be replaced, unless another has taken its place."""
     for old in (work / _OLD).glob("*"):
         if not (root / old.name).exists():
             old.replace(root / old.name)
@@ -294,7 +295,7 @@ def _put_back(work: Path, root: Path) -> None:
 
 @contextlib.contextmanager
 def _locked_folder(root: Path) -> Iterator[Path]:
-    """A new folder in `root`, where those of killed processes are removed."""
+    """Yield a new folder in `root`, after removing those of killed processes."""
     for old in root.glob(_TEMPORARY_FOLDER):
         with contextlib.suppress(OSError), _opened_folder(old) as handle:
             if os.fstat(handle).st_uid == os.getuid() and _is_abandoned(old, handle):
@@ -305,9 +306,9 @@ def _locked_folder(root: Path) -> Iterator[Path]:
         with contextlib.ExitStack() as stack:
             try:
                 handle = stack.enter_context(_opened_folder(folder))
-            except FileNotFoundError:  # another process has swept it already, as it had no lock
+            except FileNotFoundError:  # swept by another process before it was locked
                 continue
-            if _try_lock(handle) is not False and _names(folder, handle):
+            if _try_lock(handle) is not False and _refers_to(folder, handle):
                 yield folder
                 return
 
@@ -323,39 +324,39 @@ def _opened_folder(folder: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def lock(path: Path, waiting: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """Holds the lock that the file `path` stands for; gives a function that says whether the file
+    """Hold the lock that the file `path` stands for; yield a function that returns whether the file
     is still the one that was locked.
 
-    The system frees it with the process, however that ends; at the end of the block the file is
-    removed. On a file system without locks everybody gets it.
+    The system releases it when the process ends, however that happens; at the end of the block the
+    file is removed. On a file system without locks, everybody gets it.
 
     Args:
-        waiting: called once with a description of who has the lock, if somebody has it; may raise
-            instead of waiting.
+        waiting: called once with a description of the holder if there is one; may raise instead of
+            waiting.
     """
     tries = 0
     while True:
         with path.open("a+b", buffering=0) as file:
             if _try_lock(file.fileno()) is False:
                 tries += 1
-                if tries == 3:  # a sweep, or somebody who only looks, has it for a moment
+                if tries == 3:  # a sweep or `holder` may hold it for a moment
                     waiting(_read_holder(file.fileno()))
                 time.sleep(0.1)
-            elif _names(path, file.fileno()):  # or else its last holder has removed it
-                with contextlib.suppress(OSError):  # a courtesy
+            elif _refers_to(path, file.fileno()):  # otherwise its last holder has removed it
+                with contextlib.suppress(OSError):  # for information only
                     file.truncate(0)
                     file.write(_this_process().encode())
                 try:
-                    yield lambda: _names(path, file.fileno())
+                    yield lambda: _refers_to(path, file.fileno())
                 finally:
-                    if _names(path, file.fileno()):
-                        with contextlib.suppress(OSError):  # Windows removes nothing that is open
+                    if _refers_to(path, file.fileno()):
+                        with contextlib.suppress(OSError):  # Windows cannot remove an open file
                             path.unlink()
                 return
 
 
 def holder(path: Path) -> str | None:
-    """Who has the lock that `path` stands for, in words; None if nobody has."""
+    """Return a description of who holds the lock that `path` stands for; None if nobody does."""
     with contextlib.suppress(OSError), path.open("r+b") as file:
         if _try_lock(file.fileno()) is False:
             return _read_holder(file.fileno())
@@ -373,8 +374,8 @@ def _read_holder(handle: int) -> str:
     return "".join(filter(str.isprintable, text)) or "another process"
 
 
-def _names(path: Path, handle: int) -> bool:
-    """Return whether a path leads to an open file."""
+def _refers_to(path: Path, handle: int) -> bool:
+    """Return whether a path refers to an open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(handle))
     except OSError:
@@ -382,11 +383,11 @@ def _names(path: Path, handle: int) -> bool:
 
 
 def _try_lock(handle: int) -> bool | None:
-    """Return whether an open file could be locked; None where there are no locks."""
+    """Return whether an open file could be locked; None if locks are not supported."""
     if sys.platform == "win32":
         import msvcrt
 
-        os.lseek(handle, 1 << 30, os.SEEK_SET)  # what is locked there cannot be read by others
+        os.lseek(handle, 1 << 30, os.SEEK_SET)  # others cannot read the locked range
         with contextlib.suppress(OSError):
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
             return True
@@ -403,8 +404,9 @@ def _try_lock(handle: int) -> bool | None:
 
 
 def cache_dir() -> Path:
-    """The user's cache of sprat: $XDG_CACHE_HOME/sprat; ~/.cache/sprat on Linux, and where an older
-    sprat made it; else the system's place for caches. Without a home folder, `own_temporary`.
+    """Return sprat's cache folder: $XDG_CACHE_HOME/sprat; ~/.cache/sprat on Linux, or where an
+    older version created it; else the system's place for caches. Without a home folder,
+    `own_temporary`.
 
     Raises:
         WriteError: as `own_temporary`.
@@ -413,7 +415,7 @@ def cache_dir() -> Path:
         return Path(given) / "sprat"
     try:
         usual = Path.home() / ".cache" / "sprat"
-    except RuntimeError:  # neither HOME nor a user of this number
+    except RuntimeError:  # neither HOME nor an entry for this user
         return own_temporary()
     if sys.platform == "linux" or usual.exists():
         return usual
@@ -423,13 +425,13 @@ def cache_dir() -> Path:
 
 
 def own_temporary() -> Path:
-    """A folder among the temporary ones that outlasts the process and is the user's alone.
+    """Return a temporary folder that outlives the process and belongs to the user alone.
 
     Raises:
-        WriteError: it cannot be made, or another user can write there: what is kept there is
-            trusted, and might be code.
+        WriteError: it cannot be created, or other users can write there: its content is trusted and
+            may be code.
     """
-    if sys.platform == "win32":  # the folder of temporary files is the user's alone
+    if sys.platform == "win32":  # the folder for temporary files is per user
         return Path(tempfile.gettempdir()) / "sprat_cache"
     folder = Path(tempfile.gettempdir()) / f"sprat_cache_{os.getuid()}"
     with writing(folder):

@@ -1,4 +1,4 @@
-"""The fastest way from normalised images to logits, chosen in one place."""
+"""Fastest way from normalised images to logits, chosen in one place."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,21 +9,21 @@ from torch import Tensor, nn
 
 from sprat.kernels import Inference, NoKernels, is_built
 
-WORTH_COMPILING = 1_000  # images; fewer are done before the compiler is
+WORTH_COMPILING = 1_000  # images; fewer are finished sooner without compiling
 
 
 class FrozenNetwork:
-    """A network with its weights and statistics as they are now, ready to classify images.
+    """A network with its current weights and statistics, ready to classify images.
 
-    On a CPU the compiled kernels compute the logits where they support the network and a compiler
-    is available, with probabilities alike within 1e-5; everywhere else the network itself does. The
-    kernels are used at once if they have been compiled before, and are compiled for many images.
+    On a CPU, compiled kernels compute the logits if they support the network and a compiler is
+    available; probabilities then agree within 1e-5. Otherwise the network itself does. The kernels
+    are used at once if they are cached, and are compiled only for many images.
 
     Args:
-        network: in evaluation mode whenever this is called; its weights must not change.
+        network: must be in evaluation mode whenever this is called; its weights must not change.
 
-    Calling it takes normalised float32 images B x C x H x W on the network's device and returns
-    logits B x num_classes. It can be pickled.
+    Takes normalised float32 images B x C x H x W on the network's device and returns logits B x
+    num_classes. It can be pickled.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -34,7 +34,7 @@ class FrozenNetwork:
         self._prepare(compiling=False)
 
     def expect(self, images: int) -> None:
-        """Compile the kernels if that pays for this many more images. Calling it is optional."""
+        """Compile the kernels if that pays off for this many more images. Optional to call."""
         before = self._expected
         self._expected += images
         if before < WORTH_COMPILING <= self._expected and self._compiled is None:
@@ -58,8 +58,8 @@ class FrozenNetwork:
 
 @contextmanager
 def frozen(network: nn.Module | FrozenNetwork) -> Iterator[FrozenNetwork]:
-    """Freeze a network and put it into evaluation mode for the time of the block; its mode is then
-    restored. One that is frozen already is given as it is."""
+    """Freeze a network and put it into evaluation mode for the block; its mode is restored at the
+    end. A network that is already frozen is yielded unchanged."""
     if isinstance(network, FrozenNetwork):
         yield network
         return

@@ -1,20 +1,19 @@
-"""Names of sets of views and of files, apart from what they name: that loads torch, and a mistyped
-name is to be answered at once.
-"""
+"""Names of sets of views and of files, separate from what they name: that imports torch, and a
+mistyped name should be reported at once."""
 
 from pathlib import Path
 
 from sprat.errors import SpratError
 
 VIEWS = (1, 2, 6, 8, 10, 26)  # views of an image that test-time augmentation can average
-CHECK_FOLDS = 5  # by which labels are checked
-WIDTHS = {"fp32": 4, "fp16": 2, "int8": 1}  # bytes of a value where a network runs
+CHECK_FOLDS = 5  # default number of folds for checking labels
+WIDTHS = {"fp32": 4, "fp16": 2, "int8": 1}  # bytes per value on the device
 MODEL_FILE, CARD_FILE = "model.safetensors", "card.json"
-PACKED_FILE = f"{MODEL_FILE}.xz"  # of a model that ships
+PACKED_FILE = f"{MODEL_FILE}.xz"  # of a pretrained model
 
 
 def check_views(views: int) -> None:
-    """Check that there is a set of so many views.
+    """Check that there is a set of that many views.
 
     Raises:
         SpratError: there is none.
@@ -27,10 +26,10 @@ def check_views(views: int) -> None:
 
 
 def check_one_run(folder: Path) -> None:
-    """Check that a folder, which is not a run's, does not hold several runs.
+    """Check that a folder that is not a run does not contain several runs.
 
     Raises:
-        SpratError: it holds those of seeds or folds.
+        SpratError: it contains the runs of seeds or folds.
     """
     for kind in ("seed", "fold"):
         runs = [path for path in folder.glob(f"{kind}-[0-9]*") if path.is_dir()]
@@ -43,7 +42,7 @@ def check_one_run(folder: Path) -> None:
 
 
 def check_png(path: str | Path | None, option: str) -> None:
-    """Check that a picture's file, if one is given, ends in .png.
+    """Check that the path of a picture to write, if given, ends in .png.
 
     Raises:
         SpratError: it does not.
@@ -58,10 +57,10 @@ def check_page(path: Path, overwrite: bool, *, may_replace: Path | None = None) 
     """Return the path of a page to write, if it ends in .html and may be written.
 
     Args:
-        may_replace: a page that is replaced each time, whatever `overwrite` says.
+        may_replace: a page that is always replaced, whatever `overwrite` is.
 
     Raises:
-        SpratError: it does not, or it exists already.
+        SpratError: it does not end in .html, or exists and must not be overwritten.
     """
     if path.suffix.lower() not in (".html", ".htm"):
         raise SpratError(

@@ -1,7 +1,7 @@
-"""Declarations of settings for the command line, in cyclopts' terms.
+"""Declaration of settings as options of the command line, for cyclopts.
 
-Only the command line needs cyclopts: where it is not installed, settings are declared all the same,
-and training from Python works.
+Only the command line needs cyclopts: without it, settings can still be declared and training from
+Python works.
 """
 
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ else:
     except ModuleNotFoundError:
 
         class Ignored:
-            """Accepts any arguments and ignores them."""
+            """Accept any arguments and ignore them."""
 
             def __init__(self, *told: object, **options: object) -> None:
                 pass

@@ -1,6 +1,6 @@
-"""Read files that anybody may have written: regular, of bounded size, their content plain values.
+"""Readers of files from any source: regular files, of limited size, containing only plain values.
 
-Whatever is wrong with a file comes out as a `SpratError` of one sentence, within a second.
+Whatever is wrong with a file is reported by a `SpratError` of one sentence, within a second.
 """
 
 import json
@@ -13,18 +13,18 @@ from typing import Any
 from sprat.errors import SpratError
 from sprat.text import command
 
-MODEL_BYTES = 1 << 30  # most that a file of weights may have
+MODEL_BYTES = 1 << 30  # largest file of weights
 JSON_BYTES = 64 << 20
-RECIPE_BYTES, RECIPE_LINE = 32 << 10, 1_000  # tomllib's time grows with the square of a key's parts
-DEEPEST = 32  # tables and lists within one another
+RECIPE_BYTES, RECIPE_LINE = 32 << 10, 1_000  # tomllib takes time quadratic in the parts of a key
+DEEPEST = 32  # nesting of tables and lists
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """Return a file's content.
+    """Return the content of a file.
 
     Raises:
-        FileNotFoundError: there is none; what that means is the caller's to say.
-        SpratError: it is no regular file (a FIFO would block), is larger than `most` bytes, or
+        FileNotFoundError: there is none; the caller says what that means.
+        SpratError: it is not a regular file (a FIFO would block), is larger than `most` bytes, or
             cannot be read.
     """
     try:
@@ -33,7 +33,7 @@ def read_bytes(path: Path, most: int) -> bytes:
             return path.read_bytes()
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as error:  # no rights, a loop of links, a name with NUL in it
+    except (OSError, ValueError) as error:  # no permission, a loop of links, NUL in the name
         reason = getattr(error, "strerror", None) or error
         raise SpratError(
             f"{path} cannot be read: {reason}. Check its name and permissions."
@@ -48,15 +48,15 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 
 def unlisted(folder: Path, error: OSError) -> SpratError:
-    """Return what to raise where the system refuses to list a folder."""
+    """Return the error to raise if the system refuses to list a folder."""
     remedy = "Give a folder that can be listed."
     if isinstance(error, PermissionError):
-        remedy = f"Give yourself the right to: {command('chmod', 'u+rx', folder)}"
+        remedy = f"Give yourself permission with {command('chmod', 'u+rx', folder)}"
     return SpratError(f"{folder} cannot be read: {error.strerror}. {remedy}")
 
 
 def read_text(path: Path, most: int = JSON_BYTES) -> str:
-    """Return a UTF-8 file's content; raises as `read_bytes`, or if it is not UTF-8."""
+    """Return the content of a UTF-8 file; raise as `read_bytes`, or if it is not UTF-8."""
     try:
         return read_bytes(path, most).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -67,10 +67,10 @@ def read_text(path: Path, most: int = JSON_BYTES) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """Return the value of a JSON text: all its numbers finite and within 64 bits.
+    """Return the value of a JSON text, with all numbers finite and within 64 bits.
 
     Raises:
-        ValueError: it is not JSON, nested too deeply, or holds a number beyond that.
+        ValueError: it is not JSON, nested too deeply, or contains a number outside that range.
     """
     try:
         value = json.loads(text)
@@ -79,7 +79,7 @@ def parse_json(text: str) -> Any:
     except RecursionError:
         raise ValueError(f"it is nested more than {DEEPEST} levels deep") from None
     except ValueError:  # Python refuses more than 4,300 digits
-        raise ValueError("it holds a number beyond 64 bits") from None
+        raise ValueError("it contains a number beyond 64 bits") from None
     _check_plain(value)
     return value
 
@@ -94,9 +94,9 @@ def _check_plain(value: Any) -> None:
             elif isinstance(each, list):
                 within += each
             elif isinstance(each, float) and not math.isfinite(each):
-                raise ValueError(f"it holds {each}, which is no finite number")
+                raise ValueError(f"it contains {each}, which is not a finite number")
             elif isinstance(each, int) and not -(2**63) <= each < 2**63:
-                raise ValueError("it holds a number beyond 64 bits")
+                raise ValueError("it contains a number beyond 64 bits")
         if not within:
             return
         level = within
@@ -104,11 +104,11 @@ def _check_plain(value: Any) -> None:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Return what a TOML file of settings holds.
+    """Return the content of a TOML file of settings.
 
     Raises:
         FileNotFoundError: there is none.
-        SpratError: it cannot be read, is no TOML, or is larger than any settings are.
+        SpratError: it cannot be read, is not TOML, or is larger than any settings are.
     """
     text = read_text(path, RECIPE_BYTES)
     for number, line in enumerate(text.splitlines(), 1):
@@ -123,5 +123,5 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise SpratError(
             f"{path} is not valid TOML: it is nested too deeply. Simplify it."
         ) from error
-    except ValueError as error:  # TOMLDecodeError, and what Python's int and date refuse
+    except ValueError as error:  # TOMLDecodeError, or a value that int or date rejects
         raise SpratError(f"{path} is not valid TOML: {error}. Correct that line.") from error

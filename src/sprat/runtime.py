@@ -1,4 +1,4 @@
-"""The machine: device, precision, threads, memory, randomness."""
+"""The machine: device, precision, threads, memory, seeds."""
 
 import contextlib
 import ctypes
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class Machine(TypedDict):
-    """The machine that a figure was measured on.
+    """The machine that something was measured on.
 
-    kernels: how a step was computed (compiled, graph, torch), and why not by compiled ones.
-    processes: number of those that trained together, if more than one.
+    kernels: how a step was computed (compiled, graph, torch), and why not by compiled kernels.
+    processes: number of processes that trained together, if more than one.
     """
 
     device: str
@@ -47,10 +47,10 @@ class GitState(TypedDict):
 
 
 def choose_device(device: str = "auto") -> "torch.device":
-    """The device a name stands for; "auto" takes the first there is of cuda, mps, cpu.
+    """Return the device that a name stands for; "auto" is the first available of cuda, mps, cpu.
 
     Raises:
-        SpratError: this machine or this build of torch does not have it.
+        SpratError: this machine, or this build of torch, does not have it.
     """
     import torch
 
@@ -71,13 +71,13 @@ def choose_device(device: str = "auto") -> "torch.device":
 
 
 def choose_precision(precision: str, device: "torch.device") -> str:
-    """ "bf16", "fp16" or "fp32"; "auto" is bf16 only where the hardware computes in it.
+    """Return "bf16", "fp16" or "fp32"; "auto" is bf16 only if the hardware computes in it.
 
-    A CPU without bf16 instructions emulates them and is slower than in fp32; a GPU before
-    compute capability 8.0 has fp16 only.
+    A CPU without bf16 instructions emulates them, which is slower than fp32. A GPU before compute
+    capability 8.0 only has fp16.
 
     Raises:
-        SpratError: fp16 on a CPU, where sprat does not train in it.
+        SpratError: fp16 on a CPU, which sprat does not support.
     """
     import torch
 
@@ -93,16 +93,16 @@ def choose_precision(precision: str, device: "torch.device") -> str:
 
 
 def cpu_has_bf16() -> bool:
-    """Return whether the processor computes in bf16; others emulate it, and are faster in fp32."""
+    """Return whether the CPU has bf16 instructions; others emulate them and are faster in fp32."""
     import torch
 
-    # an older torch cannot say; fp32 is then the safe answer
+    # older versions of torch cannot say: assume no bf16
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def autocast(device: "torch.device", precision: str) -> AbstractContextManager[None]:
-    """Mixed precision for the forward pass: half-width products, fp32 parameters."""
+    """Return the context of a mixed-precision forward pass: narrow products, fp32 parameters."""
     import torch
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
@@ -112,7 +112,7 @@ def autocast(device: "torch.device", precision: str) -> AbstractContextManager[N
 
 
 def check_threads(threads: int) -> None:
-    """Check a number of CPU threads; 0 is one per usable core.
+    """Check a number of CPU threads; 0 means one per usable core.
 
     Raises:
         SpratError: the number is below 0 or above 1,024.
@@ -125,7 +125,7 @@ def check_threads(threads: int) -> None:
 
 
 def set_threads(threads: int = 0) -> int:
-    """Set torch's CPU threads and return their number; 0 means one per usable core.
+    """Set torch's number of CPU threads and return it; 0 means one per usable core.
 
     Raises:
         SpratError: the number is below 0 or above 1,024.
@@ -141,8 +141,8 @@ def set_threads(threads: int = 0) -> int:
 def keep_freed_memory() -> bool:
     """Make glibc keep freed blocks in the process; return True if it did.
 
-    By default activations of some megabytes go back to the system at every step and come back
-    as fresh pages, each zeroed at its first touch: 15 to 30 % of a training step on a CPU.
+    By default activations of some megabytes are returned to the system after every step and come
+    back as fresh pages, each zeroed at first touch: 15 to 30 % of a training step on a CPU.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -154,7 +154,7 @@ def keep_freed_memory() -> bool:
 
 
 def peak_memory() -> int | None:
-    """Bytes of memory this process has held at most so far; None where the system does not say."""
+    """Return the most bytes of memory this process has held; None if the system does not say."""
     if sys.platform == "win32":
         return None
     with contextlib.suppress(OSError):  # Linux, where getrusage includes the parent's peak
@@ -168,7 +168,7 @@ def peak_memory() -> int | None:
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed that is a function of `parts`: ("augment", seed, step), say.
+    """Return a 63-bit seed that is a function of `parts`, such as ("augment", seed, step).
 
     Randomness that depends only on its place in the run needs no state to resume.
     """
@@ -177,7 +177,7 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def describe_machine(device: "torch.device", precision: str, threads: int) -> Machine:
-    """Return what a figure must say of the machine it was measured on."""
+    """Return the description of the machine that belongs to every measurement."""
     import torch
 
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
@@ -197,8 +197,7 @@ def _cpu_name() -> str:
 
 
 def cpu_flags() -> str:
-    """Return what the processor can do, or at least its name; another string is another
-    processor."""
+    """Return the CPU's features, or at least its name; different strings mean different CPUs."""
     return _cpuinfo("flags", "Features") or _cpu_name()
 
 
@@ -211,7 +210,7 @@ def _cpuinfo(*keys: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Return the versions of the packages that a result depends on."""
     found = {"python": platform.python_version()}
     for name in ("sprat", "torch", "numpy", "safetensors"):
         try:
@@ -222,7 +221,7 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> GitState | None:
-    """Return the state of sprat's own checkout; None outside one."""
+    """Return the state of sprat's own checkout; None if it is not one."""
     folder = Path(__file__).parent
 
     def git(*words: str) -> str:

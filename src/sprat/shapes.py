@@ -1,8 +1,8 @@
-"""Shapes of plain values, as JSON gives them: what a file must hold for the code that reads it.
+"""Schemas for plain values from JSON: what a file must contain for the code that reads it.
 
 A shape is a `Kind`; a dict from each key of a table to its shape, where a key that ends in "?" may
-be missing and further keys are left alone; or `ListOf`, `TableOf` or `Maybe` of a shape. `shape_of`
-takes it from a TypedDict, which then declares type and bounds once.
+be missing and other keys are ignored; or `ListOf`, `TableOf` or `Maybe` of a shape. `shape_of`
+derives it from a TypedDict, which then declares types and bounds once.
 """
 
 import math
@@ -24,12 +24,12 @@ from typing import (
 from sprat.errors import shown
 
 MOST_CLASSES, LARGEST_SIDE = 10_000, 512
-HUGE = 1e30  # beyond every loss, learning rate and duration; arithmetic on it stays finite
+HUGE = 1e30  # above every loss, learning rate and duration, but arithmetic on it stays finite
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of value. expected: what fits, in words."""
+    """A kind of value. expected: the description of valid values in messages."""
 
     expected: str
     fits: Callable[[Any], bool]
@@ -46,7 +46,7 @@ class ListOf:
 
 @dataclass(frozen=True)
 class TableOf:
-    """A table of any keys, its values of one shape. low: how many there are at least."""
+    """A table with any keys and values of one shape. low: least number of entries."""
 
     each: "Shape"
     low: int = 0
@@ -63,7 +63,7 @@ Shape = Kind | ListOf | TableOf | Maybe | Mapping[str, "Shape"]
 
 
 def mismatch(value: Any, shape: Shape, name: str = "") -> str | None:
-    """Return what is wrong with a value, "test.top1 is 'x', expected …", or None if it has the
+    """Return what is wrong with a value, such as "test.top1 is 'x', expected …"; None if it has the
     shape."""
     if isinstance(shape, Kind):
         return None if shape.fits(value) else _wrong(value, shape.expected, name)
@@ -96,7 +96,7 @@ def _wrong(value: Any, expected: str, name: str) -> str:
 
 
 def number(low: float = -HUGE, high: float = HUGE) -> Kind:
-    """A finite number, whole or not."""
+    """Return the kind of a finite number, whole or not."""
 
     def fits(value: Any) -> bool:
         return type(value) in (int, float) and low <= value <= high and math.isfinite(value)
@@ -105,14 +105,14 @@ def number(low: float = -HUGE, high: float = HUGE) -> Kind:
 
 
 def whole(low: int = 0, high: int = 2**63 - 1) -> Kind:
-    """A whole number."""
+    """Return the kind of a whole number."""
     return Kind(
         f"a whole number from {low} to {high}", lambda v: type(v) is int and low <= v <= high
     )
 
 
 def one_of(*values: str) -> Kind:
-    """One of some words."""
+    """Return the kind of one of several words."""
     return Kind(" or ".join(map(repr, values)), lambda v: type(v) is str and v in values)
 
 
@@ -140,8 +140,7 @@ _PLAIN: dict[Any, Kind] = {
 def shape_of(hint: Any) -> Shape:
     """Return the shape that a TypedDict, or a type within one, describes.
 
-    `Annotated[float, SHARE]` has the shape it names; a key of type `NotRequired[...]` may be
-    missing.
+    `Annotated[float, SHARE]` has the shape SHARE; a key of type `NotRequired[...]` may be missing.
     """
     origin, parts = get_origin(hint), get_args(hint)
     if is_typeddict(hint):

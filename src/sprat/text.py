@@ -1,4 +1,4 @@
-"""Text from outside (names, values, messages) as it is shown: nothing in it is interpreted."""
+"""Text from outside (names, values, messages), shown so that nothing in it is interpreted."""
 
 import os
 import re
@@ -9,49 +9,49 @@ from pathlib import Path
 
 from sprat import torchrun
 
-# controls, formats (bidirectional overrides among them), lone surrogates, breaks of a line
+# control and format characters (such as bidirectional overrides), lone surrogates, line breaks
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-_JOINERS = "\u200c\u200d"  # Persian, Indian scripts and emoji are spelt with them
-_MARKUP = re.compile(r"[\\`*_\[\]<>|$~]|&(?=#?\w+;)|:(?=[\w+-]+:)")  # Markdown's, GitHub's too
+_JOINERS = "\u200c\u200d"  # needed for Persian, Indic scripts and emoji
+_MARKUP = re.compile(r"[\\`*_\[\]<>|$~]|&(?=#?\w+;)|:(?=[\w+-]+:)")  # of GitHub's Markdown
 
 
 def visible(text: object) -> str:
-    """Return text as one line without effect on a terminal: an escape such as \\x1b or \\n stands
-    for each character that would not be seen as itself."""
+    """Return text as one line that has no effect on a terminal: characters that would not be
+    visible are replaced by escapes such as \\x1b or \\n."""
     return "".join(
         character if _is_seen(character) else escape(character) for character in str(text)
     )
 
 
 def visible_lines(text: object) -> str:
-    """Return text as `visible` does, but with its lines as they are."""
+    """Return text as `visible` does, but keep its line breaks."""
     return "\n".join(map(visible, str(text).split("\n")))
 
 
 def escape(character: str) -> str:
-    """Return a character as Python's source would spell it: \\x1b, \\n, \\u202e."""
+    """Return a character as Python source would spell it: \\x1b, \\n, \\u202e."""
     return character.encode("unicode_escape").decode()
 
 
 def warn(text: object) -> None:
-    """Print a line of sprat's, or several, on stderr; of the processes that torchrun started on a
-    machine, the first does."""
+    """Print one or several lines from sprat on stderr; if torchrun started several processes on
+    this machine, only the first prints."""
     if torchrun.local_rank() == 0:
         print(f"sprat: {visible_lines(text)}", file=sys.stderr)
 
 
 def command(*words: object) -> str:
-    """Return a command that can be pasted into a shell as it stands, whatever the words hold."""
+    """Return a command that can be pasted into a shell as it stands, whatever the words contain."""
     return " ".join(map(_quote, words))
 
 
 def markdown(text: object) -> str:
-    """Return text for a line or a table's cell of Markdown, which shows it as it is."""
+    """Return text escaped for a line or a table cell of Markdown."""
     return _MARKUP.sub(r"\\\g<0>", visible(text))
 
 
 def code(text: object) -> str:
-    """Return text as a span of code in a line of Markdown."""
+    """Return text as a code span for a line of Markdown."""
     shown = visible(text)
     fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
     pad = " " if len(fence) > 1 else ""
@@ -64,13 +64,13 @@ def _is_seen(character: str) -> bool:
 
 def _quote(word: object) -> str:
     text = str(word)
-    if isinstance(word, Path) and text.startswith("-"):  # or it would be taken for an option
+    if isinstance(word, Path) and text.startswith("-"):  # or it would look like an option
         text = f"./{text}"
     if visible(text) == text:
         return shlex.quote(text)
     try:
         content = os.fsencode(text)
-    except UnicodeEncodeError:  # no file's name
+    except UnicodeEncodeError:  # not a file name
         content = text.encode("utf-8", "surrogatepass")
     return "$'" + "".join(map(_quote_byte, content)) + "'"
 

@@ -1,9 +1,9 @@
-"""Number of CPU threads to use, and how they wait for each other. Loads nothing else.
+"""Number of CPU threads to use, and how they wait for each other. Does not import torch.
 
-torch's threads, and those of the compiled kernels, are libgomp's on Linux. After each parallel loop
-a thread waits for the others in a busy loop, by default for long. Next to other work, that
-is the time in which those others could have run. `GOMP_SPINCOUNT` bounds the busy loop, after which
-a thread sleeps; libgomp reads it once, when torch loads it.
+Threads of torch and of the compiled kernels are libgomp's on Linux. After each parallel loop a
+thread waits for the others in a busy loop, by default for a long time, which takes CPU time from
+other processes. `GOMP_SPINCOUNT` limits the busy loop, after which the thread sleeps; libgomp reads
+it once, when torch loads it.
 """
 
 import math
@@ -14,16 +14,16 @@ from pathlib import Path
 
 from sprat import torchrun
 
-SPIN_COUNT = 1000  # rounds of the busy loop; benchmarks/under_load.py compares others
-MOST_THREADS = 1024  # far more than help, and fewer than a system refuses to start
-SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # either one of them decides
+SPIN_COUNT = 1000  # iterations of the busy loop; benchmarks/under_load.py compares others
+MOST_THREADS = 1024  # far more than is useful, but not more than a system can start
+SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")  # either one takes precedence
 
 _too_late = False
 
 
 def bound_spinning() -> None:
-    """Set GOMP_SPINCOUNT for torch, and for processes started from here, unless the user has
-    decided how threads wait. Called when `sprat` is imported."""
+    """Set GOMP_SPINCOUNT for torch and for child processes, unless the user has chosen how threads
+    wait. Called when `sprat` is imported."""
     global _too_late
     if sys.platform != "linux" or any(os.environ.get(name) for name in SETTINGS):
         return
@@ -32,8 +32,8 @@ def bound_spinning() -> None:
 
 
 def spinning_advice(threads: int) -> str | None:
-    """Return what to do where torch was imported before sprat, so that the setting was too late
-    for `threads` threads; None where it was not."""
+    """Return what to do if torch was imported before sprat, too early for the setting to affect
+    `threads` threads; None if it was not."""
     if not _too_late or threads < 2:
         return None
     return (
@@ -43,9 +43,9 @@ def spinning_advice(threads: int) -> str | None:
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Return how many CPU threads can run at once: the cores this process may use (affinity), or
-    what its container's CPU quota comes to, rounded up, where that is less; divided by the
-    processes that torchrun started on this machine.
+    """Return how many CPU threads can run at once: the cores this process may use (affinity) or its
+    container's CPU quota, rounded up, whichever is less, divided among the processes that torchrun
+    started on this machine.
 
     Args:
         root: where /proc and /sys are.
@@ -59,7 +59,7 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """Cores' worth of time that each control group of this process, or one around it, may use."""
+    """Yield the CPU quota, in cores, of each control group of this process and those around it."""
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:  # not Linux
@@ -77,8 +77,8 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _folders_around(group: str, *mounts: Path) -> Iterator[Path]:
-    """A group's folder and those around it, under every place they may be mounted at. In a
-    container the outermost may be the group itself, whatever path it has outside."""
+    """Yield a group's folder and its parents, under every place where it may be mounted. In a
+    container the outermost may be the group itself, whatever its path outside."""
     for mount in mounts:
         folder = mount / group.strip("/")
         if ".." not in folder.parts:
@@ -95,6 +95,6 @@ def _words(file: Path) -> list[str]:
 
 
 def _share(words: list[str]) -> Iterator[float]:
-    """Quota over period, both in µs; nothing for "max" or -1, which is no limit."""
+    """Yield quota / period, both in µs; nothing for "max" or -1, which mean no limit."""
     if len(words) == 2 and all(word.isdecimal() for word in words) and int(words[1]):
         yield int(words[0]) / int(words[1])

@@ -1,4 +1,4 @@
-"""Facts that torchrun gives each process that it starts, in the environment. Loads nothing else."""
+"""Torchrun's environment variables, which describe this process. Imports nothing else of sprat."""
 
 import os
 
@@ -9,12 +9,12 @@ def launched() -> bool:
 
 
 def restarts() -> int:
-    """Return how often torchrun has started the run's processes again after one had failed."""
+    """Return how often torchrun has restarted the processes of this run after a failure."""
     return _number("TORCHELASTIC_RESTART_COUNT", 0) if launched() else 0
 
 
 def rank() -> int:
-    """Return the number of this process among all, counted from 0."""
+    """Return the index of this process among all, counted from 0."""
     return _number("RANK", 0) if launched() else 0
 
 
@@ -24,7 +24,7 @@ def world_size() -> int:
 
 
 def local_rank() -> int:
-    """Return the number of this process among those on this machine, counted from 0."""
+    """Return the index of this process among those on this machine, counted from 0."""
     return _number("LOCAL_RANK", 0) if launched() else 0
 
 
@@ -39,7 +39,8 @@ def is_first() -> bool:
 
 
 def command() -> list[str]:
-    """Return the words that start sprat as this process was started: those of torchrun, or none."""
+    """Return how a command starts sprat the way this process was started: sprat, or torchrun …
+    sprat."""
     nodes = world_size() // local_world_size()
     if not launched():
         return ["sprat"]

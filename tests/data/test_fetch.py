@@ -205,7 +205,7 @@ FAILURES: dict[str, tuple[Answer, str]] = {
     "gives another file": (another_file, "has 5 bytes there, expected 300,000"),
     "claims to have more": (too_long, "has 301,000 bytes there, expected 300,000"),
     "gives another range": (another_range, "was asked for bytes from 0 on and gave"),
-    "is no HTTP server": (nonsense, "speaks no proper HTTP"),
+    "is no HTTP server": (nonsense, "does not speak proper HTTP"),
     "answers 404": (status(404), "answered 404 Not Found"),
     "answers 416": (status(416), "answered 416 Requested Range Not Satisfiable"),
     "answers 500": (status(500), "answered 500 Internal Server Error"),

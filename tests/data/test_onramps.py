@@ -242,9 +242,9 @@ BAD_TABLES: list[tuple[str, str]] = [
     ("path,path\n1,2\n", "two columns 'path'. Rename"),
     (
         "a,b,c\n1,2,3\n",
-        "no column that evidently names the pictures: its columns are 'a', 'b', 'c'",
+        "no column that clearly names the pictures: its columns are 'a', 'b', 'c'",
     ),
-    ("path,b,c\n1,2,3\n", "evidently labels the pictures: .* --pictures.label-column"),
+    ("path,b,c\n1,2,3\n", "clearly labels the pictures: .* --pictures.label-column"),
     ("path,label\nblue/0.png\n", "Line 2 of .* has no value in 'label'. Fill"),
     ("path,label\nblue/0.png,x\n\n,y\n", "Line 4 of .* has no value in 'path'. Fill"),
     ("path,label\n../x.png,blue\n", r"names '../x.png', which is outside .*/flowers. Give"),
@@ -471,7 +471,7 @@ ATTACKS: list[tuple[str, Callable[[], bytes], str]] = [
         lambda: _tar(_member("a/1.png", pax_headers={"comment": "x" * (2 << 20)})),
         "damaged or not an archive: a header of 2,",
     ),
-    ("x.tar", lambda: _tar(_member("a", 9))[:1024], "it is damaged before the mark of its end"),
+    ("x.tar", lambda: _tar(_member("a", 9))[:1024], "it is damaged before its end marker"),
     ("x.tar", lambda: _zip(("a/1.png", b"")), "is damaged or not an archive"),
     ("x.tar.gz", lambda: b"\x1f\x8b" + bytes(99), "is damaged or not an archive"),
     ("x.tar.xz", lambda: b"\xfd7zXZ" + bytes(99), "is damaged or not an archive"),
@@ -649,7 +649,7 @@ BAD_SHARDS: list[tuple[Callable[[Path, list[Path]], object], str]] = [
     ),
     (
         lambda f, p: parquet.write_table(pa.table({"image": [b"1"], "b": [1], "c": [2]}), f),
-        "no column that evidently labels the pictures: its columns are 'image', 'b', 'c'",
+        "no column that clearly labels the pictures: its columns are 'image', 'b', 'c'",
     ),
 ]  # fmt: skip
 

@@ -109,9 +109,9 @@ MOVES: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {  # of 8 x 6 x 6; la
     "one column": (1, lambda x: F.pad(x[..., :1], (0, 5))),
 }
 UNMOVED: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
-    "transposed": ("it puts values where", lambda x: x.transpose(2, 3)),
-    "mirrored": ("it puts values where", lambda x: x.flip(3)),
-    "other rows": ("it takes a map of shape", lambda x: x.reshape(len(x), 2, 12, 12)),
+    "transposed": ("its output is not rows", lambda x: x.transpose(2, 3)),
+    "mirrored": ("its output is not rows", lambda x: x.flip(3)),
+    "other rows": ("its input has shape", lambda x: x.reshape(len(x), 2, 12, 12)),
     "padded with ones": ("it pads with other values", lambda x: F.pad(x, (1, 1), value=1.0)),
     "reflected": ("it pads with other values", lambda x: F.pad(x, (1,) * 4, mode="reflect")),
     "unshuffled": ("there is no integer form", lambda x: F.pixel_unshuffle(x, 2)),
@@ -545,7 +545,7 @@ class TestStoredRanges:
     @pytest.mark.parametrize(
         ("change", "words"),
         [
-            (lambda ranges: ranges["layers"].pop("stem_0"), "there are none of the layer stem_0"),
+            (lambda ranges: ranges["layers"].pop("stem_0"), "the layer stem_0 has none"),
             (lambda ranges: ranges["layers"].update(more=[0.0, 1.0]), "has no layer 'more'"),
             (lambda ranges: ranges["layers"].update(stem_0=[1.0, -1.0]), "from 1 to -1"),
             (lambda ranges: ranges["layers"].update(stem_0=[0.0, 1e-310]), "from 0 to 1e-310"),

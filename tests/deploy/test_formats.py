@@ -553,12 +553,12 @@ SPOILED: dict[str, tuple[str, Spoil, str]] = {
     "CIFAR-100: no names": ("CIFAR-100", _rewrite("meta", _with(fine_label_names=None)), "names"),
     "CIFAR-100: a list for a dictionary": (
         "CIFAR-100", _rewrite("meta", lambda c: pickle.dumps([1], protocol=3)), "no data"),
-    "SVHN: no MATLAB file": ("SVHN", _rewrite(svhn.TEST, lambda c: b"not a mat" * 99), "no MATLAB"),
-    "SVHN: empty": ("SVHN", _rewrite(svhn.TEST, lambda c: b""), "no MATLAB"),
+    "SVHN: no MATLAB file": ("SVHN", _rewrite(svhn.TEST, lambda c: b"not a mat" * 99), "a MATLAB"),
+    "SVHN: empty": ("SVHN", _rewrite(svhn.TEST, lambda c: b""), "a MATLAB"),
     "SVHN: MATLAB 7.3": (
         "SVHN",
         _rewrite(svhn.TEST, lambda c: c[:124] + b"\0\2IM" + b"\x89HDF\r\n\x1a\n" * 99),
-        "no MATLAB",
+        "a MATLAB",
     ),
     "SVHN: a label of 11": ("SVHN", _with_mat(y=np.full((7, 1), 11, np.uint8)), "from 1 to 10"),
     "SVHN: a label of 0": ("SVHN", _with_mat(y=np.zeros((7, 1), np.uint8)), "from 1 to 10"),

@@ -162,7 +162,7 @@ def test_a_network_of_ones_own_with_that_end_is_explained() -> None:
         (TwoLayers, "no linear layer named classifier"),
         (MaxPool, "its logits are not those of"),
         (Scaled, "its logits are not those of"),
-        (Flat, "cannot be followed .IndexError"),
+        (Flat, "computing its features failed .IndexError"),
     ],
 )
 def test_a_network_with_another_end_is_refused_in_words(kind: type[nn.Module], lacks: str) -> None:

@@ -169,11 +169,11 @@ def test_what_a_search_finds_is_written_by_the_generator(tmp_path: Path) -> None
     assert "+1.00 ± 0.40 points" in both
     assert "the network found is more accurate." in both
     assert "| 1 | 81.00 % | 20 | 79.00 % | 20 |" in both
-    assert "is +2.00 ± 0.00 points ahead" in both
-    assert "paired by seed): clearly ahead." in both
+    assert "halving is +2.00 ± 0.00 points" in both
+    assert "paired by seed): it is clearly ahead." in both
     alone = written(find=found | {"difference": -0.004, "standard_errors": -1.0})
     assert "-0.40 ± 0.40 points" in alone
-    assert "the network found and SpratS cannot be told apart by these test images." in alone
+    assert "on these images, neither network is clearly more accurate." in alone
     assert "halving with TPE" not in alone
 
 

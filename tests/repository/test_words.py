@@ -54,7 +54,7 @@ REMEDIES = (
     *("Put", "Raise", "Reduce", "Register", "Remove", "Rename", "Replace", "Restore", "Resume"),
     *("Save", "Search", "See", "Send", "Set", "Simplify", "Slice", "Sort", "Split", "Start"),
     *("Summarize", "Train", "Try", "Upgrade", "Use", "Wait", "Wrap", "Write"),
-    *("As", "For", "If", "Then"),  # before the verb
+    *("As", "For", "If", "In", "Then"),  # before the verb
     *("Available:", "Supported:", "The default is"),  # what can be given instead
 )
 # after a full stop, or after a value that may end with one

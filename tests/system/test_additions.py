@@ -214,7 +214,7 @@ def test_each_addition_touches_the_files_that_contributing_names(tmp_path: Path)
         re.findall(r"^\| (an? \w+) \| (`[^|]+`) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
     )
     shutil.copytree(
-        SOURCE, tmp_path / "src" / "sprat", ignore=shutil.ignore_patterns("*.safetensors")
+        SOURCE, tmp_path / "src" / "sprat", ignore=shutil.ignore_patterns("*.safetensors.xz")
     )
     for kind, of_files in ADDITIONS.items():
         files = re.findall(r"`([^`]+)`", table[kind].replace("NAME", NAMES.get(kind, "")))

@@ -1,7 +1,7 @@
 """Common corruptions, after CIFAR-10-C (Hendrycks and Dietterich 2019, arXiv 1903.12261).
 
-An approximation: ten of its kinds, at strengths near its own, so that figures compare with each
-other and not with published ones.
+An approximation: ten of its corruptions at similar strengths, so results are comparable with each
+other but not with published ones.
 """
 
 import io
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
-# takes float 0 to 1, N x C x H x W, and gives the same
+# maps float images in [0, 1], N x C x H x W, to the same
 Corruption = Callable[[Tensor, float, torch.Generator], Tensor]
 
 
@@ -41,7 +41,7 @@ def _gaussian_blur(x: Tensor, sigma: float, generator: torch.Generator) -> Tenso
 
 
 def _motion_blur(x: Tensor, length: float, generator: torch.Generator) -> Tensor:
-    """The mean along a line of that many pixels, of each image at its own angle."""
+    """Average along a line of `length` pixels, at a random angle for each image."""
     angles = torch.rand(len(x), generator=generator) * torch.pi
     still = torch.eye(2, 3).repeat(len(x), 1, 1)
     mean = torch.zeros_like(x)
@@ -87,7 +87,7 @@ def _jpeg(x: Tensor, quality: float, generator: torch.Generator) -> Tensor:
     return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2) / 255
 
 
-# name -> what it does, and how strongly at each severity
+# name -> function, and its strength at each severity
 CORRUPTIONS: dict[str, tuple[Corruption, tuple[float, ...]]] = {
     "gaussian noise": (_gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10)),
     "shot noise": (_shot_noise, (500, 250, 100, 75, 50)),
@@ -103,12 +103,12 @@ CORRUPTIONS: dict[str, tuple[Corruption, tuple[float, ...]]] = {
 
 
 def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
-    """Images as a corruption leaves them.
+    """Apply a corruption to images.
 
     Args:
         images: uint8, N x C x H x W, on the CPU.
         name: a key of CORRUPTIONS. severity: 1 (slight) to 5.
-        seed: decides what is drawn.
+        seed: seed of the random draws.
     """
     corruption, strengths = CORRUPTIONS[name]
     generator = torch.Generator().manual_seed(seed)

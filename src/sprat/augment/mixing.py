@@ -1,15 +1,14 @@
-"""Mixing training images and their targets: (images, targets, generator=…) -> the pair.
+"""Mixing of training images and their targets: (images, targets, generator=…) -> the mixed pair.
 
-Images are B x C x H x W, uint8 or float, of any batch size and any shape; targets are B x K,
-float, one-hot before the first mixer. Each image's row of targets is its exact shares of pixels,
-so rows still sum to 1; label smoothing is the loss's alone. The input is never changed.
+Images are B x C x H x W, uint8 or float, of any size; targets are B x K, float, one-hot at first.
+Each image's row of targets becomes the exact share of pixels from each class, so rows still sum to
+1; label smoothing is up to the loss. Inputs are never changed.
 
-A mixer owns its settings: a new one is two fields of `MixingConfig`, a function and a line of
-`MIXERS`.
+To add a mixer, add two fields to `MixingConfig`, a function and a line to `MIXERS`.
 
-Partners are drawn image by image. What else is drawn (the share, the box) is drawn once for the
-batch, or with `per_image` for each. `generator` lives on the images' device. alpha and beta must
-be above 0; a tensor without dimensions serves too.
+Partners are drawn for each image. Everything else (share, box) is drawn once per batch, or for each
+image with `per_image`. `generator` is on the images' device. alpha and beta must be above 0 and may
+be scalar tensors.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class MixingConfig(Table, name="mixing"):
-    """The mixer that a batch meets, if any, and how strongly it mixes."""
+    """Mixing of batches: which mixers, how often and how strongly."""
 
     mixup: float = probability_setting(0.0, "Probability that a batch is mixed by MixUp")
     cutmix: float = probability_setting(0.0, "Probability that a batch is mixed by CutMix")
@@ -84,7 +83,7 @@ class MixingConfig(Table, name="mixing"):
 
     @property
     def probabilities(self) -> dict[str, float]:
-        """The probability of each mixer."""
+        """Probability of each mixer."""
         return {name: getattr(self, name) for name in MIXERS}
 
     @property
@@ -94,7 +93,7 @@ class MixingConfig(Table, name="mixing"):
 
     @property
     def strengths(self) -> dict[str, float]:
-        """The alpha or beta of each mixer."""
+        """Alpha or beta of each mixer."""
         return {name: getattr(self, mixer.strength) for name, mixer in MIXERS.items()}
 
 
@@ -108,7 +107,7 @@ def mixup(
 ) -> Mixed:
     """Return lam x image + (1 - lam) x partner, lam ~ Beta(alpha, alpha) (mixup, arXiv 1710.09412).
 
-    uint8 images come back as float32, so that nothing is rounded.
+    uint8 images are returned as float32, without rounding.
     """
     lam = _beta(images, generator, alpha, 1, per_image)  # 1, n
     order = _orders(images, generator, 1)[0]
@@ -125,11 +124,11 @@ def cutmix(
     *,
     generator: torch.Generator,
 ) -> Mixed:
-    """Paste a box of the partner, of share 1 - lam before the border clips it,
-    lam ~ Beta(alpha, alpha) (CutMix, arXiv 1905.04899)."""
+    """Paste a box of the partner over each image (CutMix, arXiv 1905.04899). Its share of the area
+    is 1 - lam, lam ~ Beta(alpha, alpha), before it is clipped at the border."""
     lam = _beta(images, generator, alpha, 1, per_image)
     order = _orders(images, generator, 1)[0]
-    centres = _random(images, generator, 2, lam.shape[1])  # y, x as shares of the side
+    centres = _random(images, generator, 2, lam.shape[1])  # y, x as fractions of the side
     inside, areas = [], []
     for side, centre in zip(images.shape[2:], centres, strict=True):
         cut = (side * (1 - lam[0]).sqrt()).long()
@@ -151,8 +150,8 @@ def ricap(
     *,
     generator: torch.Generator,
 ) -> Mixed:
-    """Patch windows of four images around a point, its place along either side
-    ~ Beta(beta, beta) (RICAP, arXiv 1811.09030)."""
+    """Patch crops of four images together at a point whose coordinates, as fractions of the sides,
+    are drawn from Beta(beta, beta) (RICAP, arXiv 1811.09030)."""
     height, width = images.shape[2:]
     cut_y, cut_x = _beta(images, generator, beta, 2, per_image)  # n each
     cuts = (height * cut_y).round().long(), (width * cut_x).round().long()
@@ -176,8 +175,8 @@ def ricap(
 
 
 def _window(side: int, cut: Tensor, beyond: bool, corner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return one window along one side, before the cuts (n, pixels) or beyond them: which pixels
-    are in it and where in the window's image they come from (both n x side), and its size (n)."""
+    """Return one crop along one side, before the cuts (n, pixels) or beyond them: which pixels it
+    covers, where in its image they come from (both n x side), and its size (n)."""
     begin, size = (cut, side - cut) if beyond else (torch.zeros_like(cut), cut)
     start = (corner * (side - size + 1)).long()
     place = torch.arange(side, device=cut.device)
@@ -186,11 +185,11 @@ def _window(side: int, cut: Tensor, beyond: bool, corner: Tensor) -> tuple[Tenso
 
 @dataclass(frozen=True)
 class Mixer:
-    """A way to mix, under the name of the setting that holds its probability."""
+    """A way of mixing; its key in MIXERS is the setting of its probability."""
 
     title: str
     strength: str
-    """The setting that holds its alpha or beta."""
+    """Name of the setting with its alpha or beta."""
     mix: Callable[..., Mixed]
 
     def __call__(
@@ -212,7 +211,7 @@ MIXERS = {
 
 
 def choose(probabilities: Mapping[str, float], draw: float) -> str | None:
-    """Return the mixer that a draw from [0, 1) falls to; None beyond the sum of probabilities."""
+    """Return the mixer selected by a draw from [0, 1); None above the sum of probabilities."""
     ends = itertools.accumulate(probabilities.values())
     return next((name for name, end in zip(probabilities, ends, strict=True) if draw < end), None)
 
@@ -224,12 +223,12 @@ def _beta(
     draws: int,
     per_image: bool,
 ) -> Tensor:
-    """Draw draws x n numbers from Beta(alpha, alpha), float32; n is 1 or B."""
+    """Draw `draws` x n numbers from Beta(alpha, alpha), float32; n is 1 or B."""
     if isinstance(alpha, float | int) and not alpha > 0:
         raise SpratError(f"alpha or beta is {alpha}, expected a number above 0. Give a larger one.")
     alpha = torch.as_tensor(alpha, dtype=torch.float64, device=images.device)
     shape = (draws, len(images) if per_image else 1, 2)
-    # what torch.distributions draws with, which takes no generator
+    # torch.distributions uses this, but takes no generator
     return torch._sample_dirichlet(alpha.expand(shape), generator)[..., 0].float()
 
 

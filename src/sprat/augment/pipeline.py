@@ -1,12 +1,11 @@
-"""Augmentation of training images: its settings, its order, and what it draws by chance.
+"""Augmentation of training images: its settings, the order of transforms and their random draws.
 
-A transform is `(images, generator, …) -> images`, as in transforms.py. Each image gets its own
-draw from `generator`, which lives on the images' device; `p` is each image's probability of being
-changed. A new transform is its settings and its place in the order of `AugmentConfig`, and its
-function below.
+A transform is `(images, generator, …) -> images`, as in transforms.py. Each image gets its own draw
+from `generator`, which is on the images' device; `p` is the probability that an image is changed.
+To add a transform, add its settings and its place in the order to `AugmentConfig`, and a function
+below.
 
-Limits and laws of the draws are those of Albumentations 2.0.8, through which reference.py does the
-same.
+Limits and distributions are those of Albumentations 2.0.8, which reference.py uses for the same.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig(Table, name="augment"):
-    """Settings of what happens to each training image."""
+    """Augmentation of training images."""
 
     engine: Literal["batched", "albumentations"] = setting(
         "batched",
@@ -135,9 +134,10 @@ class AugmentConfig(Table, name="augment"):
             self._check_albumentations()
 
     def _check_albumentations(self) -> None:
-        """
+        """Check that only transforms that reference.py has are enabled.
+
         Raises:
-            SpratError: a transform is on that reference.py does not have.
+            SpratError: another one is.
         """
         for name, off in (("crop", 0), ("cutout", 0), ("flip_mode", "random")):
             if (value := getattr(self, name)) != off:
@@ -149,13 +149,14 @@ class AugmentConfig(Table, name="augment"):
                 )
 
     def side_of(self, epoch: int) -> int:
-        """Return the side in pixels of the images of an epoch, counted from 0; 0: their own."""
+        """Return the side of an epoch's images in pixels (epochs count from 0); 0: the original
+        side."""
         return self.sides[min(epoch, len(self.sides) - 1)] if self.sides else 0
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the images after every transform that is on, in this order.
+        """Apply every enabled transform, in this order.
 
-        An alternating flip is not among them: `Batches` does that, because it counts the epochs.
+        The alternating flip is not among them: `Batches` applies it, since it counts the epochs.
         """
         if self.flip and self.flip_mode == "random":
             images = horizontal_flip(images, generator, self.flip)
@@ -185,7 +186,7 @@ def horizontal_flip(images: Tensor, generator: torch.Generator, p: float = 0.5) 
 def pad_and_crop(
     images: Tensor, generator: torch.Generator, padding: int = 4, mode: str = "reflect"
 ) -> Tensor:
-    """Pad each side by `padding` pixels, then cut a window of the old size at random.
+    """Pad each side by `padding` pixels, then crop a random window of the original size.
 
     Args:
         mode: "reflect" mirrors the image into the padding, "constant" fills it with 0.
@@ -210,12 +211,12 @@ def shift_scale_rotate(
     p: float = 0.5,
     mode: str = "reflect",
 ) -> Tensor:
-    """Shift, scale and rotate in one resampling; each direction has its own shift and scale.
+    """Shift, scale and rotate in one resampling, each axis with its own shift and scale.
 
     Args:
-        shift: largest shift as a share of the side; shifts are whole pixels, rounded to 0.
-        scale: largest change of the scale: 0.1 for 0.9 to 1.1.
-        rotate: largest angle, in degrees.
+        shift: largest shift as a fraction of the side; shifts are truncated to whole pixels.
+        scale: largest change of scale: 0.1 scales by 0.9 to 1.1.
+        rotate: largest angle in degrees.
         mode: as in `transforms.affine`.
     """
     chosen = _chosen(images, generator, p)
@@ -249,7 +250,7 @@ def hue_saturation_value(
     value: float = 20.0,
     p: float = 0.5,
 ) -> Tensor:
-    """Turn the hue by up to `hue` degrees and add to saturation and value (of 0 to 255)."""
+    """Change hue by up to `hue` degrees, and saturation and value by up to that much (of 255)."""
     chosen = _chosen(images, generator, p)
     draws = _uniform(images, generator, 3)
     changes = draws[0] * hue, draws[1] * saturation, draws[2] * value
@@ -276,8 +277,8 @@ def coarse_dropout(
 
 
 def cutout(images: Tensor, generator: torch.Generator, size: int = 8, p: float = 1.0) -> Tensor:
-    """Blacken a square of `size` pixels centred anywhere; the part beyond the border is cut off
-    (arXiv 1708.04552)."""
+    """Blacken a square of `size` pixels centred anywhere, clipped at the border (Cutout, arXiv
+    1708.04552)."""
     chosen = _chosen(images, generator, p)
     draws = torch.rand(len(images), 2, generator=generator, device=images.device)
     centres = [draws[:, axis] * side for axis, side in enumerate(images.shape[2:])]
@@ -290,7 +291,7 @@ def _chosen(images: Tensor, generator: torch.Generator, p: float) -> Tensor:
 
 
 def _uniform(images: Tensor, generator: torch.Generator, draws: int) -> Tensor:
-    """draws x B numbers, uniform in [-1, 1)."""
+    """Draw `draws` x B numbers, uniform in [-1, 1)."""
     return torch.empty(draws, len(images), device=images.device).uniform_(
         -1, 1, generator=generator
     )

@@ -1,4 +1,4 @@
-"""Effects of augmentation and mixing on a few pictures, row by labelled row."""
+"""Preview of augmentation and mixing on a few pictures, one labelled row per transform."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from sprat.text import visible
 
 @dataclass(frozen=True)
 class Row:
-    """Pictures with a label, and a caption for each if there is something to say of it."""
+    """Pictures with a title, and captions where there is something to say about each."""
 
     label: str
     images: Tensor  # uint8 B x C x H x W
@@ -31,15 +31,15 @@ def preview(
     mixers: Mapping[str, float],
     generator: torch.Generator,
 ) -> list[Row]:
-    """The pictures as they are, each transform of the pipeline alone at its limits, the whole
-    pipeline, and each mixer with the shares of the classes.
+    """Return rows of the original pictures, each transform alone at its limits, the whole pipeline,
+    and each mixer with the resulting targets.
 
     Args:
         images: uint8, B x C x H x W.
         labels: B indices into `classes`.
-        mixers: alpha or beta by the mixer's name.
+        mixers: alpha or beta by name of the mixer.
     """
-    rows = [Row("as they are", images, [classes[label] for label in labels])]
+    rows = [Row("originals", images, [classes[label] for label in labels])]
     rows += _alone(images, augment, generator)
     rows += [
         Row(f"whole pipeline, {nth} time", augment(images, generator)) for nth in ("1st", "2nd")
@@ -53,7 +53,7 @@ def preview(
 
 
 def _alone(images: Tensor, by: AugmentConfig, generator: torch.Generator) -> list[Row]:
-    """Each transform at its limits, first one way, then the other, picture by picture."""
+    """Apply each transform at its limits, alternating their signs from picture to picture."""
     n, (height, width) = len(images), images.shape[2:]
     sign = 1.0 - 2 * (torch.arange(n) % 2)  # 1, -1, 1, …
     other = 1.0 - 2 * (torch.arange(n) // 2 % 2)  # 1, 1, -1, -1, …
@@ -104,7 +104,7 @@ def _alone(images: Tensor, by: AugmentConfig, generator: torch.Generator) -> lis
 
 
 def _shares(row: Tensor, classes: Sequence[str]) -> str:
-    """ "0.62 cat, 0.38 frog", a line each, the largest first; rounded away below 0.005."""
+    """Return lines such as "0.62 cat", the largest share first, without those below 0.005."""
     order = row.argsort(descending=True).tolist()
     shown = [(row[label].item(), classes[label]) for label in order if row[label] >= 0.005]
     return "\n".join(f"{share:.2f} {visible(name)}" for share, name in shown)

@@ -1,5 +1,5 @@
-"""Augmentation image by image through Albumentations 2.0.8, which the batched pipeline must agree
-with. The only file that imports it."""
+"""Augmentation with Albumentations 2.0.8, image by image: the reference that the batched pipeline
+must agree with. The only module that imports Albumentations."""
 
 import functools
 import importlib.util
@@ -30,19 +30,19 @@ def require_albumentations() -> None:
 
 
 class AlbumentationsPipeline:
-    """(images uint8 B x C x H x W, seed) -> images of the same shape, uint8.
+    """Callable (images uint8 B x C x H x W, seed) -> augmented images of the same shape, uint8.
 
     Args:
-        augment: its probabilities and limits. Crop, cutout and alternating flips are not supported.
-        channels: of the images: 3, or 1 of grey ones, which have neither hue nor saturation.
+        augment: probabilities and limits. Crop, cutout and alternating flips are not supported.
+        channels: channels of the images: 3, or 1 if grey, without hue and saturation.
     """
 
     def __init__(self, augment: AugmentConfig, channels: int = 3) -> None:
         self.augment, self.coloured = augment, channels == 3
 
     def __call__(self, images: Tensor, seed: int) -> Tensor:
-        # set_random_seed would give every transform a generator in the same state, so that their
-        # coins would fall together
+        # set_random_seed would put the generators of all transforms in the same state, so their
+        # draws would be equal
         self.compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         pixels = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
         augmented = [self.compose(image=image)["image"] for image in pixels]
@@ -50,12 +50,12 @@ class AlbumentationsPipeline:
 
     @functools.cached_property
     def compose(self) -> Any:
-        """The `albumentations.Compose`; made at first use, in the worker."""
-        os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it asks the network at import
+        """The `albumentations.Compose`, created at first use, in the worker."""
+        os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # or importing it would access the internet
         import albumentations as A
         import cv2
 
-        cv2.setNumThreads(0)  # the workers are the threads
+        cv2.setNumThreads(0)  # the worker processes are the parallelism
         by = self.augment
         hue, saturation = (by.hue, by.saturation) if self.coloured else (0, 0)
         border = {"reflect": cv2.BORDER_REFLECT_101, "constant": cv2.BORDER_CONSTANT}[by.crop_mode]
@@ -63,7 +63,7 @@ class AlbumentationsPipeline:
         return A.Compose(
             [
                 A.HorizontalFlip(p=by.flip),
-                A.Affine(  # ShiftScaleRotate is this, and warns
+                A.Affine(  # what ShiftScaleRotate does, without its warning
                     translate_percent=(-by.shift, by.shift),
                     scale=(1 - by.scale, 1 + by.scale),
                     rotate=(-by.rotate, by.rotate),
@@ -78,7 +78,7 @@ class AlbumentationsPipeline:
                     p=by.brightness_contrast,
                 ),
                 A.HueSaturationValue(
-                    hue_shift_limit=hue / 2,  # OpenCV counts in steps of 2 degrees
+                    hue_shift_limit=hue / 2,  # OpenCV's unit is 2 degrees
                     sat_shift_limit=saturation,
                     val_shift_limit=by.value,
                     p=by.hue_saturation_value,

@@ -1,7 +1,7 @@
-"""Pixel arithmetic on whole batches, with given parameters; pipeline.py draws them by chance.
+"""Pixel arithmetic on whole batches with given parameters, which pipeline.py draws at random.
 
-Images are B x C x H x W on any device, uint8 or float of 0 to 255; the type is kept, and uint8
-is rounded. The input is never changed.
+Images are B x C x H x W on any device, uint8 or float from 0 to 255. The dtype is kept and uint8 is
+rounded. Inputs are never changed.
 """
 
 import functools
@@ -22,12 +22,12 @@ def alternating_flip(images: Tensor, mirrored_first: Tensor, epoch: int) -> Tens
 
 
 def mirror(images: Tensor, chosen: Tensor) -> Tensor:
-    """Mirror the images left to right where `chosen` (bool, B)."""
+    """Mirror left to right those images where `chosen` (bool, B) is true."""
     return on_some(images, chosen, lambda images: images.flip(3))
 
 
 def pad(images: Tensor, padding: int, mode: str) -> Tensor:
-    """Pad all four sides as `torch.nn.functional.pad` does; reflects uint8 too, which it cannot."""
+    """Pad all four sides as `torch.nn.functional.pad` does, which cannot reflect uint8."""
     if mode == "constant":
         return F.pad(images, (padding,) * 4)
     return _pad_reflected(_pad_reflected(images, padding, 2), padding, 3)
@@ -42,25 +42,24 @@ def _pad_reflected(images: Tensor, padding: int, dim: int) -> Tensor:
 def affine(
     images: Tensor, shift: Tensor, scale: Tensor, degrees: Tensor, mode: str = "reflect"
 ) -> Tensor:
-    """Scale, rotate counter-clockwise about the centre and shift, in one bilinear resampling.
+    """Scale, rotate counter-clockwise about the centre, then shift, in one bilinear resampling.
 
     Args:
-        shift: B x 2 pixels, to the right and down.
+        shift: B x 2, pixels to the right and down.
         scale: B x 2, along the width and the height.
         degrees: B.
-        mode: "reflect" mirrors the image about its outermost pixels, "constant" surrounds it
-            with 0.
+        mode: "reflect" mirrors the image at its outermost pixels, "constant" surrounds it with 0.
     """
     height, width = images.shape[2:]
     angle = degrees.deg2rad()
     cos, sin = angle.cos(), angle.sin()
-    # for each axis of the source: from where, about the centre, a pixel comes; n is B
+    # per source axis: where a pixel comes from, relative to the centre; n is B
     turn = torch.stack((cos, -sin, sin, cos)).view(2, 2, -1) / scale.T[:, None]  # 2, 2, n
     fixed = (turn * shift.T).sum(1)  # 2, n
     along_x, along_y, fixed = (term[:, :, None, None] for term in (turn[:, 0], turn[:, 1], fixed))
     x, y = (torch.arange(side, device=images.device) - (side - 1) / 2 for side in (width, height))
     grid = along_x * x + (along_y * y[:, None] - fixed)  # 2, n, H, W
-    for axis, side in enumerate((width, height)):  # grid_sample counts from -1 to 1
+    for axis, side in enumerate((width, height)):  # grid_sample's coordinates are -1 to 1
         grid[axis] /= max(side - 1, 1) / 2
     padding = {"reflect": "reflection", "constant": "zeros"}[mode]
     moved = F.grid_sample(
@@ -70,7 +69,7 @@ def affine(
 
 
 def adjust_brightness_contrast(images: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
-    """Return (1 + contrast) x images + 255 x brightness, each B fractions."""
+    """Return (1 + contrast) x images + 255 x brightness; both are fractions, of shape B."""
     factor, shift = (1 + contrast).view(-1, 1, 1, 1), (255 * brightness).view(-1, 1, 1, 1)
     return _as_pixels((images.float() * factor).add_(shift), images.dtype)
 
@@ -78,11 +77,11 @@ def adjust_brightness_contrast(images: Tensor, brightness: Tensor, contrast: Ten
 def adjust_hue_saturation_value(
     images: Tensor, hue: Tensor, saturation: Tensor, value: Tensor
 ) -> Tensor:
-    """Add to hue, saturation and value; greys, which have no hue, keep their saturation of 0.
+    """Add to hue, saturation and value. Greys, which have no hue, keep saturation 0.
 
     Args:
-        images: B x 3 x H x W, or B x 1 x H x W of grey, where only the value changes.
-        hue: B degrees. saturation, value: B, on a scale of 0 to 255.
+        images: B x 3 x H x W; or grey, B x 1 x H x W, where only the value changes.
+        hue: B, degrees. saturation, value: B, on a scale of 0 to 255.
     """
     if images.shape[1] == 1:
         return _as_pixels(images.float() + value.view(-1, 1, 1, 1), images.dtype)
@@ -91,16 +90,16 @@ def adjust_hue_saturation_value(
     red, green, blue = floats.unbind(1)  # B, H, W
     brightest = floats.amax(1)
     chroma = brightest - floats.amin(1)
-    coloured = (chroma * 1e6).clamp_(max=1)  # 0 for greys, 1 for all else
-    # where on the circle of hues, in sixths: red at 0, green at 2, blue at 4 (or -2); the usual
-    # three cases for the brightest channel come to this
+    coloured = (chroma * 1e6).clamp_(max=1)  # 0 for greys, else 1
+    # hue in sixths of the circle: red at 0, green at 2, blue at 4 (or -2); equivalent to the usual
+    # three cases by brightest channel
     sixth = (green + blue).sub_(red).sub_(brightest).div_(chroma.clamp(min=1e-6)).add_(2)
     sixth = sixth.copysign_(green - blue).add_(degrees / 60)
     sixth -= 6 * (sixth / 6).floor_()
     saturated = (chroma / brightest.clamp(min=1)).add_(saturation / 255).clamp_(0, 1)
     brightest = (brightest + value).clamp_(0, 255)
     chroma = saturated.mul_(brightest).mul_(coloured)
-    # each channel falls by the chroma as the hue goes from one to two sixths away from its own
+    # each channel falls by the chroma as the hue moves from one to two sixths away from its own
     out = torch.empty(images.shape, device=images.device)
     torch.sub(2, (sixth - 3).abs_(), out=out[:, 0])
     torch.sub((sixth - 2).abs_(), 1, out=out[:, 1])
@@ -113,8 +112,8 @@ def erase(images: Tensor, first: Tensor, end: Tensor) -> Tensor:
     """Blacken one rectangle in each image.
 
     Args:
-        first: int64, B x 2: its first row and column.
-        end: int64, B x 2: those just behind it.
+        first: int64, B x 2: first row and column of the rectangle.
+        end: int64, B x 2: row and column just past it.
     """
     rows, columns = (
         between(side, first[:, axis], end[:, axis]) for axis, side in enumerate(images.shape[2:])
@@ -124,15 +123,15 @@ def erase(images: Tensor, first: Tensor, end: Tensor) -> Tensor:
 
 
 def between(side: int, first: Tensor, end: Tensor) -> Tensor:
-    """Return which places of a side are in [first, end) (both int64, n): bool, n x side."""
+    """Return which positions along a side are in [first, end) (both int64, n): bool, n x side."""
     place = torch.arange(side, device=first.device)
     return (place >= first[:, None]) & (place < end[:, None])
 
 
 def resize(images: Tensor, side: int) -> Tensor:
-    """Resample to side x side pixels with the antialiased bilinear filter; float32.
+    """Resample to side x side pixels with an antialiased bilinear filter; float32.
 
-    The filter is separable, so this is two small matrix products.
+    The filter is separable, so two small matrix products suffice.
     """
     if tuple(images.shape[2:]) == (side, side):
         return images.float()
@@ -142,13 +141,13 @@ def resize(images: Tensor, side: int) -> Tensor:
 
 @functools.cache
 def _resampling(old: int, new: int, device: torch.device) -> Tensor:
-    """new x old: the share of each old pixel in each new one."""
+    """Return the new x old matrix of weights of the old pixels in each new one."""
     identity = torch.eye(old)[None, None]
     return F.interpolate(identity, (new, old), mode="bilinear", antialias=True)[0, 0].to(device)
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Turn pixels into the network's input: (images / 255 - mean) / std, float32, channels last.
+    """Turn pixels into network input: (images / 255 - mean) / std, float32, channels last.
 
     Args:
         images: B x C x H x W, uint8 or float, 0 to 255.
@@ -162,10 +161,11 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def on_some(
     images: Tensor, chosen: Tensor, change: Callable[..., Tensor], *parameters: Tensor
 ) -> Tensor:
-    """Return `change(images, *parameters)` where `chosen` (bool, B), else the images as they are.
+    """Return `change(images, *parameters)` where `chosen` (bool, B) is true, else the images
+    unchanged.
 
-    A CPU computes the chosen ones alone. A GPU would have to wait for their number, and a
-    recorded graph cannot change shapes: there all are computed.
+    A CPU computes only the chosen ones. On a GPU, counting them would synchronise and a CUDA graph
+    cannot change shapes, so all are computed.
     """
     if images.device.type != "cpu":
         return torch.where(chosen.view(-1, 1, 1, 1), change(images, *parameters), images)
@@ -174,15 +174,15 @@ def on_some(
         return images
     drawn = (parameter.index_select(0, index) for parameter in parameters)
     changed = change(images.index_select(0, index), *drawn)
-    # index_copy would move uint8 byte by byte; index_select goes image by image
+    # index_copy would copy uint8 byte by byte, index_select copies whole images
     place = torch.arange(len(images))
     place[index] = torch.arange(len(images), len(images) + len(index))
     return torch.cat((images, changed)).index_select(0, place)
 
 
 def _as_pixels(floats: Tensor, dtype: torch.dtype) -> Tensor:
-    """Clamp to 0 to 255, in place, and round where they become whole numbers."""
+    """Clamp to 0 to 255, in place, and round if the dtype is integer."""
     floats.clamp_(0, 255)
     if dtype.is_floating_point:
         return floats
-    return floats.round_().int().to(dtype)  # by way of int32, thrice as fast as directly
+    return floats.round_().int().to(dtype)  # via int32: three times as fast as directly

@@ -1,6 +1,6 @@
-"""Test-time augmentation: the same images seen in several ways, on pixels, before normalisation.
+"""Test-time augmentation: several views of the same images, on pixels before normalisation.
 
-A view maps uint8 images B x C x H x W to images of the same shape and type. A set of views is
+A view maps uint8 images B x C x H x W to images of the same shape and dtype. A set of views is
 evaluated by the weighted mean of its members' probabilities; the weights of a set sum to 1.
 """
 
@@ -18,17 +18,17 @@ Views = Sequence[tuple[View, float]]
 
 
 def identity(images: Tensor) -> Tensor:
-    """The images as they are."""
+    """Return the images unchanged."""
     return images
 
 
 def flipped(images: Tensor) -> Tensor:
-    """Mirrored left to right."""
+    """Mirror left to right."""
     return images.flip(3)
 
 
 def shifted(images: Tensor, right: int, down: int) -> Tensor:
-    """Moved by whole pixels, the mirrored image behind the border."""
+    """Shift by whole pixels, mirroring the image at the border."""
     height, width = images.shape[2:]
     most = max(abs(right), abs(down))
     padded = pad(images, most, "reflect")
@@ -36,7 +36,7 @@ def shifted(images: Tensor, right: int, down: int) -> Tensor:
 
 
 def turned(images: Tensor, degrees: float = 0.0, scale: float = 1.0) -> Tensor:
-    """Turned counter-clockwise and zoomed about the centre, mirrored behind the border."""
+    """Rotate counter-clockwise and scale about the centre, mirroring the image at the border."""
     one = torch.ones(len(images), device=images.device)
     still, scales = torch.zeros_like(one), scale * one
     return affine(
@@ -45,7 +45,7 @@ def turned(images: Tensor, degrees: float = 0.0, scale: float = 1.0) -> Tensor:
 
 
 def _mirrored_too(weights: Sequence[tuple[View, float]]) -> Views:
-    """Every view and its mirror image, each with half of its share of the weights."""
+    """Return every view and its mirror image, each with half the view's share of the weights."""
     total = 2 * sum(weight for _, weight in weights)
     both = ((view, _mirror_of(view), weight / total) for view, weight in weights)
     return tuple(pair for view, mirror, share in both for pair in ((view, share), (mirror, share)))
@@ -70,8 +70,8 @@ _RESAMPLED: list[View] = [
 ]
 
 SINGLE: Views = ((identity, 1.0),)
-# By number of views, the image as it is first. Chosen on val among some thirty sets
-# (benchmarks/README.md); resampled views blur, alone they cost two to seven points.
+# By number of views, with the unchanged image first. Chosen on val from some thirty sets
+# (benchmarks/README.md); resampled views blur and cost two to seven points on their own.
 VIEWS: dict[int, Views] = {
     1: SINGLE,
     2: _mirrored_too([(identity, 1)]),
@@ -89,10 +89,10 @@ VIEWS: dict[int, Views] = {
 
 
 def find_views(views: int) -> Views:
-    """The offered set of so many views.
+    """Return the set with that number of views.
 
     Raises:
-        SpratError: there is none.
+        SpratError: there is no such set.
     """
     check_views(views)
     return VIEWS[views]

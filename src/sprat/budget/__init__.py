@@ -1,4 +1,4 @@
-"""Costs of a network and what it sees, from its traced graph."""
+"""Costs and receptive field of a network, computed from its traced graph."""
 
 from sprat.budget.effective import DRAWS, effective_field, effective_side
 from sprat.budget.graph import count_parameters

@@ -1,5 +1,5 @@
-"""The effective receptive field (Luo et al. 2016, arXiv 1701.04128): which pixels of its field a
-value really depends on, and how much."""
+"""Effective receptive field (Luo et al. 2016, arXiv 1701.04128): which pixels of its field a value
+actually depends on, and how strongly."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from sprat.budget.reach import place_before_global_pooling, reaches
 from sprat.errors import SpratError
 
 DRAWS = 32  # images of noise
-SHARE_OF_PEAK = 1 - 0.9545  # a pixel with less than that of the largest gradient is outside
+SHARE_OF_PEAK = 1 - 0.9545  # below this fraction of the largest gradient, a pixel is outside
 
 
 def effective_field(
@@ -20,18 +20,18 @@ def effective_field(
 ) -> Tensor:
     """Return how strongly the middle value before global pooling depends on each pixel.
 
-    The magnitude of the gradient of that value, summed over its channels, by each pixel, averaged
-    over colours and `DRAWS` images of normal noise. Of a network in eval mode, with the weights
-    that it has: a fresh one shows what its structure and initial weights favour.
+    This is the magnitude of the gradient of that value (summed over its channels) with respect to
+    each pixel, averaged over colours and `DRAWS` images of normal noise, in eval mode with the
+    current weights. An untrained network shows what its structure and initial weights favour.
 
     Args:
-        side: of the images, in pixels. progress: called with the number of images done.
+        side: side of the images in pixels. progress: called with the number of images done.
 
     Returns:
         float32, side x side, at most 1.
 
     Raises:
-        SpratError: it cannot be traced, or its field is the whole image.
+        SpratError: the network cannot be traced, or its field is the whole image.
     """
     program = export(network, side)
     ops = list_ops(program)
@@ -55,12 +55,12 @@ def effective_field(
 
 
 def effective_side(field: Tensor) -> float:
-    """Side, in pixels, of a square of as many pixels as the effective field has."""
+    """Return the side, in pixels, of a square with as many pixels as the effective field."""
     return float((field > SHARE_OF_PEAK).sum()) ** 0.5
 
 
 class _RunUntil(fx.Interpreter):
-    """Runs a traced network and gives the result of its `place`-th call."""
+    """Run a traced network and return the result of its `place`-th call."""
 
     def __init__(self, module: nn.Module, place: int) -> None:
         super().__init__(module)
@@ -76,5 +76,5 @@ class _RunUntil(fx.Interpreter):
         self.calls += node.op == "call_function"
         if self.calls == self.place:
             self.found = result
-            self.calls += 1  # no other is it
+            self.calls += 1  # so that no other call matches
         return result

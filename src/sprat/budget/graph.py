@@ -1,7 +1,7 @@
-"""A network as the list of its operations, recorded as it runs once on an image of a given side.
+"""A network as a list of operations, recorded while it runs once on an image of a given side.
 
-`torch.export` records the same, but loading it takes longer than loading torch. It is left to what
-runs the recorded operations again.
+`torch.export` records the same but takes longer to load than torch itself. It is used only where
+the recorded operations are run again.
 """
 
 import copy
@@ -18,25 +18,25 @@ from torch.utils._pytree import tree_map_only
 
 from sprat.errors import SpratError
 
-LARGEST_RUN = 256  # pixels of a side; larger images have shapes and no pixels: slower to start
+LARGEST_RUN = 256  # pixels; larger images are traced on the meta device, which is slower to start
 
 
 @dataclass(frozen=True)
 class Map:
-    """Stands in an operation's arguments for the result of another one."""
+    """Reference to the result of another operation, among an operation's arguments."""
 
     op: int
 
 
 class Stored(tuple[int, ...]):
-    """Stands in an operation's arguments for a parameter or buffer: its shape, and its name in the
-    state_dict ("" for a tensor that is not in it)."""
+    """Reference to a parameter or buffer among an operation's arguments: its shape, and its name in
+    the state_dict ("" if it is not in there)."""
 
     name: str = ""
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Stored":
-        """Return what stands for a tensor, whose name is that which `_Recorder` gave it."""
+        """Return the reference to a tensor, with the name that `_Recorder` gave it."""
         stored = cls(tensor.shape)
         stored.name = getattr(tensor, "_sprat_name", "")
         return stored
@@ -46,10 +46,10 @@ class Stored(tuple[int, ...]):
 class Op:
     """One operation of the graph.
 
-    kind: ATen's name of it, "conv2d" say; the first op is the "input".
+    kind: ATen's name, such as "conv2d"; the first op is the "input".
     module: path of the module that calls it, "" for the network itself.
-    args: its arguments; results of other ops are Maps, parameters and buffers Stored.
-    shape: of its result for a batch of one; () where it has several, as a chunk.
+    args: arguments; results of other ops are Maps, parameters and buffers are Stored.
+    shape: shape of the result for a batch of one; () if there are several, as for chunk.
     """
 
     kind: str
@@ -59,21 +59,22 @@ class Op:
 
     @property
     def inputs(self) -> tuple[int, ...]:
-        """Places of the ops whose results it takes."""
+        """Indices of the ops whose results it reads."""
         return tuple(arg.op for arg in _flat(self.args) if isinstance(arg, Map))
 
     def arg(self, place: int, default: Any = None) -> Any:
-        """The argument at `place`, or the default where it was left out."""
+        """Return the argument at `place`, or the default if it was omitted."""
         return self.args[place] if place < len(self.args) else default
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Trainable numbers: weights, biases and BatchNorm's scale and shift; buffers not."""
+    """Return the number of weights, biases and BatchNorm scales and shifts; buffers do not
+    count."""
     return sum(p.numel() for p in network.parameters())
 
 
 def in_channels(network: nn.Module) -> int:
-    """Return the number of channels of a network's images: 3 where it does not say."""
+    """Return the number of channels of a network's images; 3 if the network does not say."""
     return int(getattr(network, "in_channels", 3))
 
 
@@ -81,7 +82,7 @@ def trace(network: nn.Module, side: int = 32) -> list[Op]:
     """Return the operations of a network in eval mode on an image of that side, in order.
 
     Raises:
-        SpratError: the network cannot take such images, or its operations depend on their pixels.
+        SpratError: the network cannot process such images, or its operations depend on the pixels.
     """
     device = "cpu" if side <= LARGEST_RUN else "meta"
     with _tracing(network, side, device) as (still, image), torch.inference_mode():
@@ -91,8 +92,7 @@ def trace(network: nn.Module, side: int = 32) -> list[Op]:
 
 
 def export(network: nn.Module, side: int) -> ExportedProgram:
-    """Return a float32 copy on the CPU, in eval mode, as torch.export traces it on
-    an image of that side.
+    """Export a float32 copy on the CPU, in eval mode, with torch.export for an image of that side.
 
     Raises:
         SpratError: as `trace`.
@@ -103,12 +103,12 @@ def export(network: nn.Module, side: int) -> ExportedProgram:
 
 @contextmanager
 def _tracing(network: nn.Module, side: int, device: str) -> Iterator[tuple[nn.Module, Tensor]]:
-    """Give a float32 copy in eval mode and a black image; whatever goes wrong is a SpratError."""
+    """Yield a float32 copy in eval mode and a black image; turn any failure into a SpratError."""
     channels = in_channels(network)
     try:
         still = copy.deepcopy(network).to(device).float().eval()
         yield still, torch.zeros(1, channels, side, side, device=device)
-    except Exception as error:  # the network's own code, and torch names a dozen kinds
+    except Exception as error:  # from the network's own code, or any of torch's errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SpratError(
             f"{type(network).__name__} cannot be traced on images of {channels} x {side} x {side}: "
@@ -117,7 +117,7 @@ def _tracing(network: nn.Module, side: int, device: str) -> Iterator[tuple[nn.Mo
 
 
 class _Recorder(TorchDispatchMode):
-    """Records every operation of a network.
+    """Dispatch mode that records every operation of a network.
 
     In inference mode, operations arrive as they were called: a conv2d, not its parts.
     """
@@ -136,7 +136,7 @@ class _Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # else torch loads its whole compiler to keep it away from here
+        return False  # or torch would load its whole compiler, just to skip it here
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -144,8 +144,8 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if _depends_on_values(func, args):
             raise ValueError(f"it calls {func}, whose result depends on the pixels")
-        taken = _told((*args, *kwargs.values()))
-        # what the network makes on its way, or keeps outside its buffers, is elsewhere
+        taken = _argument((*args, *kwargs.values()))
+        # tensors that the network creates, or that are not buffers, may be on another device
         args, kwargs = tree_map_only(Tensor, lambda t: t.to(self.device), (args, kwargs))
         result = func(*args, **kwargs)
         kind = str(func.overloadpacket).split(".")[-1]
@@ -168,30 +168,30 @@ def _depends_on_values(func: Any, args: tuple[Any, ...]) -> bool:
         return True
     if torch.Tag.dynamic_output_shape not in func.tags:
         return False
-    is_index = func is torch.ops.aten.index.Tensor  # by places, unless they are chosen by values
+    is_index = func is torch.ops.aten.index.Tensor  # by position, or by a mask
     return not is_index or any(t is not None and t.dtype == torch.bool for t in args[1])
 
 
-def _told(value: Any) -> Any:
-    """An argument as an Op has it."""
+def _argument(value: Any) -> Any:
+    """Return an argument as an Op has it."""
     if isinstance(value, Tensor):
         place = getattr(value, "_sprat_op", None)
         return Stored.of(value) if place is None else Map(place)
     if isinstance(value, list | tuple):
-        return tuple(map(_told, value))
+        return tuple(map(_argument, value))
     return value
 
 
 def list_ops(program: ExportedProgram) -> list[Op]:
-    """The image, then every call of the traced program, in order."""
+    """Return the image, then every call of the traced program, in order."""
     ops: list[Op] = []
     place: dict[fx.Node, int] = {}
 
-    def told(value: Any) -> Any:
+    def argument(value: Any) -> Any:
         if isinstance(value, fx.Node):
             return Map(place[value]) if value in place else _shape(value)
         if isinstance(value, list | tuple):
-            return tuple(map(told, value))
+            return tuple(map(argument, value))
         return value
 
     for node in program.graph.nodes:
@@ -204,7 +204,7 @@ def list_ops(program: ExportedProgram) -> list[Op]:
             kind = str(getattr(node.target, "overloadpacket", node.target.__name__)).split(".")[-1]
             place[node] = len(ops)
             arguments = (*node.args, *node.kwargs.values())
-            ops.append(Op(kind, module, told(arguments), _shape(node)))
+            ops.append(Op(kind, module, argument(arguments), _shape(node)))
     return ops
 
 

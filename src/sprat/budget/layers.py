@@ -2,8 +2,9 @@
 
     lowered = lower(trace(network, side))
 
-BatchNorm and activations are part of the layer before them. A part of the channels, and each map of
-a concatenation, are views of another map. Needs no trained weights: layers name their parameters.
+BatchNorm and activations are part of the layer before them. Some of a map's channels, and the maps
+of a concatenation, are views of another map. Needs no trained weights: layers refer to parameters
+by name.
 """
 
 import itertools
@@ -27,7 +28,7 @@ SUPPORTED = (
     "convolutions, BatchNorm, ReLU and ReLU6, additions, concatenation, split and shuffle of "
     "channels, zero padding, average and max pooling, linear layers"
 )
-MOST_MOVED = 2**24  # values of a map that is not computed but moved; more than a chip has bytes
+MOST_MOVED = 2**24  # values of a map that is only rearranged; more than a chip has bytes
 Pair = tuple[int, int]  # rows, columns
 
 
@@ -50,18 +51,18 @@ class Map:
 
     @property
     def buffer(self) -> "Map":
-        """The map that has memory of its own."""
+        """The map that owns the memory."""
         return self.within[0].buffer if self.within else self
 
     @property
     def first(self) -> int:
-        """The first channel in the buffer."""
+        """First channel within the buffer."""
         return self.within[0].first + self.within[1] if self.within else 0
 
 
 @dataclass(frozen=True)
 class Norm:
-    """BatchNorm by running statistics; None for what it does not have."""
+    """BatchNorm with running statistics; weight and bias are None if there are none."""
 
     weight: Stored | None
     bias: Stored | None
@@ -72,7 +73,7 @@ class Norm:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One step: inputs to output, then clamped to low..high.
+    """One step from inputs to output, which is then clamped to low..high.
 
     place: path of the module that calls it.
     """
@@ -102,10 +103,10 @@ class Windowed(Layer):
 
 @dataclass(frozen=True, kw_only=True)
 class Conv(Windowed):
-    """A convolution with BatchNorm after it; a linear layer is one whose window is the whole map.
+    """A convolution followed by BatchNorm; a linear layer is one whose window is the whole map.
 
-    weight: out x in / groups x rows x columns, or out x in * rows * columns; None for ones, where
-    BatchNorm stands alone.
+    weight: out x in / groups x rows x columns, or out x in * rows * columns; None stands for ones,
+    for BatchNorm on its own.
     """
 
     weight: Stored | None
@@ -116,26 +117,26 @@ class Conv(Windowed):
 
 @dataclass(frozen=True, kw_only=True)
 class AveragePool(Windowed):
-    """The mean of each window, padding counted as zeros."""
+    """Mean of each window, counting padding as zeros."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaxPool(Windowed):
-    """The largest value of each window; of 1x1 windows a copy."""
+    """Largest value of each window; with 1x1 windows, a copy."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gather(Windowed):
-    """Some of a map's channels and pixels, zeros between and around them; its windows are 1x1.
+    """Some of a map's channels and pixels, with zeros between and around them; its windows are 1x1.
 
-    channels: the input's channel that each channel of the output is; -1 for zeros. padding: below 0
-    where the first rows or columns are left out.
+    channels: input channel of each output channel; -1 for zeros. padding: negative if the first
+    rows or columns are skipped.
     """
 
     channels: tuple[int, ...]
 
     def taken(self) -> tuple[list[int], list[int], list[int]]:
-        """Return the input's channel, row and column that each of the output's is; -1 for zeros."""
+        """Return the input channel, row and column of each of the output's; -1 for zeros."""
         source, output = self.inputs[0], self.output
         rows, columns = (
             [at if 0 <= (at := n * stride - padding) < size else -1 for n in range(count)]
@@ -152,9 +153,9 @@ class Gather(Windowed):
 
 @dataclass(frozen=True)
 class Lowered:
-    """A network's layers in the order they run.
+    """Layers of a network in the order they run.
 
-    image: channels x side x side, read by convolutions alone. output: K x 1 x 1.
+    image: channels x side x side, read only by convolutions. output: K x 1 x 1.
     """
 
     layers: tuple[Layer, ...]
@@ -163,8 +164,8 @@ class Lowered:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes that the constants take in int8: a byte a weight; an output channel 9 bytes, of
-        bias, multiplier and shift, or 2, of the channel that it is."""
+        """Bytes of the constants in int8: 1 per weight; per output channel 9 (bias, multiplier and
+        shift), or 2 for a Gather (index of the input channel)."""
         convs = [layer for layer in self.layers if isinstance(layer, Conv)]
         gathers = [layer for layer in self.layers if isinstance(layer, Gather)]
         return sum(conv_weights(conv) + 9 * conv.output.channels for conv in convs) + sum(
@@ -178,7 +179,7 @@ def conv_weights(conv: Conv) -> int:
 
 
 def layer_names(lowered: Lowered) -> list[str]:
-    """Return a name for each layer by its place, as a C identifier."""
+    """Return a name for each layer, from its module's path, that is a C identifier."""
     names: dict[str, None] = {}
     for layer in lowered.layers:
         name = re.sub("[^0-9A-Za-z]", "_", layer.place) or type(layer).__name__.lower()
@@ -195,18 +196,18 @@ def lower(ops: list[Op]) -> Lowered:
     """Return the layers of a traced network.
 
     Raises:
-        SpratError: there is an operation that has no layer here; names it and its module.
+        SpratError: an operation has no layer; the message names it and its module.
     """
     return _Lowering(ops).lowered()
 
 
 class _Unsupported(Exception):
-    """Why an operation has no layer."""
+    """The reason why an operation has no layer."""
 
 
 @contextmanager
 def _named(op: Op) -> Iterator[None]:
-    """Name the operation that has no layer."""
+    """Add the name of the operation to the error that it has no layer."""
     try:
         yield
     except _Unsupported as reason:
@@ -218,10 +219,10 @@ def _named(op: Op) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Moved:
-    """A map's values in other places, before it is known who takes them so.
+    """Rearranged values of a map, until it is known which layer reads them.
 
-    index: int32, of any shape: 1 + the value's number in the map, by channel, row and column; 0 for
-    zeros.
+    index: int32, of any shape: 1 + the index of the value in the map, by channel, row and column; 0
+    for zeros.
     """
 
     source: Map
@@ -232,8 +233,8 @@ class _Lowering:
     def __init__(self, ops: list[Op]) -> None:
         self.ops = ops
         self.layers: list[Layer] = []
-        self.made: dict[Map, tuple[int, int]] = {}  # the layer, and the op, that make a map
-        # of each op: a Map, a _Moved, or the Map that is split and its parts' sizes
+        self.made: dict[Map, tuple[int, int]] = {}  # layer and op that compute a map
+        # for each op: a Map, a _Moved, or the Map that is split and the sizes of its parts
         self.maps: list[Any] = []
         self.readers = _readers(ops)
 
@@ -256,13 +257,13 @@ class _Lowering:
         """Return the map of an argument.
 
         Args:
-            flat: whether it may have been flattened before it was pooled.
+            flat: whether it may have been flattened before pooling.
         """
         if not isinstance(arg, graph.Map):
-            raise _Unsupported("it takes something else than a map that a layer made")
+            raise _Unsupported("its input is not the output of a layer")
         found, shape = self.maps[arg.op], self.ops[arg.op].shape
         if isinstance(found, tuple):
-            raise _Unsupported("it makes several maps")
+            raise _Unsupported("its input is several maps")
         if isinstance(found, _Moved):
             with _named(self.ops[arg.op]):
                 found = self.maps[arg.op] = self.gathered(found, arg.op)
@@ -270,14 +271,14 @@ class _Lowering:
         if found.height == found.width == 1 or flat:
             allowed.append((1, found.size))
         if shape not in allowed:
-            raise _Unsupported(f"it takes a map of shape {shape}")
+            raise _Unsupported(f"its input has shape {shape}")
         return found
 
     def add(self, layer: Layer, op: int | None = None) -> Map:
         """Append a layer and return its output.
 
         Args:
-            op: the number of the op whose result it is; by default the one that is being lowered.
+            op: index of the op whose result it is; by default the one being lowered.
         """
         image = self.maps[0]
         if image in [part.buffer for part in layer.inputs] and not isinstance(layer, Conv):
@@ -287,7 +288,7 @@ class _Lowering:
         return layer.output
 
     def converted(self, part: Map) -> Map:
-        """Return a copy of a part of the image as a map like any other."""
+        """Copy a part of the image into a map like any other."""
         if part.buffer is not self.maps[0]:
             return part
         output = Map(part.channels, part.height, part.width)
@@ -296,13 +297,14 @@ class _Lowering:
         )
 
     def fused(self, arg: graph.Map, **values: Any) -> Map | None:
-        """Change the layer that makes a map, if nobody else reads the map; None if not possible."""
+        """Change the layer that computes a map if nothing else reads the map; otherwise return
+        None."""
         found = self.maps[arg.op]
         if found not in self.made:
             return None
         number, maker = self.made[found]
         op = arg.op
-        while self.readers[op] <= 1 and op != maker:  # back to it through what moved no value
+        while self.readers[op] <= 1 and op != maker:  # back to it through ops that moved no value
             op = self.ops[op].inputs[0]
         if self.readers[op] > 1:
             return None
@@ -422,8 +424,8 @@ class _Lowering:
         )
 
     def cat(self, op: Op) -> Map:
-        """A concatenation's maps become views of it; what is a view already, or is concatenated
-        twice, is copied."""
+        """Make the maps of a concatenation views of its result; copy those that are views already
+        or occur twice."""
         parts = [self.map(part) for part in op.args[0]]
         if op.arg(1, 0) % len(op.shape) != 1:
             raise _Unsupported("it is not over the channels")
@@ -439,24 +441,24 @@ class _Lowering:
     def split(self, op: Op) -> tuple[Map, list[int]]:
         if op.arg(2, 0) % 4 != 1:
             raise _Unsupported("it is not over the channels")
-        sizes: list[int] = []  # of the parts, as they are found
+        sizes: list[int] = []  # sizes of the parts found so far
         return self.map(op.arg(0)), sizes
 
     def getitem(self, op: Op) -> Map:
-        """One part of a split, which follow it in order."""
+        """Return the next part of a split; the graph has them in order."""
         whole, sizes = self.maps[op.args[0].op]
         part = Map(op.shape[1], whole.height, whole.width, (whole, sum(sizes)))
         sizes.append(op.shape[1])
         return part
 
     def moved(self, op: Op) -> _Moved:
-        """An operation that computes nothing, done with numbers of places instead of values."""
+        """Apply an operation that only rearranges values to their indices."""
         (source,) = op.inputs
         found = self.maps[source]
         if isinstance(found, Map):
             if found.size > MOST_MOVED:
                 raise _Unsupported(
-                    f"it moves {found.size:,} values, at most {MOST_MOVED:,} expected"
+                    f"it moves {found.size:,} values, expected at most {MOST_MOVED:,}"
                 )
             index = torch.arange(1, found.size + 1, dtype=torch.int32)
             found = _Moved(found, index.view(self.ops[source].shape))
@@ -468,14 +470,14 @@ class _Lowering:
         return _Moved(found.source, index)
 
     def gathered(self, moved: _Moved, op: int) -> Map:
-        """Return the map of moved values: the source or a view of it if no value has to be moved,
-        else what a layer makes of it."""
+        """Return the map of rearranged values: the source or a view of it if no value moves, else
+        the output of a new layer."""
         source, shape = moved.source, tuple(moved.index.shape)
         numbers = np.arange(1, source.size + 1, dtype=np.int32)
         if np.array_equal(moved.index.flatten(), numbers):
             return source
         if shape[0] != 1 or len(shape) not in (2, 4):
-            raise _Unsupported(f"it makes a map of shape {shape}")
+            raise _Unsupported(f"its output has shape {shape}")
         channels, height, width = (*shape[1:], 1, 1)[:3]
         index = moved.index.view(channels, height, width).numpy()
         sizes = (source.channels, source.height, source.width)
@@ -494,9 +496,9 @@ class _Lowering:
             padding=(top, left),
         )
         taken = layer.taken()
-        padded = np.pad(numbers.reshape(sizes), (0, 1))  # -1 is what was added last, zeros
+        padded = np.pad(numbers.reshape(sizes), (0, 1))  # index -1 is the padding: zeros
         if not np.array_equal(padded[np.ix_(*taken)], index):
-            raise _Unsupported("it puts values where no step over rows and columns finds them")
+            raise _Unsupported("its output is not rows and columns of its input at a fixed step")
         first = taken[0][0]
         every = (range(first, first + channels), range(source.height), range(source.width))
         if taken == tuple(map(list, every)):
@@ -539,8 +541,8 @@ _OPS: dict[str, Callable[[_Lowering, Op], Any]] = {
 
 
 def _readers(ops: list[Op]) -> list[int]:
-    """Count, for each op, how many others read its values; aliases share theirs with what they
-    alias."""
+    """Count, for each op, how many ops read its values; an alias shares the count of what it
+    aliases."""
     root: list[int] = []
     for place, op in enumerate(ops):
         root.append(root[op.inputs[0]] if op.kind in _ALIASES and op.inputs else place)
@@ -557,8 +559,7 @@ def _pair(value: int | tuple[int, ...]) -> Pair:
 
 
 def _steps(taken: NDArray[np.intp], size: int) -> Pair:
-    """Return the padding and the stride by which rows or columns `taken`, -1 for zeros, follow one
-    another among `size`."""
+    """Return the padding and the stride of rows or columns `taken` (-1 for zeros) out of `size`."""
     known = np.flatnonzero(taken >= 0)
     if not len(known):
         return size, 1

@@ -1,4 +1,4 @@
-"""Limits that a network must keep, and how far it is from each."""
+"""Limits that a network must keep, and its distance from each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from sprat.errors import SpratError
 
 @dataclass(frozen=True)
 class Verdict:
-    """One limit next to what was achieved.
+    """One limit compared with what was achieved.
 
-    margin: how far on the right side of the target, as a share of it; below 0 where it is missed.
+    margin: distance to the target as a fraction of it; negative if the limit is missed.
     """
 
     metric: str
@@ -27,17 +27,17 @@ def judge_limits(
     stored_as: str = "fp32",
     accuracy: float | None = None,
 ) -> list[Verdict]:
-    """Each limit that is above 0, in their order here.
+    """Return a verdict for each limit above 0, in the order of the code.
 
     Args:
-        limits: any of max_parameters, max_macs, min_receptive_field (pixels), max_flash and
-            max_ram (bytes; max_peak_memory is its former name), min_accuracy (a fraction).
-        stored_as: "fp32", "fp16" or "int8": what flash and RAM hold.
-        accuracy: for min_accuracy.
+        limits: any of max_parameters, max_macs, min_receptive_field (pixels), max_flash and max_ram
+            (bytes; formerly max_peak_memory), min_accuracy (a fraction).
+        stored_as: "fp32", "fp16" or "int8": the type of values in flash and RAM.
+        accuracy: needed for min_accuracy.
 
     Raises:
-        SpratError: min_accuracy without an accuracy, or max_ram of a network whose memory cannot be
-            planned.
+        SpratError: min_accuracy is given without an accuracy, or max_ram for a network whose memory
+            cannot be planned.
     """
     ram = limits.get("max_ram", 0) or limits.get("max_peak_memory", 0)
     planned = summary.ram_bytes
@@ -46,7 +46,7 @@ def judge_limits(
             f"max_ram is {ram:,} bytes, but sprat cannot plan the memory of {summary.model}: "
             f"{summary.unplanned} Leave the limit out, or change the network."
         )
-    # a field that is the whole image is as large as any
+    # None: the whole image, as large as any field
     field = summary.receptive_field or float("inf")
     achieved = {
         "max_parameters": ("parameters", summary.parameters, "{:,.0f}"),

@@ -1,4 +1,4 @@
-"""The memory that one image takes on its way through a network, where none is to spare."""
+"""Memory needed to run a network on one image, if maps are freed as soon as possible."""
 
 import heapq
 import math
@@ -15,42 +15,42 @@ IN_PLACE = frozenset(
     hardswish_ hardsigmoid sigmoid tanh leaky_relu elu add add_ sub mul mul_ div neg clamp
     layer_norm""".split()  # noqa: SIM905
 )
-MOST_STATES = 100_000  # beyond which the traced order must do
+MOST_STATES = 100_000  # above this, take the traced order
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The most values that are held at once, and the op at which they are."""
+    """The largest number of values held at once, and the op at which this happens."""
 
     values: int
     op: Op
 
 
 def peak_activations(ops: list[Op]) -> Peak:
-    """The least possible peak over all orders of execution, for a batch of one.
+    """Return the lowest possible peak over all orders of execution, for a batch of one.
 
     An op holds what it reads and what it writes; a value is held until its last reader is done.
-    BatchNorm, activations and sums write over what they read where nobody reads it later; views
-    and dropout hold nothing. The image itself counts. Of branches that are too many to try all
-    orders, the traced order is taken.
+    BatchNorm, activations and sums overwrite an input that nothing reads later; views and dropout
+    hold nothing. The image itself counts. If there are too many branches to try all orders, the
+    rest follows the traced order.
     """
     buffer_of = _buffers(ops)
     steps = [place for place, op in enumerate(ops) if buffer_of[place] == place]
     number = {place: n for n, place in enumerate(steps)}
     sizes = [math.prod(ops[place].shape) for place in steps]
     reads = [sorted({number[buffer_of[i]] for i in ops[place].inputs}) for place in steps]
-    readers: list[int] = [0] * len(steps)  # as sets of bits
+    readers: list[int] = [0] * len(steps)  # as bit sets
     for n, sources in enumerate(reads):
         for source in sources:
             readers[source] |= 1 << n
     readers[number[buffer_of[len(ops) - 1]]] |= 1 << len(steps)  # the result is read at the end
 
     def held(done: int) -> int:
-        """Values that some op not yet done will read."""
+        """Return the number of values that ops not yet done will read."""
         return sum(size for n, size in enumerate(sizes) if done >> n & 1 and readers[n] & ~done)
 
     def after(done: int, n: int) -> int:
-        """Values held while step n is done."""
+        """Return the number of values held during step n."""
         dying = [s for s in reads[n] if not readers[s] & ~(done | 1 << n)]
         overwrites = ops[steps[n]].kind in IN_PLACE and any(sizes[s] == sizes[n] for s in dying)
         return held(done) + (0 if overwrites else sizes[n])
@@ -81,8 +81,7 @@ def peak_activations(ops: list[Op]) -> Peak:
 
 
 def _buffers(ops: list[Op]) -> list[int]:
-    """Return, for each op, the op that made the values it gives: itself, unless it is but a
-    view."""
+    """Return, for each op, the op that computed its values: itself, unless it is only a view."""
     buffer_of: list[int] = []
     for place, op in enumerate(ops):
         is_view = op.kind in VIEWS and op.inputs

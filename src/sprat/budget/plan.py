@@ -1,12 +1,12 @@
-"""Places of a network's maps in one piece of memory, the arena: a byte a value, channels of a
-pixel side by side (height x width x channels).
+"""Memory plan: where a network's maps are in one block of memory, the arena. Values take one byte
+each, and the channels of a pixel are adjacent (height x width x channels).
 
     plan = plan_memory(lower(trace(network, side)))
 
-A buffer has its place from the layer that first writes it to the layer that last reads it. A layer
-may write over its input as it goes, as far behind its reading as it needs (diagonal memory
-optimisation, Blacker et al. 2020, arXiv 2010.01668): it makes its pixels row by row, so the memory
-before the first row that is still read is free.
+A buffer occupies its place from the layer that first writes it to the layer that last reads it. A
+layer may overwrite its input as it goes, as far behind its reading position as necessary (diagonal
+memory optimisation, Blacker et al. 2020, arXiv 2010.01668): it computes pixels row by row, so the
+memory before the first row that is still needed is free.
 """
 
 import functools
@@ -20,13 +20,13 @@ from torch import nn
 from sprat.budget.graph import trace
 from sprat.budget.layers import Conv, Gather, Layer, Lowered, Map, Windowed, lower
 
-TRIALS = 200  # orders of placing that are tried where the first ones leave a gap
+TRIALS = 200  # orders of placement to try if the first ones are not optimal
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """A map with memory of its own. born, dies: the first layer that writes it and the last that
-    needs it, by their numbers; the network's result is needed after the last layer."""
+    """A map with its own memory. born, dies: indices of the first layer that writes it and the last
+    that needs it; the network's result is needed after the last layer."""
 
     map: Map
     born: int
@@ -35,10 +35,10 @@ class Buffer:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The arena's bytes and each buffer's offset in it. The image is not in it.
+    """Size of the arena in bytes, and the offset of each buffer in it. The image is not in it.
 
-    layer: place of the layer that needs most. image: bytes of the image, wherever its caller has
-    it. weights: bytes of the constants (see `Lowered.weight_bytes`).
+    layer: place of the layer that needs most. image: bytes of the image, which its caller keeps.
+    weights: bytes of the constants (see `Lowered.weight_bytes`).
     """
 
     arena: int
@@ -56,12 +56,12 @@ class MemoryPlan:
         }
 
     def offset(self, part: Map) -> int:
-        """Return where the first value of a map is."""
+        """Return the offset of the first value of a map."""
         return self.places[part.buffer] + part.first
 
 
 def memory_plan(network: nn.Module, side: int) -> MemoryPlan:
-    """Return the plan of a network for images of that side.
+    """Return the memory plan of a network for images of that side.
 
     Raises:
         SpratError: the network cannot be traced, or has layers that cannot be computed in integers.
@@ -70,7 +70,7 @@ def memory_plan(network: nn.Module, side: int) -> MemoryPlan:
 
 
 def plan_memory(lowered: Lowered) -> MemoryPlan:
-    """Return the plan of a network's layers: the smallest of several orders of placing."""
+    """Return the plan of a network's layers: the smallest over several orders of placement."""
     buffers = find_buffers(lowered)
     gaps = _gaps(lowered, buffers)
     needs = [_need(lowered, buffers, gaps, number) for number in range(len(lowered.layers))]
@@ -95,7 +95,7 @@ def plan_memory(lowered: Lowered) -> MemoryPlan:
 
 
 def find_buffers(lowered: Lowered) -> tuple[Buffer, ...]:
-    """Return the buffers of the arena in the order they are first written."""
+    """Return the buffers of the arena in the order in which they are first written."""
     born: dict[Map, int] = {}
     dies: dict[Map, int] = {}
     for number, layer in enumerate(lowered.layers):
@@ -107,12 +107,12 @@ def find_buffers(lowered: Lowered) -> tuple[Buffer, ...]:
 
 
 def gap(layer: Layer) -> int:
-    """Return the least number of bytes by which a layer's output must begin before an input that it
-    writes over.
+    """Return the least number of bytes by which a layer's output must start before an input that it
+    overwrites.
 
-    Pixels are made row by row; what a pixel's windows begin with is the first value that it and
-    every later pixel read. A convolution or a gather reads all of a window before each value that
-    it writes, a depthwise one, a sum and pooling only that value's channel.
+    Pixels are computed row by row; a pixel and all later ones read nothing before the first pixel
+    of its window. A convolution or a gather reads the whole window before each value it writes; a
+    depthwise convolution, a sum or pooling reads only that value's channel.
     """
     if not isinstance(layer, Windowed):
         return 0
@@ -132,15 +132,15 @@ def gap(layer: Layer) -> int:
     pixel = np.arange(len(first))
     if by_channel:
         return int(max(0, ((pixel - first) * source.channels).max()))
-    written = (pixel + 1) * layer.output.channels - 1  # before all of the window was read
+    written = (pixel + 1) * layer.output.channels - 1  # before the whole window is read
     return int(max(0, (written - first * source.channels).max()))
 
 
-Gaps = dict[tuple[int, int], int]  # (output, input), by number: the gap between them
+Gaps = dict[tuple[int, int], int]  # gap by (index of the output, index of the input)
 
 
 def _gaps(lowered: Lowered, buffers: Sequence[Buffer]) -> Gaps:
-    """Find what may be written over: a whole buffer that dies where another whole one is born."""
+    """Find what may be overwritten: a whole buffer that dies where another whole one is born."""
     number_of = {buffer.map: number for number, buffer in enumerate(buffers)}
     gaps = {}
     for number, layer in enumerate(lowered.layers):
@@ -154,7 +154,7 @@ def _gaps(lowered: Lowered, buffers: Sequence[Buffer]) -> Gaps:
 
 
 def _need(lowered: Lowered, buffers: Sequence[Buffer], gaps: Gaps, number: int) -> int:
-    """Return what a layer needs at least: all that is live, its output over one of its inputs."""
+    """Return the least memory a layer needs: all live buffers, with the output over an input."""
     live = {i for i, each in enumerate(buffers) if each.born <= number <= each.dies}
     size = {i: buffers[i].map.size for i in live}
     saved = [
@@ -166,7 +166,7 @@ def _need(lowered: Lowered, buffers: Sequence[Buffer], gaps: Gaps, number: int) 
 
 
 def _orders(buffers: Sequence[Buffer]) -> Iterable[list[int]]:
-    """Orders of placing: by size, by time, by both; then variations of them."""
+    """Yield orders of placement: by size, by time, by both; then random variations of them."""
     numbers = list(range(len(buffers)))
     size = [buffer.map.size for buffer in buffers]
     span = [buffer.dies - buffer.born for buffer in buffers]
@@ -189,7 +189,7 @@ def _orders(buffers: Sequence[Buffer]) -> Iterable[list[int]]:
 
 
 def _place(buffers: Sequence[Buffer], gaps: Gaps, order: Sequence[int]) -> tuple[int, ...]:
-    """Return each buffer's offset, the lowest that is free when its turn comes."""
+    """Return the offset of each buffer: the lowest that is free when its turn comes."""
     offsets: dict[int, int] = {}
     for i in order:
         one, taken = buffers[i], []  # offsets strictly between two bounds are not free

@@ -1,4 +1,4 @@
-"""The receptive field, by the recurrence of Araujo et al. (Distill 2019) over a traced graph."""
+"""Receptive field, by the recurrence of Araujo et al. (Distill 2019) over a traced graph."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,8 +9,8 @@ from sprat.errors import SpratError
 
 @dataclass(frozen=True)
 class Span:
-    """The pixels along one side that a value of a map depends on: the value at i on pixels
-    i x jump + first to i x jump + last."""
+    """Pixels along one axis that a value of a map depends on: the value at i depends on pixels i x
+    jump + first to i x jump + last."""
 
     jump: int = 1
     first: int = 0
@@ -18,11 +18,11 @@ class Span:
 
     @property
     def size(self) -> int:
-        """The receptive field along this side, in pixels."""
+        """Receptive field along this axis, in pixels."""
         return self.last - self.first + 1
 
     def behind_window(self, kernel: int, stride: int, padding: int, dilation: int = 1) -> "Span":
-        """Behind a convolution or pooling."""
+        """Return the span after a convolution or pooling."""
         return Span(
             self.jump * stride,
             self.first - padding * self.jump,
@@ -32,7 +32,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Reach:
-    """The pixels that a map's values depend on, and which of its dimensions are height and
+    """Pixels that the values of a map depend on, and which of its dimensions are height and
     width."""
 
     height: Span = Span()
@@ -41,12 +41,12 @@ class Reach:
 
     @property
     def size(self) -> int:
-        """The receptive field's side, the longer where they differ."""
+        """Side of the receptive field; the longer one if they differ."""
         return max(self.height.size, self.width.size)
 
     @property
     def jump(self) -> int:
-        """Pixels from one value's field to the next one's, the longer where sides differ."""
+        """Pixels between the fields of adjacent values; the larger number if the axes differ."""
         return max(self.height.jump, self.width.jump)
 
 
@@ -58,10 +58,10 @@ POINTWISE = frozenset(
 
 
 def reaches(ops: list[Op]) -> list[Reach | None]:
-    """Return the reach of every op; None behind global pooling, and where that joins a map again.
+    """Return the reach of every op; None after global pooling, even where that joins a map again.
 
     Raises:
-        SpratError: the recurrence does not support an op; names its module.
+        SpratError: the recurrence does not support an op; the message names its module.
     """
     found: list[Reach | None] = []
     for op in ops:
@@ -69,7 +69,7 @@ def reaches(ops: list[Op]) -> list[Reach | None]:
             found.append(Reach())
             continue
         sources = [found[place] for place in op.inputs]
-        if not sources:  # made of nothing but parameters
+        if not sources:  # computed from parameters alone
             found.append(None)
             continue
         known = [source for source in sources if source is not None]
@@ -78,8 +78,8 @@ def reaches(ops: list[Op]) -> list[Reach | None]:
 
 
 def place_before_global_pooling(ops: list[Op], found: list[Reach | None]) -> int | None:
-    """Return the place of the map that the last global pooling takes, or of the result where
-    there is none; None where that already depends on the whole image."""
+    """Return the index of the op whose map the last global pooling reads, or of the result if there
+    is none; None if that already depends on the whole image."""
     last = len(ops) - 1
     for op, reach in zip(ops, found, strict=True):
         if reach is None and _pools_globally(op):
@@ -92,15 +92,15 @@ def _pools_globally(op: Op) -> bool:
 
 
 def _joined(op: Op, sources: list[Reach]) -> Reach:
-    """Return the reach of a sum or a concatenation: from the first pixel of any branch to the
-    last."""
+    """Return the reach of a sum or concatenation: from the first to the last pixel of any
+    branch."""
     first = sources[0]
     if len(sources) == 1:
         return first
     if len({(s.height.jump, s.width.jump, s.dims) for s in sources}) != 1:
         raise SpratError(
-            f"Branches with different strides meet in {op.module or 'the network'}. Give all "
-            "branches the same stride."
+            f"Branches with different strides meet in {op.module or 'the network'}. Give them the "
+            "same stride."
         )
 
     def hull(spans: list[Span]) -> Span:
@@ -138,12 +138,12 @@ def _behind(op: Op, at: Reach) -> Reach | None:
     if op.kind in ("permute", "transpose", "unflatten", "flatten"):
         return _moved(op, at)
     if op.kind == "layer_norm" and min(at.dims) == 1 and len(op.args[1]) == 1 and 3 not in at.dims:
-        return at  # over channels that stand last
+        return at  # over the channels, which come last
     if op.kind == "linear" and len(op.shape) - 1 not in at.dims:
         return at
     raise SpratError(
         f"sprat cannot compute the receptive field of {op.kind} (in "
-        f"{op.module or 'the network itself'}). Use other operations there."
+        f"{op.module or 'the network itself'}). Replace that operation."
     )
 
 
@@ -185,15 +185,15 @@ def _pooled(op: Op, at: Reach) -> Reach | None:
     elif {dim % 4 for dim in _tuple(op.arg(1, ()))} >= set(at.dims) or not op.arg(1):
         return None
     elif not {dim % 4 for dim in _tuple(op.arg(1))} & set(at.dims) and op.arg(2, False):
-        return at  # over channels, which stay as one
+        return at  # over the channels, which are kept as one
     raise SpratError(
         f"sprat cannot compute the receptive field of {op.kind} over part of a map (in "
-        f"{op.module or 'the network itself'}). Pool over the whole map instead."
+        f"{op.module or 'the network itself'}). Replace that operation."
     )
 
 
 def _moved(op: Op, at: Reach) -> Reach:
-    """Return where height and width stand after dimensions were moved, split or joined."""
+    """Return the reach after dimensions were moved, split or joined."""
     if op.kind == "permute":
         order = [dim % len(op.shape) for dim in op.args[1]]
         return replace(at, dims=(order.index(at.dims[0]), order.index(at.dims[1])))
@@ -205,8 +205,8 @@ def _moved(op: Op, at: Reach) -> Reach:
         new = len(op.args[2]) - 1
         if op.args[1] in at.dims:
             raise SpratError(
-                f"The height or width of a map is split in {op.module or 'the network'}. Split "
-                "only the channels."
+                f"The height or width of a map is split in {op.module or 'the network'}. Replace "
+                "that operation."
             )
         return replace(at, dims=tuple(dim + new * (dim > op.args[1]) for dim in at.dims))
     start, end = op.arg(1, 0), op.arg(2, -1)

@@ -1,4 +1,4 @@
-"""A network's layers and totals: shapes, parameters, multiply-accumulates, receptive field."""
+"""Summary of a network: shapes, parameters, multiply-accumulates and receptive field by layer."""
 
 import contextlib
 import math
@@ -18,10 +18,10 @@ from sprat.names import WIDTHS
 
 @dataclass(frozen=True)
 class Layer:
-    """One row of a summary: a module, or what a module computes outside its parts.
+    """One row of a summary: a module, or what a module computes itself, outside its submodules.
 
-    output: shape without the batch. receptive_field and jump, in pixels, are of its result; None
-    behind global pooling.
+    output: shape without the batch. receptive_field, jump: of its result, in pixels; None after
+    global pooling.
     """
 
     name: str
@@ -35,16 +35,16 @@ class Layer:
 
 @dataclass(frozen=True)
 class Summary:
-    """Costs of a network on one image, and what it sees: channels x side x side.
+    """Costs and receptive field of a network on one image of channels x side x side.
 
-    macs: multiply-accumulates of convolutions and linear layers alone, biases left out; one
-    product and its sum count as one.
-    receptive_field: side in pixels of what one value before global pooling depends on; None
-    where that is the whole image.
-    plan: the memory that it takes in int8, image and stack apart; None where it cannot be planned,
-    and `unplanned` says why.
-    peak_activations: the most values held at once where no layer writes over its input while it
-    reads it, as few runtimes do (see memory.py); peak_layer: where.
+    macs: multiply-accumulates of convolutions and linear layers, without biases; a multiplication
+    and its addition count as one.
+    receptive_field: side in pixels of what one value before global pooling depends on; None if that
+    is the whole image.
+    plan: memory plan in int8, without image and stack; None if there is none, for the reason
+    `unplanned`.
+    peak_activations: most values held at once if no layer overwrites an input that it is still
+    reading, which few runtimes do (see memory.py); peak_layer: where.
     """
 
     model: str
@@ -61,31 +61,31 @@ class Summary:
 
     @property
     def flash_bytes(self) -> dict[str, int]:
-        """Bytes that the weights take, by the type they are stored in: as many values as
-        parameters; in int8, where there is a plan, its constants."""
+        """Bytes of the weights by storage type: the parameters times the type's width; for int8,
+        the plan's constants if there is a plan."""
         sizes = {name: width * self.parameters for name, width in WIDTHS.items()}
         return sizes if self.plan is None else sizes | {"int8": self.plan.weights}
 
     @property
     def ram_bytes(self) -> dict[str, int] | None:
-        """Bytes that the plan's arena takes, by the type of its values: the same plan, each
-        value as wide as the type. None without a plan."""
+        """Bytes of the plan's arena by type of its values: the same plan times the type's width;
+        None without a plan."""
         if self.plan is None:
             return None
         return {name: width * self.plan.arena for name, width in WIDTHS.items()}
 
     @property
     def peak_bytes(self) -> dict[str, int]:
-        """Bytes that `peak_activations` take, by type."""
+        """Bytes of `peak_activations`, by type."""
         return {name: width * self.peak_activations for name, width in WIDTHS.items()}
 
     @property
     def image_bytes(self) -> int:
-        """Bytes that an image takes, a byte a value."""
+        """Bytes of an image, one per value."""
         return self.channels * self.side**2
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         plan = self.plan
         values = {
             field.name: getattr(self, field.name)
@@ -104,14 +104,13 @@ class Summary:
 
 
 def summarize(network: nn.Module, side: int = 32, depth: int = 0) -> Summary:
-    """Trace a network on an image of that side and add up.
+    """Trace a network on an image of that side and summarise its costs.
 
     Args:
-        depth: parts of a module's path that name a layer, "layer1.0" being two; 0: all.
+        depth: number of parts of a module's path that name a row: "layer1.0" has two; 0: all.
 
     Raises:
-        SpratError: it cannot be traced, or does what the receptive field's recurrence does not
-            know; says what.
+        SpratError: the network cannot be traced, or its receptive field cannot be computed.
     """
     ops = trace(network, side)
     found, peak = reaches(ops), peak_activations(ops)
@@ -138,8 +137,8 @@ def summarize(network: nn.Module, side: int = 32, depth: int = 0) -> Summary:
 class Costs(TypedDict):
     """Costs of a network on one image, for a record of it.
 
-    macs, receptive_field: as of `Summary`; None also where a user's own network does what cannot be
-    counted.
+    macs, receptive_field: as in `Summary`; also None if they cannot be counted in the user's own
+    network.
     """
 
     parameters: int
@@ -148,7 +147,7 @@ class Costs(TypedDict):
 
 
 def costs(network: nn.Module, side: int) -> Costs:
-    """Return what a network costs on an image of that side."""
+    """Return the costs of a network on an image of that side."""
     counted: Costs = {
         "parameters": count_parameters(network),
         "macs": None,
@@ -162,8 +161,8 @@ def costs(network: nn.Module, side: int) -> Costs:
 
 
 def receptive_field(network: nn.Module, side: int = 32) -> int | None:
-    """Side, in pixels, of the square of input that one value before global pooling depends on;
-    None where that is the whole image.
+    """Return the side, in pixels, of the square of the image that one value before global pooling
+    depends on; None if that is the whole image.
 
     Raises:
         SpratError: as `summarize`.
@@ -179,8 +178,8 @@ def _field(ops: list[Op], found: list[Reach | None]) -> int | None:
 
 
 def macs(op: Op) -> int:
-    """Multiply-accumulates of one operation on one image."""
-    if op.kind == "conv2d":  # each value: one product a weight of its channel's filter
+    """Return the number of multiply-accumulates of one operation on one image."""
+    if op.kind == "conv2d":  # per value: one product for each weight of its channel's filter
         return math.prod(op.shape) * math.prod(op.args[1][1:])
     if op.kind == "linear":
         return math.prod(op.shape) * op.args[1][-1]
@@ -201,7 +200,7 @@ def _layers(
     for name, places in sorted(by_layer.items(), key=lambda layer: layer[1][-1]):
         last, reach = ops[places[-1]], found[places[-1]]
         module = modules[name]
-        is_cut_off = bool(name) and len(name.split(".")) == depth  # its parts are in this row
+        is_cut_off = bool(name) and len(name.split(".")) == depth  # with its submodules
         layers.append(
             Layer(
                 name=name,

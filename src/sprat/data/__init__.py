@@ -1,7 +1,7 @@
-"""The datasets by name: where each is looked for, fetched and loaded.
+"""Registry of datasets: where each is looked for, downloaded from and loaded.
 
-A new one is a module that declares what `source.Published` or `source.Built` asks for, and a line
-of the table here.
+To add a dataset, write a module with what `source.Published` or `source.Built` declares, and add a
+line to the table here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sprat.data.imageset import ImageSet, Normalization
     from sprat.data.source import Built, Published
 else:
-    # under other names than the modules have, which they keep in this package
+    # aliases, because these names are the submodules themselves
     imagesets = deferred("sprat.data.imageset")
     own_pictures = deferred("sprat.data.pictures")
 
@@ -45,7 +45,7 @@ BUILT: dict[str, Built] = {
     "shapes10": shapes10,
 }
 DATASETS: dict[str, Published | Built] = {**PUBLISHED, **BUILT}
-PREFERRED, FALLBACK = "cifar10", "shapes10"  # what "auto" takes; the second is always there
+PREFERRED, FALLBACK = "cifar10", "shapes10"  # what "auto" means; the second needs no download
 
 ACCEPTED = (
     f"{', '.join(DATASETS)}, auto ({DATASETS[PREFERRED].TITLE} if available, else {FALLBACK}), or "
@@ -54,12 +54,12 @@ ACCEPTED = (
 
 
 def is_path(name: str) -> bool:
-    """Return whether a dataset is the path of own pictures rather than a name of sprat's."""
+    """Return whether a dataset is given as a path to your own pictures rather than by name."""
     return name != "auto" and name not in DATASETS
 
 
 def check_dataset(name: str) -> None:
-    """Check that a dataset has that name, or that own pictures may be there.
+    """Check that `name` is a dataset, or a path that may be your own pictures.
 
     Raises:
         SpratError: it is neither.
@@ -75,10 +75,10 @@ def check_dataset(name: str) -> None:
 
 
 def check_published(name: str) -> None:
-    """Check that a published dataset has that name.
+    """Check that `name` is a published dataset.
 
     Raises:
-        SpratError: none has.
+        SpratError: it is not.
     """
     if name not in PUBLISHED:
         raise SpratError(
@@ -87,26 +87,24 @@ def check_published(name: str) -> None:
 
 
 def caution_for(name: str) -> str:
-    """Return the sentence printed below results on a dataset, or ""."""
+    """Return the warning to print below results on a dataset, or ""."""
     return BUILT[name].CAUTION if name in BUILT else ""
 
 
 def title_of(name: str) -> str:
-    """Return a dataset's name in a sentence: "CIFAR-10"; that of your own is its path."""
+    """Return a dataset's name in a sentence: "CIFAR-10"; of your own pictures, their path."""
     return DATASETS[name].TITLE if name in DATASETS else name
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test set of one name.
+    """A training and a test set.
 
-    name is that of a dataset, or the path that own pictures came from.
-    md5 is over pixels and labels (training, then test), `val` and `groups`, so that it is the same
-    whatever file the images came from.
-    val: int64, indices of the training images that are set apart as val; None to split it off.
-    groups: int64, a number for each training image; images of one number stay together wherever
-    the training images are split. None to split them one by one.
-    own: how own pictures were read. found: what was found there. None for other datasets.
+    name: name of the dataset, or the path your own pictures were read from.
+    md5: of pixels and labels (training, then test), `val` and `groups`, whatever the file format.
+    val: int64, indices of the training images that are the dataset's own val; None to split it off.
+    groups: int64, group of each training image; no group is ever divided. None without groups.
+    own: settings your own pictures were read with. found: what was found. None for other datasets.
     """
 
     name: str
@@ -121,7 +119,7 @@ class Dataset:
 
     @property
     def channels(self) -> int:
-        """Channels of its images: 3, or 1 of grey ones."""
+        """Channels of the images: 3, or 1 if they are grey."""
         return self.train.images.shape[1]
 
 
@@ -137,16 +135,15 @@ def load_dataset(
 ) -> Dataset:
     """Load a dataset by its name or by the path of your own pictures.
 
-    A published one is looked for in `data_dir` (which, if given, is the only place), then in
-    $SPRAT_DATA, then in the user's cache, and then downloaded into the cache. "auto" means CIFAR-10
-    if any of these ways gives it, else shapes10, and says so through `say`. What a download meets
-    on its way goes to `note`. Own pictures are read by the settings `own`, and only mapped into
-    memory; with `whole`, they may be such that no network can be trained on them: of a test part
-    alone, or of one class.
+    A published dataset is looked for only in `data_dir` if that is given, else in $SPRAT_DATA and
+    the user's cache, and is downloaded into the cache if it is in neither. "auto" means CIFAR-10 if
+    that succeeds, else shapes10, which is reported through `say`. Problems of a download are
+    reported through `note`. Your own pictures are read with the settings `own` and stay on disk;
+    `whole` also allows pictures that can only be evaluated: a test part alone, or a single class.
 
     Raises:
-        SpratError: there is no such dataset, it is not available, a file is not what was published,
-            or own pictures are in no form that is read.
+        SpratError: there is no such dataset, it is not available, a file differs from the published
+            one, or your own pictures are in no supported form.
     """
     check_dataset(name)
     if is_path(name):
@@ -178,11 +175,11 @@ def fetch_dataset(
     progress: Progress = lambda done, total: None,
     note: Say = lambda text: None,
 ) -> Path:
-    """Return where a whole copy of a published dataset is; fetch it into `data_dir` or the user's
-    cache if there is none.
+    """Return where an intact copy of a published dataset is; if there is none, download it into
+    `data_dir` or the user's cache.
 
     Raises:
-        SpratError: no source gave it, or there is a damaged copy that is not sprat's to replace.
+        SpratError: no source provided it, or there is a damaged copy that sprat did not download.
     """
     source = _published(name)
     to = cache_dir() if data_dir is None else data_dir
@@ -202,13 +199,14 @@ def fetch_dataset(
 
 
 def verify_dataset(name: str, data_dir: Path | None = None) -> tuple[Path, dict[Path, str]]:
-    """Compare the files of a published dataset with their md5s.
+    """Compare the files of a published dataset with their published md5s.
 
     Returns:
-        The first folder that has a file of it, and each file there: "ok", "damaged" or "missing".
+        The first folder that contains a file of it; each file's state: "ok", "damaged" or
+        "missing".
 
     Raises:
-        SpratError: no folder has one.
+        SpratError: no folder contains any.
     """
     source = _published(name)
     folders = _folders(source, data_dir)
@@ -230,10 +228,10 @@ def _published(name: str) -> Published:
 
 
 def _folders(source: Published, data_dir: Path | None) -> list[Path]:
-    """Return where a dataset is looked for, in this order: folders, or its archive itself.
+    """Return the places to look for a dataset in, in order: folders, or the archive itself.
 
     Raises:
-        SpratError: what the user gave is neither.
+        SpratError: the path the user gave is neither.
     """
     from_env = os.environ.get("SPRAT_DATA")
     if data_dir is not None:
@@ -281,10 +279,10 @@ def _download(source: Published, to: Path, progress: Progress, note: Say) -> Pat
 
 @contextlib.contextmanager
 def _reading(folder: Path) -> Iterator[None]:
-    """Turn the system's refusal to read into an error with a remedy."""
+    """Turn a failure to read into an error with a remedy."""
     try:
         if folder.is_dir():
-            next(folder.iterdir(), None)  # or else files that may not be seen seem not to be there
+            next(folder.iterdir(), None)  # without permission, files would just seem missing
         yield
     except OSError as error:
         raise SpratError(
@@ -302,7 +300,7 @@ def assemble(
     own: PicturesConfig | None = None,
     found: Summary | None = None,
 ) -> Dataset:
-    """Return the dataset of these parts; its normalisation and md5 are computed in pieces."""
+    """Return the dataset made of these parts, with its normalisation and md5."""
     md5 = hashlib.md5(usedforsecurity=False)
     for part in (train, test):
         for piece in part.images.split(imagesets.PIECE):
@@ -311,6 +309,6 @@ def assemble(
     for indices in (val, groups):
         if indices is not None:
             md5.update(indices.numpy().data)
-    # of a test part alone there is none; whatever is evaluated on it has its own
+    # with a test part alone any will do: a model that is evaluated brings its own
     normalization = imagesets.Normalization.of((train if len(train) else test).images)
     return Dataset(name, train, test, normalization, md5.hexdigest(), val, groups, own, found)

@@ -1,7 +1,7 @@
-"""Own pictures in an archive, which is extracted once into the user's cache.
+"""Your own pictures in an archive, which is extracted once into the user's cache.
 
-No name in an archive decides where a file is written outside the folder made for it; links and
-devices are refused, and so is more than is safe.
+No name in an archive can make a file land outside the folder made for it. Links, devices and
+archives of excessive size are refused.
 """
 
 import bz2
@@ -28,22 +28,22 @@ from sprat.files import cache_dir, lock, replacing_folder
 
 MOST_FILES = 2_000_000
 MOST_BYTES = 64 << 30  # of all files together
-MOST_TIMES = 100  # the archive's own bytes: pictures are compressed already
-ALWAYS_BYTES = 1 << 30  # any archive may hold as many
+MOST_TIMES = 100  # the archive's own size: pictures are already compressed
+ALWAYS_BYTES = 1 << 30  # allowed whatever the archive's own size
 _PIECE = 1 << 20  # bytes copied at once
-_LONGEST_HEADER = 1 << 24  # bytes, of what a tar says about a file
-_LONGEST_DIRECTORY = 100 * MOST_FILES  # bytes, of what a zip says about all
+_LONGEST_HEADER = 1 << 24  # bytes, of a tar's header of one file
+_LONGEST_DIRECTORY = 100 * MOST_FILES  # bytes, of a zip's central directory
 _LONGEST_NAME, _LONGEST_PATH = 255, 1_024  # bytes
 _COMPRESSED: dict[bytes, Callable[..., object]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ": lzma.open,
 }
-_STATE = ".sprat.json"  # next to the files: how many there are, and their bytes
+_STATE = ".sprat.json"  # next to the files: their number and total size
 
 
 class _Member(NamedTuple):
-    """A file, or what else an archive has under a name. kind: "" for a file."""
+    """An entry of an archive. kind: "" for a file, else what it is instead."""
 
     name: str
     size: int
@@ -56,15 +56,15 @@ def extract(
     say: Say = lambda text: None,
     check: Callable[[Path], object] = lambda folder: None,
 ) -> Path:
-    """Return the folder in the user's cache that holds an archive's files; it is made, whole or
-    not at all, unless it is there already.
+    """Return the cached folder with an archive's files; extract it, completely or not at all, if it
+    is not in the cache yet.
 
     Args:
-        check: called with the extracted files' folder before it comes into the cache; raises to
+        check: called with the folder of extracted files before it enters the cache; raises to
             refuse them.
 
     Raises:
-        SpratError: the archive is damaged or not safe to extract, or there is no room.
+        SpratError: the archive is damaged or not safe to extract, or the disk is full.
     """
     try:
         with archive.open("rb") as file:
@@ -74,7 +74,7 @@ def extract(
         place.parent.mkdir(parents=True, exist_ok=True)
         with lock(place.with_name(f".{place.name}.lock"), lambda holder: say(waiting)):
             if not _is_whole(place):
-                shutil.rmtree(place, ignore_errors=True)  # somebody changed it
+                shutil.rmtree(place, ignore_errors=True)  # its files were changed
                 with replacing_folder(place, [_STATE]) as folder:
                     _extract(archive, folder)
                     check(folder)
@@ -90,11 +90,11 @@ def extract(
 
 
 def _extract(archive: Path, folder: Path) -> None:
-    """Write an archive's files into an empty folder.
+    """Extract an archive into an empty folder.
 
     Raises:
-        SpratError: it is damaged or not safe to extract.
-        OSError: the disk's, or its own file's.
+        SpratError: the archive is damaged or not safe to extract.
+        OSError: reading the archive or writing to the disk failed.
     """
     most = min(MOST_BYTES, max(ALWAYS_BYTES, MOST_TIMES * archive.stat().st_size))
     room = shutil.disk_usage(folder).free
@@ -112,7 +112,7 @@ def _extract(archive: Path, folder: Path) -> None:
             _write(archive, member, folder / path)
     except SpratError:
         raise
-    except Exception as error:  # a damaged archive raises anything
+    except Exception as error:  # damaged archives raise all sorts
         if isinstance(error, OSError) and (error.errno or size > room):
             raise
         raise SpratError(
@@ -122,12 +122,12 @@ def _extract(archive: Path, folder: Path) -> None:
     if not files:
         raise SpratError(f"{archive} contains no files. Give an archive of pictures.")
     (folder / _STATE).write_text(json.dumps([files, size]))
-    if hasattr(os, "sync"):  # all of them, before the folder is put in place
+    if hasattr(os, "sync"):  # all files, before the folder is moved into place
         os.sync()
 
 
 def _is_whole(place: Path) -> bool:
-    """Return whether an archive's files are in the cache as they were written."""
+    """Return whether the extracted files in the cache are complete."""
     try:
         state = json.loads((place / _STATE).read_text())
     except (OSError, ValueError):
@@ -143,7 +143,7 @@ def _members(archive: Path, most: int) -> Iterator[_Member]:
     if archive.suffix.lower() == ".zip":
         with _Zip(io.FileIO(archive)) as zipped, zipfile.ZipFile(zipped) as packed:
             for info in packed.infolist():
-                name = info.filename.replace("\\", "/")  # as old Windows programs write it
+                name = info.filename.replace("\\", "/")  # written by old Windows programs
                 if not name.endswith("/"):
                     mode = stat.S_IFMT(info.external_attr >> 16)
                     kind = "" if mode in (0, stat.S_IFREG) else "a link or a device"
@@ -161,14 +161,14 @@ def _members(archive: Path, most: int) -> Iterator[_Member]:
                 if not found.isdir():
                     kind = "" if found.isreg() and not found.issparse() else "a link or a device"
                     yield _Member(found.name, found.size, kind, partial(_opened, tar, found))
-            if stream.last != bytes(tarfile.BLOCKSIZE):  # tarfile takes a damaged header for it
-                raise tarfile.ReadError("it is damaged before the mark of its end")
-        while stream.read(_PIECE):  # only at the very end is a checksum compared
+            if stream.last != bytes(tarfile.BLOCKSIZE):  # tarfile ends at a damaged header
+                raise tarfile.ReadError("it is damaged before its end marker")
+        while stream.read(_PIECE):  # the checksum is compared at the very end
             pass
 
 
 class _Zip(io.BufferedReader):
-    """A zip's file, of which no more is read at once than is safe: its directory is."""
+    """File of a zip archive that refuses to read an excessively large directory at once."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _LONGEST_DIRECTORY:
@@ -183,7 +183,7 @@ def _opened(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
 
 
 class _Bounded:
-    """The content of a tar, which is read forwards, and no more of it than is safe."""
+    """Forward-only stream of a tar archive that refuses to read an excessively large header."""
 
     def __init__(self, file: IO[bytes], archive: Path, most: int) -> None:
         self._file, self._archive, self._most = file, archive, most
@@ -207,10 +207,10 @@ class _Bounded:
 
 
 def _safe(archive: Path, member: _Member) -> PurePosixPath | None:
-    """Return where a file belongs in the folder; None if it is never looked at.
+    """Return a file's path within the folder; None for a file that is always skipped.
 
     Raises:
-        SpratError: that is outside the folder, or it is not a file.
+        SpratError: the path is outside the folder, or the entry is not a file.
     """
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts or PureWindowsPath(member.name).drive:

@@ -1,4 +1,4 @@
-"""Shuffled batches out of one tensor: slices, no worker processes."""
+"""Shuffled batches sliced from one tensor, without worker processes."""
 
 from collections.abc import Iterator
 
@@ -13,10 +13,10 @@ from sprat.runtime import derive_seed
 
 
 def check_batch_size(batch_size: int, images: int) -> None:
-    """Check that so many images fill a batch.
+    """Check that there are enough images to fill a batch.
 
     Raises:
-        SpratError: there are fewer.
+        SpratError: there are not.
     """
     if images < batch_size:
         raise SpratError(
@@ -26,17 +26,17 @@ def check_batch_size(batch_size: int, images: int) -> None:
 
 
 class Batches:
-    """Training batches of an ImageSet, in an order that is a function of (seed, epoch).
+    """Training batches of an ImageSet, in an order that depends only on (seed, epoch).
 
-    The last images of an epoch's order that do not fill a batch are left out of that epoch:
-    BatchNorm's statistics want full batches, and the next epoch's order is another. Of several
-    processes that train one run, each gets its part of every batch.
+    Images left over after the last full batch are skipped in that epoch, because BatchNorm needs
+    full batches; the next epoch has another order. If several processes train one run, each gets
+    its part of every batch.
 
     Args:
-        alternating_flip: mirror every image each other epoch, half of them in the first.
+        alternating_flip: mirror every image every other epoch, half of them in the first.
 
     Raises:
-        SpratError: there are fewer images than one batch holds, or the processes cannot divide a
+        SpratError: there are fewer images than one batch needs, or the processes cannot divide a
             batch evenly.
     """
 
@@ -53,17 +53,17 @@ class Batches:
             self.mirrored_first = half.to(dataset.images.device)
 
     def __len__(self) -> int:
-        """Batches, and so steps, in an epoch."""
+        """Number of batches, and so of steps, in an epoch."""
         return len(self.dataset) // self.batch_size
 
     def order(self, epoch: int) -> list[Tensor]:
-        """Indices of each batch's images, int64, on the CPU; of this process's part of them."""
+        """Return the indices of each batch's images (int64, on the CPU), of this process's part."""
         generator = torch.Generator().manual_seed(derive_seed("order", self.seed, epoch))
         order = torch.randperm(len(self.dataset), generator=generator)
         return [distributed.part(batch) for batch in order.split(self.batch_size)[: len(self)]]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields (images uint8 B x C x H x W, targets int64 B) from batch `start` on."""
+        """Yield (images uint8 B x C x H x W, targets int64 B), starting with batch `start`."""
         for chosen in self.order(epoch)[start:]:
             chosen = chosen.to(self.dataset.images.device, non_blocking=True)
             images = self.dataset.images[chosen]
@@ -72,4 +72,4 @@ class Batches:
             yield images, self.dataset.targets[chosen]
 
     def close(self) -> None:
-        """Lets go of what works ahead, if anything does."""
+        """Stop whatever prepares batches in the background."""

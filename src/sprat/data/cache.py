@@ -1,8 +1,8 @@
-"""Pictures as they are trained on, in one file that is mapped into memory.
+"""Cache of pictures at their training size, in one memory-mapped file.
 
-The file holds the pixels from its first byte on (uint8, N x C x side x side; C is 1 if all are
-grey, else 3), then a JSON object about them, then the CRC-32 of all that and the object's length in
-bytes (4 and 8 bytes, little-endian). It is read only if every byte is as it was written.
+The file starts with the pixels (uint8, N x C x side x side; C is 1 if all are grey, else 3),
+followed by a JSON object that describes them, then the CRC-32 of everything before it and the
+length of the JSON in bytes (4 and 8 bytes, little-endian). A file with a wrong checksum is ignored.
 """
 
 import json
@@ -24,14 +24,14 @@ from sprat.data.imageset import PIECE, is_grey, to_channels
 
 FORMAT = 2  # version of the file; a file of another version is written again
 _TAIL = struct.Struct("<IQ")  # checksum, length of the JSON
-_PIECE = 1 << 22  # bytes read at once where all are
+_PIECE = 1 << 22  # bytes read at once for the checksum
 
 
 class Mapped:
-    """Images in a file, uint8, N x C x H x W from its first byte on; read row by row.
+    """Images at the start of a memory-mapped file, uint8, N x C x H x W, read row by row.
 
-    What was read stays in the system's memory for files, not in the process's: that would count
-    as the process's own up to the file's size.
+    Pages that were read are released at once, or they would count as the process's own memory, up
+    to the size of the file.
     """
 
     device = torch.device("cpu")
@@ -50,11 +50,11 @@ class Mapped:
 
 
 class Writer:
-    """Writes such a file piece by piece: `add` images, then `finish`.
+    """Writer of such a file, piece by piece: `add` images, then `finish`.
 
     Args:
-        file: empty, open for writing and reading.
-        side: of the images, pixels.
+        file: empty, open for reading and writing.
+        side: side of the images in pixels.
     """
 
     def __init__(self, file: IO[bytes], side: int) -> None:
@@ -62,14 +62,14 @@ class Writer:
         self._images, self._crc = 0, 0
 
     def add(self, images: Tensor) -> None:
-        """Appends images, uint8, n x 3 x side x side."""
+        """Append images, uint8, n x 3 x side x side."""
         if self._channels == 1 and not is_grey(images):
             self._widen()
         self._write(to_channels(images, self._channels).contiguous().numpy().data.cast("B"))
         self._images += len(images)
 
     def _widen(self) -> None:
-        """Gives every image so far, all grey, three planes; the last first, to overwrite none."""
+        """Give all images so far, which are grey, three planes; the last first, so none is lost."""
         plane = self._side**2
         for first in reversed(range(0, self._images, PIECE)):
             self._file.seek(first * plane)
@@ -81,7 +81,7 @@ class Writer:
         self._crc = _crc_of(self._file, 3 * self._images * plane)
 
     def finish(self, about: dict[str, Any]) -> None:
-        """Ends the file with what `read` is to give back, plain values for JSON."""
+        """Complete the file with a description for `read` to return: plain values for JSON."""
         shape = {"images": self._images, "channels": self._channels, "side": self._side}
         footer = {"format": FORMAT, **shape, "about": about}
         text = json.dumps(footer).encode()
@@ -96,8 +96,8 @@ class Writer:
 def read(
     path: Path, wanted: Callable[[dict[str, Any]], bool]
 ) -> tuple[Mapped, dict[str, Any]] | None:
-    """Images and the description that `Writer.finish` received; None if there is no such file,
-    another version wrote it, it is damaged, or `wanted` says of the latter that it is of no use."""
+    """Return the images and the description passed to `Writer.finish`; None if there is no such
+    file, another version wrote it, it is damaged, or `wanted` rejects its description."""
     try:
         with path.open("rb") as file:
             crc, footer, begin, end = _read_end(file)
@@ -113,16 +113,16 @@ def read(
 
 
 def _read_end(file: IO[bytes]) -> tuple[int, Any, int, int]:
-    """The checksum, the JSON object, and where that begins and ends in the file."""
+    """Return the checksum, the JSON object, and where the JSON begins and ends in the file."""
     end = file.seek(0, os.SEEK_END) - _TAIL.size
     file.seek(max(0, end))
     crc, length = _TAIL.unpack(file.read())
-    begin = file.seek(end - length)  # before the file's beginning: a ValueError
+    begin = file.seek(end - length)  # ValueError if before the start of the file
     return crc, json.loads(file.read(length)), begin, end
 
 
 def _crc_of(file: IO[bytes], size: int) -> int:
-    """The checksum of the first `size` bytes."""
+    """Return the CRC-32 of the first `size` bytes."""
     file.seek(0)
     crc = 0
     for begin in range(0, size, _PIECE):

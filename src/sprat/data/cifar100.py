@@ -46,10 +46,10 @@ def load(place: Path) -> tuple[ImageSet, ImageSet]:
     """Read the training and test sets from what `find` returned.
 
     Returns:
-        50,000 training images and 10,000 test images, in the files' order.
+        50,000 training images and 10,000 test images, in the order of the files.
 
     Raises:
-        SpratError: a file is missing, cut short, or not what CIFAR-100 holds.
+        SpratError: a file is missing, truncated, or does not contain CIFAR-100.
     """
     files = PYTHON.read(place)
     name = f"{place}: meta"
@@ -68,10 +68,10 @@ def download(
     progress: Progress = lambda done, total: None,
     say: Say = lambda text: None,
 ) -> Path:
-    """Fetch the archive into `folder`; return its path.
+    """Download the archive into `folder`; return its path.
 
     Raises:
-        SpratError: no source gave it, or it cannot be written.
+        SpratError: no source provided it, or it cannot be written.
     """
     target = folder / PYTHON.archive
     return fetch.fetch(MIRRORS, target, PYTHON.archive_md5, ARCHIVE_SIZE, progress, say)

@@ -1,4 +1,4 @@
-"""The columns of a table, or of parquet files, that say what a picture is; and its classes."""
+"""Columns of a table or of parquet files that describe a picture, and the classes in them."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from sprat.data.own import PicturesConfig
 from sprat.errors import SpratError, did_you_mean, plain, shown
 from sprat.shapes import MOST_CLASSES
 
-# Names that columns usually have, the likeliest first, as `plain` spells them.
+# Usual names of columns, the likeliest first, as `plain` spells them.
 PATHS = (
     "path", "filepath", "imagepath", "filename", "file", "imagefile", "imagename", "image", "img",
     "picture", "photo", "imageid", "idcode", "id", "name",
@@ -19,11 +19,11 @@ LABELS = (
     "level", "y",
 )  # fmt: skip
 SPLITS = ("split", "part", "subset", "set", "partition")
-LONGEST = 255  # characters of the name of a class
+LONGEST = 255  # characters of a class name
 
 
 class Columns(NamedTuple):
-    """Names of the columns of paths, or pictures, and of labels and parts; "" for no parts."""
+    """Names of the columns of paths or pictures, labels, and parts; "" for no column of parts."""
 
     path: str
     label: str
@@ -35,7 +35,7 @@ class Columns(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """The part of a picture, or "", and its label."""
+    """Part (or "") and label of a picture."""
 
     part: str
     label: str
@@ -47,15 +47,15 @@ def find_columns(
     config: PicturesConfig,
     paths: Sequence[str] | None = None,
 ) -> Columns:
-    """Return the columns that were asked for, else those that are usually called so; where there
-    are two columns, the one that is not called so is the other.
+    """Return the columns that the settings name, else those with a usual name; if there are only
+    two columns and one has been found, the other one is its counterpart.
 
     Args:
-        names: of all columns.
-        paths: of the columns that can hold paths or pictures, the likeliest first; any by default.
+        names: all columns.
+        paths: columns that can hold paths or pictures, the likeliest first; any by default.
 
     Raises:
-        SpratError: one of them cannot be guessed, or was asked for and is missing.
+        SpratError: a column cannot be guessed, or the settings name one that does not exist.
     """
     path = _asked(place, names, config.path_column, "path")
     label = _asked(place, names, config.label_column, "label")
@@ -75,7 +75,7 @@ def find_columns(
     ):
         if not found:
             raise SpratError(
-                f"{place} has no column that evidently {what}: its columns are {_all(names)}. Name "
+                f"{place} has no column that clearly {what}: its columns are {_all(names)}. Name "
                 f"the column with --pictures.{kind}-column."
             )
     others = [name for name in names if name not in (path, label)]
@@ -83,21 +83,21 @@ def find_columns(
 
 
 def find_group(place: Path, names: Sequence[str], config: PicturesConfig) -> str:
-    """Return the column that groups pictures; "" if none was asked for.
+    """Return the column that groups pictures; "" if the settings name none.
 
     Raises:
-        SpratError: the one that was asked for is not there.
+        SpratError: the settings name one that does not exist.
     """
     return _asked(place, names, config.group_column, "group")
 
 
 def classes_of(place: Path, found: Iterable[Labelled]) -> tuple[str, ...]:
-    """Return the classes in the training part, or without one in all: in order, as numbers where
-    all are.
+    """Return the classes of the training part, or of all pictures if there is none, sorted; as
+    numbers if all are numbers.
 
     Raises:
-        SpratError: another part has more, there are too many, or one has a name that is too long
-            or not Unicode.
+        SpratError: another part has more classes, there are too many, or a name is too long or not
+            Unicode.
     """
     labelled = list(found)
     training = {each.label for each in labelled if each.part in ("", "train")}
@@ -132,7 +132,7 @@ def part_in(where: str, cell: str | None) -> str:
     """Return the part that a cell names.
 
     Raises:
-        SpratError: it names none.
+        SpratError: it does not name a part.
     """
     part = part_of(cell or "")
     if part is None:

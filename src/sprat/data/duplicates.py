@@ -1,4 +1,4 @@
-"""Pictures that are in a dataset twice: exact copies by digest, near ones by a perceptual hash.
+"""Pictures that are in a dataset twice: exact copies by digest, near copies by a perceptual hash.
 
 The hash is the signs of a picture's 64 lowest frequencies (a DCT of its brightness at 32 x 32
 pixels; Zauner 2010, "Implementation and benchmarking of perceptual image hash functions"). Pictures
@@ -19,17 +19,17 @@ from torch import Tensor
 
 from sprat.data.imageset import PIECE, Images
 
-# Begun from copies made on purpose of 2,000 CIFAR-10 images: saved as JPEG of quality 50 or 75,
-# brighter, of more contrast, resized and back, cropped, or moved by a pixel of 32. The correlation
-# was then raised from 0.95 after looking at pairs of drawn shapes that were no copies.
-NEAR_BITS = 12  # of 64 in which hashes of near copies may differ
-NEAR_CORRELATION = 0.96  # of their pixels, at least
-FLAT = 4.0  # grey levels: below this standard deviation a picture has nothing to compare
+# Tuned on deliberate copies of 2,000 CIFAR-10 images: saved as JPEG of quality 50 or 75, made
+# brighter or higher in contrast, resized and back, cropped, or shifted by one pixel of 32. The
+# correlation was then raised from 0.95, after inspecting pairs of drawn shapes that are no copies.
+NEAR_BITS = 12  # of 64, in which the hashes of near copies may differ
+NEAR_CORRELATION = 0.96  # least correlation of the pixels of near copies
+FLAT = 4.0  # grey levels; a picture of a lower standard deviation has nothing to compare
 
 _SIDE, _LOWEST = 32, 8  # pixels, frequencies in each direction
-_MARGIN = 1  # pixels of _SIDE by which near copies may be moved against each other
-_WORTH_MOVING = 0.8  # correlation of unmoved pixels from which it is tried
-_ROWS, _COLUMNS = 64, 8_192  # hashes compared at once, which stay in the processor's cache
+_MARGIN = 1  # pixels of _SIDE by which near copies may be shifted
+_WORTH_MOVING = 0.8  # unshifted correlation above which shifts are tried
+_ROWS, _COLUMNS = 64, 8_192  # hashes compared at once, to stay in the CPU's cache
 _PAIRS = 1_024  # pictures compared pixel by pixel at once
 
 
@@ -37,8 +37,9 @@ _PAIRS = 1_024  # pictures compared pixel by pixel at once
 class Pair:
     """Two pictures that are the same, or nearly.
 
-    first, second: places in the images; `first` is in an earlier part, or earlier in the same one.
-    exact: whether every pixel is the same.
+    first, second: indices of the images; `first` is in an earlier part, or earlier in the same
+    part.
+    exact: whether all pixels are equal.
     """
 
     first: int
@@ -48,10 +49,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class Traits:
-    """Traits by which images are compared, an entry for each.
+    """Features by which images are compared, one entry per image.
 
-    digests: of the pixels. coarse: images at 8 x 8 pixels, N x C x 8 x 8, each of length 1.
-    spreads: standard deviations in grey levels. ranges: brightest minus darkest value of a channel.
+    digests: digest of the pixels. hashes: perceptual hash.
+    coarse: N x C x 8 x 8, the image at 8 x 8 pixels without its mean, scaled to unit length.
+    spreads: standard deviation in grey levels. ranges: largest minus smallest value of a channel.
     """
 
     digests: list[bytes]
@@ -62,7 +64,7 @@ class Traits:
 
 
 def traits_of(images: Images) -> Traits:
-    """Return what images (uint8, N x C x H x W) are compared by."""
+    """Return the features by which images (uint8, N x C x H x W) are compared."""
     digests: list[bytes] = []
     hashes, coarse, spreads, ranges = [], [], [], []
     for piece in images.split(PIECE):
@@ -84,16 +86,16 @@ def find_pairs(
     within: bool = True,
     near: bool = True,
 ) -> list[Pair]:
-    """Return each picture with its copies, of an earlier part and earlier in its own part.
+    """Pair each picture with its copies in each earlier part and earlier in its own part.
 
-    In every such part a picture is paired with its first exact copy, or else with the nearest of
-    its near copies, mirrored or not: so there are at most three pairs for each picture, and of many
-    copies each is in one. Nearly constant pictures (see FLAT) have exact copies only.
+    In each of these parts a picture is paired with its first exact copy, else with the nearest of
+    its near copies, mirrored or not. So a picture has at most three pairs, and each of many copies
+    is in one. Nearly constant pictures (see FLAT) are paired with exact copies only.
 
     Args:
         images: uint8, N x C x H x W.
-        parts: of each image, 0 and up.
-        traits: of the images.
+        parts: part number of each image, from 0.
+        traits: features of the images.
         within: whether to look for copies within a part.
         near: whether to look for near copies too.
     """
@@ -129,7 +131,7 @@ def _nearest(
     chosen: list[int],
     gallery: list[int],
 ) -> dict[int, int]:
-    """Return, for each chosen image that has near copies among the earlier ones of `gallery`, the
+    """Map each chosen image that has near copies among the earlier images of `gallery` to the
     nearest of them. Both lists are sorted."""
     best: dict[int, tuple[float, int]] = {}
     others = np.array(gallery, int)
@@ -147,7 +149,7 @@ def _nearest(
 def _candidates(
     traits: Traits, rows: NDArray[np.int64], gallery: NDArray[np.int64]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield places of earlier and later images that may be near copies, some pairs at a time."""
+    """Yield indices of earlier and later images that may be near copies, some pairs at a time."""
     for begin in range(0, len(gallery), _COLUMNS):
         others = gallery[begin : begin + _COLUMNS]
         differ = traits.hashes[rows][:, None] ^ traits.hashes[others]
@@ -167,8 +169,8 @@ def _candidates(
 def _correlations(
     images: Images, first: NDArray[np.int64], second: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Return the largest correlation of each pair's pixels: with one of them mirrored or not, moved
-    by up to _MARGIN pixels or not, and whatever their brightness and contrast."""
+    """Return the highest correlation of each pair's pixels over mirroring and shifts of up to
+    _MARGIN pixels; brightness and contrast do not affect it."""
     a, b = (_small(images[torch.from_numpy(places)]) for places in (first, second))
     best = torch.zeros(len(a))
     for turned in (b, b.flip(3)):
@@ -183,15 +185,15 @@ def _correlations(
 
 
 def _window(images: Tensor, down: int = 0, right: int = 0) -> Tensor:
-    """Return what is compared of images: all but a margin, its details of two pixels and coarser,
-    without their mean; as vectors of length 1."""
+    """Return the part of images to compare as vectors of unit length: without the margin, averaged
+    over 2 x 2 pixels, without the mean."""
     rows, columns = (slice(_MARGIN + by, _SIDE - _MARGIN + by) for by in (down, right))
     coarse = F.avg_pool2d(images[:, :, rows, columns], 2)
     return _unit(coarse).flatten(1)
 
 
 def _unit(images: Tensor) -> Tensor:
-    """Return images without their mean, each of length 1."""
+    """Return images minus their mean, each scaled to unit length."""
     centred = images - images.mean((1, 2, 3), keepdim=True)
     return F.normalize(centred.flatten(1)).view_as(images)
 
@@ -201,12 +203,12 @@ def _small(images: Tensor) -> Tensor:
 
 
 def _hash(images: Tensor) -> NDArray[np.uint64]:
-    """Return the hashes of uint8 images, N x C x H x W; a bit is a frequency's sign."""
+    """Return the hashes of uint8 images, N x C x H x W; each bit is the sign of a frequency."""
     frequency, place = torch.arange(_LOWEST)[:, None], torch.arange(_SIDE)
     cosines = (math.pi / _SIDE * (place + 0.5) * frequency).cos()
     signs = cosines @ _small(images).mean(1) @ cosines.T > 0
     return np.packbits(signs.flatten(1).numpy(), axis=1).view(np.uint64).ravel()
 
 
-# The bits that change if a picture is mirrored: the signs of its odd frequencies across.
+# Bits that change when a picture is mirrored: the signs of its odd horizontal frequencies.
 _MIRRORED = np.packbits(np.arange(64) % 2 == 1).view(np.uint64)[0]

@@ -1,6 +1,6 @@
-"""One file, fetched from whichever of several sources serves it fast and whole.
+"""Download of one file from whichever of several sources serves it fast and intact.
 
-Nothing that a server says of the file is believed: its bytes count, and those by their md5.
+No server is trusted: the file counts only if its size and md5 are right.
 """
 
 import contextlib
@@ -27,12 +27,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Patience:
-    """The time after which one source is left for another."""
+    """Limits after which one source is given up for another."""
 
-    silence: float = 20.0  # seconds without a byte before a connection counts as lost
-    slow: float = 200_000.0  # bytes/s; below it a source is left for one untried or faster
-    window: float = 10.0  # seconds over which that rate is measured
-    connections: int = 10  # to one source in a row, each of which brought something new
+    silence: float = 20.0  # seconds without data before a connection counts as lost
+    slow: float = 200_000.0  # bytes/s below which another source is tried
+    window: float = 10.0  # seconds over which the rate is measured
+    connections: int = 10  # in a row to one source, as long as each brings new data
 
 
 def fetch(
@@ -45,15 +45,15 @@ def fetch(
     patience: Patience = Patience(),
 ) -> Path:
     """Download a file of known md5 and size (bytes) to `target`, from the first source that is
-    neither slow nor broken; if all are slow, from the fastest of them.
+    neither slow nor broken; if all are slow, from the fastest.
 
-    The part downloaded so far is kept next to `target` under a name with the md5, and is resumed
+    The part downloaded so far is kept next to `target` under a name with the md5. It is resumed
     after a lost connection, from another source, and by the next call after a kill. `target`
     appears complete or not at all. If several processes fetch the same file, one downloads it and
     the others wait.
 
     Raises:
-        SpratError: no source gave the file, or it cannot be written.
+        SpratError: no source provided the file, or it cannot be written.
     """
     for url in urls:
         if urlsplit(url).scheme not in ("http", "https"):
@@ -72,7 +72,7 @@ def fetch(
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
             part.replace(target)
-    except OSError as error:  # the disk's; the network's never come this far
+    except OSError as error:  # of the disk; network errors are handled further down
         raise SpratError(
             f"{target} cannot be written: {error.strerror or error}. Free some space or check its "
             "permissions, then try again; what was downloaded so far is kept."
@@ -81,7 +81,7 @@ def fetch(
 
 
 def md5_of(path: Path) -> str:
-    """A file's md5 in hexadecimal."""
+    """Return a file's md5 in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
@@ -89,12 +89,12 @@ def md5_of(path: Path) -> str:
 @dataclass(eq=False)
 class _Source:
     url: str
-    rate: float = math.inf  # bytes/s when it was left as slow
+    rate: float = math.inf  # bytes/s at which it was given up as slow
     failure: str = ""
 
 
 class _LostError(Exception):
-    """Why a connection gives nothing, or no more."""
+    """The reason why a connection ended or brought nothing."""
 
 
 @dataclass
@@ -107,14 +107,14 @@ class _Fetch:
     patience: Patience
 
     def fill(self, sources: list[_Source]) -> None:
-        """Goes from source to source until `part` is the file."""
-        giver = None  # of all that `part` holds; None if several gave it, or an earlier call
+        """Try one source after another until `part` is the complete file."""
+        giver = None  # source of everything in `part`; None if several, or an earlier call
         while not self._is_whole(giver):
             source = self._choose(sources)
             giver = source if giver is source or not self._have() else None
             others = [other for other in sources if other is not source and not other.failure]
             best = max((other.rate for other in others), default=0.0)
-            again = source.rate < math.inf  # the others are slower, and it is stayed with
+            again = source.rate < math.inf  # the others are slower, so stay with this one
             slow = 0.0 if again else min(best, self.patience.slow)
             self._take(source, _Meter(self.patience.window, slow))
             if others and self._have() < self.size:
@@ -122,7 +122,7 @@ class _Fetch:
                 self.say(f"{source.url}: {source.failure or slowly}")
 
     def _is_whole(self, giver: _Source | None) -> bool:
-        """Return whether all bytes are there and right; wrong ones are deleted."""
+        """Return whether all bytes are there and correct; delete them if they are wrong."""
         if self._have() < self.size:
             return False
         found = md5_of(self.part)
@@ -136,24 +136,24 @@ class _Fetch:
         return False
 
     def _choose(self, sources: list[_Source]) -> _Source:
-        """The first that is untried, else the fastest."""
+        """Return the first untried source, else the fastest one."""
         left = [source for source in sources if not source.failure]
         if left:
-            return max(left, key=lambda source: source.rate)  # the first of equals
+            return max(left, key=lambda source: source.rate)  # the first of the fastest
         failures = [f"  {source.url}: {source.failure}" for source in sources]
         if have := self._have():
-            failures.append(f"{have:,} bytes are kept in {self.part}, to go on with")
+            failures.append(f"{have:,} bytes are kept in {self.part}, to resume from")
         else:
             self.part.unlink(missing_ok=True)
         raise SpratError(f"No source provided {self.size:,} bytes with md5 {self.md5}:", *failures)
 
     def _take(self, source: _Source, meter: "_Meter") -> None:
-        """Adds what one source gives, until all is there, or it is slow or fails."""
+        """Download from one source until the file is complete, or the source is slow or fails."""
         for _ in range(self.patience.connections):
             had, why = self._have(), "broke off"
             try:
                 self._receive(source.url, meter)
-            except _LostError as lost:  # a server's words may hold anything, commands to a terminal
+            except _LostError as lost:  # text from a server may contain terminal escapes
                 why = "".join(filter(str.isprintable, str(lost)))[:200]
             have = self._have()
             if have >= self.size:
@@ -161,12 +161,12 @@ class _Fetch:
             if meter.too_slow:
                 source.rate = meter.rate
                 return
-            if have == had:  # nothing new, so nothing to hope for
+            if have == had:  # no progress
                 break
         source.failure = f"{why} (after {have:,} of {self.size:,} bytes)" if have else why
 
     def _receive(self, url: str, meter: "_Meter") -> None:
-        """Adds what one connection gives."""
+        """Append what one connection delivers."""
         have = self._have()
         with _connect(url, have, self.patience.silence) as response, self.part.open("ab") as file:
             at = _first_byte(response, have, self.size)
@@ -187,11 +187,11 @@ class _Fetch:
 
 
 class _Meter:
-    """Measures bytes/s window by window, waiting for new connections included."""
+    """Rate in bytes/s, measured window by window, including the time to reconnect."""
 
     def __init__(self, window: float, slow: float) -> None:
         self.window, self.slow = window, slow
-        self.began: float | None = None  # the first connection's making does not count
+        self.began: float | None = None  # opening the first connection does not count
         self.count, self.rate = 0, math.inf
 
     def add(self, count: int) -> None:
@@ -218,13 +218,13 @@ def _connect(url: str, have: int, silence: float) -> HTTPResponse:
 
 
 def _first_byte(response: HTTPResponse, have: int, size: int) -> int:
-    """Return where in the file an answer begins; one about another file is refused."""
+    """Return the offset at which a response starts; refuse one about a file of another size."""
     first, total = 0, response.headers.get("Content-Length", "")
     if response.status == 206:
-        told = response.headers.get("Content-Range", "")
-        parts = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", told.strip())
+        given = response.headers.get("Content-Range", "")
+        parts = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", given.strip())
         if parts is None or int(parts[1]) != have:
-            raise _LostError(f"was asked for bytes from {have:,} on and gave {told!r}")
+            raise _LostError(f"was asked for bytes from {have:,} on and gave {given!r}")
         first, total = have, parts[2]
     elif response.status != 200:
         raise _LostError(f"answered {response.status} {response.reason}")
@@ -234,7 +234,7 @@ def _first_byte(response: HTTPResponse, have: int, size: int) -> int:
 
 
 class _HTTPOnly(HTTPRedirectHandler):
-    """Follows redirects, but never to a file or to ftp."""
+    """Follow redirects, but never to a file or ftp address."""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
@@ -246,7 +246,7 @@ class _HTTPOnly(HTTPRedirectHandler):
 
 @contextlib.contextmanager
 def _lost() -> Iterator[None]:
-    """Makes one error of all that a network can raise, so that a full disk can be distinguished."""
+    """Turn every network error into a _LostError, so that a full disk can be distinguished."""
     try:
         yield
     except HTTPError as error:
@@ -255,4 +255,4 @@ def _lost() -> Iterator[None]:
     except OSError as error:
         raise _LostError(str(getattr(error, "reason", error))) from error
     except (HTTPException, ValueError) as error:
-        raise _LostError(f"speaks no proper HTTP: {error}") from error
+        raise _LostError(f"does not speak proper HTTP: {error}") from error

@@ -1,4 +1,4 @@
-"""Own pictures in folders: one for each class, directly or within folders of parts.
+"""Your own pictures in folders: one per class, directly or inside folders of parts.
 
 flowers/daisy/1.jpg         flowers/Training/daisy/1.jpg
 flowers/rose/2.png          flowers/valid/rose/2.png
@@ -27,21 +27,21 @@ from sprat.readers import unlisted
 
 @dataclass(frozen=True)
 class Contents:
-    """Names of the folders and of the files in a folder, sorted, without what `is_skipped`."""
+    """Sorted names of the folders and files in a folder, except those that `is_skipped`."""
 
     folders: list[str]
     files: list[str]
 
 
 def find(folder: Path) -> Found:
-    """List a folder's class folders and their files, without reading a picture.
+    """List the class folders in a folder and their files, without reading a picture.
 
     Raises:
-        SpratError: it does not hold a folder for each class, directly or in folders of parts.
+        SpratError: there is not a folder per class, directly or inside folders of parts.
     """
     inside = scan(folder)
     parts = find_parts(folder, inside.folders)
-    beside = list(inside.files)
+    stray = list(inside.files)
     found = {} if parts else {"": ("", inside.folders)}
     for part, name in parts.items():
         within = scan(folder / name)
@@ -52,7 +52,7 @@ def find(folder: Path) -> Found:
                 "class, add a table of their labels, or move that folder away."
             )
         found[part] = (name, within.folders)
-        beside += [f"{name}/{file}" for file in within.files]
+        stray += [f"{name}/{file}" for file in within.files]
     classes = _classes(folder, found)
     digest, groups, files = new_digest(folder), [], []
     for part, (name, names) in found.items():
@@ -74,18 +74,18 @@ def find(folder: Path) -> Found:
         pictures_of_all,
         digest.hexdigest(),
         {part: f"{name}/" for part, (name, _) in found.items() if part},
-        [f"left out, being in no class folder of {folder}: {few(beside)}"] if beside else [],
+        [f"left out, not in a class folder of {folder}: {few(stray)}"] if stray else [],
         has_columns=False,
     )
 
 
 def find_parts(folder: Path, names: list[str]) -> dict[str, str]:
-    """Return the folders of parts among those in `folder`, in the order of PARTS; none if they are
-    classes. Where only one of several is called like a part and holds no folder, it is a class:
-    trains next to buses.
+    """Map those of `names` (folders in `folder`) that are parts to them, in the order of PARTS;
+    empty if they are classes. A single folder named like a part among others, without folders in
+    it, is a class: trains next to buses.
 
     Raises:
-        SpratError: two of them are the same part, or others are next to them.
+        SpratError: two of them are the same part, or there are other folders next to them.
     """
     meant = {name: part for name in names if (part := part_of(name))}
     parts = {part: name for name, part in meant.items()}
@@ -110,7 +110,7 @@ def scan(folder: Path) -> Contents:
     """Return what is in a folder.
 
     Raises:
-        SpratError: it cannot be read, or a folder's name cannot be a class's.
+        SpratError: the folder cannot be read, or the name of a folder in it is not UTF-8.
     """
     folders: list[str] = []
     files: list[str] = []
@@ -128,7 +128,7 @@ def scan(folder: Path) -> Contents:
 
 
 def _classes(folder: Path, found: dict[str, tuple[str, list[str]]]) -> tuple[str, ...]:
-    """Return the names of the classes: those of the training part, or of all parts without one."""
+    """Return the names of the classes: those of the training part, else those of all parts."""
     first, names = next(iter(found.values()))
     if not next(iter(found)) or "train" in found:
         for name, others in found.values():

@@ -1,4 +1,4 @@
-"""Folds of cross-validation: parts of the training images, each held out once."""
+"""Folds of cross-validation: the training images in parts, each of which is held out once."""
 
 import torch
 from torch import Tensor
@@ -11,18 +11,18 @@ from sprat.errors import SpratError, shown
 def folds(images: ImageSet, count: int, seed: int, groups: Tensor | None = None) -> Tensor:
     """Return the fold of each image: int64, N, 0 to `count` - 1.
 
-    Without groups, neither the folds' sizes nor their images of any class differ by more than one;
-    with groups, as little as whole groups allow.
+    Without groups, fold sizes differ by at most one image, overall and in each class; with groups,
+    by as little as whole groups allow.
 
     Args:
         count: number of folds, at least 2.
-        seed: decides which image is in which fold; the same on every machine.
-        groups: int64, N; images of one number are all in one fold.
+        seed: seed of the assignment, which is the same on every machine.
+        groups: int64, N; images with the same number are in the same fold.
 
     Raises:
-        SpratError: there are fewer than two folds, a class has fewer images than there are folds,
-            there are fewer groups than folds, or a class is in one fold alone, without which
-            nothing of it would be left to train on.
+        SpratError: there are fewer than two folds, more folds than groups or than images of a
+            class, or a class would be in a single fold, so that its run could not train on that
+            class.
     """
     _check(images, count)
     if groups is not None:
@@ -31,17 +31,17 @@ def folds(images: ImageSet, count: int, seed: int, groups: Tensor | None = None)
     shuffled = torch.randperm(len(images), generator=generator)
     by_class = shuffled[images.targets.cpu()[shuffled].argsort(stable=True)]
     fold = torch.empty(len(images), dtype=torch.int64)
-    fold[by_class] = torch.arange(len(images)) % count  # dealt like cards, a class after the other
+    fold[by_class] = torch.arange(len(images)) % count  # dealt like cards, class after class
     return fold
 
 
 def _folds_of_groups(images: ImageSet, count: int, seed: int, groups: Tensor) -> Tensor:
     number = len(groups.unique())
     if number < count:
-        remedy = f"Give at most {number} folds" if number > 1 else "Give a column of more groups"
+        remedy = f"Give at most {number} folds" if number > 1 else "Name a column with more groups"
         raise SpratError(
             f"folds is {count}, but the training images are in {number} groups, which cannot be "
-            f"split. {remedy}, or none to group by."
+            f"split. {remedy}, or leave --pictures.group-column out."
         )
     fold = deal(images.targets, groups, (1 / count,) * count, seed)
     for label, name in enumerate(images.classes):

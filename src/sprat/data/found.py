@@ -1,4 +1,4 @@
-"""Contents of a set of own pictures, whatever form it came in: pictures, labels and parts."""
+"""Description of your own pictures, in whatever form they came: pictures, labels and parts."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 PARTS = ("train", "val", "test")
-# Other names that parts go by elsewhere, in lower case.
+# Other common names of the parts, in lower case.
 _SAME_PART = {part: part for part in PARTS} | {
     "training": "train",
     "valid": "val",
@@ -27,15 +27,15 @@ _SAME_PART = {part: part for part in PARTS} | {
     "testing": "test",
 }
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Za-z][a-z]*")
-_END = 150  # characters of a long text in a sentence, at its begin and at its end
-_READER = 2  # raised whenever the same files give other pixels, or others can be read
+_END = 150  # characters kept at each end of a text that is too long for a sentence
+_READER = 2  # raise whenever the same files would give other pixels, or other files can be read
 
 
 @dataclass(frozen=True)
 class Group:
-    """Pictures of one class in one part, which follow one another.
+    """Consecutive pictures of one class in one part.
 
-    part: one of PARTS, or "" where nothing says to which part they belong.
+    part: one of PARTS, or "" if nothing says which part they belong to.
     """
 
     part: str
@@ -45,14 +45,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Found:
-    """A set of own pictures that was found and listed, but not read.
+    """Your own pictures, found and listed but not read.
 
-    layout: in words, "a folder for each class". pictures: yields every picture in the order of the
-    groups. digest: another one is another set. sources: where each part was found, in words.
-    left_out: sentences about what is no part of the set. together: of each picture, what it shares
-    with those that it is not to be split from, as a group column says; None without one. named: of
-    a path or a sentence gives what a person is to read, where pictures were extracted from an
-    archive. has_columns: whether paths and labels are those of a table or of parquet files.
+    layout: the form in words, "a folder for each class".
+    pictures: yields every picture in the order of the groups. digest: changes whenever the set
+    does.
+    sources: where each part was found, in words. left_out: sentences about what was left out.
+    together: group name of each picture, from a group column; None without one.
+    named: puts the archive's name for the cache's in a path or message.
+    has_columns: whether paths and labels come from columns.
     """
 
     layout: str
@@ -72,9 +73,9 @@ class Found:
 
 @dataclass(frozen=True)
 class Summary:
-    """A set of pictures, as it is printed before anything trains.
+    """Summary of a dataset, printed before training.
 
-    sources: where parts were found, in words. parts: of each its images, None where there are none,
+    sources: where parts were found, in words. parts: the images of each part (None if it has none),
     and where they came from.
     """
 
@@ -83,12 +84,12 @@ class Summary:
     parts: dict[str, tuple[ImageSet | None, str]]
 
     def whole(self, images: ImageSet) -> "Summary":
-        """Return the summary of all images, whatever their part."""
+        """Return the summary with all images in one row, whatever their part."""
         source = ", ".join(self.sources.values()) or "all of it"
         return Summary(self.layout, self.sources, {"all": (images, source)})
 
     def rows(self) -> list[list[str]]:
-        """Return the rows of a table, its header first."""
+        """Return the rows of a table, headers first."""
         rows = [["part", "pictures", "classes", "fewest", "most", "from"]]
         for part, (images, source) in self.parts.items():
             counts = _present(images)
@@ -110,52 +111,53 @@ class Summary:
 
 
 def part_of(name: str) -> str | None:
-    """Return the part that a name such as "Validation" stands for; None if it is no part's."""
+    """Return the part that a name such as "Validation" stands for; None if it stands for none."""
     return _SAME_PART.get(name.lower())
 
 
 def first_part(name: str) -> str | None:
-    """Return the part that a file's or a folder's name begins with: "train" for trainLabels.csv,
-    TRAIN-1 and train_2."""
+    """Return the part that the name of a file or folder begins with, such as "train" for
+    trainLabels.csv, TRAIN-1 and train_2."""
     word = _WORD.match(name)
     return part_of(word[0]) if word else None
 
 
 def new_digest(place: Path) -> "_Hash":
-    """Return the beginning of a set's digest; another Pillow may read other pixels."""
+    """Return the start of a set's digest. It depends on Pillow, as another version may decode
+    differently."""
     reader = (_READER, PIL.__version__, place)
     return hashlib.md5(repr(reader).encode(), usedforsecurity=False)
 
 
 def stamp(file: Path) -> tuple[int, int]:
-    """Return size (bytes) and time of change (ns); another of either is another file."""
+    """Return size (bytes) and modification time (ns), which identify a version of the file."""
     try:
         stat = file.stat()
-    except OSError:  # a link to nowhere: reported as unreadable with the others
+    except OSError:  # a dangling link: reported with the other unreadable files
         return -1, -1
     return stat.st_size, stat.st_mtime_ns
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a folder, or a link to one that can be followed."""
+    """Return whether an entry is a folder, or a link to one."""
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError:  # a loop of links
         return False
 
 
 def is_unicode(name: str) -> bool:
-    """Return whether a name can be a class's: models, pages and other programs hold UTF-8."""
+    """Return whether a class can have this name: model files and pages need valid UTF-8."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def few(names: Sequence[object]) -> str:
-    """Return the first three names, for a sentence."""
+    """Return the first three names, joined for a sentence."""
     return ", ".join(map(cut, names[:3])) + (", …" if len(names) > 3 else "")
 
 
 def cut(text: object) -> str:
-    """Return text for a sentence; of a long one its ends."""
+    """Return text to quote in a sentence; only both ends of a long one."""
     shown = visible(text)
     return f"{shown[:_END]} … {shown[-_END:]}" if len(shown) > 3 * _END else shown
 

@@ -1,4 +1,4 @@
-"""Groups of images that belong together: shared among parts so that no group is divided."""
+"""Groups of images, assigned to parts so that no group is divided."""
 
 import numpy as np
 import torch
@@ -6,15 +6,15 @@ from torch import Tensor
 
 
 def deal(targets: Tensor, groups: Tensor, shares: tuple[float, ...], seed: int) -> Tensor:
-    """Return the part of each image: int64, N, from 0 on.
+    """Return the part of each image: int64, N, from 0.
 
-    Every class is divided in proportion to `shares` as nearly as whole groups allow: each group,
-    the largest first, goes where its classes are furthest below their share.
+    Every class is divided in proportion to `shares` as closely as whole groups allow: each group,
+    the largest first, goes to the part that lacks its classes most.
 
     Args:
-        targets: int64, N. groups: int64, N; images of one number stay together.
-        shares: of each part, above 0; their sum is 1.
-        seed: decides between equals; the same on every machine.
+        targets: int64, N. groups: int64, N; images with the same number stay together.
+        shares: share of each part, above 0; the sum is 1.
+        seed: seed of the order among equal groups; the result is the same on every machine.
     """
     labels, weights = targets.cpu().numpy(), np.array(shares)
     _, group_of, sizes = np.unique(groups.cpu().numpy(), return_inverse=True, return_counts=True)
@@ -26,8 +26,8 @@ def deal(targets: Tensor, groups: Tensor, shares: tuple[float, ...], seed: int) 
     dealt = np.empty(len(labels), dtype=np.int64)
     for group in shuffled[np.argsort(-sizes[shuffled], kind="stable")]:
         present, counts = np.unique(labels[members[group]], return_counts=True)
-        # growth of the sum over classes and parts of count² / (share x total), which is least
-        # where every count is share x total; rounded, so that equals are equal on every machine
+        # growth of the sum over classes and parts of count² / (share x total), which is smallest
+        # if every count is share x total; rounded, so that ties are ties on every machine
         growth = ((2 * filled[:, present] + counts) * counts / totals[present]).sum(1) / weights
         part = np.lexsort((filled.sum(1) / weights, growth.round(9)))[0]
         filled[part, present] += counts

@@ -1,4 +1,4 @@
-"""Images with their labels: whole in memory, or rows of a set that may be in a file."""
+"""Labelled images: all in memory, or rows of a source that may be a file."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,33 +9,33 @@ from torch import Tensor
 
 from sprat.data.groups import deal
 
-LUMA = (19_595, 38_470, 7_471)  # shares of red, green and blue in brightness, of 2**16
-PIECE = 1_024  # images looked at together where all of a set are: 3 MB at 32 px, 50 at 128
+LUMA = (19_595, 38_470, 7_471)  # weights of red, green and blue in brightness, x 2**16
+PIECE = 1_024  # images processed at once when all are: 3 MB at 32 px, 50 MB at 128 px
 
 
 class Source(Protocol):
-    """A source that images are copied out of: a tensor, or a file."""
+    """Source of images, copied out by row: a tensor or a file."""
 
     @property
     def shape(self) -> torch.Size:
-        """N x C x H x W."""
+        """Shape N x C x H x W."""
 
     @property
     def device(self) -> torch.device:
-        """Device on which they come out."""
+        """Device that the copies are on."""
 
     def __getitem__(self, rows: Tensor, /) -> Tensor:
-        """The images of these rows (int64), uint8, copied."""
+        """Return a copy of the images in these rows (int64), uint8."""
 
 
 class Rows:
-    """Some images of a source, in an order, each copied out only when it is asked for.
+    """Some images of a source, in some order, each copied only when it is accessed.
 
-    Stands where a tensor of images does, and has of a tensor what those need who look at images.
+    Takes the place of a tensor of images, with as much of a tensor's interface as is needed.
 
     Args:
         source: uint8 images.
-        rows: int64, N: which of them.
+        rows: int64, N: indices into the source.
     """
 
     ndim, dtype = 4, torch.uint8
@@ -58,7 +58,7 @@ class Rows:
         return self.source[self.rows[chosen]]
 
     def split(self, size: int) -> Iterator[Tensor]:
-        """All of them in pieces of `size`, the last perhaps smaller."""
+        """Return all images in chunks of `size`; the last may be smaller."""
         return (self.source[rows] for rows in self.rows.split(size) if len(rows))
 
 
@@ -66,7 +66,7 @@ Images = Tensor | Rows
 
 
 class InChannels:
-    """A source whose images come out in another number of channels (see `to_channels`)."""
+    """Source that converts the images of another to 1 or 3 channels (see `to_channels`)."""
 
     def __init__(self, source: Source, channels: int) -> None:
         self._source, self._channels = source, channels
@@ -85,13 +85,13 @@ class InChannels:
 
 
 def is_grey(images: Tensor) -> bool:
-    """Return whether images (… x C x H x W) have no colour: every plane is the same."""
+    """Return whether images (… x C x H x W) have no colour: all their planes are equal."""
     return bool((images == images[..., :1, :, :]).all())
 
 
 def to_channels(images: Tensor, channels: int) -> Tensor:
-    """Return uint8 images (… x C x H x W) in 1 or 3 channels: colour as grey, by its luma as in
-    Pillow's convert("L"), or grey as three equal planes. Grey pixels keep their value."""
+    """Convert uint8 images (… x C x H x W) to 1 or 3 channels: colour to its luma, as Pillow's
+    convert("L") does, or grey to three equal planes. Grey pixels keep their value."""
     if images.shape[-3] == channels:
         return images
     if channels == 3:
@@ -102,7 +102,7 @@ def to_channels(images: Tensor, channels: int) -> Tensor:
 
 
 def with_channels(images: "ImageSet", channels: int) -> "ImageSet":
-    """Return the same images in 1 or 3 channels: a view."""
+    """Return a view of the same images in 1 or 3 channels."""
     if images.images.shape[1] == channels:
         return images
     whole = images if isinstance(images.images, Rows) else images.subset(torch.arange(len(images)))
@@ -113,14 +113,14 @@ def with_channels(images: "ImageSet", channels: int) -> "ImageSet":
 
 @dataclass(frozen=True)
 class Normalization:
-    """Per-channel mean and standard deviation, as fractions of full brightness."""
+    """Mean and standard deviation of each channel, as fractions of full brightness."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     @classmethod
     def of(cls, images: Images) -> Self:
-        """Return that of uint8 images N x C x H x W. Exact: counts grey levels, adds no floats."""
+        """Compute it for uint8 images N x C x H x W, from exact counts of the 256 levels."""
         counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
         for piece in images.split(PIECE):
             for channel, of_channel in enumerate(counts):
@@ -137,10 +137,10 @@ class Normalization:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images with targets and class names.
+    """Images with their targets and the class names.
 
-    images: uint8, N x C x H x W, C being 3, or 1 where they are grey. targets: int64, N, each an
-    index into classes.
+    images: uint8, N x C x H x W, with C = 3, or 1 if they are grey.
+    targets: int64, N, indices into `classes`.
     """
 
     images: Images
@@ -157,7 +157,7 @@ class ImageSet:
         return len(self.images)
 
     def subset(self, indices: Tensor) -> "ImageSet":
-        """The images at `indices` (int64): a view, which copies none of them."""
+        """Return a view of the images at `indices` (int64), without copying any."""
         if isinstance(self.images, Rows):
             images = Rows(self.images.source, self.images.rows[indices])
         else:
@@ -165,8 +165,8 @@ class ImageSet:
         return ImageSet(images, self.targets[indices], self.classes)
 
     def to(self, device: torch.device) -> "ImageSet":
-        """The same set on `device`: a view stays one where it is, and goes to a GPU as a tensor
-        of its images alone, through pinned memory."""
+        """Return the set on `device`. On the same device it stays a view; on a GPU it becomes a
+        tensor of its own images, sent through pinned memory."""
         if device.type == self.images.device.type:
             return self
         images, targets = self.images[:], self.targets
@@ -178,8 +178,8 @@ class ImageSet:
 
 
 def joined(first: ImageSet, second: ImageSet) -> ImageSet:
-    """Return the images of two sets of the same classes as one: a view, if both are of one source,
-    else a copy."""
+    """Concatenate two sets of the same classes: as a view if both are rows of the same source, else
+    as a copy."""
     a, b = first.images, second.images
     if isinstance(a, Rows) and isinstance(b, Rows) and a.source is b.source:
         images: Images = Rows(a.source, torch.cat([a.rows, b.rows]))
@@ -189,17 +189,17 @@ def joined(first: ImageSet, second: ImageSet) -> ImageSet:
 
 
 def with_classes(images: ImageSet, classes: tuple[str, ...]) -> ImageSet:
-    """Return the same images with their targets counted among other classes, by name.
+    """Return the same images with targets that index other class names.
 
     Raises:
-        ValueError: one of their classes is not among them.
+        ValueError: one of their classes is not among `classes`.
     """
     places = torch.tensor([classes.index(name) for name in images.classes], dtype=torch.int64)
     return ImageSet(images.images, places.to(images.targets.device)[images.targets], classes)
 
 
 def class_counts(dataset: ImageSet) -> dict[str, int]:
-    """Count the images of each class, by its name."""
+    """Return the number of images of each class, by class name."""
     counts = dataset.targets.bincount(minlength=len(dataset.classes)).tolist()
     return dict(zip(dataset.classes, counts, strict=True))
 
@@ -207,19 +207,19 @@ def class_counts(dataset: ImageSet) -> dict[str, int]:
 def stratified_split(
     targets: Tensor, held_out: int, seed: int, groups: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Indices to train on and `held_out` indices held out, the same share of every class.
+    """Return the indices to train on and `held_out` others, the same share of every class.
 
-    Where the share is no whole number, the classes that lose most by rounding give one more.
-    Groups are held out whole or not at all, so that there are about `held_out` indices.
+    If the share is not a whole number, the classes that rounding down costs most give one more.
+    Groups are held out whole, which makes the number of indices approximate.
 
     Args:
         targets: int64, N.
-        held_out: how many to hold out, at most N.
-        seed: decides which; the same on every machine.
-        groups: int64, N; images of one number stay together.
+        held_out: number of images to hold out, at most N.
+        seed: seed of the choice, which is the same on every machine.
+        groups: int64, N; images with the same number stay together.
 
     Returns:
-        Two sorted int64 tensors that together hold every index once.
+        Two sorted int64 tensors that together contain every index once.
     """
     if groups is not None and 0 < held_out < len(targets):
         share = held_out / len(targets)

@@ -1,4 +1,4 @@
-"""The form that own pictures have: class folders, a table, an archive or parquet files."""
+"""Form of your own pictures: class folders, a table, an archive or parquet files."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from sprat.data.own import COLUMNS, PicturesConfig, form_of
 from sprat.data.picture import Picture
 from sprat.errors import SpratError, shown
 
-_DEEPEST = 10  # folders that wrap one another around a set
+_DEEPEST = 10  # levels of folders that may wrap a set
 
 
 def find(
@@ -22,14 +22,14 @@ def find(
     say: Say = lambda text: None,
     check: Callable[[Found], None] = lambda found: None,
 ) -> Found:
-    """List own pictures of any form, without reading one.
+    """List your own pictures in whatever form they are, without reading one.
 
     Args:
-        check: called with what was found, before an archive comes into the cache; raises to refuse
-            it.
+        check: called with what was found, before an archive enters the cache; raises to refuse it.
 
     Raises:
-        SpratError: the place holds nothing of these forms, or lacks a column that was asked for.
+        SpratError: the place contains none of these forms, or lacks a column that the settings
+            name.
     """
 
     def checked(found: Found) -> Found:
@@ -57,8 +57,8 @@ def find(
 
 
 def _find_in_archive(place: Path, folder: Path, config: PicturesConfig) -> Found:
-    """List the pictures of an archive that was extracted into a folder, where nobody mends them:
-    whatever is said names the archive and the file in it, flowers.zip: train/rose/1.jpg."""
+    """List the pictures of an archive that was extracted to a folder, in the cache, where nobody
+    edits: messages name the archive and the file in it, flowers.zip: train/rose/1.jpg."""
 
     def named(text: object) -> str:
         return str(text).replace(f"{folder}{os.sep}", f"{place}: ").replace(str(folder), str(place))
@@ -86,14 +86,14 @@ def _find_in_archive(place: Path, folder: Path, config: PicturesConfig) -> Found
 
 
 def _find_in_folder(folder: Path, config: PicturesConfig, depth: int = 0) -> Found:
-    """List the pictures in a folder: parquet files, class folders, a table, or a folder that holds
-    one of these."""
+    """List the pictures in a folder: parquet files, class folders, a table, or a folder that
+    contains one of these."""
     if files := shards.shards_in(folder):
         return shards.find(files, folder, config)
     inside = folders.scan(folder)
     parts = [name for name in inside.folders if part_of(name)]
     classes = [name for name in inside.folders if not part_of(name)]
-    # next to a table, train_images/ and test_images/ are no classes
+    # next to a table, train_images/ and test_images/ are not classes
     sorted_out = len(classes) > 1 and not all(map(first_part, classes))
     if sorted_out or any(folders.scan(folder / name).folders for name in parts):
         return folders.find(folder)
@@ -112,7 +112,7 @@ def _find_in_folder(folder: Path, config: PicturesConfig, depth: int = 0) -> Fou
 def _tables_in(
     folder: Path, inside: folders.Contents, parts: list[str]
 ) -> tuple[dict[Path, str], list[str]]:
-    """Return the tables in a folder or else in its parts, and sentences about what is left out."""
+    """Return the tables in a folder, or else in its parts, and sentences about what is left out."""
     named, left_out = tables.tables_in(folder, inside.files)
     if not named:
         for name in parts:

@@ -1,4 +1,4 @@
-"""Own pictures: the forms they come in, and the settings by which they are read."""
+"""Forms that your own pictures can have, and the settings to read them with."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,21 +20,21 @@ OWN = (
 
 
 def form_of(name: str) -> Form | None:
-    """Return the form of own pictures that a file has by its name; None for another file."""
+    """Return the form of your own pictures that a file name stands for; None for any other file."""
     return next((form for ending, form in FORMS.items() if name.lower().endswith(ending)), None)
 
 
-COLUMNS = ("path_column", "label_column", "group_column")  # settings that name one
+COLUMNS = ("path_column", "label_column", "group_column")  # settings that name a column
 
 
 def is_own(path: Path) -> bool:
-    """Return whether a path may be own pictures: a folder, or a file of one of the forms."""
+    """Return whether a path may be your own pictures: a folder, or a file in one of the forms."""
     return path.is_dir() or (path.is_file() and form_of(path.name) is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PicturesConfig(Table, name="pictures"):
-    """Settings by which your own pictures become images, labels and splits."""
+    """Settings for turning your own pictures into images, labels and splits."""
 
     side: int = setting(
         32,

@@ -1,4 +1,4 @@
-"""Published files, in their archive or extracted."""
+"""Files of a published dataset, in their archive or extracted."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 else:
     fetch = deferred("sprat.data.fetch")
 
-_LARGEST = 1 << 28  # bytes of a file in an archive; the largest published one has 156 million
+_LARGEST = 1 << 28  # bytes of a file in an archive; the largest published one is 156 MB
 
 
 @dataclass(frozen=True)
 class Packed:
-    """One form in which a dataset was published.
+    """One published form of a dataset.
 
     folder: name of the folder in the archive. archive: name of the tar.gz.
-    needed: names of the files that are read. md5s: the published ones, by name.
+    needed: names of the files to read. md5s: published md5s by file name.
     """
 
     folder: str
@@ -36,19 +36,19 @@ class Packed:
     md5s: Mapping[str, str]
 
     def find(self, folder: Path) -> Path | None:
-        """Return the folder of the extracted files, `folder` or one in it, else the archive, else
-        None."""
+        """Return the folder of the extracted files (`folder` or the one in it), else the archive,
+        else None."""
         places = (folder / self.folder, folder, folder / self.archive)
         return next((place for place in places if self.holds(place)), None)
 
     def holds(self, place: Path) -> bool:
-        """Return whether `place` is the archive, or a folder with every file that is needed."""
+        """Return whether `place` is the archive, or a folder with all needed files."""
         if place.name == self.archive:
             return place.is_file()
         return all((place / name).is_file() for name in self.needed)
 
     def read(self, place: Path) -> dict[str, bytes]:
-        """Return the needed files' bytes by name, from what `find` returned.
+        """Return the content of the needed files by name, from what `find` returned.
 
         Raises:
             SpratError: the archive is damaged or lacks one of them.
@@ -58,7 +58,8 @@ class Packed:
         return {name: (place / name).read_bytes() for name in self.needed}
 
     def verify(self, folder: Path) -> dict[Path, str]:
-        """Return each published file in `folder`: "ok", "damaged" or "missing" by its md5.
+        """Return the state of each published file in `folder`, by md5: "ok", "damaged" or
+        "missing".
 
         An archive or a folder that is not there at all is not reported as missing.
         """
@@ -71,7 +72,7 @@ class Packed:
         return {path: judge(path, md5) for path, md5 in expected.items()}
 
     def _read_archive(self, archive: Path) -> dict[str, bytes]:
-        """Read without extracting, so no path in the archive matters."""
+        """Read the archive without extracting it, so that paths in it do not matter."""
         files = {}
         with archive.open("rb") as packed:
             try:
@@ -84,9 +85,9 @@ class Packed:
                             file = tar.extractfile(member)
                             assert file is not None
                             files[name] = file.read()
-                    while content.read(1 << 20):  # only at its very end is the checksum compared
+                    while content.read(1 << 20):  # the checksum is compared at the very end
                         pass
-            except Exception as error:  # a damaged archive raises anything
+            except Exception as error:  # damaged archives raise all sorts
                 raise SpratError(
                     f"{archive} cannot be read as a tar.gz ({error}). Delete it and download it "
                     "again."
@@ -100,7 +101,7 @@ class Packed:
 
 
 def judge(path: Path, md5: str) -> str:
-    """Return "ok", "damaged" or "missing", by a file's published md5."""
+    """Return "ok", "damaged" or "missing" by comparing a file with its published md5."""
     if not path.is_file():
         return "missing"
     return "ok" if fetch.md5_of(path) == md5 else "damaged"

@@ -1,4 +1,4 @@
-"""Pictures with labels in parquet files, as Hugging Face has CIFAR-10: PNG files in a column."""
+"""CIFAR-10 in Hugging Face's parquet files, with a column of PNG files and one of labels."""
 
 import importlib.util
 import io
@@ -18,29 +18,29 @@ SIDE = 32  # pixels
 
 
 def find(folder: Path) -> Path | None:
-    """The folder with `train-*.parquet` and `test-*.parquet`, `folder` or its plain_text; or
-    None."""
+    """Return the folder with `train-*.parquet` and `test-*.parquet`: `folder` or its plain_text,
+    else None."""
     places = (folder, folder / "plain_text")
     return next((p for p in places if all(files_of(p, split) for split in SPLITS)), None)
 
 
 def files_of(place: Path, split: str) -> list[Path]:
-    """One split's files in a folder, in order."""
+    """Return one split's files in a folder, sorted."""
     return sorted(path for path in place.glob(f"{split}-*.parquet") if path.is_file())
 
 
 def read(place: Path, split: str, count: int, classes: int) -> tuple[Tensor, Tensor]:
-    """The images of one split, in the files' order.
+    """Read the images of one split, in the order of the files.
 
     Args:
-        count: how many images it must hold.
-        classes: how many there are.
+        count: number of images that the split must have.
+        classes: number of classes.
 
     Returns:
         images: uint8, count x 3 x 32 x 32. targets: int64, count.
 
     Raises:
-        SpratError: a file is damaged, or holds something else; or pyarrow is not installed.
+        SpratError: a file is damaged or contains something else, or pyarrow is not installed.
     """
     require_pyarrow()
     rows: list[tuple[np.ndarray, int]] = []
@@ -48,7 +48,7 @@ def read(place: Path, split: str, count: int, classes: int) -> tuple[Tensor, Ten
         content = path.read_bytes()
         try:
             rows += [_decode(row) for row in _rows(content, count)]
-        except Exception as error:  # a damaged file raises anything
+        except Exception as error:  # damaged files raise all sorts
             why = f"is damaged or of another kind ({type(error).__name__}: {error})"
             raise refusal(str(path), why) from error
     if len(rows) != count:
@@ -61,7 +61,7 @@ def read(place: Path, split: str, count: int, classes: int) -> tuple[Tensor, Ten
 
 
 def require_pyarrow() -> None:
-    """Raises a SpratError that says what to install, where there is no pyarrow."""
+    """Check that pyarrow is installed; raise a SpratError that says how to install it."""
     if importlib.util.find_spec("pyarrow") is None:
         raise SpratError(
             "Reading parquet files needs pyarrow, which is not installed. Give another form of "
@@ -80,7 +80,7 @@ def _rows(content: bytes, most: int) -> list[dict[str, Any]]:
 
 
 def _decode(row: dict[str, Any]) -> tuple[np.ndarray, int]:
-    """A row's pixels, uint8 32 x 32 x 3, and its label."""
+    """Return the pixels of a row, uint8 32 x 32 x 3, and its label."""
     label = row["label"]
     if type(label) is not int:
         raise ValueError(f"a label is {label!r}")

@@ -1,4 +1,4 @@
-"""CIFAR's pickles, read without running anything that they ask for."""
+"""Reader for CIFAR's pickles that never executes anything they contain."""
 
 import io
 import pickle
@@ -13,13 +13,14 @@ from sprat.errors import SpratError
 
 
 def read_pickle(content: bytes, name: str) -> dict[bytes, Any]:
-    """The dictionary that a file of CIFAR's holds.
+    """Return the dictionary in one of CIFAR's files.
 
     Args:
-        name: what the file is called in an error.
+        name: how errors refer to the file.
 
     Raises:
-        SpratError: it is damaged, holds something else, or asks for what none of them needs.
+        SpratError: it is damaged, contains something else, or asks for what no published file
+            needs.
     """
     try:
         held = _Unpickler(io.BytesIO(content), encoding="bytes").load()
@@ -28,7 +29,7 @@ def read_pickle(content: bytes, name: str) -> dict[bytes, Any]:
             f"{name} asks for {error}, which no file of this dataset needs, so it may be an "
             "attack. Delete it and download the dataset again."
         ) from error
-    except Exception as error:  # a damaged pickle raises anything
+    except Exception as error:  # damaged pickles raise all sorts
         raise refusal(name, f"is damaged ({type(error).__name__}: {error})") from error
     if not isinstance(held, dict):
         raise refusal(name, "holds no data and labels")
@@ -38,18 +39,18 @@ def read_pickle(content: bytes, name: str) -> dict[bytes, Any]:
 def read_batch(
     content: bytes, name: str, labels_key: bytes, count: int, classes: int
 ) -> tuple[Tensor, Tensor]:
-    """The images of one batch file, in its order.
+    """Read the images of one batch file, in its order.
 
     Args:
-        labels_key: what its labels are called: CIFAR-100 has two kinds.
-        count: how many images it must hold.
-        classes: how many there are.
+        labels_key: key of the labels, as CIFAR-100 has two kinds.
+        count: number of images that the file must have.
+        classes: number of classes.
 
     Returns:
         images: uint8, count x 3 x 32 x 32. targets: int64, count.
 
     Raises:
-        SpratError: as `read_pickle`, or that is not what it holds.
+        SpratError: as `read_pickle`, or the file does not contain such a batch.
     """
     batch = read_pickle(content, name)
     if not {b"data", labels_key} <= set(batch):
@@ -67,17 +68,17 @@ def read_batch(
 
 
 def refusal(name: str, why: str) -> SpratError:
-    """The error of a file that is not what was published."""
+    """Return the error for a file that differs from the published one."""
     return SpratError(f"{name} {why}, unlike the published file. Download the dataset again.")
 
 
 class _AttackError(Exception):
-    """The name that a pickle asks for and should not."""
+    """A pickle asks for a name that it should not need."""
 
 
 class _Dtype:
-    """Stands for numpy's. A hostile state would make numpy take raw bytes for objects, so numpy
-    never sees it."""
+    """Stand-in for numpy.dtype. A hostile state could make numpy take raw bytes for objects, so
+    numpy never sees it."""
 
     def __init__(self, name: object, *_: object) -> None:
         self.is_uint8 = name in ("u1", b"u1")
@@ -86,7 +87,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for numpy's array and what makes one; `values` is what it holds, if uint8."""
+    """Stand-in for numpy.ndarray and its constructor; `values` is the content if it is uint8."""
 
     values: NDArray[np.uint8] | None = None
 
@@ -100,7 +101,7 @@ class _Array:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Accepts the three names that CIFAR's pickles use, returns stand-ins for them, and calls
+    """Unpickler that resolves only the names that CIFAR's pickles use, to stand-ins, and calls
     nothing else."""
 
     _allowed: ClassVar[dict[tuple[str, str], Any]] = {

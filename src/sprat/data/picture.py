@@ -1,4 +1,4 @@
-"""Picture files: which files are pictures, and one as a network is to see it."""
+"""Picture files: which files are pictures, and how one is read for a network."""
 
 import io
 import stat
@@ -13,7 +13,7 @@ from torch import Tensor
 from sprat.data.imageset import to_channels
 from sprat.errors import SpratError
 
-# Of each suffix the format; no reader of Pillow's others is reached, whatever a file holds.
+# Format by suffix; whatever a file contains, none of Pillow's other readers is tried.
 SUFFIXES = {
     ".png": "PNG", ".apng": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG",
     ".jfif": "JPEG", ".mpo": "JPEG", ".webp": "WEBP", ".avif": "AVIF", ".gif": "GIF",
@@ -21,10 +21,10 @@ SUFFIXES = {
     ".pnm": "PPM",
 }  # fmt: skip
 FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))
-MAX_SIDE = 65_535  # pixels, as in JPEG; a line of millions would cost gigabytes
-# What systems leave in folders of pictures, in lower case.
+MAX_SIDE = 65_535  # pixels, as in JPEG; a row of millions would take gigabytes
+# Files and folders that operating systems leave among pictures, in lower case.
 _LEFT_BY_SYSTEMS = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir"})
-_UPRIGHT = {  # by EXIF's orientation
+_UPRIGHT = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -44,9 +44,9 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Embedded:
-    """A picture file within another file.
+    """A picture file inside another file.
 
-    name: of the place, for a message. content: the file's bytes.
+    name: where it is, for messages. content: its bytes.
     """
 
     name: str
@@ -60,16 +60,15 @@ Picture = Path | Embedded
 
 
 def is_skipped(name: str) -> bool:
-    """Return whether a file or folder of this name is never looked at: hidden, or left by a
+    """Return whether files and folders of this name are ignored: hidden, or left by an operating
     system."""
     return name.startswith(".") or name.lower() in _LEFT_BY_SYSTEMS
 
 
 def is_picture(path: Path) -> bool:
-    """Return whether a file among others is meant as a picture: by its suffix, or else by its
-    content.
+    """Return whether a file is meant to be a picture, by its suffix or else by its content.
 
-    True too for a pipe or a device, so that `read_picture` refuses it.
+    Also true for a pipe or a device, so that `read_picture` refuses it.
     """
     if path.suffix.lower() in SUFFIXES:
         return True
@@ -79,12 +78,12 @@ def is_picture(path: Path) -> bool:
             return True
     except (SpratError, Image.DecompressionBombError):
         return True
-    except Exception:  # no picture, or so damaged that nothing says that it is one
+    except Exception:  # not a picture, or damaged beyond recognition
         return False
 
 
 def read_picture(path: Picture, side: int, channels: int = 3) -> Tensor:
-    """A picture file as the network is to see it: uint8, channels x side x side.
+    """Read a picture file as network input: uint8, channels x side x side.
 
     Raises:
         SpratError: the file is not a picture, not a regular file, damaged, or larger than is safe.
@@ -109,10 +108,12 @@ def read_picture(path: Picture, side: int, channels: int = 3) -> Tensor:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise SpratError(f"{path} has too many pixels to be safe: {error}") from error
-    except UnidentifiedImageError as error:  # whose own words name the path once more
+    except UnidentifiedImageError as error:  # Pillow's own message repeats the path
         formats = ", ".join(FORMATS)
-        raise SpratError(f"{path} cannot be read as a picture: it is none of {formats}") from error
-    except Exception as error:  # a damaged file raises anything
+        raise SpratError(
+            f"{path} cannot be read as a picture: it is not one of {formats}"
+        ) from error
+    except Exception as error:  # damaged files raise all sorts
         why = (isinstance(error, OSError) and error.strerror) or error
         raise SpratError(f"{path} cannot be read as a picture: {why}") from error
 
@@ -125,20 +126,20 @@ def read_size(path: Picture) -> tuple[int, int]:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Return an image turned as its EXIF says, or as it is where EXIF is absent or damaged."""
+    """Return an image rotated as its EXIF says; unchanged if EXIF is absent or damaged."""
     try:
         turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged EXIF raises anything; the pixels are sound
+    except Exception:  # damaged EXIF raises all sorts; the pixels are sound
         turn = None
     return image if turn is None else image.transpose(turn)
 
 
 def _require_file(path: Path) -> None:
-    """Refuses what opening would wait for, or never come to the end of.
+    """Refuse a file that would block when opened, or that has no end.
 
     Raises:
         SpratError: it is a pipe, a socket, a device or a folder.
-        OSError: it is not there, or may not be looked at.
+        OSError: it does not exist or is not accessible.
     """
     kind = stat.S_IFMT(path.stat().st_mode)
     if kind != stat.S_IFREG:
@@ -148,11 +149,11 @@ def _require_file(path: Path) -> None:
 
 
 def fit(image: Image.Image, side: int, channels: int = 3) -> Tensor:
-    """An image of any size and mode as the network is to see it: uint8, channels x side x side.
+    """Convert an image of any size and mode to network input: uint8, channels x side x side.
 
-    Transparency is laid on white, wider greys are brought to 8 bits, the middle square is taken
-    and resized with antialiasing; for a network of one channel, colour then becomes grey (see
-    `imageset.to_channels`). RGB of that size already stays as it is.
+    Transparency is blended onto white, greys of more than 8 bits are scaled to 8, and the central
+    square is cropped and resized with antialiasing. For one channel, colour is then converted to
+    grey (see `imageset.to_channels`). An RGB image of that size stays as it is.
     """
     rgb = _to_rgb(image)
     if rgb.size != (side, side):
@@ -166,7 +167,7 @@ def fit(image: Image.Image, side: int, channels: int = 3) -> Tensor:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):  # these do not say what white is: the narrowest usual range
+    if image.mode in ("I", "F"):  # white is undefined in these: take the narrowest usual range
         grey = np.nan_to_num(np.asarray(image, dtype=np.float64)).clip(0)
         brightest = grey.max(initial=0)
         ranges = (1, 255, 65535) if image.mode == "F" else (255, 65535)

@@ -1,7 +1,7 @@
-"""Own pictures: found in whatever form they came, read, split and cached.
+"""Your own pictures: found in whatever form they came, read, split and cached.
 
-They are read once, cropped and resized, and kept as pixels in the user's cache; after that they are
-only listed, to see whether a file has come, gone or changed.
+They are read once, cropped, resized and cached as pixels. After that they are only listed, to see
+whether files were added, removed or changed.
 """
 
 import hashlib
@@ -37,17 +37,16 @@ from sprat.files import cache_dir, lock, replacing, sweep
 from sprat.text import command, visible
 from sprat.threads import usable_cores
 
-LISTED = 20  # unreadable files named in a message
-FEW = 4  # coloured ones kept, to name the first three
-_AT_ONCE = 256  # pictures in memory while they are read
+LISTED = 20  # unreadable files listed in a message
+FEW = 4  # coloured pictures kept, to name the first three
+_AT_ONCE = 256  # pictures read at once
 
 
 class Parts(NamedTuple):
-    """The parts of a set of own pictures.
+    """The parts of your own pictures.
 
-    train: those of val among them. val: int64, indices of training images; None without val.
-    groups: int64, a number for each training image, the same for those that stay together; None
-    without groups.
+    train: includes val. val: int64, indices into train; None without val.
+    groups: int64, group number of each training image; None without groups.
     """
 
     train: ImageSet
@@ -64,22 +63,22 @@ def load(
     *,
     whole: bool = False,
 ) -> tuple[Parts, Summary]:
-    """Read own pictures, from the cache if they have not changed since they came there.
+    """Read your own pictures, from the cache unless they have changed since.
 
     Args:
-        place: an absolute path, since the cache goes by it: a folder, a table, an archive or a
-            parquet file.
+        place: absolute path (the cache depends on it) of a folder, table, archive or parquet file.
         say: called with sentences about what is left out.
-        progress: called with the number of pictures that are read, and that of all.
-        whole: whether to take any pictures that can be evaluated: a part alone, or one class.
+        progress: called with the number of pictures read so far, and of all.
+        whole: whether to accept pictures that can only be evaluated: a test part alone, or one
+            class.
 
     Returns:
-        Its parts, and what was found.
+        The parts, and a summary of what was found.
 
     Raises:
-        SpratError: the place has none of these forms, a file is not a picture and
-            config.unreadable is "refuse", a picture is coloured and config.channels is 1, or the
-            cache cannot be written.
+        SpratError: the place has none of these forms, a file is not a picture and config.unreadable
+            is "refuse", a picture is coloured and config.channels is 1, or the cache cannot be
+            written.
     """
     check = (lambda found: None) if whole else partial(_check_trainable, place)
     found = layout.find(place, config, say, check)
@@ -110,10 +109,10 @@ def load(
 
 
 def _groups(found: Found, skipped: list[int]) -> Tensor | None:
-    """Return a number for the group of each picture in the cache; None without groups.
+    """Return the group number of each picture in the cache; None without groups.
 
     Args:
-        skipped: places of the other pictures among all.
+        skipped: indices of the pictures that are not in the cache.
     """
     if found.together is None:
         return None
@@ -124,7 +123,7 @@ def _groups(found: Found, skipped: list[int]) -> Tensor | None:
 
 
 def _count_divided(found: Found) -> int:
-    """Return how many groups the parts that pictures came in divide."""
+    """Return how many groups are in more than one of the parts that the pictures came in."""
     if found.together is None:
         return 0
     of_picture = (group.part for group in found.groups for _ in range(group.count))
@@ -134,10 +133,10 @@ def _count_divided(found: Found) -> int:
 
 @dataclass(frozen=True)
 class Files:
-    """The files of own pictures.
+    """Files of your own pictures.
 
-    names, sizes: path, and width and height, of each picture that was read, by its row in the
-    cache. unreadable: path of each of the others, and what is wrong with it.
+    names, sizes: path, and width and height, of each picture in the cache, by row.
+    unreadable: path of each other file, and what is wrong with it.
     """
 
     names: list[str]
@@ -146,7 +145,7 @@ class Files:
 
 
 def files_of(place: Path, config: PicturesConfig) -> Files:
-    """Return the files of own pictures as `load` has read them.
+    """Return the files of your own pictures, in the order that `load` reads them.
 
     Args:
         place: an absolute path.
@@ -174,7 +173,7 @@ def files_of(place: Path, config: PicturesConfig) -> Files:
 
 
 def names_of(place: Path, config: PicturesConfig) -> list[str]:
-    """Return the path of each picture that `load` has read, by its row in the cache.
+    """Return the path of each picture in the cache, by row.
 
     Args:
         place: an absolute path.
@@ -195,11 +194,11 @@ def split(
     config: PicturesConfig,
     groups: Tensor | None = None,
 ) -> Parts:
-    """Return the parts of a set that is in the cache.
+    """Divide a set in the cache into its parts.
 
     Args:
-        about: "counts", the images of each part and class, [part, label, count] in their order.
-        groups: int64, a number for each image; those of one number are all in test or none.
+        about: description of the cache; "counts" has [part, label, count] of each run of images.
+        groups: int64, group number of each image; a group is in test as a whole or not at all.
     """
     counts = torch.tensor([count for _, _, count in about["counts"]], dtype=torch.int64)
     labels = torch.tensor([label for _, label, _ in about["counts"]], dtype=torch.int64)
@@ -224,7 +223,7 @@ def split(
 
 
 def _check_trainable(place: Path, found: Found) -> None:
-    """Raises a SpratError where there is nothing to train on, or only one class."""
+    """Raise a SpratError if there is nothing to train on, or only one class."""
     parts = {group.part for group in found.groups}
     if not parts & {"", "train"}:
         have = " and ".join(part for part in PARTS if part in parts)
@@ -240,7 +239,7 @@ def _check_trainable(place: Path, found: Found) -> None:
 
 
 def _check_parts(place: Path, train: ImageSet, test: ImageSet, config: PicturesConfig) -> None:
-    """Raises a SpratError where no picture is there to test on, or none of a class to train on."""
+    """Raise a SpratError if no picture is left to test on, or none of a class to train on."""
     if not len(test):
         raise SpratError(
             f"None of the {len(train)} pictures in {place} is left to test on. Add pictures, or "
@@ -276,7 +275,7 @@ def _summarize(found: Found, parts: Parts, config: PicturesConfig) -> Summary:
 
 
 def cache_file(place: Path, side: int) -> Path:
-    """Return where own pictures are kept as pixels, one file for each side."""
+    """Return the file that caches the pixels of your own pictures at a side."""
     name = hashlib.md5(os.fsencode(place), usedforsecurity=False).hexdigest()[:12]
     return cache_dir() / "pictures" / f"{name}-{side}.pixels"
 
@@ -284,10 +283,10 @@ def cache_file(place: Path, side: int) -> Path:
 def _cached(
     place: Path, found: Found, config: PicturesConfig, say: Say, progress: Progress
 ) -> tuple[cache.Mapped, dict[str, Any]]:
-    """The pictures and their description, read again unless the cache is up to date.
+    """Return the cached pictures and their description; read the pictures again if it is out of
+    date.
 
-    What is cached does not depend on config.channels: one plane of each if all are grey, else
-    three.
+    The cache has one plane per picture if all are grey, else three, whatever config.channels is.
     """
     path = cache_file(place, config.side)
     lock_file = path.with_name(f".{path.name}.lock")
@@ -296,7 +295,7 @@ def _cached(
         return about["digest"] == found.digest and "coloured" in about
 
     if kept := cache.read(path, unchanged):
-        sweep(path.parent, lock_file.name)  # left by a process killed as it ended
+        sweep(path.parent, lock_file.name)  # temporary files of a killed process
         return kept
     size = len(found) * 3 * config.side**2
     try:
@@ -324,12 +323,12 @@ def _cached(
 def _read_into(
     path: Path, place: Path, found: Found, config: PicturesConfig, progress: Progress
 ) -> None:
-    """Reads all pictures into the cache file `path`, which appears whole or not at all."""
+    """Read all pictures into the cache file `path`, which appears complete or not at all."""
     kept: list[int] = [0] * len(found.groups)
     unreadable: list[str] = []
-    coloured: list[str] = []  # the first of them
+    coloured: list[str] = []  # the first few
     count_coloured, side = 0, config.side
-    skipped: list[int] = []  # places of these among the pictures
+    skipped: list[int] = []  # indices of the unreadable pictures
     of_picture = (n for n, group in enumerate(found.groups) for _ in range(group.count))
     pictures, done = found.pictures(), 0
     with (
@@ -363,7 +362,7 @@ def _read_into(
 
 
 def _check_grey(place: Path, about: dict[str, Any], config: PicturesConfig) -> None:
-    """Raises a SpratError where pictures are coloured and grey ones are asked for."""
+    """Raise a SpratError if there are coloured pictures but the settings ask for grey ones."""
     count, first = about["coloured"]
     if config.channels == 1 and count:
         names = few([name.removeprefix(f"{place}{os.sep}") for name in first])
@@ -382,7 +381,7 @@ def _read_or_error(picture: Picture, side: int) -> Tensor | SpratError:
 
 
 def _unreadable(place: Path, errors: list[str]) -> list[str]:
-    """Lines of a message."""
+    """Return the lines of a message about unreadable files."""
     lines = [f"{len(errors):,} of the files in {visible(place)} cannot be read as pictures:"]
     lines += [f"  {error}" for error in errors[:LISTED]]
     if len(errors) > LISTED:

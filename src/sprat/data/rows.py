@@ -1,4 +1,4 @@
-"""The rows of a table: CSV, TSV or JSON lines, read whole, within bounds."""
+"""Rows of a table (CSV, TSV or JSON lines), read at once and limited in size."""
 
 import csv
 import io
@@ -8,16 +8,16 @@ from pathlib import Path
 from sprat.errors import SpratError, shown
 from sprat.readers import parse_json, read_text
 
-MOST_BYTES = 64 << 20  # of a table
+MOST_BYTES = 64 << 20  # size of a table
 MOST_ROWS, MOST_COLUMNS = 2_000_000, 1_000
-Row = tuple[int, list[str]]  # the number of a line, and its cells
+Row = tuple[int, list[str]]  # line number and cells
 
 
 def read(table: Path) -> tuple[list[str], list[Row]]:
-    """Return the names of a table's columns, and its rows with the numbers of their lines.
+    """Return the column names of a table, and its rows with their line numbers.
 
     Raises:
-        SpratError: it is damaged, or no table.
+        SpratError: the table is damaged, empty, or not a table.
     """
     text = read_text(table, MOST_BYTES).removeprefix("\ufeff")
     try:

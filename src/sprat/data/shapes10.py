@@ -1,9 +1,9 @@
-"""shapes10: ten kinds of shape on cluttered ground, drawn from a seed.
+"""shapes10: ten kinds of shape on a cluttered background, drawn from a seed.
 
-Made for tests, continuous integration and machines without a network. 32 x 32 colour images; each
-shows one shape of its class at a random place, size, angle and colour over a shaded ground
-with stray strokes and noise. A linear model stays under 60 %, a small convolutional network
-passes 95 % after two epochs.
+For tests, continuous integration and machines without internet access. Each 32 x 32 colour image
+shows one shape of its class at a random place, size, angle and colour, on a shaded background with
+stray strokes and noise. A linear model stays below 60 %, a small convolutional network exceeds 95 %
+after two epochs.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ CLASSES = (
 )
 SIDE = 32  # pixels
 TRAIN_IMAGES, TEST_IMAGES = 10_000, 2_000
-_CHUNK = 500  # images drawn at once, to bound memory
+_CHUNK = 500  # images drawn at once, to limit memory
 
 
 def load(
     seed: int = 0, train_images: int = TRAIN_IMAGES, test_images: int = TEST_IMAGES
 ) -> tuple[ImageSet, ImageSet]:
-    """Return training and test images, as many of each class."""
+    """Return training and test images, with equal numbers of each class."""
     rng = np.random.Generator(np.random.PCG64(seed))
     train, test = (_draw_set(rng, n) for n in (train_images, test_images))
     return train, test
@@ -61,7 +61,7 @@ def _draw_set(rng: np.random.Generator, n: int) -> ImageSet:
 
 
 def _draw(rng: np.random.Generator, labels: np.ndarray) -> NDArray[np.uint8]:
-    """Return images uint8 n x 3 x 32 x 32 of the given classes."""
+    """Draw uint8 images, n x 3 x 32 x 32, of the given classes."""
     n = len(labels)
 
     def uniform(low: float, high: float, *shape: int) -> Array:
@@ -94,12 +94,12 @@ def _draw(rng: np.random.Generator, labels: np.ndarray) -> NDArray[np.uint8]:
 
 
 def _cover(distance: Array) -> Array:
-    """Return the share of a pixel that a shape covers, from its signed distance in pixels."""
+    """Return the fraction of a pixel that a shape covers, from the signed distance in pixels."""
     return (0.5 - distance).clip(0, 1)
 
 
 def _distance(u: Array, v: Array, labels: np.ndarray) -> Array:
-    """Return the signed distance (below 0 inside) of points to each shape, of radius about 1."""
+    """Return the signed distance (below 0 inside) of points from shapes of radius about 1."""
     distance = np.empty_like(u)
     for label, name in enumerate(CLASSES):
         mine = labels == label

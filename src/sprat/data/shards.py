@@ -1,5 +1,5 @@
-"""Own pictures in parquet files, as Hugging Face's `datasets` writes them: one or several for each
-part, with a column of pictures (a struct of bytes and path) and one of labels."""
+"""Your own pictures in parquet files, as Hugging Face's `datasets` writes them: one or several
+files per part, with a column of pictures (a struct of bytes and path) and one of labels."""
 
 import contextlib
 import json
@@ -24,16 +24,16 @@ from sprat.data.parquet import require_pyarrow
 from sprat.data.picture import Embedded, Picture
 from sprat.errors import SpratError, shown
 
-MOST_ROWS = 10_000_000  # of one file
+MOST_ROWS = 10_000_000  # in one file
 _AT_ONCE = 64  # pictures read at once
-_WITHIN = ("data", "plain_text")  # folders of a downloaded set that files are in
+_WITHIN = ("data", "plain_text")  # folders of a downloaded dataset that contain the files
 
 
 class _Shard(NamedTuple):
     """A file, its columns, and the part and label of each row.
 
-    names: of the classes, in order; none if labels are names themselves. linked: paths of pictures,
-    if some are in files of their own. together: the group of each row; none if none is asked for.
+    names: class names in order; empty if labels are names. linked: paths of pictures, if some are
+    separate files. together: group of each row; empty without groups.
     """
 
     path: Path
@@ -45,8 +45,8 @@ class _Shard(NamedTuple):
 
 
 def shards_in(folder: Path) -> dict[Path, str]:
-    """Return the parquet files in a folder, or in folders of parts in it, each with the part that
-    its name or its folder's says, or "".
+    """Return the parquet files in a folder or in folders of parts in it. Each is mapped to the part
+    that its name or its folder's name says, or "".
 
     Raises:
         SpratError: only some of the names say a part.
@@ -72,11 +72,11 @@ def find(files: dict[Path, str], place: Path, config: PicturesConfig) -> Found:
     """List the pictures in parquet files, without decoding one.
 
     Args:
-        files: with the part of each, or "".
-        place: what the user gave.
+        files: each file with its part, or "".
+        place: the path that the user gave.
 
     Raises:
-        SpratError: pyarrow is not installed, or a file is damaged or of another shape.
+        SpratError: pyarrow is not installed, or a file is damaged or has unsuitable columns.
     """
     require_pyarrow()
     ordered = sorted(files, key=lambda path: ((*PARTS, "").index(files[path]), path))
@@ -113,7 +113,7 @@ def find(files: dict[Path, str], place: Path, config: PicturesConfig) -> Found:
 
 
 def _look_at(path: Path, part: str, config: PicturesConfig) -> _Shard:
-    """Return a file's columns and labels."""
+    """Read everything but the pictures of a file."""
     with _opened(path) as file:
         schema, count = file.schema_arrow, file.metadata.num_rows
         if count > MOST_ROWS:
@@ -139,7 +139,7 @@ def _look_at(path: Path, part: str, config: PicturesConfig) -> _Shard:
         parts: list[Any] = []
         if columns.split:
             parts = _column(file, columns.split)
-            if not any(part_of(str(each)) for each in parts):  # "set" may mean anything
+            if not any(part_of(str(each)) for each in parts):  # a column "set" may mean anything
                 columns, parts = columns._replace(split=""), []
     of_row = [part_in(f"Row {row:,} of {path}", str(each)) for row, each in enumerate(parts)]
     rows = [
@@ -155,7 +155,7 @@ def _look_at(path: Path, part: str, config: PicturesConfig) -> _Shard:
 
 
 def _group(path: Path, row: int, column: str, cell: Any) -> str:
-    """Return the group in a cell."""
+    """Return the group name in a cell."""
     name = str(cell).strip() if isinstance(cell, str | int) else ""
     if not name:
         raise SpratError(
@@ -177,7 +177,7 @@ def _pictures(shard: _Shard) -> Iterator[Picture]:
 
 
 def _picture(shard: Path, row: int, cell: Any) -> Picture:
-    """Return the picture in a row, or the file that it names."""
+    """Return the picture in a row, or the file that the row names."""
     content, path = cell, None
     if isinstance(cell, dict):
         content, path = cell.get("bytes"), cell.get("path")
@@ -193,7 +193,7 @@ def _picture(shard: Path, row: int, cell: Any) -> Picture:
 
 
 def _linked(shard: Path, path: object) -> Path | None:
-    """Return the file that a path in a parquet file names, if it is in the same folder."""
+    """Return the file that a path refers to; None if it is not in the parquet file's folder."""
     if not isinstance(path, str):
         return None
     file = Path(os.path.normpath(shard.parent / path))
@@ -201,7 +201,7 @@ def _linked(shard: Path, path: object) -> Path | None:
 
 
 def _paths(file: Any, column: str) -> list[str | None]:
-    """Return the paths in a column of pictures, if some of its rows hold no bytes."""
+    """Return the paths in a column of pictures; empty if every row contains the bytes."""
     groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
     chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
     held = [chunk for chunk in chunks if chunk.path_in_schema == f"{column}.bytes"]
@@ -217,13 +217,13 @@ def _opened(path: Path) -> Iterator[Any]:
     from pyarrow.parquet import ParquetFile
 
     try:
-        if not path.is_file():  # opening a pipe would wait
+        if not path.is_file():  # opening a pipe would block
             raise OSError("it is a device, pipe or socket")
         with ParquetFile(path) as file:
             yield file
     except SpratError:
         raise
-    except Exception as error:  # a damaged file raises anything
+    except Exception as error:  # damaged files raise all sorts
         why = cut(str(error).partition("\n")[0]) or type(error).__name__
         raise SpratError(
             f"{path} is damaged or not a parquet file: {why}. Download it again, or remove it."
@@ -250,7 +250,7 @@ def _types(schema: Any) -> str:
 
 
 def _class_names(schema: Any, label: str) -> list[str]:
-    """Return the names of the classes as `datasets` keeps them in the schema, if it does."""
+    """Return the class names that `datasets` keeps in the schema; empty if there are none."""
     try:
         content = json.loads((schema.metadata or {})[b"huggingface"])
         names = content["info"]["features"][label]["names"]
@@ -261,7 +261,7 @@ def _class_names(schema: Any, label: str) -> list[str]:
 
 
 def _label(path: Path, row: int, label: Any, names: list[str]) -> str:
-    """Return the name of a row's class."""
+    """Return the class name of a row."""
     if isinstance(label, str) and label.strip():
         return label.strip()
     if isinstance(label, int) and not isinstance(label, bool):
@@ -269,7 +269,7 @@ def _label(path: Path, row: int, label: Any, names: list[str]) -> str:
             return str(label)
         if 0 <= label < len(names):
             return names[label]
-    among = f", expected 0 to {len(names) - 1}" if names else ", expected a whole number or a text"
+    among = f", expected 0 to {len(names) - 1}" if names else ", expected a whole number or text"
     raise SpratError(
         f"{path} has the label {shown(label)} in row {row:,}{among}. Name the column of labels "
         "with --pictures.label-column, or remove the rows without a label."

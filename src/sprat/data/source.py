@@ -1,4 +1,4 @@
-"""Declarations of a dataset's module; `sprat.data` holds the table of these modules."""
+"""Interfaces of a dataset's module; `sprat.data` has the table of these modules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Built(Protocol):
-    """A dataset that is computed where it is needed."""
+    """A dataset that is generated, without files."""
 
     @property
     def TITLE(self) -> str:  # noqa: N802
@@ -27,7 +27,7 @@ class Built(Protocol):
 
 
 class Published(Protocol):
-    """A dataset in files with published md5s, which are looked for and fetched."""
+    """A dataset in files with published md5s, which can be found or downloaded."""
 
     @property
     def TITLE(self) -> str:  # noqa: N802
@@ -35,14 +35,14 @@ class Published(Protocol):
 
     @property
     def PLACES(self) -> tuple[str, ...]:  # noqa: N802
-        """The files or folders in which it is found."""
+        """Names of the files or folders that contain it."""
 
     @property
     def FETCHED(self) -> tuple[str, ...]:  # noqa: N802
-        """The files that `download` writes."""
+        """Names of the files that `download` writes."""
 
     def find(self, folder: Path) -> Path | None:
-        """Return what `load` reads if it is in `folder`, else None."""
+        """Return what `load` needs if it is in `folder`, else None."""
 
     def load(self, place: Path) -> tuple[ImageSet, ImageSet]:
         """Read the training and test sets from what `find` returned.
@@ -52,11 +52,11 @@ class Published(Protocol):
         """
 
     def download(self, folder: Path, progress: Progress, say: Say) -> Path:
-        """Fetch it into `folder`; return what `load` reads.
+        """Download the dataset into `folder`; return what `load` needs.
 
         Raises:
-            SpratError: no source gave it, or it cannot be written.
+            SpratError: no source provided it, or it cannot be written.
         """
 
     def verify(self, folder: Path) -> dict[Path, str]:
-        """Return each of its files in `folder`: "ok", "damaged" or "missing"."""
+        """Return the state of each of its files in `folder`: "ok", "damaged" or "missing"."""

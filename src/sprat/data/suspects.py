@@ -1,4 +1,4 @@
-"""Labels that are probably wrong, by what models answer that were trained without them.
+"""Labels that are probably wrong, according to models that were trained without them.
 
 Confident learning: Northcutt, Jiang and Chuang 2021, "Confident learning: estimating uncertainty in
 dataset labels" (https://arxiv.org/abs/1911.00068).
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Suspect:
-    """A picture that seems to show another class than its label says.
+    """A picture that seems to show another class than its label.
 
-    place: in the images. label, suggested: indices into the classes. label_probability,
-    suggested_probability: what a model that was trained without the picture gives them.
+    place: index of the image. label, suggested: indices into the classes. label_probability,
+    suggested_probability: their probabilities by a model that was trained without the picture.
     confident: whether confident learning counts the label as wrong.
     """
 
@@ -29,10 +29,10 @@ class Suspect:
 
 @dataclass(frozen=True)
 class LabelCheck:
-    """Findings of cross-validation of the labels of a dataset.
+    """Result of checking the labels of a dataset by cross-validation.
 
-    recipe, epochs, folds: how it was trained. top1: share of the pictures whose label is the answer
-    of the model that was trained without them. suspects: all others, the worst first.
+    recipe, epochs, folds: how the models were trained. top1: fraction of the pictures whose label
+    is predicted by the model that was trained without them. suspects: all others, the worst first.
     """
 
     recipe: str
@@ -48,22 +48,22 @@ class LabelCheck:
 
 
 def find_suspects(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> list[Suspect]:
-    """Return the labels that are not the most probable class of their picture, the worst first:
-    those that are the least probable compared with that class (the normalised margin).
+    """Return the labels that are not their picture's most probable class, ordered by normalised
+    margin (probability of the label minus that of the most probable class), the worst first.
 
-    Confident learning counts a label as wrong if another class is confident of the picture: if it
-    is as probable as it is, in the mean, for the pictures that are labelled so. Of several such
-    classes it takes the most probable.
+    Confident learning counts a label as wrong if another class reaches its threshold: its mean
+    probability over the pictures with that label. Of several such classes it takes the most
+    probable.
 
     Args:
-        probabilities: N x K, out of fold: of each picture, by a model trained without it.
+        probabilities: N x K, out of fold: each row by a model trained without that picture.
         labels: N, each below K.
     """
     values, places = probabilities.astype(np.float64), np.arange(len(labels))
     of_label, most, suggested = values[places, labels], values.max(1), values.argmax(1)
     counts = np.bincount(labels, minlength=values.shape[1])
     sums = np.bincount(labels, of_label, values.shape[1])
-    thresholds = np.where(counts, sums / counts.clip(1), np.inf)  # a class without labels has none
+    thresholds = np.where(counts, sums / counts.clip(1), np.inf)  # none without labels
     sure = np.where(values >= thresholds, values, 0)
     confident = sure.any(1) & (sure.argmax(1) != labels)
     ranked = np.argsort(of_label - most, kind="stable")

@@ -1,4 +1,4 @@
-"""SVHN, house numbers cropped to their digits (Netzer et al. 2011).
+"""SVHN, street-view house numbers cropped to their digits (Netzer et al. 2011).
 
 http://ufldl.stanford.edu/housenumbers/
 """
@@ -50,10 +50,10 @@ def load(place: Path) -> tuple[ImageSet, ImageSet]:
     """Read the training and test sets from what `find` returned.
 
     Returns:
-        73,257 training images and 26,032 test images, in the files' order.
+        73,257 training images and 26,032 test images, in the order of the files.
 
     Raises:
-        SpratError: a file is damaged or not what SVHN holds; or scipy is not installed.
+        SpratError: a file is damaged or does not contain SVHN, or scipy is not installed.
     """
     if importlib.util.find_spec("scipy") is None:
         raise SpratError(
@@ -68,10 +68,10 @@ def download(
     progress: Progress = lambda done, total: None,
     say: Say = lambda text: None,
 ) -> Path:
-    """Fetch both files into `folder`; return it.
+    """Download both files into `folder`; return it.
 
     Raises:
-        SpratError: one was not available, or cannot be written.
+        SpratError: a file was not available or cannot be written.
     """
     for name, md5 in FILE_MD5S.items():
         fetch.fetch([ADDRESS + name], folder / name, md5, SIZES[name], progress, say)
@@ -79,22 +79,22 @@ def download(
 
 
 def verify(folder: Path) -> dict[Path, str]:
-    """Return both files in `folder`: "ok", "damaged" or "missing" by its published md5; empty if
-    neither is there."""
+    """Return the state of both files in `folder`, "ok", "damaged" or "missing", by published md5;
+    empty if neither is there."""
     if not any((folder / name).exists() for name in FILE_MD5S):
         return {}
     return {folder / name: judge(folder / name, md5) for name, md5 in FILE_MD5S.items()}
 
 
 def _read(path: Path) -> ImageSet:
-    """Read one MATLAB file: X is uint8, 32 x 32 x 3 x N; y is N x 1, and 10 means the digit 0."""
+    """Read a MATLAB file: X is uint8, 32 x 32 x 3 x N; y is N x 1, with 10 for the digit 0."""
     from scipy.io import loadmat
 
     content = path.read_bytes()
     try:
         held = loadmat(io.BytesIO(content), variable_names=("X", "y"))
-    except Exception as error:  # a damaged file raises anything
-        why = f"is damaged or no MATLAB file ({type(error).__name__}: {error})"
+    except Exception as error:  # damaged files raise all sorts
+        why = f"is damaged or not a MATLAB file ({type(error).__name__}: {error})"
         raise pickles.refusal(str(path), why) from error
     count = COUNTS[path.name]
     pixels, digits = (np.asarray(held.get(name)) for name in ("X", "y"))

@@ -1,4 +1,4 @@
-"""Own pictures in a table: CSV, TSV or JSON lines, with a path and a label in each row.
+"""Your own pictures in a table: CSV, TSV or JSON lines, with a path and a label in each row.
 
 path,label                  id,level                    (Kaggle's trainLabels.csv, next to
 images/1.jpg,daisy          10_left,0                    train/10_left.jpeg)
@@ -34,11 +34,11 @@ from sprat.data.picture import SUFFIXES, is_skipped
 from sprat.data.rows import Row, read
 from sprat.errors import SpratError, plain, shown
 
-_SAMPLE = 200  # rows by which the folder that paths start from is found
+_SAMPLE = 200  # rows used to find the folder that paths are relative to
 
 
 class _Named(NamedTuple):
-    """A picture that a table names. where: "line 3 of labels.csv". group: "" if none is asked."""
+    """A picture that a table names. where: "Line 3 of labels.csv". group: "" without groups."""
 
     where: str
     path: str
@@ -48,11 +48,11 @@ class _Named(NamedTuple):
 
 
 def tables_in(folder: Path, files: Iterable[str]) -> tuple[dict[Path, str], list[str]]:
-    """Return the tables among the files of a folder, each with the part that its name says, or "";
-    and a sentence about each that is left out.
+    """Return the tables among the files of a folder, each mapped to the part that its name says or
+    "", and a sentence about those that are left out.
 
     Raises:
-        SpratError: there are several, and their names do not say which is which part.
+        SpratError: there are several tables, and their names do not say which part each is.
     """
     names = [name for name in files if form_of(name) == "table"]
     submissions = [name for name in names if "submission" in plain(name)]  # Kaggle's, to fill in
@@ -72,7 +72,7 @@ def tables_in(folder: Path, files: Iterable[str]) -> tuple[dict[Path, str], list
 
 
 def has_columns(table: Path, config: PicturesConfig) -> bool:
-    """Return whether a table can be read, and has columns of paths and labels."""
+    """Return whether a table can be read and has columns of paths and labels."""
     try:
         find_columns(table, read(table)[0], config)
     except SpratError:
@@ -84,7 +84,7 @@ def find(tables: dict[Path, str], root: Path, config: PicturesConfig) -> Found:
     """List the pictures that tables name.
 
     Args:
-        tables: with the part that all pictures of each are of, or "".
+        tables: each table with the part that all its pictures belong to, or "".
         root: the folder that all pictures must be in.
 
     Raises:
@@ -142,8 +142,8 @@ def _listed(
     sources: dict[str, str],
     left_out: list[str],
 ) -> tuple[Found, list[Path]]:
-    """Return the pictures by part, class and name, and their files in this order: that of the table
-    changes nothing."""
+    """Return the pictures sorted by part, class and name, so that the order of rows changes
+    nothing, and their files in that order."""
     groups: dict[Labelled, list[Path]] = {}
     for file, labelled in found.items():
         groups.setdefault(labelled, []).append(file)
@@ -169,8 +169,8 @@ def _listed(
 
 
 def _parts_of_folders(found: dict[Path, Labelled], root: Path) -> dict[str, str]:
-    """Return the parts that folders of pictures stand for, train/ and test/, by their names; none
-    where something else says the parts, or a picture is elsewhere."""
+    """Map the folders of the pictures to the parts that their names say, such as train/ and test/;
+    empty if the table already says the parts, or some picture is elsewhere."""
     folders = {file.relative_to(root).parts[0] for file in found}
     parts = {folder: part_of(folder) or "" for folder in folders}
     told = any(labelled.part for labelled in found.values())
@@ -188,18 +188,18 @@ def _check_same(first: _Named, second: _Named) -> None:
 
 
 class _Files:
-    """The picture files that a table's paths name; each folder is listed once.
+    """The picture files that a table's paths refer to. Each folder is listed only once.
 
     Args:
-        root: the folder that they must be in.
-        sample: paths, which decide from where all are counted: the table's folder, or one in it.
+        root: the folder that all files must be in.
+        sample: some of the paths, to find out what they are relative to.
 
-    base: that folder, within the table's; "" if it is that itself.
+    base: what paths are relative to: a folder in the table's folder, or "" for that folder itself.
     """
 
     def __init__(self, root: Path, table: Path, sample: Sequence[str]) -> None:
         self._root, self._home = root, table.parent
-        self._inside = f"{root}{os.sep}" if root.name else str(root)  # how paths in it begin
+        self._inside = f"{root}{os.sep}" if root.name else str(root)  # prefix of all paths in it
         self._listed: dict[str, tuple[dict[str, None], dict[str, str]]] = {}
         part = first_part(table.name)
         names = _names(table.parent, folders=True)
@@ -213,10 +213,10 @@ class _Files:
                 break
 
     def find(self, row: _Named) -> Path | None:
-        """Return a row's file, if it is there.
+        """Return the file of a row; None if it does not exist.
 
         Raises:
-            SpratError: it is not in the folder.
+            SpratError: the path is outside the root folder.
         """
         place = self._place(self.base, row.path)
         if not place.startswith(self._inside):
@@ -227,7 +227,7 @@ class _Files:
         return self._find(self.base, row.path)
 
     def _place(self, base: str, path: str) -> str:
-        if "\\" in path and "/" not in path:  # as Windows writes it
+        if "\\" in path and "/" not in path:  # a Windows path
             path = path.replace("\\", "/")
         return os.path.normpath(self._home / base / path)
 
@@ -243,18 +243,17 @@ class _Files:
 
 
 def _names(folder: Path, folders: bool = False) -> list[str]:
-    """Return the names of the files in a folder, or of the folders; none where there is no such
-    folder."""
+    """Return the sorted names of the files (or folders) in a folder; empty if it does not exist."""
     try:
         with os.scandir(folder) as entries:
             names = [entry.name for entry in entries if is_folder(entry) is folders]
-    except (OSError, ValueError):  # or a name that none can have
+    except (OSError, ValueError):  # ValueError: a name that no folder can have
         return []
     return sorted(name for name in names if not is_skipped(name))
 
 
 def _with_parts(columns: Columns, header: list[str], records: list[Row]) -> Columns:
-    """Return the columns without that of parts if it names none: "set" may mean anything."""
+    """Drop the column of parts if none of its cells names one: a column "set" may mean anything."""
     if not columns.split:
         return columns
     at = header.index(columns.split)

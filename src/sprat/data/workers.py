@@ -1,4 +1,4 @@
-"""Batches whose images worker processes have augmented, one image at a time."""
+"""Batches augmented by worker processes, one image at a time."""
 
 import itertools
 import multiprocessing
@@ -17,22 +17,22 @@ from sprat.data.batches import Batches
 from sprat.data.imageset import ImageSet
 
 Augment = Callable[[Tensor, int], Tensor]
-# a batch's images and targets, and the seed of its augmentation; no tensors, which torch would
-# send through shared memory
+# images and targets of a batch, and the seed of its augmentation; not tensors, since torch sends
+# those through shared memory
 Order = tuple[NDArray[np.uint8], NDArray[np.int64], int]
 
 
 class WorkerBatches(Batches):
-    """The same batches in the same order, augmented on the way.
+    """The same batches in the same order, augmented by worker processes.
 
-    The workers live until `close` and work ahead across epochs. What a batch becomes is a
-    function of (seed, epoch, batch), whatever worker does it.
+    Workers live until `close` and prefetch across epochs. The augmented batch depends only on
+    (seed, epoch, batch), not on the worker.
 
     Args:
         dataset: on the CPU.
-        augment: (images uint8 B x C x H x W, seed) -> images; pickled to the workers.
-        workers: processes, at least 1.
-        device: where the batches go, from pinned memory to a GPU.
+        augment: (images uint8 B x C x H x W, seed) -> images; pickled for the workers.
+        workers: number of processes, at least 1.
+        device: where batches go; to a GPU from pinned memory.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class WorkerBatches(Batches):
         super().__init__(dataset, batch_size, seed)
         self.augment, self.workers, self.device = augment, workers, device
         self._stream: Iterator[tuple[Tensor, Tensor]] | None = None
-        self._next = (0, 0)  # epoch and batch that the stream gives next
+        self._next = (0, 0)  # epoch and batch that the stream yields next
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields (augmented images B x C x H x W, targets int64 B) from batch `start` on."""
+        """Yield (augmented images B x C x H x W, targets int64 B), starting with batch `start`."""
         for batch in range(start, len(self)):
             if self._stream is None or self._next != (epoch, batch):
                 self._stream = iter(self._loader(epoch, batch))
@@ -61,7 +61,7 @@ class WorkerBatches(Batches):
             yield images, targets.to(self.device, non_blocking=True)
 
     def close(self) -> None:
-        """Ends the workers; the next epoch starts others."""
+        """Stop the workers; the next epoch starts new ones."""
         self._stream = None
 
     def _loader(self, epoch: int, start: int) -> DataLoader[tuple[Tensor, Tensor]]:
@@ -72,13 +72,13 @@ class WorkerBatches(Batches):
             sampler=self._orders(epoch, start),
             num_workers=self.workers,
             pin_memory=self.device.type == "cuda",
-            # a fork of a process with threads can hang
+            # forking a process with threads can hang
             multiprocessing_context=multiprocessing.get_context(method),
             worker_init_fn=_leave_interrupts_to_the_parent,
         )
 
     def _orders(self, epoch: int, start: int) -> Iterator[Order]:
-        """Yield orders without end: the run stops asking."""
+        """Yield orders forever; the run stops asking."""
         for each in itertools.count(epoch):
             for batch, chosen in enumerate(self.order(each)):
                 if each > epoch or batch >= start:
@@ -88,9 +88,8 @@ class WorkerBatches(Batches):
 
 
 class _Augmented:
-    """The part of the work that a worker holds: no images. Each batch's come with its order,
-    read by the parent, since shared memory is scarce in containers and the set may be larger
-    than memory."""
+    """Dataset of a worker, which holds no images: those of each batch come with its order, from the
+    parent, since containers limit shared memory and the dataset may exceed memory."""
 
     def __init__(self, augment: Augment) -> None:
         self.augment = augment

@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 else:
     graphs = deferred("sprat.deploy.graph")
 
-# Operators computed in int8. Softmax is not: with it, the probabilities of the shipped model were
-# four times as far from fp32's (Kullback-Leibler divergence on 5,000 training images, one run each,
-# as for the following). Ranges by extremes, entropy or percentiles from 99.99 %, and depthwise
-# layers in fp32, lost 0 to 0.2 points, too close to distinguish; percentile 99.9 lost 0.5.
+# Operators computed in int8. Softmax is not: with it, probabilities are much farther from fp32's.
+# Depthwise layers in fp32, or ranges by entropy or high percentiles instead of extremes, made no
+# difference that could be distinguished.
 OPERATORS = (
     "Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "Concat", "MaxPool", "AveragePool",
 )  # fmt: skip
@@ -33,11 +32,9 @@ def write(source: Source, before: bytes) -> bytes:
     """Return the ONNX file `before` quantised, by the range of each activation on training images.
 
     Weights are symmetric, with one scale for each channel, and stored as uint8 around 128: with
-    int8, processors without VNNI add two products in 16 bits, which saturates. On such a processor
-    (emulated, SpratM, 400 test images), 4.3 % of the predictions then differed from fp32's; with
-    uint8 0.5 %, as on a processor with VNNI. With VNNI, uint8 takes 11 to 28 % longer than int8.
-    reduce_range (seven bits of int8) does not, but is 1.5 times as far from fp32 (Kullback-Leibler
-    divergence) on all processors.
+    int8, processors without VNNI add two products in 16 bits, which saturates, so that predictions
+    differ from those of a processor with VNNI. There, uint8 is somewhat slower than int8.
+    reduce_range (seven bits of int8) is not, but it is less accurate on all processors.
     """
     import onnx
     from onnxruntime.quantization import (

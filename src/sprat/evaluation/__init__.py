@@ -1,1 +1,1 @@
-"""Quality of a network: measured, recorded and compared."""
+"""Evaluation of networks: measured, recorded and compared."""

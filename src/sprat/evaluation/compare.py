@@ -1,4 +1,4 @@
-"""Results of runs next to published figures: accuracy against what a network costs."""
+"""Results of runs compared with published ones: accuracy against the cost of a network."""
 
 import functools
 import tomllib
@@ -32,11 +32,11 @@ PUBLISHED_FILE = Path(__file__).parent / "published.toml"
 PUBLISHED_DATASET = "cifar10"
 
 
-# What is read of each kind of result, new or old.
+# The keys that are read from each kind of result, new or old.
 
 
 class _Named(TypedDict):
-    """A network, its data and its costs, which older results do not say."""
+    """A network, its data and its costs, which older results lack."""
 
     model: str
     dataset: str
@@ -49,7 +49,7 @@ class _Named(TypedDict):
 
 
 class _Evaluated(_Named, Accuracy):
-    """An evaluation as `sprat evaluate --json` prints it."""
+    """An evaluation, as `sprat evaluate --json` prints it."""
 
     split: Evaluated
 
@@ -68,7 +68,7 @@ class _Mean(TypedDict):
 
 
 class _Seeds(_Named):
-    """A summary.json over seeds."""
+    """A summary.json of several seeds."""
 
     split: Split
     seeds: Annotated[list[int], ListOf(whole(), 1)]
@@ -77,7 +77,7 @@ class _Seeds(_Named):
 
 
 class _Folds(_Named):
-    """A results.json over folds."""
+    """A results.json of several folds."""
 
     top1: _Mean
     out_of_fold: Accuracy
@@ -97,19 +97,19 @@ class Entry:
     macs: int | None
     """Multiply-accumulates per image; None if not published."""
     receptive_field: int | None
-    """Pixels; None if not published, or if it is the whole image."""
+    """Pixels; None if not published, or if it covers the whole image."""
     top1: float
-    """A fraction; the mean of several seeds or folds."""
+    """A fraction; the mean if there are several seeds or folds."""
     protocol: str
-    """Protocol by which the figure was measured."""
+    """Protocol by which the accuracy was measured."""
     source: str
-    """The figure's file or its publication."""
+    """File or publication that the accuracy is from."""
     standing: Standing = "measured"
     """Status: "measured" by sprat, "published" elsewhere, or only "claimed"."""
     split: Evaluated = "test"
-    """Images: "test", "val" for folds or an unread test set, or "all" for others."""
+    """Images: "test"; "val" for folds or if the test set was not read; "all" for others."""
     ci95: tuple[float, float] | None = None
-    """95 % interval of one run, over the images it was evaluated on."""
+    """95 % interval of a single run, over the images it was evaluated on."""
     std: float | None = None
     """Standard deviation over several seeds or folds."""
     n: int = 1
@@ -121,8 +121,8 @@ class Entry:
 
     @property
     def can_lead(self) -> bool:
-        """Return whether the Pareto front may include it: a figure of the test set, and no
-        claim."""
+        """Return whether it may be on the Pareto front: measured on the test set, not just
+        claimed."""
         return self.standing != "claimed" and self.split == "test"
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,9 +134,9 @@ def read_entries(paths: Sequence[Path], published: bool = True) -> list[Entry]:
     """Return the entries of results, sorted by parameters.
 
     Args:
-        paths: run folders, folders with a summary.json over seeds or a results.json over folds,
-            such files, or files with what `sprat evaluate --json` printed.
-        published: whether to add all published figures.
+        paths: run folders, folders with a summary.json of seeds or a results.json of folds, such
+            files, or files with the output of `sprat evaluate --json`.
+        published: whether to add all published results.
 
     Raises:
         SpratError: a file is missing, damaged or of another kind, or the datasets differ.
@@ -168,7 +168,7 @@ def read_entries(paths: Sequence[Path], published: bool = True) -> list[Entry]:
 
 
 def read_published() -> list[Entry]:
-    """Return the entries of published.toml."""
+    """Return the entries in published.toml."""
     entries = []
     for values in tomllib.loads(PUBLISHED_FILE.read_text(encoding="utf-8"))["network"]:
         costs: dict[str, Any] = {"macs": None, "receptive_field": None}
@@ -181,9 +181,10 @@ def read_published() -> list[Entry]:
 
 
 def pareto_front(entries: Iterable[Entry]) -> list[Entry]:
-    """Return the entries that no other with as few parameters surpasses, sorted by parameters.
+    """Return the entries that no entry with as few or fewer parameters surpasses, sorted by
+    parameters.
 
-    Claims and figures of val are left out.
+    Claims and results on val are left out.
     """
     front: list[Entry] = []
     for entry in sorted(entries, key=lambda entry: (entry.parameters, -entry.top1)):
@@ -193,14 +194,14 @@ def pareto_front(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def comparison_table(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
-    """Return a header row and a row for each entry, as text; the Pareto front is marked."""
+    """Return a header row and a row of text for each entry; the Pareto front is marked."""
     front = pareto_front(entries)
     head = ("network", "parameters", "MACs", "field", "accuracy", "how", "source", "front")
     return [head, *((*_words(entry), "●" if entry in front else "") for entry in entries)]
 
 
 def to_markdown(table: Sequence[Sequence[str]]) -> str:
-    """Return a table as Markdown; its first row is the header."""
+    """Return a table, whose first row is the header, as Markdown."""
     head, *rows = ("| " + " | ".join(map(markdown, row)) + " |" for row in table)
     return "\n".join([head, "| " + " | ".join("---" for _ in table[0]) + " |", *rows])
 
@@ -307,8 +308,8 @@ def _of_one(result: _Named, split: Evaluated, accuracy: Accuracy, file: Path) ->
 
 
 def _named(result: _Named, file: Path, classes: int) -> dict[str, Any]:
-    """Return an entry's name, source and costs: those that a result records, or, of an older one,
-    those of the network it names."""
+    """Return an entry's name, source and costs: as recorded in the result or, if it is older, as
+    computed from the network it names."""
     network = NetworkConfig.recorded(result.get("network", {"name": result["model"]}))
     recipe = result.get("recipe")
     name = f"{network}, {recipe}" if recipe else str(network)

@@ -1,4 +1,4 @@
-"""Evaluate a network: accuracy with its interval, by class, confusion, calibration."""
+"""Evaluation of a network: accuracy with its interval, by class, confusion, calibration."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from sprat.inference import FrozenNetwork, frozen
 
 Progress = Callable[[int], None]
 
-BATCH = 250  # images; activations of OptimizedCIFAR10Net200K then take about 20 MB a layer
+BATCH = 250  # images; activations of OptimizedCIFAR10Net200K then take about 20 MB per layer
 
 
 @torch.inference_mode()
@@ -28,16 +28,15 @@ def predict_probabilities(
 ) -> Tensor:
     """Return class probabilities, N x K, float32, on the CPU: the weighted mean over `views`.
 
-    Computed in float32 whatever precision the training used, so that a figure does not depend on
-    the hardware's short formats.
+    Always computed in float32, so that results do not depend on the precision of the hardware.
 
     Args:
-        network: put into eval mode meanwhile; or frozen once by a caller that asks several times.
+        network: put into eval mode meanwhile; or frozen by the caller, for several calls.
         images: uint8, N x C x H x W, on any device.
-        progress: called with the number of images done, batch by batch and view by view.
+        progress: called with the number of images just done, for each batch and view.
 
     Raises:
-        SpratError: an answer is infinite or not a number.
+        SpratError: an output is infinite or not a number.
     """
     parts = []
     with frozen(network) as forward, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -57,7 +56,7 @@ def predict_probabilities(
 
 
 def check_finite(logits: Tensor) -> None:
-    """Check that a network's outputs are numbers; finite weights can overflow on an image.
+    """Check that a network's outputs are finite; finite weights can overflow on some image.
 
     Raises:
         Diverged: one is infinite or not a number.
@@ -70,7 +69,7 @@ def check_finite(logits: Tensor) -> None:
 
 
 def top1(probabilities: Tensor, targets: Tensor) -> float:
-    """Return the share of images whose most probable class is the target."""
+    """Return the fraction of images whose most probable class is the target."""
     hits = probabilities.argmax(1) == targets.to(probabilities.device)
     return hits.sum().item() / len(hits)
 
@@ -82,9 +81,9 @@ def evaluate(
     tta: int = 2,
     progress: Progress = lambda done: None,
 ) -> Evaluation:
-    """Evaluate a network on a set of images, in a single view of each and in the mean of `tta`.
+    """Evaluate a network on images, with a single view of each and with the mean of `tta` views.
 
-    Arguments and errors as of `predict_views`.
+    Arguments and errors are those of `predict_views`.
     """
     single, averaged = predict_views(network, dataset.images, normalization, tta, progress)
     return score(single, averaged, dataset.targets.cpu(), dataset.classes, tta)
@@ -97,16 +96,16 @@ def predict_views(
     tta: int,
     progress: Progress = lambda done: None,
 ) -> tuple[Tensor, Tensor]:
-    """Return class probabilities of the single view of each image, and the mean over `tta` views:
-    float32, N x K, on the CPU.
+    """Return the class probabilities of the single view of each image, and their mean over `tta`
+    views: float32, N x K, on the CPU.
 
     Args:
-        images: uint8, N x 3 x H x W.
-        tta: test-time views to average; 1: the single view alone.
-        progress: called with the number of images done, each once for every view.
+        images: uint8, N x C x H x W.
+        tta: number of test-time views to average; 1: the single view alone.
+        progress: called with the number of images just done; every image counts once per view.
 
     Raises:
-        SpratError: there is no such set of views, or an answer is infinite or not a number.
+        SpratError: there is no such set of views, or an output is infinite or not a number.
     """
     (_, own_weight), *others = find_views(tta)
     with frozen(network) as forward:
@@ -121,16 +120,16 @@ def predict_views(
 def score(
     single: Tensor, averaged: Tensor, targets: Tensor, classes: Sequence[str], tta: int
 ) -> Evaluation:
-    """Return how right class probabilities are.
+    """Return the evaluation of class probabilities.
 
     Args:
-        single, averaged: as `predict_views` returns them.
+        single, averaged: as returned by `predict_views`.
         targets: int64, N.
         tta: number of views in the mean.
     """
     predictions, count = single.argmax(1), len(classes)
     confusion = torch.bincount(targets * count + predictions, minlength=count**2)
-    confusion = confusion.view(count, count)  # row: the truth, column: the prediction
+    confusion = confusion.view(count, count)  # row: true class, column: predicted class
     counts = confusion.sum(1).tolist()
     per_class = [
         hit / count if count else None
@@ -151,9 +150,9 @@ def score(
 
 
 def wilson_interval(hits: int, n: int) -> tuple[float, float]:
-    """Return the 95 % score interval of a share (Wilson 1927).
+    """Return the 95 % score interval of a proportion (Wilson 1927).
 
-    It covers the sampling of the test images alone, not the spread over seeds.
+    It covers the sampling of test images, not the variation between seeds.
     """
     z = 1.959964  # 97.5 % quantile of the normal distribution
     share, denominator = hits / n, 1 + z**2 / n
@@ -163,8 +162,8 @@ def wilson_interval(hits: int, n: int) -> tuple[float, float]:
 
 
 def mcnemar(hits: Tensor, other_hits: Tensor) -> float:
-    """Return the two-sided p-value of McNemar's test (1947) that two classifiers are right equally
-    often on the same images, in its exact binomial form.
+    """Return the two-sided p-value of McNemar's test (1947), in its exact binomial form, of whether
+    two classifiers are equally often right on the same images.
 
     Args:
         hits, other_hits: bool, N.
@@ -189,14 +188,15 @@ def expected_calibration_error(probabilities: Tensor, targets: Tensor, bins: int
 def calibration_bins(
     probabilities: Tensor, targets: Tensor, bins: int = 15
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Count images in equal bins of confidence, each without its lower and with its upper end.
+    """Count images in equal bins of confidence, which exclude their lower and include their upper
+    end.
 
     Args:
         probabilities: N x K. targets: int64, N.
 
     Returns:
-        The number of images in each bin, the sum of their confidence, and the number of correct
-        answers: float64, each of `bins` values.
+        Number of images, sum of confidences and number of correct predictions in each bin: float64,
+            `bins` values each.
     """
     confidence, predictions = probabilities.double().max(1)
     hits = (predictions == targets).double()

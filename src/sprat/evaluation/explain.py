@@ -1,8 +1,8 @@
-"""The places of a picture that a network's answer comes from: class activation maps (Zhou et al.
+"""Class activation maps: which parts of a picture a network's prediction is based on (Zhou et al.
 2016, arXiv 1512.04150).
 
-A network that ends in the mean of a map and one linear layer computes a class's logit as a mean
-over places. What each place adds to it is therefore known exactly, from one forward pass:
+A network that ends in global average pooling and one linear layer computes each logit as a mean
+over places, so what each place contributes is known exactly after one forward pass:
 
     logit = mean over the places of (the class's weights · the map's channels there) + its bias
 """
@@ -19,16 +19,16 @@ from sprat.data.imageset import Images, Normalization
 from sprat.errors import SpratError
 from sprat.evaluation.evaluate import BATCH, check_finite
 
-# Shares of the evidence from which on words name a part of the picture. Evenly spread, the middle
-# and each quarter would have 1/4 and each half 1/2.
+# Shares of the evidence from which a part of the picture is named. If evidence is evenly spread,
+# the middle and each quarter have 1/4, each half has 1/2.
 MIDDLE = 1 / 2
-HALF = 3 / 4  # of two halves, so at least 1/2 for the quarter that is in both
-WHOLLY = 9 / 10  # below it, "mostly"
+HALF = 3 / 4  # if in two halves, the quarter common to both has at least 1/2
+WHOLLY = 9 / 10  # below this, "mostly"
 SPREAD, NOWHERE = "spread over the whole picture", "nowhere in particular"
 
 
 class Explanation(NamedTuple):
-    """The places in a picture where the evidence for a class is."""
+    """Evidence for a class, and where in a picture it is."""
 
     label: str
     """The class."""
@@ -40,16 +40,17 @@ class Explanation(NamedTuple):
 
 
 class ActivationMaps:
-    """The class activation maps of a network.
+    """Class activation maps of a network.
 
     Args:
-        network: in evaluation mode whenever this is called. It ends in the mean of what its method
-            `features` returns, B x C x H' x W', and the linear layer `classifier`.
-        normalization: that of the images it was trained on.
-        side: of its images, pixels.
+        network: in evaluation mode whenever this is called. It must end in global average pooling
+            of what its method `features` returns, B x C x H' x W', and the linear layer
+            `classifier`.
+        normalization: of the images it was trained on.
+        side: side of its images in pixels.
 
     Raises:
-        SpratError: the network does not end so.
+        SpratError: the network does not end in this way.
     """
 
     def __init__(self, network: nn.Module, normalization: Normalization, side: int) -> None:
@@ -64,7 +65,7 @@ class ActivationMaps:
 
         Args:
             images: uint8, N x C x H x W, on any device.
-            labels: the class to explain of each image; by default the predicted one.
+            labels: the class to explain in each image; by default the predicted one.
 
         Raises:
             SpratError: a logit is infinite or not a number.
@@ -90,14 +91,14 @@ class ActivationMaps:
 def _find_end(
     network: nn.Module, channels: int, side: int
 ) -> tuple[Callable[[Tensor], Tensor], nn.Linear]:
-    """Return what gives a network's last map and its linear layer, of which its logits are made.
+    """Return the function that computes a network's last map, and the linear layer after pooling.
 
     Raises:
-        SpratError: they are not, or it has no such map or layer.
+        SpratError: the network has no such method or layer, or its logits do not come from them.
     """
     features, linear = getattr(network, "features", None), getattr(network, "classifier", None)
     if features is None or not callable(features):
-        raise _other_end(network, "it has no method features, which returns that map")
+        raise _other_end(network, "it has no method features that returns that map")
     if not isinstance(linear, nn.Linear):
         raise _other_end(network, "it has no linear layer named classifier")
     device = linear.weight.device
@@ -110,9 +111,9 @@ def _find_end(
             logits = network(noise)
             expected = F.linear(features(noise).mean((2, 3)), linear.weight, linear.bias)
             agree = torch.allclose(logits, expected, rtol=1e-3, atol=1e-3)
-    except Exception as error:  # the user's own code
+    except Exception as error:  # whatever the user's code raises
         why = f"{type(error).__name__}: {error}"
-        raise _other_end(network, f"its features cannot be followed ({why})") from error
+        raise _other_end(network, f"computing its features failed ({why})") from error
     finally:
         network.train(training)
     if not agree:
@@ -129,17 +130,17 @@ def _other_end(network: nn.Module, lacks: str) -> SpratError:
 
 
 def enlarged(activation: Tensor, side: int) -> Tensor:
-    """Return a map H' x W' as large as a picture, side x side, bilinearly interpolated."""
+    """Return a map H' x W' enlarged to a picture's size, side x side, by bilinear interpolation."""
     return F.interpolate(activation[None, None], (side, side), mode="bilinear")[0, 0]
 
 
 def in_words(activation: Tensor) -> str:
-    """Return where in a picture the evidence is: the map's positive part.
+    """Describe where in a picture the evidence is, which is the positive part of the map.
 
-    The middle (half the height and width) is named where it holds at least `MIDDLE` of the
-    evidence; else the half that holds at least `HALF`, or the quarter that two such halves share;
-    with "mostly" before it unless that part holds `WHOLLY`. Otherwise the evidence is spread, or,
-    where no place has any, nowhere in particular.
+    This is the middle (half the height and width) if it has at least `MIDDLE` of the evidence, else
+    the half that has at least `HALF`, or the quarter common to two such halves; preceded by
+    "mostly" unless that part has at least `WHOLLY`. Otherwise the evidence is spread over the
+    picture, or nowhere in particular if there is none.
 
     Args:
         activation: the map, H' x W', finite.
@@ -164,7 +165,7 @@ def in_words(activation: Tensor) -> str:
 
 
 def _half(quarters: Tensor, first: str, second: str) -> tuple[str, slice]:
-    """Return the name of the half that the evidence is in, "" for neither, and its quarters."""
+    """Return the half with the evidence ("" for neither) and the slice of its quarters."""
     share = quarters[:2].sum()
     if share >= HALF:
         return first, slice(0, 2)
@@ -172,7 +173,7 @@ def _half(quarters: Tensor, first: str, second: str) -> tuple[str, slice]:
 
 
 def _quarters(size: int) -> Tensor:
-    """Return how much of each of `size` places in a row is in each quarter of it: 4 x size."""
+    """Return the fraction of each of `size` places in a row that is in each quarter: 4 x size."""
     edges = torch.arange(size + 1, dtype=torch.float64) / size
     starts = torch.arange(4, dtype=torch.float64)[:, None] / 4
     return edges.clamp(starts, starts + 1 / 4).diff(dim=1) * size

@@ -1,10 +1,10 @@
-"""The range of each layer's values on training images, which a network in integers needs; stored
-with a model, so that it can be had without them.
+"""Ranges of every layer's values on training images, which integer inference needs. They are stored
+with a model, so that it can be quantised without the images.
 
     lowered = lower(trace(network, side))
     ranges = measure_ranges(lowered, fold_all(lowered, network.state_dict()), images, normalization)
 
-The layers are computed in floating point as a microcontroller has them: BatchNorm folded.
+The layers are computed in floating point as on a microcontroller, with BatchNorm folded.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,16 +36,16 @@ from sprat.data.imageset import Images, ImageSet, Normalization, stratified_spli
 from sprat.errors import SpratError, shown
 from sprat.shapes import ListOf, Shape, TableOf, mismatch, number, whole
 
-CALIBRATION = 512  # images; a model lost 0 to 0.2 points with 128 to 1,024, in no order
-BATCH = 64  # of them at once, where a side is 32 pixels
-# A range is the mean over groups of so many images of each group's extremes, so that one outlier
-# does not make every value coarser. Next to the extremes of all images, answers came closer to
-# those in floating point (Kullback-Leibler divergence on 512 to 1,000 training images): SpratT
-# 0.0019 and 0.0043, SpratS 0.0023 and 0.0032, SpratM 0.0008 and 0.0017. Groups of 1, 8, 16 and 64
-# were worse where they were tried.
+CALIBRATION = 512  # images; with 128 to 1,024 a model lost 0 to 0.2 points, without a trend
+BATCH = 64  # images at once, at 32 pixels
+# The ends of a range are the means of the extremes of groups of this many images, so that one
+# outlier does not make all values coarser. Compared with the extremes of all images, predictions
+# are closer to those in floating point (Kullback-Leibler divergence on 512 to 1,000 training
+# images): SpratT 0.0019 instead of 0.0043, SpratS 0.0023 instead of 0.0032, SpratM 0.0008 instead
+# of 0.0017. Groups of 1, 8, 16 and 64 were worse where tried.
 GROUP = 4
-DIGITS = 6  # of a range that count
-NARROWEST = 1e-30  # that a range may be, unless it is one value
+DIGITS = 6  # significant digits of a range
+NARROWEST = 1e-30  # width of a range, unless it is a single value
 VERSION = 1  # of the record
 Range = tuple[float, float]
 Ranges = tuple[Range, ...]  # of each layer's output, in order
@@ -58,7 +58,7 @@ RECORD: Shape = {
 
 @dataclass(frozen=True)
 class Folded:
-    """A convolution's weights and biases with BatchNorm folded into them, float64.
+    """Weights and biases of a convolution with BatchNorm folded into them, float64.
 
     weight: out x in / groups x rows x columns. bias: out.
     """
@@ -68,11 +68,11 @@ class Folded:
 
 
 def fold(conv: Conv, state: Mapping[str, Tensor]) -> Folded:
-    """Return the weights and biases of a convolution, given the network's state_dict."""
+    """Return the weights and biases of a convolution from the network's state_dict."""
     outs, kernel = conv.output.channels, conv.kernel
     weight = torch.ones(outs, 1, 1, 1, dtype=torch.float64)
     if conv.weight is not None:
-        # flat first: its place in memory decides how sums are rounded
+        # flat first, as the memory layout affects how sums are rounded
         weight = state[conv.weight.name].double().flatten().view(outs, -1, *kernel)
     bias = torch.zeros(outs, dtype=torch.float64)
     if conv.bias is not None:
@@ -89,13 +89,13 @@ def fold(conv: Conv, state: Mapping[str, Tensor]) -> Folded:
 
 
 def fold_all(lowered: Lowered, state: Mapping[str, Tensor]) -> dict[Map, Folded]:
-    """Return the weights of every convolution, by its output."""
+    """Return the weights and biases of every convolution, by its output."""
     return {layer.output: fold(layer, state) for layer in lowered.layers if isinstance(layer, Conv)}
 
 
 def run(lowered: Lowered, folded: Mapping[Map, Folded], images: Tensor) -> Iterator[Tensor]:
-    """Yield every layer's output, B x channels x H x W, for normalised float images
-    B x C x side x side; the last one is the logits. No map is kept longer than it is needed."""
+    """Yield every layer's output, B x channels x H x W, for normalised float images B x C x side x
+    side; the last one is the logits. Maps are freed as soon as they are not needed."""
     dies = {buffer.map: buffer.dies for buffer in find_buffers(lowered)}
     values = {lowered.image: images}
     for place, layer in enumerate(lowered.layers):
@@ -141,7 +141,7 @@ def _output(layer: Layer, folded: Mapping[Map, Folded], inputs: list[Tensor]) ->
 
 
 def calibration_images(training: ImageSet) -> Images:
-    """Return images to calibrate on, each class its share, always the same."""
+    """Return the images to calibrate on: the same share of each class, and always the same ones."""
     targets = training.targets.cpu()
     _, chosen = stratified_split(targets, min(CALIBRATION, len(targets)), seed=0)
     return training.subset(chosen.to(training.targets.device)).images
@@ -151,7 +151,7 @@ def calibration_images(training: ImageSet) -> Images:
 def measure_ranges(
     lowered: Lowered, folded: Mapping[Map, Folded], images: Images, normalization: Normalization
 ) -> Ranges:
-    """Return the ranges over uint8 images N x C x side x side, to six digits.
+    """Return the ranges on uint8 images N x C x side x side, to six significant digits.
 
     Raises:
         SpratError: a value is not finite.
@@ -183,7 +183,7 @@ def _rounded(value: float) -> float:
 def measure_record(
     network: nn.Module, training: ImageSet, normalization: Normalization
 ) -> dict[str, Any]:
-    """Return a network's ranges on training images as a model's file holds them.
+    """Return a network's ranges on training images, in the form stored in a model file.
 
     Raises:
         SpratError: the network has layers that cannot be computed in integers, or a value is not
@@ -201,10 +201,10 @@ def measure_record(
 
 
 def read_record(record: Any, lowered: Lowered) -> Ranges:
-    """Return the ranges that a model's file holds, whatever it holds.
+    """Return the ranges stored in a model file, which may contain anything.
 
     Raises:
-        SpratError: they are not those of the network.
+        SpratError: they are not ranges of this network.
     """
     wrong = mismatch(record, RECORD) or _wrong_layers(record["layers"], layer_names(lowered))
     if wrong:
@@ -217,12 +217,12 @@ def read_record(record: Any, lowered: Lowered) -> Ranges:
 
 
 def _wrong_layers(layers: Mapping[str, Sequence[float]], names: Sequence[str]) -> str | None:
-    """Return what is wrong with ranges as those of layers, in words."""
+    """Return what is wrong with the ranges of layers; None if they fit."""
     if missing := [name for name in names if name not in layers]:
-        return f"there are none of the layer {missing[0]}"
+        return f"the layer {missing[0]} has none"
     if others := sorted(layers.keys() - set(names)):
         return f"the network has no layer {shown(others[0])}"
     for name, (low, high) in layers.items():
         if low > high or 0 < high - low < NARROWEST:
-            return f"those of {shown(name)} go from {low:g} to {high:g}"
+            return f"that of {shown(name)} is from {low:g} to {high:g}"
     return None

@@ -1,8 +1,9 @@
-"""The records of runs: metrics.jsonl, results.json and summary.json, typed; written and read.
+"""Typed records of runs (metrics.jsonl, results.json and summary.json), and how they are read and
+written.
 
-Scripts rely on these shapes: shares are fractions from 0 to 1, never percent; what was not
-measured is null. Each key stands here once, with its type and its bounds: mypy refuses a misspelt
-key, and reading a file refuses a damaged one. Keys that older runs lack are NotRequired.
+Scripts rely on these formats: accuracies are fractions from 0 to 1, not percent, and what was not
+measured is null. Each key is declared once, with its type and bounds: mypy rejects a misspelt key,
+and reading rejects a damaged file. Keys that older runs lack are NotRequired.
 """
 
 import json
@@ -33,7 +34,7 @@ from sprat.shapes import (
 METRICS_FILE, RESULTS_FILE, SUMMARY_FILE = "metrics.jsonl", "results.json", "summary.json"
 
 Split = Literal["test", "val"]
-Evaluated = Literal["test", "val", "all"]  # all: every image of own pictures, whatever its part
+Evaluated = Literal["test", "val", "all"]  # all: every one of your own pictures, whatever its part
 Share = Annotated[float, SHARE]
 Positive = Annotated[float, POSITIVE]  # seconds, a learning rate, images per second
 Count = Annotated[int, whole()]
@@ -42,13 +43,13 @@ Epoch = Annotated[int, whole(1, MOST_EPOCHS)]
 Side = Annotated[int, SIDE]
 Channels = Annotated[int, whole(1, 3)]
 Overrides = dict[str, Annotated[Any, SETTING]]
-NetworkSpec = dict[str, Annotated[Any, SETTING]]  # a name, and settings of the network
+NetworkSpec = dict[str, Annotated[Any, SETTING]]  # name and settings of a network
 
 
 class Accuracy(TypedDict):
-    """Accuracy of one view of each image, with its 95 % interval, and by class.
+    """Accuracy with a single view of each image, its 95 % interval, and accuracy by class.
 
-    A class without an image has no accuracy: null.
+    Classes without images have no accuracy: null.
     """
 
     top1: Share
@@ -57,11 +58,11 @@ class Accuracy(TypedDict):
 
 
 class Evaluation(Accuracy):
-    """A network's answers on one set of images.
+    """Evaluation of a network on one set of images.
 
     tta_top1: accuracy of the mean of tta_views views. tta_p: McNemar's p-value of its difference
-    from top1. confusion: counts, a row for each true class, a column for each answer. ece: expected
-    calibration error.
+    from top1. confusion: counts, with a row per true class and a column per predicted class. ece:
+    expected calibration error.
     """
 
     tta_top1: Share
@@ -73,10 +74,10 @@ class Evaluation(Accuracy):
 
 
 class Scores(TypedDict):
-    """Accuracy at the end of an epoch; null where the epoch was not evaluated.
+    """Accuracy at the end of an epoch; null if the epoch was not evaluated.
 
-    top1, ema_top1: of the raw and of the averaged weights, on val or the probe. probe_top1: of the
-    kept weights, on the probe: training images, neither augmented nor mixed.
+    top1, ema_top1: with the raw and the averaged weights, on val or the probe. probe_top1: with the
+    kept weights, on the probe, which are training images without augmentation and mixing.
     """
 
     top1: Share | None
@@ -87,8 +88,8 @@ class Scores(TypedDict):
 class EpochRow(Scores):
     """A line of metrics.jsonl: one epoch.
 
-    step: optimizer steps so far. loss: mean over the epoch. lr: of the last step. seconds: of
-    training alone.
+    step: optimizer steps so far. loss: mean over the epoch. lr: learning rate of the last step.
+    seconds: of training only.
     """
 
     epoch: Epoch
@@ -101,8 +102,8 @@ class EpochRow(Scores):
 
 
 class ModelRecord(TypedDict):
-    """A trained model that had a part in a run. sha256: of its file without ranges of activations,
-    which may be added to it."""
+    """A trained model that a run used. sha256: of its file without ranges of activations, which may
+    be added to it later."""
 
     model: str
     parameters: NotRequired[Annotated[int, ANYTHING]]
@@ -116,9 +117,9 @@ class ModelRecord(TypedDict):
 class StartRecord(ModelRecord):
     """The model that a run started from.
 
-    taken, new: names of the network's tensors that have the model's values, and of those that
-    began as in a run from scratch. classifier: whether it was taken over, taken over with the
-    classes in their new order, or is new. *_parameters: trained values alone, without statistics.
+    taken, new: names of the tensors that started with the model's values, and of those that started
+    as in a run from scratch. classifier: whether it was taken, taken with its classes reordered, or
+    is new. *_parameters: numbers of trained values, without statistics.
     """
 
     dataset: str | None
@@ -130,7 +131,8 @@ class StartRecord(ModelRecord):
 
 
 class OriginalClaims(TypedDict):
-    """The figures that the original project reports of a run; null ones have their reason."""
+    """The figures that the original project reports, for this run; the reason for each null is
+    given."""
 
     total_parameters: int
     receptive_field: int | None
@@ -144,13 +146,13 @@ class OriginalClaims(TypedDict):
 
 
 class RunResult(TypedDict):
-    """Contents of results.json: how a finished run went, and the evaluation at its end.
+    """Content of results.json: how a finished run went, and the evaluation at its end.
 
-    test: of a final run, else null. val: of any other. fold, folds: of a run whose val is one of
-    several folds, which chose nothing. seconds: of the whole run, evaluations
-    included. overrides: settings that differ from the recipe's. macs: multiply-accumulates on one
-    image; null, like receptive_field (pixels), if they cannot be counted, the latter also if it is
-    the whole image.
+    test: evaluation of a final run, else null. val: of any other run. fold, folds: if val is one of
+    several folds, where no weights are chosen. seconds: of the whole run, including evaluations.
+    overrides: settings that differ from the recipe. macs: multiply-accumulates per image; null,
+    like receptive_field (pixels), if they cannot be counted; the latter also if it covers the whole
+    image.
     """
 
     recipe: str
@@ -182,14 +184,15 @@ class RunResult(TypedDict):
     versions: dict[str, str]
     git: GitState | None
     teachers: NotRequired[list[ModelRecord]]
-    teacher: NotRequired[ModelRecord | None]  # of an older run, which had one at most
+    teacher: NotRequired[ModelRecord | None]  # of older runs, which had at most one
     original_claims: NotRequired[Annotated[OriginalClaims, ANYTHING]]
-    brief: NotRequired[Annotated[OriginalClaims, ANYTHING]]  # the old name, for one version
-    start: NotRequired[StartRecord | None]  # null: it began from scratch
+    brief: NotRequired[Annotated[OriginalClaims, ANYTHING]]  # its old name, for one more version
+    start: NotRequired[StartRecord | None]  # null: from scratch
 
 
 class Spread(TypedDict):
-    """One figure over `n` runs. std: of a sample, null for one run."""
+    """Mean and spread of one figure over `n` runs. std: sample standard deviation, null for one
+    run."""
 
     n: int
     mean: float
@@ -200,9 +203,9 @@ class Spread(TypedDict):
 
 
 class SeedSummary(TypedDict):
-    """Contents of summary.json: a recipe's seeds, and each figure of theirs.
+    """Content of summary.json: the seeds of a recipe, with mean and spread of each figure.
 
-    split: what the figures were measured on. epochs: of final runs alone, since others may stop
+    split: what the figures were measured on. epochs: of final runs only, since others may stop
     early.
     """
 
@@ -228,7 +231,8 @@ class SeedSummary(TypedDict):
 
 
 class FoldRecord(TypedDict):
-    """The run of one fold: its accuracy on the `n` images of the fold, which it never saw."""
+    """The run of one fold: its accuracy on the `n` images of the fold, on which it was not
+    trained."""
 
     fold: Ordinal
     n: Ordinal
@@ -239,9 +243,9 @@ class FoldRecord(TypedDict):
 
 
 class FoldPredictions(TypedDict):
-    """Predictions of each image by the run that held it out; lists in the order of the images.
+    """Prediction of each image by the run that held it out, as lists in the order of the images.
 
-    image: path of each, or train/ and its number. fold: from 1 on. label, predicted: classes.
+    image: its path, or train/ and its number. fold: from 1. label, predicted: classes.
     label_probability, predicted_probability: of these two classes.
     """
 
@@ -254,11 +258,11 @@ class FoldPredictions(TypedDict):
 
 
 class FoldsResult(TypedDict):
-    """Contents of a cross-validation's results.json: its folds, each figure over them, and the
-    evaluation of all out-of-fold predictions together.
+    """Content of the results.json of a cross-validation: its folds, mean and spread of each figure,
+    and the evaluation of all out-of-fold predictions together.
 
-    weights: those that every fold's run kept, after its last epoch. predictions: null of a set that
-    is too large to list.
+    weights: which weights each fold's run kept, after its last epoch. predictions: null if there
+    are too many to list.
     """
 
     recipe: str
@@ -289,7 +293,7 @@ EVALUATION, EPOCH_ROW, RUN_RESULT = map(shape_of, (Evaluation, EpochRow, RunResu
 
 
 def evaluation_of(results: RunResult) -> tuple[Split, Evaluation]:
-    """Return the split that a run was evaluated on at its end, and that evaluation."""
+    """Return the split on which a run was evaluated at its end, and that evaluation."""
     split: Split = "test" if results["final"] else "val"
     evaluation = results[split]
     assert evaluation is not None  # `read_results` checks it
@@ -297,7 +301,7 @@ def evaluation_of(results: RunResult) -> tuple[Split, Evaluation]:
 
 
 def teachers_of(results: RunResult) -> list[ModelRecord]:
-    """Return what a run's results say of each network that taught it."""
+    """Return the records of the teachers of a run."""
     if "teachers" in results:
         return results["teachers"]
     teacher = results.get("teacher")
@@ -311,7 +315,7 @@ def original_claims(
     test: Evaluation | None,
     seconds: float,
 ) -> OriginalClaims:
-    """Return the figures that the original project reports of a run, or why one is missing."""
+    """Return for a run the figures that the original project reports, or why one is missing."""
     during = "would need the test set read during training, which a run never does"
     reasons = {"best_test_accuracy": during, "peak_test_accuracy": during}
     if test is None:
@@ -331,12 +335,12 @@ def original_claims(
 
 
 def write_json(path: Path, value: Any, *, new: bool = False) -> None:
-    """Write indented JSON, whole or not at all; `new` refuses a file that exists."""
+    """Write indented JSON, completely or not at all; `new` refuses a file that exists."""
     write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n", new=new)
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds: plain values, its numbers finite and within 64 bits.
+    """Return the content of a JSON file: plain values, with numbers finite and within 64 bits.
 
     Raises:
         SpratError: the file is missing or damaged.
@@ -354,7 +358,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_results(path: Path) -> RunResult:
-    """Return what a run's results.json holds.
+    """Return the content of a run's results.json.
 
     Raises:
         SpratError: the file is missing, damaged or not a run's.
@@ -366,7 +370,7 @@ def read_results(path: Path) -> RunResult:
         other: Split = "val" if results["final"] else "test"
         wrong = mismatch(results[split], EVALUATION, split)
         wrong = wrong or mismatch(results[other], NOTHING, other)
-        wrong = wrong or _uneven(*evaluation_of(results))
+        wrong = wrong or _wrong_confusion(*evaluation_of(results))
     if wrong:
         raise SpratError(
             f"{path} is not a file that a run of sprat writes: {wrong}. Name the folder of a "
@@ -376,7 +380,7 @@ def read_results(path: Path) -> RunResult:
 
 
 def read_finished(run: Path) -> RunResult | None:
-    """Return what a finished run's results.json holds, or None if the run is not finished.
+    """Return the content of a run's results.json, or None if the run is not finished.
 
     Raises:
         SpratError: the file is damaged.
@@ -386,7 +390,7 @@ def read_finished(run: Path) -> RunResult | None:
     return read_results(run / RESULTS_FILE)
 
 
-def _uneven(split: Split, evaluation: Evaluation) -> str | None:
+def _wrong_confusion(split: Split, evaluation: Evaluation) -> str | None:
     """Return what is wrong with a confusion matrix unless it has a row and a column per class."""
     rows, classes = evaluation["confusion"], len(evaluation["per_class"])
     if len(rows) == classes and all(len(row) == classes for row in rows):
@@ -397,13 +401,13 @@ def _uneven(split: Split, evaluation: Evaluation) -> str | None:
 def write_metrics(run: Path, history: list[EpochRow]) -> None:
     """Write metrics.jsonl: one line of JSON for each epoch so far.
 
-    The whole file each time: after a kill it must hold what the checkpoint holds, no more.
+    The whole file is written each time: after a kill it must not be ahead of the checkpoint.
     """
     write_whole(run / METRICS_FILE, "".join(json.dumps(row) + "\n" for row in history))
 
 
 def read_metrics(run: Path) -> list[EpochRow]:
-    """Return what a run's metrics.jsonl holds: a row for each epoch.
+    """Return the content of a run's metrics.jsonl: a row for each epoch.
 
     Raises:
         SpratError: the file is missing or damaged.
@@ -425,12 +429,12 @@ def read_metrics(run: Path) -> list[EpochRow]:
 
 
 def wrong_history(rows: Any) -> str | None:
-    """Return what is wrong with the rows of metrics.jsonl, or None if there is one per epoch."""
+    """Return what is wrong with the rows of metrics.jsonl; None if there is one for each epoch."""
     if wrong := mismatch(rows, ListOf(EPOCH_ROW, high=MOST_EPOCHS), "epoch"):
         return wrong
     for epoch, row in enumerate(rows, 1):
         if row["epoch"] != epoch or row["judged_on"] != rows[0]["judged_on"]:
-            return f"line {epoch} is of epoch {row['epoch']} (evaluated on {row['judged_on']})"
+            return f"line {epoch} is about epoch {row['epoch']} (evaluated on {row['judged_on']})"
     return None
 
 

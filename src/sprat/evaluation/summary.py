@@ -21,14 +21,14 @@ from sprat.evaluation.records import (
 from sprat.files import lock, writing
 from sprat.settings.config import Config
 
-# what the seeds of one recipe share
+# what all seeds of a recipe have in common
 SHARED = ("recipe", "overrides", "dataset_md5", "model", "parameters", "final")
 
 
 def write_summary(folder: Path) -> SeedSummary:
     """Write folder/summary.json over the finished runs in folder/seed-*/results.json; return it.
 
-    Of several processes that train seeds into one folder, the last to end writes it over all.
+    If several processes train seeds into one folder, the last one to finish covers them all.
 
     Raises:
         SpratError: there are none, or they are not seeds of one recipe.
@@ -56,7 +56,7 @@ def _summarize(folder: Path) -> SeedSummary:
         "parameters": last["parameters"],
         "final": last["final"],
         "dataset": last["dataset"],
-        "side": last.get("side", 32),  # older results do not say
+        "side": last.get("side", 32),  # older results lack it
         "classes": len(evaluation["per_class"]),
         "split": split,
         "seeds": [run["seed"] for run in runs],
@@ -67,7 +67,7 @@ def _summarize(folder: Path) -> SeedSummary:
     }
     if last["final"]:
         summary["epochs"] = last["epochs"]
-    if "network" in last:  # older results name it alone
+    if "network" in last:  # older results only name it
         summary["network"] = last["network"]
         summary["macs"], summary["receptive_field"] = last.get("macs"), last.get("receptive_field")
     return summary
@@ -79,12 +79,12 @@ def summarize_folds(
     predictions: FoldPredictions | None,
     config: Config,
 ) -> FoldsResult:
-    """Return what results.json of a cross-validation holds.
+    """Return the content of the results.json of a cross-validation.
 
     Args:
-        runs: of all folds, in their order.
+        runs: results of all folds, in order.
         together: evaluation of all out-of-fold predictions.
-        config: of any of the runs.
+        config: the config of any of the runs.
     """
     first = runs[0]
     evaluations = [evaluation_of(run)[1] for run in runs]

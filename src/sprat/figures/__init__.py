@@ -1,1 +1,1 @@
-"""Figures of a run and its predictions: computed once, drawn as PNG and as SVG."""
+"""Figures of a run and its predictions: computed once, drawn as PNG and SVG."""

@@ -1,4 +1,4 @@
-"""Contents of figures, as plain records: curves, confusion, calibration, mistakes."""
+"""Contents of figures as plain records: curves, confusion, calibration, mistakes."""
 
 import itertools
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from sprat.evaluation.records import (
     read_results,
 )
 
-NUMBERED_CLASSES = 20  # beyond which a matrix of numbers cannot be read
+NUMBERED_CLASSES = 20  # above which a matrix of numbers is unreadable
 
 CurveKey = Literal["loss", "top1", "ema_top1", "probe_top1", "lr"]
 NAMES: dict[CurveKey, str] = {
@@ -36,7 +36,7 @@ class Curve:
     """One figure by epoch.
 
     key: its name in metrics.jsonl. role: whether it is of the weights that the run keeps, of the
-    others, or of the kept ones on the probe. points: epoch and value, as in metrics.jsonl.
+    others, or of the kept ones on the probe. points: epochs and values, as in metrics.jsonl.
     """
 
     key: CurveKey
@@ -45,15 +45,15 @@ class Curve:
 
     @property
     def name(self) -> str:
-        """Its name in a legend."""
+        """Name for a legend."""
         return NAMES[self.key]
 
 
 @dataclass(frozen=True)
 class Curves:
-    """A run by epoch.
+    """Curves of a run by epoch.
 
-    epochs: the first and the last. on: what accuracy is measured on. accuracy: one curve at least.
+    epochs: the first and the last. on: what accuracy is measured on. accuracy: at least one curve.
     test_top1: of a final run.
     """
 
@@ -71,7 +71,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Pair:
-    """A class taken for another `count` times, of `n` images of it."""
+    """One class predicted as another `count` times, of its `n` images."""
 
     truth: str
     answer: str
@@ -81,9 +81,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts of images of each class (row) were taken for which (column).
+    """Numbers of images of each class (row) by predicted class (column).
 
-    shares: mistakes as a share of their row's images, 0 to 1; of correct answers 0.
+    shares: mistakes as a fraction of their row's images, 0 to 1; 0 for correct predictions.
     """
 
     classes: tuple[str, ...]
@@ -92,12 +92,12 @@ class Confusion:
 
     @property
     def largest_share(self) -> float:
-        """The largest of the shares; 1 if there is no mistake."""
+        """The largest of the shares; 1 if there are no mistakes."""
         return max(map(max, self.shares)) or 1.0
 
     @property
     def pairs(self) -> list[Pair]:
-        """All mistakes by class and answer, the most frequent first."""
+        """All mistakes by true and predicted class, the most frequent first."""
         pairs = [
             Pair(self.classes[i], self.classes[j], self.counts[i][j], sum(self.counts[i]))
             for i, j in itertools.permutations(range(len(self.classes)), 2)
@@ -108,9 +108,9 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Bin:
-    """The `n` images whose confidence is above `low` and at most `high`; shares, 0 to 1.
+    """The `n` images with a confidence above `low` and up to `high`, as fractions.
 
-    confidence: their mean.
+    confidence: their mean confidence.
     """
 
     low: float
@@ -122,7 +122,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Accuracy by confidence. bins: those that hold an image."""
+    """Accuracy by confidence. bins: those with at least one image."""
 
     bins: tuple[Bin, ...]
     top1: float
@@ -131,10 +131,10 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Mistake:
-    """An image whose answer is wrong.
+    """An image that was classified wrongly.
 
-    number: its place in the dataset, from 0. image: uint8, C x H x W. confidence: probability of
-    the answer.
+    number: its index in the dataset, from 0. image: uint8, C x H x W. confidence: probability of
+    the predicted class.
     """
 
     number: int
@@ -145,7 +145,7 @@ class Mistake:
 
 
 def read_curves(run: Path) -> Curves:
-    """Return the curves of a finished run's folder.
+    """Read the curves of a finished run from its folder.
 
     Raises:
         SpratError: metrics.jsonl or results.json is missing or damaged.
@@ -154,18 +154,18 @@ def read_curves(run: Path) -> Curves:
 
 
 def curves(rows: Sequence[EpochRow], results: RunResult) -> Curves:
-    """Return the curves of a run: what its epochs measured."""
+    """Return the curves of a run from its epochs."""
     keeps_average = results["weights"] == "ema"
     found = [
         _curve(rows, "top1", "other" if keeps_average else "kept"),
         _curve(rows, "ema_top1", "kept" if keeps_average else "other"),
     ]
     on = rows[0]["judged_on"]
-    if on == "val":  # else the others are on the probe themselves
+    if on == "val":  # otherwise the others are measured on the probe
         found.append(_curve(rows, "probe_top1", "probe"))
     return Curves(
         model=results["model"],
-        dataset=Path(results["dataset"]).name,  # own pictures are named by their path
+        dataset=Path(results["dataset"]).name,  # your own pictures go by their path
         recipe=results["recipe"],
         seed=results["seed"],
         epochs=(rows[0]["epoch"], rows[-1]["epoch"]),
@@ -219,11 +219,11 @@ def calibration(probabilities: Tensor, targets: Tensor) -> Calibration:
 
 
 def worst_mistakes(images: ImageSet, probabilities: Tensor, most: int) -> list[Mistake]:
-    """Return the wrong answers with the highest confidence, highest first.
+    """Return the mistakes with the highest confidence, the highest first.
 
     Args:
         probabilities: N x K, of `images`.
-        most: how many at most.
+        most: largest number of mistakes to return.
     """
     confidence, predictions = probabilities.max(1)
     wrong = (predictions != images.targets).nonzero().flatten()

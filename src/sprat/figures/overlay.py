@@ -1,4 +1,4 @@
-"""A picture in grey with a class activation map over it, as pixels."""
+"""Overlay of a class activation map on a grey picture, as pixels."""
 
 import torch
 from torch import Tensor
@@ -9,11 +9,11 @@ from sprat.evaluation.explain import enlarged
 # so that it also works for colour-blind readers and in grey print.
 COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 OPACITY = 0.6
-GREY = (0.299, 0.587, 0.114)  # shares of red, green and blue in brightness
+GREY = (0.299, 0.587, 0.114)  # weights of red, green and blue in brightness
 
 
 def overlay(picture: Tensor, activation: Tensor) -> Tensor:
-    """Return the picture in grey with the positive part of the map over it, coloured from 0 to its
+    """Return a picture in grey, overlaid with the positive part of the map, coloured from 0 to its
     largest value: uint8, 3 x side x side.
 
     Args:
@@ -27,7 +27,7 @@ def overlay(picture: Tensor, activation: Tensor) -> Tensor:
 
 
 def blended(evidence: Tensor, grey: Tensor) -> Tensor:
-    """Return the colours (0 to 255, … x 3) of evidence from 0 to 1 over greys of 0 to 255."""
+    """Return colours (0 to 255, … x 3) for evidence from 0 to 1, blended with greys of 0 to 255."""
     colours = torch.tensor(COLOURS, dtype=torch.float32)
     place = evidence.clamp(0, 1) * (len(colours) - 1)
     below = place.floor().clamp(max=len(colours) - 2).long()

@@ -39,7 +39,7 @@ from sprat.run_folder import CURVES_FILE
 from sprat.text import escape, visible
 
 RAW, AVERAGED, TEST = "#1f77b4", "#d95f02", "#222222"
-LOOKS: dict[CurveKey, tuple[str, str]] = {  # colour and line of accuracy's curves
+LOOKS: dict[CurveKey, tuple[str, str]] = {  # colour and line style of the curves of accuracy
     "top1": (RAW, ".-"),
     "ema_top1": (AVERAGED, ".-"),
     "probe_top1": (TEST, ":"),
@@ -48,14 +48,14 @@ ON = {
     "val": "held-out training images (val)",
     "probe": "training images, not augmented (probe)",
 }
-LONGEST_NAME = 48  # characters; of a longer one both ends are shown
-# A drawing's text is not a formula, whatever the user's matplotlibrc says.
+LONGEST_NAME = 48  # characters; only the ends of a longer name are shown
+# Text is never parsed as a formula, whatever the user's matplotlibrc says.
 _plain_text = rc_context({"text.parse_math": False, "text.usetex": False})
 
 
 @_plain_text
 def draw_curves(run: Path) -> Path:
-    """Draw a run's loss, accuracy and learning rate by epoch into its curves.png.
+    """Draw loss, accuracy and learning rate of a run by epoch into its curves.png.
 
     Raises:
         SpratError: metrics.jsonl or results.json is missing or damaged.
@@ -96,7 +96,7 @@ def draw_curves(run: Path) -> Path:
 
 @_plain_text
 def draw_contact_sheet(dataset: ImageSet, title: str, path: Path, columns: int = 12) -> Path:
-    """Draw the first `columns` images of each class in a labelled row, as PNG."""
+    """Draw the first `columns` images of each class as PNG, one labelled row per class."""
     rows = []
     side = dataset.images.shape[-1]
     for label in range(len(dataset.classes)):
@@ -120,9 +120,9 @@ def draw_contact_sheet(dataset: ImageSet, title: str, path: Path, columns: int =
 
 @_plain_text
 def draw_preview(rows: Sequence[Row], title: str, path: Path) -> Path:
-    """Draw rows of pictures, each with its label, and their captions below them, as PNG."""
+    """Draw labelled rows of pictures with captions below them, as PNG."""
     count, _, height, width = rows[0].images.shape
-    gap, line = 3, 6  # pixels: between pictures, and for a line of caption
+    gap, line = 3, 6  # pixels between pictures, and per line of caption
     tops, bottom = [], gap
     for row in rows:
         tops.append(bottom)
@@ -152,7 +152,7 @@ def draw_preview(rows: Sequence[Row], title: str, path: Path) -> Path:
 
 @_plain_text
 def draw_confusion(confusion: Confusion, path: Path) -> Path:
-    """Draw a confusion matrix, as PNG: a mistake is darker the larger its share of the class."""
+    """Draw a confusion matrix as PNG; mistakes are darker the larger their share of the class."""
     count = len(confusion.classes)
     darkest = confusion.largest_share
     inches = 2 + 0.5 * count
@@ -186,7 +186,7 @@ def draw_confusion(confusion: Confusion, path: Path) -> Path:
 
 @_plain_text
 def draw_calibration(calibration: Calibration, path: Path) -> Path:
-    """Draw accuracy by confidence, and the number of images by confidence, as PNG."""
+    """Draw accuracy and the number of images by confidence, as PNG."""
     bins = calibration.bins
     left, widths = [100 * b.low for b in bins], [100 * (b.high - b.low) for b in bins]
     shares = [100 * b.accuracy for b in bins]
@@ -215,12 +215,12 @@ def draw_calibration(calibration: Calibration, path: Path) -> Path:
 
 
 def draw_mistakes(mistakes: Sequence[Mistake], title: str, path: Path, columns: int = 8) -> Path:
-    """Draw mistakes in rows of `columns`, each with its true class, the answer and its confidence,
-    as PNG."""
+    """Draw mistakes as PNG, in rows of `columns`, each with true class, predicted class and
+    confidence."""
     captions = [
-        f"is {visible(mistake.truth)}\n"
-        f"said {visible(mistake.answer)}\n"
-        f"{100 * mistake.confidence:.1f} % sure"
+        f"true: {visible(mistake.truth)}\n"
+        f"predicted: {visible(mistake.answer)}\n"
+        f"confidence {100 * mistake.confidence:.1f} %"
         for mistake in mistakes
     ]
     shape = mistakes[0].image.shape if mistakes else (3, 32, 32)
@@ -237,10 +237,10 @@ def draw_mistakes(mistakes: Sequence[Mistake], title: str, path: Path, columns: 
 
 @_plain_text
 def draw_explanation(picture: Tensor, explanation: Explanation, title: str, path: Path) -> Path:
-    """Draw a picture, and next to it the same in grey with its map and a legend over it, as PNG.
+    """Draw a picture and, next to it, the same picture in grey with its map and a legend, as PNG.
 
     Args:
-        picture: uint8, C x side x side, the part that the network saw.
+        picture: uint8, C x side x side: the part that the network saw.
 
     Raises:
         WriteError: the file exists, or cannot be written.
@@ -266,7 +266,7 @@ def draw_explanation(picture: Tensor, explanation: Explanation, title: str, path
 def draw_effective_field(
     field: Tensor, receptive_field: int, image_side: int, title: str, path: Path
 ) -> Path:
-    """Draw an effective receptive field, the theoretical one and the image's outline, as PNG.
+    """Draw an effective receptive field with outlines of the theoretical one and the image, as PNG.
 
     Args:
         field: side x side, at most 1. receptive_field, image_side: pixels.
@@ -298,7 +298,7 @@ def draw_comparison(entries: Sequence[Entry], path: Path) -> Path:
     figure = Figure(figsize=(10, 6.5), dpi=110)
     axes = figure.subplots()
     axes.set_xscale("log")
-    if len(costs := {entry.parameters for entry in entries}) == 1:  # no span to take a margin of
+    if len(costs := {entry.parameters for entry in entries}) == 1:  # no range to take a margin from
         axes.set_xlim(0.5 * min(costs), 2 * min(costs))
     looks: dict[str, dict[str, Any]] = {
         "measured by sprat, on the test set": {"color": RAW, "marker": "o"},
@@ -335,8 +335,8 @@ def draw_comparison(entries: Sequence[Entry], path: Path) -> Path:
     axes.xaxis.set_major_formatter(_Thousands())
     axes.xaxis.set_minor_formatter(_Thousands())
     axes.set_title(
-        "Accuracy for parameters. Bars: standard deviation over seeds, or the 95 % interval of one "
-        "run",
+        "Accuracy against parameters. Bars: standard deviation over seeds, or the 95 % interval "
+        "of a single run",
         fontsize="medium",
     )
     axes.legend(loc="lower right")
@@ -351,12 +351,12 @@ def draw_comparison(entries: Sequence[Entry], path: Path) -> Path:
 def draw_pareto(
     trials: Sequence[Mapping[str, Any]], winner: int, limits: Mapping[str, int], path: Path
 ) -> Path:
-    """Draw accuracy on val against each cost that a search limits, the budget among it, as PNG.
+    """Draw accuracy on val against each cost that a search or the budget limits, as PNG.
 
     Args:
-        trials: that were trained, as trials.json holds them.
-        winner: number of the one that won.
-        limits: by name, as {"max_macs": 20_000_000}; without any, parameters and MACs are shown.
+        trials: the trials that were trained, as in trials.json.
+        winner: number of the winning trial.
+        limits: by name, such as {"max_macs": 20_000_000}; if empty, parameters and MACs are shown.
     """
     shown = [name for name in COSTS if name in limits] or ["max_parameters", "max_macs"]
     figure = Figure(figsize=(max(7.5, 5 * len(shown)), 5.5), layout="constrained", dpi=110)
@@ -377,7 +377,7 @@ def draw_pareto(
                 [y for _, y, at, _ in points if at == rung],
                 "o",
                 color=colours(0.15 + 0.8 * place / max(1, len(rungs) - 1)),
-                label=f"came to {rung} {epochs}",
+                label=f"trained for {rung} {epochs}",
             )
         front, best = [], -1.0
         for x, y, *_ in sorted(point for point in points if point[2] == rungs[-1]):
@@ -399,7 +399,7 @@ def draw_pareto(
         axes.tick_params(axis="x", labelrotation=20)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2, fontsize="small")
         _lighten(axes)
-    figure.suptitle("Trials of the search by the rung they came to", fontsize="medium")
+    figure.suptitle("Networks that the search tried, by length of training", fontsize="medium")
     return _save(figure, path)
 
 
@@ -413,7 +413,7 @@ COSTS = {
 
 
 class _Thousands(LogFormatter):
-    """Labels of a log scale as 200,000 rather than a formula, where matplotlib has labels."""
+    """Labels of a log scale as 200,000 rather than powers of ten, at matplotlib's ticks."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:,.0f}" if super().__call__(x, pos) else ""
@@ -430,7 +430,7 @@ def _spread_of(entry: Entry) -> tuple[float, float]:
         return entry.std, entry.std
     if entry.ci95 is not None:
         below, above = entry.top1 - entry.ci95[0], entry.ci95[1] - entry.top1
-        return max(below, 0), max(above, 0)  # rounding may put 0 % below its interval
+        return max(below, 0), max(above, 0)  # through rounding, 0 % may be outside its interval
     return 0, 0
 
 
@@ -464,14 +464,14 @@ def _label_apart(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None
 
 
 def _name(text: object) -> str:
-    """Return a name or a path in one line that leaves room for the drawing."""
+    """Return a name or path in one line that leaves space for the drawing."""
     line = _text(text)
     half = LONGEST_NAME // 2
     return line if len(line) <= LONGEST_NAME else f"{line[: half - 1]}…{line[-half:]}"
 
 
 def _text(text: object) -> str:
-    """Return text in one line, with escapes also for characters that the user's fonts lack."""
+    """Return text in one line, with escapes for characters that the user's fonts lack."""
     families = rcParams["font.family"]
     fonts = [get_font(findfont(FontProperties(family=[family]))) for family in families]
     return "".join(
@@ -486,7 +486,7 @@ def _lighten(axes: Axes) -> None:
 
 
 def _save(figure: Figure, path: Path, *, new: bool = False, **how: Any) -> Path:
-    """Write a figure as PNG, whole or not at all; `new`: only where no file is yet."""
+    """Write a figure as PNG, completely or not at all; `new` refuses a file that exists."""
     png = io.BytesIO()
     figure.savefig(png, format="png", **how)
     write_whole(path, png.getvalue(), new=new)

@@ -1,4 +1,4 @@
-"""Figures as SVG: places in pixels, for a template to write out."""
+"""Figures as SVG: positions in pixels, for a template to write out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from matplotlib.ticker import MaxNLocator
 
 from sprat.figures.data import Calibration, Curve, Curves
 
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 26  # px around the drawn area, for the ticks' labels
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 26  # px around the plot, for tick labels
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A labelled place on an axis, in px."""
+    """A labelled position on an axis, in px."""
 
     place: float
     label: str
@@ -22,7 +22,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Axis:
-    """Values from `low` to `high`, drawn from the pixel `start` to the pixel `end`."""
+    """An axis with values from `low` to `high`, drawn from pixel `start` to pixel `end`."""
 
     low: float
     high: float
@@ -31,13 +31,13 @@ class Axis:
     ticks: tuple[Tick, ...]
 
     def place(self, value: float) -> float:
-        """Return the pixel of a value, to a tenth."""
+        """Return the pixel of a value, rounded to a tenth."""
         return _place(value, self.low, self.high, self.start, self.end)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The size of a chart in px, and its axes; y counts downwards, as in SVG."""
+    """Size of a chart in px, and its axes; y counts downwards, as in SVG."""
 
     width: int
     height: int
@@ -47,9 +47,9 @@ class Frame:
 
 @dataclass(frozen=True)
 class Line:
-    """Points in px joined by a line.
+    """Points in px, joined by a line.
 
-    look: its class in the style sheet. first, last: its first and last values, in words.
+    look: its class in the style sheet. first, last: first and last value, as text.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle in px. text: what it shows, in words."""
+    """A rectangle in px. text: what it shows."""
 
     x: float
     y: float
@@ -72,7 +72,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over epochs. text: what they show, in words."""
+    """Lines over epochs. text: what they show."""
 
     title: str
     frame: Frame
@@ -82,7 +82,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class ReliabilityDiagram:
-    """Accuracy by confidence, and below it the number of images by confidence.
+    """Accuracy by confidence and, below it, the number of images by confidence.
 
     marks: at the mean confidence.
     """
@@ -95,7 +95,7 @@ class ReliabilityDiagram:
 
 
 def curve_charts(curves: Curves) -> tuple[Chart, Chart, Chart]:
-    """Return the charts of a run: loss, accuracy and learning rate by epoch."""
+    """Return charts of a run's loss, accuracy and learning rate by epoch."""
     on = "val" if curves.on == "val" else "training images"
     return (
         _chart(curves, "Training loss", (curves.loss,), "{:.4f}"),
@@ -114,7 +114,7 @@ def _chart(
 ) -> Chart:
     """Return one chart.
 
-    form: of a value in words. low: where their axis begins; by default about at their least.
+    form: format of a value as text. low: where the axis starts; by default near the lowest value.
     """
     values = [factor * value for curve in curves for _, value in curve.points]
     axes = _frame(run.epochs, (min(values) if low is None else low, max(values)), x_whole=True)
@@ -161,11 +161,11 @@ def _frame(
     x_whole: bool = False,
     y_parts: int = 5,
 ) -> Frame:
-    """Return axes over these values: x exactly from its least to its greatest, y to round numbers.
+    """Return axes for these values: x exactly from the lowest to the highest, y to round numbers.
 
     Args:
         x_whole: whether ticks on x are whole numbers only.
-        y_parts: the most parts between the ticks on y.
+        y_parts: largest number of intervals between ticks on y.
     """
     right, bottom = width - RIGHT, height - BOTTOM
     x_ticks = [tick for tick in _round(*x, 5, x_whole) if x[0] <= tick <= x[1]]

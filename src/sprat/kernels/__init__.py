@@ -1,13 +1,13 @@
-"""Compiled kernels, optional: for the training step, on a CPU and on an NVIDIA GPU, and for a
-trained network's answers, on a CPU, where they are compiled at first use.
+"""Optional compiled kernels: for training steps on a CPU or an NVIDIA GPU, and for inference on a
+CPU. CPU kernels are compiled at first use.
 
 why_not(network, device, batch_size)  # None: the kernels can train it
-prepare(device, bf16=True)  # compiles what is not compiled yet
+prepare(device, bf16=True)  # compile the kernels unless they are cached
 fast = CompiledNetwork(network, bf16=True, threads=2)
-logits = fast(images)  # as network(images) would, autograd included
+logits = fast(images)  # as network(images), including autograd
 
 frozen = Inference(network)
-logits = frozen(images)  # as network.eval()(images) would, without autograd
+logits = frozen(images)  # as network.eval()(images), without autograd
 """
 
 import importlib.util
@@ -26,8 +26,9 @@ __all__ = ["LANES", "CompiledNetwork", "Inference", "NoKernels", "is_built", "pr
 
 
 def why_not(network: nn.Module, device: torch.device, batch_size: int = LANES) -> str | None:
-    """Return why the kernels cannot do a network's training steps on a device, in words; None where
-    they can. Compiles nothing: that a compiler fails is found by `prepare`, and then known here.
+    """Return why the kernels cannot train a network on a device; None if they can.
+
+    Compiles nothing: a compiler that fails is found by `prepare`, and reported here from then on.
     """
     if device.type not in ("cpu", "cuda"):
         return f"the compiled kernels are for CPUs and NVIDIA GPUs, not {device.type}"
@@ -49,14 +50,14 @@ def why_not(network: nn.Module, device: torch.device, batch_size: int = LANES) -
 def prepare(
     device: torch.device, bf16: bool, announce: Callable[[str], None] = lambda what: None
 ) -> None:
-    """Compile the kernels of a CPU that are not compiled yet, and announce that to `announce`.
+    """Compile the CPU kernels that are not cached yet, and announce it with `announce`.
 
     Raises:
-        NoKernels: they cannot be compiled, or not be kept.
+        NoKernels: they cannot be compiled or cached.
     """
     if device.type != "cpu":
         return
-    # averaged weights get their BatchNorm statistics in fp32; evaluation has kernels of its own
+    # BatchNorm statistics of averaged weights are computed in fp32; inference has its own kernels
     needed = {("trunk", store(bf16)), ("trunk", store(False)), ("inference",)}
     if not all(is_built(*library) for library in needed):
         announce("compiling kernels for this processor, once")
@@ -75,21 +76,21 @@ def _check_gpu(device: torch.device) -> None:
 
 
 class CompiledNetwork(nn.Module):
-    """A network computed by the kernels; has the same input and output as the network.
+    """A network computed by the kernels, with the same input and output as the network itself.
 
     Args:
-        network: on a CPU or on an NVIDIA GPU; shares its parameters and statistics with this.
-        bf16: keep maps in bf16; else all is fp32.
-        threads: CPU threads; changes no bit of the result.
-        frozen: only for evaluation, by the weights and statistics as they are now. On a CPU the
-            kernels of inference then compute, in fp32 and with as many threads as torch has.
+        network: on a CPU or an NVIDIA GPU; its parameters and statistics are shared.
+        bf16: keep maps in bf16; otherwise everything is fp32.
+        threads: number of CPU threads, which does not change a bit of the result.
+        frozen: for evaluation only, with the current weights and statistics. On a CPU this uses the
+            inference kernels, in fp32 and with torch's number of threads.
 
-    In training B x C x H x W images with B a multiple of 16; other batches go through the
-    network itself. In evaluation any number; no gradient comes back from there. On a GPU an
-    evaluation goes through the network itself, unless it is frozen.
+    Takes images B x C x H x W. Training batches that are not a multiple of 16 are computed by the
+    network itself. Evaluation has no gradient and takes any B; on a GPU it is computed by the
+    network itself unless frozen and B is a multiple of 16.
 
     Raises:
-        NoKernels: they cannot be built here, or do not support the network.
+        NoKernels: the kernels cannot be built here, or do not support the network.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class CompiledNetwork(nn.Module):
         self.inference: Inference | None = None
         self.trunk: Any = None
         if next(network.parameters()).device.type == "cuda":
-            from sprat.kernels.cuda.plan import GPUTrunk  # Triton is there only with CUDA
+            from sprat.kernels.cuda.plan import GPUTrunk  # Triton is installed only with CUDA
 
             check_momenta(network)
             self.trunk = GPUTrunk(network, torch.bfloat16 if bf16 else torch.float32, frozen=frozen)

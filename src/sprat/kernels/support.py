@@ -1,5 +1,4 @@
-"""The networks that the compiled kernels support: those whose parts they all compute as torch
-does."""
+"""Networks that the compiled kernels support: those whose parts they compute as torch does."""
 
 import math
 from collections.abc import Iterator
@@ -8,7 +7,7 @@ from torch import nn
 
 from sprat.models.blocks import Block, Blueprint, Normed, Separable, blueprint_of
 
-LANES = 16  # images to the widest vector; batches are multiples of it
+LANES = 16  # images per widest vector; batches are multiples of it
 MAX_KERNEL = 7  # px
 IMAGE_CHANNELS = (1, 3)  # grey and colour
 
@@ -49,7 +48,7 @@ def supported(network: nn.Module) -> Blueprint:
 
 
 def check_momenta(network: nn.Module) -> None:
-    """Check what a GPU's steps need of BatchNorm, that nothing on the CPU counts them.
+    """Check that no BatchNorm counts steps, since on a GPU no step is counted on the CPU.
 
     Raises:
         NoKernels: a BatchNorm averages its statistics over all steps.
@@ -88,7 +87,7 @@ def _check_normed(normed: Normed, inputs: int, outputs: int, stride: int) -> Non
 
 
 def _check_block(block: Block, inputs: int) -> int:
-    """Returns the channels of its output."""
+    """Check a block; return the number of channels of its output."""
     width = inputs
     for conv in block.convs:
         _check_windows(conv, width)
@@ -125,7 +124,7 @@ def _check_windows(conv: Separable, width: int) -> None:
 
 
 def _parts(blueprint: Blueprint) -> Iterator[nn.Module]:
-    """Every module that holds parameters."""
+    """Yield every module with parameters."""
     yield from (blueprint.stem.conv, blueprint.stem.norm)
     for block in blueprint.blocks:
         for conv in block.convs:

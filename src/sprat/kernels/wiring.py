@@ -1,11 +1,12 @@
-"""The wiring of a training step, the same for every backend: which map each convolution reads and
-writes, how gradients come back, and how autograd calls it.
+"""Wiring of a training step, shared by all backends: which maps each convolution reads and writes,
+how gradients flow back, and how autograd calls it.
 
-A step computes `network.features(images).mean(dim=(2, 3))` and its gradients: the network up to its
-head. Only two kinds of maps are kept: outputs of convolutions, before BatchNorm, and outputs of
-joins; whoever reads the former applies BatchNorm and ReLU. BatchNorm's backward pass is affine in
-the gradient g at its output and in its input z (dz = a g + b z + c) once the sums of g and g z are
-known, so those are summed where g is made: each convolution says for which maps it does that.
+A step computes `network.features(images).mean(dim=(2, 3))` and its gradients: the network without
+its head. Only two kinds of maps are stored: outputs of convolutions, before BatchNorm, and outputs
+of joins. Whatever reads the former applies BatchNorm and ReLU. BatchNorm's backward pass is affine
+in the gradient g at its output and in its input z (dz = a g + b z + c) once the sums of g and g z
+are known, so those are accumulated where g is computed: each convolution lists the maps for which
+it does that.
 """
 
 from collections.abc import Iterable
@@ -21,18 +22,18 @@ from sprat.models.blocks import Blueprint, Normed
 
 @dataclass(eq=False)
 class Map:
-    """B x channels x height x width values."""
+    """Values of shape B x channels x height x width."""
 
     channels: int
     height: int
     width: int
     norm: nn.BatchNorm2d | None = None
-    """BatchNorm that its readers apply; None for the output of a join."""
+    """BatchNorm that readers apply; None for the output of a join."""
 
 
 @dataclass(eq=False)
 class Conv:
-    """Windows over u, then a 1x1 convolution to z. (The stem: 3x3 over u, without windows.)"""
+    """Windows over u, then a 1x1 convolution to z (the stem: a 3x3 convolution of u)."""
 
     u: Map
     z: Map
@@ -40,17 +41,17 @@ class Conv:
     pointwise: nn.Conv2d
     stride: int
     gradient: Map
-    """The map at whose norm z's gradient arrives: z, or the map that z is added to."""
+    """Map with the gradient at the output of z's norm: z, or the map that z is added to."""
     sums: tuple[Map, ...] = ()
-    """Maps whose norms' outputs have the gradient that this one makes at its input, before ReLU."""
+    """Maps whose norms' outputs get the gradient at this one's input, before ReLU."""
     add: "Conv | Join | None" = None
-    """The source of a further gradient at the input: a shortcut's convolution, at every stride-th
-    pixel, or the join after it, whose gradient it is."""
+    """Source of another gradient to add at the input: a shortcut's convolution, at every stride-th
+    pixel, or, for an identity shortcut, the join itself."""
 
 
 @dataclass(eq=False)
 class Join:
-    """out = relu(norm(z) + rest), or relu(norm(z)); rest is a join's output or has a norm too."""
+    """out = relu(norm(z) + rest), or relu(norm(z)); `rest` is a join's output or has a norm too."""
 
     z: Map
     rest: Map | None
@@ -58,20 +59,20 @@ class Join:
 
     @property
     def normed(self) -> tuple[Map, ...]:
-        """The maps whose norms' outputs are added; the gradient before ReLU is that of each."""
+        """Maps with norms whose outputs are added; each gets the gradient before the ReLU."""
         return tuple(m for m in (self.z, self.rest) if m is not None and m.norm is not None)
 
 
 @dataclass
 class Wiring:
-    """A network's convolutions and joins for images of one size."""
+    """Convolutions and joins of a network, for images of one size."""
 
     stem: Conv
     last: Join
-    """Its output is averaged over the pixels; the backward pass begins with it."""
+    """Join whose output is averaged over the pixels; the backward pass starts with it."""
     forward: list[Conv | Join] = field(default_factory=list)
     backward: list[Conv] = field(default_factory=list)
-    """The convolutions after it; the stem, which makes no gradient at its input, is the last."""
+    """Convolutions after `last`, in order; the stem, which needs no input gradient, comes last."""
 
     @property
     def convs(self) -> list[Conv]:
@@ -123,7 +124,7 @@ def _join(z: Map, rest: Map | None = None) -> Join:
 
 
 class FlatGradient:
-    """Gradients of parameters in one piece of memory, so that one copy hands them all out."""
+    """Gradients of parameters in one block of memory, so that one copy returns them all."""
 
     def __init__(self, parameters: Iterable[Tensor], device: torch.device | None = None) -> None:
         self.parameters = list(parameters)
@@ -131,7 +132,7 @@ class FlatGradient:
         self._of = dict(zip(self.parameters, self._split(self.flat), strict=True))
 
     def __getitem__(self, parameter: Tensor) -> Tensor:
-        """Return the memory of a parameter's gradient, in the parameter's shape."""
+        """Return a view of a parameter's gradient, in the parameter's shape."""
         return self._of[parameter]
 
     def copies(self) -> dict[Tensor, Tensor]:
@@ -144,10 +145,10 @@ class FlatGradient:
 
 
 class Plan:
-    """A backend's kernel calls for a step on images of one shape, with the memory they work in.
+    """Kernel calls of a backend for a step on images of one shape, and the memory they use.
 
     Raises:
-        ValueError: the kernels do not compute images of that shape.
+        ValueError: the kernels cannot compute images of that shape.
     """
 
     def __init__(self, trunk: "Trunk", shape: torch.Size) -> None:
@@ -172,10 +173,10 @@ class Plan:
 class Trunk:
     """`network.features(images).mean(dim=(2, 3))` in training mode, forward and backward.
 
-    Calling it takes fp32 images B x C x H x W, B a multiple of 16 and C that of the stem, and
-    returns B x channels, fp32.
-    Memory for the maps is kept from call to call, so `backward` must come before the next call.
-    Parameters, running statistics and gradients are the network's own, which is its plain twin.
+    Takes fp32 images B x C x H x W, with B a multiple of 16 and C channels as the stem; returns
+    fp32 B x channels. Memory for the maps is reused by every call, so `backward` must come before
+    the next call. Parameters, running statistics and gradients are the network's own; the network
+    is the plain twin.
 
     Raises:
         NoKernels: the kernels do not support the network.

@@ -1,4 +1,4 @@
-"""Networks: one family a file, found and built by name."""
+"""Networks, one family per file, registered and built by name."""
 
 from sprat.models.registry import (
     NETWORKS,

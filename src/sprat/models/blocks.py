@@ -1,13 +1,13 @@
-"""A network's description of itself, for whatever computes it by other means than its modules: the
-compiled kernels, say.
+"""Description of a network by its blocks, for the compiled kernels and others that compute it
+without calling its modules.
 
     class MyNet(PooledClassifier):
         def blocks(self) -> Blueprint | None: ...
 
     blueprint = blueprint_of(network)  # None: only the network itself can compute it
 
-The records hold the network's own modules, so its weights and statistics are read and trained in
-place.
+The description refers to the network's own modules, so its weights and statistics are read and
+trained in place.
 """
 
 from collections.abc import Iterator
@@ -30,8 +30,8 @@ class Separable:
     """A depthwise separable convolution: norm(pointwise(windows(x)))."""
 
     windows: tuple[nn.Conv2d | nn.Identity, ...]
-    """A depthwise convolution of each equal share of the channels; nn.Identity leaves its share as
-    it is."""
+    """A depthwise convolution for each equal share of the channels; nn.Identity leaves its share
+    unchanged."""
     pointwise: nn.Conv2d
     """1x1."""
     norm: nn.BatchNorm2d
@@ -44,29 +44,29 @@ class Separable:
 
 @dataclass(frozen=True)
 class Block:
-    """Separable convolutions in a row, ReLU after each: after the last one's sum with the shortcut,
-    if there is one."""
+    """A sequence of separable convolutions, each followed by ReLU; the last ReLU comes after the
+    sum with the shortcut, if there is one."""
 
     convs: tuple[Separable, ...]
     shortcut: Normed | nn.Identity | None = None
-    """A strided 1x1 convolution and its BatchNorm, the block's input itself, or none."""
+    """A strided 1x1 convolution and its BatchNorm, the block's input itself, or no shortcut."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """linear(dropout(x)) of each channel's mean over the pixels."""
+    """linear(dropout(x)) of the mean of each channel over the pixels."""
 
     dropout: nn.Dropout
     linear: nn.Linear
 
     def __call__(self, pooled: Tensor) -> Tensor:
-        """Logits of pooled features B x width."""
+        """Return the logits of pooled features B x width."""
         return self.linear(self.dropout(pooled))
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A whole network: the stem and ReLU, the blocks in a row, the head."""
+    """A whole network: the stem with ReLU, the blocks in sequence, the head."""
 
     stem: Normed
     blocks: tuple[Block, ...]
@@ -74,11 +74,11 @@ class Blueprint:
 
 
 def blueprint_of(network: nn.Module) -> Blueprint | None:
-    """Return what `network.blocks()` returns, or None where it has no such method or the method
-    cannot speak for the network.
+    """Return the result of `network.blocks()`; None if there is no such method or it does not
+    describe this network.
 
-    A description is that of the class which wrote it. A subclass that overrides any of its methods,
-    `features` say, computes something else, unless it describes that with a `blocks` of its own.
+    `blocks` describes the class that defines it. A subclass that overrides another method of that
+    class, such as `features`, computes something else, so it needs a `blocks` of its own.
     """
     kinds = type(network).__mro__
     author = next((i for i, kind in enumerate(kinds) if "blocks" in vars(kind)), None)
@@ -92,7 +92,7 @@ def blueprint_of(network: nn.Module) -> Blueprint | None:
 
 
 def in_a_row(layers: nn.Module) -> Iterator[nn.Module]:
-    """Yield the modules of an nn.Sequential, and of those in it, in their order."""
+    """Yield the modules of an nn.Sequential in order, including those of nested ones."""
     if type(layers) is not nn.Sequential:
         yield layers
         return
@@ -101,7 +101,7 @@ def in_a_row(layers: nn.Module) -> Iterator[nn.Module]:
 
 
 def stem_of(layers: nn.Module) -> Normed | None:
-    """Return the description of a convolution, its BatchNorm and ReLU; None if they are others."""
+    """Describe a sequence of convolution, BatchNorm and ReLU; None if it is anything else."""
     found: list[Any] = list(in_a_row(layers))
     if [type(layer) for layer in found] != [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]:
         return None

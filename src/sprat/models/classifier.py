@@ -1,4 +1,4 @@
-"""The common part of this package's networks: a map of features, pooled, then logits."""
+"""Base class of this package's networks: features, global average pooling, logits."""
 
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, TypeVar
@@ -12,15 +12,15 @@ Number = TypeVar("Number", int, float)
 
 
 class PooledClassifier(nn.Module):
-    """A network that a subclass completes by `features` and a call of `add_head`. One that is made
-    of blocks which the compiled kernels support describes them by a method `blocks` (see
-    `sprat.models.blocks`), and is then computed by them.
+    """Base class of networks that pool a feature map globally. A subclass calls `add_head` and
+    defines `features`. If it is made of blocks that the compiled kernels support, a method `blocks`
+    describes them (see `sprat.models.blocks`), so that the kernels can compute it.
 
-    Takes float images B x in_channels x H x W, normalised, H and W at least `min_side`; returns
-    logits B x num_classes.
+    Takes normalised float images B x in_channels x H x W with H and W of at least `min_side`;
+    returns logits B x num_classes.
 
     Args:
-        in_channels: of the images: 3, or 1 of grey ones.
+        in_channels: channels of the images: 3, or 1 if they are grey.
 
     Raises:
         ValueError: on images of another shape.
@@ -33,9 +33,9 @@ class PooledClassifier(nn.Module):
         self.in_channels = in_channels
 
     def add_head(self, width: int, num_classes: int, dropout: float, he_init: bool = True) -> None:
-        """Ends the constructor: dropout and a linear layer on `width` pooled features; all
-        convolutions get initial weights for ReLU (He et al. 2015, arXiv 1502.01852), or keep
-        torch's own."""
+        """Complete the constructor: add dropout and a linear layer on `width` pooled features, and
+        initialise all convolutions for ReLU (He et al. 2015, arXiv 1502.01852) unless `he_init` is
+        false."""
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(width, num_classes)
         for module in self.modules() if he_init else ():
@@ -43,11 +43,11 @@ class PooledClassifier(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def features(self, images: Tensor) -> Tensor:
-        """The map before global pooling, B x width x H' x W'."""
+        """Return the map before global pooling, B x width x H' x W'."""
         raise NotImplementedError
 
     def classify(self, pooled: Tensor) -> Tensor:
-        """Logits of pooled features B x width."""
+        """Return the logits of pooled features B x width."""
         return self.classifier(self.dropout(pooled))
 
     def check_shape(self, images: Tensor) -> None:
@@ -56,8 +56,8 @@ class PooledClassifier(nn.Module):
         check_images(images, self.in_channels, self.min_side)
 
     def blueprint(self, stem: Normed | None, blocks: Iterable[Block | None]) -> Blueprint | None:
-        """Return a description with the head of `add_head`, for the `blocks` method of a subclass;
-        None if one of its parts has no description."""
+        """Return a description with the head of `add_head`, for use in `blocks` of a subclass; None
+        if one of its parts has no description."""
         given = list(blocks)
         described = tuple(block for block in given if block is not None)
         if stem is None or len(described) < len(given):
@@ -72,7 +72,7 @@ class PooledClassifier(nn.Module):
 def conv_bn(
     in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, groups: int = 1
 ) -> list[nn.Module]:
-    """A padded convolution without bias, and its BatchNorm."""
+    """Return a padded convolution without bias, and its BatchNorm."""
     padding = kernel // 2
     return [
         nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False),
@@ -81,10 +81,10 @@ def conv_bn(
 
 
 def each_stage(name: str, values: Sequence[Number], widths: Sequence[int]) -> Sequence[Number]:
-    """Return a network's setting for each stage, where one value stands for every stage.
+    """Return a setting's value for each stage; a single value applies to every stage.
 
     Raises:
-        SpratError: there are neither one nor as many values as `widths`.
+        SpratError: there are neither one value nor as many as `widths`.
     """
     if len(values) == 1:
         return [values[0] for _ in widths]
@@ -99,7 +99,7 @@ def each_stage(name: str, values: Sequence[Number], widths: Sequence[int]) -> Se
 
 
 def check_windows(widths: Sequence[int], kernels: Sequence[int]) -> None:
-    """Check that depthwise windows can share the channels of each stage evenly.
+    """Check that depthwise windows can divide the channels of each stage into equal shares.
 
     Raises:
         SpratError: a window is even, or a width is not divisible by the number of windows.

@@ -1,4 +1,4 @@
-"""Networks of the user's own. Their code runs only where the user named it.
+"""Networks defined in the user's own code, which runs only if the user named it.
 
 use("my_nets.py")
 make = find("my_nets.py:MyNet")
@@ -27,11 +27,11 @@ else:
 Code = str | Path | Iterable[str | Path]
 """Python files or modules with a user's networks."""
 
-_used: dict[str, ModuleType] = {}  # by what the user named: a file, a module, or FILE:CLASS
+_used: dict[str, ModuleType] = {}  # by the name that the user gave: a file, a module, or FILE:CLASS
 
 
 class CodeNotNamed(SpratError):
-    """A network is the user's own code, in a file that was not named."""
+    """A network is defined in the user's own code, which the user did not name."""
 
     def __init__(self, source: str, class_name: str) -> None:
         super().__init__(
@@ -42,31 +42,31 @@ class CodeNotNamed(SpratError):
 
 
 def is_own(name: str) -> bool:
-    """Return whether a network's name is that of a class of the user's own, FILE:CLASS."""
+    """Return whether a network's name refers to a class in the user's own code, FILE:CLASS."""
     return ":" in name
 
 
 def source_of(name: str) -> str:
-    """Return the file or module that a network of the user's own is in."""
+    """Return the file or module of a network in the user's own code."""
     return name.rpartition(":")[0]
 
 
 def use(name: str) -> None:
-    """Run the user's code, from now on to be found by `find`.
+    """Run the user's code, so that `find` can find its networks.
 
     Args:
-        name: a Python file, or the name of a module in the working folder or installed. As
-            FILE:FUNCTION it allows that function to be called too: which of a file's functions is,
-            must not be for somebody's model to choose.
+        name: a Python file, or a module in the working directory or installed. FILE:FUNCTION also
+            allows that function to be called: a model from somebody else must not choose which one
+            is.
 
     Raises:
-        SpratError: there is no such file or module, or it fails.
+        SpratError: there is no such file or module, or running it fails.
     """
     use_all(name)
 
 
 def use_all(names: str | Path | Iterable[str | Path]) -> None:
-    """Run the user's code in each of the files or modules that he named, once; see `use`.
+    """Run each of the files or modules that the user named, once; see `use`.
 
     Raises:
         SpratError: as `use`.
@@ -80,10 +80,10 @@ def use_all(names: str | Path | Iterable[str | Path]) -> None:
 
 
 def use_networks(networks: Iterable[object], code: Code = ()) -> None:
-    """Run the user's code that he named, as `use_all` does, and that of each network of his own.
+    """Run the code that the user named, as `use_all` does, and that of each network in own code.
 
     Args:
-        networks: names of networks; whatever else is among them is passed over.
+        networks: names of networks; anything else among them is ignored.
     """
     own = [name for name in networks if isinstance(name, str) and is_own(name)]
     use_all([*([code] if isinstance(code, str | Path) else code), *own])
@@ -93,13 +93,13 @@ def _run(source: str) -> ModuleType:
     try:
         return _run_file(source) if source.endswith(".py") else _import(source)
     except FileNotFoundError as error:
-        if error.filename != source:  # the user's own code opens files too
+        if error.filename != source:  # the user's code may open files too
             raise SpratError(f"{source} cannot be run: {error}. Change its code.") from error
         raise SpratError(
             f"There is no file {source}. Name the Python file that defines your network, such as "
             "my_nets.py."
         ) from error
-    except (Exception, SystemExit) as error:  # the user's own code
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise SpratError(
             f"{source} cannot be run: {type(error).__name__}: {error}. Change its code, or name "
             "another file, such as my_nets.py, or a module that can be imported."
@@ -107,12 +107,12 @@ def _run(source: str) -> ModuleType:
 
 
 def used() -> list[str]:
-    """Return the files and modules that were named so far."""
+    """Return the files and modules named so far."""
     return list(_used)
 
 
 def options(sources: Iterable[str]) -> list[str]:
-    """Return the options that name files or modules again, and functions, for a command to
+    """Return the options that name these files, modules and functions again in a command to
     paste."""
     return [word for source in sources for word in ("--code", _without_class(source))]
 
@@ -123,8 +123,8 @@ def _without_class(name: str) -> str:
 
 
 def find(name: str) -> Callable[..., nn.Module]:
-    """Return the class that FILE:CLASS names, or the function that makes a network, from the code
-    in use: that of FILE, or, since a file may have moved, any that holds such a class or function.
+    """Return the class that FILE:CLASS names, or the function that makes a network. It is looked up
+    in FILE or, if that is not in use (it may have moved), in all code in use.
 
     Raises:
         CodeNotNamed: the user named no code.
@@ -161,14 +161,14 @@ def _run_file(file: str) -> ModuleType:
     if not path.is_file():
         raise FileNotFoundError(2, "No such file", file)
     folder = str(path.resolve().parent)
-    if folder not in sys.path:  # for what the file imports from next to it; last, to hide nothing
+    if folder not in sys.path:  # for imports from the file's own folder; last, to shadow nothing
         sys.path.append(folder)
     name = f"sprat_own_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses, for one, look there
+    sys.modules[name] = module  # dataclasses, for example, look there
     spec.loader.exec_module(module)
     return module
 

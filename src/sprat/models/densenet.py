@@ -15,7 +15,7 @@ def _activated_conv(in_channels: int, out_channels: int, kernel: int) -> list[nn
 
 
 class _DenseLayer(nn.Module):
-    """Appends `growth` channels, by way of a bottleneck of four times as many."""
+    """Append `growth` channels, computed through a bottleneck of four times as many."""
 
     def __init__(self, in_channels: int, growth: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class DenseNetBC40(PooledClassifier):
         width = 2 * self.growth
         layers: list[nn.Module] = [nn.Conv2d(in_channels, width, 3, padding=1, bias=False)]
         for block in range(3):
-            if block:  # a transition halves channels and sides
+            if block:  # a transition halves the channels and the side
                 layers += [*_activated_conv(width, width // 2, 1), nn.AvgPool2d(2)]
                 width //= 2
             for _ in range(self.layers_a_block):
@@ -50,5 +50,5 @@ class DenseNetBC40(PooledClassifier):
         self.add_head(width, num_classes, dropout)
 
     def features(self, images: Tensor) -> Tensor:
-        """The map before global pooling, B x 132 x floor(H/4) x floor(W/4)."""
+        """Return the map before global pooling, B x 132 x floor(H/4) x floor(W/4)."""
         return self.layers(images)

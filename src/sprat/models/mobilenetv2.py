@@ -1,6 +1,6 @@
 """MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381) at width 1, in its ImageNet form.
 
-A 32x32 image is a single pixel to its last stages: its strides are for images of 224.
+Its strides are meant for images of 224 px: a 32x32 image is a single pixel in the last stages.
 """
 
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ STAGES = [
 
 
 class _InvertedResidual(nn.Module):
-    """Widens by 1x1, filters by depthwise 3x3, narrows by 1x1 without activation."""
+    """Widen by 1x1, filter by depthwise 3x3, narrow by 1x1 without activation."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -51,5 +51,5 @@ class MobileNetV2(PooledClassifier):
         self.add_head(1280, num_classes, dropout)
 
     def features(self, images: Tensor) -> Tensor:
-        """The map before global pooling, B x 1280 x ceil(H/32) x ceil(W/32)."""
+        """Return the map before global pooling, B x 1280 x ceil(H/32) x ceil(W/32)."""
         return self.layers(images)

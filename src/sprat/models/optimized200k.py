@@ -4,9 +4,9 @@
     4 stages of 2 blocks: 20, 40, 80, 160 channels       2,480 / 8,060 / 28,920 / 109,040
     global average pooling, dropout, linear              1,610
 
-Strides are 1-2-2-2, so a 32x32 image ends as 4x4 before pooling. Depthwise separable
-convolutions: Howard et al. 2017 (arXiv 1704.04861); residual blocks: He et al. 2015
-(arXiv 1512.03385).
+Strides are 1-2-2-2, so a 32x32 image becomes a 4x4 map before pooling. Depthwise separable
+convolutions: Howard et al. 2017 (arXiv 1704.04861); residual blocks: He et al. 2015 (arXiv
+1512.03385).
 """
 
 from collections.abc import Sequence
@@ -40,10 +40,10 @@ class DepthwiseSeparableConv2d(nn.Module):
 
 
 class EfficientBlock(nn.Module):
-    """Two depthwise separable convolutions next to a shortcut; ReLU after the first and the sum.
+    """Two depthwise separable convolutions with a shortcut; ReLU after the first and the sum.
 
-    The shortcut is a strided 1x1 convolution and BatchNorm where the shape changes, else the
-    identity. Takes B x in_channels x H x W, returns B x out_channels x ceil(H/stride) x ….
+    The shortcut is a strided 1x1 convolution and BatchNorm if the shape changes, else the identity.
+    Takes B x in_channels x H x W, returns B x out_channels x ceil(H/stride) x ….
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
@@ -67,12 +67,12 @@ class OptimizedCIFAR10Net200K(PooledClassifier):
     """The original project's network. Exactly 150,690 parameters with ten classes.
 
     Args:
-        num_classes: length of the logits.
+        num_classes: number of logits.
         dropout: probability of zeroing a pooled feature in training.
         widths: channels of each stage.
-        strides: of each stage's first block.
-        depth: blocks of every stage, or of each.
-        in_channels: of the images, 3 or 1.
+        strides: stride of each stage's first block.
+        depth: number of blocks: one value for all stages, or one for each.
+        in_channels: channels of the images, 3 or 1.
 
     Raises:
         SpratError: the settings contradict each other.
@@ -103,7 +103,7 @@ class OptimizedCIFAR10Net200K(PooledClassifier):
         self.add_head(width, num_classes, dropout)
 
     def layers(self) -> list[nn.Module]:
-        """Return the stages in a row: layer1, layer2, …"""
+        """Return the stages in order: layer1, layer2, …"""
         return [self.get_submodule(f"layer{i + 1}") for i in range(self.stages)]
 
     def features(self, images: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class OptimizedCIFAR10Net200K(PooledClassifier):
         return x
 
     def blocks(self) -> Blueprint | None:
-        """Describe the network; None if its layers have been replaced by others."""
+        """Describe the network; None if its layers were replaced."""
         blocks = in_a_row(nn.Sequential(*self.layers()))
         return self.blueprint(stem_of(self.stem), map(_described, blocks))
 

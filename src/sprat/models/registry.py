@@ -1,11 +1,11 @@
-"""Networks by name, and the settings that make another network of one.
+"""Registry of networks, and the settings that vary a network.
 
     network = build_network(NetworkConfig(name="SpratNet", widths=(40, 72)), num_classes=10)
 
-A new network is a class in its family's file and a line of `NETWORKS`. Its constructor takes
-`num_classes`, `dropout`, `in_channels` and, by the names they have in `NetworkConfig`, the settings
-it has. It maps normalised images B x in_channels x H x W of any side from `min_side` up to logits
-B x num_classes.
+To add a network, add a class to its family's file and a line to `NETWORKS`. Its constructor takes
+`num_classes`, `dropout`, `in_channels` and those settings of `NetworkConfig` that it supports, by
+the same names. It maps normalised images B x in_channels x H x W of any side from `min_side` to
+logits B x num_classes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSettings(Table, name="network"):
-    """Settings of a network where they differ from those that its name stands for."""
+    """Settings of a network that differ from the defaults of its name."""
 
     widths: tuple[int, ...] = setting((), "Channels of each stage", at_least=1, at_most=4_096)
     depth: tuple[int, ...] = setting(
@@ -62,7 +62,7 @@ class NetworkSettings(Table, name="network"):
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig(NetworkSettings, name="network"):
-    """The network: a name, and settings where they differ from those that the name stands for."""
+    """A network: its name, and settings that differ from the defaults of that name."""
 
     name: str = setting(
         "OptimizedCIFAR10Net200K",
@@ -72,13 +72,13 @@ class NetworkConfig(NetworkSettings, name="network"):
 
     @functools.cached_property
     def given(self) -> dict[str, tuple[float, ...]]:
-        """The settings that differ from those the name stands for."""
+        """The settings that differ from the defaults of the name."""
         values = dataclasses.asdict(self)
         return {key: value for key, value in values.items() if key != "name" and value}
 
     @property
     def title(self) -> str:
-        """The name, of a network of the user's own that of its class."""
+        """The name; for a network in the user's own code, the name of its class."""
         return self.name.rpartition(":")[2]
 
     @classmethod
@@ -86,7 +86,7 @@ class NetworkConfig(NetworkSettings, name="network"):
         """Return the network that `to_dict` described.
 
         Raises:
-            SpratError: a setting is unknown, or does not have such a value.
+            SpratError: a setting is unknown or has an invalid value.
         """
         if unknown := [key for key in values if key not in cls.settings]:
             raise SpratError(
@@ -97,7 +97,8 @@ class NetworkConfig(NetworkSettings, name="network"):
 
     @classmethod
     def recorded(cls, values: Mapping[str, Any]) -> NetworkConfig:
-        """Return the network that a model, run or result describes, maybe one of an older sprat.
+        """Return the network that a model, run or result describes, perhaps one of an older
+        version.
 
         Raises:
             SpratError: as `from_dict`.
@@ -107,16 +108,16 @@ class NetworkConfig(NetworkSettings, name="network"):
         return dataclasses.replace(config, **{k: v for k, v in former.items() if not values.get(k)})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the name and the settings that are given, as JSON has them."""
+        """Return the name and the settings given with it, as plain values for JSON."""
         return {"name": self.name} | {key: list(value) for key, value in self.given.items()}
 
     def __str__(self) -> str:
-        """SpratNet (widths 40, 72; depth 3)."""
+        """Return a name such as "SpratNet (widths 40, 72; depth 3)"."""
         settings = (f"{key} {', '.join(map(str, value))}" for key, value in self.given.items())
         return f"{self.title} ({'; '.join(settings)})" if self.given else self.title
 
 
-# the module of sprat.models that holds each class
+# module of sprat.models that defines each class
 NETWORKS = {
     "OptimizedCIFAR10Net200K": "optimized200k",
     "SpratNet": "sprat",
@@ -135,16 +136,16 @@ NETWORKS = {
     "ResNet18": "resnet",
 }
 
-# settings that a name once stood for: what records that do not say mean by it
+# former defaults of a name, for records that do not contain the settings
 FORMER: dict[str, dict[str, Any]] = {"SpratM": {"widths": (48, 84)}}
 
 
 def find_name(name: str) -> str:
-    """Return the network's name as `NETWORKS` spells it; case, "-" and "_" do not matter. A class
-    of the user's own keeps the name it was given.
+    """Return a network's name as `NETWORKS` spells it; case, "-" and "_" do not matter. The name of
+    a class in the user's own code is returned unchanged.
 
     Raises:
-        SpratError: no network has that name; gives the names there are and the nearest.
+        SpratError: no network has that name; the message lists all names and the nearest one.
     """
     if code.is_own(name):
         return name
@@ -158,11 +159,11 @@ def find_name(name: str) -> str:
 
 
 def find_class(name: str) -> Callable[..., nn.Module]:
-    """Return the class that a name stands for; of the user's own, from the code in use, it may be a
-    function that makes a network too.
+    """Return the class that a name stands for; in the user's own code it may also be a function
+    that makes a network.
 
     Raises:
-        SpratError: there is none, or it is in a file that the user did not name.
+        SpratError: there is none, or it is in code that the user did not name.
     """
     if code.is_own(name):
         return code.find(name)
@@ -172,8 +173,8 @@ def find_class(name: str) -> Callable[..., nn.Module]:
 
 
 def to_record(network: NetworkConfig) -> NetworkConfig:
-    """Return the same network for a record: its name as `NETWORKS` spells it, and what that stands
-    for now, where it once stood for something else.
+    """Return the same network for a record: its name as `NETWORKS` spells it, and its current
+    defaults if they were once others.
 
     Raises:
         SpratError: as `find_class`.
@@ -190,18 +191,18 @@ def build_network(
     dropout: float = 0.0,
     in_channels: int = 3,
 ) -> nn.Module:
-    """Return a new network, its initial weights drawn from torch's generator.
+    """Return a new network, with initial weights drawn from torch's global generator.
 
     Args:
         network: its name, or its name and settings.
-        num_classes: length of the logits.
+        num_classes: number of logits.
         dropout: probability of zeroing a pooled feature in training.
-        in_channels: of its images: 3, or 1 of grey ones; the network keeps it as an attribute. A
-            network of the user's own whose constructor does not take it is built without it.
+        in_channels: channels of the images: 3, or 1 if grey; kept as an attribute of the network. A
+            network in the user's own code that does not take it is built without it.
 
     Raises:
-        SpratError: there is no such network, it does not take a setting or its value, or it is the
-            user's own and fails.
+        SpratError: there is no such network, it does not support a setting or its value, or it is
+            in the user's own code, which fails.
     """
     config = NetworkConfig(name=network) if isinstance(network, str) else network
     cls = find_class(config.name)
@@ -234,13 +235,13 @@ def build_network(
 
 
 def _passes_on(make: Callable[..., nn.Module]) -> bool:
-    """Return whether a function hands any settings on to a network: def net(**kwargs)."""
+    """Return whether a function passes any settings on to a network: def net(**kwargs)."""
     kinds = [each.kind for each in inspect.signature(make).parameters.values()]
     return inspect.isfunction(make) and inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def takes_in_channels(network: NetworkConfig) -> bool:
-    """Return whether a network can be built for images of one channel.
+    """Return whether a network can be built for images with one channel.
 
     Raises:
         SpratError: as `find_class`.
@@ -261,8 +262,8 @@ def _not_taken(config: NetworkConfig, key: str, takes: Iterable[str]) -> SpratEr
 def draft_network(
     network: NetworkConfig | str, num_classes: int = 10, in_channels: int = 3
 ) -> nn.Module:
-    """Return a network as `build_network` builds it, to look at: its initial weights leave torch's
-    generator as it was.
+    """Return a network built by `build_network` for inspection, without advancing torch's
+    generator.
 
     Raises:
         SpratError: as `build_network`.
@@ -272,10 +273,10 @@ def draft_network(
 
 
 def check_outputs(network: nn.Module, num_classes: int, side: int, channels: int = 3) -> None:
-    """Check that a network answers an image channels x side x side with a logit for each class.
+    """Check that a network returns one logit per class for an image channels x side x side.
 
     Raises:
-        SpratError: it cannot take the image, or answers with something else.
+        SpratError: it cannot process the image, or returns something else.
     """
     name, remedy = type(network).__name__, ", or the images' side"
     if getattr(network, "in_channels", 3) != channels:
@@ -284,7 +285,7 @@ def check_outputs(network: nn.Module, num_classes: int, side: int, channels: int
     try:
         with torch.inference_mode():
             logits = network.eval()(torch.zeros(1, channels, side, side))
-    except Exception as error:  # the user's own code
+    except Exception as error:  # whatever the user's code raises
         raise SpratError(
             f"{name} cannot process an image of {channels} x {side} x {side}: "
             f"{type(error).__name__}: {error}. Change its code{remedy}."

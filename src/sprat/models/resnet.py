@@ -7,7 +7,7 @@ from sprat.models.classifier import PooledClassifier, conv_bn
 
 
 class _PaddedShortcut(nn.Module):
-    """He's option A: every second pixel, and zeros for the channels that are new."""
+    """Option A of He et al.: every second pixel, padded with channels of zeros."""
 
     def __init__(self, new_channels: int, stride: int) -> None:
         super().__init__()
@@ -20,11 +20,11 @@ class _PaddedShortcut(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions next to a shortcut.
+    """Two 3x3 convolutions with a shortcut.
 
     Args:
-        projection: where the shape changes the shortcut is a 1x1 convolution with BatchNorm
-            (option B), else every second pixel padded with zero channels (option A).
+        projection: if the shape changes, use a 1x1 convolution with BatchNorm as the shortcut
+            (option B) instead of every second pixel padded with channels of zeros (option A).
     """
 
     def __init__(
@@ -70,24 +70,24 @@ class _ResNet(PooledClassifier):
         self.add_head(width, num_classes, dropout)
 
     def features(self, images: Tensor) -> Tensor:
-        """The map before global pooling; each stage but the first halves the sides."""
+        """Return the map before global pooling; each stage but the first halves the sides."""
         return self.blocks(self.stem(images))
 
 
 class ResNet20(_ResNet):
-    """Nine blocks; 272,474 parameters with ten classes, its shortcuts projections (option B)."""
+    """Nine blocks, projection shortcuts (option B); 272,474 parameters with ten classes."""
 
     widths, blocks_a_stage = (16, 32, 64), 3
 
 
 class ResNet20A(ResNet20):
-    """ResNet-20 as first published: shortcuts without parameters (option A), 269,722."""
+    """ResNet-20 as first published, shortcuts without parameters (option A); 269,722 parameters."""
 
     projection = False
 
 
 class ResNet18(_ResNet):
-    """The ImageNet network with a 3x3 stem and no max-pooling, as CIFAR-10 is trained with;
-    11,173,962 parameters with ten classes."""
+    """The ImageNet network with a 3x3 stem and no max-pooling, as usual for CIFAR-10; 11,173,962
+    parameters with ten classes."""
 
     widths, blocks_a_stage = (64, 128, 256, 512), 2

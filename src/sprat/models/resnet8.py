@@ -1,7 +1,7 @@
 """ResNet-8 of MLPerf Tiny (Banbury et al. 2021, arXiv 2106.07597): 78,186 parameters.
 
-The form that the benchmark's Keras code defines: convolutions have biases, and the projections
-have no BatchNorm. Keras counts 78,666, with BatchNorm's running statistics.
+As in the benchmark's Keras code, convolutions have biases and projections have no BatchNorm. Keras
+counts 78,666 parameters, as it includes BatchNorm's running statistics.
 """
 
 from torch import Tensor, nn
@@ -44,5 +44,5 @@ class ResNet8(PooledClassifier):
         self.add_head(64, num_classes, dropout)
 
     def features(self, images: Tensor) -> Tensor:
-        """The map before global pooling, B x 64 x ceil(H/4) x ceil(W/4)."""
+        """Return the map before global pooling, B x 64 x ceil(H/4) x ceil(W/4)."""
         return self.blocks(self.stem(images))

@@ -1,6 +1,6 @@
 """ShuffleNetV2 (Ma et al. 2018, arXiv 1807.11164) at width 0.5, in its ImageNet form.
 
-A 32x32 image is a single pixel to its last stage: its strides are for images of 224.
+Its strides are meant for images of 224 px: a 32x32 image is a single pixel in the last stage.
 """
 
 import torch
@@ -10,7 +10,7 @@ from sprat.models.classifier import PooledClassifier, conv_bn
 
 
 class _Unit(nn.Module):
-    """Works on half of the channels, or with stride 2 on all of them twice, then shuffles."""
+    """Transform half of the channels (with stride 2, all of them twice), then shuffle them."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class _Unit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         left, right = x.chunk(2, 1) if self.stride == 1 else (x, x)
         both = torch.cat((self.left(left), self.right(right)), 1)
-        # channels of the two halves in turns
+        # channel shuffle: alternate between the halves
         return both.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
 
 
@@ -60,5 +60,5 @@ class ShuffleNetV2x05(PooledClassifier):
         self.add_head(1024, num_classes, dropout)
 
     def features(self, images: Tensor) -> Tensor:
-        """The map before global pooling, B x 1024 x ceil(H/32) x ceil(W/32)."""
+        """Return the map before global pooling, B x 1024 x ceil(H/32) x ceil(W/32)."""
         return self.layers(images)

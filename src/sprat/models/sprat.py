@@ -1,15 +1,16 @@
-"""sprat's own networks: all that a small budget of parameters can buy, at the price of arithmetic.
+"""sprat's own networks: as much accuracy as few parameters can give, at the cost of more
+arithmetic.
 
-Most pixels are kept (one halving, so that few parameters see few of them), depthwise windows of
-several sizes look near and far, and wide 1x1 convolutions mix channels. BatchNorm and ReLU stand
-where the compiled kernels have them, so that these too train fast on a CPU. Begun from what others
-measured; docs/explanation/what-helps.md reports what our own trials made of it.
+Most of the resolution is kept (the side is halved only once), depthwise windows of several
+sizes see near and far, and wide 1x1 convolutions mix channels. BatchNorm and ReLU are where the
+compiled kernels have them, so these networks also train fast on a CPU. The design starts from what
+others measured; docs/explanation/what-helps.md reports what our own trials found.
 
     SpratS   widths 28, 52      SpratM   widths 48, 80      SpratL   widths 64, 120
 
-SpratT is for microcontrollers, where arithmetic and memory are what is dear: it halves the side
-twice, narrows where the maps are large, and has 3x3 windows alone, so that nothing splits or joins
-channels as it runs.
+SpratT is for microcontrollers, where arithmetic and memory are scarce: it halves the side twice, is
+narrow where maps are large, and has only 3x3 windows, so that channels are never split or joined at
+run time.
 """
 
 from collections.abc import Sequence
@@ -25,8 +26,8 @@ from sprat.models.optimized200k import DepthwiseSeparableConv2d
 
 
 class Windows(nn.Module):
-    """Depthwise convolutions of several sizes, each on its share of the channels. Keeps the shape
-    B x channels x H x W; channels must be divisible by the number of kernels."""
+    """Depthwise convolutions of several sizes, each on an equal share of the channels. Keeps the
+    shape B x channels x H x W; channels must be divisible by the number of kernels."""
 
     def __init__(self, channels: int, kernels: Sequence[int]) -> None:
         super().__init__()
@@ -46,8 +47,8 @@ class Windows(nn.Module):
 
 
 class SpratBlock(nn.Module):
-    """Windows and a wide 1x1 convolution, ReLU, a narrow 1x1 convolution, next to the identity
-    unless `shortcut` is False; ReLU after the sum. Keeps the shape."""
+    """Depthwise windows, a widening 1x1 convolution, ReLU, a narrowing 1x1 convolution, the sum
+    with the input unless `shortcut` is False, ReLU. Keeps the shape."""
 
     shortcut = True
 
@@ -66,8 +67,8 @@ class SpratBlock(nn.Module):
 
 
 class Halving(DepthwiseSeparableConv2d):
-    """A strided depthwise separable convolution, then ReLU: B x in_channels x H x W to
-    B x out_channels x ceil(H/stride) x ceil(W/stride)."""
+    """A strided depthwise separable convolution, then ReLU: from B x in_channels x H x W to B x
+    out_channels x ceil(H/stride) x ceil(W/stride)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 2) -> None:
         super().__init__(in_channels, out_channels, stride)
@@ -80,15 +81,16 @@ class SpratNet(PooledClassifier):
     """The family of sprat's own networks, with any widths, depths and windows.
 
     Args:
-        num_classes: length of the logits.
+        num_classes: number of logits.
         dropout: probability of zeroing a pooled feature in training.
         widths: channels of each stage, each divisible by the number of kernels.
-        depth: blocks of every stage, or of each.
-        strides: of each stage; by default 1, then 2, so that each stage halves the side.
-        widening: how many times as wide a block is inside, in every stage or in each.
-        kernels: depthwise windows of the blocks, odd; 1 leaves its share of the channels as it is.
-        shortcut: 1 where a block's input is added to its output, else 0; in every stage or in each.
-        in_channels: of the images, 3 or 1.
+        depth: number of blocks: one value for all stages, or one for each.
+        strides: stride of each stage; by default 1, then 2, so that each later stage halves the
+            side.
+        widening: width inside a block, relative to its outer width; for all stages or for each.
+        kernels: sizes of the depthwise windows, odd; 1 leaves its share of the channels unchanged.
+        shortcut: 1 to add a block's input to its output, 0 not to; for all stages or for each.
+        in_channels: channels of the images, 3 or 1.
 
     Raises:
         SpratError: the settings contradict each other.
@@ -133,14 +135,14 @@ class SpratNet(PooledClassifier):
         self.add_head(widths[-1], num_classes, dropout, he_init=False)
 
     def block(self, channels: int, wide: int, kernels: Sequence[int]) -> nn.Module:
-        """Return one block, so wide inside."""
+        """Return one block, `wide` channels wide inside."""
         return SpratBlock(channels, wide, kernels)
 
     def features(self, images: Tensor) -> Tensor:
         return self.stages(self.stem(images))
 
     def blocks(self) -> Blueprint | None:
-        """Describe the network; None if a block is of another kind than the family's."""
+        """Describe the network; None if a block is of another class than the family's."""
         return self.blueprint(stem_of(self.stem), map(_described, in_a_row(self.stages)))
 
 
@@ -156,8 +158,8 @@ def _described(part: Any) -> Block | None:
 
 
 class SpratT(SpratNet):
-    """A SpratNet that needs no more parameters, arithmetic and memory for activations than MLPerf
-    Tiny's ResNet-8."""
+    """A SpratNet with no more parameters, arithmetic or activation memory than MLPerf Tiny's
+    ResNet-8."""
 
     widths = (16, 52, 80)
     depth = (2, 3, 2)

@@ -46,5 +46,5 @@ class WRN16x1(PooledClassifier):
         self.add_head(64, num_classes, dropout)
 
     def features(self, images: Tensor) -> Tensor:
-        """The map before global pooling, B x 64 x ceil(H/4) x ceil(W/4)."""
+        """Return the map before global pooling, B x 64 x ceil(H/4) x ceil(W/4)."""
         return self.activate(self.blocks(self.stem(images)))

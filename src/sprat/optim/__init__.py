@@ -1,6 +1,6 @@
-"""The optimizers and their settings.
+"""Optimizers and their settings.
 
-A new one is its settings in `OptimConfig`, a function that builds it and a line of `OPTIMIZERS`.
+To add one, add its settings to `OptimConfig`, a function that builds it and a line to `OPTIMIZERS`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def sgd(network: nn.Module, config: OptimConfig) -> Optimizer:
 
 
 def muon(network: nn.Module, config: OptimConfig) -> Optimizer:
-    """Return Muon over the 1x1 convolutions, which are not decayed, and SGD over the rest."""
+    """Return Muon for the 1x1 convolutions, without weight decay, and SGD for the rest."""
     parameters = list(network.parameters())
     pointwise = {p for p in parameters if p.ndim == 4 and p.shape[2:] == (1, 1)}
     groups = groups_of(network, config, _sgd_remembers(config), without=pointwise)
@@ -57,13 +57,13 @@ def groups_of(
     remembered: tuple[str, ...],
     without: Set[nn.Parameter] = frozenset(),
 ) -> list[dict[str, Any]]:
-    """Return the groups of parameters by their weight decay.
+    """Return the parameters in groups by weight decay.
 
-    It applies to convolution and linear weights, and to BatchNorm's parameters and biases only if
-    `config.decay_norm_and_bias`.
+    Weight decay applies to the weights of convolutions and linear layers, and to BatchNorm
+    parameters and biases only if `config.decay_norm_and_bias`.
 
     Args:
-        remembered: names of what the optimizer keeps of each parameter from step to step.
+        remembered: names of the state that the optimizer keeps for each parameter.
     """
     parameters = [p for p in network.parameters() if p not in without]
     groups = [
@@ -92,7 +92,7 @@ def _sgd_settings(network: nn.Module, config: OptimConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig(Table, name="optim"):
-    """The optimizer and its learning rate over the run."""
+    """The optimizer and its learning rate over a run."""
 
     name: str = setting(
         "sgd",
@@ -130,10 +130,10 @@ class OptimConfig(Table, name="optim"):
 
 
 def build_optimizer(network: nn.Module, config: OptimConfig) -> Optimizer:
-    """Return the optimizer of `network`'s parameters that `config` names.
+    """Return the optimizer that `config` names, for the parameters of `network`.
 
-    Each group holds its peak learning rate as "peak_lr", for a schedule to multiply, and in
-    "remembered" the names of what the optimizer keeps of each parameter from step to step.
+    Each group has its peak learning rate in "peak_lr", for a schedule to scale, and in "remembered"
+    the names of the state that the optimizer keeps for each parameter.
     """
     optimizer = OPTIMIZERS[config.name](network, config)
     for group in optimizer.param_groups:
@@ -142,8 +142,8 @@ def build_optimizer(network: nn.Module, config: OptimConfig) -> Optimizer:
 
 
 def restore_state(optimizer: Optimizer, saved: dict[Any, Any]) -> None:
-    """Restore what `optimizer.state_dict()["state"]` held of each parameter; the settings stay
-    those the optimizer was built with.
+    """Restore `optimizer.state_dict()["state"]`; the optimizer keeps the settings it was built
+    with.
 
     Raises:
         ValueError: it does not fit the parameters.
@@ -156,8 +156,8 @@ def restore_state(optimizer: Optimizer, saved: dict[Any, Any]) -> None:
                 value.shape == (() if name == "step" else parameter.shape)
                 for name, value in kept.items()
             )
-            if saved and not fits:  # before the first step there is none
-                raise ValueError(f"the optimizer's state of parameter {number} is another's")
+            if saved and not fits:  # there is no state before the first step
+                raise ValueError(f"the optimizer's state does not fit parameter {number}")
     if len(saved) > sum(len(group["params"]) for group in current):
-        raise ValueError("the optimizer's state is of more parameters")
+        raise ValueError("the optimizer's state has more parameters")
     optimizer.load_state_dict({"state": saved, "param_groups": current})

@@ -1,4 +1,4 @@
-"""Muon: SGD whose steps for 1x1 convolutions are made orthogonal first."""
+"""Muon: SGD that orthogonalises the steps of 1x1 convolutions."""
 
 import functools
 from collections import defaultdict
@@ -12,16 +12,16 @@ from sprat.runtime import cpu_has_bf16
 
 
 class Muon(SGD):
-    """SGD that first makes the steps of the groups with "muon_momentum" orthogonal.
+    """SGD that orthogonalises the steps of groups with "muon_momentum".
 
-    The Nesterov average of such a matrix's gradients is replaced by its nearest orthogonal
-    matrix (all singular values near 1), so that no direction of it learns much faster than
-    another. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
+    The Nesterov average of such a matrix's gradients is replaced by its nearest orthogonal matrix
+    (all singular values near 1), so that no direction learns much faster than another. Jordan et
+    al. 2024, https://kellerjordan.github.io/posts/muon.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # fp16's scale must be off the gradients before, not within the fused step
+        # gradients must be unscaled (fp16) before this step, not inside the fused one
         self._step_supports_amp_scaling = False
 
     @torch.no_grad()
@@ -33,7 +33,7 @@ class Muon(SGD):
         super().step()
 
     def _orthogonalize(self, parameters: list[Tensor], momentum: float) -> None:
-        """Replace each parameter's gradient by its direction."""
+        """Replace each parameter's gradient by its orthogonalised direction."""
         matrices = [p for p in parameters if p.grad is not None]
         if not matrices:
             return
@@ -42,11 +42,11 @@ class Muon(SGD):
         torch._foreach_mul_(averages, momentum)
         torch._foreach_add_(averages, gradients)
         ahead = torch._foreach_add(gradients, averages, alpha=momentum)
-        if matrices[0].device.type == "cuda":  # few launches, where those are dear
+        if matrices[0].device.type == "cuda":  # fewer launches, which are expensive there
             directions = orthogonalized_together([step.flatten(1) for step in ahead])
         else:
             directions = orthogonalized_by_shape([step.flatten(1) for step in ahead])
-        # as large a change of the output whatever the widths
+        # so that the output changes by as much whatever the widths
         wider = [max(1.0, p.shape[0] / p.shape[1]) ** 0.5 for p in matrices]
         torch._foreach_mul_(directions, wider)
         shaped = [d.view(g.shape) for d, g in zip(directions, gradients, strict=True)]
@@ -60,7 +60,7 @@ class Muon(SGD):
 
 
 def orthogonalized_by_shape(matrices: list[Tensor]) -> list[Tensor]:
-    """Do what `orthogonalized` does, in one batch of products for all matrices of a shape."""
+    """Orthogonalise matrices as `orthogonalized` does, batching those of equal shape."""
     alike: dict[torch.Size, list[int]] = defaultdict(list)
     for i, matrix in enumerate(matrices):
         alike[matrix.shape].append(i)
@@ -73,8 +73,8 @@ def orthogonalized_by_shape(matrices: list[Tensor]) -> list[Tensor]:
 
 
 def orthogonalized_together(matrices: list[Tensor]) -> list[Tensor]:
-    """Do what `orthogonalized` does, in one batch of products for all matrices: each is the corner
-    of one as large as the largest, whose other rows and columns stay 0 and change nothing."""
+    """Orthogonalise all matrices as `orthogonalized` does, in a single batch: each is the corner of
+    a matrix as large as the largest, whose other rows and columns stay 0 and have no effect."""
     rows, columns = (max(matrix.shape[i] for matrix in matrices) for i in (0, 1))
     shapes = tuple(tuple(matrix.shape) for matrix in matrices)
     places = _corners(shapes, rows, columns, matrices[0].device)
@@ -85,11 +85,11 @@ def orthogonalized_together(matrices: list[Tensor]) -> list[Tensor]:
     return [piece.view(m.shape) for piece, m in zip(pieces, matrices, strict=True)]
 
 
-@functools.cache  # a graph cannot be recorded over its making
+@functools.cache  # its creation cannot be captured in a graph
 def _corners(
     shapes: tuple[tuple[int, ...], ...], rows: int, columns: int, device: torch.device
 ) -> Tensor:
-    """Return where each value of matrices of these shapes is in corners of rows x columns ones."""
+    """Return the index of each value of these matrices in a batch of rows x columns matrices."""
     found = []
     for i, (height, width) in enumerate(shapes):
         row = torch.arange(height)[:, None] * columns
@@ -98,11 +98,11 @@ def _corners(
 
 
 def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Return about the nearest orthogonal matrix of each, N x rows x columns: singular values are
-    0.7 to 1.2.
+    """Return the approximately nearest orthogonal matrix of each, N x rows x columns, with singular
+    values of 0.7 to 1.2.
 
-    Newton and Schulz's iteration with the coefficients of Jordan et al., which trade exactness
-    for few steps. In bf16 where the matrices are large and the hardware computes in it.
+    Newton-Schulz iteration with the coefficients of Jordan et al., which trade exactness for few
+    steps. In bf16 if the matrices are large and the hardware supports it.
     """
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     x = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)

@@ -1,4 +1,4 @@
-"""Schedules: factors of a peak, above 0 at every step, functions of the step and nothing else."""
+"""Schedules: factors of a peak value, always above 0, that depend only on the step."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ def cosine(progress: float) -> float:
 
 
 def linear(progress: float) -> float:
-    """Fall from 1 at progress 0 to 0 at progress 1 along a line."""
+    """Fall linearly from 1 at progress 0 to 0 at progress 1."""
     return 1 - progress
 
 
@@ -18,14 +18,14 @@ SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": cosine, "linear": li
 
 
 def warmup_then(schedule: str, step: int, total_steps: int, warmup_steps: int = 0) -> float:
-    """The factor, above 0 and at most 1, of the peak learning rate at `step`.
+    """Return the factor of the peak learning rate at `step`, above 0 and at most 1.
 
-    Rises linearly over `warmup_steps`, reaching 1 at the last of them, then falls by the named
-    schedule. Every step of the run gets a factor above 0: 0 would be reached at `total_steps`,
-    which is one past the end.
+    The factor rises linearly over `warmup_steps`, reaches 1 at the last of them, then falls by the
+    named schedule. It is above 0 at every step of the run: 0 would be reached at `total_steps`, one
+    past the end.
 
     Args:
-        schedule: a name in SCHEDULES.
+        schedule: a key of SCHEDULES.
         step: 0 to total_steps - 1.
     """
     if step < warmup_steps:
@@ -33,7 +33,7 @@ def warmup_then(schedule: str, step: int, total_steps: int, warmup_steps: int = 
     return SCHEDULES[schedule]((step - warmup_steps) / (total_steps - warmup_steps))
 
 
-# the share of a probability or a strength at a step, 0 to total_steps - 1
+# factor of a probability or a strength at a step, 0 to total_steps - 1
 RAMPS: dict[str, Callable[[int, int], float]] = {
     "constant": lambda step, total_steps: 1.0,
     "rising": lambda step, total_steps: (step + 1) / total_steps,

@@ -173,12 +173,13 @@ class ProcessPool(Generic[Task, Common, Result]):
     def close(self) -> None:
         """End the running tasks after their step, or at once if that takes long."""
         try:
-            stopping = {worker.connection for worker in self.busy if worker.ready}
+            stopping = [worker.connection for worker in self.busy if worker.ready]
             for connection in stopping:
                 _send(connection, None)
             end = time.monotonic() + STOP_PATIENCE
             while stopping and (left := end - time.monotonic()) > 0:
-                for connection in wait(stopping, left):
+                heard = wait(stopping, left)
+                for connection in [each for each in stopping if each in heard]:
                     try:
                         connection.recv_bytes()  # the result of a task that has just ended
                     except (EOFError, OSError):

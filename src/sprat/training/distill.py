@@ -1,5 +1,5 @@
-"""Trained networks as teachers, whose answers are learnt next to the labels (Hinton, Vinyals and
-Dean 2015, arXiv 1503.02531)."""
+"""Knowledge distillation: trained networks as teachers, whose predictions a run learns in addition
+to the labels (Hinton, Vinyals and Dean 2015, arXiv 1503.02531)."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,13 +18,14 @@ from sprat.training.trained import Trained
 
 
 class Teacher(Trained):
-    """A trained model whose answers a run learns."""
+    """A trained model whose predictions a run learns."""
 
     def check(self, dataset: Dataset, final: bool) -> None:
-        """
+        """Check that the teacher suits a student that is trained on `dataset`.
+
         Raises:
-            SpratError: it was trained on other images than the student will be, in another number
-                of channels, or on some that the student is to be evaluated on.
+            SpratError: it was trained on other images, on another number of channels, or on images
+                that the student is evaluated on.
         """
         if self.model.channels != dataset.channels:
             raise SpratError(
@@ -48,7 +49,7 @@ class Teacher(Trained):
 
 
 class Renormalize(nn.Module):
-    """Images B x C x H x W as normalised by `given` to what `wanted` would have made of them."""
+    """Map images B x C x H x W normalised with `given` to what `wanted` would have made of them."""
 
     scale: Tensor
     shift: Tensor
@@ -66,7 +67,7 @@ class Renormalize(nn.Module):
 def answers_of(
     teachers: Sequence[Teacher], config: Config, normalization: Normalization
 ) -> Callable[[Tensor], Tensor]:
-    """Return what maps the student's normalised images to the teachers' averaged logits, B x K.
+    """Return a function from the student's normalised images to the teachers' mean logits, B x K.
 
     Args:
         config: the student's, settled for this machine.
@@ -92,7 +93,7 @@ def _answers_of(
     answer: Callable[[Tensor], Tensor] = network
     if config.kernels == "compiled" and not why_not(network, device):
         bf16 = config.precision == "bf16"
-        # a CPU's kernels of inference are in fp32; where bf16 is native those of training are used
+        # CPU inference kernels are fp32; where bf16 is native, use the training kernels
         frozen = device.type == "cuda" or not bf16
         answer = CompiledNetwork(network, bf16=bf16, threads=config.threads, frozen=frozen).eval()
     renormalize = Renormalize(normalization, teacher.model.normalization).to(device)
@@ -100,7 +101,7 @@ def _answers_of(
 
 
 def together(logits: list[Tensor], temperature: float) -> Tensor:
-    """Logits whose softened probabilities are the mean of those of several teachers, B x K each."""
+    """Return logits (B x K) whose softened probabilities are the mean over several teachers."""
     if len(logits) == 1:
         return logits[0]
     shares = torch.stack([F.log_softmax(each.float() / temperature, 1) for each in logits])
@@ -108,13 +109,13 @@ def together(logits: list[Tensor], temperature: float) -> Tensor:
 
 
 def distance(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """Return how far a student's answers are from the teacher's, both softened: the mean over
-    images of the Kullback-Leibler divergence, times temperature², so that gradients keep their
-    size.
+    """Return the distillation loss: the Kullback-Leibler divergence between the softened
+    predictions of student and teacher, averaged over images and times temperature², so that the
+    size of gradients does not depend on temperature.
 
     Args:
-        logits, taught: the student's and the teacher's, B x K.
-        temperature: what both are divided by before their softmax.
+        logits, taught: logits of the student and of the teacher, B x K.
+        temperature: divisor of both before the softmax.
     """
     student = F.log_softmax(logits.float() / temperature, 1)
     teacher = F.log_softmax(taught.float() / temperature, 1)

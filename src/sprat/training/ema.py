@@ -1,9 +1,9 @@
 """Exponential moving average of weights, evaluated with BatchNorm statistics that fit them.
 
-The statistics of averaged weights are not the average of the statistics: activations of the
-averaged network are another distribution, so its BatchNorm buffers are estimated again from
+The statistics of averaged weights are not the average of the statistics: the activations of the
+averaged network have another distribution. So its BatchNorm buffers are estimated again from
 training images before it is evaluated (as in stochastic weight averaging, arXiv 1803.05407).
-benchmarks/ema_batchnorm.py measures what that is worth.
+benchmarks/ema_batchnorm.py measures the gain.
 """
 
 import copy
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """A network whose parameters are the moving average of another's.
+    """Moving average of a network's parameters, as a network.
 
     Args:
         network: the network to follow; never changed.
-        decay: share of the average that one step keeps, in (0, 1).
+        decay: fraction of the average that is kept at each step, in (0, 1).
 
-    The decay warms up as min(decay, (1 + step) / (10 + step)), so that the random initial
-    weights are forgotten within a few steps instead of a few times 1 / (1 - decay).
+    The decay warms up as min(decay, (1 + step) / (10 + step)), so that the random initial weights
+    are forgotten within a few steps instead of a few times 1 / (1 - decay).
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -33,18 +33,17 @@ class EMA:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Moves the average towards the network, whose optimizer has just taken step `step`."""
+        """Move the average towards the network, whose optimizer has just taken step `step`."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self._averages, self._followed, 1 - decay)
 
 
 @torch.no_grad()
 def reestimate_batchnorm(network: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Replaces every BatchNorm's running statistics by those of `batches`, in place.
+    """Replace the running statistics of every BatchNorm with those of `batches`, in place.
 
-    Each batch (normalised images, B x C x H x W) counts the same. Everything else (weights,
-    dropout, the mode of other modules) stays as it is. A network without BatchNorm is left
-    alone.
+    All batches (normalised images, B x C x H x W) have the same weight. Nothing else changes: not
+    the weights, dropout or the mode of other modules, nor a network without BatchNorm.
     """
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not norms:

@@ -1,7 +1,7 @@
-"""Cross-validation: a run for each fold of the training images, and what they come to.
+"""Cross-validation: one run per fold of the training images, and their joint results.
 
-A fold's run trains as a final run does, for the whole length of its recipe and without choosing:
-its accuracy on the fold then measures what the recipe gives on images that it never saw.
+Each run trains like a final run, for the full length of its recipe and without choosing weights, so
+its accuracy on its fold measures what the recipe achieves on unseen images.
 """
 
 import csv
@@ -39,7 +39,7 @@ from sprat.training.several import Apart, Ended, How, check_same, train_each
 from sprat.training.start import settle_for
 
 TABLE_FILE, PROBABILITIES_FILE = "out-of-fold.csv", "out-of-fold.safetensors"
-MOST_LISTED = 100_000  # predictions that results.json lists; it is read whole
+MOST_LISTED = 100_000  # predictions listed in results.json, which is read at once
 
 
 def train_folds(
@@ -50,16 +50,16 @@ def train_folds(
     apart: Apart | None = None,
     **how: Unpack[How],
 ) -> FoldsResult:
-    """Train a run for each of config.folds, each into folder/fold-N; return what
-    folder/results.json then holds.
+    """Train one run per fold, each into folder/fold-N; return the content of folder/results.json.
 
-    Folds that are finished are left as they are, and one that was interrupted is resumed. Each
-    training image, those of a val of the dataset's own among them, is held out by one run, whose
-    model then predicts it; no run reads the test set.
+    Finished folds are kept and an interrupted one is resumed. Each training image, including those
+    of the dataset's own val, is held out by one run, whose model then predicts it. No run reads the
+    test set.
 
     Raises:
-        SpratError: as `train_each`, or the images cannot be so divided, or `folder` is a run's.
-        Interrupted: `should_stop` said so; the same call resumes.
+        SpratError: as `train_each`, or the images cannot be divided into the folds, or `folder`
+            contains other results.
+        Interrupted: `should_stop` returned true; the same call resumes.
     """
     observer = how.get("observer") or Observer()
     members = {
@@ -114,11 +114,11 @@ def _write_results(
 def _predict(
     members: Mapping[Path, Config], dataset: Dataset, fold: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return class probabilities of one view of each training image, and the mean over views, by
-    the model of its fold, which was not trained on it: float32, N x K.
+    """Predict each training image with the model of its fold, which was not trained on it; return
+    the class probabilities of a single view, and the mean over views: float32, N x K.
 
     Args:
-        fold: int64, N: the fold of each image, from 1 on.
+        fold: int64, N: the fold of each image, from 1.
     """
     size = len(dataset.train), len(dataset.train.classes)
     single, averaged = torch.empty(size), torch.empty(size)
@@ -133,7 +133,7 @@ def _predict(
 
 
 def _names_of_training_images(dataset: Dataset) -> list[str]:
-    """Return the path of each of a dataset's own pictures; of any other, train/ and its number."""
+    """Return the path of each of your own pictures; for other datasets, train/ and its number."""
     images = dataset.train.images
     if dataset.own is None or not isinstance(images, Rows):
         return [f"train/{number}" for number in range(len(images))]
@@ -146,4 +146,4 @@ def _table(predictions: FoldPredictions) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(predictions)
     writer.writerows(zip(*predictions.values(), strict=True))
-    return text.getvalue().encode(errors="backslashreplace")  # names need not be text
+    return text.getvalue().encode(errors="backslashreplace")  # names may not be valid Unicode

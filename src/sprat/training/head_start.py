@@ -1,4 +1,4 @@
-"""A head start: a run begins with a trained model's weights instead of random ones."""
+"""Head start: a run starts from a trained model's weights instead of random ones."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -17,10 +17,10 @@ class HeadStart(Trained):
     """A trained model whose weights a run starts from."""
 
     def check(self, dataset: Dataset, final: bool) -> None:
-        """
+        """Check that the model has not seen the images that the run is evaluated on.
+
         Raises:
-            SpratError: it was trained on all training images while the run is to be evaluated on
-                some of them.
+            SpratError: it was trained on all training images, including the run's val.
         """
         about = self.model.about
         if about.get("dataset_md5") != dataset.md5 or about.get("test_top1") is None or final:
@@ -35,13 +35,13 @@ class HeadStart(Trained):
     def give(
         self, network: nn.Module, config: NetworkConfig, classes: tuple[str, ...]
     ) -> StartRecord:
-        """Copy every tensor of equal name and shape into a network; return what was copied.
+        """Copy all tensors with the same name and shape into a network; return what was copied.
 
-        What the classifier has for each class is copied only if the classes are the same, by
-        name; if their order is another, it is put into the new order.
+        The classifier's weights of each class are copied only if the class names are the same, and
+        are reordered if their order differs.
 
         Args:
-            network: as `config` describes it, for as many classes; changed in place.
+            network: built from `config` for as many classes; changed in place.
 
         Raises:
             SpratError: no convolution or linear layer before the classifier fits.
@@ -79,15 +79,14 @@ class HeadStart(Trained):
         }
 
     def _order(self, classes: tuple[str, ...]) -> list[int] | None:
-        """Return the place of each class among the model's; None if the classes are others."""
+        """Return the index of each class among the model's classes; None if the classes differ."""
         if set(classes) != set(self.model.classes):
             return None
         return [self.model.classes.index(name) for name in classes]
 
 
 def class_axes(config: NetworkConfig, classes: int) -> dict[str, int]:
-    """Return the tensors whose size depends on the number of classes, by name, and along which
-    axis."""
+    """Return, by name, the tensors whose size depends on the number of classes, and the axis."""
     with torch.device("meta"):
         one, other = (build_network(config, count).state_dict() for count in (classes, classes + 1))
     return {
@@ -101,14 +100,14 @@ def class_axes(config: NetworkConfig, classes: int) -> dict[str, int]:
 def _classifier(
     of_classes: Iterable[str], new: list[str], order: list[int] | None
 ) -> Literal["kept", "reordered", "new"]:
-    """Return what became of the tensors that have a place for each class."""
+    """Return what happened to the tensors with an axis of classes."""
     if not set(new).isdisjoint(of_classes):
         return "new"
     return "reordered" if order and order != sorted(order) else "kept"
 
 
 def _in_order(source: Tensor, axis: int, order: list[int] | None) -> Tensor | None:
-    """Return what a model has for its classes in another order of these, if it can be put so."""
+    """Return a tensor with its axis of classes reordered; None if it has none of that size."""
     if order is None or axis >= source.ndim or source.shape[axis] != len(order):
         return None
     return source.index_select(axis, torch.tensor(order))

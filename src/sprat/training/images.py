@@ -1,4 +1,4 @@
-"""The images that a run trains on, and those that it is evaluated on meanwhile."""
+"""Images that a run trains on, and those that it is evaluated on meanwhile."""
 
 import itertools
 from collections.abc import Iterable
@@ -18,18 +18,18 @@ from sprat.data.workers import WorkerBatches
 from sprat.errors import SpratError, shown
 from sprat.settings.config import Config
 
-PROBE_IMAGES = 2_000  # training images, without augmentation, that a final run is watched on
-BATCHNORM_IMAGES = 5_120  # training images that an average's statistics are estimated from
-BATCHNORM_BATCH = 64  # of them at once; only full batches count
+PROBE_IMAGES = 2_000  # training images, not augmented, on which a final run's progress is measured
+BATCHNORM_IMAGES = 5_120  # training images for the BatchNorm statistics of the average
+BATCHNORM_BATCH = 64  # of them per batch; only full batches are used
 
 
 @dataclass(frozen=True)
 class RunImages:
-    """The images of a run, by what they are for.
+    """Images of a run, by purpose.
 
-    batches: what is trained on. val: held out to choose on; None in a final run. probe: some of
-    those trained on, not augmented. batchnorm: what an average's BatchNorm statistics are
-    estimated from, uint8.
+    batches: to train on. val: held out to choose weights; None in a final run. probe: training
+    images without augmentation. batchnorm: uint8, to estimate BatchNorm statistics of the average
+    from.
     """
 
     batches: Batches
@@ -39,7 +39,7 @@ class RunImages:
 
     @classmethod
     def of(cls, dataset: Dataset, config: Config) -> "RunImages":
-        """Divide a dataset's training images; `config` is settled for this machine.
+        """Divide the training images of a dataset; `config` is settled for this machine.
 
         Raises:
             SpratError: there are too few.
@@ -60,22 +60,21 @@ class RunImages:
         )
 
     def batchnorm_batches(self) -> Iterable[Tensor]:
-        """Return the images that BatchNorm statistics are estimated from, batch by batch."""
+        """Return the batches to estimate BatchNorm statistics from."""
         return self.batchnorm.split(BATCHNORM_BATCH)
 
     @property
     def judged(self) -> tuple[Literal["val", "probe"], ImageSet]:
-        """The images that accuracy during the run is of, and their name."""
+        """Name and images that accuracy during the run is measured on."""
         return ("probe", self.probe) if self.val is None else ("val", self.val)
 
 
 def split_off_val(dataset: Dataset, config: Config) -> tuple[Tensor, Tensor]:
-    """Return the indices of the training images that a run without `final` trains on, and of its
-    val: its fold of all training images, or else the dataset's own val if it has one, or else a
-    share of each class.
+    """Return the indices of the training images that a run without `final` trains on, and those of
+    its val: its fold if it has one, else the dataset's own val, else a fraction of each class.
 
     Raises:
-        SpratError: val would be empty, or the images cannot be folded.
+        SpratError: val would be empty, or the images cannot be divided into folds.
     """
     train_set = dataset.train
     if config.fold:
@@ -98,9 +97,10 @@ def split_off_val(dataset: Dataset, config: Config) -> tuple[Tensor, Tensor]:
 
 
 def _check_groups(train_set: ImageSet, kept: Tensor, val: Tensor, config: Config) -> None:
-    """
+    """Check that both the training images and val got groups.
+
     Raises:
-        SpratError: groups are too large to be divided into training images and val.
+        SpratError: groups are too large to divide.
     """
     fraction = f"val_fraction is {config.val_fraction}, but groups of images are not split"
     if not len(val):
@@ -154,16 +154,16 @@ def make_batches(train_set: ImageSet, config: Config) -> Batches:
 
 
 def balanced_weights(train_set: ImageSet) -> Tensor:
-    """Return class weights by which all classes weigh the same in the loss: float32, K, their mean
-    over the images 1."""
+    """Return weights (float32, K) that give all classes the same total weight in the loss; their
+    mean over the images is 1."""
     counts = train_set.targets.bincount(minlength=len(train_set.classes))
     return len(train_set) / ((counts > 0).sum() * counts.clamp_min(1)).float()
 
 
 def preview_augmentation(config: Config, train_set: ImageSet, columns: int) -> list[Row]:
-    """Return what augmentation and mixing of `config` do to training images, `columns` of as many
+    """Preview augmentation and mixing with `config` on `columns` training images of as many
     classes, row by row (see augment/preview.py)."""
-    # the nth image of the nth class, over and over
+    # one image of each class in turn, and the next ones if there are more columns
     members = [(train_set.targets == label).nonzero() for label in range(len(train_set.classes))]
     chosen = [
         of_class[column % len(of_class)].item()

@@ -1,4 +1,4 @@
-"""Labels checked by cross-validation: which are probably wrong, by models trained without them."""
+"""Label check by cross-validation: which labels models that were not trained on them doubt."""
 
 import hashlib
 import json
@@ -22,13 +22,13 @@ from sprat.settings.recipes import load_recipe
 from sprat.training.folds import PROBABILITIES_FILE, train_folds
 from sprat.training.several import How
 
-RECIPE = "sprint"  # unless another is asked for, with other epochs
-IMAGES, EPOCHS = 60_000, (5, 60)  # that each of its runs sees, and fewest and most epochs for that
+RECIPE = "sprint"  # default recipe, with its epochs adapted
+IMAGES, EPOCHS = 60_000, (5, 60)  # images each run should see, and the limits of epochs for that
 
 
 def quick_config(dataset: Dataset, count: int) -> Config:
-    """Return RECIPE with as many epochs as `count` folds of a dataset need to be learnt roughly,
-    and batches that fit the fewest images that a fold's run has."""
+    """Return RECIPE with enough epochs to learn `count` folds of a dataset roughly, and a batch
+    size that the run with the fewest images can fill."""
     config = load_recipe(RECIPE)
     images = len(dataset.train) - int(_fold(dataset, count).bincount().max())
     fewest, most = EPOCHS
@@ -38,8 +38,8 @@ def quick_config(dataset: Dataset, count: int) -> Config:
 
 
 def labelled(found: DataCheck, dataset: Dataset) -> Dataset:
-    """Return all images of a dataset to be folded, whatever their part; those that were found to
-    be the same, or nearly, are grouped, since a copy with the same wrong label would confirm it."""
+    """Return all images of a dataset, whatever their part, as one set to fold. Those found to be
+    copies are grouped, since a copy with the same wrong label would confirm it."""
     links = [(pair.first, pair.second) for pair in (*found.leaks, *found.duplicates)]
     if dataset.groups is not None:
         first: dict[int, int] = {}
@@ -55,14 +55,14 @@ def labelled(found: DataCheck, dataset: Dataset) -> Dataset:
 
 
 def check_foldable(dataset: Dataset, count: int) -> None:
-    """Check that a model of every fold has something to learn of every class.
+    """Check that the run of every fold has images of every class to learn from.
 
     Args:
-        dataset: what `labelled` returned.
+        dataset: the result of `labelled`.
 
     Raises:
-        SpratError: there are fewer than two classes, or fewer images of one than folds, or they are
-            all copies of one another.
+        SpratError: there are fewer than two classes, or a class has fewer images than there are
+            folds or consists of copies of one image.
     """
     images = dataset.train
     if len(images.targets.unique()) < 2:
@@ -82,20 +82,20 @@ def check_foldable(dataset: Dataset, count: int) -> None:
 
 
 def name_of_runs(dataset: Dataset, config: Config) -> str:
-    """Return the name of the folder of a check's runs: the same for the same data and settings."""
+    """Return the folder name of a label check's runs; it depends only on data and settings."""
     decides = json.dumps([dataset.md5, dataset.train.classes, config.to_dict()])
     digest = hashlib.blake2b(decides.encode(), digest_size=4).hexdigest()
     return f"labels-{Path(dataset.name).name[:40]}-{digest}"
 
 
 def check_labels(dataset: Dataset, config: Config, folder: Path, **how: Unpack[How]) -> LabelCheck:
-    """Train config.folds runs into `folder`; return what their models say of the labels of the
+    """Train config.folds runs into `folder`; return what their models say about the labels of the
     images that each was trained without.
 
-    Folds that are finished are left as they are, and one that was interrupted is resumed.
+    Finished folds are kept and an interrupted one is resumed.
 
     Args:
-        dataset: what `labelled` returned.
+        dataset: the result of `labelled`.
 
     Raises:
         SpratError: as `train_folds`.
@@ -119,7 +119,7 @@ def _fold(dataset: Dataset, count: int) -> Tensor:
 
 
 def _linked(count: int, links: Iterable[tuple[int, int]]) -> Tensor:
-    """Return the smallest of the places that each place is linked with, directly or not: int64."""
+    """Return the smallest index that each index is linked to, directly or not: int64."""
     least = list(range(count))
 
     def find(place: int) -> int:

@@ -1,4 +1,4 @@
-"""Observers, which a run reports to while it trains. Apart from the training, which loads torch."""
+"""Observers, which a run notifies while it trains. Separate from training, which imports torch."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -24,34 +24,34 @@ class Observer:
     """
 
     def preparing(self, what: str) -> None:
-        """Called before something that takes seconds and happens once on a machine."""
+        """Called before something that takes seconds, usually only once on a machine."""
 
     def started(self, run: "Run") -> None:
-        """Called before the first step, of a fresh or a resumed run."""
+        """Called before the first step of a new or resumed run."""
 
     def stepped(self, run: "Run") -> None:
         """Called after every step."""
 
     def epoch_ended(self, run: "Run", row: "EpochRow") -> None:
-        """Called after an epoch was evaluated and saved; `row` is its line of metrics.jsonl."""
+        """Called after an epoch is evaluated and saved; `row` is its line of metrics.jsonl."""
 
     def evaluating(self, images: int) -> None:
-        """During the final evaluation: `images` more are done."""
+        """Called during the final evaluation, when `images` more are done."""
 
     def finished(self, run: "Run", results: "RunResult") -> None:
-        """Called after everything is written; `results` is what results.json holds."""
+        """Called after everything is written; `results` is the content of results.json."""
 
     def closed(self, run: "Run") -> None:
-        """Called at the end, whether the run is finished, was interrupted or has failed."""
+        """Called at the end, whether the run has finished, was interrupted or failed."""
 
 
 class Observers(Observer):
     """Several observers as one: a display, and others that can neither end a run nor change it.
 
-    Of the others, one that fails is left out from then on, after one warning.
+    If one of the others fails, it is warned about once and not called again.
 
     Raises:
-        SpratError: one of the others is no Observer.
+        SpratError: one of the others is not an Observer.
     """
 
     def __init__(self, display: Observer, others: Sequence[Observer]) -> None:
@@ -101,10 +101,10 @@ class Observers(Observer):
 
 
 def check_observers(observers: object) -> None:
-    """Check what was given as observers.
+    """Check the value of an `observers` argument.
 
     Raises:
-        SpratError: it is no list or tuple of observers.
+        SpratError: it is not a list or tuple of observers.
     """
     wrong = [observers]
     if isinstance(observers, list | tuple):
@@ -118,7 +118,7 @@ def check_observers(observers: object) -> None:
 
 @contextlib.contextmanager
 def _apart(run: object) -> Iterator[None]:
-    """Keep torch's random numbers, gradients and the network's mode as the run left them."""
+    """Restore torch's random state, gradient mode and the network's mode after an observer ran."""
     import torch
 
     network = run.step.network if hasattr(run, "step") else None

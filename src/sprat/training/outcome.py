@@ -1,4 +1,4 @@
-"""The end of a run: its weights settled and evaluated, its model and results written."""
+"""End of a run: its weights are chosen and evaluated, its model and results written."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ def finish(run: Run, observer: Observer) -> RunResult:
     """Evaluate the weights that a finished run keeps; write model.safetensors and results.json.
 
     Returns:
-        What results.json holds.
+        The content of results.json.
     """
     config, dataset, progress = run.config, run.dataset, run.progress
     network = run.kept_network()
@@ -81,7 +81,7 @@ def finish(run: Run, observer: Observer) -> RunResult:
     }
     if config.fold:
         results["folds"], results["fold"] = config.folds, config.fold
-    results["brief"] = results["original_claims"]  # the old name, for one version
+    results["brief"] = results["original_claims"]  # its old name, for one more version
     about: dict[str, Any] = {
         "recipe": results["recipe"],
         "overrides": results["overrides"],
@@ -95,7 +95,7 @@ def finish(run: Run, observer: Observer) -> RunResult:
     }
     if config.fold:
         about["fold"] = config.fold
-    if dataset.own:  # the test part must stay the same where the model is evaluated again
+    if dataset.own:  # so that evaluating the model again splits off the same test part
         about["pictures"] = dataclasses.asdict(dataset.own)
     model = Model(
         network=network,
@@ -114,8 +114,8 @@ def finish(run: Run, observer: Observer) -> RunResult:
 
 
 def _ranges(run: Run, network: nn.Module) -> dict[str, Any] | None:
-    """Return the ranges of activations on training images; None for a network without an integer
-    form, or with values that are no numbers."""
+    """Return the ranges of activations on training images; None if the network has no integer form
+    or a value is not finite."""
     with contextlib.suppress(SpratError):
         return measure_record(network, run.images.batches.dataset, run.dataset.normalization)
     return None

@@ -1,4 +1,4 @@
-"""Number of epochs that fit into a time: steps, an evaluation and a checkpoint are timed first."""
+"""Number of epochs that fit into a given time: steps, evaluation and checkpoint are timed first."""
 
 import dataclasses
 import math
@@ -18,25 +18,25 @@ from sprat.training.run import Run
 from sprat.training.saving import save
 from sprat.training.start import settle_for
 
-WARM_STEPS = 3  # not timed: memory is new, a GPU compiles
-STEPS = (5, 200)  # fewest and most that are timed, for each side of images
-SHARE = 0.04  # of the time, that timing the steps may take
-FINAL_IMAGES = 500  # that the final evaluation is timed on
-OTHER_SECONDS = 1.0  # curves, results, the first step's surprises
+WARM_STEPS = 3  # not timed: memory is allocated, a GPU compiles
+STEPS = (5, 200)  # fewest and most to time, for each image side
+SHARE = 0.04  # fraction of the time that timing may take
+FINAL_IMAGES = 500  # images on which the final evaluation is timed
+OTHER_SECONDS = 1.0  # curves, results, a slow first step
 
 
 @dataclass(frozen=True)
 class Pace:
     """Seconds that the parts of a run take on this machine."""
 
-    epoch: float  # its steps
+    epoch: float  # the steps of an epoch
     checkpoint: float  # after each epoch
     evaluation: float  # after each epoch that is evaluated
     final: float  # the evaluation at the end, with its views
     start: float = 0.0  # checks, the network and the batches, before the first step
 
     def seconds(self, config: Config, epochs: int) -> float:
-        """Return the seconds that a run of so many epochs takes."""
+        """Return the seconds that a run of `epochs` epochs takes."""
         evaluated = math.ceil(epochs / config.judge_every)
         return (
             epochs * (self.epoch + self.checkpoint)
@@ -47,10 +47,10 @@ class Pace:
 
 
 def measure(config: Config, dataset: Dataset, seconds: float) -> Pace:
-    """Times the parts of a run that is thrown away.
+    """Time the parts of a run in a temporary folder.
 
     Args:
-        seconds: the time of the whole run, of which timing takes a small share.
+        seconds: time of the whole run, of which timing takes a small fraction.
 
     Raises:
         SpratError: as `train`.
@@ -67,7 +67,7 @@ def measure(config: Config, dataset: Dataset, seconds: float) -> Pace:
             for side in dict.fromkeys(sides)
         }
         step = sum(of_side[side] for side in sides) / len(sides)
-        progress.epoch, progress.epoch_seconds = config.judge_every, 1.0  # one that is evaluated
+        progress.epoch, progress.epoch_seconds = config.judge_every, 1.0  # an evaluated epoch
         began = time.perf_counter()
         run.end_epoch()
         ended = time.perf_counter()
@@ -85,10 +85,10 @@ def measure(config: Config, dataset: Dataset, seconds: float) -> Pace:
 def fit(
     config: Config, dataset: Dataset, seconds: float, since: float, *, strict: bool = True
 ) -> Config:
-    """Return the config with as many epochs as fit, and what is counted in epochs in proportion.
+    """Return the config with as many epochs as fit, and everything counted in epochs in proportion.
 
     Args:
-        seconds: from `since`, a moment of `time.perf_counter`, to the end of the run.
+        seconds: time from `since` (a value of `time.perf_counter`) to the end of the run.
         strict: whether to raise an error if not even one epoch fits, instead of taking one.
 
     Raises:
@@ -114,17 +114,17 @@ def fit(
 
 
 def fitted_recipe(folder: Path, recipe: str, limit: str) -> Path:
-    """The file in a run's folder that holds the recipe as it was run.
+    """Return the file in a run's folder for the recipe as it was run.
 
     Args:
-        recipe: the recipe it is made from.
-        limit: the time, as it was given.
+        recipe: the recipe it was made from.
+        limit: the time as the user gave it.
     """
     return folder / f"{Path(recipe).stem}-{limit}.toml"
 
 
 def keep_recipe(config: Config, path: Path) -> str:
-    """Write the recipe as it is run; return the file's path."""
+    """Write the recipe as it is run; return the path."""
     write_whole(path, to_toml(config))
     return str(path)
 
@@ -133,11 +133,11 @@ def fit_again(config: Config, path: Path) -> Config:
     """Return the config with the epochs of an earlier `fit`, whose recipe was written to `path`.
 
     Raises:
-        SpratError: the settings are not those it was written with.
+        SpratError: that recipe has other settings.
     """
     written = load_recipe(str(path))
     fitted = config.in_proportion(written.epochs)
-    # a sprat that did not scale patience may have written it
+    # written perhaps by a version that did not scale patience
     for same in (fitted, dataclasses.replace(fitted, patience=config.patience)):
         if not overrides(same, written):
             return same
@@ -148,7 +148,7 @@ def fit_again(config: Config, path: Path) -> Config:
 
 
 def _step(run: Run, epoch: int, most_seconds: float) -> float:
-    """Return the mean time of a step of an epoch, that of fetching its images included."""
+    """Return the mean seconds per step of an epoch, including fetching its images."""
     fewest, most = STEPS
     batches, number = run.images.batches, epoch * len(run.images.batches)
     done, began = -WARM_STEPS, 0.0
@@ -167,6 +167,6 @@ def _step(run: Run, epoch: int, most_seconds: float) -> float:
 
 
 def _wait(run: Run) -> None:
-    """Wait until a GPU has done what it was given."""
+    """Wait until a GPU has finished its work."""
     if run.config.device == "cuda":
         torch.cuda.synchronize()

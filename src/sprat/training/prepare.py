@@ -1,4 +1,4 @@
-"""Checks and decisions before a run: what "auto" means on this machine, what fits the data."""
+"""Checks and decisions before a run: what "auto" means on this machine, whether the data fits."""
 
 import dataclasses
 from typing import Literal
@@ -24,12 +24,12 @@ from sprat.zoo import locate
 
 
 def check(config: Config, num_classes: int = 10, channels: int = 3) -> nn.Module:
-    """Check everything that does not need data; return the config's network, to look at, for so
-    many classes and channels of the images.
+    """Check everything that does not need data; return the config's network for that many classes
+    and channels, for inspection only.
 
     Raises:
-        SpratError: the machine lacks what the config asks for, or there is no such network, teacher
-            or set of views.
+        SpratError: the machine lacks what the config needs, or there is no such network, teacher or
+            set of views.
     """
     network = draft_network(config.network, num_classes, channels)
     for name in config.distill.teacher:
@@ -46,12 +46,12 @@ def settle(
     observer: Observer = Observer(),  # noqa: B008
     network: nn.Module | None = None,
 ) -> Config:
-    """Return the config with what "auto" and 0 threads stand for on this machine.
+    """Return the config with "auto" and 0 threads replaced by what they mean on this machine.
 
-    Compiled kernels are built here if they are not yet, as `observer` hears before.
+    Compiled kernels are built here if necessary, which `observer` is notified of.
 
     Args:
-        network: what `check` returned; without it the config is checked here.
+        network: the result of `check`; without it the config is checked here.
 
     Raises:
         SpratError: as `check`, or the machine cannot do what the config asks for.
@@ -83,13 +83,13 @@ def settle(
 
 
 def check_fit(config: Config, network: nn.Module, dataset: Dataset) -> None:
-    """Check a config against the data it is to be trained on.
+    """Check that a config fits the data to train on.
 
     Args:
-        network: what `check` returned for as many classes and channels as the data has.
+        network: the result of `check` for the data's number of classes and channels.
 
     Raises:
-        SpratError: the config does not fit the data, or no model file could describe the data.
+        SpratError: it does not, or a model file could not describe the data.
     """
     side, classes = dataset.train.images.shape[-1], dataset.train.classes
     normalization = {"mean": dataset.normalization.mean, "std": dataset.normalization.std}
@@ -120,17 +120,17 @@ def _check_budget(config: Config, network: nn.Module, side: int) -> None:
 
 
 def _has_gapped_windows(network: nn.Module) -> bool:
-    """Return whether a network has dilated depthwise convolutions: torch 2.13's gradient of their
-    weights in bf16, channels last, holds memory that was never written."""
+    """Return whether a network has dilated depthwise convolutions: in torch 2.13, the bf16 gradient
+    of their weights on CPUs with channels last reads uninitialised memory."""
     convs = (m for m in network.modules() if isinstance(m, nn.Conv2d))
     return any(conv.groups > 1 and max(conv.dilation) > 1 for conv in convs)
 
 
 def check_kernels(config: Config, network: nn.Module, observer: Observer) -> None:
-    """Check that a settled config's steps can be computed as it says.
+    """Check that the steps of a settled config can be computed with its kernels.
 
     Raises:
-        SpratError: they cannot here.
+        SpratError: they cannot on this machine.
     """
     if reason := why_not_kernels(config, config.kernels, network, observer):
         raise SpratError(
@@ -142,9 +142,9 @@ def check_kernels(config: Config, network: nn.Module, observer: Observer) -> Non
 def why_not_kernels(
     config: Config, kernels: str, network: nn.Module, observer: Observer | None = None
 ) -> str | None:
-    """Return why a settled config's steps cannot be computed that way; None where they can.
+    """Return why the steps of a settled config cannot be computed with `kernels`; None if they can.
 
-    With an observer, kernels are compiled that are not compiled yet.
+    With an observer, kernels are compiled if they have not been yet.
     """
     device = torch.device(config.device)
     if kernels == "compiled":
@@ -171,7 +171,7 @@ def why_not_kernels(
 
 
 def why_torch(config: Config) -> str | None:
-    """Return why a settled config trains with plain PyTorch; None where it does not."""
+    """Return why a settled config trains with plain PyTorch; None if it does not."""
     if config.kernels != "torch":
         return None
     return why_not_kernels(config, "compiled", draft_network(config.network)) or "it was asked for"

@@ -1,22 +1,22 @@
-"""A training step as one CUDA graph, so that a small network does not wait for its launches, and
-one network next to another, where neither fills the device."""
+"""A training step as a CUDA graph, so that a small network does not wait for kernel launches, and
+work on a second stream, where one network does not fill the GPU."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-WARM_UP_CALLS = 3  # eager ones: lazy initialisation must not end up in the graph
+WARM_UP_CALLS = 3  # eager, to keep lazy initialisation out of the graph
 
 
 class Beside:
-    """Work on a CUDA stream of its own, while the current one continues; elsewhere in its turn."""
+    """Work on a CUDA stream of its own, in parallel to the current one; on a CPU, done at once."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def begin(self, work: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """Return what `work(*inputs)` gives; on CUDA it may be read only after `join`."""
+        """Return the result of `work(*inputs)`, which on CUDA may be read only after `join`."""
         if self.stream is None:
             return work(*inputs)
         self.stream.wait_stream(torch.cuda.current_stream())
@@ -24,24 +24,24 @@ class Beside:
             return work(*inputs)
 
     def join(self) -> None:
-        """The current stream waits for all that was begun."""
+        """Make the current stream wait for everything begun."""
         if self.stream is not None:
             torch.cuda.current_stream().wait_stream(self.stream)
 
 
 class CapturedStep:
-    """Runs `step(*inputs) -> Tensor` eagerly at first, then replays what it did as a CUDA graph.
+    """Run `step(*inputs) -> Tensor` eagerly at first, then replay it as a CUDA graph.
 
-    Every call does the step once. From the fourth on nothing of it runs in Python: what it
-    reads must be in tensors that stay where they are, and its random draws must come from the
-    device's default generator or from `generators`; both may be seeded between calls. The
-    result is overwritten by the next call.
+    Each call does the step once. From the fourth call on, none of it runs in Python: everything it
+    reads must be in tensors that stay in place, and it must draw random numbers from the device's
+    default generator or from `generators`, which may be seeded between calls. The next call
+    overwrites the result.
 
     Args:
         step: takes CUDA tensors of the same shapes at every call.
-        stream: to record on, and for the calls before. cuBLAS keeps a workspace for each stream,
-            so graphs recorded on the same one must not be replayed at the same time.
-        generators: of CUDA, besides the default one, that `step` draws from.
+        stream: to capture on, and for the calls before. cuBLAS has a workspace for each stream, so
+            graphs captured on the same stream must not be replayed at the same time.
+        generators: other CUDA generators that `step` draws from.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class CapturedStep:
         return self.output
 
     def _aside(self, *inputs: Tensor) -> Tensor:
-        """Not on the current stream, as recording will not be."""
+        """Run eagerly on another stream than the current one, as capturing requires too."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             output = self.step(*inputs)

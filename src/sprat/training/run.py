@@ -1,4 +1,4 @@
-"""A run: the loop over epochs, and what is known of it from step to step."""
+"""A run: the loop over epochs, and its state between steps."""
 
 import time
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from sprat.training.step import Step, new_network
 
 
 class Best(TypedDict):
-    """The epoch with the best accuracy on val, and its weights."""
+    """Epoch with the best accuracy on val, and its weights."""
 
     epoch: int
     top1: float
@@ -40,9 +40,9 @@ class Best(TypedDict):
 class Progress:
     """Progress of a run.
 
-    epoch: finished ones. batch: finished batches of the current epoch, whose losses are kept.
-    epoch_seconds: of training in that epoch. seconds: of the run up to its last weights,
-    evaluations in between included. history: a row of metrics.jsonl for each epoch.
+    epoch: finished epochs. batch: finished batches of the current epoch, whose losses are kept.
+    epoch_seconds: training time in that epoch. seconds: time of the run up to its latest weights,
+    including evaluations before. history: a row of metrics.jsonl for each epoch.
     """
 
     losses: Tensor
@@ -56,8 +56,8 @@ class Progress:
 
 @dataclass
 class Origin:
-    """Origin of a run: its recipe's name, its departures from it, the state of the code, the
-    model that it started from."""
+    """Origin of a run: its recipe's name and changes to it, the state of the code, and the model
+    that it started from."""
 
     recipe: str = "custom"
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -73,10 +73,10 @@ class Run:
         dataset: what to learn.
         folder: where it is saved.
         origin: recorded in the results.
-        start: the model whose weights it starts from; none: from scratch, or they will be restored.
+        start: model whose weights it starts from; None if it starts from scratch or is restored.
 
     Raises:
-        SpratError: there are too few images, or a teacher or `start` is missing or unfit.
+        SpratError: there are too few images, or a teacher or `start` is missing or unsuitable.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Run:
     ) -> None:
         self.config, self.dataset, self.folder = config, dataset, folder
         self.origin = origin or Origin()
-        self.is_ours: Callable[[], bool] = lambda: True  # whether the folder still is
+        self.is_ours: Callable[[], bool] = lambda: True  # whether it still holds the folder
         set_threads(config.threads)
         keep_freed_memory()
         self.images = RunImages.of(dataset, config)
@@ -114,28 +114,28 @@ class Run:
             teachers=self.teachers,
         )
         self.progress = Progress(torch.zeros(len(batches), device=config.device))
-        self.clock = time.perf_counter()  # seconds are counted up to here
+        self.clock = time.perf_counter()  # time is counted up to here
 
     @property
     def steps_taken(self) -> int:
-        """Optimizer steps taken."""
+        """Number of optimizer steps taken."""
         return self.progress.epoch * len(self.images.batches) + self.progress.batch
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """Number of optimizer steps of the whole run."""
         return self.step.schedule.total_steps
 
     @property
     def final_images(self) -> ImageSet:
-        """The images of the final evaluation: val, or the test set of a final run."""
+        """Images of the final evaluation: val, or the test set in a final run."""
         return self.dataset.test if self.images.val is None else self.images.val
 
     @property
     def chooses(self) -> bool:
         """Return whether accuracy on val decides which epoch's weights are kept, and when to stop.
 
-        It does not where val is a fold, which is to measure what `final` gives on other images.
+        Not if val is a fold, which measures what a `final` run achieves on unseen images.
         """
         return self.images.val is not None and not self.config.fold
 
@@ -146,7 +146,7 @@ class Run:
 
     @property
     def stopped_early(self) -> bool:
-        """Return whether val has not improved for `patience` epochs."""
+        """Return whether accuracy on val has not improved for `patience` epochs."""
         best, epoch, patience = self.progress.best, self.progress.epoch, self.config.patience
         if not patience or not best:
             return False
@@ -155,18 +155,18 @@ class Run:
     def train(
         self, observer: Observer, should_stop: Callable[[], bool], until: int | None = None
     ) -> None:
-        """Train until the run is finished; each epoch ends with its scores and a checkpoint.
+        """Train until the run is finished. Each epoch ends with an evaluation and a checkpoint.
 
         Args:
-            until: number of epochs after which to return before that; none by default.
+            until: number of epochs after which to return early; None to train to the end.
 
         Raises:
-            Interrupted: `should_stop` said so after a step; the run is saved.
+            Interrupted: `should_stop` returned true after a step; the run is saved.
             Diverged: the loss or a weight is no longer finite.
             SpratError: a file cannot be written.
         """
         progress, batches = self.progress, self.images.batches
-        # reading the loss makes a GPU wait, so there it is looked at once an epoch
+        # reading the loss synchronises a GPU, so there it is checked once per epoch
         look_every = 1 if self.config.device == "cpu" else len(batches)
         observer.started(self)
         self.clock = time.perf_counter()
@@ -187,7 +187,7 @@ class Run:
                     raise Interrupted(self.folder)
             progress.epoch, progress.batch = progress.epoch + 1, 0
             self._check_weights()
-            distributed.share(self.step.network.parameters())  # unlike machines round differently
+            distributed.share(self.step.network.parameters())  # machines may round differently
             if distributed.is_first():
                 row = self.end_epoch()
                 self._count()
@@ -196,7 +196,7 @@ class Run:
                 observer.epoch_ended(self, row)
 
     def end_epoch(self) -> EpochRow:
-        """Score the epoch just finished, keep its weights if they are the best, return its row."""
+        """Evaluate the finished epoch, keep its weights if they are the best, return its row."""
         progress, batches = self.progress, self.images.batches
         scores = self._scores()
         row: EpochRow = {
@@ -238,16 +238,16 @@ class Run:
 
     @property
     def _kept_score(self) -> Literal["top1", "ema_top1"]:
-        """Name of the score of the weights that the recipe keeps."""
+        """Name of the accuracy of the weights that the recipe keeps."""
         return "ema_top1" if self.step.ema and self.config.weights == "ema" else "top1"
 
     def kept_network(self) -> nn.Module:
-        """Return the network whose weights the recipe keeps, as it was last scored."""
+        """Return the network with the weights that the recipe keeps, as last evaluated."""
         ema = self.step.ema
         return ema.network if ema and self._kept_score == "ema_top1" else self.step.network
 
     def top1(self, network: nn.Module, images: ImageSet) -> float:
-        """Return a network's accuracy on images."""
+        """Return the accuracy of a network on images."""
         probabilities = predict_probabilities(network, images.images, self.dataset.normalization)
         return top1(probabilities, images.targets)
 
@@ -260,7 +260,7 @@ class Run:
             raise self._not_finite(f"the loss became {losses[batch].item()}", step)
 
     def _check_weights(self) -> None:
-        """The last update may have spoilt what no loss has seen yet."""
+        """Check that the last update left all weights finite, as no loss has shown that yet."""
         values = self.step.network.state_dict().values()
         if not torch.stack([value.isfinite().all() for value in values]).all():
             raise self._not_finite("a weight became infinite or not a number", self.steps_taken - 1)
@@ -275,7 +275,7 @@ class Run:
         )
 
     def _count(self) -> float:
-        """Add the seconds since the last count to the run's, and return them."""
+        """Add the seconds since the last call to the run's time, and return them."""
         now = time.perf_counter()
         elapsed, self.clock = now - self.clock, now
         self.progress.seconds += elapsed

@@ -1,4 +1,4 @@
-"""A run saved, so that it can be resumed bit for bit, and put back."""
+"""Saving the state of a run, so that it can be resumed bit for bit, and restoring it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def save(run: "Run") -> None:
-    """Write the state needed to resume a run from the step it has come to, in its first process.
+    """Write the state needed to resume a run from its current step, in its first process.
 
     Raises:
         SpratError: the folder is no longer the run's, or the file cannot be written.
@@ -40,22 +40,22 @@ def save(run: "Run") -> None:
 
 
 def restore(run: "Run") -> None:
-    """Put a run back to where `save` was called.
+    """Restore the state of a run at its last `save`.
 
     Raises:
-        SpratError: there is no such file, or it is damaged, or of another config,
-            dataset or teacher.
+        SpratError: there is no such file, it is damaged, or it is of another config, dataset or
+            teacher.
     """
     path = run.folder / RESUME_FILE
     state = load_resume(path)
     try:
-        # by way of Config: a sprat that has more settings has the old behaviour by default
+        # via Config: settings that are newer than the file default to the old behaviour
         if Config.recorded(state["config"], source=str(path)) != run.config:
             raise SpratError(
                 f"{run.folder}/config.json was changed after the run began. Restore it, or start a "
                 "new run with the new settings."
             )
-        # an older sprat wrote no classes
+        # older versions wrote no classes
         began_on = {"md5": state["dataset_md5"], "classes": state.get("classes")}
         check_data(run.folder, run.dataset, began_on)
         if run.teachers and state["teacher"] != _taught_by(run):
@@ -65,7 +65,7 @@ def restore(run: "Run") -> None:
                 "model, or start a new run."
             )
         _check_place(run, state)
-        if state["best"]:  # a misfit is seen now, rather than at the end; replaced below
+        if state["best"]:  # to find a misfit now rather than at the end; replaced below
             run.kept_network().load_state_dict(state["best"]["weights"])
         run.step.restore(state)
         run.progress.losses.copy_(state["losses"])
@@ -74,8 +74,8 @@ def restore(run: "Run") -> None:
         origin = run.origin
         origin.recipe = state.get("recipe", origin.recipe)
         origin.overrides = state.get("overrides", origin.overrides)
-        origin.start = state.get("start")  # an older sprat started none
-        if origin.git != state["git"]:  # trained by more than one state of the code
+        origin.start = state.get("start")  # older versions had no head start
+        if origin.git != state["git"]:  # trained with more than one state of the code
             origin.git = state["git"] and state["git"] | {"dirty": True}
     except SpratError:
         raise
@@ -89,7 +89,7 @@ def restore(run: "Run") -> None:
 
 
 def _note_processes(folder: Path, state: dict[str, Any]) -> None:
-    before, now = state.get("processes", 1), distributed.count()  # an older sprat wrote none
+    before, now = state.get("processes", 1), distributed.count()  # older versions wrote none
     if before != now:
         warn(
             f"{visible(folder)} was trained by {before} "
@@ -99,7 +99,7 @@ def _note_processes(folder: Path, state: dict[str, Any]) -> None:
 
 
 def check_folder(run: "Run") -> None:
-    """Check that a run's folder is still there and this process's, before each write.
+    """Check before each write that a run's folder is still there and still this process's.
 
     Raises:
         SpratError: it was removed or moved, and may be another run's by now.
@@ -117,10 +117,10 @@ def identity(dataset: Dataset) -> DataIdentity:
 
 
 def check_data(folder: Path, dataset: Dataset, began_on: Mapping[str, Any]) -> None:
-    """Check that a dataset is, wherever it is now, the one that a run began with.
+    """Check that a dataset, wherever it is now, is the one that a run began with.
 
     Raises:
-        SpratError: its images, labels or classes are others.
+        SpratError: its images, labels or classes differ.
     """
     known = {key: value for key, value in began_on.items() if value is not None}
     if not known.items() <= identity(dataset).items():
@@ -131,21 +131,22 @@ def check_data(folder: Path, dataset: Dataset, began_on: Mapping[str, Any]) -> N
 
 
 def _taught_by(run: "Run") -> str | None:
-    """The teachers' sha256s, in their order."""
+    """Return the sha256s of the teachers, in order."""
     return "+".join(teacher.sha256 for teacher in run.teachers) or None
 
 
 def _check_place(run: "Run", state: dict[str, Any]) -> None:
-    """
+    """Check that a run of this config and data can have reached `state`.
+
     Raises:
-        ValueError: no run of this config and data can have come to where `state` is.
+        ValueError: it cannot.
     """
     place = f"epoch {state['epoch']}, batch {state['batch']}"
     if state["epoch"] > run.config.epochs or state["batch"] > len(run.images.batches):
-        raise ValueError(f"it stands at {place}")
+        raise ValueError(f"it is at {place}")
     losses = run.progress.losses
     if len(state["history"]) != state["epoch"] or state["losses"].shape != losses.shape:
-        raise ValueError(f"it stands at {place}, but its history is of another length")
+        raise ValueError(f"it is at {place}, but its history has another length")
     best = state["best"]
     if best and (not run.chooses or best["epoch"] > state["epoch"]):
-        raise ValueError(f"it stands at {place}, but was best at epoch {best['epoch']}")
+        raise ValueError(f"it is at {place}, but was best at epoch {best['epoch']}")

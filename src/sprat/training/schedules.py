@@ -1,4 +1,4 @@
-"""Schedules of a run's steps, as functions of its number: learning rate, mixer, image side."""
+"""Schedules of a run as functions of the step: learning rate, mixer and image side."""
 
 import random
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from sprat.settings.config import Config
 
 @dataclass(frozen=True)
 class RunSchedule:
-    """The schedule of a run of `config.epochs` epochs of `steps_per_epoch` steps.
+    """Schedule of a run of `config.epochs` epochs with `steps_per_epoch` steps each.
 
-    Steps are counted from 0 to `total_steps` - 1.
+    Steps are numbered 0 to `total_steps` - 1.
     """
 
     config: Config
@@ -21,25 +21,25 @@ class RunSchedule:
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run."""
+        """Number of steps of the whole run."""
         return self.config.epochs * self.steps_per_epoch
 
     def lr_share(self, step: int) -> float:
-        """Share of the peak learning rate at a step."""
+        """Return the fraction of the peak learning rate at a step."""
         optim = self.config.optim
         warmup_steps = round(optim.warmup_epochs * self.steps_per_epoch)
         return warmup_then(optim.schedule, step, self.total_steps, warmup_steps)
 
     def lr(self, step: int) -> float:
-        """Learning rate of a step."""
+        """Return the learning rate at a step."""
         return self.config.optim.lr * self.lr_share(step)
 
     def side(self, step: int) -> int:
-        """Side in pixels of the images of a step; 0: their own."""
+        """Return the side of the images at a step, in pixels; 0: the original side."""
         return self.config.augment.side_of(step // self.steps_per_epoch)
 
     def mixer(self, step: int) -> tuple[str | None, float]:
-        """Name of the mixer that mixes the batch of a step, or None, and its alpha or beta."""
+        """Return the name of the mixer for the batch of a step, or None, and its alpha or beta."""
         mixing = self.config.mixing
         with_mixing = self.total_steps - round(mixing.off_epochs * self.steps_per_epoch)
         if not mixing.any or step >= with_mixing:

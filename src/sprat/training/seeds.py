@@ -1,4 +1,4 @@
-"""One recipe under several seeds, and what they come to."""
+"""One recipe trained with several seeds, and a summary of the results."""
 
 import dataclasses
 from pathlib import Path
@@ -20,14 +20,14 @@ def train_seeds(
     apart: Apart | None = None,
     **how: Unpack[How],
 ) -> SeedSummary:
-    """Train under `count` seeds from config.seed on, each into folder/seed-N; return what
-    folder/summary.json then holds, over all finished seeds there.
+    """Train with `count` seeds from config.seed on, each into folder/seed-N; return the content of
+    folder/summary.json, which covers all finished seeds there.
 
-    Seeds that are finished are left as they are, and one that was interrupted is resumed.
+    Finished seeds are kept and an interrupted one is resumed.
 
     Raises:
         SpratError: as `train_each`.
-        Interrupted: `should_stop` said so; the same call resumes.
+        Interrupted: `should_stop` returned true; the same call resumes.
     """
     seeds = range(config.seed, config.seed + count)
     members = {folder / f"seed-{seed}": dataclasses.replace(config, seed=seed) for seed in seeds}

@@ -1,5 +1,5 @@
-"""Runs of one recipe that belong together: each trained, resumed, or left as it is if finished; one
-after another, or several at once."""
+"""Runs of one recipe that belong together, one after another or several at once. Each is trained,
+resumed, or kept if it is finished."""
 
 import contextlib
 import dataclasses
@@ -41,10 +41,10 @@ class How(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Apart:
-    """Means to train several runs at once.
+    """Means of training several runs at once.
 
-    workers: where. source: their images. code: the user's, which each worker runs. observers: of
-    which each worker has copies of its own.
+    workers: where they are trained. source: where workers load the images. code: files of the
+    user's code, which each worker runs. observers: each worker gets copies of its own.
     """
 
     workers: Workers
@@ -63,18 +63,18 @@ def train_each(
     """Train each run into its folder, one after another, or several at once.
 
     Args:
-        members: settings of each run, by its folder; they differ in the seed or the fold.
-        apart: how they are trained several at once; one after another without it.
-        ended: called with each run's folder and results, of one that was finished before too.
+        members: settings of each run, by folder; they differ in the seed or the fold.
+        apart: how to train several at once; None for one after another.
+        ended: called with the folder and results of each run, including those finished before.
 
     Raises:
-        SpratError: as `train`, or a folder holds a run of other settings or data.
-        Interrupted: `should_stop` said so; the same call resumes.
+        SpratError: as `train`, or a folder contains a run with other settings or data.
+        Interrupted: `should_stop` returned true; the same call resumes.
     """
     if apart:
         _train_apart(members, dataset, ended, apart, how)
         return
-    # once, so that all start from the same weights
+    # load once, so that all start from the same weights
     how["start"] = load_start(next(iter(members.values())))
     for folder, config in members.items():
         results = train_member(config, dataset, folder, **how)
@@ -83,7 +83,8 @@ def train_each(
 
 
 def train_member(config: Config, dataset: Dataset, folder: Path, **how: Unpack[How]) -> RunResult:
-    """Train one run, or resume it if it has begun; return the results, of a finished one too.
+    """Train a run, or resume it if it has begun; return its results, also if it was already
+    finished.
 
     Raises:
         SpratError, Interrupted: as `train_each`.
@@ -98,7 +99,7 @@ def train_member(config: Config, dataset: Dataset, folder: Path, **how: Unpack[H
 
 
 def check_same(run: Path, wanted: Config, dataset: Dataset) -> None:
-    """Check that a run began with the settings and data that are wanted.
+    """Check that a run began with these settings and data.
 
     Args:
         wanted: settled for this machine.
@@ -109,7 +110,7 @@ def check_same(run: Path, wanted: Config, dataset: Dataset) -> None:
     began_as, settings = read_config(run)[0].to_dict(), wanted.to_dict()
     if began_on := read_data(run):
         check_data(run, dataset, began_on)
-        del settings["dataset"]  # it is the same wherever it is
+        del settings["dataset"]  # its path may have changed
     differs = [key for key, value in settings.items() if began_as[key] != value]
     if differs:
         raise SpratError(
@@ -131,10 +132,10 @@ class Member:
 
 @dataclass(frozen=True)
 class Common:
-    """Values that all runs which are trained at once have in common.
+    """Values shared by all runs that are trained at once.
 
-    place: the working folder of the command. marker: a file that every machine must see. start:
-    sha256 of the model that they start from.
+    place: the command's working directory. marker: a file that every machine must see.
+    start: sha256 of the model that they start from.
     """
 
     source: Source
@@ -147,7 +148,7 @@ class Common:
     start: str | None
 
     def to_send(self) -> "Common":
-        """Return the same without what another process of this machine can load by itself."""
+        """Return the same without what another process on this machine can load by itself."""
         return dataclasses.replace(self, source=self.source.to_send())
 
 
@@ -157,7 +158,7 @@ def _train_apart(
     observer = how.get("observer") or Observer()
     should_stop = how.get("should_stop", lambda: False)
     folder, one = next(iter(members.items()))
-    # here, so that all have the same settings on whatever machines, and kernels are built once
+    # settle here, so that settings are the same on all machines and kernels are built once
     settled = settle_for(one, dataset, observer)
     each = [
         Member(run, dataclasses.replace(settled, seed=config.seed, fold=config.fold))
@@ -193,8 +194,8 @@ def _train_apart(
 
 @contextlib.contextmanager
 def _marked(folder: Path, workers: Workers) -> Iterator[Path | None]:
-    """Keep a file in a folder during the block, by which other machines see that it is the same;
-    yield its path, or None if there are none."""
+    """Keep a file in a folder during the block, by which other machines recognise the folder; yield
+    its path, or None if there are no other machines."""
     if not workers.apart:
         yield None
         return
@@ -205,25 +206,25 @@ def _marked(folder: Path, workers: Workers) -> Iterator[Path | None]:
     finally:
         marker.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            folder.rmdir()  # if nothing came of it
+            folder.rmdir()  # if it is still empty
 
 
 def train_apart(
     member: Member, common: Common, should_stop: Callable[[], bool]
 ) -> tuple[Path, RunResult]:
-    """Train one run in a worker, or resume it; return its folder and results.
+    """Train or resume one run in a worker; return its folder and results.
 
     Raises:
-        SpratError: as `train_member`, or this machine does not see the folder, or has another model
+        SpratError: as `train_member`, or this machine does not see the folder or has another model
             to start from.
-        Interrupted: `should_stop` said so; the run is saved.
+        Interrupted: `should_stop` returned true; the run is saved.
     """
     if common.marker and not common.marker.exists():
         raise SpratError(
             f"{socket.gethostname()} does not see {common.marker.parent}. Give an --output that "
             "all machines of the cluster share."
         )
-    with contextlib.suppress(OSError):  # only what is named relative to it needs it
+    with contextlib.suppress(OSError):  # needed only for relative paths
         os.chdir(common.place)
     _wait_until_free(member.folder, should_stop)
     use_all(common.code)
@@ -232,7 +233,7 @@ def train_apart(
     if start and start.sha256 != common.start:
         raise SpratError(
             f"{start.model.name} is another model on {socket.gethostname()} than where the "
-            "command was started. Put the same on each machine."
+            "command was started. Put the same file on each machine."
         )
     results = train_member(
         member.config,
@@ -247,7 +248,7 @@ def train_apart(
     return member.folder, results
 
 
-RELEASE = 30.0  # seconds in which a worker whose machine was lost lets go of a run
+RELEASE = 30.0  # seconds until the lock of a worker whose machine was lost is free
 
 
 def _wait_until_free(folder: Path, should_stop: Callable[[], bool]) -> None:

@@ -1,10 +1,10 @@
-"""A run from its beginning, or from where it was stopped, to its end:
+"""Training and resuming a run, from start to finish:
 
     config, dataset = load_recipe("quick"), load_dataset("cifar10")
     results = train(config, dataset, Path("runs/quick"), recipe="quick")
 
-Both write into the run's folder, which one process at a time holds. Of several processes that
-train one run together it is the first; every one of them calls the same function.
+The run's folder is locked, so only one process at a time writes there. If several processes train
+one run together, all call the same function and the first writes.
 """
 
 import contextlib
@@ -51,23 +51,24 @@ def train(
     besides: Collection[str] = (),
     start: HeadStart | None = None,
 ) -> RunResult:
-    """Train into the new `folder`, from scratch or from a model's weights; return what results.json
-    holds.
+    """Train into the new `folder`, from scratch or from a model's weights; return the content of
+    results.json.
 
     Args:
-        recipe: name of the recipe that `config` is or began as.
-        overrides: where `config` departs from it.
-        observer: hears how the run goes.
-        should_stop: asked after every step; true saves and raises Interrupted.
-        besides: names of what `folder` may hold already, next to recipes.
+        recipe: name of the recipe that `config` is, or is based on.
+        overrides: settings in which `config` differs from it.
+        observer: notified of the run's progress.
+        should_stop: called after every step; if it returns true, the run is saved and Interrupted
+            is raised.
+        besides: names that `folder` may already contain, in addition to recipes.
         start: the model that `config.start_from` names, if it is loaded already.
 
     Raises:
-        SpratError: `folder` holds something already or another process trains there, the config
-            does not fit the data or the machine, there is no such model to start from or it does
-            not fit, the loss is no longer finite, or a file cannot be written (a WriteError;
-            `resume` continues once there is room).
-        Interrupted: `should_stop` said so; `resume` continues.
+        SpratError: `folder` is not empty or another process trains there, the config does not fit
+            the data or the machine, the model to start from is missing or does not fit, the loss is
+            no longer finite, or a file cannot be written (a WriteError; `resume` continues once
+            there is space).
+        Interrupted: `should_stop` returned true; `resume` continues.
     """
     if distributed.is_first():
         check_free(folder)
@@ -89,7 +90,7 @@ def train(
     finally:
         if distributed.is_first():
             with contextlib.suppress(OSError):
-                folder.rmdir()  # if nothing came of it
+                folder.rmdir()  # if it is still empty
 
 
 def resume(
@@ -99,17 +100,17 @@ def resume(
     observer: Observer | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> RunResult:
-    """Resume the run in `folder` from its last checkpoint, if it has one.
+    """Resume the run in `folder` from its last checkpoint, or from the beginning if it has none.
 
-    Of a finished run it returns the results and does nothing. `dataset` may have moved since the
-    run began, but must have the same images, labels and classes.
+    A finished run's results are returned as they are. `dataset` may have moved since the run began,
+    but must have the same images, labels and classes.
 
-    Same arguments, result and errors as `train`. On the CPU with the same threads, the weights
-    are bit for bit those of a run that was never interrupted.
+    Arguments, result and errors are those of `train`. On a CPU with the same number of threads, the
+    weights are bit for bit those of an uninterrupted run.
     """
-    distributed.wait()  # until the first process has written what it was stopped at
+    distributed.wait()  # until the first process has written its checkpoint
     config, recipe, overrides = read_config(folder)
-    with _held(folder) as is_ours:  # of a finished run too: a kill may have left the lock there
+    with _held(folder) as is_ours:  # also if it is finished: a kill may have left the lock
         if finished := read_finished(folder):
             return finished
         if distributed.is_first():
@@ -133,14 +134,14 @@ def resume(
             restore(run)
         if distributed.told(run.steps_taken) != run.steps_taken:
             raise SpratError(
-                f"{folder} holds another checkpoint here than where the first process runs. Use a "
-                "folder that all machines see."
+                f"{folder} has another checkpoint here than on the machine of the first process. "
+                "Use a folder that all machines share."
             )
         return _to_the_end(run, observer, should_stop)
 
 
 def _heard(observer: Observer | None) -> Observer:
-    """Return what the run reports to: of several processes, the first reports."""
+    """Return the observer in the first process; in others, one that does nothing."""
     return observer if observer and distributed.is_first() else Observer()
 
 
@@ -172,7 +173,7 @@ def settle_for(config: Config, dataset: Dataset, observer: Observer = Observer()
 
 
 def load_start(config: Config) -> HeadStart | None:
-    """Return the model that a config's run starts from; None if it starts from scratch.
+    """Return the model that a run starts from; None if it starts from scratch.
 
     Raises:
         SpratError: there is no such model, or it is damaged.
@@ -195,7 +196,7 @@ def check_start(folder: Path, start: HeadStart | None) -> None:
 
 
 def _load_start_again(config: Config, folder: Path) -> HeadStart | None:
-    """Return the model that a run starts from which was stopped before its first checkpoint."""
+    """Return the model that a run starts from if it was stopped before its first checkpoint."""
     try:
         start = load_start(config)
     except SpratError as error:

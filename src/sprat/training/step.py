@@ -1,9 +1,9 @@
-"""One optimisation step, without a run: no folder, no dataset, no epochs:
+"""One optimisation step, independent of runs, folders, datasets and epochs:
 
     step = Step(network, config, RunSchedule(config, steps_per_epoch), normalization, 10)
     loss = step(images, labels, number)
 
-What is random in a step is a function of the seed and the step's number.
+Everything random in a step is a function of the seed and the step's number.
 """
 
 import functools
@@ -32,7 +32,7 @@ Update = Callable[[tuple[int, str | None], Tensor, Tensor, Tensor], Tensor]
 
 
 def new_network(config: Config, num_classes: int, channels: int = 3) -> nn.Module:
-    """Return the config's network for images of so many channels, on its device, its initial
+    """Return the config's network for images with that many channels, on its device, with initial
     weights drawn from the seed."""
     torch.manual_seed(derive_seed("weights", config.seed))
     network = build_network(config.network, num_classes, config.dropout, channels)
@@ -48,8 +48,8 @@ class Step:
         schedule: learning rate, mixer and image side of each step.
         normalization: mean and standard deviation of the images.
         num_classes: number of classes K.
-        class_weights: weight of each class in the loss, float32 K; none: all the same.
-        teachers: networks whose averaged answers are learnt next to the labels.
+        class_weights: weight of each class in the loss, float32, K; None: all equal.
+        teachers: models whose averaged predictions are learnt in addition to the labels.
     """
 
     def __init__(
@@ -78,15 +78,15 @@ class Step:
         self.teach = answers_of(teachers, config, normalization) if teachers else None
         self.beside = Beside(self.device)
         recorded = self.device.type == "cuda" and config.kernels != "torch"
-        recorded &= distributed.count() == 1  # an all-reduce is not recorded
+        recorded &= distributed.count() == 1  # an all-reduce cannot be captured
         self.update: Update = self._recorded() if recorded else self._update
 
     def __call__(self, images: Tensor, labels: Tensor, number: int) -> Tensor:
         """Take step `number` of a run, counted from 0, and return its loss.
 
         Args:
-            images: uint8 B x C x H x W.
-            labels: int64 B.
+            images: uint8, B x C x H x W.
+            labels: int64, B.
         """
         config, schedule = self.config, self.schedule
         self.generator.manual_seed(distributed.seed("augment", config.seed, number))
@@ -103,14 +103,14 @@ class Step:
     def _update(
         self, how: tuple[int, str | None], images: Tensor, targets: Tensor, strength: Tensor
     ) -> Tensor:
-        """Do the part of a step that does not depend on its number and so can be recorded.
+        """Do the part of a step that does not depend on its number, so that it can be captured.
 
         Args:
-            how: the images' side, 0 for their own, and the mixer.
+            how: the images' side (0: the original side) and the mixer.
             strength: the mixer's alpha or beta, a scalar.
         """
         config, (side, mixer) = self.config, how
-        if config.augment.engine == "batched":  # else worker processes have augmented them
+        if config.augment.engine == "batched":  # otherwise worker processes have augmented them
             images = self.pipeline(images, self.generator)
         images = resize(images, side) if side else images
         if config.mixing.any:
@@ -156,8 +156,8 @@ class Step:
                 group["lr"] = lr
 
     def _recorded(self) -> Update:
-        """`_update` by CUDA graphs, one for each side of the images and each mixer."""
-        for group in self.optimizer.param_groups:  # a graph reads it where it is
+        """Return `_update` as CUDA graphs, one per image side and mixer."""
+        for group in self.optimizer.param_groups:  # a graph reads the learning rate in place
             group["lr"] = torch.tensor(group["lr"], device=self.device)
         graphs: dict[tuple[int, str | None], CapturedStep] = {}
         stream = torch.cuda.Stream(self.device)
@@ -185,7 +185,7 @@ class Step:
         return network
 
     def state(self) -> dict[str, object]:
-        """Return everything that a step changes: tensors and plain values."""
+        """Return everything that a step changes, as tensors and plain values."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -194,7 +194,7 @@ class Step:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a `state`.
+        """Restore a `state`.
 
         Raises:
             KeyError, RuntimeError, TypeError, ValueError: it is of another network or optimizer.
@@ -207,7 +207,7 @@ class Step:
 
 
 def fast_forward(network: nn.Module, config: Config) -> Callable[[Tensor], Tensor]:
-    """Return the fastest way from normalised images to logits that a settled config allows."""
+    """Return the fastest function from normalised images to logits that a settled config allows."""
     if config.kernels == "compiled":
         return CompiledNetwork(network, bf16=config.precision == "bf16", threads=config.threads)
 

@@ -1,4 +1,4 @@
-"""A trained model that has a part in a run: one that teaches it, or that it starts from."""
+"""A trained model that a run uses: a teacher, or the model that it starts from."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,17 +13,18 @@ from sprat.zoo import locate
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model, and the sha256 of its file without ranges of activations: runs in which an
-    older file had a part, which had none, can be resumed."""
+    """A trained model, and the sha256 of its file without ranges of activations, which older files
+    lack: runs that used such a file can still be resumed."""
 
     model: Model
     sha256: str
 
     @classmethod
     def load(cls, name: str) -> Self:
-        """
+        """Load a trained model.
+
         Args:
-            name: a model's file, a finished run's folder or a shipped model's name.
+            name: a model file, the folder of a finished run, or the name of a pretrained model.
 
         Raises:
             SpratError: there is no such model, or it is damaged.
@@ -35,7 +36,7 @@ class Trained:
 
     @property
     def about(self) -> ModelRecord:
-        """Record of a run's results of the model."""
+        """Record of the model for a run's results."""
         about = self.model.about
         return {
             "model": self.model.name,

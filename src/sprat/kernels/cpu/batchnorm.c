@@ -1,10 +1,10 @@
-/* BatchNorm from sums to what readers of its input apply, forward and backward.
+/* BatchNorm, forward and backward: from sums to the coefficients that readers of its input apply.
  *
  * Plain twin: F.batch_norm(z, running_mean, running_var, gamma, beta, training=True, ...) and its
  * gradient, written as dz = dz_g g + dz_z z + dz_1. Compared by test_kernels.py,
- * TestAgainstPlainTwin, running statistics and all.
+ * TestAgainstPlainTwin, including running statistics.
  *
- * Sums arrive by tile, as doubles `stride` apart.
+ * There is one sum per tile, as doubles `stride` apart.
  */
 static void add_tiles(const double *sums, int64_t tiles, int64_t stride, int64_t i, double *sum) {
     *sum = 0;

@@ -1,4 +1,4 @@
-"""Compile the C kernels with the machine's own compiler at first use, and load them."""
+"""Build of the C kernels with the machine's own compiler at first use, and their loading."""
 
 import ctypes
 import functools
@@ -21,15 +21,15 @@ FOLDER = Path(__file__).parent
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 
 
-_failed: dict[tuple[str, ...], str] = {}  # why a command did not compile, in this process
+_failed: dict[tuple[str, ...], str] = {}  # why compiling failed in this process, by command
 
 
 @functools.cache
 def load(library: str, *flags: str) -> ctypes.CDLL:
-    """Return the compiled `library`.c of this folder, built if it is not in the user's cache.
+    """Return the compiled `library`.c of this folder; build it if it is not in the user's cache.
 
     Raises:
-        NoKernels: there is no compiler, it failed, or there is no place for the library.
+        NoKernels: there is no compiler, it failed, or the library cannot be stored.
     """
     command = _command(*flags)
     try:
@@ -37,18 +37,18 @@ def load(library: str, *flags: str) -> ctypes.CDLL:
         if not _is_whole(place):
             content = _compile(FOLDER / f"{library}.c", command)
             write_whole(place, content + _digest(content))
-            sweep(place.parent, ".trunk-*.so")  # left by killed processes of an older sprat
+            sweep(place.parent, ".trunk-*.so")  # left by killed processes of older versions
         return ctypes.CDLL(str(place))
     except OSError as error:
         raise NoKernels(f"the compiled library cannot be written or loaded: {error}") from error
 
 
 def check_compiler() -> None:
-    """Check what is to be known without compiling.
+    """Check everything that can be checked without compiling.
 
     Raises:
-        NoKernels: there is no compiler, it has failed before in this process, or there is no place
-            for what it makes.
+        NoKernels: there is no compiler, it has failed before in this process, or the library cannot
+            be stored.
     """
     for library, *flags in (("trunk", store(False)), ("trunk", store(True)), ("inference",)):
         is_built(library, *flags)
@@ -57,7 +57,7 @@ def check_compiler() -> None:
 
 
 def load_trunk(bf16: bool) -> ctypes.CDLL:
-    """Return the kernels of training that keep maps in bf16 or in fp32.
+    """Return the training kernels that keep maps in bf16 or in fp32.
 
     Raises:
         NoKernels: as `load`.
@@ -65,12 +65,12 @@ def load_trunk(bf16: bool) -> ctypes.CDLL:
     trunk = load("trunk", store(bf16))
     if trunk.ready():
         return trunk
-    # the processor has AMX and the system keeps it back
+    # the CPU has AMX, but the system does not allow it
     return load("trunk", store(bf16), "-mno-amx-bf16")
 
 
 def store(bf16: bool) -> str:
-    """The flag that decides how the kernels of training keep maps."""
+    """Return the compiler flag for how the training kernels store maps."""
     return f"-DSTORE_BF16={int(bf16)}"
 
 
@@ -78,7 +78,7 @@ def is_built(library: str, *flags: str) -> bool:
     """Return whether the library is in the user's cache.
 
     Raises:
-        NoKernels: it is not and cannot be.
+        NoKernels: it is not, and cannot be built or stored.
     """
     try:
         return _is_whole(_place(library, _command(*flags)))
@@ -96,16 +96,17 @@ def _command(*flags: str) -> list[str]:
 
 
 def _openmp() -> list[str]:
-    """torch's own OpenMP library: threads of two of them would wait for each other, spinning."""
+    """Return torch's own OpenMP library: threads of two libraries would spin, waiting for each
+    other."""
     folder = Path(torch.__file__).parent
     bundled = [*folder.glob("lib/libgomp*.so*"), *folder.parent.glob("torch.libs/libgomp*.so*")]
     return ["-Wl,--as-needed", str(bundled[0])] if bundled else []
 
 
 def _place(library: str, command: list[str]) -> Path:
-    """Return the path of a library; another source, compiler, processor or torch has its own.
+    """Return the path of a library, which differs for each source, compiler, CPU and torch.
 
-    In the user's cache or, where that can only be read and does not hold it, among the user's
+    It is in the user's cache or, if that is read-only and does not contain it, in the user's
     temporary files.
     """
     sources = sorted(path for path in FOLDER.iterdir() if path.suffix in (".c", ".h"))
@@ -120,12 +121,12 @@ def _place(library: str, command: list[str]) -> Path:
 
 
 def _digest(content: bytes) -> bytes:
-    """Written after a library's own bytes, where a loader does not look."""
+    """Return the digest that is appended to a library, where a loader does not look."""
     return hashlib.sha256(content).digest()
 
 
 def _is_whole(library: Path) -> bool:
-    """Return whether a library is there as it was written; a damaged one is built again."""
+    """Return whether a library is there and undamaged; otherwise it is built again."""
     try:
         content = library.read_bytes()
     except FileNotFoundError:
@@ -135,7 +136,8 @@ def _is_whole(library: Path) -> bool:
 
 
 def _compile(source: Path, command: list[str]) -> bytes:
-    """Compile the source where a kill leaves nothing for good, and return the library."""
+    """Compile the source in a temporary folder, so that a kill leaves nothing behind; return the
+    library."""
     with temporary_folder() as folder:
         library = folder / "library.so"
         done = subprocess.run(

@@ -1,9 +1,9 @@
-/* A convolution: the spatial step, the product over channels, the sums for BatchNorm; and back.
+/* A convolution, forward and backward: spatial step, product over channels, sums for BatchNorm.
  *
  * Plain twin: z = pointwise(windows(relu(in_bn(x)))) of torch modules, and z.backward(g) through
  * the BatchNorm after it. Compared by test_kernels.py, TestAgainstPlainTwin: every gradient.
  */
-static int64_t chunk_rows(const Conv *c) { /* output rows worked on at once: 32 columns or more */
+static int64_t chunk_rows(const Conv *c) { /* output rows per chunk: 32 columns or more */
     int64_t rows = (32 + c->out_w - 1) / c->out_w;
     return rows < c->out_h ? rows : c->out_h;
 }
@@ -17,7 +17,7 @@ static Ring input_ring(const Conv *c, int64_t rows) {
     return new_ring(0, slots, c->in_channels, c->in_w, c->kernel / 2, c->in_h);
 }
 
-/* Reads input rows into the ring up to what output row `y` needs; returns the next to read. */
+/* Reads the input rows that output row `y` needs into the ring; returns the next one to read. */
 static int64_t fill(const Conv *c, int64_t tile, Ring *u, int64_t next, int64_t y) {
     int64_t end = y * c->stride + c->kernel - c->kernel / 2;
     for (; next < end && next < c->in_h; next++)
@@ -75,7 +75,7 @@ void conv_forward(const Conv *c, int64_t tiles, int threads) {
     free(sums);
 }
 
-/* One finished row of g_in: adds what else arrives, passes ReLU, sums for the BatchNorms. */
+/* Completes a row of g_in: adds the other gradient, masks by ReLU, sums for the BatchNorms. */
 static void finish_row(const Conv *c, int64_t tile, int64_t y, const Ring *u, const Ring *d,
                        vf *even, vf *odd, vf *sums) {
     int64_t ci = c->in_channels, w = c->in_w;
@@ -130,7 +130,7 @@ static void finish_row(const Conv *c, int64_t tile, int64_t y, const Ring *u, co
     }
 }
 
-/* Row y of dz, the gradient at the pointwise product's output. */
+/* Row y of dz, the gradient at the output of the pointwise product. */
 static void dz_row(const Conv *c, int64_t tile, int64_t y, operand *out) {
     int64_t w = c->out_w;
     const char *g = row_of(c->g, tile, y, c->out_h, c->out_channels, w);

@@ -1,10 +1,10 @@
-/* The network's input as the kernels lay it out.
+/* Conversion of the network's input to the kernels' layout.
  *
  * Plain twin: images.permute(...) of any strides. Compared by test_kernels.py,
  * TestTrunk.test_images_in_any_memory_format.
  */
-/* fp32 images B x C x H x W, `strides` values apart, into the layout above; channels beyond
- * `channels` are zero. */
+/* From fp32 images B x C x H x W with these strides (in values); channels from `channels` on are
+ * zero. */
 void pack_images(const float *images, const int64_t *strides, int64_t channels, int64_t h,
                  int64_t w, int64_t padded, void *out, int64_t tiles, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)

@@ -1,22 +1,22 @@
-/* A trained network's answers: its convolutions, ReLUs, sums, mean and linear layer in fp32.
+/* Inference of a trained network: its convolutions, ReLUs, sums, mean and linear layer in fp32.
  *
- * BatchNorm is folded into the weights by the caller. What is left is a list of steps, each of which
- * makes a map from earlier ones: windows (depthwise convolutions) over them, one or two matrix
- * products over the channels, the sum with an earlier map, each with its ReLU.
+ * The caller folds BatchNorm into the weights, which leaves a list of steps. Each computes a map
+ * from earlier ones: windows (depthwise convolutions) over them, one or two matrix products over
+ * the channels, the sum with an earlier map, each with its ReLU.
  *
- * Layout. Channels stand side by side in the lanes of a vector (16, 8 or 4, by the processor), so
- * one image alone fills them:
+ * Layout. Each lane of a vector (16, 8 or 4 lanes, depending on the CPU) holds another channel, so
+ * a single image fills them:
  *
  *     [vector of channels][row y, margins of zeros above and below][margin, column x][LANES]
  *
- * A row's left margin is the right margin of the row above. A step works on a strip of few rows at
- * a time: the outputs of its windows and products stay in the processor's nearest cache, and only
- * the finished map is written.
+ * A row's left margin is the right margin of the row above. A step processes a strip of a few rows
+ * at a time: the outputs of its windows and products stay in the L1 cache, and only the finished
+ * map is written.
  *
  * Plain twin: network.eval()(images). Compared by test_inference.py, TestKernels.
  *
- * Threads share out images, and the strips of the last few images. Every value is the same sum in
- * the same order wherever it is computed: neither threads nor the size of a batch change a bit.
+ * Threads divide the images, and the strips of the last few images. Every value is always the same
+ * sum in the same order: neither the number of threads nor the batch size changes a bit.
  */
 #include <omp.h>
 #include <stdint.h>
@@ -24,16 +24,16 @@
 
 #include "vectors.h"
 
-/* A tile of a product is PIXELS x up to GROUP vectors of sums: as many as registers allow. */
+/* A tile of a product has PIXELS x up to GROUP vectors of sums: as many as fit in registers. */
 #if LANES == 16
 #define PIXELS 8
 #else
 #define PIXELS 4
 #endif
 #define GROUP 3
-#define STRIP 16                        /* pixels of a strip, or one row where that is longer */
+#define STRIP 16                        /* pixels of a strip; one row if that is longer */
 #define WIDE 8                          /* pixels of a row that a window computes at once */
-/* The compiler would load a weight again for every pixel: loads are then what the loop waits for. */
+/* Or the compiler would load a weight again for every pixel, and loads would limit the loop. */
 #if defined(__SSE2__) && (LANES == 4 || LANES == 8 && defined(__AVX__) || defined(__AVX512F__))
 #define IN_REGISTER(x) __asm__("" : "+v"(x))
 #else
@@ -44,13 +44,13 @@
 /* a vector anywhere among floats */
 typedef float in_memory __attribute__((vector_size(VECTOR), aligned(4), may_alias));
 
-/* One vector of channels of the map that step `map` made, under kernel x kernel weights. */
+/* One vector of channels of the map that step `map` computed, under kernel x kernel weights. */
 typedef struct {
     int64_t map, vector, kernel, stride;
     const float *weights;               /* [kernel][kernel][LANES] */
 } Window;
 
-/* y = weights x + bias; x and y are whole vectors, of which the last `inputs` may leave some out */
+/* y = weights x + bias; x and y are whole vectors, but `inputs` may end within the last one */
 typedef struct {
     int64_t inputs, outputs;            /* inputs: channels; outputs: vectors of them, 0 for none */
     const float *weights;               /* [vector of outputs][input][LANES] */
@@ -58,7 +58,7 @@ typedef struct {
 } Product;
 
 typedef struct {
-    int64_t windows_count;              /* 0: the stem, which takes 3 x 3 pixels of the image */
+    int64_t windows_count;              /* 0: the stem, which reads 3 x 3 pixels of the image */
     const Window *windows;
     Product first, second;
     int64_t residual;                   /* the step whose map is added before the last ReLU, or -1 */
@@ -69,7 +69,7 @@ typedef struct {
     int64_t steps_count, margin, buffers;
     int64_t stride;                     /* of the stem */
     const Step *steps;
-    Product head;                       /* of the means of the last map's channels */
+    Product head;                       /* applied to the means of the last map's channels */
 } Network;
 
 typedef struct {
@@ -81,11 +81,11 @@ typedef struct {
     int64_t threads;
 } Batch;
 
-/* Where everything lies for images of one size; offsets are in floats from a thread's memory. */
+/* Layout of a thread's memory for images of one size; sizes are in floats. */
 typedef struct {
-    struct map { int64_t h, w, pitch, plane, rows; } *map; /* that each step makes */
-    int64_t buffer, strip, size;        /* sizes of a map's and of a strip's memory, and of all */
-    int64_t pixels;                     /* of a strip */
+    struct map { int64_t h, w, pitch, plane, rows; } *map; /* of each step */
+    int64_t buffer, strip, size;        /* sizes of a map's and a strip's memory, and in total */
+    int64_t pixels;                     /* per strip */
 } Layout;
 
 int64_t lanes(void) { return LANES; }
@@ -120,7 +120,7 @@ static void lay_out(const Network *n, int64_t h, int64_t w, Layout *l) {
         vectors = largest(vectors, largest(s->first.outputs, s->second.outputs));
     }
     l->buffer += reach * WIDE * LANES;  /* tiles may read past the end of a row */
-    l->pixels += WIDE;                  /* and be written past the end of a strip */
+    l->pixels += WIDE;                  /* and write past the end of a strip */
     l->strip = vectors * l->pixels * LANES;
     l->size = n->buffers * l->buffer + 3 * l->strip;
 }
@@ -133,7 +133,7 @@ int64_t memory_size(const Network *n, int64_t h, int64_t w) {
     return layout.size;
 }
 
-/* `count` pixels of a row under one vector's window, of which the last ones may be too many */
+/* `count` pixels of a row under one vector's window; may compute some beyond them */
 INLINE void window_tile(const int count, const int64_t stride, int64_t kernel, int64_t pitch,
                         const float *in, const float *weights, float *out) {
     vf sum[WIDE];
@@ -177,8 +177,8 @@ static void run_windows(const Network *n, const Step *s, const Layout *l, const 
     }
 }
 
-/* The strip of an image with the 3 x 3 neighbours of every stride-th pixel, each of its channels, as
- * `inputs` channels. */
+/* A strip of an image: the 3 x 3 neighbours of every stride-th pixel in each channel, as `inputs`
+ * channels. */
 static void unfold(const Batch *b, const Layout *l, int64_t inputs, int64_t stride, int64_t image,
                    int64_t y0, int64_t y1, float *out) {
     for (int64_t k = 0; k < inputs; k++) {
@@ -219,7 +219,7 @@ INLINE void product_tile(const int count, const Product *product, int64_t vector
             *at(out + v * pitch + p * LANES) = rectify ? relu(sum[p][v]) : sum[p][v];
 }
 
-/* A product over a strip, [vector][pixel][LANES] with `pitch` floats to a vector. */
+/* A product over a strip, [vector][pixel][LANES] with `pitch` floats per vector. */
 static void multiply(const Product *product, int64_t pixels, int64_t pitch, int rectify,
                      const float *in, float *out) {
     for (int64_t v = 0, count; v < product->outputs; v += count) {
@@ -240,8 +240,8 @@ static void multiply(const Product *product, int64_t pixels, int64_t pitch, int 
 
 static void zero(float *from, int64_t floats) { memset(from, 0, floats * sizeof(float)); }
 
-/* Writes a strip into its map, with the margins beside it, after the sum with the residual's map;
- * ReLU then. */
+/* Adds the residual's map to a strip, applies ReLU and writes it to its map, with the margins next
+ * to it. */
 static void finish(const Network *n, const Step *s, const Layout *l, float *maps, int64_t vectors,
                    int64_t y0, int64_t y1, const float *strip) {
     int64_t step = s - n->steps, w = l->map[step].w, h = l->map[step].h;
@@ -267,7 +267,7 @@ static void finish(const Network *n, const Step *s, const Layout *l, float *maps
     }
 }
 
-/* One strip of one step; `strips` is memory for what is on the way. */
+/* One strip of one step; `strips` is memory for intermediate results. */
 static void run_strip(const Network *n, const Step *s, const Layout *l, const Batch *b,
                       int64_t image, int64_t strip, float *maps, float *strips) {
     int64_t step = s - n->steps, w = l->map[step].w, pitch = l->pixels * LANES;
@@ -286,7 +286,7 @@ static void run_strip(const Network *n, const Step *s, const Layout *l, const Ba
         finish(n, s, l, maps, s->first.outputs, y0, y1, middle);
 }
 
-/* The linear layer of the means of the last map. */
+/* The linear layer, applied to the means of the last map. */
 static void conclude(const Network *n, const Layout *l, const float *maps, float *strips,
                      float *logits) {
     int64_t last = n->steps_count - 1, h = l->map[last].h, w = l->map[last].w;
@@ -314,7 +314,7 @@ void answer(const Network *n, const Batch *b) {
     Layout layout = {maps};
     const Layout *l = &layout;
     lay_out(n, b->h, b->w, &layout);
-    int64_t whole = b->images - b->images % b->threads; /* images, each by one thread */
+    int64_t whole = b->images - b->images % b->threads; /* images computed by one thread each */
     int64_t floats = n->head.outputs * LANES;
 #pragma omp parallel num_threads(b->threads)
     {

@@ -1,7 +1,7 @@
-"""A trained network frozen for inference, in compiled kernels on a CPU.
+"""A trained network frozen for inference on a CPU with compiled kernels.
 
-`Inference(network)` computes what `network(images)` computes in evaluation mode; `inference.c` says
-how. The network itself is its plain twin.
+`Inference(network)` computes what `network(images)` computes in evaluation mode, as `inference.c`
+explains. The network itself is its plain twin.
 """
 
 import ctypes
@@ -67,46 +67,45 @@ class _Batch(ctypes.Structure):
 
 @dataclass
 class _Affine:
-    """A matrix product over channels, and what is added to it."""
+    """A matrix product over channels, plus a bias."""
 
     weight: Tensor  # outputs x inputs
     bias: Tensor
 
     @classmethod
     def folded(cls, conv: nn.Conv2d, bn: Any) -> "_Affine":
-        """A convolution (its window flattened) and the BatchNorm after it, in evaluation mode."""
+        """Fold a BatchNorm in evaluation mode into the convolution before it (window flattened)."""
         scale = bn.weight.double() * (bn.running_var.double() + bn.eps).rsqrt()
         shift = bn.bias.double() - bn.running_mean.double() * scale
         return cls(scale[:, None] * conv.weight.double().flatten(1), shift)
 
     def plus(self, other: "_Affine", lanes: int) -> "_Affine":
-        """Return the sum of both, the other's inputs in vectors of their own after this one's."""
+        """Return the sum of both; the other's inputs follow this one's, in vectors of their own."""
         first = F.pad(self.weight, (0, -self.weight.shape[1] % lanes))
         return _Affine(torch.cat((first, other.weight), 1), self.bias + other.bias)
 
 
 @dataclass
 class _Map:
-    """The map that one step makes, and its sources."""
+    """The map that one step computes, and how."""
 
-    windows: list[_Window]  # none: the stem, which takes the image
+    windows: list[_Window]  # empty: the stem, which reads the image
     first: _Affine
     second: _Affine | None = None
     residual: int = -1
 
     @property
     def read(self) -> set[int]:
-        """Numbers of the maps it is made from."""
+        """Numbers of the maps it is computed from."""
         return {window.map for window in self.windows} | {self.residual}
 
 
 class Inference:
-    """A network with its weights and statistics as they are now, ready to classify images.
+    """A network with its current weights and statistics, ready to classify images.
 
-    Calling it takes normalised float32 images B x C x H x W on the CPU, in any memory format, and
-    returns float32 logits B x num_classes; no gradient comes back. It uses as many threads as torch
-    does: neither their number nor B changes a bit of an image's logits. Threads that share one take
-    turns.
+    Takes normalised float32 images B x C x H x W on the CPU, in any memory format; returns float32
+    logits B x num_classes, without gradient. It uses torch's number of threads; neither that nor B
+    changes a bit of an image's logits. Python threads that share an Inference take turns.
 
     Raises:
         NoKernels: the kernels cannot be built here, or do not support the network.
@@ -123,7 +122,7 @@ class Inference:
         self._channels: int = stem.conv.in_channels
         linear = blueprint.head.linear
         self._classes: int = linear.out_features
-        self._tensors: list[Tensor] = []  # the structures point into them
+        self._tensors: list[Tensor] = []  # kept alive: the structures point into them
         with torch.no_grad():
             maps = [_Map([], _Affine.folded(stem.conv, stem.norm))]
             for block in blueprint.blocks:
@@ -158,16 +157,16 @@ class Inference:
         return logits[:, : self._classes]
 
     def _add(self, maps: list[_Map], block: Block) -> None:
-        """Appends the maps of a block, whose input is the last one so far."""
+        """Append the maps of a block, whose input is the last map so far."""
         before, shortcut = len(maps) - 1, block.shortcut
         for conv in block.convs:
             product = _Affine.folded(conv.pointwise, conv.norm)
             has_windows = any(isinstance(part, nn.Conv2d) for part in conv.windows)
-            # the product of a projection is part of the last convolution's
+            # a projection's product is part of the last convolution's
             projected = isinstance(shortcut, Normed) and conv is block.convs[-1]
             follows = len(maps) - 1 > before and maps[-1].second is None
             if follows and not has_windows and not projected:
-                maps[-1].second = product  # what it reads is never written to memory
+                maps[-1].second = product  # its own map is never written to memory
             else:
                 inputs = conv.pointwise.in_channels
                 windows = self._windows(conv.windows, len(maps) - 1, inputs, conv.stride)
@@ -183,9 +182,9 @@ class Inference:
     def _windows(
         self, parts: Sequence[nn.Module], read: int, channels: int, stride: int
     ) -> list[_Window]:
-        """Depthwise convolutions, each of an equal share of the channels, vector by vector.
+        """Return the depthwise windows of equal shares of the channels, vector by vector.
 
-        A vector gets the largest window of its channels, with zeros around smaller ones.
+        Each vector has the largest window among its channels; smaller ones are padded with zeros.
         """
         share = channels // len(parts)
         kernels = [part.kernel_size[0] if isinstance(part, nn.Conv2d) else 1 for part in parts]
@@ -219,7 +218,7 @@ class Inference:
         return _Step(len(windows), windows, *products, made.residual)
 
     def _place(self, tensor: Tensor) -> int:
-        """Address of the values in float32, kept as long as this object is."""
+        """Return the address of the values in float32, valid as long as this object."""
         kept = tensor.float().contiguous()
         self._tensors.append(kept)
         return kept.data_ptr()

@@ -1,4 +1,4 @@
-/* The end of a block: sum, ReLU and, of the last one, the mean over the pixels.
+/* End of a block: sum, ReLU and, for the last block, the mean over the pixels.
  *
  * Plain twin: out = torch.relu(bn(z) + rest) and out.mean(dim=(2, 3)), and its gradient. Compared
  * by test_kernels.py, TestAgainstPlainTwin.

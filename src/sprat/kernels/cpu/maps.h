@@ -1,11 +1,11 @@
-/* Maps in memory, and what is done to a vector of them.
+/* Maps in memory, and operations on their vectors.
  *
  * Plain twin: a tensor of B x channels x h x w, which trunk.c lays out for vectors; packing to bf16
  * is tensor.to(torch.bfloat16). Compared by test_kernels.py, TestAgainstPlainTwin.
  */
 #define PAIR (STORE_BF16 ? VECTOR : 2 * VECTOR) /* bytes of one pair of channels of a tile */
 
-/* x - 0 is x; x + 0 is not for x = -0, and costs an addition */
+/* x - 0 is x, which the compiler can drop; x + 0 is not, for x = -0 */
 INLINE vf splat(float x) { return x - (vf){}; }
 
 INLINE vf where_positive(vf condition, vf x) { return (vf)((vi)x & (condition > 0)); }
@@ -35,7 +35,7 @@ INLINE void unpack(vu pair, vf *even, vf *odd) {
     *odd = (vf)(pair & 0xffff0000u);
 }
 
-/* fp32 to bf16, to nearest even, two channels side by side */
+/* fp32 to bf16, rounded to nearest even, two channels side by side */
 INLINE vu pack(vf even, vf odd) {
 #ifdef __AVX512BF16__
     static const uint16_t interleave[32] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
@@ -84,7 +84,7 @@ static void *allocate(size_t bytes) {
     return memory;
 }
 
-/* Scratch memory of one thread: buffer `slot`, at least `bytes` long and a little more. */
+/* Scratch memory of the calling thread: buffer `slot`, a little longer than `bytes`. */
 static void *take(int slot, size_t bytes) {
     static _Thread_local struct { void *at; size_t size; } held[12];
     bytes += 4 * sizeof(vf);

@@ -1,11 +1,11 @@
-"""Memory that several maps use one after another."""
+"""Reuse of memory by maps that are needed one after another."""
 
 
 def fewest_buffers(reads: list[set[int]]) -> list[int]:
-    """Return the number of the buffer that each step writes its map to: the first that holds no map
-    still to be read. Step i makes map i and reads the maps `reads[i]`; what is below 0 is none.
+    """Return the buffer that each step writes its map to: the first one with no map that is still
+    needed. Step i writes map i and reads the maps `reads[i]`; negative numbers stand for none.
 
-    A step never writes where it reads. Maps that no step reads are taken to be free at once.
+    A step never writes to a buffer it reads. A map that no step reads is free at once.
     """
     last_read = {read: reader for reader, maps in enumerate(reads) for read in maps}
     buffers: list[int] = []

@@ -1,6 +1,6 @@
-"""The training step on a CPU: `wiring.py`'s steps as calls of `trunk.c`'s functions.
+"""Training step on a CPU: the steps of `wiring.py` as calls of functions in `trunk.c`.
 
-About three times as fast as PyTorch; `trunk.c` says how.
+About three times as fast as PyTorch; `trunk.c` explains how.
 """
 
 import ctypes
@@ -19,8 +19,8 @@ from sprat.kernels.wiring import Conv, FlatGradient, Join, Map, Plan, Trunk
 
 UNFOLD, DEPTHWISE, SUBSAMPLE = range(3)
 ALIGNMENT = 4096  # bytes
-EVALUATED = 64  # images at once where no gradient is asked for
-CHUNK = 32 << 20  # bytes asked of the system at a time
+EVALUATED = 64  # images per evaluation batch
+CHUNK = 32 << 20  # bytes requested from the system at a time
 
 _Pointer = ctypes.c_void_p
 _Int = ctypes.c_int64
@@ -72,13 +72,12 @@ class _Join(ctypes.Structure):
 
 
 class CPUTrunk(Trunk):
-    """The kernels of a CPU.
+    """The CPU kernels.
 
     Args:
-        network: its convolutions' weights and BatchNorms are used and updated in place.
-        bf16: keep maps in bf16 instead of fp32; weights, sums and gradients of weights are fp32
-            either way.
-        threads: CPU threads; changes no bit of the result.
+        network: the weights of its convolutions and its BatchNorms are used and updated in place.
+        bf16: keep maps in bf16 instead of fp32; weights, sums and weight gradients are always fp32.
+        threads: number of CPU threads, which does not change a bit of the result.
 
     Raises:
         NoKernels: the kernels cannot be built here, or do not support the network.
@@ -92,7 +91,7 @@ class CPUTrunk(Trunk):
 
     @torch.no_grad()
     def evaluate(self, images: Tensor) -> Tensor:
-        """Return pooled features by the running statistics, of any number of images."""
+        """Return the pooled features of any number of images, with the running statistics."""
         parts = []
         for part in images.split(EVALUATED):
             full = F.pad(part, (0, 0, 0, 0, 0, 0, 0, -len(part) % LANES))
@@ -100,24 +99,24 @@ class CPUTrunk(Trunk):
         return torch.cat(parts)
 
     def planned(self, images: Tensor) -> "_CPUPlan":
-        """Return the plan for these images' shape and the parameters' present place in memory."""
+        """Return the plan for images of this shape and the parameters' current addresses."""
         places = tuple(tensor.data_ptr() for tensor in self.parameters)
         key = (*images.shape, *places)
         if self.plan is None or self.plan.key != key:
-            self.plan = None  # frees its memory first
+            self.plan = None  # free its memory first
             self.plan = _CPUPlan(self, images.shape, key)
         return self.plan
 
 
 class _Memory:
-    """Zeroed memory in large pages, kept as long as this object is."""
+    """Zeroed memory in huge pages, valid as long as this object."""
 
     def __init__(self) -> None:
         self.chunks: list[mmap.mmap] = []
         self.next, self.left = 0, 0
 
     def take(self, size: int) -> int:
-        """Address of `size` bytes."""
+        """Return the address of `size` bytes."""
         size = -(-size // ALIGNMENT) * ALIGNMENT
         if size > self.left:
             chunk = mmap.mmap(-1, max(size, CHUNK))
@@ -133,14 +132,14 @@ class _Memory:
 
 @dataclass
 class _Padded:
-    """A convolution whose weights the kernels read from a copy: the inputs last, and zeros where a
-    number of inputs or outputs is odd."""
+    """A convolution whose weights the kernels read from a copy, with inputs last and zeros added
+    where the number of inputs or outputs is odd."""
 
     conv: nn.Conv2d
     values: Tensor
-    """The weights in the copy, in the convolution's own order."""
+    """View of the copy in the convolution's own order."""
     gradient: Tensor
-    """Their gradient, likewise."""
+    """The same view of its gradient."""
 
 
 class _CPUPlan(Plan):
@@ -176,13 +175,13 @@ class _CPUPlan(Plan):
         return self._run_forward(images)
 
     def evaluate(self, images: Tensor) -> Tensor:
-        """Return the pooled features by the running statistics."""
+        """Return the pooled features, with the running statistics."""
         for bn, norm, statistics in self.norms:
             norm.frozen = 1
             _, _, scale, shift, *_ = statistics
             torch.mul(bn.weight, torch.rsqrt(bn.running_var + bn.eps), out=scale)
             torch.addcmul(bn.bias, bn.running_mean, scale, value=-1, out=shift)
-        self.calls += 1  # the maps of the training step before are overwritten
+        self.calls += 1  # this overwrites the maps of the last training step
         return self._run_forward(images)
 
     def _run_forward(self, images: Tensor) -> Tensor:
@@ -210,18 +209,18 @@ class _CPUPlan(Plan):
             getattr(self.library, name)(ctypes.byref(unit), self.tiles, self.threads)
 
     def _map(self, map_: Map) -> int:
-        """Address of a map's values."""
+        """Return the address of a map's values."""
         if map_ not in self.memory_of:
             size = self._size(map_.channels, map_.height, map_.width)
             self.memory_of[map_] = self.memory.take(size)
         return self.memory_of[map_]
 
     def _size(self, channels: int, height: int, width: int) -> int:
-        """Return the bytes of a map."""
+        """Return the size of a map in bytes."""
         return self.batch * _even(channels) * height * width * self.bytes
 
     def _norm(self, map_: Map) -> Any:
-        """Pointer to the norm that a map's readers apply, or None."""
+        """Return a pointer to the norm that a map's readers apply, or None."""
         bn = map_.norm
         if bn is None:
             return None
@@ -256,8 +255,8 @@ class _CPUPlan(Plan):
         return unit
 
     def _weight(self, conv: nn.Conv2d) -> tuple[int, int]:
-        """Return the addresses of a convolution's weights, outputs x pixels x inputs, and of their
-        gradient: the network's own memory where it holds them so, else copies."""
+        """Return the addresses of a convolution's weights (outputs x pixels x inputs) and their
+        gradient: in the network's own memory if it has that layout, else in copies."""
         weight, (outputs, inputs, kernel, _) = conv.weight, conv.weight.shape
         if kernel == 1 and outputs % 2 == inputs % 2 == 0:
             return weight.data_ptr(), self.gradient[weight].data_ptr()
@@ -267,7 +266,7 @@ class _CPUPlan(Plan):
         return copies[0].data_ptr(), copies[1].data_ptr()
 
     def _windows(self, conv: Conv) -> Any:
-        """Return an array of each channel's window; a channel that pads has none."""
+        """Return an array with the window of each channel; a padding channel has none."""
         windows = []
         for part in conv.windows:
             for channel in range(conv.u.channels // len(conv.windows)):
@@ -288,9 +287,9 @@ class _CPUPlan(Plan):
         return unit
 
     def _place_gradients(self) -> None:
-        """Give each step of the backward pass the memory for the gradients it reads and makes."""
+        """Assign memory to the gradients that each step of the backward pass reads and writes."""
         *steps, stem = self.wiring.backward
-        made: dict[Map | Conv, int] = {self.wiring.last.z: 0}  # number of the step that makes it
+        made: dict[Map | Conv, int] = {self.wiring.last.z: 0}  # number of the step that computes it
         reads: list[set[int]] = [set()]
         for number, conv in enumerate(steps, 1):
             read = {made[conv.gradient]}
@@ -299,14 +298,14 @@ class _CPUPlan(Plan):
             reads.append(read)
             made[conv.sums[0] if conv.sums else conv] = number
         reads.append({made[stem.gradient]})
-        # a shortcut makes the gradient at the pixels that it takes
+        # a shortcut computes the gradient only at the pixels it reads
         sizes = [
             self._size(of.channels, of.height, of.width)
             if isinstance(of, Map)
             else self._size(of.u.channels, of.z.height, of.z.width)
             for of in made
         ]
-        buffers = fewest_buffers(reads)[:-1]  # the stem makes no gradient at its input
+        buffers = fewest_buffers(reads)[:-1]  # the stem needs no gradient at its input
         memory = [self.memory.take(max(sizes)) for _ in range(1 + max(buffers))]
         place = {of: memory[buffers[number]] for of, number in made.items()}
         self.units[self.wiring.last].g = place[self.wiring.last.z]
@@ -324,12 +323,12 @@ class _CPUPlan(Plan):
 
 
 def _even(channels: int) -> int:
-    """Return the number of channels that the kernels compute, which take them in pairs."""
+    """Return the number of channels that the kernels compute: they process pairs."""
     return channels + channels % 2
 
 
 def _in_pairs(*shape: int) -> Tensor:
-    """Return zeros of a shape; in memory one more follows each row of an odd length."""
+    """Return zeros of a shape; in memory, rows of odd length are followed by one more zero."""
     return torch.zeros(*shape[:-1], _even(shape[-1]))[..., : shape[-1]]
 
 
@@ -338,5 +337,5 @@ def _kernel(window: nn.Conv2d | nn.Identity) -> int:
 
 
 def _momentum(bn: Any) -> float:
-    """This batch's share in the running statistics; by default they are the mean so far."""
+    """Return the weight of this batch in the running statistics; by default they are a mean."""
     return 1 / (bn.num_batches_tracked.item() + 1) if bn.momentum is None else bn.momentum

@@ -1,9 +1,9 @@
-/* products.c's pack_weights, product and outer in AMX's tiles, 16 x 16 sums of bf16 products each.
+/* pack_weights, product and outer with AMX tiles of 16 x 16 sums of bf16 products.
  *
- * Plain twin: products_plain.c. Compared by system/test_kernels_elsewhere.py (-mno-amx-bf16), where
- * the processor has AMX.
+ * Plain twin: products_plain.c. Compared by system/test_kernels_elsewhere.py (-mno-amx-bf16), if
+ * the CPU has AMX.
  */
-/* Tiles: 0 to 3 sums, 4 the left factor, 5 to 7 right factors. */
+/* Tiles: 0 to 3 for sums, 4 for the left factor, 5 to 7 for right factors. */
 static void configure_tiles(int64_t m, int64_t k, int64_t n) {
     struct {
         uint8_t palette, start_row, reserved[14];
@@ -18,7 +18,7 @@ static void configure_tiles(int64_t m, int64_t k, int64_t n) {
     _tile_loadconfig(&config);
 }
 
-static int64_t tile_size(int64_t n) { /* the largest divisor that fits a tile: no remainders */
+static int64_t tile_size(int64_t n) { /* largest divisor that fits a tile: no remainders */
     int64_t size = LANES;
     while (n % size) size--;
     return size;
@@ -36,14 +36,14 @@ static Weights pack_weights(const float *w, int64_t out, int64_t in, int64_t row
     return packed;
 }
 
-/* DO(sum's tile, right factor's tile) for up to four columns; tiles are named at compile time. */
+/* DO(tile of the sum, tile of the right factor) for up to four columns; tiles must be constants. */
 #define FOR_COLUMNS(n, DO)                                                                        \
     DO(0, 5)                                                                                      \
     if (n > 1) { DO(1, 6) }                                                                       \
     if (n > 2) { DO(2, 7) }                                                                       \
     if (n > 3) { DO(3, 5) }
 
-/* out[co][x] = sum over ci of weight[co][ci] in[ci][x]; rows of out lie `pitch` vectors apart */
+/* out[co][x] = sum over ci of weight[co][ci] in[ci][x]; rows of out are `pitch` vectors apart */
 static void product(const operand *in, int64_t w, const Weights *weight, vf *out, int64_t pitch) {
     int64_t m = weight->block_m, k = weight->block_k, steps = weight->in_channels / 2 / k;
     configure_tiles(m, k, LANES);
@@ -67,7 +67,7 @@ static void product(const operand *in, int64_t w, const Weights *weight, vf *out
     FENCE
 }
 
-/* 16 rows of 16 words, turned */
+/* transposes 16 rows of 16 words */
 static void transpose(const vu *in, vu *out) {
     __m512i a[16], b[16];
     for (int i = 0; i < 8; i++) {
@@ -92,8 +92,8 @@ static void transpose(const vu *in, vu *out) {
     }
 }
 
-/* The sum below runs over columns and images; AMX takes it in pairs, here the columns x, x + 1 of
- * an image: [C][16 images][2 columns]. */
+/* The sum below runs over columns and images. AMX adds in pairs, here columns x and x + 1 of an
+ * image: [C][16 images][2 columns]. */
 INLINE void pair_columns(const operand *row, int64_t w, int64_t channels, int64_t x, vu *out) {
     for (int64_t pair = 0; pair < channels / 2; pair++) {
         vu here = row[pair * w + x], there = x + 1 < w ? row[pair * w + x + 1] : (vu){};

@@ -1,7 +1,7 @@
-/* products.c's pack_weights, product and outer in vectors: of fp32, or of pairs of bf16.
+/* pack_weights, product and outer with vectors of fp32, or of pairs of bf16.
  *
  * Plain twin: `weight @ x`, and `d @ x.T` for outer. Compared by test_kernels.py,
- * TestAgainstPlainTwin, and for other processors by system/test_kernels_elsewhere.py.
+ * TestAgainstPlainTwin, and for other CPUs by system/test_kernels_elsewhere.py.
  */
 #if USE_PAIRS
 #define PACKED uint16_t
@@ -17,7 +17,7 @@ INLINE vf add_product(vf sum, vf a, vf b) { return sum + a * b; }
 INLINE vf spread_factor(float x) { return splat(x); }
 #endif
 
-/* Sums that are kept at once, rows x columns, by the number of registers. */
+/* Sums held at once, rows x columns, limited by the number of registers. */
 #if defined(__AVX512F__) || defined(__aarch64__)
 #define BLOCK_ROWS 4
 #define BLOCK_COLUMNS 4
@@ -26,8 +26,7 @@ INLINE vf spread_factor(float x) { return splat(x); }
 #define BLOCK_COLUMNS 2
 #endif
 
-/* How many of the channels that are left (an even number) the next block takes: no two of them at
- * the end if four and four do. */
+/* Channels in the next block, of those left (an even number): ends in 4 + 4 rather than 6 + 2. */
 INLINE int64_t block_rows(int64_t left) {
     if (BLOCK_ROWS == 6 && left >= 6 && left != 8) return 6;
     return left >= 4 ? 4 : 2;
@@ -56,7 +55,7 @@ static Weights pack_weights(const float *w, int64_t out, int64_t in, int64_t row
             for (int i = 0; i < X; i++) out[(co + j) * pitch + x + i] = sum[j][i];                \
     }
 
-/* out[co][x] = sum over ci of weight[co][ci] in[ci][x]; rows of out lie `pitch` vectors apart */
+/* out[co][x] = sum over ci of weight[co][ci] in[ci][x]; rows of out are `pitch` vectors apart */
 static void product(const operand *in, int64_t w, const Weights *weights, vf *out, int64_t pitch) {
     int64_t out_channels = weights->out_channels, steps = weights->in_channels / CHANNELS;
     const factor *weight = weights->values;
@@ -91,7 +90,7 @@ static void product(const operand *in, int64_t w, const Weights *weights, vf *ou
     }
 
 #if USE_PAIRS
-/* The sum below runs over columns, so those go in pairs: [rows][C][W / 2], from [rows][C / 2][W]. */
+/* The sum below runs over columns, so those are paired: [rows][C / 2][W] to [rows][C][W / 2]. */
 static operand *columns_in_pairs(const operand *in, int64_t rows, int64_t w, int64_t channels,
                                  int slot) {
     int64_t half = (w + 1) / 2;

@@ -1,12 +1,12 @@
-/* What plan.py hands over for a training step, structure by structure as there.
+/* Arguments of a training step: the structures that plan.py declares, field by field.
  *
  * Plain twin: the structures of plan.py. Compared by test_kernels.py, TestAgainstPlainTwin: a field
- * out of place gives other results.
+ * out of place gives wrong results.
  */
-/* BatchNorm over the channels of one convolution's output; arrays of `channels` floats. The number
- * may be odd: mean to shift and dz_g to dz_1 then have a 0 more, for the channel that pads the maps. */
+/* BatchNorm over the channels of one convolution's output; arrays of `channels` floats. If that is
+ * odd, mean to shift and dz_g to dz_1 have one more 0, for the channel that pads the maps. */
 typedef struct {
-    int64_t channels, frozen;           /* frozen: scale and shift are given, nothing is counted */
+    int64_t channels, frozen;           /* frozen: scale and shift are given, no statistics */
     float eps, momentum;
     const float *gamma, *beta;
     float *running_mean, *running_var;
@@ -16,8 +16,8 @@ typedef struct {
     float *dz_g, *dz_z, *dz_1;          /* backward: dz = dz_g g + dz_z z + dz_1 */
 } BatchNorm;
 
-/* One channel's kernel x kernel weights in a depthwise convolution; without weights the channel is
- * left as it is. */
+/* One channel's kernel x kernel weights in a depthwise convolution; without weights the channel
+ * stays unchanged. */
 typedef struct {
     int64_t kernel;
     const float *weight;
@@ -26,29 +26,29 @@ typedef struct {
 
 enum { UNFOLD, DEPTHWISE, SUBSAMPLE };
 
-/* spatial step (all k x k neighbours side by side, a depthwise convolution, or every stride-th
- * pixel), then a pointwise product, then the sums that BatchNorm needs */
+/* Spatial step (all k x k neighbours side by side, a depthwise convolution, or every stride-th
+ * pixel), then a pointwise product, then the sums that BatchNorm needs. */
 typedef struct {
     int64_t kind, in_channels, out_channels;
     int64_t kernel;                     /* the largest of the windows */
     int64_t stride, in_h, in_w, out_h, out_w;
     const void *in;                     /* an activation, or z of in_bn if that is given */
     const BatchNorm *in_bn;
-    const Window *windows;              /* of each input channel, to DEPTHWISE */
-    const float *pointwise;             /* out x (in, or k x k x in to unfold) */
+    const Window *windows;              /* of each input channel, for DEPTHWISE */
+    const float *pointwise;             /* out x (in, or k x k x in for UNFOLD) */
     void *z;
     BatchNorm *bn;
     /* backward */
     const void *g;                      /* gradient at bn's output */
     float *d_pointwise;
     void *g_in;                         /* gradient at the input, before its ReLU */
-    const void *add;                    /* a further gradient at the input, or NULL ... */
+    const void *add;                    /* another gradient at the input, or NULL ... */
     int64_t add_stride;                 /* ... given at every add_stride-th pixel */
-    BatchNorm *sum_bn[2];               /* one or two BatchNorms that g_in is the gradient of ... */
-    const void *sum_z[2];               /* ... and their inputs */
+    BatchNorm *sum_bn[2];               /* one or two BatchNorms with the gradient g_in */
+    const void *sum_z[2];               /* their inputs */
 } Conv;
 
-/* out = relu(bn(z) + rest), and its mean over the pixels if `pooled` is given */
+/* out = relu(bn(z) + rest), and its mean over the pixels if `pooled` is given. */
 typedef struct {
     int64_t channels, h, w;
     const void *z;

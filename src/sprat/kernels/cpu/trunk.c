@@ -1,26 +1,25 @@
-/* A network's convolutions, BatchNorms, ReLUs and sums for training, forward and backward.
+/* Convolutions, BatchNorms, ReLUs and sums of a network in training, forward and backward.
  *
- * Layout. As many images as a vector has lanes (16, 8 or 4, by the processor) stand side by side in
- * them, so every loop below runs over whole vectors whatever the image side, the stride or the
- * kernel:
+ * Layout. Each lane of a vector (16, 8 or 4 lanes, depending on the CPU) holds another image, so
+ * every loop below runs over whole vectors, whatever the image side, the stride or the kernel:
  *
  *     [tile of LANES images][row y][channel pair][column x][LANES][2 channels]
  *
  * With STORE_BF16 a pair of channels is one vector of bf16; otherwise it is two vectors of fp32.
- * Arithmetic is fp32 either way, except that a CPU that can takes bf16 into its matrix products.
- * Channel counts are even: the caller pads an odd one with a channel of zeros.
+ * Arithmetic is fp32 either way, except for matrix products on CPUs that multiply bf16. Channel
+ * counts are even: the caller pads an odd one with a channel of zeros.
  *
- * What is kept. Only the outputs of the convolutions (z, before BatchNorm) and of the blocks are
- * written to memory; BatchNorm and ReLU are applied as z is read, a row at a time, and again in the
- * backward pass. BatchNorm's own backward pass is affine in g and z once the sums of g and g z over
- * the batch are known, and those are summed where g is made. So a convolution's backward pass reads
- * its input, its output and one gradient, and writes one gradient.
+ * Memory. Only the outputs of convolutions (z, before BatchNorm) and of blocks are written to
+ * memory; BatchNorm and ReLU are applied as z is read, a row at a time, and again in the backward
+ * pass. BatchNorm's own backward pass is affine in g and z once the sums of g and g z over the
+ * batch are known, and those are accumulated where g is computed. So the backward pass of a
+ * convolution reads its input, its output and one gradient, and writes one gradient.
  *
- * Sums go tile by tile and are then added in the order of the tiles: the number of threads
- * changes no bit of the result.
+ * Sums are computed per tile and added in the order of the tiles, so the number of threads does not
+ * change a bit of the result.
  *
- * The files below are one library. Each names its plain twin: what torch computes the same with, and
- * the test that compares both.
+ * The files below form one library. Each names its plain twin, the torch code that computes the
+ * same, and the test that compares both.
  *
  * Plain twin: the network itself, by torch's modules and autograd. Compared by test_kernels.py,
  * TestAgainstPlainTwin and TestAnyNetworkOfKnownBlocks.
@@ -44,7 +43,7 @@
 #else
 #define USE_AMX 0
 #endif
-/* matrix products of bf16, two channels to a word */
+/* matrix products in bf16, two channels per word */
 #if STORE_BF16 && defined(__AVX512BF16__)
 #define USE_PAIRS 1
 #else
@@ -54,10 +53,10 @@
 #include "step.h"
 
 #if USE_AMX
-/* The compiler does not see what tile instructions read and write in memory: no access of its own
- * may move across this. */
+/* The compiler does not know which memory tile instructions access: none of its own accesses may
+ * move across this. */
 #define FENCE __asm__ volatile("" ::: "memory");
-/* Others in this thread may rely on their own configuration of the tiles. */
+/* Other code in this thread may rely on its own configuration of the tiles. */
 #define BEGIN_TILES char config[64] __attribute__((aligned(64))); _tile_storeconfig(config); FENCE
 #define END_TILES FENCE _tile_loadconfig(config);
 #else
@@ -65,7 +64,7 @@
 #define END_TILES
 #endif
 
-/* Whether this process may use what the library was built for; Linux hands out AMX on request. */
+/* Whether this process may use the instructions built for; Linux grants AMX on request. */
 int ready(void) {
 #if USE_AMX
     return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XTILEDATA */) == 0;
@@ -74,7 +73,7 @@ int ready(void) {
 #endif
 }
 
-/* Images to a tile. */
+/* Images per tile. */
 int lanes(void) { return LANES; }
 
 #include "maps.h"

@@ -1,4 +1,4 @@
-/* Vectors of as many floats as the processor adds at once, for every C file here.
+/* Vectors as wide as the CPU's, for every C file here.
  *
  * Plain twin: the same operators on single floats; relu is torch.relu. Compared by every test of a
  * file that includes this one, and for other widths by system/test_kernels_elsewhere.py.
@@ -10,7 +10,7 @@
 #include <immintrin.h>
 #endif
 
-/* Wider vectors than the processor's are slow: the compiler splits each operation of its own. */
+/* Vectors wider than the CPU's are slow: the compiler splits each operation separately. */
 #ifndef LANES
 #if defined(__AVX512F__)
 #define LANES 16
@@ -27,7 +27,7 @@ typedef float vf __attribute__((vector_size(VECTOR)));
 typedef int32_t vi __attribute__((vector_size(VECTOR)));
 typedef uint32_t vu __attribute__((vector_size(VECTOR)));
 
-/* torch.relu: lets through what is not a number. */
+/* Passes NaN through, as torch.relu does. */
 INLINE vf relu(vf x) {
 #if LANES == 16 && defined(__AVX512F__)
     return (vf)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x);

@@ -5,7 +5,7 @@
  * stem's unfolding is F.unfold(x, 3, padding=1). Compared by test_kernels.py, TestAgainstPlainTwin
  * and TestAnyNetworkOfKnownBlocks.
  *
- * Inside a tile rows are kept as fp32, [C][pad + W + pad], in a ring of the rows still needed.
+ * The rows of a tile are fp32, [C][pad + W + pad], in a ring buffer of the rows still needed.
  */
 typedef struct {
     vf *rows;
@@ -31,7 +31,7 @@ INLINE vf *ring_row(const Ring *ring, int64_t y) {
     return row + ring->pad;
 }
 
-/* Row y of the input as the network sees it: BatchNorm and ReLU of z, or an activation. */
+/* Row y of the input: BatchNorm and ReLU of z, or an activation as it is. */
 static void activate(const Conv *c, int64_t tile, int64_t y, vf *row, int64_t pitch) {
     const char *in = row_of(c->in, tile, y, c->in_h, c->in_channels, c->in_w);
     for (int64_t ch = 0; ch < c->in_channels; ch += 2) {
@@ -51,7 +51,7 @@ static void activate(const Conv *c, int64_t tile, int64_t y, vf *row, int64_t pi
     }
 }
 
-/* The rows that a window over row y of one channel sees, from the column that it sees first. */
+/* Rows under a window over row y of one channel, each from the window's first column. */
 INLINE void window_rows(const Ring *ring, int64_t y, int64_t ch, int64_t k, const vf **rows) {
     for (int64_t ky = 0; ky < k; ky++)
         rows[ky] = ring_row(ring, y + ky - k / 2) - k / 2 + ch * ring->pitch;
@@ -75,7 +75,7 @@ INLINE void correlate(const vf *const *rows, const float *w, int64_t k, int64_t 
     for (; x < columns; x++) WINDOW_BLOCK(1)
 }
 
-/* DO with the kernel and the stride known at compile time, where they are usual. */
+/* DO with kernel and stride as compile-time constants for the usual ones. */
 #define FOR_WINDOW(k, s, DO)                                                                      \
     if (k == 3 && s == 1) DO(3, 1);                                                               \
     else if (k == 3 && s == 2) DO(3, 2);                                                          \
@@ -143,7 +143,7 @@ INLINE void correlate_gradient(const Ring *d, const Ring *u, int64_t ch, int64_t
     for (int64_t i = ky0 * k; i < ky1 * k; i++) sums[i] = sum[i];
 }
 
-/* The gradient of one channel's window; as many sums at a time as registers hold. */
+/* Gradient of one channel's window, with as many sums at a time as fit in registers. */
 static void depthwise_weight_gradient(const Conv *c, const Ring *d, const Ring *u, int64_t ch,
                                       int64_t y0, int64_t y1, vf *sums) {
     int64_t k = c->windows[ch].kernel, s = c->stride, w = c->out_w;
@@ -157,7 +157,7 @@ static void depthwise_weight_gradient(const Conv *c, const Ring *d, const Ring *
         }
 }
 
-/* Each value of d goes back to where a convolution of stride s took it from. */
+/* Adds each value of d, weighted, to the inputs that a convolution of stride s computed it from. */
 INLINE void spread(const Ring *d, int64_t ch, int64_t y, const float *w, int64_t k, int64_t s,
                    int64_t d_columns, int64_t columns, vf *out) {
     int64_t pad = k / 2;
@@ -184,7 +184,7 @@ static void depthwise_input_gradient(const Conv *c, const Ring *d, int64_t y, in
         return;
     }
     const vf *rows[MAX_KERNEL];
-    float turned[MAX_KERNEL * MAX_KERNEL]; /* the same window, turned by half a turn */
+    float turned[MAX_KERNEL * MAX_KERNEL]; /* the same window, rotated by 180 degrees */
     window_rows(d, y, ch, k, rows);
     for (int64_t i = 0; i < k * k; i++) turned[i] = w[k * k - 1 - i];
 #define TURNED(K, S) correlate(rows, turned, K, S, c->in_w, out)

@@ -1,6 +1,6 @@
-"""The training step on an NVIDIA GPU: `wiring.py`'s steps as launches of `triton.py`'s kernels.
+"""Training step on an NVIDIA GPU: the steps of `wiring.py` as launches of `triton.py`'s kernels.
 
-Nothing waits for the device, so a step can be recorded as a CUDA graph.
+Nothing synchronises with the device, so a step can be captured as a CUDA graph.
 """
 
 from collections.abc import Iterator
@@ -15,27 +15,27 @@ from sprat.kernels import wiring
 from sprat.kernels.cuda import triton as k
 from sprat.kernels.wiring import FlatGradient, Plan, Trunk
 
-ROW_BLOCK = 1024  # values of a row or a channel to one program
-PIXEL_BLOCK = 64  # columns of a matrix product to one program
-PROGRAMS = 1024  # of a matrix product at most; some for each multiprocessor
-WEIGHT_SPLITS = 512  # of a pointwise gradient's sum, over all its blocks
-WINDOW_SPLITS = 16  # of a window's gradient's sum
-WINDOWS = 4  # to one launch
-MAX_BLOCK = 128  # channels to a program of a product, or half of it where there are more
+ROW_BLOCK = 1024  # values of a row or a channel per program
+PIXEL_BLOCK = 64  # columns of a matrix product per program
+PROGRAMS = 1024  # at most, for a matrix product; several per multiprocessor
+WEIGHT_SPLITS = 512  # of the sum of a pointwise gradient, over all its blocks
+WINDOW_SPLITS = 16  # of the sum of a window's gradient
+WINDOWS = 4  # per launch
+MAX_BLOCK = 128  # channels per program of a product; half of it if there are more
 
 
 def _up(n: int, least: int = 16) -> int:
-    """The next power of two."""
+    """Return the next power of two."""
     return max(least, 1 << (n - 1).bit_length())
 
 
 def _channels(n: int) -> int:
-    """Channels that one program of a matrix product computes."""
+    """Return the number of channels that one program of a matrix product computes."""
     return _up(n) if n <= MAX_BLOCK else MAX_BLOCK // 2
 
 
 def _depth(name: str, channels: int) -> dict[str, int | bool]:
-    """Return how many channels a product sums over at once: all, or some of many."""
+    """Return how many channels a product sums over at once: all, or a part if there are many."""
     whole = channels <= MAX_BLOCK
     return {name: _up(channels) if whole else MAX_BLOCK // 4, "whole": whole}
 
@@ -52,7 +52,7 @@ class _Norm:
     d_weight: Tensor
     d_bias: Tensor
     frozen: bool = False
-    """Normalise by the running statistics as they were when this was made."""
+    """Normalise with the running statistics at the time of creation."""
 
     def __post_init__(self) -> None:
         if self.frozen:
@@ -83,13 +83,13 @@ class _Norm:
 
 @dataclass
 class _Map:
-    """The output of a convolution (then with its norm) or of a join."""
+    """The output of a convolution (which has a norm) or of a join."""
 
     values: Tensor
     """channels x height x width x images."""
     norm: _Norm | None = None
     g: Tensor | None = None
-    """The gradient at the norm's output."""
+    """Gradient at the norm's output."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -103,14 +103,14 @@ class _Map:
 
     @property
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """The norm's; something to point at where there is none."""
+        """Scale and shift of the norm; without one, placeholder pointers."""
         if self.norm is None:
             return self.values, self.values
         return self.norm.statistics[0], self.norm.statistics[1]
 
 
 def _add_up(sums: Tensor, maps: tuple[_Map, ...]) -> None:
-    """The sums of g and, for each of one or two maps z, of g z, go to the maps' norms."""
+    """Pass the sums of g and, for each of one or two maps z, of g z, to the maps' norms."""
     for row, z in enumerate(maps, 1):
         assert z.norm is not None
         z.norm.backward(sums, row, z.pixels)
@@ -136,7 +136,7 @@ class _Join:
         )  # fmt: skip
 
     def backward(self, d_pooled: Tensor) -> None:
-        """d_pooled: the gradient at the mean over the pixels, channels x images."""
+        """Start from `d_pooled`, the gradient at the mean over the pixels, channels x images."""
         channels, height, width, images = self.z.shape
         rest = self.rest if self.rest and self.rest.norm else None
         block = min(ROW_BLOCK, _up(self.z.pixels))
@@ -152,10 +152,10 @@ class _Join:
 
 @dataclass
 class _Parts:
-    """Memory where the gradients of weights are summed up."""
+    """Memory for partial sums of the gradients of weights."""
 
     sizes: list[tuple[int, int]] = field(default_factory=list)
-    """Number of parts of each weight, and of values of one part."""
+    """Number of partial sums of each weight, and of values in each."""
     values: Tensor | None = None
 
     def add(self, parts: int, size: int) -> int:
@@ -163,7 +163,7 @@ class _Parts:
         return len(self.sizes) - 1
 
     def allocate(self, device: torch.device) -> None:
-        """Once every weight is known."""
+        """Allocate the memory, once all weights have been added."""
         places = [parts * size for parts, size in self.sizes]
         self.values = torch.zeros(sum(places), device=device)
         self.of = self.values.split(places)
@@ -186,8 +186,9 @@ class _Conv:
     """Windows, then a 1x1 convolution, from one map to another.
 
     Args:
-        windows: kernel and weight of each equal share of the channels; kernel 1 leaves it as it is.
-        pointwise: its weight.
+        windows: kernel and weight for each equal share of the channels; kernel 1 leaves it
+            unchanged.
+        pointwise: weight of the 1x1 convolution.
         needs_input_gradient: false for the stem.
     """
 
@@ -198,7 +199,7 @@ class _Conv:
         self.u, self.z, self.windows, self.stride, self.pointwise = u, z, windows, stride, pointwise
         self.parts, self.needs_input_gradient = parts, needs_input_gradient
         images = z.shape[3]
-        # the gradient of a join's output is made by the windows' backward pass alone
+        # only the windows' backward pass can compute the gradient of a join's output
         self.spatial = needs_input_gradient and (
             u.norm is None or stride > 1 or any(kernel > 1 for kernel, _ in windows)
         )
@@ -219,13 +220,13 @@ class _Conv:
         ]
 
     def _products(self, channels: int) -> tuple[int, int]:
-        """The grid of a product whose programs add up as they go."""
+        """Return the grid of a product whose programs accumulate sums as they go."""
         programs = min(-(-self.z.pixels // PIXEL_BLOCK), PROGRAMS)
         return programs, -(-channels // _channels(channels))
 
     def _launches(self) -> Iterator[tuple[slice, list[Tensor], dict[str, int]]]:
-        """Yield the channels, the weights and the kernels of each launch's windows. Shares without
-        weights get something to point at."""
+        """Yield channels, weights and kernels of the windows of each launch. Shares without weights
+        get a placeholder pointer."""
         share = self.u.shape[0] // len(self.windows)
         for first in range(0, len(self.windows), WINDOWS):
             windows = self.windows[first : first + WINDOWS]
@@ -264,11 +265,12 @@ class _Conv:
     def backward(
         self, sums: tuple[_Map, ...] = (), add: Tensor | None = None, add_stride: int = 1
     ) -> None:
-        """Turn the gradient at the norm of z into the weights' and that at the norms of `sums`.
+        """Turn the gradient at the output of z's norm into that of the weights and of the norms of
+        `sums`.
 
         Args:
-            sums: maps that the gradient at u, before its ReLU, belongs to: u itself, what a join
-                added up to u, or none, for a shortcut.
+            sums: maps to which the gradient at u before its ReLU belongs: u itself, the terms of
+                the join that is u, or none for a shortcut.
             add: another gradient at every add_stride-th pixel of u.
         """
         z, u, norm = self.z, self.u, self.z.norm
@@ -339,13 +341,14 @@ class _Conv:
 
 
 class GPUTrunk(Trunk):
-    """The kernels of an NVIDIA GPU.
+    """The kernels for an NVIDIA GPU.
 
     Args:
-        network: its convolutions' weights and BatchNorms are used and updated in place.
-        dtype: of the maps, bfloat16 or float32; weights, sums and gradients of weights are fp32
-            either way, products of bf16 maps take weights rounded to bf16.
-        frozen: evaluation: BatchNorm by the running statistics as they are now, no gradient.
+        network: the weights of its convolutions and its BatchNorms are used and updated in place.
+        dtype: dtype of the maps, bfloat16 or float32. Weights, sums and weight gradients are always
+            fp32; products of bf16 maps round weights to bf16.
+        frozen: for evaluation: BatchNorm uses the current running statistics, and there is no
+            gradient.
 
     Raises:
         NoKernels: the kernels do not support the network.
@@ -377,7 +380,7 @@ class _GPUPlan(Plan):
         self.dtype, self.device = trunk.dtype, stem.pointwise.weight.device
         self.frozen = trunk.frozen
         self.parts = _Parts()
-        # a convolution's weights in the order of their parts, which are added up at once at the end
+        # weights of a convolution in the order of their partial sums, added up together at the end
         weights = [
             part.weight
             for conv in self.wiring.convs
@@ -388,7 +391,7 @@ class _GPUPlan(Plan):
         self.gradient = FlatGradient([*weights, *norms], self.device)
         self.weights_gradient = self.gradient.flat[: sum(w.numel() for w in weights)]
 
-        # the stem: all 3 x 3 neighbours of every channel side by side, then a product
+        # the stem: all 3 x 3 neighbours of each channel side by side, then a product
         inputs = stem.u.channels
         unfolded = _Map(self._empty(9 * inputs, stem.z.height, stem.z.width))
         self.unfolded = unfolded.values.unflatten(0, (3, 3, inputs))  # ky, kx, channel
@@ -420,7 +423,7 @@ class _GPUPlan(Plan):
     def _join(self, join: wiring.Join) -> _Join:
         z, rest = self._map(join.z), self._map(join.rest) if join.rest else None
         if rest is not None and rest.norm is not None:
-            rest.g = z.g  # the gradient of a sum is that of either
+            rest.g = z.g  # the gradient of a sum is that of each term
         return _Join(z, rest, self._map(join.out))
 
     def _conv(self, conv: wiring.Conv) -> _Conv:

@@ -1,20 +1,20 @@
-"""Convolutions, BatchNorms, ReLUs and sums in Triton, which `plan.py` launches.
+"""Convolutions, BatchNorms, ReLUs and sums in Triton, launched by `plan.py`.
 
-Layout. A map is channels x height x width x images, so that a warp's threads hold the same pixel
-of neighbouring images: every load is contiguous whatever the side, the stride or the window, and a
-1x1 convolution is a plain matrix product over all pixels of all images (`length` of them below).
+Layout. A map is channels x height x width x images, so the threads of a warp hold the same pixel of
+neighbouring images: every load is contiguous whatever the side, the stride or the window, and a 1x1
+convolution is a plain matrix product over all pixels of all images (`length` of them below).
 
-As in `cpu/trunk.c`, only the outputs of convolutions (z, before BatchNorm) and of blocks are kept;
-BatchNorm and ReLU are applied as z is read. BatchNorm's backward pass is affine in g and z
-(dz = a g + b z + c) once the sums of g and g z are known, and those are summed where g is made.
-Every sum goes by way of parts, added in one order: the same input gives the same bits.
+As in `cpu/trunk.c`, only the outputs of convolutions (z, before BatchNorm) and of blocks are
+stored; BatchNorm and ReLU are applied as z is read. BatchNorm's backward pass is affine in g and z
+(dz = a g + b z + c) once the sums of g and g z are known, and those are accumulated where g is
+computed. Partial sums are always added in the same order: the same input gives the same bits.
 
 Plain twin: the network itself, by torch's modules and autograd. Compared by test_kernels.py where
 there is a GPU (test_on_a_gpu_output_gradients_and_statistics_in_fp32), and by benchmarks/gpu.py.
 """
 
 # mypy: ignore-errors
-# Triton's own language, not Python's
+# the language is Triton's, not Python's
 
 import triton
 import triton.language as tl
@@ -24,8 +24,8 @@ import triton.language as tl
 def _window(u, weight, scale, shift, c, yo, xo, n, inside, height, width,
             images: tl.constexpr, kernel: tl.constexpr, stride: tl.constexpr,
             normed: tl.constexpr, block: tl.constexpr):  # fmt: skip
-    """One channel's window over the pixels (yo, xo) of images n; kernel 1 leaves them as they
-    are."""
+    """Return one channel's window over the pixels (yo, xo) of images n; kernel 1 leaves them
+    unchanged."""
     total = tl.zeros([block], tl.float32)
     for ky in tl.static_range(kernel):
         y = yo * stride + ky - kernel // 2
@@ -50,7 +50,7 @@ def depthwise_forward(u, scale, shift, w0, w1, w2, w3, v,
                       normed: tl.constexpr, block: tl.constexpr):  # fmt: skip
     """v = windows over u, of kernel k0 for the first `share` of the channels, k1 for the next …
 
-    Grid: channels of these windows, rows of v, blocks of a row. Every map begins at the first of
+    Grid: channels of these windows, rows of v, blocks of a row. All maps start at the first of
     these channels.
     """
     c, yo = tl.program_id(0), tl.program_id(1)
@@ -81,7 +81,7 @@ def depthwise_forward(u, scale, shift, w0, w1, w2, w3, v,
 def _spread(d, weight, c, y, x, n, inside, out_height, out_width,
             images: tl.constexpr, kernel: tl.constexpr, stride: tl.constexpr,
             block: tl.constexpr):  # fmt: skip
-    """The gradient that the windows send back to the pixels (y, x) of images n."""
+    """Return the gradient that the windows propagate to the pixels (y, x) of images n."""
     total = tl.zeros([block], tl.float32)
     for ky in tl.static_range(kernel):
         sy = y + kernel // 2 - ky
@@ -108,11 +108,11 @@ def depthwise_backward_input(d, w0, w1, w2, w3, u, scale, shift, add, z0, z1, g,
                              normed: tl.constexpr, added: tl.constexpr, add_stride: tl.constexpr,
                              second: tl.constexpr, block: tl.constexpr):  # fmt: skip
     """g = the gradient at the input u before its ReLU, from d, the gradient at the windows' output,
-    and `add`, another gradient at every add_stride-th pixel of u; parts of the sums of g, g z0
-    and, if `second`, g z1.
+    and `add`, another gradient at every add_stride-th pixel of u; partial sums of g, g z0 and, if
+    `second`, g z1.
 
-    Grid: channels of these windows, rows of u, blocks of a row. Every map and `sums` begin at the
-    first of these channels. sums: 3 x channels x programs of a channel.
+    Grid: channels of these windows, rows of u, blocks of a row. All maps and `sums` start at the
+    first of these channels. sums: 3 x channels x programs per channel.
     """
     c, y = tl.program_id(0), tl.program_id(1)
     i = tl.program_id(2) * block + tl.arange(0, block)
@@ -162,10 +162,10 @@ def depthwise_backward_weight(d, u, scale, shift, parts, height, width, out_heig
                               images: tl.constexpr, kernel: tl.constexpr, columns: tl.constexpr,
                               stride: tl.constexpr, normed: tl.constexpr, splits: tl.constexpr,
                               block: tl.constexpr):  # fmt: skip
-    """Parts of the gradient of one row of a window's weights.
+    """Partial sums of the gradient of one row of a window's weights.
 
-    Grid: channels of the part, rows of the window, splits. d and u begin at the part's first
-    channel; columns is kernel, to the next power of two. parts: splits x share x kernel².
+    Grid: channels of the share, rows of the window, splits. d and u start at the share's first
+    channel; columns is kernel, rounded up to a power of two. parts: splits x share x kernel².
     """
     c, ky, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     kx = tl.arange(0, columns)[:, None]
@@ -194,14 +194,14 @@ def depthwise_backward_weight(d, u, scale, shift, parts, height, width, out_heig
 
 @triton.jit
 def _weights(weight, row, column, rows, columns, row_stride, column_stride):
-    """A block of a matrix of weights, 0 beyond its end."""
+    """Load a block of a matrix of weights, 0 outside the matrix."""
     there = (row[:, None] < rows) & (column[None, :] < columns)
     return tl.load(weight + row[:, None] * row_stride + column[None, :] * column_stride, there, 0.0)
 
 
 @triton.jit
 def _active(v, scale, shift, ci, at, channels, length, normed: tl.constexpr):
-    """Channels ci and pixels `at` of v, or of relu(scale v + shift)."""
+    """Load channels ci and pixels `at` of v, or of relu(scale v + shift)."""
     there = (ci[:, None] < channels) & (at[None, :] < length)
     value = tl.load(v + ci[:, None] * length + at[None, :], there, 0.0)
     if normed:
@@ -217,9 +217,9 @@ def pointwise_forward(v, scale, shift, weight, z, sums, length, in_channels, out
                       normed: tl.constexpr, precision: tl.constexpr, whole: tl.constexpr,
                       block_out: tl.constexpr, block_in: tl.constexpr,
                       block: tl.constexpr):  # fmt: skip
-    """z = weight v, or weight relu(scale v + shift); parts of the sums of z and of z².
+    """z = weight v, or weight relu(scale v + shift); partial sums of z and of z².
 
-    Grid: programs, blocks of output channels. whole: block_in holds all input channels.
+    Grid: programs, blocks of output channels. whole: block_in covers all input channels.
     sums: 2 x out_channels x programs.
     """
     program, programs = tl.program_id(0), tl.num_programs(0)
@@ -253,7 +253,7 @@ def pointwise_forward(v, scale, shift, weight, z, sums, length, in_channels, out
 
 @triton.jit
 def _dz(g, z, dz, co, at, out_channels, length):
-    """The gradient at a convolution's output, of channels co and pixels `at`."""
+    """Return the gradient at a convolution's output, for channels co and pixels `at`."""
     there = (co[:, None] < out_channels) & (at[None, :] < length)
     place = co[:, None] * length + at[None, :]
     grad = tl.load(g + place, there, 0.0).to(tl.float32)
@@ -271,10 +271,10 @@ def pointwise_backward_input(g, z, dz, weight, d, u, scale, shift, sums,
                              normed: tl.constexpr, precision: tl.constexpr, whole: tl.constexpr,
                              block_out: tl.constexpr, block_in: tl.constexpr,
                              block: tl.constexpr):  # fmt: skip
-    """d = weightᵀ dz; if `normed`, where relu(scale u + shift) let u pass, with parts of the sums
+    """d = weightᵀ dz; if `normed`, only where relu(scale u + shift) let u pass, with partial sums
     of d and d u.
 
-    Grid: programs, blocks of input channels. whole: block_out holds all output channels.
+    Grid: programs, blocks of input channels. whole: block_out covers all output channels.
     sums: 2 x in_channels x programs.
     """
     program, programs = tl.program_id(0), tl.num_programs(0)
@@ -318,7 +318,7 @@ def pointwise_backward_weight(g, z, dz, v, scale, shift, parts, length, in_chann
                               normed: tl.constexpr, precision: tl.constexpr,
                               block_out: tl.constexpr, block_in: tl.constexpr,
                               block: tl.constexpr):  # fmt: skip
-    """Parts of dz vᵀ, or of dz relu(scale v + shift)ᵀ.
+    """Partial sums of dz vᵀ, or of dz relu(scale v + shift)ᵀ.
 
     Grid: splits, blocks of output channels, blocks of input channels.
     parts: splits x out_channels x in_channels.
@@ -340,7 +340,7 @@ def pointwise_backward_weight(g, z, dz, v, scale, shift, parts, length, in_chann
 def batchnorm_forward(sums, weight, bias, running_mean, running_var, statistics,
                       channels, programs, count, momentum, eps, block: tl.constexpr):  # fmt: skip
     """Turn the sums of z and z² into scale, shift, mean, 1 / deviation (rows of `statistics`), and
-    into the running statistics. Grid: channels."""
+    update the running statistics. Grid: channels."""
     c = tl.program_id(0)
     i = tl.arange(0, block)
     sum1 = tl.sum(tl.load(sums + c * programs + i, i < programs, 0.0).to(tl.float64), 0)
@@ -364,7 +364,7 @@ def batchnorm_forward(sums, weight, bias, running_mean, running_var, statistics,
 @triton.jit(do_not_specialize=["row", "channels", "programs"])
 def batchnorm_backward(sums, row, weight, statistics, dz, d_weight, d_bias,
                        channels, programs, count, block: tl.constexpr):  # fmt: skip
-    """Turn the sums of g (row 0) and of g z (row `row`) into dz's a, b and c, and the gradients of
+    """Turn the sums of g (row 0) and g z (row `row`) into dz's a, b and c, and the gradients of
     weight and bias. Grid: channels."""
     c = tl.program_id(0)
     i = tl.arange(0, block)
@@ -405,8 +405,8 @@ def join_forward(z, statistics, rest, rest_statistics, out, channels, plane,
 @triton.jit(do_not_specialize=["channels", "plane", "pixels"])
 def join_backward(d_pooled, out, z, rest, g, sums, channels, plane, pixels,
                   images: tl.constexpr, normed: tl.constexpr, block: tl.constexpr):  # fmt: skip
-    """g = the gradient before the last ReLU, from d_pooled, that at the mean over the pixels
-    (channels x images); parts of the sums of g, g z and, if `normed`, g rest.
+    """g = the gradient before the last ReLU, from d_pooled, the gradient at the mean over the
+    pixels (channels x images); partial sums of g, g z and, if `normed`, g rest.
 
     Grid: channels, blocks of a channel. sums: 3 x channels x blocks.
     """
@@ -426,7 +426,8 @@ def join_backward(d_pooled, out, z, rest, g, sums, channels, plane, pixels,
 @triton.jit(do_not_specialize=["length"])
 def add_parts(parts, offsets, strides, counts, out, length,
               block_parts: tl.constexpr, block: tl.constexpr):  # fmt: skip
-    """out[i] = the sum of counts[i] parts, strides[i] apart from offsets[i] on. Grid: blocks."""
+    """out[i] = the sum of counts[i] partial sums, strides[i] apart, from offsets[i]. Grid:
+    blocks."""
     i = tl.program_id(0) * block + tl.arange(0, block)
     inside = i < length
     offset, stride = tl.load(offsets + i, inside, 0), tl.load(strides + i, inside, 0)
