@@ -8,7 +8,6 @@ workers read its arrays in place. A task whose worker or machine dies is restart
 by Ray, which would do so endlessly if memory is short.
 """
 
-import atexit
 import contextlib
 import importlib.util
 import io
@@ -92,11 +91,8 @@ def connected(address: str) -> Iterator["Cluster"]:
     try:
         yield cluster
     finally:
-        if cluster.lost and head:  # shutdown would wait for the head, and exit silently
-            atexit.unregister(ray.shutdown)
-        else:
-            with _ours_kept():
-                ray.shutdown()
+        with _ours_kept():
+            ray.shutdown()
 
 
 @contextlib.contextmanager
