@@ -208,7 +208,8 @@ def messages(calls: dict[str, int]) -> Iterator[tuple[str, str]]:
     for path in sorted(SOURCE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
-                place = calls.get(ast.unparse(node.func).split(".")[-1], len(node.args))
+                called = getattr(node.func, "attr", None) or getattr(node.func, "id", "")
+                place = calls.get(called, len(node.args))
                 text = rendered(node.args[place]) if place < len(node.args) else None
                 if text and text.strip("{} "):
                     yield f"{path.relative_to(SOURCE)}:{node.lineno}", text
