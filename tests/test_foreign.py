@@ -404,7 +404,10 @@ def test_a_function_that_makes_a_network_runs_only_by_its_name(net: nn.Module, h
         ),
         ("evaluate my_nets.py:Pair {} --dataset shapes10", "returns a tuple"),
         ("evaluate my_nets.py:Soft {} --dataset shapes10", "returns probabilities, expected"),
-        ("evaluate my_nets.py:Net {} --dataset shapes10 --side 64", "side of 32 pixels, but --side"),
+        (
+            "evaluate my_nets.py:Net {} --dataset shapes10 --side 64",
+            "side of 32 pixels, but --side",
+        ),
         ("evaluate my_nets.py:Net {} --dataset shapes10 --split val", "has no val"),
         ("evaluate my_nets.py:Net {} --dataset shapes10 --classes a,b", "is of shape (10, 6)"),
         ("import my_nets.py:Net {}", "The classes have no names. Give --classes"),

@@ -96,20 +96,31 @@ def test_seeds_on_the_cluster_are_those_of_one_process(
     assert not list((tmp_path / "ray").glob(".*"))
 
 
-def test_sigterm_saves_seeds_and_the_same_command_resumes(
-    cluster: Machines, tmp_path: Path
-) -> None:
-    words = [
+def two_seeds(folder: Path, epochs: int) -> list[str]:
+    """A command that trains on the cluster."""
+    return [
         sys.executable, "-m", "sprat", "train", "--dataset", "shapes10", "--seeds", "2",
-        "--workers", "ray", "--train-images", "320", "--epochs", "4", "--batch-size", "16",
+        "--workers", "ray", "--train-images", "320", "--epochs", str(epochs), "--batch-size", "16",
         "--optim.warmup-epochs", "0.5", "--network.name", "SpratNet", "--network.widths", "8,12",
-        "--network.depth", "1", "--device", "cpu", "--output", str(tmp_path / "seeds"),
+        "--network.depth", "1", "--device", "cpu", "--output", str(folder / "seeds"),
     ]  # fmt: skip
-    process = subprocess.Popen(words, text=True, stdout=-1, stderr=-1, cwd=tmp_path)
-    saved = [tmp_path / "seeds" / f"seed-{seed}" / "last.pt" for seed in (0, 1)]
+
+
+def begun(words: list[str], folder: Path, seeds: int) -> "subprocess.Popen[str]":
+    """The command, once it has saved the first seeds."""
+    process = subprocess.Popen(words, text=True, stdout=-1, stderr=-1, cwd=folder)
+    saved = [folder / "seeds" / f"seed-{seed}" / "last.pt" for seed in range(seeds)]
     while not all(path.exists() for path in saved):
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
+    return process
+
+
+def test_sigterm_saves_seeds_and_the_same_command_resumes(
+    cluster: Machines, tmp_path: Path
+) -> None:
+    words = two_seeds(tmp_path, 4)
+    process = begun(words, tmp_path, 2)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, err
@@ -270,3 +281,15 @@ def test_a_machine_that_dies_in_mid_trial_changes_nothing(
     tasks = [(key, until) for key, until, _ in begun()]
     assert len(tasks) == len(set(tasks)) + 1, "the trial that was under way there alone"
     assert capfd.readouterr() == ("", ""), "Ray is not heard"
+
+
+def test_when_the_head_dies_the_command_ends_in_words(cluster: Machines, tmp_path: Path) -> None:
+    """The last test: the cluster is gone."""
+    process = begun(two_seeds(tmp_path, 1_000), tmp_path, 1)
+    head = cluster.cluster.head_node
+    head.kill_gcs_server(check_alive=False)
+    head.kill_raylet(check_alive=False)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 2, err
+    assert err.startswith("sprat: The Ray cluster was lost")
+    assert "Then resume with\n  sprat train --dataset shapes10" in err
