@@ -77,5 +77,11 @@ def shown(value: object) -> str:
         return f"{type(value).__name__} of too many digits"
 
 
+def lacks_memory(error: Exception) -> bool:
+    """Return whether Python, torch or a GPU could not allocate memory."""
+    signs = ("DefaultCPUAllocator", "out of memory", "bad_alloc")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
+
+
 class PeerEnded(SpratError, ConnectionError):
     """Another process that trains the same run has ended, so the run cannot continue."""

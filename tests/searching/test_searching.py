@@ -288,6 +288,19 @@ def test_a_trial_goes_on_from_its_rung_as_if_it_had_not_stopped(
     assert train_rung(Task("0", wild, 2), source).diverged
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried …")])
+def test_a_trial_that_lacks_memory_is_given_up(
+    tiny: Dataset, short: Config, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def train(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("sprat.training.run.Run.train", train)
+    source = Source("tiny", None, short.pictures, {16: tiny.md5}, own=False, held=tiny, named=False)
+    found = train_rung(Task("0", trial_config(short, 2, 64), 1), source)
+    assert (found.val, found.diverged) == (None, False)
+
+
 @pytest.fixture(scope="module")
 def searched(tiny: Dataset, short: Config, tmp_path_factory: pytest.TempPathFactory) -> Any:
     def search(name: str, **how: Any) -> sprat.Search:

@@ -6,12 +6,6 @@ from sprat.errors import SpratError, in_words
 from sprat.text import warn
 
 
-def lacks_memory(error: Exception) -> bool:
-    """Return whether Python, torch or a GPU could not allocate."""
-    signs = ("DefaultCPUAllocator", "out of memory", "bad_alloc")
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
-
-
 def ended_by(error: SpratError | OSError) -> int:
     """Print the error that ended a command; return the exit code."""
     if isinstance(error, BrokenPipeError):  # the reader closed the pipe: sprat predict … | head

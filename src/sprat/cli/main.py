@@ -11,8 +11,8 @@ from cyclopts import CycloptsError
 
 from sprat.cli import completion, data, evaluate, network, search, serve, train  # noqa: F401
 from sprat.cli.app import app
-from sprat.cli.errors import complain, ended_by, lacks_memory
-from sprat.errors import SpratError
+from sprat.cli.errors import complain, ended_by
+from sprat.errors import SpratError, lacks_memory
 from sprat.models.code import CodeNotNamed
 from sprat.text import command as to_paste
 

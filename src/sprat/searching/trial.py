@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sprat.checkpoint import RESUME_FILE
-from sprat.errors import Diverged, Interrupted
+from sprat.errors import Diverged, Interrupted, lacks_memory
 from sprat.files import temporary_folder, write_whole
 from sprat.pools.source import Source
 from sprat.settings.config import (
@@ -141,6 +141,10 @@ def train_rung(task: Task, source: Source, should_stop: Callable[[], bool] = lam
             if should_stop():
                 raise
             return Rung(task.key, task.until, None, taken())
+        except (MemoryError, RuntimeError) as error:
+            if not lacks_memory(error):
+                raise
+            return Rung(task.key, task.until, None, taken())  # smaller networks may fit
         finally:
             run.images.batches.close()
     return Rung(task.key, task.until, val, taken(), state=state)

@@ -119,7 +119,8 @@ def parse_time(text: str) -> float:
     Raises:
         SpratError: it is not a time, is 0, or is above 100 days.
     """
-    parts = re.fullmatch(r"(?=\d)(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", text)
+    pattern = r"(?=\d)(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?"
+    parts = re.fullmatch(pattern, text) if isinstance(text, str) else None
     hours, minutes, rest = (int(part or 0) for part in parts.groups()) if parts else (0, 0, 0)
     seconds = 3600 * hours + 60 * minutes + rest
     if not 0 < seconds <= MOST_SECONDS:
