@@ -1,11 +1,10 @@
 """Pictures on their way to the network, and what it says of them."""
 
-import multiprocessing
 import os
 import socket
 import struct
 import warnings
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -276,15 +275,3 @@ def test_a_model_is_found_by_run_file_and_name(small_run: Path) -> None:
     assert by_run.about["recipe"] == "small"
     with pytest.raises(SpratError, match="did you mean 'OptimizedCIFAR10Net200K'"):
         sprat.load("OptimizedCIFAR10Net")
-
-
-def test_a_classifier_can_be_sent_to_a_spawned_process() -> None:
-    classifier = sprat.load("SpratS", device="cpu")
-    pixels = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
-    expected = classifier(pixels)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        labels, probabilities = pool.submit(classifier, pixels).result()
-    assert labels == expected.labels
-    assert torch.allclose(probabilities, expected.probabilities, atol=1e-6)
-    assert torch.equal(classifier(pixels).probabilities, expected.probabilities)  # still usable

@@ -1,9 +1,12 @@
-"""Seeds and trials on two processes of this machine give what one gives."""
+"""Seeds, trials and classifiers in other processes give what this one gives."""
 
 import dataclasses
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
 from conftest import SMALL, weights
 from pretended import NOWHERE, Recorder, decide, pretend, records
 
@@ -50,3 +53,15 @@ def test_two_processes_search_as_one_does(tmp_path: Path) -> None:
         assert records(decide(tmp_path / "together", pool)) == records(alone)
     finally:
         pool.close()
+
+
+def test_a_classifier_can_be_sent_to_a_spawned_process() -> None:
+    classifier = sprat.load("SpratS", device="cpu")
+    pixels = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    expected = classifier(pixels)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        labels, probabilities = pool.submit(classifier, pixels).result()
+    assert labels == expected.labels
+    assert torch.allclose(probabilities, expected.probabilities, atol=1e-6)
+    assert torch.equal(classifier(pixels).probabilities, expected.probabilities)  # still usable
