@@ -1,5 +1,5 @@
-"""Model files: model.safetensors, or model.safetensors.xz for shipped models, which is 8 % smaller
-than a wheel's own compression."""
+"""Files of models: model.safetensors, or model.safetensors.xz, as pretrained models ship, because
+xz compresses weights better than a wheel does."""
 
 import lzma
 from pathlib import Path
