@@ -172,9 +172,8 @@ class Cluster:
             yield
         except (OSError, RuntimeError) as error:
             self.lost = True
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise Lost(
-                f"The Ray cluster was lost ({visible(reason.rstrip('.'))}). Start it again."
+                f"The Ray cluster was lost ({visible(_reason(error))}). Start it again."
             ) from error
 
     def threads(self, asked: int) -> int:
@@ -226,6 +225,11 @@ class Cluster:
             if self.head:  # Ray exits silently if the head does not answer for a minute
                 _connect(self.head, HEAD_PATIENCE)
             return [node for node in self.ray.nodes() if node["Alive"]]
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error without a full stop, or its name if it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
 
 
 def _places(has: dict[str, float], threads: int, gpus: float) -> int:
@@ -304,8 +308,7 @@ class RayPool(Generic[Task, Common, Result]):
                 except errors.RayTaskError as error:
                     raise _cause(error) from error
                 except errors.RayError as error:  # its worker or machine died
-                    reason = next(iter(str(error).splitlines()), type(error).__name__)
-                    self._start(running.again(reason.rstrip(".")))
+                    self._start(running.again(_reason(error)))
             for reference, running in list(self.running.items()):
                 if time.monotonic() > running.late:
                     del self.running[reference]
