@@ -20,9 +20,10 @@ check: .venv/dev
 docs: .venv/docs
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs -d build/doctrees . build/site
 
-# what needs a wheel, other compilers or many minutes
+# what needs a wheel, other compilers or many minutes; a Ray cluster has the machine for itself
 system: .venv/dev .venv/docs
-	$(BIN)/python -m pytest tests/system -rs $(if $(CI),--durations=15)
+	$(BIN)/python -m pytest tests/system -rs -m "not cluster" $(if $(CI),--durations=15)
+	$(BIN)/python -m pytest tests/system -rs -m cluster -n 0 $(if $(CI),--durations=15)
 
 # pretrained models in C on an emulated Cortex-M; says which of Debian's packages are missing
 emulate: .venv/train

@@ -337,6 +337,7 @@ def test_search_compares_what_was_found_and_takes_up_what_is_finished(
     assert here("search.py", *options) == figures
 
 
+@pytest.mark.cluster
 def test_scale() -> None:
     pytest.importorskip("ray")
     options = ("--rounds", "1", "--images", "80", "--epochs", "1", "--generation", "2")

@@ -34,6 +34,7 @@ from sprat.settings.recipes import load_recipe
 from sprat.training.start import settle_for
 
 ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.cluster
 CONFIG = dataclasses.replace(SMALL, epochs=2, train_images=48, judge_every=2, tta=1)
 
 
@@ -122,10 +123,10 @@ def test_sigterm_saves_seeds_and_the_same_command_resumes(
     words = two_seeds(tmp_path, 4)
     process = begun(words, tmp_path, 2)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM, err
     assert "Stopped and saved. Resume with" in err
-    done = subprocess.run(words, text=True, capture_output=True, cwd=tmp_path, timeout=200)
+    done = subprocess.run(words, text=True, capture_output=True, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "2 seeds, on val" in done.stdout
     assert "ray" not in out.lower() + err.lower().replace("--workers ray", ""), "Ray is not heard"
