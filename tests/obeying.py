@@ -32,6 +32,8 @@ def obey(task: str, folder: Folder, should_stop: Callable[[], bool]) -> str:
         time.sleep(1_000)
     if task == "divide":
         1 / 0  # noqa: B018
+    if task == "name the GPU":
+        return os.environ["CUDA_VISIBLE_DEVICES"]
     if task == "refuse":
         raise SpratError("The value is wrong. Give another.")
     if task == "be signalled":

@@ -108,6 +108,22 @@ def test_to_stop_ends_tasks_after_their_step_and_at_once_if_that_takes_long(
     assert not pool.busy
 
 
+@pytest.mark.parametrize(
+    ("named", "expected"), [(None, ["0", "0", "1"]), ("5,GPU-7", ["5", "5", "GPU-7"])]
+)
+def test_processes_are_spread_over_the_gpus(
+    started: Callable[..., Pool],
+    monkeypatch: pytest.MonkeyPatch,
+    named: str | None,
+    expected: list[str],
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert sorted(run_all(started(3), ["name the GPU"] * 3)) == expected
+
+
 def test_a_worker_is_not_interrupted_while_it_starts(started: Callable[..., Pool]) -> None:
     pool = started()
     pool.start("one")

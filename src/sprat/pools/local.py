@@ -46,8 +46,8 @@ class Processes:
     def gpus(self, asked: float, device: str) -> float:
         if asked:
             raise SpratError(
-                f"--gpus-per-trial is {asked:g}, but processes of one machine share its GPU. Give "
-                "--workers ray for trials with GPUs of their own, or leave it out."
+                f"--gpus-per-trial is {asked:g}, but only Ray reserves GPUs for trials; processes "
+                "of one machine are spread over its GPUs. Give --workers ray, or leave it out."
             )
         return 0.0
 
@@ -103,8 +103,8 @@ class Here(Generic[Task, Common, Result]):
 
 
 class ProcessPool(Generic[Task, Common, Result]):
-    """A pool that runs tasks in worker processes, which start when they are needed. If one dies,
-    its task starts again in another.
+    """A pool that runs tasks in worker processes, which start when they are needed and are spread
+    over the GPUs of this machine. If one dies, its task starts again in another.
 
     Args:
         workers: number of processes.
@@ -122,6 +122,7 @@ class ProcessPool(Generic[Task, Common, Result]):
     ) -> None:
         self.workers, self.should_stop, self.limit = workers, should_stop, limit
         self.new_worker = functools.partial(_Worker, work, shared.to_send())
+        self.gpus = visible_gpus()
         self.busy: list[_Worker] = []
         self.idle: list[_Worker] = []
 
@@ -129,9 +130,14 @@ class ProcessPool(Generic[Task, Common, Result]):
         self._start(Running.of(task, self.limit))
 
     def _start(self, running: Running[Task]) -> None:
-        worker = self.idle.pop() if self.idle else self.new_worker()
+        worker = self.idle.pop() if self.idle else self.new_worker(self._free_gpu())
         self.busy.append(worker)
         worker.begin(running)
+
+    def _free_gpu(self) -> str | None:
+        """Return the GPU that the fewest workers use, or None if there are no GPUs."""
+        used = [worker.gpu for worker in self.busy + self.idle]
+        return min(self.gpus, key=used.count, default=None)
 
     def next(self) -> Result:
         while True:
@@ -190,18 +196,29 @@ class ProcessPool(Generic[Task, Common, Result]):
             self.busy, self.idle = [], []
 
 
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:count] if named else [str(number) for number in range(count)]
+
+
 class _Worker:
     """A worker process, which runs one task after another, as seen from the command.
 
-    ready: whether it has loaded everything that tasks need. running: its latest task.
+    ready: whether it has loaded everything that tasks need. running: its latest task. gpu: the only
+    GPU that it sees, as CUDA_VISIBLE_DEVICES names it; None if there are no GPUs.
     """
 
     running: Running[Any]
 
-    def __init__(self, work: Work[Any, Any, Any], shared: Any) -> None:
+    def __init__(self, work: Work[Any, Any, Any], shared: Any, gpu: str | None) -> None:
+        self.gpu = gpu
         context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, work, shared))
+        self.process = context.Process(target=_serve, args=(theirs, work, shared, gpu))
         with _signals_held():
             self.process.start()
         theirs.close()
@@ -254,9 +271,13 @@ def _signals_held() -> Iterator[None]:
 # in a worker
 
 
-def _serve(connection: "Connection[Any, Any]", work: Work[Any, Any, Any], shared: Any) -> None:
+def _serve(
+    connection: "Connection[Any, Any]", work: Work[Any, Any, Any], shared: Any, gpu: str | None
+) -> None:
     """Run tasks until the command sends None or has ended. Signals, which terminals and schedulers
     send to all processes, are left to the command."""
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # CUDA has not been initialized yet
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
