@@ -1,4 +1,4 @@
-"""Summaries beside brute force: gradients for the receptive field, every order for the memory."""
+"""Tests of summaries against brute force: gradients for receptive fields, all orders for memory."""
 
 import dataclasses
 import itertools
@@ -30,7 +30,7 @@ from sprat.models import NETWORKS, build_network
 
 # name -> receptive field in pixels, MACs of a 32 x 32 image with ten classes
 KNOWN = {
-    "OptimizedCIFAR10Net200K": (109, 8_409_920),  # the brief claims 67
+    "OptimizedCIFAR10Net200K": (109, 8_409_920),  # the original project claims 67
     "SpratNet": (59, 44_359_752),
     "SpratT": (41, 11_471_904),
     "SpratS": (59, 17_280_776),
@@ -49,9 +49,11 @@ KNOWN = {
 
 
 def _extent_of_the_gradient(network: nn.Module, side: int, width: int | None = None) -> int:
-    """Rows of the image that one central value before pooling depends on, from the first to the
-    last: by a float64 copy in which nothing can cancel or be cut off, since weights are positive,
-    activations are left out and maxima are means."""
+    """Return the height of the image's part on which one central value before pooling depends.
+
+    The network is changed so that nothing can cancel or be cut off: float64, positive weights, no
+    activations, and means instead of maxima.
+    """
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU | nn.ReLU6 | nn.BatchNorm2d | nn.LayerNorm):
@@ -64,7 +66,7 @@ def _extent_of_the_gradient(network: nn.Module, side: int, width: int | None = N
         for name, parameter in probe.named_parameters():
             share = 1 / max(1, parameter[0].numel() if parameter.ndim > 1 else 1)
             parameter.fill_(0 if name.endswith("bias") else share)
-    shape = (1, 3, side, width or side)  # dark, or what is multiplied would grow without end
+    shape = (1, 3, side, width or side)  # dark, otherwise products would grow without bound
     images = torch.full(shape, 1e-3, dtype=torch.double, requires_grad=True)
     features = probe.features(images)  # type: ignore[operator]
     features[0, :, features.shape[2] // 2, features.shape[3] // 2].sum().backward()
@@ -74,7 +76,7 @@ def _extent_of_the_gradient(network: nn.Module, side: int, width: int | None = N
 
 
 def test_where_the_briefs_67_comes_from() -> None:
-    """Its recurrence lets the jump grow at the end of a stage, not at the strided convolution."""
+    """Check that 67 follows if the jump grows after a stage, not at its strided convolution."""
     late = late_jump = 1
     right = right_jump = 1
     for stride, convolutions in ((1, 1), (1, 4), (2, 4), (2, 4), (2, 4)):
@@ -103,7 +105,7 @@ class TestEveryModel:
         assert counter.get_total_flops() == 2 * summarize(network).macs
 
     def test_is_recorded_as_torch_export_traces_it(self, name: str) -> None:
-        """But for a flag of the backend that is written, or that is left out."""
+        """Compare everything but the last argument of batch_norm, a flag of the backend."""
         network = build_network(name)
         pairs = zip(trace(network), list_ops(export(network, 32)), strict=True)
         for ours, theirs in pairs:
@@ -130,7 +132,7 @@ class TestEveryModel:
 
 
 class Random(nn.Module):
-    """Windows one behind another, some of them beside a shortcut or another window."""
+    """Network of consecutive windows, some of them next to a shortcut or another window."""
 
     def __init__(self, layers: list[dict[str, int | str]]) -> None:
         super().__init__()
@@ -221,7 +223,7 @@ class TestTracing:
 
     def test_what_a_network_makes_on_its_way_is_no_image(self) -> None:
         class Reordered(nn.Module):
-            """Keeps a tensor that is no buffer, makes another, writes in place, picks channels."""
+            """Network with tensors that are neither image nor buffer, and a write in place."""
 
             kept = torch.ones(1, 3, 1, 1)
 
@@ -231,7 +233,7 @@ class TestTracing:
                 first, _, last = x.relu_().split(1, 1)
                 return torch.cat([last, first], 1).mean((2, 3))
 
-        for side in (32, LARGEST_RUN + 1):  # run, and with shapes alone
+        for side in (32, LARGEST_RUN + 1):  # traced with values, and with shapes alone
             ops = trace(Reordered(), side)
             *_, cat, mean = ops
             assert (mean.kind, mean.shape, mean.inputs) == ("mean", (1, 2), (len(ops) - 2,))
@@ -276,7 +278,7 @@ class TestTracing:
 
 class TestEffectiveField:
     def test_of_one_window_is_its_weights(self) -> None:
-        """Of a linear network the gradient is the same on every image: the window, turned."""
+        """Use a linear network, whose gradient is the same on every image: the window."""
         network = nn.Conv2d(3, 1, 5, padding=2, bias=False)
         field = effective_field(network, 16)
         window = network.weight[0].detach().abs().mean(0)
@@ -301,7 +303,7 @@ class TestEffectiveField:
 
 
 def _random_graph(rng: random.Random) -> list[Op]:
-    """Small graphs of convolutions, activations and sums."""
+    """Return a small graph of convolutions, activations and sums."""
     ops = [Op("input", "", (), (1, rng.randint(1, 4)))]
     for place in range(1, rng.randint(3, 7)):
         kind = rng.choice(["conv2d", "relu", "add"])
@@ -318,7 +320,7 @@ def _random_graph(rng: random.Random) -> list[Op]:
 
 
 def _least_peak_of_all_orders(ops: list[Op]) -> int:
-    """Tries every order, and keeps a plain list of what is held."""
+    """Return the least peak, from trying every order with a plain list of what is held."""
     least = math.inf
     for order in itertools.permutations(range(1, len(ops))):
         done, peak = [0], ops[0].shape[1]
@@ -351,8 +353,8 @@ class TestMemory:
             assert peak_activations(ops).values == _least_peak_of_all_orders(ops)
 
     def test_of_the_briefs_network_is_three_maps_of_its_first_block(self) -> None:
-        """What the shortcut keeps, what the depthwise convolution made, what the pointwise
-        makes."""
+        """Check for three maps: the shortcut's, and those that the depthwise and the pointwise
+        convolutions write."""
         summary = summarize(build_network("OptimizedCIFAR10Net200K"))
         assert summary.peak_activations == 3 * 20 * 32 * 32
         assert summary.peak_layer == "layer1.0.conv1.pointwise"
@@ -385,7 +387,7 @@ class TestMemory:
     ) -> None:
         from sprat.budget import memory
 
-        sources = ((0,), (0,), (1,), (2,), (3, 4))  # two wide maps, then what is made of each
+        sources = ((0,), (0,), (1,), (2,), (3, 4))  # two wide maps, then what is computed from each
         ops = [Op("input", "", (), (1, 1))]
         for reads, size in zip(sources, (9, 9, 1, 1, 2), strict=True):
             ops.append(Op("conv2d", "", tuple(map(Map, reads)), (1, size)))
@@ -396,7 +398,7 @@ class TestMemory:
 
 @pytest.fixture(scope="module")
 def summary() -> Summary:
-    """The brief's network's."""
+    """Return the summary of OptimizedCIFAR10Net200K."""
     return summarize(build_network("OptimizedCIFAR10Net200K"))
 
 

@@ -1,4 +1,4 @@
-"""The memory plan beside a slow check of every byte that its layers read and write."""
+"""Tests of the memory plan against a slow check of every byte that layers read and write."""
 
 import contextlib
 import itertools
@@ -21,7 +21,7 @@ UNSUPPORTED = {"Tiniest": r"layer_norm in stem\.1\.norm cannot be computed in in
 
 
 class _Moving(nn.Module):
-    """Channels and pixels in other places, over what they were and beside it."""
+    """Network that moves channels and pixels, some over their old places and some elsewhere."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class _Moving(nn.Module):
         return self.head((shifted[:, :, ::2, ::2] + padded).mean((2, 3)))
 
 
-NARROW = [  # networks whose layers overlap in every way
+NARROW = [  # networks whose layers overlap in memory in every way
     NetworkConfig(name="SpratNet", widths=(8, 12), depth=(1,)),
     NetworkConfig(name="SpratT", depth=(1,)),
     NetworkConfig(name="OptimizedCIFAR10Net200K", widths=(4, 8), depth=(1,)),
@@ -51,7 +51,7 @@ def lowered_of(network: NetworkConfig | type[nn.Module], side: int) -> Lowered:
 
 
 class _Arena:
-    """Memory whose every byte holds which value of which map was written to it last."""
+    """Memory that records, for every byte, which value of which map was last written there."""
 
     def __init__(self, planned: MemoryPlan) -> None:
         self.planned = planned
@@ -61,7 +61,7 @@ class _Arena:
     def places(
         self, part: Map, pixels: list[int], channels: range
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Offsets of values, and the tags that they must hold."""
+        """Return the offsets of values, and the tags that must be there."""
         within = np.add.outer(
             np.array(pixels, dtype=np.intp) * part.buffer.channels, np.array(channels) + part.first
         ).ravel()
@@ -77,7 +77,7 @@ class _Arena:
 
 
 def _windows(layer: Layer) -> Iterator[tuple[int, list[int]]]:
-    """Each pixel of the output, and the pixels that it is made of."""
+    """Yield each pixel of the output, and the pixels that it is computed from."""
     source, output = layer.inputs[0], layer.output
     for row, column in itertools.product(range(output.height), range(output.width)):
         pixel = row * output.width + column
@@ -113,7 +113,7 @@ def _check_every_byte(lowered: Lowered, planned: MemoryPlan) -> None:
                     arena.write(layer.output, pixel, range(channel, channel + 1))
             else:
                 arena.write(layer.output, pixel, channels[:-1])
-                for part in inputs:  # the last value is made after the others were written
+                for part in inputs:  # the last value is computed after the others were written
                     arena.read(part, window, range(part.channels))
                 arena.write(layer.output, pixel, channels[-1:])
     arena.read(lowered.output, [0], range(lowered.output.channels))
@@ -146,12 +146,12 @@ class TestPlan:
     def test_names_the_layer_that_needs_most(self) -> None:
         planned = plan_memory(lowered_of(NetworkConfig(name="SpratS"), 32))
         assert planned.layer == "stages.0.0.widen"
-        # its input and the block's, the latter kept for the sum, and a wide map over the former
+        # the block's input, kept for the sum, and the wide map, which overwrites the layer's input
         assert planned.arena >= (28 + 42) * 32 * 32
 
 
 class _Net(nn.Module):
-    """Whatever a test makes of the image."""
+    """Network that concatenates two convolutions of the image."""
 
     def __init__(self) -> None:
         super().__init__()

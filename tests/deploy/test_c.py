@@ -1,4 +1,4 @@
-"""Models in C: the integer reference next to torch, and what a compiler makes next to it."""
+"""Tests of models in C: integer reference against torch, compiled code against the reference."""
 
 import ctypes
 import dataclasses
@@ -53,7 +53,7 @@ needs_gcc = pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc")
 
 
 class Everything(nn.Module):
-    """A layer of every kind, put together in every way that has an integer form."""
+    """Network of layers of every kind, combined in every way that has an integer form."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,13 +77,13 @@ class Everything(nn.Module):
         joined = F.relu(torch.cat([left, right], 1))  # right is copied
         joined = joined + self.multiplied(mixed[:, 3:9])
         pooled = F.max_pool2d(joined, 3, 2, 1) + F.avg_pool2d(joined, 3, 2, 1)
-        some = joined[:, 1:11:3, 1::2, ::2]  # channels and pixels
+        some = joined[:, 1:11:3, 1::2, ::2]  # some channels and pixels
         pooled = pooled + F.pad(some, (0, 0, 0, 0, 3, 5))
         pooled = F.hardtanh(F.channel_shuffle(F.pad(pooled, (1, 0, 0, 0))[..., :4], 3), 0.1, 3)
         return self.head(F.relu(self.middle(pooled.flatten(1))))
 
 
-MOVES: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {  # of 8 x 6 x 6; layers, what moves
+MOVES: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {  # layers; a move of 8 x 6 x 6
     "nothing": (0, lambda x: x),
     "there and back": (1, lambda x: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2).relu()),  # a copy
     "one more": (0, lambda x: x.unsqueeze(2).squeeze(2)),
@@ -119,7 +119,7 @@ UNMOVED: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
 
 
 class Moved(nn.Module):
-    """Scores of a map and, next to them, of what becomes of it."""
+    """Network whose scores are the means of a map, and of the same map after a move."""
 
     def __init__(self, move: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Moved(nn.Module):
 
 
 def with_statistics(network: nn.Module) -> nn.Module:
-    """The network in evaluation mode, its BatchNorm as if trained."""
+    """Return the network in evaluation mode, with BatchNorm as if trained."""
     torch.manual_seed(0)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -268,7 +268,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def sets(tiny: Dataset) -> dict[str, Any]:
-    """Images of seven classes, to calibrate on and to compare."""
+    """Return images of seven classes for calibration, and for comparison."""
     return {
         name: images.subset((images.targets < 7).nonzero().flatten()[:40])
         for name, images in (("training", tiny.train), ("compared", tiny.test))
@@ -511,7 +511,7 @@ def test_a_model_beyond_a_limit_is_refused_before_its_images_are_loaded(
 
 @pytest.fixture(scope="module")
 def file(tiny: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose dataset is nowhere, with ranges."""
+    """Return a model file with ranges, whose dataset does not exist."""
     network = with_statistics(build_network("ResNet8"))
     about = {"dataset": "/nowhere/pictures"}
     model = Model(network, "ResNet8", tiny.train.classes, tiny.normalization, 16, about)

@@ -1,4 +1,4 @@
-"""Exported models: what runs without sprat says what torch says, or is not written."""
+"""Tests of exported models: without sprat they answer as torch does, or they are not written."""
 
 import dataclasses
 import hashlib
@@ -41,7 +41,7 @@ Files = dict[str, Exported]
 
 @pytest.fixture(autouse=True, scope="module")
 def briefly() -> Iterator[None]:
-    """Fewer images than a user's; each contender timed once, since no test looks at times."""
+    """Use fewer images than users do, and time each contender once, since no test checks times."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr("sprat.deploy.agreement.COMPARED", 200)
         monkeypatch.setattr("sprat.evaluation.ranges.CALIBRATION", 100)
@@ -51,7 +51,7 @@ def briefly() -> Iterator[None]:
 
 
 class Translated:
-    """torch.onnx.export, which takes seconds, once for each program and its weights."""
+    """Cache of torch.onnx.export, which takes seconds: one call per program and its weights."""
 
     def __init__(self, export: Callable[..., Any]) -> None:
         self.export, self.before = export, dict[bytes, bytes]()
@@ -71,7 +71,7 @@ class Translated:
 
 @pytest.fixture(scope="module")
 def run(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a network that is soon exported; `make system` exports all others."""
+    """Return a run of a network that is quick to export; `make system` exports all others."""
     run = tmp_path_factory.mktemp("runs") / "resnet8"
     train(
         dataclasses.replace(SMALL, network=NetworkConfig(name="ResNet8")),
@@ -95,7 +95,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def files(model: Model, small: Dataset, folder: Path) -> Iterator[Files]:
-    """The model in every format, and in long.onnx int8 as onnxruntime's quantiser wrote it."""
+    """Export the model in every format; long.onnx is int8 as onnxruntime's quantiser wrote it."""
     import onnx
 
     def keep_long(graph: Any) -> None:
@@ -130,7 +130,7 @@ def opened(path: Path) -> Any:
 
 
 def answers(file: Exported, images: Tensor) -> Tensor:
-    """What a graph says, run without anything of sprat."""
+    """Return the answers of a graph that runs without sprat."""
     if file.format == "pt2":
         with torch.inference_mode():
             said: Tensor = torch.export.load(file.path).module()(images)
@@ -250,7 +250,7 @@ class TestEveryFormat:
         quantised = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
         weights = [c for c in graph.initializer if c.name in quantised and len(c.dims) > 1]
         assert len(weights) == 10  # 9 convolutions, 1 linear layer
-        # whose products are added in 32 bits everywhere
+        # their products are added in 32 bits everywhere
         assert {value.data_type for value in weights} == {onnx.TensorProto.UINT8}
 
     @pytest.mark.parametrize("format", ["onnx", "onnx-int8"])
@@ -298,7 +298,7 @@ def test_without_a_dataset_drawings_are_compared(untrained: Model, tmp_path: Pat
 
 
 class TwoFaced(nn.Module):
-    """Fakes a fault of an exporter: what is exported says something else."""
+    """Network that answers differently once exported, as if the exporter had a fault."""
 
     def __init__(self, bias: float) -> None:
         super().__init__()
@@ -313,7 +313,7 @@ class TwoFaced(nn.Module):
 
 
 class Forgetful(nn.Linear):
-    """Fakes weights that are lost on the way into a file."""
+    """Network whose weights are lost on the way into a file."""
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images.mean(dim=(2, 3)))
@@ -344,7 +344,7 @@ class TestWhatDoesNotAgree:
         pytest.importorskip("onnxruntime", reason="needs sprat[export]")
         torch.manual_seed(0)
         untrained = model_of(build_network("ResNet8"))
-        seen = noise(200)  # of which the network is seldom sure
+        seen = noise(200)  # of which the network is rarely sure
         said = predict_probabilities(untrained.network, seen.images, untrained.normalization)
         named_rightly = ImageSet(seen.images, said.argmax(1), seen.classes)
         parts = {"compared": named_rightly, "training": noise(50)}
@@ -354,9 +354,11 @@ class TestWhatDoesNotAgree:
 
 
 class Bands(nn.Module):
-    """Fakes a network of which quantisation loses a class: class k is where band k is bright, and
-    the value that says so is so much smaller for one class than for others that 8 bits, of which a
-    map has one scale, round it to nothing."""
+    """Network that loses a class when quantised.
+
+    It answers class k if band k is bright. For the lost class, the value that says so is so much
+    smaller than for the others that 8 bits, with one scale for the map, round it to 0.
+    """
 
     def __init__(self, lost: int | None) -> None:
         super().__init__()
@@ -372,14 +374,14 @@ class Bands(nn.Module):
                 self.shrink.weight[band, :, 0, band] = sizes[band] / 3
             self.grow.weight.copy_(torch.diag(1 / sizes))
             self.grow.bias.zero_()
-            self.grow.bias[0] = 0.2  # the answer where no band is seen
+            self.grow.bias[0] = 0.2  # the answer if no band is seen
 
     def forward(self, images: Tensor) -> Tensor:
         return self.grow(self.shrink(self.pool(images)).relu().flatten(1))
 
 
 def bands(counts: list[int]) -> ImageSet:
-    """So many images of each class, with its band bright on black."""
+    """Return this many images of each class: its band, bright on black."""
     targets = torch.tensor([k for k, count in enumerate(counts) for _ in range(count)])
     images = torch.zeros(len(targets), 3, 20, 20, dtype=torch.uint8)
     for image, target in zip(images, targets.tolist(), strict=True):
@@ -388,7 +390,7 @@ def bands(counts: list[int]) -> ImageSet:
 
 
 class TestClassDrop:
-    """An average hides a class that is lost."""
+    """Tests of the accuracy of each class: an average hides a class that is lost."""
 
     @pytest.mark.parametrize("format", ["onnx-int8", "c"])
     @pytest.mark.parametrize(("lost", "count"), [(3, 4), (9, 4), (3, 20)])
@@ -401,7 +403,7 @@ class TestClassDrop:
         seen, network = bands(counts), Bands(lost)
         model = Model(network.eval(), "Bands", seen.classes, SEEN_AS_0_TO_1, 20, {})
         path = tmp_path / f"a{FORMATS[format].ending}"
-        options = Options(max_drop=100 * count / sum(counts) + 0.01)  # which all of it is within
+        options = Options(max_drop=100 * count / sum(counts) + 0.01)  # permits the loss
         parts = {"compared": seen, "training": seen}
         expected = (
             rf"For the class 'band {lost}', .* {format} classifies 0 of {count} images correctly, "
@@ -439,8 +441,8 @@ class TestClassDrop:
         seen = ImageSet(torch.zeros(40, 3, 8, 8, dtype=torch.uint8), classes, ("up", "down"))
         right = nn.functional.one_hot(classes, 2).float()
         before, after = right.clone(), right.clone()
-        before[1:21:2] = torch.tensor([1.0, 0.0])  # ten of twenty "down"
-        after[0:20:2] = torch.tensor([0.0, 1.0])  # ten of twenty "up"
+        before[1:21:2] = torch.tensor([1.0, 0.0])  # wrong for ten of twenty "down"
+        after[0:20:2] = torch.tensor([0.0, 1.0])  # wrong for ten of twenty "up"
         assert check_class_drop("x", right, before, seen, 0).points == 0
         with pytest.raises(SpratError, match=r"For the class 'up', .* 10 of 20 images correctly"):
             check_class_drop("x", after, before, seen, 5)
@@ -449,7 +451,7 @@ class TestClassDrop:
 class TestCommand:
     @pytest.fixture
     def file(self, run: Path) -> Path:
-        """A model without its run: its dataset is what sprat has by that name."""
+        """Return a model file, given without its run: sprat finds its dataset by name."""
         return run / "model.safetensors"
 
     def test_prints_a_table_and_writes_into_this_folder(
@@ -531,7 +533,7 @@ class TestCommand:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         for name in ("onnx", "onnxscript", "onnxruntime"):
-            monkeypatch.setitem(sys.modules, name, None)  # whoever imports it fails
+            monkeypatch.setitem(sys.modules, name, None)  # so that importing it fails
         path = tmp_path / f"net{FORMATS[format].ending}"
         export(untrained, path, format, compared=noise(4))
         assert path.exists()
@@ -547,7 +549,7 @@ def test_the_pages_program_names_a_picture(
     image = small.test.images[:1]
     content = io.BytesIO()
     Image.fromarray(image[0].permute(1, 2, 0).numpy()).save(content, "PNG")
-    (tmp_path / "cat.jpg").write_bytes(content.getvalue())  # no pixel is lost
+    (tmp_path / "cat.jpg").write_bytes(content.getvalue())  # still PNG, so that no pixel is lost
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     expected = predict_probabilities(model.network, image, model.normalization)

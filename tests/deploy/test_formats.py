@@ -1,4 +1,4 @@
-"""Published datasets in every form they are found in, whole and spoiled in every way."""
+"""Tests of published datasets in every published form, intact and damaged in many ways."""
 
 import io
 import json
@@ -34,7 +34,7 @@ from sprat.data import (
 )
 from sprat.errors import SpratError
 
-IMAGES = 2  # in each of CIFAR-10's files made here
+IMAGES = 2  # in each file of CIFAR-10 that these tests write
 COUNTS = {"cifar10": (5 * IMAGES, IMAGES), "cifar100": (8, 4), "svhn": (7, 3)}
 CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10}
 
@@ -43,7 +43,7 @@ Images = tuple[np.ndarray, np.ndarray]  # uint8 N x 3 x 32 x 32, and labels
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Few images make a whole set, and the user's cache is empty."""
+    """Let a few images be a whole dataset, and use an empty cache."""
     monkeypatch.setattr(cifar10, "IMAGES_PER_FILE", IMAGES)
     monkeypatch.setattr(cifar100, "TRAIN_IMAGES", COUNTS["cifar100"][0])
     monkeypatch.setattr(cifar100, "TEST_IMAGES", COUNTS["cifar100"][1])
@@ -53,7 +53,7 @@ def _small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def _drawn(name: str, seed: int = 0) -> tuple[Images, Images]:
-    """A training and a test set, noise."""
+    """Return a training and a test set of noise."""
     rng = np.random.default_rng(seed)
     train, test = (
         (rng.integers(0, 256, (n, 3, 32, 32), np.uint8), rng.integers(0, CLASSES[name], n))
@@ -69,7 +69,7 @@ def _batch(images: Images, key: bytes = b"labels", **changes: object) -> bytes:
 
 
 def _files(train: Images, test: Images, suffix: str = "") -> dict[str, Images]:
-    """CIFAR-10's six files."""
+    """Return the images of CIFAR-10's six files, by name."""
     parts = zip(*(np.split(array, 5) for array in train), strict=True)
     return {f"data_batch_{i}{suffix}": p for i, p in enumerate(parts, 1)} | {
         f"test_batch{suffix}": test
@@ -153,7 +153,7 @@ def _mat(folder: Path, train: Images, test: Images) -> Path:
 
 
 def _pack(extracted: Path) -> Path:
-    """An extracted folder becomes its archive."""
+    """Replace an extracted folder with its archive; return the archive."""
     by_folder = {form.folder: form for form in (cifar10.PYTHON, cifar10.BINARY, cifar100.PYTHON)}
     archive = extracted.with_name(by_folder[extracted.name].archive)
     with tarfile.open(archive, "w:gz") as tar:
@@ -179,7 +179,7 @@ FORMS: dict[str, tuple[str, Make]] = {
 
 
 def _make(form: str, folder: Path, seed: int = 0) -> tuple[str, Path]:
-    """Makes a whole set in `folder`; gives the dataset's name and where it lies."""
+    """Write a whole dataset into `folder`; return its name and its path."""
     name, make = FORMS[form]
     folder.mkdir(exist_ok=True)
     return name, make(folder, *_drawn(name, seed))
@@ -290,7 +290,7 @@ class TestTheRealCIFAR10:
         return load_dataset("cifar10", cifar10_place)
 
     def test_is_the_same_in_its_binary_version(self, real: Dataset, tmp_path: Path) -> None:
-        """Whose published md5s the made files have."""
+        """Check the md5s too: the written files must have the published ones."""
         train, test = ((s.images.numpy(), s.targets.numpy()) for s in (real.train, real.test))
         _binary(tmp_path, train, test)
         assert set(cifar10.verify(tmp_path).values()) == {"ok"}
@@ -390,18 +390,18 @@ def test_a_file_cut_anywhere_is_refused(form: str, tmp_path: Path, hostile: Host
     cuts = [rng.choice(files) for _ in range(1_000 if form in ("python", "binary") else 200)]
     for path, content in contents.items():
         lengths = (rng.randrange(len(content)) for _ in range(cuts.count(path)))
-        for length in sorted(lengths, reverse=True):  # which takes no writing
+        for length in sorted(lengths, reverse=True):  # longest first, which needs no rewriting
             os.truncate(path, length)
             said = hostile.offer(tmp_path, lambda: _md5(name, tmp_path / "data"), whole)
             read_whole += not said
             assert not said or "ownload" in said
         path.write_bytes(content)
-    # without the last bytes of its checksum a .mat is still whole
+    # a .mat that lacks only the last bytes of its checksum is still read
     assert read_whole <= (4 if form == "SVHN" else 0)
 
 
 class Attack:
-    """Runs a command where it is unpickled without care."""
+    """Object that runs a command when it is unpickled without care."""
 
     def __init__(self, harmed: Path) -> None:
         self.harmed = harmed
@@ -442,7 +442,7 @@ def test_a_pickle_that_would_run_a_command_is_refused(
 
 
 class Forged:
-    """An array whose pickle says that its raw bytes are addresses of objects."""
+    """Array whose pickle claims that its raw bytes are addresses of objects."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         rebuild, arguments, _ = np.zeros(1).__reduce__()  # type: ignore[misc]
@@ -451,11 +451,11 @@ class Forged:
 
 class ForgedDtype:
     def __reduce__(self) -> tuple[Any, ...]:
-        no_flags = 0  # that numpy would tell objects by
+        no_flags = 0  # by which numpy would recognise objects
         return np.dtype, ("O8", False, True), (3, "|", None, None, None, -1, -1, no_flags)
 
 
-Spoil = Callable[[Path], object]  # puts a bad file in a good one's place
+Spoil = Callable[[Path], object]  # replaces a good file with a bad one
 
 
 def _rewrite(file: str, change: Callable[[bytes], bytes]) -> Spoil:
@@ -463,7 +463,7 @@ def _rewrite(file: str, change: Callable[[bytes], bytes]) -> Spoil:
 
 
 def _with(**changes: object) -> Callable[[bytes], bytes]:
-    """A pickle with other values under some keys; None takes a key away."""
+    """Return a function that changes values in a pickled dictionary; None removes a key."""
 
     def change(content: bytes) -> bytes:
         held = pickle.loads(content, encoding="bytes")
@@ -620,7 +620,7 @@ def _member(name: str, **changes: Any) -> tarfile.TarInfo:
 
 TO_PASSWD: dict[str, Any] = {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}
 TO_OUTSIDE: dict[str, Any] = {"type": tarfile.LNKTYPE, "linkname": "../../outside"}
-# what an archive holds instead of its third file, or beside all of them
+# what an archive contains instead of its third file; BESIDE: in addition to all of its files
 INSTEAD: dict[str, tuple[Callable[[str], tarfile.TarInfo], str]] = {
     "a path out of the folder": (lambda file: _member(f"../{file}"), "lacks"),
     "an absolute path": (lambda file: _member(f"/{file}"), "lacks"),
@@ -636,7 +636,7 @@ ARCHIVED = [form for form in FORMS if "archive" in form]
 
 
 def _repack(archive: Path, change: Callable[[list[tarfile.TarInfo]], None]) -> list[str]:
-    """Writes an archive anew with its members changed; gives the names of those it had."""
+    """Rewrite an archive with its members changed; return the names of its original ones."""
     with tarfile.open(archive) as tar:
         members = [m for m in tar.getmembers() if m.isfile()]
         contents = {m.name: tar.extractfile(m).read() for m in members}  # type: ignore[union-attr]
@@ -693,7 +693,7 @@ class TestArchives:
 
 @contextmanager
 def _without_root() -> Iterator[None]:
-    """Root may read everything."""
+    """Give up root's rights for a while, since root may read everything."""
     root = os.geteuid() == 0
     if root:
         os.seteuid(65_534)
@@ -707,7 +707,7 @@ def _without_root() -> Iterator[None]:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("what", ["folder", "file"])
 def test_what_may_not_be_read_is_told(form: str, what: str, hostile: Hostile) -> None:
-    with tempfile.TemporaryDirectory() as made:  # pytest's own may be read by its owner alone
+    with tempfile.TemporaryDirectory() as made:  # only its owner may read pytest's
         folder = Path(made)
         folder.chmod(0o755)
         name, place = _make(form, folder / "data")

@@ -1,21 +1,21 @@
-"""Faults that sprat has to stand: killed processes, damaged files, full disks, hostile input.
+"""Faults that sprat has to withstand: killed processes, damaged files, full disks, hostile input.
 
-    make faults                                  all kinds; FAULTS=300 killed at random moments
+    make faults                                  all kinds, with 300 kills at random moments
     FAULTS=1000 FAULTS_OUTPUT=results/faults.json make faults
     PYTHONPATH=tests python -m faults "bit flipped" --only 17     one case again
 
-Every case is a function of its kind, its number and FAULTS_SEED. It can fail in three ways:
+Every case is determined by its kind, its number and FAULTS_SEED. It can fail in three ways:
 
-    lost         what was begun cannot be ended, or ends otherwise than without the fault: weights
-                 and figures in other bits, stray files, a server that does not answer
+    lost         the work cannot be completed, or its result differs from that without the fault:
+                 other bits in weights or figures, stray files, a server that does not answer
     silent       damaged or hostile data was used, and the exit code is 0
-    tracebacks   a command ended with a traceback, a signal or an exit code but 0, 1 and 2
+    tracebacks   a command ended with a traceback, a signal or an exit code other than 0, 1 and 2
 
-What is protected against damage is whatever decides weights and predictions: model.safetensors,
-last.pt, the cached pixels of own pictures and the compiled kernels; config.json is held to last.pt
-when a run is resumed. The other JSON files (results.json, metrics.jsonl, summary.json) are for
-people and have no digest: a changed digit in them is a valid figure. Damage there must only be met
-without a traceback.
+Only what determines weights and predictions is protected against damage: model.safetensors,
+last.pt, the cached pixels of a user's own pictures and the compiled kernels; config.json is
+compared with last.pt when a run is resumed. The other JSON files (results.json, metrics.jsonl,
+summary.json) are for people and have no digest: a changed digit in them is a valid figure. Damage
+to those must not cause a traceback; nothing more is promised.
 """
 
 KINDS = {

@@ -1,4 +1,4 @@
-"""Tries every kind of fault, and says how often sprat did not stand it."""
+"""Try every kind of fault, and report how often sprat did not withstand it."""
 
 import argparse
 import os
@@ -19,9 +19,9 @@ from faults.victims import preload
 FAULTS = int(os.environ.get("FAULTS", "300"))
 SEED = int(os.environ.get("FAULTS_SEED", "0"))
 OUTPUT = os.environ.get("FAULTS_OUTPUT")
-EVERY = 15  # seconds between two lines of progress
+EVERY = 15  # seconds between lines of progress
 
-_kinds: dict[str, Kind] = {}  # of this process and of those forked off it
+_kinds: dict[str, Kind] = {}  # filled before the workers are forked, which inherit it
 
 
 def main() -> int:
@@ -104,13 +104,13 @@ def _try_all(scratch: Path, names: list[str], only: list[int] | None, jobs: int)
 
 
 def _attempt(name: str, number: int) -> tuple[int, Failure | None, str]:
-    """Tries a case; gives how many faults happened, how sprat failed, and in which words."""
+    """Try a case; return the number of faults that happened, how sprat failed, and why."""
     case = Case(number, random.Random(f"{SEED} {name} {number}"))
     try:
         _kinds[name].attempt(case)
     except FailedError as failed:
         return max(1, case.tried), failed.failure, str(failed)
-    except Exception:  # the case's own fault, or a server that did not start
+    except Exception:  # an error in the case itself, or a server that did not start
         return max(1, case.tried), "lost", traceback.format_exc()
     return case.tried, None, ""
 

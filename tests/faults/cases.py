@@ -1,4 +1,4 @@
-"""Cases, how they fail, and how they are counted."""
+"""Cases of faults: how they fail, and how they are counted."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ Failure = Literal["lost", "silent", "tracebacks"]
 
 
 class FailedError(Exception):
-    """A case that sprat did not stand."""
+    """A fault that sprat did not withstand."""
 
     def __init__(self, failure: Failure, why: str) -> None:
         super().__init__(why)
@@ -19,7 +19,7 @@ class FailedError(Exception):
 
 @contextmanager
 def naming(what: str) -> Iterator[None]:
-    """Puts before a failure what it happened to."""
+    """Prefix the message of a failure with the name of its case."""
     try:
         yield
     except FailedError as failed:
@@ -28,7 +28,7 @@ def naming(what: str) -> Iterator[None]:
 
 @dataclass
 class Count:
-    """Cases of one kind."""
+    """Number of faults of one kind, by outcome."""
 
     tried: int = 0
     survived: int = 0
@@ -41,7 +41,7 @@ class Count:
         return self.tried - self.survived
 
     def add(self, tried: int, failure: Failure | None) -> None:
-        """Adds a case in which `tried` faults happened; if it failed, one of them is at fault."""
+        """Add a case in which `tried` faults happened; if it failed, count one as failed."""
         self.tried += tried
         self.survived += tried - (failure is not None)
         if failure is not None:
@@ -53,7 +53,7 @@ class Count:
 
 @dataclass
 class Case:
-    """One case of a kind: its number, its own randomness, and how many faults happened so far."""
+    """One case of a kind: its number, its random generator, and the number of faults so far."""
 
     number: int
     random: random.Random
@@ -64,8 +64,8 @@ class Case:
 class Kind:
     """One kind of fault.
 
-    count: how many cases it has, given FAULTS.
-    attempt: tries one and counts its faults; raises FailedError.
+    count: number of cases, given FAULTS.
+    attempt: tries a case and counts its faults; raises FailedError.
     """
 
     count: Callable[[int], int]

@@ -1,5 +1,5 @@
-"""A server among clients that send what they like and never read, and pictures made to be slow: a
-good client is answered all the while, and SIGTERM ends the server in time."""
+"""Clients that send anything and never read, and pictures made to be slow. Meanwhile the server
+must answer a good client, and SIGTERM must end it in time."""
 
 import contextlib
 import signal
@@ -19,20 +19,20 @@ from faults import pictures
 from faults.cases import Case, FailedError, Kind, naming
 from faults.world import World
 
-PATIENCE = 30.0  # seconds that a good client may wait for a place
-ANSWER = 15.0  # seconds that its answer may then take
-END = 15.0  # seconds from SIGTERM to the end: 10, and what a busy machine adds
-MEMORY = 3 << 30  # bytes that the server and its processes may take together
-GOOD = "127.0.0.77"  # the good client's address; all of 127.0.0.0/8 is this machine
+PATIENCE = 30.0  # seconds within which a good client must be accepted
+ANSWER = 15.0  # seconds that the accepted request may take
+END = 15.0  # seconds from SIGTERM to the exit: the server's 10, and a margin for a busy machine
+MEMORY = 3 << 30  # bytes that the server and its child processes may use together
+GOOD = "127.0.0.77"  # address of the good client; all of 127.0.0.0/8 is this machine
 
 
 class Crowd(NamedTuple):
-    """Connections that are opened and left."""
+    """Connections that are opened and then left idle."""
 
     name: str
     addresses: int
-    connections: int  # of each
-    sends: Callable[[bytes], bytes]  # given a whole request for a prediction
+    connections: int  # from each address
+    sends: Callable[[bytes], bytes]  # given a complete prediction request
 
 
 NOTHING = b""
@@ -53,7 +53,7 @@ CROWDS = (
 
 
 def silent(world: World) -> Kind:
-    """Crowds of clients that never read, up to every place that a server has."""
+    """Crowds of clients that never read; the largest take every place that a server has."""
 
     def attempt(case: Case) -> None:
         crowd = CROWDS[case.number]
@@ -70,8 +70,7 @@ def silent(world: World) -> Kind:
 
 
 def slow_pictures(world: World) -> Kind:
-    """Pictures that are small as files and large as work, sent several times at once; and read by
-    `sprat predict`."""
+    """Pictures that take long to decode, sent several at once, or read by `sprat predict`."""
     made = sorted(pictures.write_all(world.scratch / "slow").items())
 
     def attempt(case: Case) -> None:
@@ -84,7 +83,7 @@ def slow_pictures(world: World) -> Kind:
         with _server(name) as server, ExitStack() as stack:
             for number in range(4):
                 stack.enter_context(_sending(server, path, f"127.0.1.{number + 1}"))
-            time.sleep(0.2)  # the slow ones first
+            time.sleep(0.2)  # so that the slow ones come first
             for _ in range(3):
                 _answered(server, world)
             taken = _memory(server.process.pid)
@@ -97,7 +96,7 @@ def slow_pictures(world: World) -> Kind:
 
 @contextmanager
 def _server(name: str) -> Iterator[Server]:
-    """A server of the best shipped model; what it printed is looked at in the end."""
+    """Run a server of the best shipped model; check its output and exit code at the end."""
     with naming(name), serving() as server:
         yield server
         said = "".join(
@@ -110,7 +109,7 @@ def _server(name: str) -> Iterator[Server]:
 
 
 def _request(server: Server, world: World) -> bytes:
-    """A whole request, whose answer is long: 16 pictures and what the network sees of each."""
+    """Return a complete request with a long answer: what the network sees of 16 pictures."""
     picture = (world.pictures / "class-0" / "0.png").read_bytes()
     files = [("images", (f"{'x' * 200}{number}.png", picture)) for number in range(16)]
     url = f"{server.url}/predict?seen=true"
@@ -123,7 +122,7 @@ def _request(server: Server, world: World) -> bytes:
 
 @contextmanager
 def _connection(server: Server, address: str, content: bytes) -> Iterator[None]:
-    """Sends what the server takes of `content`, and then stays connected, and reads nothing."""
+    """Send as much of `content` as the server takes, then stay connected and read nothing."""
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.bind((address, 0))
@@ -138,7 +137,7 @@ def _connection(server: Server, address: str, content: bytes) -> Iterator[None]:
 
 @contextmanager
 def _sending(server: Server, path: Path, address: str) -> Iterator[None]:
-    """A client in a thread of its own that asks about a picture and waits for the answer."""
+    """Run a client in its own thread that sends a picture and waits for the answer."""
 
     def ask() -> None:
         with contextlib.suppress(httpx.HTTPError), _client(server, address) as client:
@@ -156,7 +155,7 @@ def _client(server: Server, address: str) -> httpx.Client:
 
 
 def _answered(server: Server, world: World) -> None:
-    """Raises FailedError unless a good client is told what a picture shows, in time."""
+    """Raise FailedError unless a good client gets predictions for a picture in time."""
     picture = (world.pictures / "class-0" / "0.png").read_bytes()
     said: Any = "nothing"
     until = time.monotonic() + PATIENCE
@@ -184,7 +183,7 @@ def _answered(server: Server, world: World) -> None:
 
 
 def _ends(server: Server) -> None:
-    """Raises FailedError unless SIGTERM ends the server in time."""
+    """Raise FailedError unless SIGTERM ends the server in time."""
     server.process.send_signal(signal.SIGTERM)
     try:
         server.process.wait(END)
@@ -194,7 +193,7 @@ def _ends(server: Server) -> None:
 
 
 def _memory(pid: int) -> int:
-    """The most bytes that a process and its children have held so far."""
+    """Return the peak memory of a process and its children so far, in bytes."""
     total = 0
     with contextlib.suppress(OSError):
         status = Path(f"/proc/{pid}/status").read_text()

@@ -1,4 +1,4 @@
-"""Bits flipped in the files that a run writes, or their ends cut off; then a command reads them."""
+"""Damage to the files that a run wrote, which a command then reads: a flipped bit or a lost end."""
 
 import random
 from collections.abc import Callable
@@ -9,19 +9,19 @@ from faults.cases import Case, FailedError, Kind, naming
 from faults.victims import Ended, Place
 from faults.world import World
 
-EDGE = 4096  # bytes at either end of a file, where its structure is
+EDGE = 4096  # bytes at each end of a file, which describe its structure
 Claim = Literal["file", "result", "weights", "words"]
 
 
 class Read(NamedTuple):
-    """A file, a command that reads it, and what sprat claims of damage there.
+    """A file, a command that reads it, and what sprat claims if the file is damaged.
 
-    "file": it is used only if its content is what it was. "result": the command fails, or does
-    what it does without the damage. "weights": the same of the weights alone. "words": no
+    "file": it is used only if its content is unchanged. "result": the command fails, or has the
+    same result as without the damage. "weights": the same, but for the weights alone. "words": no
     traceback.
     """
 
-    file: str  # a pattern, under a place
+    file: str  # pattern, relative to a place
     command: str
     claim: Claim
 
@@ -49,7 +49,7 @@ READS = (
 
 
 def flipped(world: World) -> Kind:
-    """One bit changed: anywhere, or every other time near the beginning or the end."""
+    """One flipped bit: half of the time anywhere, otherwise near the beginning or the end."""
 
     def flip(content: bytes, rng: random.Random) -> bytes:
         size = len(content)
@@ -64,7 +64,7 @@ def flipped(world: World) -> Kind:
 
 
 def truncated(world: World) -> Kind:
-    """Cut off: empty, one byte short, or anywhere."""
+    """A file that is cut off: empty, one byte short, or of a random length."""
 
     def cut(content: bytes, rng: random.Random) -> bytes:
         return content[: rng.choice([0, len(content) - 1, *rng.sample(range(len(content)), 4)])]
@@ -93,7 +93,7 @@ def _attempt(
 def _check(
     world: World, read: Read, place: Place, ended: Ended, whole: bytes, damaged: bytes
 ) -> None:
-    """Raises FailedError if the command used what it must not."""
+    """Raise FailedError if a command that succeeded breaks the claim."""
     if read.claim == "file" and _model(whole) != _model(damaged):
         raise FailedError("silent", f"used another model: {ended}")
     if read.claim == "result":
@@ -109,7 +109,7 @@ def _check(
 
 
 def _model(content: bytes) -> Any:
-    """Tensors and metadata of a model's file."""
+    """Return the metadata and tensors of a model file."""
     import json
 
     from safetensors.torch import load

@@ -1,5 +1,5 @@
-"""A disk that is full from some write on: exit code 2 and a sentence, nothing half-written; with
-space again, the command that the docs name ends as if nothing had been."""
+"""A disk that is full from some write on: the command exits with code 2 and says so, and leaves
+nothing half-written. With space again, the command that the docs name gives the usual result."""
 
 import random
 
@@ -10,10 +10,9 @@ from faults.world import World, listing
 
 
 def full(world: World) -> Kind:
-    """A full disk at every write of every command that writes; at FAULTS of them, if they are
-    more."""
+    """A full disk at every write of every command that writes, but at most FAULTS of them."""
     moments = [(name, at) for name in WRITERS for at in range(1, world.unharmed[name].writes + 1)]
-    random.Random(0).shuffle(moments)  # or FAULTS of them would be those of one command
+    random.Random(0).shuffle(moments)  # otherwise FAULTS of them could all be from one command
 
     def attempt(case: Case) -> None:
         name, at = moments[case.number]

@@ -1,5 +1,5 @@
-"""Model files and recipes that nobody wrote in good faith: one sentence each, exit code 2, and no
-control character of theirs on the terminal."""
+"""Hostile model files and recipes: each is refused with a short message and exit code 2, and none
+of its control characters reaches the terminal."""
 
 import dataclasses
 import json
@@ -15,10 +15,10 @@ from faults.cases import Case, FailedError, Kind, naming
 from faults.victims import Ended
 from faults.world import World
 
-MOST_CPU = 5.0  # seconds; a refusal takes a second on a quiet machine
+MOST_CPU = 5.0  # seconds; a refusal takes about one on an idle machine
 LONGEST = 3_000  # characters of a refusal
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-DEEP = 100_000  # brackets within one another
+DEEP = 100_000  # nested brackets
 LONG = "a" * 100_000
 NAMES = ("\x1b[31mred\x1b[0m", "[red]", "[/x]", "$x$", "a\nb", "\u202eabc", "../../x", LONG)
 
@@ -28,11 +28,11 @@ class Variant(NamedTuple):
 
     name: str
     content: bytes
-    refused: bool = True  # or it may be used, if it is shown as it is
+    refused: bool = True  # False: it may also be used
 
 
 def models(world: World) -> Kind:
-    """Model files, read by every command that reads models; 2 * FAULTS of those at most."""
+    """Model files for every command that reads models, 2 * FAULTS cases at most."""
     model = world.unharmed["train"].folder / "work/run/model.safetensors"
     variants = list(_models(model.read_bytes()))
     picture = world.pictures / "class-0" / "0.png"
@@ -45,7 +45,7 @@ def models(world: World) -> Kind:
         ["serve", "hostile.safetensors", "--port", "0"],
     )
 
-    # a server would go on serving what need not be refused
+    # a server would never end with a model that it may accept
     tried = [(v, words) for v in variants for words in commands if v.refused or words[0] != "serve"]
     random.Random(0).shuffle(tried)
 
@@ -60,8 +60,10 @@ def models(world: World) -> Kind:
 
 
 def recipes(world: World) -> Kind:
-    """Recipes: texts that are hard to parse, and settings with values that they cannot have, of
-    those 2 * FAULTS at most. A run that would begin to train is ended there."""
+    """Recipes that are hard to parse, and impossible values of settings (2 * FAULTS at most).
+
+    A run that would begin to train ends there.
+    """
     texts = [Variant(name, b'dataset = "shapes10"\n' + text) for name, text in TEXTS.items()]
     settings = list(_settings_spoilt(world.recipes["tiny"].read_text()))
     random.Random(0).shuffle(settings)
@@ -79,13 +81,13 @@ def recipes(world: World) -> Kind:
 
 
 def _check(name: str, ended: Ended, refused: bool) -> None:
-    """Raises FailedError unless that is how a hostile input is met."""
+    """Raise FailedError unless a hostile input was handled correctly."""
     with naming(name):
         check_hostile(ended.check(*([2] if refused else [0, 2])))
 
 
 def check_hostile(ended: Ended, most_cpu: float = MOST_CPU, longest: int = LONGEST) -> None:
-    """Raises FailedError if what met a hostile input took long, or printed what it must not."""
+    """Raise FailedError if a command with a hostile input took long or printed what it must not."""
     if ended.cpu > most_cpu:
         raise FailedError("lost", f"took {ended.cpu:.1f} seconds of CPU: {ended}")
     if found := CONTROL.search(ended.err + ended.out):
@@ -95,7 +97,7 @@ def check_hostile(ended: Ended, most_cpu: float = MOST_CPU, longest: int = LONGE
 
 
 def never_train() -> None:
-    """Lets a run end where it would begin to train."""
+    """Make a run end where it would begin to train."""
     from sprat.training.run import Run
 
     def train(*args: object) -> None:
@@ -106,7 +108,7 @@ def never_train() -> None:
 
 # --- models -------------------------------------------------------------------------------------
 
-# by key of the metadata, values that it cannot have
+# impossible values for each key of the metadata
 METADATA: dict[str, list[Any]] = {
     "format": [0, -1, 2, 10**30, "1", None, [1], True, 1.5, math.nan],
     "model": ["", "nothing", 5, None, ["SpratS"], {}, "ResNet18", "../SpratS", *NAMES],
@@ -127,7 +129,7 @@ METADATA: dict[str, list[Any]] = {
     ],
     "about": [None, [], "about", 3, [["dataset", "x"]]],
 }  # fmt: skip
-ABOUT: dict[str, list[Any]] = {  # the same within "about"
+ABOUT: dict[str, list[Any]] = {  # the same for the keys of "about"
     "dataset": [5, ["x"], {}, math.nan],
     "dataset_md5": [5, ["x"], {}],
     "pictures": [5, "x", ["x"], {"side": "x"}, {"nothing": 1}, {"side": -1}, {"side": [1]}],
@@ -265,7 +267,7 @@ TEXTS: dict[str, bytes] = {
     "a key twice": b"epochs = 1\nepochs = 2",
     "a PNG": b"\x89PNG\r\n\x1a\n" + bytes(100),
 }
-# by type, values in TOML that a setting of it cannot have
+# impossible values, in TOML, for a setting of each type
 WRONG: dict[type, list[str]] = {
     int: ['"x"', "1.5", "true", "[]", "{}", "nan", "-9223372036854775809", "1979-05-27", "[1]"],
     float: ['"x"', "true", "[]", "{}", "nan", "inf", "-inf", "-1e308", "1979-05-27", "[0.5]"],
@@ -273,14 +275,14 @@ WRONG: dict[type, list[str]] = {
     str: ["1", "1.5", "true", "[]", "{}", "nan", '["x"]', *map(json.dumps, NAMES)],
     tuple: ['"x"', "1", "true", "{}", '["x"]', "[[8]]", "[nan]", "[-1]", "[99999999999999999999]"],
 }
-EXTREME: dict[type, list[str]] = {  # a setting may allow them
+EXTREME: dict[type, list[str]] = {  # which some settings allow
     int: ["99999999999999999999", "99999999999999", "2147483648", "-1", "0"],
     float: ["1e308", "5e-324", "-0.0", "0", "9" * 400],
 }
 
 
 def _settings_spoilt(sound: str) -> Iterator[Variant]:
-    """A sound recipe in which one setting has another value, for all of both."""
+    """Yield a valid recipe with one setting changed, for every setting and value."""
     for key, hint in _settings():
         for values, refused in ((WRONG, True), (EXTREME, False)):
             for value in values.get(hint, []):
@@ -288,7 +290,7 @@ def _settings_spoilt(sound: str) -> Iterator[Variant]:
 
 
 def _settings() -> Iterator[tuple[str, type]]:
-    """Every setting of a recipe, by its dotted name, and its type."""
+    """Return the dotted name and the type of every setting of a recipe."""
     from sprat.settings.config import Config
 
     def settings(cls: Any, prefix: str) -> Iterator[tuple[str, type]]:
@@ -306,7 +308,7 @@ def _settings() -> Iterator[tuple[str, type]]:
 
 
 def _set(sound: str, key: str, value: str) -> bytes:
-    """A sound recipe, in which one setting has that value."""
+    """Return a valid recipe in which one setting has the given value."""
     table, _, name = key.rpartition(".")
     lines, where, done = [], "", False
     for line in sound.splitlines():

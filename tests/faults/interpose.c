@@ -1,10 +1,12 @@
-/* Calls of the C library that touch files, counted: at the Nth a process kills itself, or finds the
- * disk full from then on. Preloaded (LD_PRELOAD), and idle until a process calls `fault_arm`.
+/* Count the calls of the C library that touch files: at the Nth event the process kills itself, or
+ * from the Nth write on it finds the disk full. Preloaded (LD_PRELOAD), and idle until the process
+ * calls `fault_arm`.
  *
- * An event is what a program can be killed before: opening for writing, writing to a regular file,
- * renames, removals, folders, flushes, locks and rights. Of writes to one file in a row the 1st, 2nd,
- * 4th, 8th … are events. A write that is hit is torn: half of its bytes are written first. Python,
- * PyTorch's C++ and safetensors' Rust all pass here.
+ * An event is a call before which the process can be killed: opening for writing, writing to a
+ * regular file, renames, removals, folders, flushes, locks and permissions. Of consecutive writes
+ * to one file, the 1st, 2nd, 4th, 8th … are events. A write at which the process is killed is torn:
+ * half of its bytes are written first. Python, PyTorch's C++ and safetensors' Rust all make these
+ * calls.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -25,7 +27,7 @@ enum { IDLE, COUNT, KILL, FULL };
 
 static atomic_int mode = IDLE;
 static atomic_long events, writes, at;
-static int last_fd = -1; /* of the last write, if nothing else came since */
+static int last_fd = -1; /* of the last write, if no other event came since */
 static long in_a_row;
 
 void fault_arm(int new_mode, long number) {
@@ -44,7 +46,7 @@ static void die(const char *call, const char *what) {
     syscall(SYS_kill, syscall(SYS_getpid), SIGKILL);
 }
 
-/* An event that is no write: dies before it happens. */
+/* Count an event other than a write; if it is the Nth, die before it happens. */
 static void event(const char *call, const char *what) {
     last_fd = -1;
     if (mode != IDLE && ++events == at && mode == KILL) die(call, what ? what : "");
@@ -55,8 +57,8 @@ static int is_file(int fd) {
     return fd > 2 && fstat(fd, &stat) == 0 && S_ISREG(stat.st_mode);
 }
 
-/* How many of `size` bytes to write: all; half of them, where the write is hit (`*kills`: and then
- * die) or the disk becomes full; -1 and ENOSPC where it is full. */
+/* Return how many of `size` bytes to write: all; half of them, if the process is to die after this
+ * write (`*kills`) or the disk becomes full; or -1 with ENOSPC, if the disk is already full. */
 static ssize_t allowed(int fd, size_t size, int *kills) {
     *kills = 0;
     if (mode == IDLE || !is_file(fd)) return size;

@@ -1,5 +1,5 @@
-"""Kills at every file event and at random moments; then the command that the docs name, until the
-result is, bit for bit, that of a command that was left alone."""
+"""Kills at every file event and at random moments. The command that the docs name for this case
+must then give the same result, bit for bit, as a command that was never killed."""
 
 from faults.cases import Case, Kind, naming
 from faults.victims import Fault, Place
@@ -7,12 +7,14 @@ from faults.world import World
 
 WRITERS = ("train", "resume", "seeds", "export", "cache", "kernels", "report")
 OFTEN = ("train", "train", "resume", "seeds", "export", "cache", "kernels")
-IN_A_ROW = 2  # kills at random moments before a command is left alone
+IN_A_ROW = 2  # kills at random moments before a command may finish
 
 
 def at_events(world: World) -> Kind:
-    """A kill at every event of every command that writes; every other time one more, at a random
-    event of the command that follows."""
+    """A kill at every event of every command that writes.
+
+    In every other case, the command that follows is killed too, at a random event.
+    """
     moments = [(name, at) for name in WRITERS for at in range(1, world.unharmed[name].events + 1)]
 
     def attempt(case: Case) -> None:
@@ -29,7 +31,7 @@ def at_events(world: World) -> Kind:
 
 
 def at_random(world: World) -> Kind:
-    """Kills after random times, as many as FAULTS."""
+    """Kills after random times, FAULTS in total."""
 
     def attempt(case: Case) -> None:
         name = OFTEN[case.number % len(OFTEN)]

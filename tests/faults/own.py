@@ -1,7 +1,7 @@
-"""Own pictures that nobody prepared in good faith: folders, tables, archives and parquet files.
+"""Hostile pictures of a user's own: folders, tables, archives and parquet files.
 
-Each is used as it should be, or refused in a sentence and a remedy; what was given stays as it was,
-and so does the cache. Then sound pictures come to the same place, and are used.
+Each is used as it should be, or refused with a reason and a remedy. It stays unchanged, and the
+cache gains nothing but pictures that were read. Then intact pictures in its place must be used.
 """
 
 import contextlib
@@ -23,22 +23,22 @@ from faults.world import SIDE, World
 
 MOST_CPU = 20.0  # seconds
 MOST_MEMORY = 2 << 30  # bytes
-LONGEST = 10_000  # characters: twenty files that cannot be read are listed
+LONGEST = 10_000  # characters: a message may list twenty files that cannot be read
 CACHED = re.compile(r"sprat/(pictures/[0-9a-f]{12}-\d+\.pixels|archives/[0-9a-f]{32}/.*)", re.S)
 REMEDY = re.compile(r"[.;\n] ?[\w-]+ .*\S$")  # at the end of a refusal
-# "same": used, as the sound pictures that they are. "unreadable": refused, or used without a file
-# or row, which leaves the sound pictures. "damaged": refused, or the same.
+# "same": used, with the pixels of the intact pictures. "unreadable": refused, or used without a
+# file or row, which leaves the intact pictures. "damaged": refused, or used like "same".
 Ends = Literal["refused", "used", "same", "unreadable", "damaged", "any"]
 CODES = {"refused": (2,), "used": (0, 1), "same": (0, 1)}
 TRAINING = {"unreadable": (2,), **CODES}
-CHECKING = {"unreadable": (0, 1), **CODES}  # it reports what cannot be read
+CHECKING = {"unreadable": (0, 1), **CODES}  # `data check` reports what cannot be read
 
 
 class Variant(NamedTuple):
-    """Hostile own pictures.
+    """Hostile pictures.
 
-    make: writes them into an empty folder; returns the place to give. ends: how a command that
-    checks them, or trains on them, is to end.
+    make: writes them into an empty folder; returns the path to give to a command. ends: how a
+    command that checks them, or trains on them, must end.
     """
 
     name: str
@@ -47,9 +47,9 @@ class Variant(NamedTuple):
 
 
 def kind(world: World, sound: Sound, variants: Iterable[Variant], *more: str) -> Kind:
-    """The variants one after another by different commands, FAULTS of those and each one at least.
+    """Return a kind that gives the variants to different commands: FAULTS cases, at least one each.
 
-    more: names of commands that only this kind is given to.
+    more: names of further commands, for this kind alone.
     """
     listed = list(variants)
     check = ["data", "check", "--json", "--pictures.side", str(SIDE)]
@@ -98,7 +98,7 @@ def kind(world: World, sound: Sound, variants: Iterable[Variant], *more: str) ->
 
 
 def _check(variant: Variant, command: str, ended: Ended) -> None:
-    """Raises FailedError unless a command ended as the variant is to."""
+    """Raise FailedError unless a command ended as it must with this variant."""
     codes = {"train": TRAINING, "check": CHECKING, "skip": CHECKING}.get(command, {})
     ended.check(*codes.get(variant.ends, (0, 1, 2)))
     check_hostile(ended, MOST_CPU, LONGEST)
@@ -109,8 +109,8 @@ def _check(variant: Variant, command: str, ended: Ended) -> None:
 
 
 def _check_cache(place: Place, before: dict[str, Any], ended: Ended) -> None:
-    """Raises FailedError if something came into the cache but the pixels of pictures that were
-    read, and an archive that was not refused."""
+    """Raise FailedError if anything is new in the cache, except the pixels of pictures that were
+    read, and the content of an archive that was not refused."""
     after = _state(place.folder / "cache")
     new = [name for name in after if after[name] != before.get(name)]
     read = any(name.endswith(".pixels") for name in new)
@@ -119,7 +119,7 @@ def _check_cache(place: Place, before: dict[str, Any], ended: Ended) -> None:
 
 
 def _check_pixels(sound: Sound, place: Place, target: Path) -> None:
-    """Raises FailedError unless the pixels in the cache are those of the sound pictures."""
+    """Raise FailedError unless the pixels in the cache are those of the intact pictures."""
     name = hashlib.md5(os.fsencode(target.resolve()), usedforsecurity=False).hexdigest()[:12]
     content = (place.cache / "pictures" / f"{name}-{SIDE}.pixels").read_bytes()
     (length,) = struct.unpack("<Q", content[-8:])
@@ -128,7 +128,7 @@ def _check_pixels(sound: Sound, place: Place, target: Path) -> None:
 
 
 def _state(folder: Path) -> dict[str, Any]:
-    """Return what is in a folder, of each file its mode, size and time."""
+    """Return the mode, size and time of every file in a folder."""
     found: dict[str, Any] = {}
     for path, folders, files in os.walk(folder):
         for name in [*files, *(each for each in folders if _is_link(Path(path, each)))]:
@@ -146,7 +146,7 @@ def _is_link(path: Path) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    """Removes what is in a folder, whatever its rights."""
+    """Empty a folder, whatever its permissions."""
     for path, _, _ in os.walk(folder):
         Path(path).chmod(0o700)
     shutil.rmtree(folder)

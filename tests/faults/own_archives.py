@@ -1,4 +1,4 @@
-"""Archives of pictures: paths outside, links and devices, names that clash, bombs and damage."""
+"""Hostile archives of pictures: paths outside, links, devices, clashing names, bombs, damage."""
 
 import gzip
 import io
@@ -52,7 +52,7 @@ IMPOSSIBLE = ("class-0/" + "x" * 300, "a/" * 600 + "x.png", "class-0/" + "é" * 
 
 
 def archives(world: World) -> Kind:
-    """Archives in which something is wrong or odd, by every command that reads them."""
+    """Archives with something wrong or odd, for every command that reads archives."""
     sound = Sound(world)
     variants = [*_zips(sound), *_tars(sound), *_damaged(sound)]
     return kind(world, sound, variants)
@@ -67,10 +67,10 @@ def _variant(name: str, file: str, ends: Ends, make: Callable[[random.Random], b
 
 
 def _damaged(sound: Sound) -> Iterator[Variant]:
-    """Cut, or with some bits changed: three of these for each form."""
+    """Yield archives of every format: intact, cut off, with changed bits, or with other content."""
     for suffix in (".zip", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar"):
         whole = sound.packed(f".{suffix.rpartition('.')[2]}")
-        ends: Ends = "any" if suffix == ".tar" else "damaged"  # it has no checksum of its files
+        ends: Ends = "any" if suffix == ".tar" else "damaged"  # tar has no checksums of its files
         yield _variant("as it should be", f"a{suffix}", "same", lambda r, c=whole: c)
         yield _variant("in capitals", f"a{suffix.upper()}", "same", lambda r, c=whole: c)
         yield _variant("cut", f"a{suffix}", "damaged", lambda r, c=whole: c[: r.randrange(len(c))])
@@ -115,7 +115,7 @@ def _flip(content: bytes, rng: random.Random, bits: int) -> bytes:
 
 
 def _zip(sound: Sound, *members: tuple[str, bytes], **attributes: Any) -> bytes:
-    """The sound pictures, and these, whose entries have such attributes."""
+    """Return a zip of the intact pictures and `members`, whose entries have these attributes."""
     file = io.BytesIO(sound.packed(".zip"))
     with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as packed:
         for name, content in members:
@@ -128,7 +128,7 @@ def _zip(sound: Sound, *members: tuple[str, bytes], **attributes: Any) -> bytes:
 
 
 def _patched(content: bytes, signature: bytes, at: int, form: str, value: int) -> bytes:
-    """A zip in whose last entry of a kind a field has another value."""
+    """Return a zip with one field changed, in the last record that has this signature."""
     changed = bytearray(content)
     struct.pack_into(form, changed, changed.rindex(signature) + at, value)
     return bytes(changed)
@@ -272,7 +272,7 @@ def _alone(*members: tuple[str, bytes]) -> bytes:
 
 
 def _bomb() -> bytes:
-    """Ten files of which each says that it has 1 GB, and has it, within a megabyte each."""
+    """Return a zip whose directory lists one small file ten times, each time as 1 GB."""
     part = _alone(("a/x.png", bytes(1 << 20)))
     changed = part
     for signature, at in ((b"PK\1\2", 24), (b"PK\3\4", 22)):
@@ -281,12 +281,12 @@ def _bomb() -> bytes:
 
 
 def _overlapping(count: int) -> bytes:
-    """Entries of one file, each with a name of its own."""
+    """Return a zip whose entries have different names and share the content of one file."""
     return _directory(_alone(("a/x.png", b"x")), (b"a/%d" % n for n in range(count)))
 
 
 def _directory(content: bytes, names: Any) -> bytes:
-    """A zip of one file, whose directory lists it under these names."""
+    """Return a zip of one file with a directory that lists it under each of these names."""
     begin, end = content.index(b"PK\1\2"), content.index(b"PK\5\6")
     entry = bytearray(content[begin : begin + 46])
     parts, count = [], 0
@@ -305,7 +305,7 @@ def _directory(content: bytes, names: Any) -> bytes:
 
 
 def _tar(sound: Sound, name: str, content: bytes = b"", **attributes: Any) -> bytes:
-    """The sound pictures, and a member of such attributes."""
+    """Return a tar of the intact pictures and a member with these attributes."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", errors="surrogateescape") as tar:
         for path, _ in sound.rows:
@@ -319,7 +319,7 @@ def _tar(sound: Sound, name: str, content: bytes = b"", **attributes: Any) -> by
 
 
 def _header(sound: Sound, **attributes: Any) -> bytes:
-    """The sound pictures, and the header alone of a member: what it says need not be there."""
+    """Return a tar of the intact pictures and the header of a member that has no content."""
     member = tarfile.TarInfo("class-0/x.png")
     for key, value in attributes.items():
         setattr(member, key, value)

@@ -1,4 +1,4 @@
-"""Folders of pictures: links, pipes, rights, odd names, and files that are odd pictures or none."""
+"""Hostile folders of pictures: links, pipes, permissions, odd names, odd pictures or none."""
 
 import contextlib
 import io
@@ -21,7 +21,7 @@ from faults.world import World
 
 
 def folders(world: World) -> Kind:
-    """Folders in which something is wrong or odd, by every command that reads folders."""
+    """Folders with something wrong or odd, for every command that reads folders."""
     sound = Sound(world)
     return kind(world, sound, [*_arranged(sound), *_with_a_picture(sound)], "predict")
 
@@ -168,7 +168,7 @@ def _arranged(sound: Sound) -> Iterator[Variant]:
 
 
 def _listen(folder: Path) -> None:
-    """Leaves a socket in a folder, whose path may be longer than a socket's."""
+    """Leave a socket in a folder, even if its full path is too long for a socket."""
     with contextlib.chdir(folder), socket.socket(socket.AF_UNIX) as server:
         server.bind("socket.png")
 
@@ -217,7 +217,7 @@ def _flipped(content: bytes, rng: random.Random) -> bytes:
 
 
 def _png_of(width: int, height: int) -> bytes:
-    """A PNG that says it has that size, and has no pixels."""
+    """Return a PNG that claims this size and has no pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (

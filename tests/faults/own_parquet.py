@@ -1,4 +1,4 @@
-"""Parquet files of pictures: columns of other kinds, labels without names, shards that disagree."""
+"""Hostile parquet files: columns of other kinds, labels without names, shards that disagree."""
 
 import json
 import random
@@ -13,7 +13,7 @@ from faults.world import World
 
 
 def shards(world: World) -> Kind:
-    """Parquet files in which something is wrong or odd, by every command that reads them."""
+    """Parquet files with something wrong or odd, for every command that reads them."""
     sound = Sound(world)
     if not sound.shards.exists():
         in_a_process(lambda: _write_all(sound))
@@ -21,7 +21,7 @@ def shards(world: World) -> Kind:
 
 
 def _as_written(sound: Sound) -> Iterator[Variant]:
-    """What `_write_all` wrote: a file, or a folder of files."""
+    """Yield what `_write_all` wrote: files, and folders of files."""
     for name, end in ENDS.items():
 
         def make(folder: Path, rng: random.Random, name: str = name) -> Path:
@@ -126,7 +126,7 @@ ENDS: dict[str, Ends] = {
 
 
 def _write_all(sound: Sound) -> None:
-    """Writes every file of ENDS, as NAME@FILE.parquet, and sound.parquet."""
+    """Write every file of ENDS as NAME@FILE.parquet, and sound.parquet."""
     import pyarrow as pa
     from pyarrow import parquet
 

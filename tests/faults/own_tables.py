@@ -1,4 +1,4 @@
-"""Tables of pictures: odd texts, columns, paths, labels and parts, in CSV, TSV and JSON lines."""
+"""Hostile tables in CSV, TSV and JSON lines: odd text, columns, paths, labels and splits."""
 
 import json
 import os
@@ -16,7 +16,7 @@ LONG = "x" * 100_000
 
 
 def tables(world: World) -> Kind:
-    """Tables in which something is wrong or odd, by every command that reads them."""
+    """Tables with something wrong or odd, for every command that reads tables."""
     sound = Sound(world)
     return kind(
         world,
@@ -199,7 +199,7 @@ def _paths(sound: Sound) -> Iterator[Variant]:
         yield Variant(f"a path {name}", used, "same")
 
     def outside(folder: Path, rng: random.Random) -> Path:
-        """A link in the folder to a file outside it."""
+        """Write a table that lists a link to a file outside the folder."""
         place = _variant(sound, "", "any", sound.table() + "class-0/out.png,class-0\n").make(
             folder, rng
         )

@@ -1,4 +1,4 @@
-"""Pictures that are small as files, and would take seconds or gigabytes to decode."""
+"""Pictures in small files that would take seconds or gigabytes to decode."""
 
 import io
 import struct
@@ -21,7 +21,7 @@ def _picture(name: str) -> Callable[[Callable[[], bytes]], Callable[[], bytes]]:
 
 
 def write_all(folder: Path) -> dict[str, Path]:
-    """Writes each into the folder; gives the files by name."""
+    """Write every picture into the folder; return the files by name."""
     folder.mkdir()
     made = {name: folder / name for name in MAKERS}
     for name, path in made.items():
@@ -34,7 +34,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def _png(width: int, height: int, *more: bytes, interlaced: bool = False) -> bytes:
-    """Grey and black; `more` chunks before the pixels."""
+    """Return a black PNG in greyscale, with the chunks `more` before its pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, interlaced)
     packer = zlib.compressobj(9)
     row, pixels = bytes(width + 1), b""
@@ -99,15 +99,15 @@ def scans_jpeg() -> bytes:
 
 @_picture("60 scans of 25 megapixels.jpg")
 def large_scans_jpeg() -> bytes:
-    return _scans(5_000, 54)  # and its own
+    return _scans(5_000, 54)  # and its own six
 
 
 def _scans(side: int, more: int) -> bytes:
-    """A progressive JPEG with one of its scans repeated."""
+    """Return a progressive JPEG with one of its scans repeated."""
     file = io.BytesIO()
     Image.new("L", (side, side), 100).save(file, "JPEG", progressive=True)
     content = file.getvalue()
-    begin = content.index(b"\xff\xda", content.index(b"\xff\xda") + 2)  # of the second scan
+    begin = content.index(b"\xff\xda", content.index(b"\xff\xda") + 2)  # start of the second scan
     following = content.find(b"\xff\xda", begin + 2)
     return content[:begin] + content[begin:following] * more + content[begin:]
 
@@ -138,7 +138,7 @@ def strips_tiff() -> bytes:
 
 
 def _tiff(width: int, height: int, tile: int) -> bytes:
-    """Black and white; every tile, or every row where `tile` is 0, is the same few bytes."""
+    """Return a TIFF of one bit per pixel whose tiles (rows if `tile` is 0) share a few bytes."""
     count = (width // tile) * (height // tile) if tile else height
     data = bytes(tile * -(-tile // 8) or 1)
     header_size, entries = 8, 12

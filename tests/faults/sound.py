@@ -1,4 +1,4 @@
-"""Sound pictures in every form, to be spoilt, and to be used after those that are."""
+"""Intact pictures in every form, to be damaged, and to be used after damaged ones."""
 
 import io
 import json
@@ -13,14 +13,14 @@ import numpy as np
 
 from faults.world import CLASSES, World
 
-PICTURES = 6  # of each class
+PICTURES = 6  # in each class
 TARS = {".tar": "w", ".tgz": "w:gz", ".gz": "w:gz", ".bz2": "w:bz2", ".xz": "w:xz"}
 
 
 class Sound:
-    """Pictures of a few classes: as class folders, and as files of the other forms by suffix.
+    """Intact pictures of a few classes, as class folders or as a file whose suffix says its form.
 
-    rows: path and label of each picture. pixels: of all, as the cache holds them.
+    rows: path and label of each picture. pixels: those of all pictures, as the cache stores them.
     """
 
     def __init__(self, world: World) -> None:
@@ -46,12 +46,12 @@ class Sound:
             return np.asarray(image).transpose(2, 0, 1).tobytes()
 
     def copy(self, to: Path) -> Path:
-        """Puts the class folders into a folder; returns that."""
+        """Copy the class folders into a folder; return that folder."""
         shutil.copytree(self.folder, to, dirs_exist_ok=True)
         return to
 
     def packed(self, suffix: str) -> bytes:
-        """Return an archive."""
+        """Return an archive of the pictures."""
         file = io.BytesIO()
         if suffix == ".zip":
             with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
@@ -64,12 +64,12 @@ class Sound:
         return file.getvalue()
 
     def table(self, separator: str = ",") -> str:
-        """Return a table of the pictures, next to which the class folders are to be."""
+        """Return a table of the pictures, to be put next to the class folders."""
         return "".join(separator.join(row) + "\n" for row in [("path", "label"), *self.rows])
 
     def put(self, place: Path) -> Path:
-        """Writes the pictures to a place, as the file that its name says, or else as a folder;
-        returns the place."""
+        """Write the pictures to a path, as a file if its suffix says so or else as a folder; return
+        the path."""
         suffix = place.suffix.lower()
         if suffix == ".zip" or suffix in TARS:
             place.write_bytes(self.packed(suffix))
@@ -87,7 +87,7 @@ class Sound:
 
 
 def in_a_process(make: Callable[[], None]) -> None:
-    """Runs something that starts threads, where it does not matter."""
+    """Run a function that starts threads in a separate process, so that this one can still fork."""
     process = multiprocessing.get_context("fork").Process(target=make)
     process.start()
     process.join()

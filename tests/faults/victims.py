@@ -1,7 +1,7 @@
-"""Commands of sprat in processes that can be killed, forked off one that has imported everything.
+"""Commands of sprat in processes that can be killed, forked from one that has imported everything.
 
 A victim is `sprat …` in a folder of its own, with its own home and cache. It may be killed at the
-Nth event, or find the disk full at the Nth write (interpose.c), or be killed after some seconds.
+Nth event, find the disk full from the Nth write on (interpose.c), or be killed after some seconds.
 """
 
 import contextlib
@@ -23,15 +23,15 @@ from typing import Literal
 from faults.cases import FailedError
 
 HERE = Path(__file__).parent
-DEADLINE = 120  # seconds; who takes longer hangs
-MEMORY = 16 << 30  # bytes of address space that a victim may take
+DEADLINE = 120  # seconds; a victim that takes longer hangs
+MEMORY = 16 << 30  # bytes of address space that a victim may use
 
 Mode = Literal["count", "kill", "full"]
 MODES: dict[Mode, int] = {"count": 1, "kill": 2, "full": 3}
 
 
 def preload(scratch: Path) -> None:
-    """Starts this program again with interpose.c preloaded, and one thread everywhere, since a
+    """Restart this program with interpose.c preloaded and one thread in every library, since a
     process with threads cannot be forked."""
     library = scratch / "interpose.so"
     command = ["cc", "-O2", "-shared", "-fPIC", str(HERE / "interpose.c"), "-o", str(library)]
@@ -42,14 +42,17 @@ def preload(scratch: Path) -> None:
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "MPLCONFIGDIR": str(scratch / "matplotlib"),
-        "PYTHONDONTWRITEBYTECODE": "1",  # or the first victim would touch more files
+        "PYTHONDONTWRITEBYTECODE": "1",  # otherwise the first victim would write more files
     }
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], env)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to a victim: killed at the Nth event, or the disk full from the Nth write on."""
+    """A fault for a victim: a kill at the Nth event, or a full disk from the Nth write on.
+
+    The mode "count" only counts events and writes.
+    """
 
     mode: Mode
     at: int = 0
@@ -57,13 +60,13 @@ class Fault:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a victim ended."""
+    """A victim's exit code and output, and what it used."""
 
-    code: int | None  # minus the signal where one killed it; None: it hung
+    code: int | None  # minus the signal that killed it, if one did; None: it hung
     out: str
     err: str
     cpu: float  # seconds
-    memory: int  # bytes, the most at a time
+    memory: int  # bytes, at the peak
     seconds: float
 
     @property
@@ -71,7 +74,7 @@ class Ended:
         return self.code == -signal.SIGKILL
 
     def check(self, *codes: int) -> "Ended":
-        """Itself, unless it ended as no command may, or with none of `codes`."""
+        """Return self; raise FailedError if it hung or crashed, or ended with none of `codes`."""
         if self.code is None:
             raise FailedError("lost", f"hung for {DEADLINE} seconds: {self}")
         if "Traceback (most recent call last)" in self.err or self.code not in (0, 1, 2):
@@ -86,7 +89,7 @@ class Ended:
 
 
 class Victim:
-    """A process that runs a command."""
+    """Process that runs a command."""
 
     def __init__(self, pid: int, folder: Path) -> None:
         self.pid, self._folder = pid, folder
@@ -95,7 +98,7 @@ class Victim:
         self._status: tuple[int, float, int] | None = None  # code, seconds of CPU, bytes
 
     def ends_within(self, seconds: float) -> bool:
-        """Waits for it so long at most."""
+        """Wait for the process to end, at most this long; return whether it did."""
         if self._status is None:
             if not select.select([self._handle], [], [], seconds)[0]:
                 return False
@@ -106,7 +109,7 @@ class Victim:
         return True
 
     def wait(self, kill_after: float | None = None) -> Ended:
-        """Waits for its end, or kills it after some seconds."""
+        """Wait for the process to end, or kill it after some seconds."""
         if kill_after is not None and not self.ends_within(kill_after):
             self.signal(signal.SIGKILL)
         hung = not self.ends_within(DEADLINE)
@@ -118,7 +121,7 @@ class Victim:
         return Ended(None if hung else code, out, err, cpu, memory, seconds)
 
     def said(self) -> tuple[str, str]:
-        """What it has printed so far to stdout and stderr."""
+        """Return what the process has printed so far to stdout and stderr."""
         out, err = ((self._folder / n).read_text(errors="replace") for n in ("out", "err"))
         return out, err
 
@@ -127,7 +130,7 @@ class Victim:
             os.kill(self.pid, number)
 
     def end(self) -> None:
-        """Kills it and what it started."""
+        """Kill the process and what it started."""
         self.signal(signal.SIGKILL)
         self.ends_within(DEADLINE)
         with contextlib.suppress(ProcessLookupError):
@@ -138,7 +141,7 @@ class Victim:
 
 
 class Place:
-    """A folder with a home and a cache, in which victims run one after another."""
+    """Folder with a home and a cache, in which victims run one after another."""
 
     def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
         self.folder = folder
@@ -161,7 +164,7 @@ class Place:
         after: float | None = None,
         prepare: Callable[[], None] = lambda: None,
     ) -> Ended:
-        """Runs a command to its end or its fault, or kills it after some seconds."""
+        """Run a command to its end or its fault, or kill it after some seconds."""
         with self.started(*words, fault=fault, prepare=prepare) as victim:
             return victim.wait(after)
 
@@ -172,7 +175,7 @@ class Place:
         fault: Fault | None = None,
         prepare: Callable[[], None] = lambda: None,
     ) -> Iterator[Victim]:
-        """A command that runs; whatever it started is dead at the end."""
+        """Start a command; kill it and whatever it started at the end."""
         sys.stdout.flush()
         sys.stderr.flush()
         for name in ("out", "err"):
@@ -187,12 +190,12 @@ class Place:
             victim.end()
 
     def counted(self) -> tuple[int, int]:
-        """File events and writes of the last victim, whose fault was "count"."""
+        """Return how many file events and writes the last victim, with the fault "count", had."""
         events, writes = (self.folder / "counted").read_text().split()
         return int(events), int(writes)
 
     def _become(self, words: list[str], fault: Fault | None, prepare: Callable[[], None]) -> None:
-        """Makes this forked process `sprat WORDS`; never returns."""
+        """Turn this forked process into `sprat WORDS`; never return."""
         code = 1
         try:
             import resource
@@ -201,7 +204,7 @@ class Place:
 
             os.setsid()
             os.environ.update(self.env)
-            tempfile.tempdir = None  # of the process that this was forked off
+            tempfile.tempdir = None  # forget that of the process that forked this one
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             for fd, name in ((1, "out"), (2, "err")):

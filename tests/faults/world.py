@@ -1,4 +1,4 @@
-"""What the cases share: pictures, recipes, commands that write, and what they wrote unharmed."""
+"""Pictures, recipes and commands that the cases share, and the results without a fault."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from typing import Any
 from faults.cases import FailedError
 from faults.victims import Ended, Fault, Place
 
-CLASSES, PICTURES, SIDE = 3, 24, 16  # pictures of each class
+CLASSES, PICTURES, SIDE = 3, 24, 16  # PICTURES: in each class
 RECIPE = """
 dataset = "{pictures}"
 model = "SpratS"
@@ -41,7 +41,8 @@ crop = 2
 [ema]
 decay = 0.9
 """
-# Stands in for the C compiler: it compiles each library once, and later copies it in two pieces.
+# Stand-in for the C compiler: it compiles each library once, and writes it in two pieces, so that
+# it can be killed in between.
 COMPILER = """#!/bin/sh
 for word; do
     if [ "$last" = -o ]; then output=$word; else key="$key $word"; fi
@@ -53,19 +54,19 @@ head -c 20000 "$made" >"$output"
 sleep 0.02
 cat "$made" >"$output"
 """
-# what differs from run to run, at any depth of a JSON file
+# keys whose values differ from run to run, at any depth of a JSON file
 TIMES = {"seconds", "images_per_s", "peak_memory_bytes", "training_time_hours", "git"}
 
 
 @dataclass(frozen=True)
 class Command:
-    """One that reads or writes the files of a run.
+    """A command that reads or writes the files of a run.
 
-    words: how it is given. Where `again` is not None, it is how it is given after a fault.
-    base: whose work folder it starts from, after that command ran unharmed; "" starts from nothing.
-    pixels, kernels: whether they are in the cache before it.
-    resumes: after a fault it is `train --resume run`, once there is a run.
-    prints: what it prints is part of its result.
+    words: its arguments. again: its arguments after a fault, if they are others.
+    base: the command in whose work folder (left without a fault) it starts; "": in an empty one.
+    pixels, kernels: whether these are in the cache before it starts.
+    resumes: after a fault it becomes `train --resume run`, once there is a run.
+    prints: whether its output is part of its result.
     """
 
     words: list[str]
@@ -79,7 +80,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Unharmed:
-    """A command that ended well: what it left and printed, and what it took."""
+    """A command that ran without a fault: what it left and printed, and what it took."""
 
     folder: Path  # its place
     out: str
@@ -89,7 +90,7 @@ class Unharmed:
 
 
 class World:
-    """Made once, before the cases, which copy from it and leave it as it is."""
+    """Everything that is prepared once, before the cases; they copy from it and never change it."""
 
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
@@ -110,7 +111,7 @@ class World:
         self.commands = self._commands()
         _warm_up(self)
         self.caches.mkdir()
-        with self._temporary() as place:  # compiles, and fills the caches
+        with self._temporary() as place:  # compiles the kernels, and fills the cache
             place.sprat(*self.commands["kernels"].words).check(0)
             shutil.copytree(place.cache, self.caches / "sprat")
         self.unharmed: dict[str, Unharmed] = {}
@@ -143,7 +144,7 @@ class World:
                 Image.fromarray(pixels).save(folder / f"{number}.png")
 
     def train(self, recipe: str, *words: str) -> list[str]:
-        """The words of a command that trains into the folder `run`."""
+        """Return the arguments of a command that trains into the folder `run`."""
         return [
             "train",
             "--recipe",
@@ -189,7 +190,7 @@ class World:
         return Unharmed(folder, ended.out, *place.counted(), ended.seconds)
 
     def _interrupt(self, place: Place, events: int) -> Unharmed:
-        """Kills a run once it has saved its first epoch."""
+        """Kill a run once it has saved its first epoch."""
         run = place.work / "run"
         for at in range(events // 3, events):
             shutil.rmtree(run, ignore_errors=True)
@@ -206,7 +207,7 @@ class World:
 
     @contextmanager
     def place(self, name: str) -> Iterator[Place]:
-        """A place where the command of that name can be given."""
+        """Provide a place where the command of that name can run."""
         with self._temporary() as place:
             yield self._fill(place, self.commands[name])
 
@@ -221,14 +222,14 @@ class World:
         return place
 
     def again(self, name: str, place: Place) -> list[str]:
-        """The command to give after a fault, as the documentation says."""
+        """Return the command to give after a fault, according to the documentation."""
         command = self.commands[name]
         if command.resumes and (place.work / "run" / "config.json").exists():
             return self.commands["resume"].words
         return command.again or command.words
 
     def check_same(self, name: str, place: Place, ended: Ended) -> None:
-        """Raises FailedError unless a command that ended well left what it leaves unharmed."""
+        """Raise FailedError unless a command left the same as without a fault."""
         unharmed = self.unharmed[name]
         if self.commands[name].prints and ended.out != unharmed.out:
             raise FailedError("silent", f"printed {ended.out} instead of {unharmed.out}")
@@ -243,13 +244,13 @@ class World:
 
 
 def listing(folder: Path) -> set[str]:
-    """The files in the work folder and the cache of a place."""
+    """Return the files in the work folder and the cache of a place."""
     found = (file for name in ("work", "cache") for file in (folder / name).rglob("*"))
     return {str(file.relative_to(folder)) for file in found}
 
 
 def contents(file: Path) -> Any:
-    """What has to be the same whenever it was written: all but times, last.pt and drawings."""
+    """Return what must be the same in every run: all but times, last.pt and drawings."""
     if file.is_dir() or file.suffix in (".pt", ".png", ".html"):
         return None
     if file.suffix in (".json", ".jsonl"):
@@ -269,8 +270,8 @@ def _without_times(value: Any) -> Any:
 
 
 def _warm_up(world: World) -> None:
-    """Runs commands in this process, so that its victims find imported what they import, and
-    computed what they compute once. Kernels stay out: they would start threads."""
+    """Run commands in this process, so that its victims inherit all imports and everything that is
+    computed only once. Kernels are left out: they would start threads."""
     import sprat.deploy.agreement
     import sprat.serve.server
     from sprat.cli import main
@@ -279,7 +280,7 @@ def _warm_up(world: World) -> None:
     place = Place(world.scratch / "warm-up", world.env | {"CC": "false"})
     before, here, argv = dict(os.environ), Path.cwd(), sys.argv
     cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})  # commands take a thread a core
+    os.sched_setaffinity(0, {min(cores)})  # commands use one thread per core
     os.environ.update(place.env)
     os.chdir(place.work)
     names = ("train", "evaluate", "predict", "report", "compare", "export", "cache")

@@ -1,4 +1,4 @@
-"""The fastest way to a trained network's answers, against the network itself."""
+"""Tests of the compiled kernels for inference, compared with the network itself."""
 
 import pickle
 from pathlib import Path
@@ -131,7 +131,7 @@ class TestFrozenNetwork:
         plain._compiled = None
         expected = predict_probabilities(plain, images, PLAIN, VIEWS[views])
         assert (found - expected).abs().max() < 1e-5
-        assert not torch.equal(found, expected)  # they did come from the kernels
+        assert not torch.equal(found, expected)  # so these came from the kernels
 
     def test_weights_changed_between_two_evaluations_are_seen(self) -> None:
         network, images = trained("SpratS"), torch.randint(256, (2, 3, 32, 32)).byte()
@@ -157,7 +157,7 @@ class TestFrozenNetwork:
             assert torch.equal(frozen(images), network(images))
             frozen.expect(1)
             assert called.exists()
-            assert torch.equal(frozen(images), network(images))  # the compiler failed
+            assert torch.equal(frozen(images), network(images))  # since the compiler failed
         finally:
             build.load.cache_clear()
 

@@ -1,4 +1,4 @@
-"""The compiled kernels against their plain twin, the network itself."""
+"""Tests of the compiled kernels, compared with their plain twin, the network itself."""
 
 import copy
 import dataclasses
@@ -55,8 +55,8 @@ class TestAgainstPlainTwin:
         self, network: nn.Module, shape: tuple[int, int]
     ) -> None:
         fast, worst = CPUTrunk(network, bf16=False, threads=2), []
-        # of millions of values one within rounding of 0 may fall on the other side of ReLU, and
-        # every gradient before it changes a little at once: not every draw has such a value
+        # Among millions of values, one within rounding of 0 may fall on the other side of ReLU,
+        # which changes every gradient before it a little. Not every draw has such a value.
         for _ in range(10):
             network.zero_grad()
             found = far_from_twin(network, fast, torch.randn(16, 3, *shape))
@@ -91,14 +91,14 @@ class TestAgainstPlainTwin:
                 nn.functional.cross_entropy(forward(images[step]), targets[step]).backward()
                 optimizer.step()
         for (name, ours), theirs in zip(network.named_parameters(), twin.parameters(), strict=True):
-            # a sum that rounds to the other side of ReLU's 0 moves the weights by up to 0.01 of
-            # their norm: torch's too, next to a twin in float64
+            # A sum that rounds to the other side of ReLU's 0 moves the weights by up to 0.01 of
+            # their norm, as it does for torch compared with a twin in float64.
             assert distance(ours, theirs) < 0.02, name
 
     @pytest.mark.parametrize("images", [1, 16, 150])
     def test_evaluation_of_any_number_of_images(self, network: nn.Module, images: int) -> None:
         network.train()
-        network(torch.randn(16, 3, 16, 16))  # running statistics of their own
+        network(torch.randn(16, 3, 16, 16))  # changes the running statistics
         fast = CompiledNetwork(network, bf16=False, threads=2).eval()
         batch = torch.randn(images, 3, 16, 16)
         before = {name: buffer.clone() for name, buffer in network.named_buffers()}
@@ -187,7 +187,7 @@ def nothing_loaded() -> Iterator[None]:
 
 @pytest.fixture
 def quick_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nothing_loaded: None) -> None:
-    """Makes libraries that can only say that they are ready, and an empty cache for them."""
+    """Set up a compiler whose libraries only report that they are ready, and an empty cache."""
     if shutil.which("cc") is None:
         pytest.skip("there is no C compiler")
     compiler = tmp_path / "compiler"
@@ -298,7 +298,7 @@ class TestChoice:
         middle = len(whole) // 2
         flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
         for damaged in (flipped, whole[:-1], whole[:middle], b""):
-            library.unlink()  # this process has it mapped
+            library.unlink()  # rather than overwrite it: this process has it mapped
             library.write_bytes(damaged)
             build.load.cache_clear()
             assert not build.is_built("trunk")
@@ -380,8 +380,8 @@ class TestChoice:
 
 
 class Toy(nn.Module):
-    """A user's own: three sizes of windows and three convolutions beside the identity, then a
-    halving beside a projection."""
+    """A user's own network: a block with windows of three sizes, three convolutions and an identity
+    shortcut, then one of stride 2 with a projection."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -414,7 +414,7 @@ def depthwise(channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(channels, channels, kernel, stride, padding, groups=channels, bias=False)
 
 
-# convolutions of a block (kernels of their windows, 1 for none; width; stride), and its shortcut
+# for each block: its convolutions (sizes of windows, 1 for none; width; stride) and its shortcut
 BLOCKS: dict[str, list[tuple[list[tuple[tuple[int, ...], int, int]], str]]] = {
     "the stem alone": [],
     "no window and no shortcut": [([((1,), 8, 1)], "none")],
@@ -432,7 +432,7 @@ BLOCKS: dict[str, list[tuple[list[tuple[tuple[int, ...], int, int]], str]]] = {
 
 
 class Described(nn.Module):
-    """A network of given blocks, computed in torch as the records' docstrings say."""
+    """A network of given blocks, computed in torch as the docstrings in models/blocks.py say."""
 
     def __init__(self, *blocks: tuple[list[tuple[tuple[int, ...], int, int]], str]) -> None:
         super().__init__()
@@ -512,7 +512,7 @@ class TestAnyNetworkOfKnownBlocks:
         trunk, found = CPUTrunk(network, bf16=False, threads=2), {}
         for _ in range(3):  # a draw may have a value within rounding of ReLU's 0, as above
             network.zero_grad()
-            # a lone input's weights have a gradient of 0: BatchNorm undoes what they change
+            # the weights of a single input have a gradient of 0: BatchNorm undoes their scale
             found = far_from_twin(network, trunk, torch.randn(LANES, 3, 16, 17), least=0.01)
             if max(found.values()) < 1e-4:
                 break
@@ -533,7 +533,7 @@ class TestAnyNetworkOfKnownBlocks:
         assert all(map(math.isfinite, found.values()))
 
     def check(self, network: nn.Module) -> None:
-        """Three steps of SGD and an evaluation give what they give in torch."""
+        """Check that three steps of SGD and an evaluation give the same results as in torch."""
         torch.manual_seed(11)
         for parameter in network.parameters():
             if parameter.ndim > 1:
@@ -564,7 +564,7 @@ class TestDescriptions:
                 return 2 * super().features(images)
 
         class LouderStill(Louder):
-            """Overrides nothing itself."""
+            """Subclass that overrides nothing itself."""
 
         class Deaf(Toy):
             def forward(self, images: Tensor) -> Tensor:
@@ -651,7 +651,7 @@ def test_every_file_of_kernels_names_its_plain_twin_and_what_compares_both(path:
 
 
 def test_the_kernels_import_no_network() -> None:
-    """They know networks by their descriptions alone."""
+    """Check that the kernels depend only on the descriptions of networks."""
     for path in Path(kernels.__file__).parent.rglob("*.py"):
         imported = re.findall(r"(?:from|import) (sprat\.models\S*)", path.read_text())
         assert set(imported) <= {"sprat.models.blocks"}, path
@@ -670,7 +670,7 @@ def test_on_a_gpu_output_gradients_and_statistics_in_fp32(spec: str | NetworkCon
     for pooled in (ours, theirs):
         (pooled * direction).sum().backward()
     for (name, parameter), plain in zip(network.named_parameters(), twin.parameters(), strict=True):
-        if parameter.grad is not None:  # TF32 may be on in the twin
+        if parameter.grad is not None:  # the twin may use TF32
             assert distance(parameter.grad, plain.grad) < 0.05, name  # type: ignore[arg-type]
     for ours, theirs in zip(network.buffers(), twin.buffers(), strict=True):
         assert distance(ours.float(), theirs.float()) < 1e-3

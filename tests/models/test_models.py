@@ -1,4 +1,4 @@
-"""Networks: counts, shapes, names, gradients; properties over the whole table."""
+"""Tests of all networks: parameter counts, shapes, names and gradients."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_the_briefs_network_has_exactly_its_parameters() -> None:
                for name, _ in network.named_parameters())  # fmt: skip
 
 
-# name -> parameters with ten classes, as published; of sprat's own as counted
+# name -> parameters with ten classes: as published, or as counted for sprat's own networks
 PUBLISHED = {
     "OptimizedCIFAR10Net200K": 150_690,
     "SpratNet": 101_311,
@@ -28,7 +28,7 @@ PUBLISHED = {
     "SpratS": 40_726,
     "SpratM": 94_858,
     "SpratL": 192_240,
-    "ResNet8": 78_186,  # 78,666 as Keras counts, with 480 running statistics
+    "ResNet8": 78_186,  # Keras counts 78,666, with 480 running statistics
     "ResNet20": 272_474,
     "ResNet20A": 269_722,
     "WRN16x1": 175_066,

@@ -1,4 +1,4 @@
-"""Networks as specs: by name, with settings, and as a user's own code."""
+"""Tests of specs of networks: names, settings, and a user's own code."""
 
 import dataclasses
 import json
@@ -64,7 +64,7 @@ not_a_network = 3
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file of a user's networks, which was not named yet."""
+    """Return a file with a user's own networks, which has not been named with --code yet."""
     monkeypatch.setattr(code, "_used", {})
     path = tmp_path / "my_nets.py"
     path.write_text(OWN)
@@ -82,7 +82,7 @@ class TestEverySpec:
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
     def test_goes_through_the_compiled_kernels(self, spec: NetworkConfig) -> None:
-        """test_kernels.py compares what they compute."""
+        """Check only that the kernels support it; test_kernels.py compares their results."""
         assert blueprint_of(build_network(spec)) is not None
         reason = why_not(draft_network(spec), torch.device("cpu"), 16)
         assert reason is None or "compiler" in reason
@@ -294,7 +294,7 @@ class TestOwnCode:
 
         look = Look()
         train(SMALL.changed(limits), tiny, tmp_path / "run", recipe="small", observer=look)
-        assert look.built == 2  # the draft, and the run's own
+        assert look.built == 2  # the draft, and the network of the run
 
     def test_answers_that_are_no_logits_are_refused_before_training(
         self, own: Path, tiny: Dataset, tmp_path: Path
@@ -312,7 +312,7 @@ def test_every_name_is_a_class() -> None:
 
 
 class TestOwnCodeOnTheCommandLine:
-    """A run made with it is refused without --code, with a command to paste that works."""
+    """Tests of runs with own code: without --code, the error gives a command that works."""
 
     @pytest.fixture
     def run(self, own: Path, here: Here, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -327,7 +327,7 @@ class TestOwnCodeOnTheCommandLine:
         return Path("own")
 
     def _forget(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """As a new process would be."""
+        """Forget the user's code, as a new process would."""
         monkeypatch.setattr(code, "_used", {})
         Path("ran").unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Networks for grey images, of one channel: every one, and the compiled kernels and C of some."""
+"""Tests of all networks with grey images (one channel); of some in compiled kernels and in C."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from sprat.kernels import Inference, why_not
 from sprat.kernels.cpu.plan import CPUTrunk
 from sprat.models import NETWORKS, build_network, draft_network
 
-# a stem of an odd number of channels, one of another stride, and the two families' own
+# both families as they are, a stem with an odd number of channels, and one with another stride
 COMPUTED = ["OptimizedCIFAR10Net200K", "SpratT", SPECS[1], SPECS[4]]
 
 
@@ -38,7 +38,7 @@ def test_every_network_learns_from_one_channel(name: str) -> None:
 def test_arithmetic_and_memory_are_those_of_one_channel() -> None:
     grey, coloured = (summarize(draft_network("SpratT", in_channels=n), 16) for n in (1, 3))
     assert (grey.channels, grey.image_bytes, coloured.image_bytes) == (1, 256, 768)
-    assert coloured.macs - grey.macs == 2 * 9 * 16 * 16 * 16  # of the stem, 16 channels wide
+    assert coloured.macs - grey.macs == 2 * 9 * 16 * 16 * 16  # in the stem, 16 channels wide
     plan = memory_plan(draft_network("SpratT", in_channels=1), 16)
     assert plan.image == 256
     assert coloured.plan is not None

@@ -1,4 +1,4 @@
-"""The server as clients meet it, well-meaning and hostile: a real process, real sockets."""
+"""Tests of the server with good and hostile clients: a real process and real sockets."""
 
 import asyncio
 import base64
@@ -72,7 +72,7 @@ LIMITS = {
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """Of the best model that ships, with small limits, behind a proxy on this machine."""
+    """Run a server of the best shipped model, with small limits, behind a proxy on this machine."""
     options = [word for name, value in LIMITS.items() for word in (f"--{name}", value)]
     with serving("--trusted-proxies", "127.0.0.1", *options) as running:
         yield running
@@ -80,7 +80,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def classifier() -> Iterator[sprat.Classifier]:
-    """On one thread: the server has the other."""
+    """Load the same model, on one thread: the server uses another."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield sprat.load(device="cpu")
@@ -88,7 +88,7 @@ def classifier() -> Iterator[sprat.Classifier]:
 
 
 def raw(server: Server, *pieces: bytes) -> tuple[int, dict[str, Any]]:
-    """Sends bytes as they are; status and JSON of the answer."""
+    """Send bytes as they are; return the status and the JSON of the answer."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         for piece in pieces:
             connection.sendall(piece)
@@ -107,7 +107,7 @@ JPEG, PNG = encoded(NOISE, "JPEG"), encoded(NOISE, "PNG")
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that promises so many pixels and holds next to none."""
+    """Return a PNG that claims this size and contains hardly any pixels."""
     chunks = [
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
         (b"IDAT", zlib.compress(bytes(1000))),
@@ -120,7 +120,7 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def animation(frames: int) -> bytes:
-    """A GIF of the same small frame over and over."""
+    """Return a GIF that repeats one small frame."""
     one = encoded(Image.new("P", (16, 16), 3), "GIF")
     colours = 3 << ((one[10] & 7) + 1) if one[10] & 0x80 else 0
     start = 13 + colours
@@ -128,13 +128,13 @@ def animation(frames: int) -> bytes:
 
 
 def chunks_of_nothing(count: int) -> bytes:
-    """A sound PNG with so many empty chunks of text."""
+    """Return a valid PNG with this many empty chunks of text."""
     text = b"\0\0\0\0tEXt" + struct.pack(">I", zlib.crc32(b"tEXt"))
     return PNG[:33] + text * count + PNG[33:]
 
 
 def tiff(**tags: int) -> bytes:
-    """A TIFF of 900 x 900 pixels in grey, and nothing behind its tags."""
+    """Return a TIFF of 900 x 900 grey pixels with nothing but zeros after its tags."""
     known = {"width": 256, "height": 257, "bits": 258, "compression": 259, "photometric": 262,
              "strips": 273, "rows": 278, "tile_width": 322, "tile_height": 323}  # fmt: skip
     values = {"width": 900, "height": 900, "bits": 8, "photometric": 1, "rows": 900, **tags}
@@ -154,14 +154,14 @@ def rotated() -> bytes:
 
 
 def many_scans() -> bytes:
-    """A progressive JPEG whose last scan comes a thousand times."""
+    """Return a progressive JPEG that repeats its last scan a thousand times."""
     whole = encoded(NOISE, "JPEG", progressive=True)
     last = whole.rindex(b"\xff\xda")
     return whole[:last] + 1_000 * whole[last:-2] + whole[-2:]
 
 
 def many_large_scans() -> bytes:
-    """Fewer, of 850 x 850 pixels; more than a picture of the most pixels may have."""
+    """Return a JPEG with fewer scans, but of 850 x 850 pixels: too many for this size."""
     whole = encoded(Image.new("RGB", (850, 850), "red"), "JPEG", progressive=True)
     last = whole.rindex(b"\xff\xda")
     return whole[:last] + 20 * whole[last:-2] + whole[-2:]
@@ -411,7 +411,7 @@ class Quiet(Log):
 
 class TestGuard:
     def test_a_place_is_free_once_the_answer_is_there(self) -> None:
-        """Though its client never reads it."""
+        """Check that the next request is answered, although the first client never reads."""
 
         async def answer(scope: Any, receive: Any, send: Any) -> None:
             await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -443,7 +443,7 @@ class TestGuard:
     def test_a_body_that_does_not_come_gives_up_its_place(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """To one whose body comes, and not before its time."""
+        """Check that a request whose body does come gets the place, but not too early."""
 
         async def answer(scope: Any, receive: Any, send: Any) -> None:
             await receive()
@@ -459,7 +459,7 @@ class TestGuard:
 
             async def send(message: Any) -> None:
                 statuses.append(message.get("status"))
-                body.set()  # what is sent after the answer is thrown away
+                body.set()  # so that what is sent after the answer can be discarded
 
             headers = [(b"content-length", b"1")]
             scope = {"type": "http", "method": "POST", "path": "/predict", "headers": headers}
@@ -477,7 +477,7 @@ class TestGuard:
             late = await ask(guard, whole)
             first = await slow[0]  # the one that waited longest
             assert not slow[1].done()
-            await ask(guard, whole)  # a place is free: nobody gives up another
+            await ask(guard, whole)  # a place is free, so nobody gives up another
             assert not slow[1].done()
             slow[1].cancel()
             return [early, late, first]
@@ -493,7 +493,7 @@ class TestLog:
         for _ in range(MOST_WAITING + 2_000):
             log.write("x" * 100)
         wait_until(lambda: sum(dropped) > 0)
-        log.close(seconds=0.01)  # does not wait for the reader
+        log.close(seconds=0.01)  # without waiting for the reader
         log.write("last")
         os.set_blocking(reading, False)
         text = b""
@@ -775,7 +775,7 @@ def test_many_clients_at_once_are_all_answered_rightly(server: Server) -> None:
 
 
 schemathesis.openapi.format("binary", st.sampled_from([CAT, JPEG, PNG]))
-REFUSED = [400, 405, 406, 413, 415, 422]  # 413, for too many files, is not among its own
+REFUSED = [400, 405, 406, 413, 415, 422]  # by default, 413 (too many files) is not one of them
 CONFIG = schemathesis.Config.from_dict(
     {"checks": {"negative_data_rejection": {"expected-statuses": REFUSED}}}
 )
@@ -855,7 +855,7 @@ def test_a_model_that_cannot_say_where_refuses_that_alone_in_words() -> None:
 
 
 class TestBatcher:
-    """With a classifier that takes its time, and tells what it was asked."""
+    """Tests with a slow classifier that records the size of each batch."""
 
     @pytest.fixture
     def asked(self) -> list[int]:
@@ -1049,7 +1049,7 @@ def listens(server: Server) -> bool:
 
 
 def test_sigterm_lets_requests_under_way_be_answered(server: Server) -> None:
-    """The last of this file: it ends the server of all the others."""
+    """Stop the server that all tests of this file use, so this test must be the last."""
     whole = request(part(CAT) + END)
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(whole[:-30])
