@@ -1,8 +1,8 @@
-"""How Sphinx makes the site of README, docs/, the models' cards and the docstrings.
+"""Sphinx configuration of the site: README, docs/, the models' cards and the docstrings.
 
     make docs
 
-Its source is the whole repository, so a page's relative links work on the site as on a code host.
+Its source is the whole repository, so that relative links work on the site as on a code host.
 """
 
 import dataclasses
@@ -28,35 +28,35 @@ cards = [f"src/sprat/zoo/{path.parent.name}/CARD" for path in ROOT.glob("src/spr
 more = ["CONTRIBUTING", "CHANGELOG", "benchmarks/README"]
 include_patterns = ["README.md", "docs/**.md", *(f"{page}.md" for page in more)]
 include_patterns += [f"{card}.md" for card in cards]
-exclude_patterns = [".*", "build", "results", "runs", "tests"]  # nothing in them is a page
+exclude_patterns = [".*", "build", "results", "runs", "tests"]  # they contain no pages
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_heading_anchors = 4
-smartquotes = False  # --option stays as it is typed
-default_role = "code"  # `name` in a docstring
+smartquotes = False  # keeps --option as it is typed
+default_role = "code"  # for `name` in docstrings
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
-toc_object_entries = False  # the page's own headings name them
+toc_object_entries = False  # the page's own headings are enough
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", ".*")]  # types without a page; `public` finds the others
+nitpick_ignore_regex = [("py:.*", ".*")]  # types without a page; `public` resolves the others
 
 html_theme = "furo"
 html_title = "sprat"
 html_favicon = html_logo = "../src/sprat/serve/page/icon.svg"
 html_static_path = ["site"]
 html_css_files = ["site.css"]
-html_copy_source = False  # which lie on a code host, if anywhere
+html_copy_source = False  # the sources are in the repository
 parts = ("brand-primary", "brand-content", "brand-visited", "api-name", "api-pre-name")
 coloured = [f"color-{part}" for part in parts]
-html_theme_options = {  # as on the pages of sprat serve
+html_theme_options = {  # same colours as on the pages of sprat serve
     "light_css_variables": dict.fromkeys(coloured, "#0f6f7c"),
     "dark_css_variables": dict.fromkeys(coloured, "#5cc0cb"),
 }
 
 
 def navigation(readme: str) -> str:
-    """Every page by its folder, in the README's order; pages that it does not name come last."""
+    """Return a table of contents per folder in the README's order; other pages come last."""
     order = re.findall(r"\]\(([\w/.-]+)\.md\)", readme.partition("## Documentation")[2])
 
     def pages(folder: str) -> list[str]:
@@ -77,7 +77,7 @@ def navigation(readme: str) -> str:
 
 
 def documented(page: str) -> str:
-    """The reference of Python, its signatures and docstrings by autodoc instead of as text."""
+    """Replace the signatures and docstrings of the Python reference with autodoc directives."""
 
     def directive(found: re.Match[str]) -> str:
         name, thing = found[2].strip("`").removeprefix("sprat."), sprat
@@ -100,18 +100,18 @@ def read(app: Sphinx, name: str, source: list[str]) -> None:
 def without_fields(
     app: Sphinx, what: str, name: str, thing: Any, options: Any, signature: str, returns: str
 ) -> tuple[str, None] | None:
-    """Of a class that is only data the page lists the fields."""
+    """Omit the signature of a data class, whose fields the page lists."""
     return ("", None) if dataclasses.is_dataclass(thing) and what == "class" else None
 
 
 def examples(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """An indented paragraph below one that is not is code, as in Markdown."""
+    """Make an indented paragraph below one that is not indented a code block, as in Markdown."""
     text = re.sub(r"^(\S.*)\n\n(?= {4})", r"\1\n\n::\n\n", "\n".join(lines), flags=re.MULTILINE)
     lines[:] = text.split("\n")
 
 
 def public(app: Sphinx, env: Any, node: Any, content: Any) -> Any:
-    """The public name of what an annotation names by where it is defined, a docstring in short."""
+    """Link an annotation's full name, or a docstring's short one, to the public name."""
     target = node["reftarget"]
     name = target.split(".")[-1]
     if node.get("refdomain") != "py" or name not in sprat.__all__:
@@ -131,6 +131,6 @@ def front_page(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> None:
     app.connect("source-read", read)
     app.connect("autodoc-process-signature", without_fields)
-    app.connect("autodoc-process-docstring", examples, priority=400)  # before napoleon
+    app.connect("autodoc-process-docstring", examples, priority=400)  # runs before napoleon
     app.connect("missing-reference", public)
     app.connect("build-finished", front_page)

@@ -46,7 +46,7 @@ def commands() -> str:
     text = app.generate_docs(output_format="markdown", usage_name="sprat").replace(
         "# sprat\n", "# Commands\n", 1
     )
-    return re.sub(r"\n +(?=\S)(?![-*])", " ", text)  # help that goes over several lines
+    return re.sub(r"\n +(?=\S)(?![-*])", " ", text)  # joins help texts of several lines
 
 
 def networks() -> str:
@@ -143,7 +143,7 @@ def microcontroller(results: Path = RESULTS) -> str:
 
 
 def boards(page: str) -> str:
-    """Return the page, its table made from boards.json and the memory plans of the models."""
+    """Return the page with its table made from boards.json and the models' memory plans."""
     fitting = sorted(
         (card for card in cards() if card["memory"]), key=lambda c: c["memory"]["arena"]
     )
@@ -165,7 +165,7 @@ def boards(page: str) -> str:
 
 
 def head_start(page: str, results: Path = RESULTS) -> str:
-    """Return the page, its last section written from what benchmarks/head_start.py measured."""
+    """Return the page with its last section from the results of benchmarks/head_start.py."""
     title = "### Where it helps, and where it does not\n\n"
     before, file = page.split(title)[0] + title, results / "head_start.json"
     if not file.exists():
@@ -207,7 +207,7 @@ def head_start(page: str, results: Path = RESULTS) -> str:
     return before + "\n".join(lines) + "\n"
 
 
-T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # standard errors to each side, by number of seeds
+T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # half a 95 % interval in standard errors, by seeds
 
 
 def _percent(spread: dict[str, Any]) -> str:
@@ -219,7 +219,7 @@ def _points(ahead: dict[str, Any]) -> str:
 
 
 def _verdicts(figures: dict[str, Any], other: str) -> str:
-    """ "clearly ahead with 20 and 100 images per class; not clearly ahead or behind with 500"."""
+    """Return, for example, "clearly ahead with 20 and 100 images per class"."""
     found: dict[str, list[str]] = {}
     for size in figures["sizes"]:
         ahead = size["head_start_ahead_of"][other]
@@ -233,7 +233,7 @@ def _verdicts(figures: dict[str, Any], other: str) -> str:
 
 
 def search(page: str, results: Path = RESULTS) -> str:
-    """Return the page, its last section written from what benchmarks/search.py measured."""
+    """Return the page with its last section from the results of benchmarks/search.py."""
     title = "## What it finds\n\n"
     before, file = page.split(title)[0] + title, results / "search.json"
     measured = read_json(file) if file.exists() else {}
@@ -311,7 +311,7 @@ def _on(machine: dict[str, Any]) -> str:
 
 
 def scale(page: str, results: Path = RESULTS) -> str:
-    """Return the page, its last section written from what benchmarks/scale.py measured."""
+    """Return the page with its last section from the results of benchmarks/scale.py."""
     title = "## Measurements\n\n"
     before, file = page.split(title)[0] + title, results / "scale.json"
     if not file.exists():
@@ -376,7 +376,7 @@ def scale(page: str, results: Path = RESULTS) -> str:
 
 
 def _tasks_of(generation: int, rungs: list[int] | tuple[int, ...]) -> list[tuple[int, int, int]]:
-    """Return for each rung the number of trials, and the epochs where it ends and starts."""
+    """Return, for each rung, the number of trials and the epochs at which it ends and starts."""
     counts = [generation]
     for _ in rungs[1:]:
         counts.append(survivors(counts[-1]))
@@ -400,7 +400,7 @@ def _search(
 
 
 def _in_words(items: list[str]) -> str:
-    """ "20, 100 and 500"."""
+    """Return the items as in "20, 100 and 500"."""
     *others, last = items
     return f"{', '.join(others)} and {last}" if others else last
 
@@ -424,13 +424,13 @@ def _described(thing: Any, name: str) -> str:
     if isinstance(thing, type) and issubclass(thing, Exception):
         return doc
     signature = re.sub(r"\b(?:[a-z]\w*\.)+(?=[A-Za-z])", "", str(inspect.signature(thing)))
-    signature = re.sub(r"(: |-> )'([^']*)'", r"\1\2", signature)  # types that load later
+    signature = re.sub(r"(: |-> )'([^']*)'", r"\1\2", signature)  # unquotes types that load later
     return f"```python\n{name}{signature}\n```\n\n{doc}"
 
 
 def _fields(cls: type) -> list[str]:
-    """Return a line for each field of a data class: what a table's settings declare, or the string
-    below the field."""
+    """Return a line for each field of a data class, described by the help of its setting or by the
+    string below the field."""
     if issubclass(cls, Table):
         lines = [
             f"- `{declared.name}: {_type(declared)} = {declared.default!r}`: {declared.help}"
@@ -449,7 +449,7 @@ def _fields(cls: type) -> list[str]:
 
 
 def _type(declared: Setting) -> str:
-    """Return a setting's type, `int`, or its choices: `'ema' | 'last'`."""
+    """Return a setting's type, such as `int`, or its choices, such as `'ema' | 'last'`."""
     choices = declared.choices if any(isinstance(each, str) for each in declared.choices) else ()
     return " | ".join(map(repr, choices)) or re.sub(r"<class '(\w+)'>", r"\1", str(declared.type))
 

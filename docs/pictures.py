@@ -1,10 +1,10 @@
-"""Draws every picture of README and docs/, of what ships and of results/, and notes in the files
-that show a model what they say of it.
+"""Draw every picture of README and docs/ from the shipped models and results/. The text that a
+picture shows becomes its description.
 
     python docs/pictures.py [FOLDER]
 
 Needs the packages of `dev` and `serve`, and Debian's chromium. The same versions draw the same
-pictures, but for the milliseconds that the server reports.
+pictures, except for the milliseconds that the server reports.
 """
 
 import io
@@ -40,11 +40,11 @@ LARGE = 130_000  # bytes
 
 @dataclass(frozen=True)
 class Desk:
-    """What a picture is drawn with."""
+    """Browser, server and working folder for drawing pictures."""
 
     browser: Browser
     server: str  # the address of `sprat serve`
-    folder: Path  # for what is needed on the way
+    folder: Path  # for intermediate files
 
     @contextmanager
     def page(self, address: str, width: int, **how: Any) -> Iterator[Page]:
@@ -56,7 +56,7 @@ class Desk:
         page.close()
 
     def run(self, *words: str) -> str:
-        """What a command of sprat prints; 1 is the exit code of a check that found something."""
+        """Return what a sprat command prints; exit code 1 means that a check found something."""
         done = subprocess.run(
             [sys.executable, "-m", "sprat", *words],
             cwd=self.folder,
@@ -68,31 +68,31 @@ class Desk:
         return done.stdout
 
 
-Drawn = tuple[bytes, str]  # an image file, and the text that it shows
+Drawn = tuple[bytes, str]  # an image file and the text it shows
 
 
 def serve(desk: Desk) -> Drawn:
-    """The page of `sprat serve`, wide and light."""
+    """Draw the page of `sprat serve`, wide and light."""
     with desk.page(desk.server, 1100) as page:
         return _answered(page, "cat")
 
 
 def serve_phone(desk: Desk) -> Drawn:
-    """The same, narrow and dark, with the evidence for the answer."""
+    """Draw the same page, narrow and dark, with the evidence for the answer."""
     with desk.page(desk.server, 390, color_scheme="dark") as page:
         page.locator("#toggle").click()
         return _answered(page, "truck")
 
 
 def _answered(page: Page, sample: str) -> Drawn:
-    for each in ("frog", sample):  # the first one waits for what is loaded once
+    for each in ("frog", sample):  # the first answer includes loading time
         page.get_by_role("button", name=each).click()
         page.get_by_role("status").get_by_text(each).wait_for()
     return page.screenshot(full_page=True), page.inner_text("body")
 
 
 def report(desk: Desk) -> Drawn:
-    """The top of the best model's report, as far as it needs no data."""
+    """Draw the top of the best model's report, down to where it would need data."""
     training = BEST["training"]
     run = ROOT / "results" / training["recipe"] / f"seed-{training['seed']}"
     none = desk.folder / "no data"
@@ -109,7 +109,7 @@ def _down_to(page: Page, bottom: float) -> Drawn:
 
 
 def explain(desk: Desk) -> Drawn:
-    """A drawn truck and its class activation map."""
+    """Draw a sample truck and its class activation map."""
     file = desk.folder / "truck.png"
     file.write_bytes(png(draw_samples(["truck"])["truck"]))
     (found,) = sprat.predict(file, model=NAME, explain=desk.folder / "maps", quiet=True)
@@ -117,12 +117,12 @@ def explain(desk: Desk) -> Drawn:
 
 
 def augment(desk: Desk) -> Drawn:
-    """What the recipe reference does to the drawings of shapes10."""
+    """Draw what the recipe reference does to images of shapes10."""
     return _drawn(desk, "augment preview --dataset shapes10 --columns 5")
 
 
 def dataset(desk: Desk) -> Drawn:
-    """shapes10 as a contact sheet."""
+    """Draw a contact sheet of shapes10."""
     return _drawn(desk, "data show --dataset shapes10 --columns 8")
 
 
@@ -132,7 +132,7 @@ def _drawn(desk: Desk, command: str) -> Drawn:
 
 
 def check(desk: Desk) -> Drawn:
-    """The page of `sprat data check` about shapes, one of each fault among them."""
+    """Draw the page of `sprat data check` about shapes with several kinds of faults."""
     drawn, _ = shapes10.load(seed=2, train_images=80, test_images=1)
     folder = desk.folder / "shapes"
 
@@ -160,7 +160,7 @@ def check(desk: Desk) -> Drawn:
 
 
 def comparison(desk: Desk) -> Drawn:
-    """Accuracy against parameters, by the command of the page about it."""
+    """Draw accuracy against parameters with the command that its page shows."""
     (desk.folder / "results").symlink_to(ROOT / "results")
     page = (ROOT / "docs" / "explanation" / "other-networks.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"^\$ sprat (compare .*) --output comparison.png$", page, re.MULTILINE)
@@ -168,7 +168,7 @@ def comparison(desk: Desk) -> Drawn:
 
 
 def field(desk: Desk) -> Drawn:
-    """The effective receptive field of a pretrained model, and its side."""
+    """Draw the effective receptive field of a pretrained model, with its side as text."""
     file = desk.folder / "field.png"
     said = desk.run("summary", "OptimizedCIFAR10Net200K", "--effective", str(file))
     (side,) = re.findall(r"effective field +([\d.]+) px", said)
@@ -176,7 +176,7 @@ def field(desk: Desk) -> Drawn:
 
 
 def cost(desk: Desk) -> Drawn:
-    """What training costs, as it was measured last."""
+    """Draw what training costs, according to the last measurement."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     draw = runpy.run_path(str(ROOT / "benchmarks" / "cost.py"))["draw"]
     measured = json.loads((ROOT / "results" / "cost.json").read_text(encoding="utf-8"))["measured"]
@@ -200,7 +200,7 @@ PICTURES = {
 
 @contextmanager
 def serving() -> Iterator[str]:
-    """`sprat serve` with the best model, on a free port."""
+    """Run `sprat serve` with the best model on a free port."""
     command = [sys.executable, "-m", "sprat", "serve", NAME, "--port", "0"]
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -217,7 +217,7 @@ def serving() -> Iterator[str]:
 
 
 def save(path: Path, image: bytes, text: str) -> None:
-    """Write a PNG, of 256 colours if it is large, with its text as its description."""
+    """Write a PNG, with 256 colours if it is large and with `text` as its description."""
     picture, about, file = Image.open(io.BytesIO(image)).convert("RGB"), PngInfo(), io.BytesIO()
     about.add_itxt("Description", " ".join(text.split()), zip=True)
     picture.save(file, "PNG", optimize=True, pnginfo=about)
@@ -233,7 +233,7 @@ def main() -> None:
     chromium = shutil.which("chromium")
     if chromium is None:
         sys.exit("This needs a browser. Install Debian's package chromium.")
-    as_root = ["--no-sandbox"] if os.geteuid() == 0 else []  # its sandbox refuses root
+    as_root = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium's sandbox refuses root
     with TemporaryDirectory() as name, serving() as server, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=as_root)
         desk = Desk(browser, server, Path(name))

@@ -1,4 +1,4 @@
-"""What the tests beside Albumentations share."""
+"""Helpers for the comparisons with Albumentations."""
 
 import numpy as np
 
@@ -6,13 +6,13 @@ from sprat.augment.pipeline import AugmentConfig
 from sprat.settings.recipes import load_recipe
 
 NOTHING = AugmentConfig(crop=0, flip=0)
-ALL = load_recipe("reference").augment  # every transform that Albumentations has too
+ALL = load_recipe("reference").augment  # all transforms that Albumentations also has
 
 
 def float_shift_hsv(
     image: np.ndarray, hue_shift: float, sat_shift: float, val_shift: float
 ) -> np.ndarray:
-    """Albumentations' `shift_hsv`, rounded to uint8 at its end alone."""
+    """Apply Albumentations' `shift_hsv` in float32, rounding to uint8 only at the end."""
     import cv2
 
     h, s, v = cv2.split(cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2HSV))

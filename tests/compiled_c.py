@@ -1,4 +1,4 @@
-"""Models in C as a compiler has them: what the tests of `make test` and `make system` share."""
+"""Helpers that compile models in C, shared by the tests of `make test` and `make system`."""
 
 import shlex
 import subprocess
@@ -19,7 +19,7 @@ from sprat.deploy.c.source import Program, write_source
 from sprat.evaluation.ranges import fold_all, measure_ranges
 
 STRICT = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-pedantic"]
-# classifies the images of stdin; prints the index and the scores of each
+# classifies the images on stdin; writes the index and the scores of each to stdout
 DRIVER = """
 #include <stdio.h>
 #include "{prefix}.h"
@@ -43,7 +43,7 @@ def noise_images(count: int, side: int, channels: int = 3) -> Tensor:
 
 
 def integer_of(network: nn.Module, images: Tensor, normalization: Normalization) -> IntegerNetwork:
-    """A network in integers, its ranges those over the images."""
+    """Return a network quantised to integers, with ranges measured on the images."""
     lowered = lower(trace(network, images.shape[-1]))
     folded = fold_all(lowered, network.state_dict())
     ranges = measure_ranges(lowered, folded, images, normalization)
@@ -56,7 +56,7 @@ def program_of(network: IntegerNetwork, names: Sequence[str] = (), **values: str
 
 
 def write_files(program: Program, folder: Path) -> None:
-    """Write a program whose self-test is a black image, and a main file of these tests."""
+    """Write a program whose self-test is a black image, and a driver with `main` for the tests."""
     black = np.zeros((1, program.channels, program.side, program.side), np.uint8)
     files = write_source(program, black, np.zeros((1, len(program.classes)), np.int8))
     for name, content in files.items():
@@ -75,7 +75,7 @@ def compile_files(program: Program, folder: Path, compiler: str, output: str, *m
 def scores_by(
     program: Program, images: Tensor, folder: Path, compiler: str = "gcc -O1"
 ) -> NDArray[np.int8]:
-    """The compiled program's scores, N x K; each index that it returned must be theirs."""
+    """Return the compiled program's scores, N x K, after checking its indices against them."""
     write_files(program, folder)
     compile_files(program, folder, compiler, "driver", "driver.c")
     ordered = images if program.layout == "planes" else images.permute(0, 2, 3, 1)

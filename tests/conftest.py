@@ -1,4 +1,4 @@
-"""What tests share: small real datasets, a small trained run, CIFAR-10 where there is one."""
+"""Fixtures that tests share: small datasets, a small finished run, CIFAR-10 if available."""
 
 import contextlib
 import dataclasses
@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import sprat  # noqa: F401 - which tells OpenMP how to wait, before torch loads it
+import sprat  # noqa: F401 - sets how OpenMP's threads wait, before torch loads it
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 if WORKER and hasattr(os, "sched_setaffinity"):
-    # a core for each worker and what it starts, before OpenMP counts them: threads that spin for
-    # one another's core take longer than one alone
+    # one core for each worker and its child processes, set before OpenMP counts the cores: threads
+    # that wait in a busy loop while sharing a core are slower than a single thread
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(WORKER.removeprefix("gw")) % len(cores)]})
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 KERNELS = cache_dir() / "kernels"
 
 SMALL = Config(
-    # of the blocks that the kernels compute, and trained in a quarter of the default network's time
+    # has the blocks that the kernels support, and trains in a quarter of the default's time
     network=NetworkConfig(name="SpratNet", widths=(8, 12), depth=(1,)),
     dataset="shapes10",
     device="cpu",
@@ -60,7 +60,7 @@ SMALL = Config(
 
 
 def shrink(dataset: Dataset, train: int, test: int) -> Dataset:
-    """The first images of both sets; shapes10 draws its classes in random order."""
+    """Keep the first images of both sets; shapes10 has its classes in random order."""
     return dataclasses.replace(
         dataset,
         train=dataset.train.subset(torch.arange(train)),
@@ -69,13 +69,13 @@ def shrink(dataset: Dataset, train: int, test: int) -> Dataset:
 
 
 def weights(run: Path) -> dict[str, bytes]:
-    """A run's weights by name, to compare bit for bit."""
+    """Return a run's weights by name, as bytes for bit-for-bit comparison."""
     state = load_model(run).network.state_dict()
     return {name: tensor.numpy().tobytes() for name, tensor in state.items()}
 
 
 class StopAfter:
-    """Asks to stop after a number of steps."""
+    """Callable that asks to stop after a number of steps."""
 
     def __init__(self, steps: int) -> None:
         self.left = steps
@@ -98,7 +98,7 @@ def small(shapes10: Dataset) -> Dataset:
 
 @pytest.fixture(scope="session")
 def tiny(small: Dataset) -> Dataset:
-    """The same at half the side, where a step takes a quarter of the time."""
+    """Images of `small` at half the side, so that a step takes a quarter of the time."""
 
     def halved(images: ImageSet) -> ImageSet:
         return dataclasses.replace(images, images=images.images[:][:, :, ::2, ::2].contiguous())
@@ -108,7 +108,7 @@ def tiny(small: Dataset) -> Dataset:
 
 @pytest.fixture(scope="session")
 def new_cache(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """Makes folders for XDG_CACHE_HOME that hold the compiled kernels and nothing else."""
+    """Return a function that makes a folder for XDG_CACHE_HOME with only the compiled kernels."""
 
     def make() -> Path:
         home = tmp_path_factory.mktemp("cache")
@@ -122,7 +122,7 @@ def new_cache(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
 
 @pytest.fixture(scope="session")
 def no_network(new_cache: Callable[[], Path]) -> dict[str, str]:
-    """An environment where CIFAR-10 cannot be had."""
+    """Environment variables with which CIFAR-10 can be neither found nor downloaded."""
     return {
         "SPRAT_DATA": "",
         "XDG_CACHE_HOME": str(new_cache()),
@@ -132,7 +132,7 @@ def no_network(new_cache: Callable[[], Path]) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def cifar10_place() -> Path:
-    """Where the real CIFAR-10 lies; skips the test where it does not."""
+    """Return the path of the real CIFAR-10, or skip the test if SPRAT_DATA does not have it."""
     given = os.environ.get("SPRAT_DATA")
     place = cifar10.find(Path(given)) if given else None
     if place is None:
@@ -142,7 +142,7 @@ def cifar10_place() -> Path:
 
 @pytest.fixture(scope="session")
 def small_run(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a short finished run that kept its best weights on val."""
+    """Folder of a short finished run that kept its best weights on val."""
     from sprat.training.start import train
 
     run = tmp_path_factory.mktemp("runs") / "small"
@@ -152,13 +152,13 @@ def small_run(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator["Browser"]:
-    """A real one, without a window."""
+    """Real browser without a window."""
     from playwright.sync_api import sync_playwright
 
     path = shutil.which("chromium")
     if path is None:
         pytest.skip("needs a browser: install Debian's package chromium")
-    as_root = ["--no-sandbox"] if os.geteuid() == 0 else []  # its sandbox refuses root
+    as_root = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium's sandbox refuses root
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=as_root)
         yield browser
@@ -171,7 +171,7 @@ class Here(Protocol):
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
-    """The command line within this process: starting one takes most of the time."""
+    """Run the command line in this process, because starting another takes most of the time."""
 
     def run(*words: object) -> subprocess.CompletedProcess[str]:
         monkeypatch.setenv("COLUMNS", "200")
@@ -186,16 +186,16 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 @dataclasses.dataclass
 class Hostile:
-    """Bad inputs that were tried in this session, and how often sprat failed them."""
+    """Counts of the bad inputs tried in this session and of those that sprat handled wrongly."""
 
     tried: int = 0
     read_wrongly: int = 0
     left_behind: int = 0
-    partial: bool = False  # not every test was to run
+    partial: bool = False  # not all tests were selected
 
     def offer(self, folder: Path, read: Callable[[], object], whole: object = None) -> str:
-        """What sprat says to the bad input in `folder`, which no file there may change by; ""
-        if it was read, rightly, as `whole`."""
+        """Return sprat's error about the bad input in `folder`, or "" if it was correctly read as
+        `whole`. Fail if it was read otherwise or a file in `folder` changed."""
         self.tried += 1
         before, said = _contents(folder), ""
         try:
@@ -214,7 +214,7 @@ class Hostile:
             setattr(self, name, getattr(self, name) + number)
 
     def as_told(self) -> bool:
-        """Whether sprat failed none of them, and the docs tell of as many."""
+        """Return whether sprat handled all of them correctly and the docs give their number."""
         if self.read_wrongly or self.left_behind:
             return False
         return f"{self.tried:,} hostile inputs" in " ".join(HOSTILE_PAGE.read_text().split())
@@ -241,13 +241,13 @@ def hostile(request: pytest.FixtureRequest) -> Hostile:
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One more than there are cores: a sixth of the time they wait, for servers and browsers."""
+    """Return the number of cores + 1: workers wait a sixth of the time for servers or browsers."""
     return usable_cores() + 1
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[HOSTILE] = Hostile(partial=config.args != config.getini("testpaths"))
-    shapes10_module.load = functools.cache(shapes10_module.load)  # each command would draw it anew
+    shapes10_module.load = functools.cache(shapes10_module.load)  # so that it is drawn only once
     if WORKER:
         torch.set_num_threads(1)
     else:
@@ -255,7 +255,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _build_kernels() -> None:
-    """Builds the kernels side by side before any worker needs them."""
+    """Build the kernels in parallel before any worker needs them."""
     libraries = ("trunk", build.store(False)), ("trunk", build.store(True)), ("inference",)
     with contextlib.suppress(NoKernels), ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda library: build.load(*library), libraries))
@@ -266,7 +266,7 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 
 
 def pytest_testnodedown(node: Any) -> None:
-    """A worker has ended: what it counted is added to the others'."""
+    """Add the counts of a worker that has ended to the total."""
     node.config.stash[HOSTILE].add(**getattr(node, "workeroutput", {}).get("hostile", {}))
 
 

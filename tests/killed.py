@@ -1,11 +1,11 @@
-"""A process that is killed in the middle of its work."""
+"""Helper that kills a process in the middle of its work."""
 
 import subprocess
 import sys
 
 
 def kill_after(lines: int, code: str, *words: object) -> None:
-    """Run Python code with words as its arguments; kill it once it has printed so many lines."""
+    """Run Python code with `words` as arguments and kill it once it has printed `lines` lines."""
     process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, words)], stdout=subprocess.PIPE, text=True
     )

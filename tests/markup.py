@@ -1,4 +1,4 @@
-"""A page of HTML, taken apart."""
+"""Parser of HTML pages for tests."""
 
 import re
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ VOID = {"meta", "br", "img", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """A page's elements with their attributes and text, in order; refuses tags that do not nest."""
+    """Elements of an HTML page with attributes and text, in order. Fails if tags do not nest."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -18,7 +18,7 @@ class Page(HTMLParser):
         self.elements: list[tuple[str, dict[str, str], list[str]]] = []
         self.feed(self.source)
         self.close()
-        assert self.open == [], "left open"
+        assert self.open == [], "tags are left open"
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = {name: value or "" for name, value in attrs}
@@ -32,7 +32,7 @@ class Page(HTMLParser):
         self.elements.append((tag, {name: value or "" for name, value in attrs}, []))
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.open, f"{tag} is closed and was not open"
+        assert self.open, f"{tag} is closed but was not open"
         assert self.open.pop()[0] == tag
 
     def handle_data(self, data: str) -> None:
@@ -40,7 +40,7 @@ class Page(HTMLParser):
             text.append(data)
 
     def all(self, *tags: str, **with_values: str) -> Iterator[tuple[dict[str, str], str]]:
-        """Attributes and text of the elements of these tags, a no-break space being a space."""
+        """Yield attributes and text of elements with these tags; all white space becomes spaces."""
         for tag, values, text in self.elements:
             if tag in tags and with_values.items() <= values.items():
                 yield values, " ".join("".join(text).split())
@@ -50,7 +50,7 @@ class Page(HTMLParser):
         return next(self.all("body"))[1]
 
     def tables(self) -> Iterator[list[list[str]]]:
-        """The cells of each table's rows."""
+        """Yield the rows of each table, each as a list of its cells' text."""
         for part in re.findall(r"<table.*?</table>", self.source, re.DOTALL):
             rows = re.findall(r"<tr.*?</tr>", part, re.DOTALL)
             cells = [re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL) for row in rows]

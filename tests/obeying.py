@@ -1,5 +1,7 @@
-"""Tasks that do what their names say, for tests of pools. Loads no torch, so that workers start
-soon."""
+"""Tasks that do what their names say, for tests of pools.
+
+Does not import torch, so that workers start quickly.
+"""
 
 import os
 import signal
@@ -13,7 +15,7 @@ from sprat.errors import Interrupted, SpratError
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder that all tasks see."""
+    """Folder that all tasks share."""
 
     path: Path
 

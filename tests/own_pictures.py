@@ -1,4 +1,4 @@
-"""Own pictures drawn for a test: noise of any size, mode and format."""
+"""Pictures of noise drawn for tests, in any size, mode and format."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ FORMS = [
 
 
 def draw_picture(path: Path, mode: str = "RGB", seed: int = 0) -> None:
-    """Noise of any size; the first class's pictures, in "red", are red."""
+    """Save a picture of noise of random size; in a folder "red", it is reddish."""
     rng = np.random.default_rng(seed)
     height, width = rng.integers(20, 60, 2)
     if mode == "I;16":
@@ -27,7 +27,7 @@ def draw_picture(path: Path, mode: str = "RGB", seed: int = 0) -> None:
 
 
 def draw(folder: Path, **counts: int) -> Path:
-    """A folder with so many pictures in each class folder; "__" in a name stands for a slash."""
+    """Draw `counts` pictures into class folders; "__" in a class's name stands for a slash."""
     for seed, (name, count) in enumerate(counts.items()):
         for i in range(count):
             mode, suffix = FORMS[i % len(FORMS)]

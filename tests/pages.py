@@ -1,4 +1,4 @@
-"""The pages that tell what to type."""
+"""Pages of the documentation that show commands."""
 
 import re
 from pathlib import Path
@@ -8,6 +8,6 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("[eh]*/*.md"))]
 
 
 def commands(page: Path) -> list[str]:
-    """What a page tells to type, without comments and repetitions."""
+    """Return the commands that a page shows, without comments and repetitions."""
     lines = re.findall(r"^\$ (.*)$", page.read_text(), re.MULTILINE)
     return list(dict.fromkeys(line.split(" # ")[0].strip() for line in lines))

@@ -1,4 +1,4 @@
-"""A search whose trials are pretended: nothing is trained, and what they come to is known."""
+"""Search with simulated trials: nothing is trained, and the results are known."""
 
 import dataclasses
 import random
@@ -20,7 +20,7 @@ NOWHERE = Source("nowhere", None, RECIPE.pictures, {16: "md5"}, own=False)
 
 
 def plan(**changes: Any) -> Plan:
-    """A search of pretended trials on images of 16 px."""
+    """Return the plan of a search with simulated trials on images of 16 px."""
     config = dataclasses.replace(RECIPE, budget=changes.pop("budget", LIMITS))
     settings: dict[str, Any] = {
         "config": config, "recipe": "sprat-cpu", "trial": trial_config(config, 9, 1_000),
@@ -31,7 +31,7 @@ def plan(**changes: Any) -> Plan:
 
 
 def pretend(task: Task, source: Source, should_stop: Callable[[], bool]) -> Rung:
-    """A trial whose accuracy is a function of its settings alone, and grows from rung to rung."""
+    """Simulate a trial: accuracy depends only on its settings and grows from rung to rung."""
     optim, network = task.config.optim, task.config.network
     luck = random.Random(repr((optim.lr, network.widths))).random()
     val = 0.5 + 0.02 * task.until + 0.1 * luck
@@ -39,7 +39,7 @@ def pretend(task: Task, source: Source, should_stop: Callable[[], bool]) -> Rung
 
 
 class Recorder:
-    """A pool of pretended trials, which ends tasks out of their order and may stop the search.
+    """Pool of simulated trials that ends tasks out of order and may stop the search.
 
     asked: keys and epochs of the tasks, in the order they were started.
     """
@@ -71,7 +71,7 @@ def decide(folder: Path, pool: Any, **changes: Any) -> Decision:
 
 
 def records(decision: Decision) -> list[dict[str, Any]]:
-    """Every trial, but for what a clock says."""
+    """Return the records of all trials without their times."""
     clocks = {"seconds", "elapsed"}
     found = [trial.to_record() for trial in decision.trials]
     return [{key: value for key, value in each.items() if key not in clocks} for each in found]

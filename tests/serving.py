@@ -1,4 +1,4 @@
-"""`sprat serve` in a process of its own, for tests that ask it."""
+"""Server of `sprat serve` in its own process, for tests that send it requests."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sprat.serve.samples import draw_samples
 from sprat.serve.uploads import png
 
-# Starlette leaves the file of a part that never ends to be collected
+# Starlette leaves an incomplete part's temporary file to the garbage collector
 UNCLOSED = "ignore:Unclosed file <tempfile.SpooledTemporaryFile:ResourceWarning"
 WARNINGS = ("-W", "error", "-W", UNCLOSED)
 CAT = png(draw_samples(["cat"])["cat"])
@@ -30,20 +30,20 @@ READY = re.compile(r"ready at (http://127\.0\.0\.1:(\d+))/")
 @dataclass(frozen=True)
 class Server:
     process: "subprocess.Popen[bytes]"
-    folder: Path  # of what it printed
+    folder: Path  # has its stdout in "out" and its stderr in "err"
     url: str
     port: int
     client: httpx.Client
 
     def log(self) -> list[dict[str, Any]]:
-        """The whole lines it wrote so far, one a request; the last few are still gathered."""
+        """Return the complete log lines so far, one per request; the last few may be queued."""
         *lines, _ = (self.folder / "out").read_text().split("\n")
         return [json.loads(line) for line in lines]
 
 
 @contextmanager
 def serving(*options: object, **process_options: Any) -> Iterator[Server]:
-    """Starts it on a free port, waits until it is ready, and ends it unless it has ended.
+    """Start `sprat serve` on a free port, wait until it is ready, and stop it afterwards.
 
     Args:
         process_options: as for `subprocess.Popen`.
@@ -60,7 +60,7 @@ def serving(*options: object, **process_options: Any) -> Iterator[Server]:
             while not (ready := READY.search((folder / "err").read_text())):
                 assert process.poll() is None, (folder / "err").read_text()
                 time.sleep(0.05)
-            # one for all requests: each would read all certificates anew
+            # one client for all requests: each new client would read all certificates again
             with httpx.Client(
                 base_url=ready[1], trust_env=False, verify=False, timeout=60
             ) as client:
@@ -95,14 +95,14 @@ END = b"--XX--\r\n"
 
 
 def assert_well(server: Server) -> None:
-    """A good request is answered, rightly."""
+    """Check that a good request is answered correctly."""
     answer = post(server, ("cat.png", CAT))
     assert answer.status_code == 200
     assert answer.json()["pictures"][0]["predictions"][0]["class"] == "cat"
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
-    """Looks again and again, for a minute at most."""
+    """Wait until `holds` returns true, at most a minute."""
     for _ in range(6_000):
         if holds():
             return
@@ -111,7 +111,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 
 def metrics(server: Server) -> dict[tuple[str, ...], float]:
-    """Values by name and labels."""
+    """Return the values of the metrics by name and labels."""
     return {
         (sample.name, *sample.labels.values()): sample.value
         for family in text_string_to_metric_families(server.client.get("/metrics").text)

@@ -1,4 +1,4 @@
-"""A run in a process of its own, for tests that kill it."""
+"""Small run in its own process, for tests that kill it."""
 
 import dataclasses
 from multiprocessing.connection import Connection
@@ -22,7 +22,7 @@ class Tell(Observer):
 
 
 def small_run(run: Path, to: Connection) -> None:
-    """Starts `run`, or goes on with it where it exists already; tells of every step."""
+    """Start `run`, or resume it if it exists, and report every step."""
     images, test = shapes10.load(train_images=200, test_images=100)
     small = Dataset("shapes10", images, test, Normalization.of(images.images), md5="")
     if (run / "config.json").exists():

@@ -1,4 +1,4 @@
-"""Files of weights: they come back the same, say what they are, and cannot execute."""
+"""Tests of weight files: they load unchanged, describe themselves, and cannot run code."""
 
 import copy
 import dataclasses
@@ -71,7 +71,7 @@ def test_what_half_precision_cannot_hold_stays_as_it_is(model: Model, tmp_path: 
 def test_a_name_means_in_a_file_what_it_meant_when_that_was_written(
     model: Model, tmp_path: Path
 ) -> None:
-    """SpratM was wider, and files did not say how wide."""
+    """Check a file from when SpratM was wider and files did not record widths."""
     path = tmp_path / "model.safetensors"
     before = build_network(NetworkConfig(name="SpratM", widths=(48, 84)), 3).eval()
     save_model(path, dataclasses.replace(model, network=before, name="SpratM"))
@@ -169,7 +169,7 @@ STATE: dict[str, Any] = {
     "optimizer": {"state": {0: {"momentum_buffer": torch.ones(2, 3)}}, "param_groups": [{}]},
     "scaler": {}, "ema": None,
 }  # fmt: skip
-HUGE = torch.ones(1).expand(2**50)  # one value in memory
+HUGE = torch.ones(1).expand(2**50)  # a single value in memory
 NAN = torch.tensor(float("nan"))
 
 
@@ -188,7 +188,7 @@ def test_the_same_model_gives_the_same_file(model: Model, tmp_path: Path) -> Non
 
 
 class TestDamage:
-    """A single bit that flips anywhere is refused, or changes nothing that is used."""
+    """Tests that any flipped bit is either refused or changes nothing that is used."""
 
     def test_in_a_model_file(
         self, model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -208,7 +208,7 @@ class TestDamage:
             except SpratError:
                 refused += 1
                 continue
-            assert metadata(loaded) == metadata(expected)  # the flip was in "sha256", the key
+            assert metadata(loaded) == metadata(expected)  # the flip was in the key "sha256"
             found = loaded.network.state_dict()
             assert all(torch.equal(found[k], v) for k, v in expected.network.state_dict().items())
         assert refused >= len(places) - 3
@@ -224,7 +224,7 @@ class TestDamage:
                 load_resume(path)
 
     def test_in_a_shipped_model(self, model: Model, tmp_path: Path) -> None:
-        """Which has no digest within, but its sha256 in the card."""
+        """Check a file without a digest of its own, whose sha256 is in the card."""
         path = tmp_path / "model.safetensors"
         tensors = {key: value.half() for key, value in model.network.state_dict().items()}
         tensors = {k: v.long() if "num_batches" in k else v for k, v in tensors.items()}
@@ -265,7 +265,7 @@ def test_old_files_without_a_digest_load_and_say_so_once(
 
 
 class TestHostileModels:
-    """One sentence for each, whatever the file holds; none is used."""
+    """Tests that every hostile file is refused in one sentence."""
 
     @pytest.mark.parametrize(
         ("key", "value"),
@@ -370,7 +370,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(
     _refused(path, read)
     path.rmdir()
     path.touch()
-    os.truncate(path, 2**40)  # sparse: no disk is taken
+    os.truncate(path, 2**40)  # sparse: takes no disk space
     _refused(path, read)
 
 
@@ -449,4 +449,4 @@ def test_replacing_leaves_the_old_file_whole_when_writing_fails(tmp_path: Path) 
         beside.write_text("new")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
-    assert path.stat().st_mode & 0o044, "readable like any file, not like a temporary one"
+    assert path.stat().st_mode & 0o044, "readable by others, unlike a temporary file"

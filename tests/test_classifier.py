@@ -1,4 +1,4 @@
-"""Pictures on their way to the network, and what it says of them."""
+"""Tests of reading pictures in all forms and of classifying them."""
 
 import os
 import socket
@@ -56,7 +56,7 @@ def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
 
 def test_a_turned_photograph_is_turned_upright(tmp_path: Path) -> None:
     image = Image.new("RGB", (64, 64), "black")
-    image.paste("white", (0, 0, 64, 32))  # bright above
+    image.paste("white", (0, 0, 64, 32))  # bright upper half
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     image.save(tmp_path / "x.png", exif=exif)
@@ -66,7 +66,7 @@ def test_a_turned_photograph_is_turned_upright(tmp_path: Path) -> None:
 
 
 def _tiff(*entries: bytes, count: int | None = None) -> bytes:
-    """EXIF of one folder with these entries."""
+    """Return EXIF data of one directory with these entries."""
     count = len(entries) if count is None else count
     return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", count) + b"".join(entries) + bytes(4)
 
@@ -86,7 +86,7 @@ DAMAGED = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*EXIF:UserWarning")  # Pillow's; the command line is silent
+@pytest.mark.filterwarnings("ignore:.*EXIF:UserWarning")  # from Pillow; the CLI hides it
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
 @pytest.mark.parametrize("exif", DAMAGED.values(), ids=list(DAMAGED))
 def test_damaged_exif_costs_no_picture(tmp_path: Path, suffix: str, exif: bytes) -> None:
@@ -123,7 +123,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     with pytest.raises(SpratError, match=r"socket cannot be .*: it is a socket"):
         read_picture(tmp_path / "socket", 16)
     found = [path.name for path in find_pictures([tmp_path])]
-    assert found == ["link.png", "pipe.png", "socket", "zero.png"], "refused, not passed over"
+    assert found == ["link.png", "pipe.png", "socket", "zero.png"], "refused, not skipped"
 
 
 def test_a_line_of_millions_of_pixels_is_refused(tmp_path: Path) -> None:
@@ -161,12 +161,12 @@ def test_the_middle_square_of_an_oblong_picture_is_seen(tmp_path: Path) -> None:
 
 def test_a_picture_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("1", (2_000, 2_000)).save(tmp_path / "x.png")
-    for allowed in (3_000_000, 1_000_000):  # Pillow warns above it and raises above its double
+    for allowed in (3_000_000, 1_000_000):  # Pillow warns above this and raises above twice this
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", allowed)
         with pytest.raises(SpratError, match="too many pixels"):
             read_picture(tmp_path / "x.png", 32)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3_000_000)
-    warnings.simplefilter("ignore")  # pytest's own is "error"
+    warnings.simplefilter("ignore")  # pytest sets "error"
     with pytest.raises(SpratError, match="too many pixels"):
         read_picture(tmp_path / "x.png", 32)
 
@@ -177,7 +177,7 @@ BATCH = torch.from_numpy(PIXELS).permute(2, 0, 1)[None]  # 1 x 3 x 32 x 32
 
 @pytest.fixture(scope="module")
 def forms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """One picture in every form that a classifier takes."""
+    """Same picture in every form that a classifier accepts."""
     path = tmp_path_factory.mktemp("pictures") / "x.png"
     Image.fromarray(PIXELS).save(path)
     return {

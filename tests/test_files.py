@@ -1,4 +1,4 @@
-"""Files: whole or not at all, errors in words, locks between processes, the user's cache."""
+"""Tests of complete writes, clear errors, locks between processes and the user's cache."""
 
 import contextlib
 import errno
@@ -35,7 +35,7 @@ root = pytest.mark.skipif(
 
 
 def _waits(code: str, **how: object) -> subprocess.Popen[str]:
-    """A process that runs `code`, has said "ready", and waits within it for its end."""
+    """Start a process that runs `code`, and return it once `code` has printed "ready"."""
     process = subprocess.Popen(
         [sys.executable, "-c", f"import sys\nfrom pathlib import Path\n{code}"],
         stdin=subprocess.PIPE,
@@ -76,7 +76,7 @@ def _holder(path: Path) -> str:
 
 @contextmanager
 def _small_disk(folder: Path) -> Iterator[Path]:
-    """A disk of 64 KiB; skips the test where none can be mounted."""
+    """Mount a disk of 64 KiB, or skip the test if that is not possible."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
     try:
@@ -160,14 +160,14 @@ def test_a_folder_without_rights_is_told(tmp_path: Path) -> None:
 
 def _open_to_all(folder: Path) -> Path:
     ours = [one for one in folder.parents if one.stat().st_uid == os.getuid()][:3]
-    for one in (folder, *ours):  # a worker has a folder of its own between
+    for one in (folder, *ours):  # an xdist worker adds a folder in between
         one.chmod(one.stat().st_mode | 0o055)
     return folder
 
 
 def _as_nobody(code: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs code as a user without a home folder, an entry in passwd, or a name."""
-    become = "import os, pwd, sprat.files\n"  # while the files of Python can be read
+    """Run code as a user without a home folder, an entry in passwd, or a name."""
+    become = "import os, pwd, sprat.files\n"  # while Python's files can still be read
     become += "os.setgroups([]); os.setgid(54_321); os.setuid(54_321); os.environ.pop('HOME', '')\n"
     return subprocess.run(
         [sys.executable, "-c", become + code],
@@ -206,7 +206,7 @@ def test_a_write_sweeps_what_the_killed_left_and_nothing_of_the_living(tmp_path:
     _end(_waits(_writer(tmp_path / "killed.png")), kill=True)
     (left,) = tmp_path.iterdir()
     living = _waits(_writer(tmp_path / "living.so"))
-    assert not left.exists(), "another file's writer sweeps as well"
+    assert not left.exists(), "the writer of another file sweeps too"
     (tmp_path / ".mine-settings.json").write_text("the user's own")
     write_whole(tmp_path / "other.json", "{}")
     sweep(tmp_path)
@@ -245,7 +245,7 @@ def test_temporary_folders_of_the_killed_are_removed_by_the_next(
     living = _waits(code, env=environment)
     with temporary_folder() as folder:
         assert not left.exists()
-        assert len(list(tmp_path.iterdir())) == 2, "the living one's is there"
+        assert len(list(tmp_path.iterdir())) == 2, "the folder in use is still there"
         (folder / "x").write_text("x")
     _end(living, kill=False)
     assert list(tmp_path.iterdir()) == []
@@ -343,7 +343,7 @@ class TestReplacingFolder:
         [
             ("files._exchanged = lambda *names: end()", "old"),
             ("real = files._exchanged; files._exchanged = lambda *n: real(*n) and end()", "new"),
-            (  # where names cannot be exchanged, when the old folder is moved away
+            (  # where names cannot be exchanged, after the old folder was moved away
                 "files._exchanged = lambda *names: False\n"
                 "real = Path.replace\n"
                 "Path.replace = lambda path, to: end() if path.name == 'new' else real(path, to)",

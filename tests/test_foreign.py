@@ -1,4 +1,4 @@
-"""Weights that were trained elsewhere: fitted whatever wraps them, refused in words, never run."""
+"""Tests of weights trained elsewhere: found in any wrapper, refused clearly, and never run."""
 
 import argparse
 import json
@@ -53,7 +53,7 @@ MEAN = ("--mean", "0.5,0.4,0.3", "--std", "0.2", "0.25", "0.3")
 
 @pytest.fixture
 def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
-    """A network of my_nets.py in the working folder, as if trained: its class is named Net."""
+    """Network `Net` of my_nets.py in the working folder, with random weights as if trained."""
     monkeypatch.setattr(code, "_used", {})
     monkeypatch.chdir(tmp_path)
     Path("my_nets.py").write_text(OWN)
@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_refused_with_the_nearest(net: nn.Module, kind: str
 
 
 class Attack:
-    """Asks whoever unpickles it to call a function."""
+    """Object that makes whoever unpickles it call a function."""
 
     def __init__(self, function: Callable[..., Any], *words: Any) -> None:
         self.asked = function, words
@@ -195,7 +195,7 @@ class Attack:
         return self.asked
 
 
-LEFT_OUT = (np.savetxt,)  # of modules whose objects are not looked at
+LEFT_OUT = (np.savetxt,)  # of modules whose objects are replaced by placeholders
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -312,7 +312,7 @@ def test_both_faces_evaluate_and_import_alike(net: nn.Module, here: Here) -> Non
     assert json.loads(done.stdout)["parameters"] == made.parameters == found["parameters"]
     assert Path("a.safetensors").read_bytes() == Path("b.safetensors").read_bytes()
     imported = sprat.evaluate("a.safetensors", code="my_nets.py", quiet=True)
-    assert json.loads(json.dumps(imported)) == found, "the same protocol, and the same dataset"
+    assert json.loads(json.dumps(imported)) == found, "same protocol and same dataset"
     about = sprat.load("a.safetensors", code="my_nets.py").about
     assert about["imported"]["weights"] == "net.pth"
 
@@ -326,7 +326,7 @@ def test_both_faces_evaluate_and_import_alike(net: nn.Module, here: Here) -> Non
 
 
 def test_a_network_of_grey_images(net: nn.Module, here: Here) -> None:
-    """Its weights are those of grey: colour with the same weights thrice, a third each."""
+    """Compare with a network of colour images that has a third of each weight per channel."""
     Path("grey.py").write_text(OWN.replace("nn.Conv2d(3,", "nn.Conv2d(1,"))
     state = net.state_dict()
     state["stem.0.weight"] = state["stem.0.weight"].sum(1, keepdim=True)
@@ -352,7 +352,7 @@ def test_a_network_of_grey_images(net: nn.Module, here: Here) -> None:
 
 
 def test_outputs_are_of_the_classes_in_the_order_that_is_named(net: nn.Module) -> None:
-    """Outputs in another order with their names are the same network."""
+    """Check that outputs in another order, with their names, give the same results."""
     torch.save(net.state_dict(), "net.pth")
     order = torch.randperm(10)
     turned = net.state_dict() | {

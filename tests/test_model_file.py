@@ -1,4 +1,4 @@
-"""Compressed files of models."""
+"""Tests of compressed model files."""
 
 import lzma
 from collections.abc import Callable

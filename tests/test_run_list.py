@@ -1,4 +1,4 @@
-"""Runs listed: every one, in its state, however it is damaged."""
+"""Tests of listing runs: every one with its state, however damaged."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """A finished run, an interrupted one, two seeds of a recipe, one of them within a search."""
+    """Folder of a finished run, an interrupted one, two seeds of a recipe, and one in a search."""
     folder = tmp_path / "runs"
     shutil.copytree(BEFORE / "finished", folder / "ended")
     shutil.copytree(BEFORE / "interrupted", folder / "halfway")
@@ -46,7 +46,7 @@ def test_lists_every_run_however_deep_with_what_it_reached(runs: Path, here: Her
     halfway = found["halfway"]
     assert (halfway.state, halfway.epochs, halfway.epochs_in_all) == ("interrupted", 1, 2)
     assert halfway.val == json.loads((runs / "halfway" / "metrics.jsonl").read_text())["ema_top1"]
-    assert halfway.parameters is None, "config.json of an older sprat"
+    assert halfway.parameters is None, "an older config.json does not have it"
     done = here("runs", runs, "--json")
     assert json.loads(done.stdout) == [run.to_dict() for run in found.values()]
     (alone,) = list_runs(runs / "ended")
@@ -76,9 +76,9 @@ def test_sorts_and_filters(runs: Path, here: Here) -> None:
         return [run.name for run in list_runs(runs, **options)]  # type: ignore[arg-type]
 
     seeds = ["quick/seed-2", "quick/seed-10"]
-    assert names(sort="test")[:3] == ["a search/trial-1/fold-0", *seeds], "best first, then none"
+    assert names(sort="test")[:3] == ["a search/trial-1/fold-0", *seeds], "best first"
     assert names(sort="test", reverse=True)[:3] == [*seeds, "a search/trial-1/fold-0"]
-    assert names(sort="parameters")[-1] == "halfway", "what is not known is last"
+    assert names(sort="parameters")[-1] == "halfway", "unknown values are last"
     assert names(sort="parameters", reverse=True)[-1] == "halfway"
     assert names(sort="name", reverse=True) == names()[::-1]
     assert names(sort="time")[:2] == ["halfway", "ended"]
@@ -182,7 +182,7 @@ def test_is_live_while_a_run_trains(runs: Path, monkeypatch: pytest.MonkeyPatch)
         shown = terminal.read()
     assert "training" in shown
     assert "2/2" in shown
-    assert shown.rindex("interrupted") > shown.rindex("training"), "its last state stays"
+    assert shown.rindex("interrupted") > shown.rindex("training"), "the last state stays visible"
 
 
 def test_ctrl_c_leaves_a_watched_table_without_an_error(

@@ -1,4 +1,4 @@
-"""The machine."""
+"""Tests of seeds, devices, precision, threads and the description of the machine."""
 
 import os
 import subprocess
@@ -116,7 +116,7 @@ V1 = "4:memory:/docker/a\n1:cpu,cpuacct:/docker/a\n"
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "6400000 100000\n"}, 8),
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "nonsense\n"}, 8),
         (
-            {  # the tightest of a group and those around it
+            {  # the tightest quota of a group and its parents
                 "proc/self/cgroup": "0::/a/b/c\n",
                 "sys/fs/cgroup/a/cpu.max": "300000 100000\n",
                 "sys/fs/cgroup/a/b/cpu.max": "max 100000\n",
@@ -138,7 +138,7 @@ V1 = "4:memory:/docker/a\n1:cpu,cpuacct:/docker/a\n"
             3,
         ),
         (
-            {  # the container's own group, mounted as the outermost
+            {  # the container's own group, mounted at the top
                 "proc/self/cgroup": V1,
                 "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "400000\n",
                 "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
@@ -195,7 +195,7 @@ print(inherited, os.environ.get("OMP_WAIT_POLICY"), spinning_advice(2), spinning
 def test_threads_spin_briefly_unless_the_user_says_otherwise(
     tmp_path: Path, imports: str, settings: dict[str, str], expected: str
 ) -> None:
-    (tmp_path / "torch.py").touch()  # its import is what counts, and is quick
+    (tmp_path / "torch.py").touch()  # stands in for torch, which only needs to be imported
     environment = {k: v for k, v in os.environ.items() if k not in SETTINGS}
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *sys.path])
     code = WAITING.format(imports=imports.format(stub="torch"))
@@ -217,12 +217,12 @@ def test_a_figures_surroundings_are_plain_values() -> None:
 
 
 def test_peak_memory_grows_with_what_is_held() -> None:
-    """In a process of its own, which has held little yet."""
+    """Measure in a new process, which has used little memory so far."""
     code = (
         "from sprat.runtime import peak_memory\n"
         "before = peak_memory()\n"
         "held = bytearray(2 * before) if before else b''\n"
-        "held[::4096] = held[::4096]\n"  # fresh pages are there once they are touched
+        "held[::4096] = held[::4096]\n"  # pages take memory once they are touched
         "print(before, len(held), peak_memory())"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Names and values from outside, through every verb: shown as they are, never interpreted."""
+"""Tests of names and values from outside in every command: shown as is, never interpreted."""
 
 import ast
 import io
@@ -27,7 +27,7 @@ from sprat.figures.data import confusion, worst_mistakes
 from sprat.serve import pages
 from sprat.text import code, command, markdown, visible
 
-# what a terminal, rich, matplotlib, HTML, Markdown or a shell would make something of
+# names that a terminal, rich, matplotlib, HTML, Markdown or a shell could interpret
 NAMES = [
     "\x1b[31mred\x1b[0m", "\x1b]0;title\x07", "\x9b31m", "a\nsprat: all is well", "a\r\tb", "\x7f",
     "png\u202egpj", "\u2066a", "a\u2028b", "[red]a[/red]", "[/x]", "[link=file:x]a", ":smile:",
@@ -35,12 +35,12 @@ NAMES = [
     "&lt;", "{{ 7 * 7 }}", "{task.total}", "%s", "'; rm -rf \"$HOME\" #",
     "-a", "!x", "日本", "e\u0301",
 ]  # fmt: skip
-CLASSES = sorted(name.replace("/", "\u2215") for name in NAMES)  # no folder has a slash in its name
+CLASSES = sorted(name.replace("/", "\u2215") for name in NAMES)  # folder names have no slash
 FORBIDDEN = set(map(chr, [*range(10), *range(11, 32), *range(127, 160), 0x202E, 0x2066, 0x2028]))
 
 
 def obeyed(text: str) -> set[str]:
-    """What a terminal would obey, of text whose lines may end."""
+    """Return the characters that a terminal would interpret, apart from line feeds."""
     return FORBIDDEN & set(text)
 
 
@@ -51,7 +51,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(place: Path) -> Path:
-    """A class of each name, with two pictures of evil names in train/ and one in test/."""
+    """Dataset with a class per name, with hostile file names: two in train/, one in test/."""
     rng = np.random.default_rng(0)
     folder = place / "set $x$\x1b[1m [b]\n"
     for part, count in (("train", 2), ("test", 1)):
@@ -229,7 +229,7 @@ class TestEveryVerb:
 
 
 def test_plots_draw_names_and_no_formulas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Formulas would go through mathtext, which here must not be asked."""
+    """Check that mathtext, which formulas go through, is never called."""
     from matplotlib.mathtext import MathTextParser
 
     def refuse(*args: object, **kwargs: object) -> None:
@@ -261,7 +261,7 @@ def test_a_class_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_message_breaks_a_line_by_itself() -> None:
-    """A line break within one of SpratError's arguments is shown as \\n: lines are arguments."""
+    """Check that SpratError's arguments, one per line, have no line break: it is shown as \\n."""
     for path in Path(sprat.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "SpratError":

@@ -1,4 +1,4 @@
-"""Processes that train one run together, as torchrun starts them, for tests."""
+"""Processes that train one run together, started as torchrun does it."""
 
 import os
 import socket
@@ -12,8 +12,8 @@ from sprat import distributed
 
 @contextmanager
 def started(work: Callable[..., None], *arguments: Any, count: int = 2) -> Iterator[list[Any]]:
-    """Processes that each call `work(*arguments)` within `distributed.joined`; those that are left
-    at the end are killed."""
+    """Start processes that each call `work(*arguments)` within `distributed.joined`, and kill
+    those that are left at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Networks that the compiled kernels compute, and how far these are from their plain twins."""
+"""Networks that the compiled kernels support, and the distance of their results from PyTorch's."""
 
 import copy
 
@@ -33,7 +33,7 @@ SPECS = [
 
 
 def reason_here() -> str | None:
-    """Why there are no kernels on this machine."""
+    """Return why there are no kernels on this machine, or None if there are."""
     try:
         prepare(torch.device("cpu"), bf16=False)
     except NoKernels as reason:
@@ -51,7 +51,7 @@ def network(request: pytest.FixtureRequest) -> nn.Module:
 
 
 def built(spec: str | NetworkConfig, in_channels: int = 3) -> nn.Module:
-    """A network whose every BatchNorm does something of its own."""
+    """Return a network in training mode whose BatchNorms have random weights and biases."""
     torch.manual_seed(3)
     network = build_network(spec, in_channels=in_channels)
     for module in network.modules():
@@ -62,7 +62,7 @@ def built(spec: str | NetworkConfig, in_channels: int = 3) -> nn.Module:
 
 
 def distance(ours: Tensor, theirs: Tensor, least: float = 0.0) -> float:
-    """Length of the difference, as a share of theirs, or of `least` where theirs is shorter."""
+    """Return the norm of the difference relative to that of `theirs`, or to `least` if larger."""
     return ((ours - theirs).norm() / max(theirs.norm().item(), least)).item()
 
 
@@ -79,8 +79,8 @@ def features(network: nn.Module, images: Tensor) -> Tensor:
 def far_from_twin(
     network: nn.Module, fast: Trunk, images: Tensor, least: float = 0.0
 ) -> dict[str, float]:
-    """Distances of output, gradients and running statistics of one step from the plain ones. A
-    gradient that is shorter than `least` of the longest counts as that long."""
+    """Return the distances of one step's output, gradients and running statistics from those of
+    plain PyTorch. A gradient shorter than `least` times the longest counts as that long."""
     twin = copy.deepcopy(network)
     ours, theirs = fast(images), features(twin, images)
     found = {"pooled": distance(ours, theirs)}
@@ -95,7 +95,7 @@ def far_from_twin(
 
 
 def trained(spec: str | NetworkConfig) -> nn.Module:
-    """A network in evaluation mode whose every BatchNorm does something of its own."""
+    """Return a network in evaluation mode whose BatchNorms have random weights and statistics."""
     torch.manual_seed(7)
     network = build_network(spec).eval()
     for module in network.modules():
@@ -108,7 +108,7 @@ def trained(spec: str | NetworkConfig) -> nn.Module:
 
 
 def far(ours: Tensor, theirs: Tensor) -> float:
-    """Largest difference of a probability, or of logits as a share of their size if that is more:
-    probabilities of 0 and 1 are always alike."""
+    """Return the largest difference of a probability, or the relative difference of the logits if
+    that is more: saturated probabilities of 0 and 1 hide differences."""
     probabilities = (ours.softmax(1) - theirs.softmax(1)).abs().max()
     return max(probabilities.item(), ((ours - theirs).norm() / theirs.norm()).item())

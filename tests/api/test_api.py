@@ -1,4 +1,4 @@
-"""sprat from Python."""
+"""Tests of sprat's Python interface."""
 
 import json
 import subprocess
@@ -51,7 +51,7 @@ def test_a_recipe_is_named_and_a_dataset_too(
 def test_a_file_of_ones_own_is_run_anew_in_each_call(
     tiny: Dataset, tmp_path: Path, named: str
 ) -> None:
-    """What was edited in between counts, as in a notebook."""
+    """Check that edits between calls take effect, as in a notebook."""
     file = tmp_path / "mine.py"
     network = {"model": f"{file}:Net"}
     config = SMALL.changed(network) if named == "as code" else SMALL
@@ -115,7 +115,7 @@ def test_everything_it_names_is_there() -> None:
 def test_the_readmes_script_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As it stands, but for the length of the run and the data it needs."""
+    """Run it as it stands, except for the length of the run and the data."""
     section = (ROOT / "README.md").read_text().split("## From Python")[1]
     script = section.split("```python\n")[1].split("```")[0]
     for name in ("cat.jpg", "dog.png"):

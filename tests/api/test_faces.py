@@ -1,4 +1,4 @@
-"""Every verb's two faces: what a command does, a function of Python's does too, and the same."""
+"""Tests that every verb does the same as a command and as a Python function."""
 
 import ast
 import contextlib
@@ -29,14 +29,14 @@ VERBS = (
     "train_seeds",
 )
 MOST_STATEMENTS = 25
-# differ from run to run
+# results that differ from run to run
 MEASURED = {"seconds", "images_per_s", "peak_memory_bytes", "original_claims", "brief"}
 
 
 def test_each_verb_can_be_called_when_every_module_is_imported() -> None:
     found = [module.name for module in pkgutil.walk_packages(sprat.__path__, "sprat.")]
     for name in found:
-        with contextlib.suppress(ModuleNotFoundError):  # of packages that not every machine has
+        with contextlib.suppress(ModuleNotFoundError):  # of an optional package
             if not name.endswith("__main__"):
                 importlib.import_module(name)
     assert len(found) > 50
@@ -64,7 +64,7 @@ def test_every_argument_has_a_type_and_is_documented(verb: str) -> None:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """A folder of three pictures, of which the second cannot be read."""
+    """Folder of three pictures, the second of which cannot be read."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     Image.new("RGB", (50, 30), "red").save(folder / "a.png")
@@ -111,7 +111,7 @@ def test_compare(here: Here, small_run: Path, tmp_path: Path) -> None:
     done = here("compare", small_run, "--no-published", "--json")
     (entry,) = sprat.compare(small_run, published=False)
     (shown,) = json.loads(done.stdout)
-    assert shown.pop("front") is False, "a figure of val"
+    assert shown.pop("front") is False, "measured on val, not test"
     assert shown == json.loads(json.dumps(entry.to_dict()))
 
 
@@ -160,7 +160,7 @@ def test_the_pages_script_runs(
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of own pictures, of two classes that brightness tells apart."""
+    """Folder of own pictures in two classes that differ in brightness, next to a recipe."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for index in range(48):

@@ -1,4 +1,4 @@
-"""Grey pictures from a folder to a model of one channel, and what is made of it."""
+"""Tests of grey pictures, from a folder to a one-channel model and its exports."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ def _brief(new_cache: Callable[[], Path]) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures without colour, in modes of which some could have it."""
+    """Folder of pictures without colour, some in modes that could have it."""
     folder, rng = tmp_path_factory.mktemp("sets") / "grey", np.random.default_rng(0)
     for darkness, name in enumerate(("bright", "dark")):
         (folder / name).mkdir(parents=True)
@@ -67,7 +67,7 @@ def grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def mixed(grey: Path) -> Path:
-    """The same, and a coloured picture among them."""
+    """Folder of the same pictures and a coloured one."""
     folder = shutil.copytree(grey, grey.with_name("mixed"))
     pixels = np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "dark" / "colour.png")
@@ -144,7 +144,7 @@ def test_maps_are_drawn(run: Path, mixed: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format_answers_as_torch_does(run: Path, format: str, tmp_path: Path) -> None:
-    """An exact one on every image; `export` refuses another."""
+    """Check the largest difference: `export` itself refuses exact formats that do not agree."""
     output = tmp_path / f"model{FORMATS[format].ending}"
     exported = sprat.export(
         run, format=format, output=output, max_drop=100, max_class_drop=100, quiet=True

@@ -1,4 +1,4 @@
-"""`sprat predict --explain`: a PNG for each picture, in words too, and nothing overwritten."""
+"""Tests of `sprat predict --explain`: a PNG and words per picture, and nothing overwritten."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ class Flat(nn.Module):
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """A folder of three pictures, of which the second cannot be read."""
+    """Folder of three pictures, the second of which cannot be read."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     Image.linear_gradient("L").save(folder / "a.jpg")

@@ -1,4 +1,4 @@
-"""Mixers: whole shares of pixels, beside plain loops that mix image by image."""
+"""Tests of mixers: exact shares of pixels, and agreement with formulas image by image."""
 
 import math
 
@@ -18,12 +18,12 @@ def _generator(seed: int = 0) -> torch.Generator:
 
 
 def _flat_images(n: int, channels: int = 3, height: int = 9, width: int = 14) -> Tensor:
-    """Image i shows nothing but grey level i, so that every pixel says where it came from."""
+    """Return images of uniform grey, level i in image i, so that pixels show their origin."""
     return torch.arange(n, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, channels, height, width)
 
 
 def _one_hot(n: int) -> Tensor:
-    """Every image a class of its own, so that targets say what was mixed."""
+    """Return targets with one class per image, so that mixed targets show what was mixed."""
     return torch.eye(n)
 
 
@@ -65,7 +65,7 @@ class TestEveryMixer:
             mixed, mixed_targets = MIXERS[name](
                 images, targets, generator=_generator(seed), per_image=per_image
             )
-            if name == "mixup":  # the grey level is the shares' mean of the grey levels
+            if name == "mixup":  # the grey level is the weighted mean of the grey levels
                 levels = mixed_targets @ torch.arange(11.0)
                 torch.testing.assert_close(mixed.mean((1, 2, 3)), levels)
                 continue
@@ -75,7 +75,7 @@ class TestEveryMixer:
     def test_one_draw_serves_the_batch_or_each_image(self, name: str, per_image: bool) -> None:
         images, targets = _flat_images(64, height=32, width=32), _one_hot(64)
         _, mixed = MIXERS[name](images, targets, 2.0, per_image, generator=_generator(2))
-        # the sorted shares of an image, but for those that met themselves
+        # the sorted shares of each image, without images that were mixed with themselves
         patterns = {
             tuple(row[row > 0].sort().values.mul(1e5).round().tolist())
             for row in mixed
@@ -97,7 +97,7 @@ class TestEveryMixer:
 
 
 def _partners(mixed_targets: Tensor) -> list[int]:
-    """Whom each image met, told from its targets; itself where nobody else is."""
+    """Return the partner of each image according to its targets; itself if it has none."""
     others = mixed_targets - torch.diag(mixed_targets.diag())
     return [int(row.argmax()) if row.max() > 0 else i for i, row in enumerate(others)]
 
@@ -123,13 +123,13 @@ def test_cutmix_pastes_one_box_of_the_partner() -> None:
             kept = (mixed[i] == images[i]).all(0)
             assert (pasted | kept).all()
             rows, columns = (pasted & differs).nonzero().unbind(1)
-            if len(rows):  # all within their bounding box came from the partner
+            if len(rows):  # all of their bounding box came from the partner
                 box = pasted[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
                 assert box.all()
 
 
 def test_cutmix_clips_its_box_at_the_border_and_counts_what_is_left() -> None:
-    """With alpha so large that lam is 1/2, a box's sides are the image's by 0.7."""
+    """Use an alpha so large that lam is about 1/2: a box's sides are 0.7 times the image's."""
     images, targets = _flat_images(2, height=20, width=20), _one_hot(2)
     shares = []
     for seed in range(200):
@@ -142,7 +142,7 @@ def test_cutmix_clips_its_box_at_the_border_and_counts_what_is_left() -> None:
 
 
 def test_cutmix_centres_its_box_anywhere() -> None:
-    """So either half of the image is as often covered, however the border clips."""
+    """Check that both halves of an image are covered equally often, despite clipping."""
     images = _flat_images(200, height=32, width=32)
     covered = torch.zeros(32, 32)
     for seed in range(10):
@@ -153,11 +153,11 @@ def test_cutmix_centres_its_box_anywhere() -> None:
 
 
 def test_ricap_patches_windows_of_four_images() -> None:
-    """Every patch of the result is some window of the image that its place says."""
+    """Check that every patch of the result is a window of one image."""
     height, width, n = 10, 8, 6
     place = torch.arange(height * width, dtype=torch.uint8).view(1, 1, height, width)
     who = torch.arange(n, dtype=torch.uint8).view(-1, 1, 1, 1).expand(n, 1, height, width)
-    images = torch.cat((who, place.expand(n, -1, -1, -1)), 1)  # who and where a pixel is
+    images = torch.cat((who, place.expand(n, -1, -1, -1)), 1)  # a pixel's image and place
     for seed in range(30):
         for per_image in (False, True):
             mixed, targets = ricap(
@@ -166,7 +166,7 @@ def test_ricap_patches_windows_of_four_images() -> None:
             for image, row in zip(mixed, targets, strict=True):
                 seen = torch.zeros(n)
                 rows, columns = image[1].long() // width, image[1].long() % width
-                # neighbours in a patch are neighbours where they came from
+                # neighbours in a patch were neighbours in their image
                 right = (rows[:, 1:] == rows[:, :-1]) & (columns[:, 1:] == columns[:, :-1] + 1)
                 down = (rows[1:] == rows[:-1] + 1) & (columns[1:] == columns[:-1])
                 assert (~right.all(0)).sum() <= 1, "one cut from top to bottom"
@@ -177,7 +177,7 @@ def test_ricap_patches_windows_of_four_images() -> None:
 
 
 def test_the_shares_follow_their_beta() -> None:
-    """Mean and variance of Beta(a, a): 1/2 and 1 / (4 (2a + 1))."""
+    """Compare with the mean and variance of Beta(a, a): 1/2 and 1 / (4 (2a + 1))."""
     images, targets = _flat_images(2, 1, 1, 1), _one_hot(2)
     for alpha in (0.2, 1.0, 4.0):
         images, targets = _flat_images(200, 1, 1, 1), _one_hot(200)
@@ -187,7 +187,7 @@ def test_the_shares_follow_their_beta() -> None:
                 for seed in range(50)
             ]
         )
-        lams = lams[lams < 1]  # 1: the image met itself
+        lams = lams[lams < 1]  # 1: mixed with itself
         variance = 1 / (4 * (2 * alpha + 1))
         # four standard errors of 10,000 draws
         assert lams.mean().item() == pytest.approx(0.5, abs=4 * math.sqrt(variance / 1e4))
@@ -205,7 +205,7 @@ def test_choosing_follows_the_table() -> None:
 
 
 def test_the_loss_alone_smooths() -> None:
-    """Smoothed cross-entropy on mixed targets is the mix of smoothed cross-entropies."""
+    """Check that smoothed cross-entropy on mixed targets is a mix of smoothed cross-entropies."""
     logits = torch.randn(8, 10, generator=_generator())
     labels = torch.arange(8)
     _, mixed = mixup(_flat_images(8), F.one_hot(labels, 10).float(), generator=_generator(1))

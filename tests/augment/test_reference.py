@@ -1,4 +1,4 @@
-"""The batched pipeline beside Albumentations, by whose limits and laws it goes."""
+"""Tests of the batched pipeline against Albumentations, whose limits and formulas it follows."""
 
 import math
 import subprocess
@@ -26,12 +26,12 @@ albumentations = pytest.importorskip("albumentations", reason="needs sprat[album
 
 @pytest.fixture(scope="module")
 def images(shapes10: Dataset) -> Tensor:
-    """64 pictures with edges, shades and noise."""
+    """Set of 64 pictures with edges, shades and noise."""
     return shapes10.train.images[:64]
 
 
 def _one_by_one(images: Tensor, transform: object, **parameters: list[object]) -> Tensor:
-    """Albumentations' own computation with the parameters given, image by image."""
+    """Apply an Albumentations transform with the given parameters, image by image."""
     out = []
     for i, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
         given = {name: values[i] for name, values in parameters.items()}
@@ -79,8 +79,8 @@ class TestGivenTheSameDraws:
         assert _share_within(adjust_brightness_contrast(images, *draws), theirs, levels=1) == 1
 
     def test_hue_saturation_value_in_float32(self, images: Tensor) -> None:
-        """Albumentations itself goes through uint8, whose hue has 180 steps, whatever it is
-        given; so this goes by OpenCV's float32 conversion, which it builds on."""
+        """Compare with OpenCV's float32 conversion: Albumentations, which builds on OpenCV, always
+        converts to uint8, where hue has only 180 steps."""
         hue, saturation, value = self._changes()
         expected = torch.stack(
             [
@@ -98,8 +98,8 @@ class TestGivenTheSameDraws:
         assert _share_within(ours, expected) >= 0.99
 
     def test_hue_saturation_value_in_uint8(self, images: Tensor) -> None:
-        """As near as hues in steps of 2 degrees allow: a degree at full chroma is 4.25 levels,
-        and there and back rounds twice."""
+        """Compare as closely as hue steps of 2 degrees allow: at full chroma a degree is 4.25
+        levels, and converting there and back rounds twice."""
         hue, saturation, value = self._changes()
         transform = albumentations.HueSaturationValue(p=1)
         theirs = _one_by_one(
@@ -130,15 +130,15 @@ class TestGivenTheSameDraws:
 
 
 def test_albumentations_transforms_are_drawn_independently(shapes10: Dataset) -> None:
-    """Seeding its Compose would let all coins fall together."""
+    """Check that draws are independent, which they are not if Compose itself is seeded."""
     pipeline = replace(NOTHING, flip=0.5, coarse_dropout=0.5)
     image = torch.full((4000, 3, 32, 32), 200, dtype=torch.uint8)
-    image[..., 31] = 100  # tells left from right
+    image[..., 31] = 100  # marks the right edge
     out = AlbumentationsPipeline(pipeline)(image, seed=0)
     flipped = (out[..., 0] == 100).flatten(1).any(1)
     dropped = (out == 0).flatten(1).any(1)
     both = (flipped & dropped).double().mean().item()
-    # four standard errors of a share of 1/4
+    # within four standard errors of a share of 1/4
     assert both == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / 4000))
 
 
@@ -172,7 +172,7 @@ def test_without_albumentations_it_says_what_to_install(monkeypatch: pytest.Monk
 
 
 def test_agreement_holds_on_photographs(cifar10_place: object) -> None:
-    """The same on CIFAR-10, where colours and edges are a camera's."""
+    """Repeat the comparisons on CIFAR-10, with the colours and edges of a camera."""
     train, _ = cifar10.load(cifar10_place)  # type: ignore[arg-type]
     photographs = train.images[:64]
     given = TestGivenTheSameDraws()

@@ -1,4 +1,4 @@
-"""Batched transforms beside plain ones that go image by image."""
+"""Tests of batched transforms, compared with plain ones that process image by image."""
 
 import colorsys
 import math
@@ -130,7 +130,7 @@ class TestEveryTransform:
     def test_computing_the_chosen_alone_is_computing_all(
         self, name: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A GPU computes every image and keeps the chosen; the CPU's short cut gives the same."""
+        """Check that transforming only the chosen images, as on CPUs, equals computing all."""
         from sprat.augment import transforms
 
         def on_all(
@@ -161,7 +161,7 @@ def _reflect(place: int, side: int) -> int:
 def _affine_twin(
     image: Tensor, shift: Tensor, scale: Tensor, degrees: float, mode: str
 ) -> np.ndarray:
-    """Pixel by pixel: goes back to where each came from and weighs its four neighbours."""
+    """Transform pixel by pixel: find where each came from and interpolate its four neighbours."""
     channels, height, width = image.shape
     pixels = image.double().numpy()
     out = np.zeros(image.shape)
@@ -170,7 +170,7 @@ def _affine_twin(
     for y in range(height):
         for x in range(width):
             dx, dy = x - centre_x - shift[0].item(), y - centre_y - shift[1].item()
-            # turned counter-clockwise on the way there, so clockwise on the way back
+            # the image is turned counter-clockwise, so the way back is clockwise
             from_x = (cos * dx - sin * dy) / scale[0].item() + centre_x
             from_y = (sin * dx + cos * dy) / scale[1].item() + centre_y
             left, top = math.floor(from_x), math.floor(from_y)
@@ -214,7 +214,7 @@ def test_shifts_are_whole_pixels_within_their_limit() -> None:
             there = affine(images, by, torch.ones(len(images), 2), torch.zeros(len(images)))
             if (there == out).flatten(1).all(1).any():
                 seen.add((right, down))
-    assert {right for right, _ in seen} == set(range(-3, 4))  # 0.1 x 40 is not reached
+    assert {right for right, _ in seen} == set(range(-3, 4))  # 4 = 0.1 x 40 is excluded
     assert {down for _, down in seen} == set(range(-1, 2))
 
 
@@ -230,7 +230,7 @@ def test_brightness_and_contrast_are_the_formula() -> None:
 
 def test_hue_saturation_value_is_colorsys() -> None:
     images = _images(5, dtype=torch.float32)
-    images[0, :, 0, :4] = 77.0  # greys keep their lack of hue
+    images[0, :, 0, :4] = 77.0  # greys must stay without hue
     images[1, :, 0, 0] = 0.0
     hue = torch.tensor([40.0, -40.0, 0.0, 180.0, 13.0])
     saturation = torch.tensor([30.0, -30.0, 10.0, 0.0, -200.0])

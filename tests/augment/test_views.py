@@ -1,4 +1,4 @@
-"""Test-time views, beside plain ones, and what every offered set has in common."""
+"""Tests of test-time views, compared with plain ones, and of every available set of views."""
 
 import numpy as np
 import pytest

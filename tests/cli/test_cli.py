@@ -1,4 +1,4 @@
-"""The command line as a person meets it: real processes, real files, real signals."""
+"""Tests of the command line as a user meets it, with real files and some real processes."""
 
 import json
 import os
@@ -37,11 +37,11 @@ def sprat(*words: object, cwd: Path | None = None, **env: str) -> subprocess.Com
     )
 
 
-# a kind of GPU that this machine has not
+# a kind of GPU that this machine does not have
 NO_GPU = "cuda" if sys.platform == "darwin" else "mps"
 
 
-# commands, and mistakes in them, that are answered before torch is loaded; with the exit code
+# commands, correct and wrong, that must not load torch, with their exit codes
 WITHOUT_TORCH = {
     "--help": 0,
     "--version": 0,
@@ -104,7 +104,7 @@ WITHOUT_TORCH = {
 
 
 def test_what_needs_no_torch_loads_none(tmp_path: Path) -> None:
-    """All in one process, where importing torch fails."""
+    """Run all commands in one process in which importing torch fails."""
     code = """
 import json, sys
 from sprat.cli import main
@@ -328,7 +328,7 @@ def test_a_run_whose_pictures_have_moved_is_resumed_where_they_are(
     assert here(*again).returncode == 0
     assert json.loads((run / "results.json").read_text())["dataset"] == str(now)
 
-    (run / "curves.png").unlink()  # killed before they were drawn
+    (run / "curves.png").unlink()  # as if killed before they were drawn
     assert here("train", "--resume", run).returncode == 0
     assert (run / "curves.png").exists()
     assert here("evaluate", run).returncode == 0
@@ -403,7 +403,7 @@ class TestPredict:
     def test_what_is_redirected_from_a_terminal_reaches_the_file(
         self, small_run: Path, tmp_path: Path
     ) -> None:
-        """The bar on the terminal must not swallow what is printed meanwhile."""
+        """Check that the progress bar on the terminal does not swallow the output."""
         Image.new("RGB", (9, 9), "red").save(tmp_path / "a.png")
         terminal, its_other_end = pty.openpty()
         with (tmp_path / "out.txt").open("w") as out:
@@ -437,7 +437,7 @@ def test_data_show_draws_a_sheet(
 
 
 class TestRecipesUnderOptions:
-    """Every recipe's every setting reaches the command, whatever the commands are called."""
+    """Tests that every setting of every recipe reaches each command that takes a recipe."""
 
     @pytest.mark.parametrize("recipe", recipe_names())
     @pytest.mark.parametrize("command", [["train"], ["augment", "preview"]], ids=" ".join)
@@ -567,7 +567,7 @@ class TestCompletion:
         text = script.read_text()
         assert all(word in text for word in ("train", "evaluate", "--optim.lr", "--recipe"))
         started = (tmp_path / ".bashrc").read_text()
-        assert started.count(str(script)) <= 2, "installed twice, it is there once"
+        assert started.count(str(script)) <= 2, "installed twice, but added only once"
         if bash := shutil.which("bash"):
             subprocess.run([bash, "-n", str(script)], check=True, capture_output=True)
 

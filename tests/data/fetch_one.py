@@ -1,5 +1,8 @@
-"""One fetch in a process of its own, for tests that kill it or start two:
-python fetch_one.py URL TARGET MD5 SIZE. Prints a line for every note and for the first bytes.
+"""Fetch one file, as a script for tests that kill it or start two.
+
+    python fetch_one.py URL TARGET MD5 SIZE
+
+Prints a line for every message, and "bytes" when the first bytes have arrived.
 """
 
 import sys
@@ -8,7 +11,7 @@ from types import ModuleType
 
 import sprat
 
-# the package without its own contents: they need torch, which takes seconds to import
+# the package without its __init__, which imports torch and thus takes seconds
 data = ModuleType("sprat.data")
 data.__path__ = [str(Path(sprat.__file__).parent / "data")]
 sys.modules["sprat.data"] = data

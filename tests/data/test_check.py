@@ -1,4 +1,4 @@
-"""sprat data check: leaks, duplicates, conflicting labels, pictures of nothing; what train says."""
+"""Tests of sprat data check, which finds leaks, copies, conflicting labels and blank pictures."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from sprat.data.duplicates import find_pairs, traits_of
 from sprat.data.imageset import ImageSet
 from sprat.files import cache_dir
 
-SIDE = 48  # pixels of the pictures in the files
+SIDE = 48  # of the pictures in the files, in pixels
 COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "resized": lambda image: image.resize((36, 36), Image.Resampling.LANCZOS),
     "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.15),
@@ -37,7 +37,7 @@ def _cached_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _photo(seed: int) -> Image.Image:
-    """A picture of soft shapes that none of another seed is like."""
+    """Return a picture of soft shapes, unlike that of any other seed."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (7, 7, 3), np.uint8))
     return coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
@@ -53,7 +53,7 @@ def _folder(root: Path, pictures: dict[str, Image.Image]) -> Path:
 
 @pytest.fixture
 def faulty(tmp_path: Path) -> Path:
-    """A set with one fault of each kind."""
+    """Dataset with every kind of fault."""
     sound = {
         f"{part}/{label}/{n}.png": _photo(100 * p + 10 * c + n)
         for p, part in enumerate(("train", "val", "test"))
@@ -64,10 +64,10 @@ def faulty(tmp_path: Path) -> Path:
         tmp_path / "faulty",
         sound
         | {
-            "test/cat/leaked.png": _photo(0),  # train/cat/0.png
-            "val/dog/leaked.png": COPIES["brighter"](_photo(11)),  # train/dog/1.png
-            "train/cat/twin.png": _photo(1),  # train/cat/1.png
-            "train/dog/two-labels.png": _photo(2),  # train/cat/2.png
+            "test/cat/leaked.png": _photo(0),  # same as train/cat/0.png
+            "val/dog/leaked.png": COPIES["brighter"](_photo(11)),  # of train/dog/1.png
+            "train/cat/twin.png": _photo(1),  # same as train/cat/1.png
+            "train/dog/two-labels.png": _photo(2),  # same as train/cat/2.png
             "train/cat/tiny.png": _photo(900).resize((9, 12)),
             "train/cat/white.png": Image.new("RGB", (SIDE, SIDE), "white"),
             "train/dog/grey.png": Image.linear_gradient("L").resize((SIDE, SIDE)).point(
@@ -109,7 +109,7 @@ def test_each_kind_of_fault_is_found_once_and_named_by_its_path(faulty: Path, he
 def test_pictures_of_an_archive_are_named_by_archive_and_file(
     faulty: Path, tmp_path: Path, here: Here
 ) -> None:
-    """Wherever they are named: nobody finds them by their place in the cache."""
+    """Check every place that names a picture: a path in the cache would help nobody."""
     packed = Path(shutil.make_archive(str(tmp_path / "set"), "zip", faulty))
     page, said = tmp_path / "page.html", []
     for words in (

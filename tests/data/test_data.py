@@ -1,4 +1,4 @@
-"""Datasets: shapes10, CIFAR-10's files (real where there are, made here otherwise), splits."""
+"""Tests of shapes10, CIFAR-10's files (made here, and real if available), splits and batches."""
 
 import functools
 import inspect
@@ -18,7 +18,7 @@ from sprat.data.batches import Batches
 from sprat.data.imageset import ImageSet, Normalization, stratified_split
 from sprat.errors import SpratError
 
-IMAGES = 20  # in each batch file made here
+IMAGES = 20  # per batch file made here
 
 
 def _batch(seed: int = 0, **changes: object) -> bytes:
@@ -34,7 +34,7 @@ def _batch(seed: int = 0, **changes: object) -> bytes:
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with small batch files in CIFAR-10's form."""
+    """Folder with small batch files in CIFAR-10's format."""
     monkeypatch.setattr(cifar10, "IMAGES_PER_FILE", IMAGES)
     folder = tmp_path / "made" / cifar10.FOLDER
     folder.mkdir(parents=True)
@@ -168,7 +168,7 @@ class TestCIFAR10Files:
 
 @pytest.fixture
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No CIFAR-10 on this machine, and no network."""
+    """Simulate a machine without CIFAR-10 and without internet access."""
     monkeypatch.delenv("SPRAT_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     dead = functools.partial(cifar10.download, mirrors=["http://127.0.0.1:9/x"])
@@ -264,7 +264,7 @@ def test_the_real_cifar10(cifar10_place: Path) -> None:
     train, test = cifar10.load(cifar10_place)
     assert (len(train), len(test)) == (50_000, 10_000)
     assert train.targets.bincount().tolist() == [5_000] * 10
-    # the published figures, to their four digits
+    # the published values, which have four digits
     found = Normalization.of(train.images)
     assert found.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=5e-5)
     assert found.std == pytest.approx((0.2470, 0.2435, 0.2616), abs=5e-5)

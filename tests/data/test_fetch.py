@@ -1,4 +1,4 @@
-"""Fetching from servers that cut, stall, crawl and lie; the commands that fetch and verify."""
+"""Tests of fetching from servers that cut, stall, crawl and lie, and of the data commands."""
 
 import dataclasses
 import functools
@@ -39,14 +39,14 @@ Answer = Callable[["Handler", int], None]  # a request, and the first byte it as
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Answers each path by its own list of behaviours, one a request, the last for ever."""
+    """Server that answers each path with a list of behaviours, one per request, then the last."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers: dict[str, list[Answer]] = {}
-        self.asked: list[tuple[str, int]] = []  # paths and first bytes
+        self.asked: list[tuple[str, int]] = []  # path and first byte of each request
         self.go_on = threading.Event()
 
     def serve(self, path: str, *answers: Answer) -> str:
@@ -54,7 +54,7 @@ class Server(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/{path}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # that the client has hung up
+        if not isinstance(sys.exception(), ConnectionError):  # the client hung up
             super().handle_error(request, client_address)
 
 
@@ -77,7 +77,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def head_of(self, first: int, content: bytes = CONTENT) -> None:
-        """The honest head of an answer from `first` on."""
+        """Send the correct head of an answer from byte `first` on."""
         size, left = len(content), len(content) - first
         if first:
             told = f"bytes {first}-{size - 1}/{size}"
@@ -92,7 +92,7 @@ def whole(handler: Handler, first: int) -> None:
 
 
 def held(handler: Handler, first: int) -> None:
-    """The first bytes, and the others when the test says so."""
+    """Send the first bytes, and the others when the test allows it."""
     handler.head_of(first)
     handler.wfile.write(CONTENT[first : first + 1000])
     handler.server.go_on.wait(30)
@@ -144,7 +144,7 @@ def silence(handler: Handler, first: int) -> None:
 
 
 def crawl(rate: float) -> Answer:
-    """Serves so many bytes/s."""
+    """Return a behaviour that sends `rate` bytes/s."""
 
     def answer(handler: Handler, first: int) -> None:
         handler.head_of(first)
@@ -194,7 +194,7 @@ def redirect(to: str) -> Answer:
     return lambda handler, first: handler.head(302, Location=to)
 
 
-# what a source does, and what is said of it if it never does anything else
+# what a source does, and what the error says if it never does anything else
 FAILURES: dict[str, tuple[Answer, str]] = {
     "cuts without ranges": (cut_without_ranges, r"broke off \(after 100,000 of 300,000 bytes\)"),
     "gives no byte": (empty, "broke off"),
@@ -214,7 +214,7 @@ FAILURES: dict[str, tuple[Answer, str]] = {
     "redirects to ftp": (redirect("ftp://127.0.0.1/x"), "answered 302 to ftp://.*neither http"),
     "redirects for ever": (redirect("loop"), "answered 302 .*infinite loop"),
 }
-# what a source may do once and be forgiven
+# what a source may do once without making the fetch fail
 SLIPS: dict[str, Answer] = {
     "cut": cut,
     "stall": stall,
@@ -344,7 +344,7 @@ class TestFetch:
     def test_wrong_bytes_of_one_source_are_not_held_against_another(
         self, server: Server, target: Path
     ) -> None:
-        """The first half is wrong, the second is right: all of it comes again, from the second."""
+        """Check that the second source sends all again after the first sent a wrong half."""
         liar, good = server.serve("liar", wrong_half, hang_up), server.serve("good", whole)
         _fetch(target, liar, good)
         assert target.read_bytes() == CONTENT
@@ -388,7 +388,7 @@ class TestSlowSources:
 def test_whatever_servers_do_the_file_is_right_or_the_error_clear(
     server: Server, tmp_path: Path
 ) -> None:
-    """Random sequences of misbehaviour at three sources, and then an honest one."""
+    """Try random sequences of misbehaviour at three sources, and then an honest source."""
     rng = random.Random(20_090_408)
     behaviours = [answer for answer, _ in FAILURES.values()] + [*SLIPS.values(), whole, crawl(5e5)]
     rushed = Patience(silence=0.03, slow=1e6, window=0.02, connections=3)
@@ -433,7 +433,7 @@ class TestProcesses:
                 assert said == f"another process is downloading {target}; waiting for it\n"
                 server.go_on.set()
                 assert second.wait(30) == 0
-                assert second.stdout.read() == "", "it had nothing to fetch any more"
+                assert second.stdout.read() == "", "it had nothing left to fetch"
             assert first.wait(30) == 0
         assert server.asked == [("x", 0)]
         assert target.read_bytes() == CONTENT
@@ -487,7 +487,7 @@ class TestDisk:
         assert not target.exists()
 
     def test_a_folder_without_write_rights_is_told(self) -> None:
-        root = os.geteuid() == 0  # who may write anywhere
+        root = os.geteuid() == 0  # may write anywhere
         with tempfile.TemporaryDirectory() as name:
             Path(name).chmod(0o555)
             try:
@@ -517,7 +517,7 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch, server: Server) -> str:
-    """A small archive stands for CIFAR-10's, and a local server for its mirrors."""
+    """URL of a local server that stands in for CIFAR-10's mirrors, with a small archive."""
     url = server.serve("x", cut, whole)
     python = dataclasses.replace(cifar10.PYTHON, archive_md5=MD5)
     monkeypatch.setattr(cifar10, "PYTHON", python)
@@ -533,7 +533,7 @@ def published(monkeypatch: pytest.MonkeyPatch, server: Server) -> str:
 
 
 def _folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """CIFAR-10's extracted files in small, published with their own md5s."""
+    """Write small files in place of CIFAR-10's extracted ones, and expect their md5s instead."""
     folder = place / cifar10.FOLDER
     folder.mkdir(parents=True)
     for name in cifar10.FILE_MD5S:

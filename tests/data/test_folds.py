@@ -1,4 +1,4 @@
-"""Folds of cross-validation: every image in one, classes even, groups whole."""
+"""Tests of cross-validation folds: each image in one, classes balanced, groups whole."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def _images(targets: Tensor, classes: int) -> ImageSet:
 
 
 def _drawn(seed: int, fewest: int = 2) -> tuple[ImageSet, int, torch.Generator]:
-    """A set of uneven classes in any order, and a number of folds that it has enough images for."""
+    """Return an imbalanced set in random order, a number of folds it allows, and the generator."""
     generator = torch.Generator().manual_seed(seed)
 
     def between(low: int, high: int) -> int:
@@ -110,7 +110,7 @@ def test_what_cannot_be_folded(
 
 
 def _patients(folder: Path, rows: str = "") -> Path:
-    """A table of 40 pictures of two classes, four of each patient."""
+    """Write a table of 40 pictures of two classes, four per patient."""
     files = sorted(draw(folder / "eyes", red=20, blue=20).rglob("*.*"))
     lines = ["path,label,patient", *(f"{f},{f.parent.name},{n // 4}" for n, f in enumerate(files))]
     table = folder / "eyes" / "all.csv"
@@ -129,7 +129,7 @@ def test_groups_of_a_table_stay_together_in_test_and_val_too(tmp_path: Path) -> 
     groups = dataset.groups
     assert groups is not None
     assert groups.shape == dataset.train.targets.shape
-    assert set(groups.bincount().tolist()) == {0, 4}, "none is divided between training and test"
+    assert set(groups.bincount().tolist()) == {0, 4}, "no group is in both training and test"
     assert len(dataset.train) == 32
     kept, val = split_off_val(dataset, Config(val_fraction=0.25))
     assert not set(groups[kept].tolist()) & set(groups[val].tolist())
@@ -138,7 +138,7 @@ def test_groups_of_a_table_stay_together_in_test_and_val_too(tmp_path: Path) -> 
     assert without.groups is None
     assert without.md5 != dataset.md5
     table.write_text(table.read_text().replace(",9\n", ",8\n"))
-    assert _load(table).md5 != dataset.md5, "other groups are other folds"
+    assert _load(table).md5 != dataset.md5, "other groups give other folds"
     assert _load(table, "").md5 == without.md5
 
 

@@ -1,4 +1,4 @@
-"""The forms that own pictures come in: folders of parts, tables, archives and parquet files."""
+"""Tests of the forms of own pictures: folders of parts, tables, archives and parquet files."""
 
 import io
 import json
@@ -28,7 +28,7 @@ from sprat.files import cache_dir
 
 @pytest.fixture(autouse=True)
 def _cached_there(new_cache: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not in the user's own cache."""
+    """Keep the tests out of the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(new_cache()))
 
 
@@ -37,7 +37,7 @@ def _load(place: Path, whole: bool = False, **settings: Any) -> Dataset:
 
 
 def _parts(dataset: Dataset) -> dict[str, tuple[dict[str, int], str]]:
-    """Of each part, the pictures of each class, and where they came from."""
+    """Return, for each part, the number of pictures per class and where they came from."""
     assert dataset.found is not None
     parts = dataset.found.to_dict()["parts"]
     return {name: (part["per_class"], part["from"]) for name, part in parts.items()}
@@ -102,7 +102,7 @@ def flowers(tmp_path: Path) -> Path:
 def _refused(
     hostile: Hostile, folder: Path, read: Callable[[], object], whole: object = None
 ) -> str:
-    """What is said to a bad input, by which nothing in its folder and in the cache may change."""
+    """Return the error about a bad input, which must change neither its folder nor the cache."""
     cached = {path for path in cache_dir().rglob("*") if path.name != "archives"}
     said = hostile.offer(folder, read, whole)
     assert {path for path in cache_dir().rglob("*") if path.name != "archives"} == cached
@@ -110,7 +110,7 @@ def _refused(
 
 
 def _rows(folder: Path) -> list[tuple[str, str]]:
-    """Paths and labels of a folder with class folders."""
+    """Return paths and labels of the pictures in a folder of class folders."""
     files = sorted(path for path in folder.glob("*/*") if path.is_file())
     return [(str(path.relative_to(folder)), path.parent.name) for path in files]
 
@@ -142,7 +142,7 @@ class TestTables:
         plain = _load(flowers)
         rows = _rows(flowers)
         unique = len({path.partition(".")[0] for path, _ in rows}) == len(rows)
-        assert unique, "names without extensions are clear"
+        assert unique, "names without extensions are unambiguous"
         (flowers / name).write_text(write(rows), newline="")
         loaded = _load(flowers / name)
         assert loaded.md5 == plain.md5
@@ -168,7 +168,7 @@ class TestTables:
             {"blue": 5, "red": 7}, {"red": 1}, {"blue": 1, "red": 1}
         ]  # fmt: skip
         (flowers / "a.csv").write_text(_csv()([(*row, "A") for row in _rows(flowers)], "set"))
-        assert _parts(_load(flowers / "a.csv"))["val"][0] == {}, "set may mean anything"
+        assert _parts(_load(flowers / "a.csv"))["val"][0] == {}, "'set' may mean anything"
 
     def test_as_kaggle_has_them(self, tmp_path: Path) -> None:
         folder = draw(tmp_path / "set", train=24, test=12)
@@ -177,7 +177,7 @@ class TestTables:
         (folder / "sampleSubmission.csv").write_text(_csv(",", "id", "level")(labels))
         said: list[str] = []
         dataset = load_dataset(str(folder), own=PicturesConfig(side=16), say=said.append)
-        assert dataset.train.classes == tuple(map(str, range(12))), "in the order of numbers"
+        assert dataset.train.classes == tuple(map(str, range(12))), "in numeric order"
         assert _parts(dataset)["train"][1] == "trainLabels.csv, files in train/"
         assert said == [f"left out: sampleSubmission.csv in {folder}"]
         (folder / "test_images").mkdir()
@@ -195,7 +195,7 @@ class TestTables:
         parts = _parts(_load(folder))
         assert parts["train"] == ({"blue": 6, "red": 7}, "train.csv")
         assert parts["test"] == ({"red": 2}, "test.csv")
-        hub = folder.parent / "hub"  # as the Hub's folders of images are
+        hub = folder.parent / "hub"  # laid out like the Hugging Face Hub's image folders
         for part, some in (("train", rows[:-2]), ("test", rows[-2:])):
             (hub / part).mkdir(parents=True)
             for n, (path, _) in enumerate(some):
@@ -214,7 +214,7 @@ class TestTables:
         assert parts["test"][1] == "labels.csv, Test/"
 
     def test_class_folders_stay_what_they_are_next_to_a_table(self, flowers: Path) -> None:
-        """As before there were tables: old runs find the same data."""
+        """Check that runs from before tables were supported still find the same data."""
         md5 = _load(flowers).md5
         rows = [(path, "other") for path, _ in _rows(flowers)]
         (flowers / "metadata.csv").write_text(_csv()(rows))
@@ -302,7 +302,7 @@ def test_lines_that_are_no_json_are_refused(flowers: Path, hostile: Hostile, tex
 
 
 def _pack(folder: Path, place: Path) -> Path:
-    """An archive of a folder, by its ending."""
+    """Pack a folder into an archive whose kind is that of the ending."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     if place.suffix == ".zip":
         with zipfile.ZipFile(place, "w", zipfile.ZIP_DEFLATED) as packed:
@@ -332,9 +332,9 @@ class TestArchives:
         made = place.stat().st_ino
         again = packed.rename(packed.with_name(f"moved{ending}"))
         assert _load(again).md5 == loaded.md5
-        assert place.stat().st_ino == made, "it goes by content"
+        assert place.stat().st_ino == made, "archives are recognised by content"
         next(place.rglob("*.png")).unlink()
-        assert _load(again).md5 == loaded.md5, "what somebody removed is extracted again"
+        assert _load(again).md5 == loaded.md5, "a removed file is extracted again"
 
     def test_hold_any_of_the_forms(self, flowers: Path) -> None:
         (flowers / "labels.csv").write_text(_csv()(_rows(flowers)))
@@ -350,7 +350,7 @@ class TestArchives:
         packed = _pack(draw(tmp_path / "set", blue=2), tmp_path / "x.zip")
         with pytest.raises(SpratError, match=rf"{packed} has only the class 'blue', expected"):
             _load(packed)
-        assert list((cache_dir() / "archives").iterdir()) == [], "what is refused is not kept"
+        assert list((cache_dir() / "archives").iterdir()) == [], "refused archives are not kept"
         assert len(_load(packed, whole=True).train) == 2
         packed = _pack(draw(tmp_path / "set", blue=2, red__dark=2), tmp_path / "y.zip")
         with pytest.raises(
@@ -384,12 +384,12 @@ class TestArchives:
         def extract() -> object:
             place = archive.extract(spoilt)
             found = [path.read_bytes() for path in place.rglob("*.*") if path.suffix != ".json"]
-            shutil.rmtree(place)  # so that the cache is as it was
+            shutil.rmtree(place)  # leaves the cache as it was
             return sorted(found)
 
         spoilt_ones = [whole[: rng.randrange(len(whole))] for _ in range(60)]
         spoilt_ones += [whole[:-512], whole[:-1], b"", whole[: 512 * 3]]
-        for _ in range(60 if ending != ".tar" else 0):  # a tar has no checksum of its files
+        for _ in range(60 if ending != ".tar" else 0):  # tar has no checksums of contents
             changed = bytearray(whole)
             changed[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
             spoilt_ones.append(bytes(changed))
@@ -499,7 +499,7 @@ def test_an_unsafe_archive_is_refused_and_writes_nothing(
 
 
 def test_a_bomb_is_refused_by_the_size_of_its_archive(tmp_path: Path, hostile: Hostile) -> None:
-    """What it says of its size is enough; one that lies is ended where it goes beyond."""
+    """Check that a large stated size is refused, and that an understated one is noticed."""
     content = _zip(("a/1.png", bytes(1 << 20)))
     size = (1 << 20).to_bytes(4, "little")
     for told, message in ((2 << 30, "1,073,741,824 bytes, which is not safe"), (9, "damaged")):
@@ -524,7 +524,7 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 def _shard(
     path: Path, files: list[Path], labels: list[Any], names: list[str] | None = None, **more: Any
 ) -> Path:
-    """A parquet file as `datasets` writes it."""
+    """Write a parquet file in the form of Hugging Face `datasets`."""
     images = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
     table = pa.table({"image": pa.array(images, IMAGE), "label": labels, **more})
     if names:
@@ -567,10 +567,10 @@ class TestParquet:
         _shard(data / "test-00000-of-00001.parquet", files[13:], labels[13:], names)
         loaded = _load(tmp_path / "set")
         parts = _parts(loaded)
-        assert loaded.train.classes == ("red", "blue"), "in their order, and only those there are"
+        assert loaded.train.classes == ("red", "blue"), "in the given order, without unused ones"
         assert parts["train"] == ({"red": 6, "blue": 6}, "2 of them")
         assert [parts[part][0] for part in ("val", "test")] == [{"red": 1}, {"red": 2}]
-        for old in data.iterdir():  # as the Hub converts sets
+        for old in data.iterdir():  # as the Hub converts datasets
             part = old.name.partition("-")[0]
             (tmp_path / "hub" / part).mkdir(parents=True, exist_ok=True)
             shutil.copy(old, tmp_path / "hub" / part / f"{old.name[-22:-17]}.parquet")
@@ -579,7 +579,7 @@ class TestParquet:
     def test_pictures_may_be_files_of_their_own_in_the_same_folder(
         self, flowers: Path, files: list[Path]
     ) -> None:
-        """As `datasets` writes a set of local files."""
+        """Check the form that `datasets` gives a set of local files."""
         place, md5 = flowers.parent / "a.parquet", _load(flowers).md5
         names = [str(files[0]), *(str(file.relative_to(flowers.parent)) for file in files[1:])]
         images = [{"bytes": None, "path": name} for name in names]

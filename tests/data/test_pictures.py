@@ -1,4 +1,4 @@
-"""Own pictures: folders drawn here, good and bad, are read, split, cached and trained on."""
+"""Tests of own pictures: good and bad folders are read, split, cached and trained on."""
 
 import contextlib
 import csv
@@ -48,7 +48,7 @@ def cache_home(new_cache: Callable[[], Path]) -> Path:
 
 @pytest.fixture(autouse=True)
 def _cached_there(cache_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not in the user's own cache."""
+    """Keep the tests out of the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
 
 
@@ -108,7 +108,7 @@ class TestSplit:
     def test_every_picture_is_in_one_part_and_classes_have_their_share(
         self, tmp_path: Path, trial: int
     ) -> None:
-        """Over sets of any size, through the cache's own file, so that many can be looked at."""
+        """Check sets of random sizes, written straight to cache files so that it is fast."""
         rng = random.Random(trial)
         counts = [rng.randrange(3, 200) for _ in range(rng.randrange(2, 12))]
         config = PicturesConfig(side=16, test_fraction=rng.uniform(0.1, 0.5), test_seed=trial)
@@ -142,7 +142,7 @@ class TestSplit:
         first = parts(config)
         assert sorted(itertools.chain(*first)) == list(range(total))
         torch.manual_seed(trial)
-        assert parts(config) == first, "depends on its seeds alone"
+        assert parts(config) == first, "depends only on its seeds"
         assert parts(replace(config, test_seed=trial + 99))[2] != first[2]
 
     def test_parts_that_are_there_are_taken_as_they_are(self, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ class TestCache:
         assert len(set(md5s)) == 4
         assert sizes == [10, 10, 11, 10]
         now = len(list(cache_file(folder, 16).parent.glob("*.pixels")))
-        assert now == caches, "the new cache is in the old one's place"
+        assert now == caches, "the new cache replaces the old one"
 
     @pytest.mark.parametrize("damage", ["cut", "emptied", "pixel", "footer", "tail", "version"])
     def test_a_damaged_one_and_another_versions_are_made_anew(
@@ -251,14 +251,14 @@ class TestCache:
         assert list(place.parent.glob(".*.pixels")), "it was killed while it wrote"
         assert len(load_dataset(str(folder)).train) == 64
         assert place.exists()
-        assert list(place.parent.glob(".*.pixels")) == [], "what it left is swept"
+        assert list(place.parent.glob(".*.pixels")) == [], "its leftovers are removed"
         lock = place.with_name(f".{place.name}.lock")
-        lock.touch()  # as by a kill once the pixels are there
+        lock.touch()  # as if killed once the pixels were written
         load_dataset(str(folder))
         assert not lock.exists()
 
     def test_a_full_disk_is_told_and_leaves_nothing(self, tmp_path: Path) -> None:
-        """The system's limit on a file's size stands in for the disk's."""
+        """Simulate a full disk by the system's limit on file sizes."""
         folder = draw(tmp_path / "set", blue=5, red=5)
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
@@ -290,7 +290,7 @@ class TestCache:
 class TestUnreadable:
     @pytest.fixture
     def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        """Ten pictures, and six files that are none."""
+        """Folder of ten pictures and six files that cannot be read as pictures."""
         folder = draw(tmp_path / "set", blue=5, red=5)
         (folder / "blue" / "notes.txt").write_text("not a picture")
         (folder / "blue" / "empty.png").write_bytes(b"")
@@ -408,14 +408,14 @@ def test_one_class_among_others_may_be_called_like_a_part(tmp_path: Path) -> Non
 
 
 def test_all_agree_on_what_a_picture_is(tmp_path: Path) -> None:
-    """What trains is what `sprat predict FOLDER` finds, whatever it is called."""
+    """Check that training uses what `sprat predict FOLDER` finds, whatever the names."""
     folder = draw(tmp_path / "set", blue=5, red=5)
     blue = folder / "blue"
     for suffix, format in SUFFIXES.items():
         Image.new("RGB" if suffix != ".pbm" else "1", (20, 20)).save(saved := io.BytesIO(), format)
         (blue / f"x{suffix}").write_bytes(saved.getvalue())
         (blue / f"y{suffix.upper()}").write_bytes(saved.getvalue())
-    for name in ("IMG_1", "x.dat"):  # a picture by its content
+    for name in ("IMG_1", "x.dat"):  # recognised by their content
         (blue / name).write_bytes(saved.getvalue())
     for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "._x.png"):
         (blue / name).write_text("no picture")
@@ -444,8 +444,7 @@ def test_a_class_whose_pictures_cannot_be_read_is_refused(tmp_path: Path, hostil
 
 @pytest.fixture
 def nobody() -> Iterator[Path]:
-    """A folder that anyone may enter; where the tests run as root, who may read everything, they
-    give that up meanwhile."""
+    """Folder that anyone may enter; the test runs without root's right to read everything."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o777)
     root = os.geteuid() == 0
@@ -478,7 +477,7 @@ def test_a_name_that_is_neither_dataset_nor_folder_says_that_a_folder_would_do()
 
 
 def _mapped(tmp_path: Path, count: int) -> ImageSet:
-    """A set of noise in a file, all rows in order."""
+    """Return a set of noise mapped from a file, with all rows in order."""
     images = torch.randint(256, (count, 3, 16, 16), dtype=torch.uint8)
     path = tmp_path / "x.pixels"
     path.write_bytes(images.numpy().tobytes())
@@ -514,7 +513,7 @@ class TestViews:
         assert torch.equal(view.images[-5:], whole[-5:])
 
     def test_a_run_trains_on_them_as_on_copies(self, tmp_path: Path, shapes10: Dataset) -> None:
-        """Bit for bit, from a file, from views and from tensors."""
+        """Compare runs on a mapped file and on tensors, bit for bit."""
         chosen = stratified_split(shapes10.train.targets, 160, 0)[1]
         images, targets = shapes10.train.images[chosen], shapes10.train.targets[chosen]
         (tmp_path / "x.pixels").write_bytes(images.contiguous().numpy().tobytes())
@@ -621,7 +620,7 @@ class TestEndToEnd:
         results: dict[str, Any],
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        """All of those that the model never saw, whatever classes and parts there are."""
+        """Evaluate on pictures that the model never saw, in other classes and parts."""
 
         def evaluate(*words: object) -> dict[str, Any]:
             assert _sprat("evaluate", tmp_path / "run", "--json", *words) == 0
@@ -658,7 +657,7 @@ class TestEndToEnd:
                    "--split", "test")  # fmt: skip
 
     def _check_csv(self, tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        (folder / "red" / "up").symlink_to(folder)  # ends
+        (folder / "red" / "up").symlink_to(folder)  # a cycle, not followed
         (tmp_path / "notes.png").write_text("no picture")
         words = [tmp_path / "run", folder, tmp_path / "notes.png", "--csv", "--top", 2]
         assert _sprat("predict", *words) == 2
@@ -678,7 +677,7 @@ class TestEndToEnd:
             _sprat("predict", *words, "--json")
 
     def _check_csv_of_odd_names(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        """A program reads them as they are, a spreadsheet computes none of them."""
+        """Check that programs read the names as is and spreadsheets compute none of them."""
         names = [
             "=1+1.png",
             "+x.png",

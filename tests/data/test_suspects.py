@@ -1,4 +1,4 @@
-"""Suspect labels, compared with cleanlab's."""
+"""Tests of suspect labels, compared with cleanlab."""
 
 import numpy as np
 import pytest
@@ -10,14 +10,14 @@ from sprat.data.suspects import find_suspects
 
 
 def _answers(seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Probabilities of a model of any skill, and labels of uneven classes, some of them wrong."""
+    """Return a model's probabilities, of any skill, and imbalanced labels, some of them wrong."""
     rng = np.random.default_rng(seed)
     classes, images = rng.integers(2, 12), rng.integers(50, 800)
     shares = rng.dirichlet(np.full(classes, 3.0))
     truth = np.r_[np.arange(classes), rng.choice(classes, images - classes, p=shares)]
     logits = rng.normal(size=(images, classes)) + rng.uniform(0.5, 4) * np.eye(classes)[truth]
     wrong = rng.random(images) < 0.1
-    wrong[:classes] = False  # a class without labels is another matter
+    wrong[:classes] = False  # leaves no class without labels
     labels = np.where(wrong, rng.integers(0, classes, images), truth)
     exponents = np.exp(logits)
     return (exponents / exponents.sum(1, keepdims=True)).astype(np.float32), labels
@@ -40,8 +40,8 @@ def test_labels_are_ranked_and_counted_as_cleanlab_does(seed: int) -> None:
         return_indices_ranked_by="normalized_margin",
         n_jobs=1,
     ).tolist()
-    # where several classes are confident of a picture, cleanlab takes the most probable of all, the
-    # paper the most probable of those
+    # if several classes reach their threshold, cleanlab takes the most probable class of all, the
+    # paper the most probable of those that do
     thresholds = [values[labels == k, k].mean() for k in range(values.shape[1])]
     sure = values >= thresholds
     same = sure[np.arange(len(labels)), values.argmax(1)] | (sure.sum(1) < 2)
@@ -58,7 +58,7 @@ def test_each_suspect_has_both_classes_and_their_probabilities() -> None:
     assert [(s.place, s.label, s.suggested) for s in found] == [(2, 0, 1), (5, 1, 0)]
     assert [s.label_probability for s in found] == pytest.approx([0.05, 0.42])
     assert [s.suggested_probability for s in found] == pytest.approx([0.95, 0.58])
-    assert [s.confident for s in found] == [True, False]  # class 0 has 0.58 in the mean, just more
+    assert [s.confident for s in found] == [True, False]  # class 0's threshold is 0.583
 
 
 def test_a_class_without_labels_is_never_counted_on() -> None:

@@ -1,4 +1,4 @@
-"""Figures: their data, and what PNG and SVG draw of them."""
+"""Tests of figures: their data, and the PNGs and SVGs drawn from it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 
 
 def pixels(path: Path) -> np.ndarray:
-    """H x W x 3."""
+    """Return a PNG's pixels, H x W x 3."""
     with Image.open(path) as image:
         assert image.format == "PNG"
         return np.asarray(image.convert("RGB")).astype(int)
@@ -40,7 +40,7 @@ def confused(counts: list[list[int]], names: Sequence[str]) -> Confusion:
 
 @pytest.fixture
 def plain() -> ImageSet:
-    """A red, a green and a blue picture of 8 x 8 pixels, of a class each."""
+    """Red, green and blue pictures of 8 x 8 pixels, each a class of its own."""
     images = torch.tensor(COLOURS, dtype=torch.uint8).view(3, 3, 1, 1).expand(3, 3, 8, 8)
     return ImageSet(images.contiguous(), torch.arange(3), ("red", "green", "blue"))
 
@@ -89,7 +89,7 @@ def test_of_many_classes_a_confusion_has_no_numbers(tmp_path: Path) -> None:
 
 
 def test_the_bars_of_calibration_are_as_high_as_accuracy(tmp_path: Path) -> None:
-    """All images are in one bin, so the bar's part of the picture is what differs."""
+    """Put all images into one bin, so that drawings differ only in the height of its bar."""
     sure = torch.tensor([[0.9, 0.1]]).expand(10, 2)
     blue = []
     for right in (2, 4, 8):

@@ -1,4 +1,4 @@
-"""What is decayed, what is orthogonal, and a step beside its plain twin."""
+"""Tests of optimizers: weight decay, orthogonal steps, and resuming from a saved state."""
 
 import copy
 import math
@@ -80,7 +80,7 @@ def test_a_state_of_other_parameters_is_refused(name: str) -> None:
 
 class TestMuon:
     def test_steps_by_the_orthogonal_matrix_of_the_nesterov_average(self) -> None:
-        """Against the singular value decomposition, two steps, one matrix at a time."""
+        """Compare two steps with the singular value decomposition of each matrix."""
         torch.manual_seed(0)
         network = nn.Sequential(nn.Conv2d(6, 10, 1, bias=False), nn.Conv2d(10, 6, 1, bias=False))
         optimizer = build_optimizer(network, OptimConfig(name="muon", muon_lr=0.1, momentum=0.8))
@@ -127,4 +127,4 @@ def test_orthogonal_together_as_each_shape_alone() -> None:
     together = orthogonalized_together(matrices)
     for ours, theirs in zip(together, orthogonalized_by_shape(matrices), strict=True):
         assert ours.shape == theirs.shape
-        assert (ours - theirs).norm() < 0.03 * theirs.norm()  # bf16 where the largest is large
+        assert (ours - theirs).norm() < 0.03 * theirs.norm()  # bf16 if the largest matrix is large

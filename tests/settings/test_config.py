@@ -1,4 +1,4 @@
-"""Config: round trips, recipes, and an error for every value that cannot be."""
+"""Tests of Config: round trips, recipes, and an error for every invalid value."""
 
 import dataclasses
 import json
@@ -246,7 +246,7 @@ def test_a_recipe_of_ones_own_by_path(tmp_path: Path) -> None:
 
 
 class TestHostileRecipes:
-    """One sentence that names the file, whatever it holds, and no waiting."""
+    """Tests that hostile recipes are refused at once, in one sentence that names the file."""
 
     @pytest.mark.parametrize(
         "text",
@@ -306,7 +306,7 @@ class TestHostileRecipes:
             Config().changed(changes)
 
 
-WRITTEN = {  # as typed: what it stands for, of parameters and of bytes; None: refused
+WRITTEN = {  # as typed: its value as a number of parameters and of bytes; None: refused
     "0": (0, 0),
     "65536": (65_536, 65_536),
     "0065536": (65_536, 65_536),
@@ -363,7 +363,7 @@ def test_a_limits_error_names_the_value_and_gives_an_example() -> None:
 
 
 class TestFormerName:
-    """max_peak_memory, which recipes and runs from before have."""
+    """Tests of max_peak_memory, the name of max_ram in older recipes and runs."""
 
     def test_is_the_limit_of_ram(self, tmp_path: Path) -> None:
         path = tmp_path / "mine.toml"

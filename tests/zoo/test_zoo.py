@@ -1,4 +1,4 @@
-"""The models that ship, their cards, and the corruptions that the cards tell of."""
+"""Tests of the shipped models, their cards, and the corruptions that the cards report on."""
 
 import hashlib
 import json
@@ -78,7 +78,7 @@ def test_ranges_and_cards_are_renewed_and_weights_stay(
         assert (folder / "CARD.md").read_text() == card_text(renewed)
         seen.append({path.name: path.read_bytes() for path in folder.iterdir()})
     assert seen[0] == seen[1]
-    after = load_model(file)  # whose sha256 is the card's
+    after = load_model(file)  # also checks its sha256 against the card's
     assert after.ranges["images"] == 20
     assert with_ranges(file, read_model(file), None) == with_ranges(
         file, read_model(ZOO / "SpratS" / file.name), None
@@ -124,7 +124,7 @@ class TestNames:
         monkeypatch.chdir(tmp_path)
         (tmp_path / name).mkdir()
         assert locate(name) == Path(name)
-        assert not is_model(name), "a folder of pictures that is called like a model"
+        assert not is_model(name), "a folder of pictures named like a model"
 
     def test_a_run_and_a_file_are_models_and_pictures_are_not(
         self, small_run: Path, tmp_path: Path
