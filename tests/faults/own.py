@@ -151,3 +151,11 @@ def _remove(folder: Path) -> None:
         Path(path).chmod(0o700)
     shutil.rmtree(folder)
     folder.mkdir()
+
+
+def flip(content: bytes, rng: random.Random, bits: int, begin: int = 0) -> bytes:
+    """Return the content with some of its bits flipped, all of them from the byte `begin` on."""
+    changed = bytearray(content)
+    for _ in range(bits):
+        changed[rng.randrange(begin % len(content), len(content))] ^= 1 << rng.randrange(8)
+    return bytes(changed)

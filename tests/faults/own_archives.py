@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from faults.cases import Kind
-from faults.own import Ends, Variant, kind
+from faults.own import Ends, Variant, flip, kind
 from faults.sound import Sound
 from faults.world import World
 
@@ -79,7 +79,7 @@ def _damaged(sound: Sound) -> Iterator[Variant]:
                 f"{bits} bits changed",
                 f"a{suffix}",
                 ends,
-                lambda r, c=whole, b=bits: _flip(c, r, b),
+                lambda r, c=whole, b=bits: flip(c, r, b),
             )
         yield _variant("then zeros", f"a{suffix}", "any", lambda r, c=whole: c + bytes(1_000))
         yield _variant("then nonsense", f"a{suffix}", "any", lambda r, c=whole: c + r.randbytes(99))
@@ -102,13 +102,6 @@ def _damaged(sound: Sound) -> Iterator[Variant]:
     ):
         for suffix in (".zip", ".tar"):
             yield _variant(f"{magic!r}", f"a{suffix}", "refused", lambda r, m=magic: m + bytes(600))
-
-
-def _flip(content: bytes, rng: random.Random, bits: int) -> bytes:
-    changed = bytearray(content)
-    for _ in range(bits):
-        changed[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-    return bytes(changed)
 
 
 # --- zip ----------------------------------------------------------------------------------------
@@ -287,7 +280,7 @@ def _overlapping(count: int) -> bytes:
 
 def _directory(content: bytes, names: Any) -> bytes:
     """Return a zip of one file with a directory that lists it under each of these names."""
-    begin, end = content.index(b"PK\1\2"), content.index(b"PK\5\6")
+    begin = content.index(b"PK\1\2")
     entry = bytearray(content[begin : begin + 46])
     parts, count = [], 0
     for name in names:
@@ -297,7 +290,6 @@ def _directory(content: bytes, names: Any) -> bytes:
     directory = b"".join(parts)
     most = min(count, 0xFFFF)
     tail = struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, most, most, len(directory), begin, 0)
-    assert end
     return content[:begin] + directory + tail
 
 

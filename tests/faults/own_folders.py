@@ -7,7 +7,6 @@ import random
 import shutil
 import socket
 import struct
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from faults.cases import Kind
-from faults.own import Ends, Variant, kind
+from faults.own import Ends, Variant, flip, kind
+from faults.pictures import chunk
 from faults.sound import Sound
 from faults.world import World
 
@@ -209,21 +209,8 @@ def _cut(content: bytes, rng: random.Random) -> bytes:
     return content[: rng.randrange(len(content))]
 
 
-def _flipped(content: bytes, rng: random.Random) -> bytes:
-    changed = bytearray(content)
-    for _ in range(rng.randrange(1, 5)):
-        changed[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-    return bytes(changed)
-
-
 def _png_of(width: int, height: int) -> bytes:
     """Return a PNG that claims this size and has no pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return (
         b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"x\x9c\3\0\0\0\0\1") + chunk(b"IEND", b"")
@@ -296,5 +283,7 @@ def _with_a_picture(sound: Sound) -> Iterator[Variant]:
     for suffix, content in SPOILT.items():
         yield variant(f"cut.{suffix}", "any", lambda rng, content=content: _cut(content, rng))
         yield variant(
-            f"changed.{suffix}", "any", lambda rng, content=content: _flipped(content, rng)
+            f"changed.{suffix}",
+            "any",
+            lambda rng, content=content: flip(content, rng, rng.randrange(1, 5)),
         )

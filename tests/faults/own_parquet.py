@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from faults.cases import Kind
-from faults.own import Ends, Variant, kind
+from faults.own import Ends, Variant, flip, kind
 from faults.sound import Sound, in_a_process
 from faults.world import World
 
@@ -43,16 +43,10 @@ def _spoilt(sound: Sound) -> Iterator[Variant]:
 
         return Variant(name, make, "any")
 
-    def flipped(content: bytes, rng: random.Random, begin: int) -> bytes:
-        changed = bytearray(content)
-        for _ in range(rng.randrange(1, 4)):
-            changed[rng.randrange(begin % len(content), len(content))] ^= 1 << rng.randrange(8)
-        return bytes(changed)
-
     for turn in range(5):
         yield variant(f"cut {turn}", lambda c, r: c[: r.randrange(len(c))])
-        yield variant(f"changed {turn}", lambda c, r: flipped(c, r, 0))
-        yield variant(f"its end changed {turn}", lambda c, r: flipped(c, r, -2_000))
+        yield variant(f"changed {turn}", lambda c, r: flip(c, r, r.randrange(1, 4)))
+        yield variant(f"its end changed {turn}", lambda c, r: flip(c, r, r.randrange(1, 4), -2_000))
     yield variant("empty", lambda c, r: b"")
     yield variant("PAR1", lambda c, r: b"PAR1" * 3)
     yield variant("a footer of 4 GB", lambda c, r: c[:-8] + b"\xff\xff\xff\xff" + c[-4:])

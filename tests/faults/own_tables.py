@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from faults.cases import Kind
-from faults.own import Ends, Variant, kind
+from faults.own import Ends, Variant, flip, kind
 from faults.sound import Sound
 from faults.world import World
 
@@ -122,14 +122,9 @@ def _texts(sound: Sound) -> Iterator[Variant]:
         "cut", lambda f, r: _spoilt(sound, f, bytes_of[: r.randrange(len(bytes_of))]), "any"
     )
     for name in ("changed", "changed again", "changed once more"):
-        yield Variant(name, lambda f, r: _spoilt(sound, f, _flipped(bytes_of, r)), "any")
-
-
-def _flipped(content: bytes, rng: random.Random) -> bytes:
-    changed = bytearray(content)
-    for _ in range(rng.randrange(1, 4)):
-        changed[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-    return bytes(changed)
+        yield Variant(
+            name, lambda f, r: _spoilt(sound, f, flip(bytes_of, r, r.randrange(1, 4))), "any"
+        )
 
 
 def _spoilt(sound: Sound, folder: Path, content: bytes) -> Path:

@@ -29,7 +29,7 @@ def write_all(folder: Path) -> dict[str, Path]:
     return made
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
+def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
@@ -43,7 +43,7 @@ def _png(width: int, height: int, *more: bytes, interlaced: bool = False) -> byt
     for begin in range(0, rows, at_once):
         pixels += packer.compress(row * min(at_once, rows - begin))
     pixels += packer.flush()
-    parts = (_chunk(b"IHDR", header), *more, _chunk(b"IDAT", pixels), _chunk(b"IEND", b""))
+    parts = (chunk(b"IHDR", header), *more, chunk(b"IDAT", pixels), chunk(b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
@@ -65,31 +65,31 @@ def interlaced_png() -> bytes:
 @_picture("60000 x 60000.png")
 def huge_png() -> bytes:
     return _png(60_000, 3).replace(
-        _chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 3, 8, 0, 0, 0, 0)),
-        _chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)),
+        chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 3, 8, 0, 0, 0, 0)),
+        chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)),
     )
 
 
 @_picture("a million chunks.png")
 def chunks_png() -> bytes:
-    return _png(32, 32, _chunk(b"teSt", b"") * 1_000_000)
+    return _png(32, 32, chunk(b"teSt", b"") * 1_000_000)
 
 
 @_picture("100,000 texts.png")
 def texts_png() -> bytes:
-    return _png(32, 32, _chunk(b"tEXt", b"key\0text") * 100_000)
+    return _png(32, 32, chunk(b"tEXt", b"key\0text") * 100_000)
 
 
 @_picture("texts that unpack to gigabytes.png")
 def bomb_png() -> bytes:
     packed = zlib.compress(bytes(60_000_000), 9)
-    return _png(32, 32, *[_chunk(b"zTXt", b"key%d\0\0" % n + packed) for n in range(40)])
+    return _png(32, 32, *[chunk(b"zTXt", b"key%d\0\0" % n + packed) for n in range(40)])
 
 
 @_picture("a profile that unpacks to gigabytes.png")
 def profile_png() -> bytes:
     packed = zlib.compress(bytes(500_000_000), 9)
-    return _png(32, 32, _chunk(b"iCCP", b"profile\0\0" + packed))
+    return _png(32, 32, chunk(b"iCCP", b"profile\0\0" + packed))
 
 
 @_picture("1,000 scans.jpg")

@@ -643,7 +643,7 @@ def test_results_have_their_stable_shape(final_run: Path, small_run: Path) -> No
     assert {
         "recipe", "dataset", "dataset_md5", "epochs", "overrides", "model", "seed", "parameters",
         "seconds", "images_per_s", "peak_memory_bytes", "machine", "versions", "git",
-        "test", "val", "brief", "original_claims",
+        "test", "val", "original_claims",
     } <= set(final)  # fmt: skip
     assert (final["recipe"], final["dataset"], final["overrides"]) == ("small", "shapes10", {})
     judgement = {

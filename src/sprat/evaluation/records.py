@@ -186,7 +186,7 @@ class RunResult(TypedDict):
     teachers: NotRequired[list[ModelRecord]]
     teacher: NotRequired[ModelRecord | None]  # of older runs, which had at most one
     original_claims: NotRequired[Annotated[OriginalClaims, ANYTHING]]
-    brief: NotRequired[Annotated[OriginalClaims, ANYTHING]]  # its old name, for one more version
+    brief: NotRequired[Annotated[OriginalClaims, ANYTHING]]  # its name in older runs
     start: NotRequired[StartRecord | None]  # null: from scratch
 
 

@@ -81,7 +81,6 @@ def finish(run: Run, observer: Observer) -> RunResult:
     }
     if config.fold:
         results["folds"], results["fold"] = config.folds, config.fold
-    results["brief"] = results["original_claims"]  # its old name, for one more version
     about: dict[str, Any] = {
         "recipe": results["recipe"],
         "overrides": results["overrides"],
