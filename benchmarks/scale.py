@@ -60,7 +60,7 @@ def plan_of(arguments: argparse.Namespace, dataset: Dataset, **changes: Any) -> 
 
 
 class Clock(Watcher):
-    """Records when each generation starts, and ends the search before its finalists."""
+    """Watcher that records when generations start and stops the search before the finalists."""
 
     def __init__(self) -> None:
         self.moments: list[tuple[int, float]] = []
