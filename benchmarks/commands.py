@@ -54,7 +54,7 @@ def take_turns(arguments: argparse.Namespace) -> dict[str, list[float]]:
                 seconds = time.perf_counter() - began
                 if done.returncode:
                     sys.exit(f"{name} failed; see its message above")
-                if turn >= 0:  # before that, files come from the disk
+                if turn >= 0:  # in earlier turns, files come from disk
                     turns.setdefault(name, []).append(seconds)
     return turns
 

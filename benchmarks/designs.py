@@ -10,8 +10,10 @@ from sprat.models.tiniest import ChannelNorm
 
 
 class GatedBlock(SpratBlock):
-    """Two wide 1x1 convolutions, one of which gates the other by SiLU, as in SwiGLU (Shazeer 2020,
-    arXiv 2002.05202), in place of one and ReLU."""
+    """Block in which one wide 1x1 convolution gates another by SiLU, in place of one with ReLU.
+
+    As in SwiGLU (Shazeer 2020, arXiv 2002.05202).
+    """
 
     def __init__(self, channels: int, kernels: Sequence[int]) -> None:
         super().__init__(channels, 2 * channels, kernels)
@@ -23,28 +25,28 @@ class GatedBlock(SpratBlock):
 
 
 class UnbentBlock(SpratBlock):
-    """No ReLU after the sum."""
+    """Block without ReLU after the sum."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.bn2(self.narrow(F.relu(self.bn1(self.widen(self.windows(x))))))
 
 
 class Gated(SpratS):
-    """A gate instead of ReLU."""
+    """SpratS with a gate instead of ReLU."""
 
     def block(self, channels: int, wide: int, kernels: Sequence[int]) -> nn.Module:
         return GatedBlock(channels, kernels)
 
 
 class Unbent(SpratS):
-    """No ReLU after the sums."""
+    """SpratS without ReLU after the sums."""
 
     def block(self, channels: int, wide: int, kernels: Sequence[int]) -> nn.Module:
         return UnbentBlock(channels, wide, kernels)
 
 
 class LayerNormed(SpratS):
-    """LayerNorm over channels instead of BatchNorm in the blocks."""
+    """SpratS with LayerNorm over channels instead of BatchNorm in the blocks."""
 
     def block(self, channels: int, wide: int, kernels: Sequence[int]) -> nn.Module:
         block = SpratBlock(channels, wide, kernels)

@@ -41,11 +41,11 @@ CONFIG = Config(
     optim=OptimConfig(lr=0.25, weight_decay=5e-4, warmup_epochs=3, schedule="linear"),
     ema=EMAConfig(decay=0.995),
 )
-POINTS = (1, 2, 4, 8, 12, 14)  # epochs that are evaluated, and the last
+POINTS = (1, 2, 4, 8, 12, 14)  # epochs that are evaluated, besides the last
 
 
 class Averages(Observer):
-    """Follows a run with several averages and evaluates each in three ways."""
+    """Several averages that follow a run, each evaluated in three ways."""
 
     def __init__(self, decays: list[float], output: Path) -> None:
         self.decays, self.output = decays, output

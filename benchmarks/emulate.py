@@ -32,7 +32,7 @@ MACHINE = (
     *("-machine", "mps2-an386", "-nographic", "-monitor", "none", "-serial", "none"),
     *("-semihosting-config", "enable=on,target=native"),
 )
-SECONDS = 900  # that a self-test may take
+SECONDS = 900  # limit of a self-test
 
 
 def missing() -> list[str]:

@@ -49,7 +49,7 @@ BASE = Config(
     ema=EMAConfig(decay=0),
     optim=OptimConfig(lr=0.5, warmup_epochs=5),
 )
-# as many epochs as the target needs with some room, in batches that fill the GPU a little
+# somewhat more epochs than the target needs, in batches that use part of the GPU
 SHORT = dataclasses.replace(
     BASE,
     epochs=18,
@@ -58,7 +58,7 @@ SHORT = dataclasses.replace(
 )
 
 
-# the config's kernels, by way; torch.compile is torch's own
+# way -> the setting `kernels`; torch.compile needs none of its own
 WAYS = {"torch": "torch", "torch.compile": "torch", "graph": "graph", "kernels": "compiled"}
 
 
@@ -79,7 +79,7 @@ def agreement(device: str, batch_size: int) -> dict[str, Any]:
         place = "cpu" if name == "cpu" else device
         chosen = dataclasses.replace(config, device=place, kernels=kernels)  # type: ignore[arg-type]
         step = NoiseSteps(chosen, 2_000)
-        losses = [step().item() for _ in range(6)]  # from the fourth on the graph is replayed
+        losses = [step().item() for _ in range(6)]  # from the fourth on, the graph is replayed
         parameters = step.step.network.parameters()
         weights = torch.cat([p.detach().cpu().flatten() for p in parameters])
         outcomes[name] = (losses, weights)
@@ -227,7 +227,7 @@ def main() -> None:
             )
     if arguments.data_dir:
         dataset = load_dataset("cifar10", arguments.data_dir)
-        # what a process does once, recording above all, is not the run's
+        # what a process does only once, mainly recording, must not count as the run's time
         NoiseSteps(dataclasses.replace(SHORT, device=device), 2_000)
         for name, config in (("short", SHORT), ("long", BASE)):
             epochs = arguments.epochs if name == "long" else config.epochs

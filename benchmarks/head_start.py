@@ -42,12 +42,12 @@ MODEL = "SpratT"
 GIVEN, HELD_OUT = (0, 2, 4, 6, 8), (1, 3, 5, 7, 9)  # labels; animals and vehicles in both
 PRETRAINING = "sprat-cpu"
 RECIPE = "fine-tune"
-LONGER = 2  # times as many epochs in the third run
+LONGER = 2  # the third run has so many times the epochs
 RATES = {"optim.lr": 0.125, "optim.muon_lr": 0.08}  # of sprat-cpu and accurate
 LIGHT = {"augment.affine": 0.0, "augment.brightness_contrast": 0.0, "dropout": 0.0}
 MIXUP = {"mixing.mixup": 1.0, "mixing.mixup_alpha": 0.2}  # as accurate has it
-FACTORS = (1 / 3, 1, 3)  # of the recipe's rates, tried with the head start
-SCRATCH: dict[str, dict[str, Any]] = {  # from scratch, changes of the recipe
+FACTORS = (1 / 3, 1, 3)  # on the recipe's rates, tried with the head start
+SCRATCH: dict[str, dict[str, Any]] = {  # changes of the recipe, from scratch
     "rates for training from scratch": RATES,
     "the same, flip and crop alone": RATES | LIGHT,
     "the same, with MixUp": RATES | MIXUP,
@@ -90,7 +90,7 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 
 class Measuring:
-    """The sets of images, and the runs that are made on them, each in a folder of its own."""
+    """Sets of images and the runs on them, each in its own folder."""
 
     def __init__(self, whole: Dataset, arguments: argparse.Namespace) -> None:
         self.whole, self.work = whole, arguments.work
@@ -118,10 +118,10 @@ class Measuring:
         """Return the results of a run on few images of the held-out classes.
 
         Args:
-            name: of the run's folder.
-            changes: of the recipe, the number of epochs among them.
-            judged: read once, after the last step.
-            seed: of the run, and of the images.
+            name: part of the name of the run's folder.
+            changes: changes of the recipe, including the number of epochs.
+            judged: images to evaluate once, after the last step.
+            seed: seed of the run and of the choice of images.
         """
         count = len(HELD_OUT) * size.images
         _, chosen = stratified_split(self.pool.targets, count, seed)
@@ -153,7 +153,7 @@ def tried(
     trials: dict[str, dict[str, Any]],
     measuring: Measuring,
 ) -> dict[str, float]:
-    """Return the accuracy on val of each trial of an arm: its changes, above those of `base`."""
+    """Return the accuracy on val of each trial of an arm, whose changes are added to `base`."""
     found = {}
     for number, (name, changes) in enumerate(trials.items()):
         settings = {"epochs": size.epochs} | base | changes

@@ -59,7 +59,7 @@ def answerer(way: str, name: str, images: Tensor) -> Callable[[Tensor], Tensor]:
         frozen.expect(WORTH_COMPILING)
         return frozen
     if way == "export":
-        # one image is a program of its own: torch.export takes a size of 1 to be fixed
+        # one image needs a program of its own, since torch.export treats a size of 1 as fixed
         batch = {0: torch.export.Dim("batch", min=2)} if len(images) > 1 else None
         program = torch.export.export(network, (images,), dynamic_shapes=(batch,))
         return program.module()

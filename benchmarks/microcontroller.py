@@ -68,7 +68,7 @@ def compiled(files: dict[str, bytes], classes: int) -> Callable[[Images], Scores
 def judge(model: Model, files: dict[str, bytes], shown: ImageSet, workers: int) -> dict[str, Any]:
     """Measure the C files of a model on labelled images."""
     network = reading.read_source(files, model.network)
-    idle: SimpleQueue[Callable[[Images], Scores]] = SimpleQueue()  # a call's memory is static
+    idle: SimpleQueue[Callable[[Images], Scores]] = SimpleQueue()  # their memory is static
     for _ in range(workers):
         idle.put(compiled(files, len(model.classes)))
 
@@ -78,7 +78,7 @@ def judge(model: Model, files: dict[str, bytes], shown: ImageSet, workers: int) 
         idle.put(in_c)
         return given, int((given != reference.scores(network, images)).any(1).sum())
 
-    with ThreadPoolExecutor(workers) as pool:  # neither C nor large arrays hold Python's lock
+    with ThreadPoolExecutor(workers) as pool:  # C and large arrays release the GIL
         compared = list(pool.map(compare, shown.images.split(BATCH)))
     scores = np.concatenate([given for given, _ in compared])
     fp32 = predict_probabilities(model.network, shown.images, model.normalization).numpy()

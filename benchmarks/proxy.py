@@ -47,7 +47,7 @@ class Group:
     """Trials compared with one base, and what each of them changes."""
 
     recipe: str
-    base: dict[str, Any]  # what the base changes of the recipe
+    base: dict[str, Any]  # changes of the recipe in the base
     epochs: int
     seeds: int
     trials: dict[str, dict[str, Any]]
@@ -64,7 +64,7 @@ T = {
 }  # fmt: skip
 MIXUP = {"mixing.mixup": 1.0, "mixing.mixup_alpha": 0.2}
 GROUPS = {
-    "chance": Group("accurate", BEFORE, 8, 5, {}),  # how far seeds are apart
+    "chance": Group("accurate", BEFORE, 8, 5, {}),  # spread over seeds
     "optimisation": Group("accurate", BEFORE, 20, 1, {
         "SGD for all weights": {"optim.name": "sgd"},
         "batches of 128": {"batch_size": 128},
@@ -132,7 +132,7 @@ GROUPS = {
     "family": Group("accurate", BEFORE, 6, 1, {
         name: {"model": name} for name in ("ResNet20", "Tiniest", "SpratS", "SpratM", "SpratL")
     }),
-    # by the same network after 60 passes over the same images
+    # the teacher is the same network after 60 passes over the same images
     "distillation": Group("accurate", {}, 20, 1, {
         f"a teacher, weight {weight}, temperature {temperature}": {
             "distill.teacher": "augmentation/MixUp, brightness, contrast",

@@ -60,7 +60,7 @@ def plan_of(arguments: argparse.Namespace, dataset: Dataset, **changes: Any) -> 
 
 
 class Clock(Watcher):
-    """Records when each generation starts, and ends the search before its finalists."""
+    """Watcher that records when generations start and stops the search before the finalists."""
 
     def __init__(self) -> None:
         self.moments: list[tuple[int, float]] = []
@@ -99,7 +99,7 @@ def workers_of(way: str) -> Iterator[Workers]:
 
 def measure(arguments: argparse.Namespace, *, way: str) -> Figures:
     """Return the seconds until a pool's first task has ended, those of a task that does nothing,
-    and trials an hour."""
+    and trials per hour."""
     keep_freed_memory()
     dataset = noise(arguments.images)
     plan = plan_of(arguments, dataset)
@@ -139,8 +139,7 @@ def measure(arguments: argparse.Namespace, *, way: str) -> Figures:
 
 
 def asking(arguments: argparse.Namespace) -> list[dict[str, float]]:
-    """Return the driver's seconds for each trial of a generation, its records included, by the
-    number of trials before."""
+    """Return the driver's seconds per trial, records included, by the number of trials chosen."""
     dataset, clock = noise(64), Clock()
     plan = plan_of(arguments, dataset, trials=arguments.asked)
     source = Source("noise", None, plan.config.pictures, plan.data, False, dataset, named=False)

@@ -36,7 +36,7 @@ from sprat.runtime import describe_machine, keep_freed_memory, set_threads, vers
 from sprat.serve.uploads import png
 
 CLIENTS = (1, 8, 64)
-ROUNDS = 3  # turns, the median of which counts
+ROUNDS = 3  # turns; their median is reported
 SOURCE = Path(sprat.__file__).parents[1]
 
 
@@ -45,7 +45,7 @@ def serving(source: Path, threads: int, clients: int) -> Iterator[str]:
     """Yield the address of a server that admits so many clients of this machine.
 
     Args:
-        source: the folder that holds its sprat.
+        source: folder with the server's package sprat.
     """
     environment = os.environ | {"PYTHONPATH": str(source)}
     own = source.parent / ".venv/bin/python"

@@ -27,7 +27,7 @@ from sprat.threads import SPIN_COUNT
 Figures = dict[str, float]
 Contender = Callable[[argparse.Namespace], Figures]
 ALLOCATOR = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "OMP_", "KMP_", "GOMP_")
-# what a process has that imports sprat before torch, as the command does and these scripts do not
+# set in a process that imports sprat before torch, as the command does but these scripts do not
 AS_SPRAT = {"GOMP_SPINCOUNT": str(SPIN_COUNT)}
 
 

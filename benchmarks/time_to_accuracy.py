@@ -33,7 +33,7 @@ def conventional_epoch(arguments: argparse.Namespace) -> Figures:
     set_threads(arguments.threads)
     images = load_dataset("cifar10", arguments.data_dir).train
     steps = conventional.eager(images, arguments.batch_size)
-    for _ in range(2):  # warm
+    for _ in range(2):  # warm up
         next(steps)
     began = time.perf_counter()
     for _ in range(arguments.steps):

@@ -104,13 +104,13 @@ class Turns:
             self.changed.wait_for(lambda: self.line[0] is place)
 
     def _leave(self) -> None:
-        with self.changed:  # a Condition's lock may be taken again by the thread that has it
+        with self.changed:  # a Condition's lock is reentrant
             self.line.popleft()
             self.changed.notify_all()
 
 
 class Lines(Observer):
-    """Prints a line for each epoch that was evaluated, with the seconds since the script began."""
+    """Observer that prints a line for each evaluated epoch, with the seconds since the start."""
 
     def __init__(self) -> None:
         self.began = time.perf_counter()
@@ -129,7 +129,7 @@ class Lines(Observer):
 
 
 class Trainer:
-    """Trains jobs, several at once on request, and packs the finished runs."""
+    """Trainer of jobs, several at once on request, which also packs the finished runs."""
 
     def __init__(self, dataset: Dataset, arguments: argparse.Namespace) -> None:
         self.dataset, self.arguments = dataset, arguments
@@ -284,7 +284,7 @@ def main() -> None:
         "--json", action="store_true", help="print one JSON object as the last line"
     )
     arguments = parser.parse_args()
-    for name in ("recipes", "data_dir", "output"):  # the folder is left below
+    for name in ("recipes", "data_dir", "output"):  # before the working directory changes
         if given := getattr(arguments, name):
             setattr(arguments, name, given.resolve())
     if arguments.at_once > 1 and any(job.seconds for job in arguments.jobs):

@@ -1,4 +1,4 @@
-"""Runs beside published figures."""
+"""Tests of the comparison of runs with published figures."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def _entry(parameters: int, top1: float, **changes: object) -> Entry:
 
 @pytest.fixture
 def results(tmp_path: Path) -> dict[str, Path]:
-    """One of each kind that can be compared."""
+    """Files of each kind of results that can be compared."""
     same = {"model": MODEL, "dataset": "cifar10", "recipe": "mine"}
     final, choosing, seeds = (tmp_path / name for name in ("final", "choosing", "seeds"))
     write_json(final / "results.json", same | {"test": JUDGED, "val": None, "side": 32})
@@ -149,7 +149,7 @@ class TestPublished:
 
 class TestFront:
     def test_is_what_no_other_surpasses(self) -> None:
-        """Beside the plain definition, over every entry there is."""
+        """Compare with the plain definition on all published entries."""
         entries = read_published()
         leading = [e for e in entries if e.can_lead]
         plain = [

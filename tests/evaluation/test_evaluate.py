@@ -1,4 +1,4 @@
-"""Evaluation, compared with plain twins and published values."""
+"""Tests of evaluation, compared with plain twins and published values."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ PLAIN = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
 class LeftRight(nn.Module):
-    """Says how bright the left and the right half of an image are."""
+    """Network whose logits are the brightness of an image's left and right half."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ def test_evaluation_counts_what_is_there() -> None:
     dataset = _halves()
     done: list[int] = []
     evaluation = evaluate(LeftRight(), dataset, PLAIN, progress=done.append)
-    # the first third is left and said so; the second is "left" but bright on the right
+    # the first third is "left" and bright there; the second is "left" but bright on the right
     assert evaluation["top1"] == pytest.approx(2 / 3)
     assert evaluation["per_class"] == {"left": pytest.approx(0.5), "right": pytest.approx(1.0)}
     assert evaluation["confusion"] == [[200, 200], [0, 200]]
@@ -149,13 +149,13 @@ def test_views_are_weighted_as_their_set_says(tta: int) -> None:
 
 
 def test_mcnemar_agrees_with_published_values() -> None:
-    """The exact test is a sign test: Siegel 1956, table D, for small numbers of pairs."""
+    """Check the exact test, a sign test, against Siegel 1956, table D, for few pairs."""
     for differing, only, p in [(5, 0, 0.062), (8, 1, 0.070), (10, 2, 0.109), (14, 3, 0.057)]:
         first = torch.zeros(100, dtype=torch.bool)
         second = first.clone()
         first[:only] = True
         second[only:differing] = True
-        first[50:] = second[50:] = True  # where both are right says nothing
+        first[50:] = second[50:] = True  # images that both get right do not count
         assert mcnemar(first, second) == pytest.approx(p, abs=1.1e-3)
         assert mcnemar(second, first) == mcnemar(first, second)
 

@@ -1,4 +1,4 @@
-"""Class activation maps: exact for every network that can, in words, and refused of the others."""
+"""Tests of class activation maps: exact, put into words, and refused for unfit networks."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def test_a_map_as_large_as_the_picture_keeps_its_mean() -> None:
 
 
 def blob(rows: slice, columns: slice, size: int = 8, background: float = 0.0) -> Tensor:
-    """A map that is 1 in one part and `background` elsewhere."""
+    """Return a map that is 1 in one part and `background` elsewhere."""
     activation = torch.full((size, size), background)
     activation[rows, columns] = 1
     return activation
@@ -66,14 +66,14 @@ FIRST, LAST, MIDDLE, ALL = slice(0, 3), slice(5, 8), slice(3, 5), slice(0, 8)
         (blob(LAST, FIRST, background=0.04), "mostly the lower left"),
         (blob(LAST, ALL, background=0.1), "mostly the lower half"),
         (blob(FIRST, FIRST) + blob(LAST, LAST), SPREAD),
-        (blob(FIRST, FIRST, background=-5.0), "the upper left"),  # against the class is no evidence
+        (blob(FIRST, FIRST, background=-5.0), "the upper left"),  # negative values are no evidence
         (torch.ones(8, 8), SPREAD),
         (torch.ones(1, 1), SPREAD),
         (torch.full((1, 1), 1e-30), SPREAD),
         (torch.zeros(8, 8), NOWHERE),
         (-torch.ones(8, 8), NOWHERE),
         (torch.eye(2)[:1], "the left half"),
-        (torch.ones(3, 5), SPREAD),  # places that quarters cut
+        (torch.ones(3, 5), SPREAD),  # not divisible into quarters
         (blob(slice(1, 2), slice(1, 2), size=3), "the middle"),
     ],
 )
@@ -93,7 +93,7 @@ def test_words_turn_with_the_map(size: int) -> None:
 
 
 class Own(nn.Module):
-    """A network of the user's own with the end that maps need."""
+    """Network of a user's own that ends as maps need."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class Flat(Own):
 
 
 class Scaled(PooledClassifier):
-    """A subclass of ours that ends in something else."""
+    """Subclass of sprat's classifier that ends differently."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class Scaled(PooledClassifier):
 def test_a_network_of_ones_own_with_that_end_is_explained() -> None:
     network = Own().train()
     ActivationMaps(network, PLAIN, side=16)
-    assert network.training, "it is as it was"
+    assert network.training, "its mode is unchanged"
 
 
 @pytest.mark.parametrize(

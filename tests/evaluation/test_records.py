@@ -1,4 +1,4 @@
-"""The records of runs: a misspelt key is a type error, and the shape read back is the one typed."""
+"""Tests of the records of runs: a misspelt key is a type error, and reading checks the types."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ RECORDS = {
     for name, record in vars(module).items()
     if is_typeddict(record) and record.__module__ == module.__name__
 }
-# looks at the records alone: the rest of sprat, and torch, would take a minute
+# checks the records only: the rest of sprat, and torch, would take a minute
 SETTINGS = f"""
 [mypy]
 strict = true

@@ -1,4 +1,4 @@
-"""The readable files of a run."""
+"""Tests of the readable files of a run."""
 
 import copy
 import json
@@ -94,7 +94,7 @@ def _changed(values: dict, at: tuple, change: Callable[[dict, str], object]) -> 
 
 
 class TestHostileFiles:
-    """Whatever a readable file holds, it is read as what it should be, or refused in a sentence."""
+    """Tests that a readable file with any content is read correctly or refused in one line."""
 
     @pytest.mark.parametrize("at", list(_paths(RESULT)), ids=".".join)
     def test_results_with_a_wrong_or_missing_value(self, tmp_path: Path, at: tuple) -> None:
@@ -168,7 +168,7 @@ class TestHostileFiles:
 
 
 def _read_or_refused(path: Path, read: Callable[[Path], object]) -> bool:
-    """Whether it was read; else it was refused in one line that names it."""
+    """Return whether the file was read; if not, check that one line names and refuses it."""
     said = ""
     try:
         read(path)
@@ -199,11 +199,11 @@ def test_runs_begun_in_the_same_second_have_folders_of_their_own(
     with new_run("mine.toml", 7) as one, new_run("mine.toml", 7) as two:
         assert [one.as_posix(), two.as_posix()] == [first, f"{first}-2"]
         (one / "config.json").write_text("{}")
-    assert [path.name for path in Path("runs").iterdir()] == [one.name], "an empty one is removed"
+    assert [path.name for path in Path("runs").iterdir()] == [one.name], "the empty one is removed"
     (one / "config.json").unlink()
     with new_run("mine.toml", 7) as three:
         assert three.as_posix() == f"{first}-2"
     one.rmdir()
     with new_run("mine.toml", 7):
         pass
-    assert list(tmp_path.iterdir()) == [], "and nothing but that is left behind"
+    assert list(tmp_path.iterdir()) == [], "the empty folder runs is removed too"

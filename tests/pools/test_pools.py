@@ -1,4 +1,4 @@
-"""Pools of processes: tasks that hang, workers that die, signals, and what comes of them."""
+"""Tests of pools of processes: tasks that hang, workers that die, and signals."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ Pool = ProcessPool[str, Folder, str]
 
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator[Callable[..., Pool]]:
-    """Makes pools, of which nothing is left at the end."""
+    """Function that makes pools, of which nothing may be left after closing them."""
     pools: list[Pool] = []
 
     def start(workers: int = 1, should_stop: Callable[[], bool] = lambda: False) -> Pool:
@@ -40,7 +40,7 @@ def test_each_task_is_taken_when_there_is_room_for_it() -> None:
             yield task
 
     class Last:
-        """Runs two at once, and ends the last first."""
+        """Pool that runs two tasks at once and ends the newest first."""
 
         workers = 2
         running: list[int] = []  # noqa: RUF012

@@ -1,4 +1,4 @@
-"""A run's page: whole by itself, well formed, and what it says is what the run's files say."""
+"""Tests of a run's page: self-contained, well formed, and in agreement with the run's files."""
 
 import base64
 import dataclasses
@@ -40,13 +40,13 @@ ATTACK = "<script>alert(1)</script>"
 
 @pytest.fixture
 def run(small_run: Path, tmp_path: Path) -> Path:
-    """A finished run that was evaluated on val, to write into."""
+    """Copy of a finished run that was evaluated on val, to write into."""
     return Path(shutil.copytree(small_run, tmp_path / "run"))
 
 
 @pytest.fixture(scope="module")
 def final_run(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run that read the test set; of a dataset that is nowhere now."""
+    """Finished run that read the test set of a dataset that no longer exists."""
     gone = dataclasses.replace(small, md5="gone")
     config = dataclasses.replace(SMALL, final=True, epochs=2)
     folder = tmp_path_factory.mktemp("final") / "run"
@@ -55,7 +55,7 @@ def final_run(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _random_answers(classes: list[str], n: int = 60, side: int = 32) -> Answers:
-    """Noise for pictures, for what is said of them and for their maps."""
+    """Return answers made of noise: pictures, predictions and maps."""
     generator = torch.Generator().manual_seed(0)
     shape = (n, 3, side, side)
     images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
@@ -70,7 +70,7 @@ def _random_answers(classes: list[str], n: int = 60, side: int = 32) -> Answers:
 
 
 def _with_classes(run: Path, names: list[str]) -> None:
-    """Makes the run's results those of other classes, each image classified correctly but one."""
+    """Change a run's results to other classes, with all images but one classified correctly."""
     results = read_json(run / "results.json")
     split = "test" if results["final"] else "val"
     confusion = np.eye(len(names), dtype=int) * 10
@@ -86,7 +86,7 @@ def _with_classes(run: Path, names: list[str]) -> None:
 
 @pytest.fixture(params=["val", "test"])
 def page(request: pytest.FixtureRequest, tmp_path: Path, small_run: Path, final_run: Path) -> Page:
-    """The page of a run of each kind, with answers."""
+    """Page of a run that was evaluated on val or on test, with answers."""
     finished = read_run({"val": small_run, "test": final_run}[request.param])
     assert finished.split == request.param
     classes = list(finished.evaluation["per_class"])
@@ -216,7 +216,7 @@ def test_the_worst_mistakes_are_the_most_confident_ones(run: Path, tmp_path: Pat
 
 
 def _pixels(image: dict[str, str]) -> torch.Tensor:
-    """Of an image in the page: uint8, 3 x H x W."""
+    """Return the pixels of an image in the page: uint8, 3 x H x W."""
     data = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"))
     return torch.tensor(np.array(Image.open(io.BytesIO(data)))).permute(2, 0, 1)
 
@@ -267,7 +267,7 @@ def test_the_table_of_confidence_counts_every_image(run: Path, tmp_path: Path) -
 
 
 def _begin_anew(run: Path, config: Config, recipe: str, changes: dict[str, Any]) -> None:
-    """Lets a run have begun with another config."""
+    """Change a run as if it had begun with another config."""
     (run / "config.json").unlink()
     write_config(run, config, recipe, changes, {"md5": "0" * 32, "classes": []}, 1)
 
@@ -295,7 +295,7 @@ def test_what_comes_from_data_is_escaped(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_page_stays_small_whatever_the_pictures(run: Path, tmp_path: Path) -> None:
-    """100 classes of the largest pictures there are, of noise, which nothing compresses."""
+    """Try 100 classes and the largest pictures, made of noise, which does not compress."""
     names = [f"class number {n}" for n in range(100)]
     _with_classes(run, names)
     answers = _random_answers(names, side=128)
@@ -330,7 +330,7 @@ def test_a_class_without_an_image_has_no_accuracy(run: Path, tmp_path: Path) -> 
 
 
 def test_the_command_of_a_run_from_before_keeps_its_warm_up(run: Path, tmp_path: Path) -> None:
-    """When --epochs changed nothing else, and only itself was recorded."""
+    """Check a run from when --epochs changed no other setting and was recorded alone."""
     config = dataclasses.replace(load_recipe("quick"), epochs=12, dataset="shapes10")
     _begin_anew(run, config, "quick", {"epochs": 12})
     write_json(run / "results.json", read_json(run / "results.json") | {"git": None})
@@ -403,7 +403,7 @@ class TestCommand:
         assert "Computed again for this page" in page.text
 
     def test_another_file_is_replaced_only_when_asked(self, here: Here, run: Path) -> None:
-        (run / "model.safetensors").unlink()  # or it would predict
+        (run / "model.safetensors").unlink()  # else it would predict
         other = run.parent / "other.html"
         other.write_text("mine")
         refused = here("report", run, "--output", other)

@@ -1,4 +1,4 @@
-"""What was made before the package was rearranged still loads and gives the same."""
+"""Tests that runs and recipes from before the package was rearranged work as they did."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ def test_an_interrupted_run_ends_as_it_would_have(
     done = here("train", "--resume", run)
     assert done.returncode == 0, done.stderr
     assert read_json(run / "results.json")["epochs"] == 2
-    # on another processor sums are rounded otherwise
+    # sums are rounded differently on other processors
     torch.testing.assert_close(_answers(run, shapes10), expected, rtol=0, atol=0.01)
 
 
@@ -57,5 +57,5 @@ def test_a_recipe_means_what_it_did() -> None:
     config = load_recipe(str(BEFORE / "my-recipe.toml")).to_dict()
     began_as = read_config(BEFORE / "finished")[0].to_dict()
     for name in ("dataset", "device", "precision", "kernels", "threads", "pictures"):
-        began_as[name] = config[name]  # the machine's and the data's
+        began_as[name] = config[name]  # these depend on machine and data
     assert config == began_as

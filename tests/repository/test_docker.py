@@ -1,4 +1,4 @@
-"""The description of the image keeps hadolint's main rules, and serves what is there."""
+"""Tests that the Dockerfile keeps hadolint's main rules and refers to what exists."""
 
 import itertools
 import json
@@ -15,14 +15,14 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
-    """A Dockerfile's instructions: keyword and the rest, without comments, on one line."""
+    """Return a Dockerfile's instructions without comments: keyword, and the rest on one line."""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     joined = re.sub(r"\s*\\\n\s*", " ", "\n".join(lines))
     return [tuple(line.split(maxsplit=1)) for line in joined.splitlines()]  # type: ignore[misc]
 
 
 def broken_rules(text: str) -> set[str]:
-    """The rules of hadolint that a Dockerfile breaks, of those that matter to it."""
+    """Return the rules of hadolint that a Dockerfile breaks, of those that matter here."""
     found = instructions(text)
     stages = [at for at, (word, _) in enumerate(found) if word == "FROM"]
     last = dict(found[stages[-1] :])

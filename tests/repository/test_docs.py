@@ -1,4 +1,4 @@
-"""The pages: they point to what is there, and the reference is what the code says."""
+"""Tests of the pages: links work, and generated parts and pictures are up to date."""
 
 import json
 import re
@@ -60,7 +60,7 @@ def test_pictures_say_what_the_cards_and_pages_say() -> None:
     for name in ("serve", "serve-phone", "report"):
         words = text(f"docs/images/{name}.png")
         models = [model for model in shipped if model in words.split()]
-        assert models, f"run python docs/pictures.py: {name}.png shows no model that ships"
+        assert models, f"run python docs/pictures.py: {name}.png shows no shipped model"
         assert shipped[models[0]] in words, (
             f"run python docs/pictures.py: {name}.png is out of date"
         )
@@ -194,7 +194,7 @@ def test_what_a_search_costs_is_written_by_the_generator(tmp_path: Path) -> None
     written = scale(page, tmp_path)
     assert "| Ray, 1 core | 1,234 | 2.2 s | 7.0 ms |" in written
     assert "10 ms after 9 trials and 50 ms after 90" in written
-    # 42 epochs of 1,000 images in 42 s, so 10 s an epoch of a trial: 18 + 12 + 12 of two workers
+    # 18 + 12 + 12 epochs of 1,000 images in 42 s, so 10 s for an epoch of a trial's 10,000
     assert "One core trained at 1,000 images/s" in written
     seconds = 9 * 0.05 + 5 * 20.007 + 2 * 40.007 + 120.007
     assert (

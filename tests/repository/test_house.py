@@ -1,4 +1,4 @@
-"""The house: imports go down its floors, without exception."""
+"""Tests of the package as a house: imports only go down its floors, without exception."""
 
 import ast
 import itertools
@@ -15,7 +15,7 @@ import sprat
 SOURCE = Path(sprat.__file__).parent
 ROOT = SOURCE.parents[1]
 
-# A storey a line, from the roof down; a room imports only what is on storeys below its own.
+# One storey per line, from the roof down; a room imports only from storeys below its own.
 HOUSE = (
     # what a person types and sees
     {"cli"},
@@ -24,15 +24,15 @@ HOUSE = (
     # activities, each made of the parts below
     {"deploy", "searching"},
     {"training", "classifier", "figures", "foreign", "run_list"},
-    # parts: trained models, what is measured of them, images, kernels
+    # parts: trained models, their measurements, images, kernels
     {"checkpoint", "run_folder", "zoo"},
     {"evaluation", "model_file"},
-    {"settings", "pools"},  # every table of settings, each declared in the room that it sets
+    {"settings", "pools"},  # all tables of settings, each declared in its own room
     {"data", "inference"},
     {"kernels", "augment"},
     # plain numbers and tensors
     {"models", "budget", "optim", "distributed"},
-    # what everything stands on
+    # foundations
     {"runtime", "files", "names", "settings.field", "readers"},
     {"shapes", "threads", "deferred"},
     {"errors"},
@@ -48,13 +48,13 @@ def _room(path: Path) -> str:
 
 
 def _room_of(parts: list[str]) -> str:
-    """A room of its own within another has its own floor."""
+    """Return a module's room, which may be a room within another."""
     within = ".".join(parts[:2])
     return within if within in FLOORS else parts[0]
 
 
 def _imports(path: Path) -> set[str]:
-    """Rooms of sprat that a file imports anywhere, inside functions too."""
+    """Return the rooms of sprat that a file imports, also inside functions."""
     names: list[str] = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -127,7 +127,7 @@ def test_albumentations_is_imported_in_one_place_alone() -> None:
 
 
 def test_training_is_read_at_a_glance() -> None:
-    """Short files; the run's loop and the step each fit on one screen; a run is little state."""
+    """Check that files and functions are short and that a run has few attributes."""
     functions, attributes = {}, {}
     for path in (SOURCE / "training").glob("*.py"):
         text = path.read_text()
@@ -145,6 +145,6 @@ def test_training_is_read_at_a_glance() -> None:
                     and place.value.id == "self"
                 }
     too_long = {name: lines for name, lines in functions.items() if lines > 60}
-    assert too_long.keys() <= {"finish"}  # most of it is what results.json holds
+    assert too_long.keys() <= {"finish"}  # mostly the entries of results.json
     assert len(attributes["Run"]) <= 12
-    assert len(attributes["Step"]) > 5  # they are seen at all
+    assert len(attributes["Step"]) > 5  # attributes are found at all

@@ -1,4 +1,4 @@
-"""The README and the pages of docs/ say what is so: their figures, their files."""
+"""Tests that the README and the pages of docs/ are correct: their figures, their files."""
 
 import importlib.util
 import json
@@ -21,7 +21,7 @@ from sprat.zoo import cards, find_card, listed
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 RESULTS = ROOT / "results"
-SETTLED = {"precision", "pictures.channels"}  # a run records them for its machine and images
+SETTLED = {"precision", "pictures.channels"}  # a run sets these for its machine and images
 DOCS = ROOT / "docs"
 RESULTS_PAGE = (DOCS / "explanation" / "results.md").read_text()
 SUMMARIES = sorted(RESULTS.glob("*/summary.json"))
@@ -44,7 +44,7 @@ def _told(figure: dict[str, float]) -> str:
 
 
 def _named(summary: dict[str, Any]) -> str:
-    """The recipe and what was changed of it, as typed."""
+    """Return the recipe and the changes of it, as typed."""
     changes = summary["overrides"].items()
     return summary["recipe"] + "".join(f" --{name} {value}" for name, value in changes)
 
@@ -135,7 +135,7 @@ def test_the_average_of_the_weights_is_as_measured() -> None:
 
 
 def test_the_kept_way_is_never_below_the_raw_weights() -> None:
-    """By more than two standard errors of the paired difference, at decay 0.99 and above."""
+    """Allow for two standard errors of the paired difference."""
     measured = json.loads((RESULTS / "ema_batchnorm.json").read_text())["rows"]
     kept = [m for m in measured if m["warmup"] and m["statistics"] == "plain"]
     assert {m["decay"] for m in kept} >= {0.99, 0.999}
@@ -144,7 +144,7 @@ def test_the_kept_way_is_never_below_the_raw_weights() -> None:
 
 
 def _tree() -> dict[Path, str]:
-    """Paths that the architecture's tree names, by its indentation, with what it says of each."""
+    """Return the paths in the tree of docs/architecture.md, with their descriptions."""
     found: dict[Path, str] = {}
     folders: list[tuple[int, Path]] = [(-1, Path())]
     page = (DOCS / "architecture.md").read_text()
@@ -204,7 +204,7 @@ def test_the_committed_measurement_is_what_its_script_would_run() -> None:
 
 
 def test_speeds_are_as_measured() -> None:
-    """Every figure of the table of speeds comes from a committed measurement."""
+    """Check that every figure in the table of speeds comes from a committed measurement."""
     section = (DOCS / "explanation" / "speed.md").read_text()
     cells = {row[0]: row[1:] for row in _rows(section)}
     step = read_json(RESULTS / "training_step.json")
@@ -250,7 +250,7 @@ def test_a_step_next_to_other_work_is_as_measured() -> None:
 
 
 def test_what_helps_is_as_measured() -> None:
-    """Every trial's accuracy, and its difference to its group's base ± the error over images."""
+    """Check every trial's accuracy and difference to its group's base ± the error over images."""
     measured = read_json(RESULTS / "proxy.json")
     chance = measured["groups"].pop("chance")["trials"]["base"]["top1_of_seeds"]
     expected = []
@@ -263,7 +263,7 @@ def test_what_helps_is_as_measured() -> None:
     rows = re.findall(r"^\| [^%\n]* % \|[^%\n]*\|$", page, re.MULTILINE)
     assert f"{100 * sum(chance) / len(chance):.2f} ± {100 * stdev(chance):.2f} %" in page
     assert sorted(rows) == sorted(expected)
-    for recipe in ("accurate", "taught", "taught-m"):  # the whole runs that it names
+    for recipe in ("accurate", "taught", "taught-m"):  # full-length runs that it names
         figure = read_json(RESULTS / recipe / "summary.json")["top1"]
         assert _told(figure).split(" (")[0].removesuffix(" %") in page
 
@@ -378,7 +378,7 @@ def test_no_offered_set_of_views_is_worse_than_the_single_view_by_more_than_nois
 
 
 def test_the_views_tried_are_as_measured() -> None:
-    """The offered sets' rows of the benchmarks' README agree with the committed measurement."""
+    """Check the offered sets' rows in the benchmarks' README against the measurement."""
     models = read_json(RESULTS / "tta.json")["models"]
     by_recipe = {m["recipe"]: m["sets"] for m in models if m["judged_on"] == "val"}
     section = (ROOT / "benchmarks" / "README.md").read_text().split("## Test-time views")[1]
@@ -436,7 +436,7 @@ def test_what_fits_a_board_follows_from_the_memory_plans() -> None:
 
 def test_pretrained_models_in_c_are_exact_and_near_fp32_where_measured() -> None:
     results = RESULTS / "microcontroller.json"
-    if not results.exists():  # then docs/reference/microcontroller.md has no figure
+    if not results.exists():  # docs/reference/microcontroller.md has no figures then
         return
     measured = read_json(results)["models"]
     assert {name: found["sha256"] for name, found in measured.items()} == {
@@ -488,7 +488,7 @@ def test_the_models_that_ship_are_listed_best_first() -> None:
 
 @pytest.mark.parametrize("card", cards(), ids=lambda card: card["name"])
 def test_a_model_that_ships_is_of_a_committed_run(card: dict[str, Any]) -> None:
-    """But for the rounding of its weights to fp16."""
+    """Allow for the rounding of its weights to fp16."""
     training = card["training"]
     runs = [read_json(file) for file in RESULTS.glob("*/seed-*/results.json")]
     same = ("recipe", "overrides", "seed", "seconds", "git")
@@ -530,7 +530,7 @@ def test_near_duplicates_are_as_counted() -> None:
 
 
 def test_the_reference_run_is_as_told() -> None:
-    """One run, which chose its weights on val; the test set was read after it."""
+    """Check the figures of one run, which chose its weights on val and read test afterwards."""
     run = RESULTS / "reference" / "seed-0"
     results, test, rows = (
         read_json(run / "results.json"), read_json(run / "test.json"), read_metrics(run)
@@ -559,7 +559,7 @@ def test_the_reference_run_is_as_told() -> None:
 
 def test_every_fault_was_withstood_as_counted() -> None:
     counted = read_json(RESULTS / "faults.json")
-    # a kind that came since is counted when all are counted again
+    # kinds added later are missing until all are counted again
     assert list(counted["kinds"]) == [kind for kind in KINDS if kind in counted["kinds"]]
     assert counted["faults"] == 1000
     for count in counted["kinds"].values():

@@ -1,4 +1,4 @@
-"""How everything that people read is worded, as far as a program can check it."""
+"""Tests of the wording of everything that people read, as far as a program can check it."""
 
 import ast
 import itertools
@@ -17,14 +17,14 @@ from sprat.zoo import ZOO
 SOURCE = Path(sprat.__file__).parent
 ROOT = Path(__file__).parents[2]
 
-# a sentence without a verb, or a clause that hangs in the air, begins with one of these
+# words that begin sentences without a verb and dangling clauses
 BARE = {
     *("After", "As", "At", "Before", "By", "For", "From", "How", "In", "Of", "On", "That", "Those"),
     *("To", "What", "When", "Where", "Whether", "Which", "With", "Within", "Without"),
 }
 PRONOUNS = {"It", "Its", "They", "Them", "Their", "This", "These", "That", "Those"}
 
-# what the glossary replaces, and by what
+# what the glossary replaces -> the words to use
 AVOIDED = {
     r"beside": "next to, compared with",
     r"(go|goes|going|gone|went) on": "resume, continue",
@@ -46,7 +46,7 @@ AVOIDED = {
 }
 _AVOIDED = {re.compile(rf"\b({word})\b", re.IGNORECASE): better for word, better in AVOIDED.items()}
 
-# what a remedy begins with
+# words that a remedy begins with
 REMEDIES = (
     *("Add", "Allow", "Change", "Check", "Choose", "Convert", "Copy", "Correct", "Define"),
     *("Delete", "Derive", "Download", "End", "Extract", "Fill", "Free", "Give", "Install", "Keep"),
@@ -55,17 +55,17 @@ REMEDIES = (
     *("Save", "Search", "See", "Send", "Set", "Simplify", "Slice", "Sort", "Split", "Start"),
     *("Summarize", "Train", "Try", "Upgrade", "Use", "Wait", "Wrap", "Write"),
     *("As", "For", "If", "In", "Then"),  # before the verb
-    *("Available:", "Supported:", "The default is"),  # what can be given instead
+    *("Available:", "Supported:", "The default is"),  # alternatives
 )
 # after a full stop, or after a value that may end with one
 _BETWEEN = re.compile(r"(?<=[.?]) +|(?<=\}) +(?=[A-Z{])|(?<=[.\n])\n")
 
-# another sentence, which says what to do, is another sentence
+# what to do belongs in a sentence of its own, not after a semicolon
 _JOINED = re.compile(
     r"; (add|allow|ask|choose|close|copy|fetch|give|install|leave|make|name|put|resume|save|see|"
     r"send|set|start|take|train|try|upgrade|use|wait)\b"
 )
-# a message that begins in lower case begins with the name of what it is about
+# a message that begins in lower case begins with the name of its subject
 _NAMED = re.compile(
     r"(?!there |it )[a-z_.{}]+ (is|has|contains|or|and|needs|'|\{)|(sprat|torchrun) "
 )
@@ -73,7 +73,7 @@ _PASTED = re.compile(r"(pip install|sprat|ulimit) .*$|\}$|NEW_PLACE$|with$")
 
 
 def avoided(text: str) -> list[str]:
-    """Words of a text that the glossary replaces."""
+    """Return the words of a text that the glossary replaces, with the words to use."""
     return [
         f"{found[0]!r}: {better}"
         for word, better in _AVOIDED.items()
@@ -82,13 +82,13 @@ def avoided(text: str) -> list[str]:
 
 
 def faults_of_help(text: str) -> list[str]:
-    """What is wrong with a docstring's first sentence, or with a help text."""
+    """Return the faults of a help text."""
     first = re.sub("^With --[a-z]+: ", "", text).split()[0].strip(",:")
     return (["a bare beginning"] if first in BARE - {"How"} else []) + avoided(text)
 
 
 def faults_of_message(text: str) -> list[str]:
-    """What is wrong with a message, in which {} stands for a value."""
+    """Return the faults of a message, in which {} stands for a value."""
     text = text.strip()
     faults = avoided(re.sub(r"\{[^{}]*\}", "", text))
     first = text.split()[0].strip(",:")
@@ -109,26 +109,26 @@ def faults_of_message(text: str) -> list[str]:
 
 
 def faults_of_error(text: str) -> list[str]:
-    """What is wrong with a message about an error: what it lacks is what to do."""
+    """Return the faults of an error message, which must also say what to do."""
     first, *others = _BETWEEN.split(text.strip())
-    continued = not others and first.endswith((":", "{}"))  # by further lines, or by a value
+    continued = not others and first.endswith((":", "{}"))  # in further lines, or by a value
     remedies = [
         sentence
         for sentence in others or [first]
         if sentence.startswith(tuple(f"{begin} " for begin in REMEDIES))
-        or (others and sentence.startswith("{}"))  # with a remedy that is filled in
+        or (others and sentence.startswith("{}"))  # a remedy that is filled in
     ]
     return faults_of_message(text) + ([] if continued or remedies else ["no remedy"])
 
 
 def faults_of_docstring(text: str) -> list[str]:
-    """What is wrong with a docstring."""
+    """Return the faults of a docstring."""
     bare = text.split()[0].strip(",:") in BARE
     return (["a bare beginning"] if bare else []) + avoided(re.sub("`[^`]*`", "", text))
 
 
 def faults_of_opening(page: str, folder: str) -> list[str]:
-    """What is wrong with how a page of the docs begins."""
+    """Return the faults in the opening of a page of the docs."""
     title, first, *_ = [*page.split("\n\n"), ""]
     opening = {"how-to": "At the end of this page ", "explanation": "This page "}[folder]
     faults = [] if re.fullmatch("# .+", title) else ["no title"]
@@ -136,20 +136,20 @@ def faults_of_opening(page: str, folder: str) -> list[str]:
 
 
 def prose(markdown: str) -> str:
-    """The sentences of a page, without code, tables' rules, links' targets and what is printed."""
+    """Return the text of a page without code and without the targets of links."""
     text = re.sub(r"^```.*?^```", "", markdown, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"`[^`]*`", "", text)
     return re.sub(r"\]\([^)]*\)", "]", text)
 
 
 def shown_by(template: str) -> str:
-    """The text of a page of HTML, without its tags, styles and what the template fills in."""
+    """Return the text of an HTML template without tags, styles, scripts and placeholders."""
     text = re.sub(r"<style.*?</style>|<script.*?</script>", "", template, flags=re.DOTALL)
     return re.sub(r"\{#.*?#\}|\{%.*?%\}|\{\{.*?\}\}|<[^>]*>", " ", text, flags=re.DOTALL)
 
 
 def docstrings() -> Iterator[tuple[Path, str, str]]:
-    """Path, name and text of every docstring of the package, those below fields among them."""
+    """Yield path, name and text of every docstring of the package, including those of fields."""
     for path in sorted(SOURCE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             has_one = isinstance(
@@ -166,7 +166,7 @@ def docstrings() -> Iterator[tuple[Path, str, str]]:
 
 
 def comments() -> Iterator[tuple[str, str]]:
-    """Place and text of every comment of the package."""
+    """Yield place and text of every comment of the package."""
     for path in sorted(SOURCE.rglob("*.py")):
         with tokenize.open(path) as file:
             for token in tokenize.generate_tokens(file.readline):
@@ -175,7 +175,7 @@ def comments() -> Iterator[tuple[str, str]]:
 
 
 def helps(command: App = app, name: str = "sprat") -> Iterator[tuple[str, str]]:
-    """Name and text of every help of the command line: of commands, arguments and options."""
+    """Yield name and text of every help of the command line: commands, arguments and options."""
     yield name, command.help
     for each in command:
         if each not in ("--help", "-h", "--version"):
@@ -187,7 +187,7 @@ def helps(command: App = app, name: str = "sprat") -> Iterator[tuple[str, str]]:
 
 
 def rendered(node: ast.expr) -> str | None:
-    """A literal message, with {} around what is filled in; None for another expression."""
+    """Return a literal message with {} for each value; None for any other expression."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return node.value
     if isinstance(node, ast.JoinedStr):
@@ -198,13 +198,13 @@ def rendered(node: ast.expr) -> str | None:
     return None
 
 
-# which argument of a call is the message
+# place of the message among the arguments of each call
 ERRORS = {"SpratError": 0, "Diverged": 0, "WriteError": 0, "Refused": 2}
 WARNINGS = {"warn": 0, "complain": 0}
 
 
 def messages(calls: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """Place and text of every literal message in these calls."""
+    """Yield place and text of every literal message in these calls."""
     for path in sorted(SOURCE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
@@ -216,7 +216,7 @@ def messages(calls: dict[str, int]) -> Iterator[tuple[str, str]]:
 
 
 def pages() -> list[Path]:
-    """Every page of Markdown that is written by hand, and the cards."""
+    """Return every hand-written Markdown page and every model's card."""
     hands = [path for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "reference"]
     tops = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
     return sorted([*hands, *tops, ROOT / "benchmarks" / "README.md", *ZOO.rglob("CARD.md")])
@@ -333,7 +333,7 @@ def test_an_error_without_a_remedy_is_found(message: str) -> None:
         "Unknown format {}{} Available: {}.",  # the second value is a question or a full stop
         "Give at least one limit, such as --max-parameters 200k.",
         "{} cannot be written: {}",  # a reason that ends with what to do
-        "No source provided {} bytes with md5 {}:",  # before further lines
+        "No source provided {} bytes with md5 {}:",  # further lines follow
     ],
 )
 def test_an_error_with_a_remedy_passes(message: str) -> None:

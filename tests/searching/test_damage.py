@@ -1,4 +1,4 @@
-"""Damaged files of a search: refused in words, as they were, or read as what they were."""
+"""Tests of a search's damaged files: refused and left alone, or read as they were."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from sprat.searching.outcome import outcome_of, read_outcome, read_trials, write
 from sprat.searching.plan import read_plan, write_plan
 from sprat.searching.space import Space
 
-FLIPS = 60  # of each file
+FLIPS = 60  # in each file, one at a time
 NOT_WHAT_IT_WAS = (None, True, -1, 1e400, "x", [], [None], {}, {"x": None})
 JOURNAL, SETTINGS, OUTCOME, TRIALS = "journal.log", "settings.json", "outcome.json", "trials.json"
 PLAN = plan(trials=3, generation=3)
@@ -26,7 +26,7 @@ PLAN = plan(trials=3, generation=3)
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Decision]:
-    """What a search leaves, and what it came to."""
+    """Folder of a finished search, and its decision."""
     folder = tmp_path_factory.mktemp("whole")
     write_plan(folder, PLAN)
     driver = Driver(PLAN, folder, Recorder())
@@ -37,13 +37,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Decision]:
 
 
 def opened(path: Path, digest: str = PLAN.digest) -> list[dict[str, Any]]:
-    """The trials that a journal holds."""
+    """Return the trials in a journal."""
     journal = Journal(path, digest, Space(PLAN.config, PLAN.sides), PLAN.rungs[-1])
     return [trial.to_record() for generation in journal.read() for trial in generation]
 
 
 def attempted(attempt: Callable[[], Any]) -> tuple[Any, str]:
-    """What comes of an attempt, or what is said instead."""
+    """Return the result of an attempt, or None and the error's message."""
     try:
         return attempt(), ""
     except SpratError as error:
@@ -51,7 +51,7 @@ def attempted(attempt: Callable[[], Any]) -> tuple[Any, str]:
 
 
 def flipped(content: bytes) -> Iterator[bytes]:
-    """The content with one bit changed, at many places."""
+    """Yield copies of the content, each with one bit flipped."""
     draw = random.Random(0)
     for _ in range(FLIPS):
         changed = bytearray(content)
@@ -60,7 +60,7 @@ def flipped(content: bytes) -> Iterator[bytes]:
 
 
 def retyped(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The values with each in turn of another type, or missing."""
+    """Yield copies of the values, each with one of them missing or wrong."""
     for key in values:
         yield {other: value for other, value in values.items() if other != key}
         for wrong in NOT_WHAT_IT_WAS:
@@ -68,7 +68,7 @@ def retyped(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def relined(content: bytes) -> Iterator[bytes]:
-    """A journal with a line in turn missing, twice, or another thing."""
+    """Yield copies of a journal, each with one line missing, doubled or replaced."""
     lines = content.splitlines(keepends=True)
     for at, line in enumerate(lines):
         for instead in (b"", 2 * line, b"[]\n", b"5\n", b"{}\n", b"null\n", b"\0" * 9 + b"\n"):

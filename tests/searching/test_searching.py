@@ -1,4 +1,4 @@
-"""The search: what is asked, trained, refused, halved and kept; resumed as if nothing had been."""
+"""Tests of the search: what is trained, refused, halved and kept, and that it resumes exactly."""
 
 import dataclasses
 import itertools
@@ -46,7 +46,7 @@ from sprat.settings.recipes import load_recipe
 
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Decision, Recorder]:
-    """A search that nothing happened to."""
+    """Uninterrupted search: its folder, decision and pool."""
     folder, pool = tmp_path_factory.mktemp("usual"), Recorder()
     return folder, decide(folder, pool), pool
 
@@ -71,7 +71,7 @@ def test_the_finalists_are_trained_longer_and_the_best_wins(
             if key.endswith("-long")]  # fmt: skip
     assert len(long) == 3
     for _, config in long:
-        assert (config.train_images, config.epochs) == (0, 14), "27 epochs of 1,000 of 2,000 images"
+        assert (config.train_images, config.epochs) == (0, 14), "27 epochs of half the images"
     assert decision.winner.number == max(decision.finalists, key=lambda each: each.val).trial.number
     family = Space(plan().config, (16,)).family()
     assert any(each.trial.point in family for each in decision.finalists)
@@ -256,7 +256,7 @@ def test_trials_are_shorter_where_images_or_time_are_few() -> None:
         assert epochs == 1 or 4 * generation_seconds(rungs_of(epochs), 9, 10.0) <= seconds
 
 
-# with real trials
+# tests with real trials
 
 
 @pytest.fixture(scope="module")
@@ -350,7 +350,7 @@ def test_a_search_that_was_killed_before_it_drew_its_end_is_drawn(
     sprat.resume_search(folder, dataset=tiny, quiet=True)
     assert page.read_text() == drawn
     assert (folder / "curves.png").exists()
-    (folder / "results.json").unlink()  # before its end, and before the trials' states were removed
+    (folder / "results.json").unlink()  # as if killed before the trials' states were removed
     work.mkdir()
     (work / "1.pt").touch()
     sprat.resume_search(folder, dataset=tiny, quiet=True)
@@ -361,7 +361,7 @@ def test_a_number_of_trials_is_repeated_bit_for_bit(
     searched: sprat.Search, tiny: Dataset, short: Config, tmp_path: Path
 ) -> None:
     class Stop:
-        """Ends the search in the middle of a trial, and again while the winner is trained."""
+        """Request to stop after a number of steps."""
 
         left = 0
 
@@ -513,7 +513,7 @@ def test_what_resumes_a_search_names_where_its_data_is_and_what_runs_it(
     run = tmp_path / "run"
     how: dict[str, Any] = {"moved": "my data", "data_dir": None, "workers": "2", "gpus": 0.0}
     monkeypatch.setattr("sys.argv", ["sprat", "search", "--trials", "1"])
-    assert _to_resume(run, **how) == "sprat search --trials 1", "nothing is there to resume"
+    assert _to_resume(run, **how) == "sprat search --trials 1", "there is nothing to resume"
     (run / "search").mkdir(parents=True)
     (run / "search" / "settings.json").touch()
     resumed = f"sprat search --resume {run} --dataset 'my data' --workers 2"

@@ -1,4 +1,4 @@
-"""A search within a time: whatever is slower than measured or never ends, it decides in time."""
+"""Tests that a search decides in time, even with slow trials and trials that never end."""
 
 import dataclasses
 import math
@@ -21,10 +21,10 @@ TIMED = plan(
 
 
 class Clock:
-    """Seconds that pretended trials take.
+    """Clock that pretended trials advance.
 
-    slower: times as long as the plan says. hanging: numbers of trials that do not end by
-    themselves.
+    slower: how many times longer than planned they take. hanging: numbers of trials that never end
+    by themselves.
     """
 
     def __init__(self, plan: Plan, slower: float = 1.0, hanging: tuple[str, ...] = ()) -> None:
@@ -93,7 +93,7 @@ def test_a_time_that_is_spent_is_not_had_again(tmp_path: Path) -> None:
     clock = Clock(TIMED)
     with pytest.raises(Stopped):
         Driver(TIMED, tmp_path, Recorder(most=6, train=clock.train), clock=clock, began=0.0).run()
-    spent, clock.now = clock.now, 1_000.0  # in another process
+    spent, clock.now = clock.now, 1_000.0  # as in another process
     driver = Driver(TIMED, tmp_path, Recorder(train=clock.train), clock=clock)
     assert driver.elapsed == pytest.approx(spent)
     assert driver.run().seconds <= TIMED.finalists_end
@@ -103,7 +103,7 @@ def test_a_search_that_lost_time_takes_no_trial_for_another(tmp_path: Path) -> N
     clock = Clock(TIMED)
     with pytest.raises(Stopped):
         Driver(TIMED, tmp_path, Recorder(most=4, train=clock.train), clock=clock, began=0.0).run()
-    # now there is no time for as many trials as were asked, but then for some of the next
+    # too little time is left for all trials in progress, but enough for some of the next generation
     lost, clock.slower = TIMED.trials_end - 8.3 - clock.now, 0.5
     driver = Driver(
         TIMED, tmp_path, Recorder(train=clock.train), clock=clock, began=clock.now - lost

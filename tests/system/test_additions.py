@@ -1,4 +1,4 @@
-"""CONTRIBUTING's table holds: an addition touches the source files that it names, and no others."""
+"""Tests of CONTRIBUTING's table: an addition changes only the source files that the table names."""
 
 import json
 import os
@@ -13,8 +13,9 @@ import sprat
 SOURCE = Path(sprat.__file__).parent
 ROOT = SOURCE.parents[1]
 
-NAMES = {"a dataset": "checkers", "a format": "npz"}  # that stand for NAME in the table
-# what is added -> for each of its files, what is written before which line; None: at the end
+NAMES = {"a dataset": "checkers", "a format": "npz"}  # replace NAME in the table
+# kind of addition -> for each of its files, the texts to insert, each with the text that it
+# goes before (None: at the end)
 ADDITIONS: dict[str, list[list[tuple[str | None, str]]]] = {
     "a mixer": [[
         (
@@ -208,8 +209,7 @@ restore_state(build_optimizer(build_network(config.network), config.optim), save
 
 
 def test_each_addition_touches_the_files_that_contributing_names(tmp_path: Path) -> None:
-    """All in one copy and one process, which prints help, trains, exports and resumes the
-    optimizer."""
+    """Make all additions in one copy of sprat and use them in one process."""
     table = dict(
         re.findall(r"^\| (an? \w+) \| (`[^|]+`) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
     )

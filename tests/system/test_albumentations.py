@@ -1,4 +1,4 @@
-"""Training through Albumentations' workers, interrupted."""
+"""Test of interrupting and resuming a run that augments in Albumentations' workers."""
 
 import dataclasses
 import multiprocessing
@@ -24,7 +24,7 @@ def test_trains_and_resumes_bit_for_bit(small: Dataset, tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, final=True, epochs=2, augment=augment)
     train(config, small, tmp_path / "whole", recipe="small")
     one = dataclasses.replace(config, augment=dataclasses.replace(augment, workers=1))
-    with pytest.raises(Interrupted):  # the workers' number does not matter
+    with pytest.raises(Interrupted):  # the number of workers does not matter
         train(one, small, tmp_path / "run", recipe="small", should_stop=StopAfter(15))
     resume(tmp_path / "run", small)
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")

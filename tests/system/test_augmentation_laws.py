@@ -1,4 +1,4 @@
-"""The batched pipeline draws from the same laws as Albumentations: tens of thousands of draws."""
+"""Tests that the batched pipeline draws from the same distributions as Albumentations."""
 
 from dataclasses import replace
 
@@ -17,14 +17,14 @@ DRAWS = 20_000
 
 
 def _assert_same_law(pipeline: AugmentConfig, picture: Tensor) -> None:
-    """Mean and variance of every pixel over 20,000 draws of one picture.
+    """Compare mean and variance of every pixel over 20,000 draws of one picture.
 
     The difference of two means of n independent draws has a standard error of
     sqrt((v1 + v2) / n), that of two variances sqrt((k1 - v1**2 + k2 - v2**2) / n), where k is the
-    fourth central moment. Over 3,072 values the largest of as many normal deviations is near 4;
-    5 is beaten once in 600 honest tests, and the seeds are fixed. To that comes what is
-    systematic: Albumentations rounds to uint8 after each transform and OpenCV weighs neighbours
-    in 32nds: half a grey level of the mean, 2 % of the standard deviation.
+    fourth central moment. The largest of 3,072 normal deviations is near 4; 5 is exceeded by chance
+    once in 600 tests, and the seeds are fixed. Systematic differences are allowed for in addition:
+    Albumentations rounds to uint8 after each transform, and OpenCV weights neighbours in 32nds.
+    They amount to half a grey level of the mean and 2 % of the standard deviation.
     """
     images = picture.expand(DRAWS, -1, -1, -1)
     theirs = AlbumentationsPipeline(pipeline)(images, seed=1).float()
@@ -59,8 +59,10 @@ def test_both_engines_draw_from_the_same_law(pipeline: AugmentConfig, shapes10: 
 def test_both_engines_draw_hues_from_the_same_law(
     shapes10: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By Albumentations' draws, but without its hue in steps of 2 degrees, each cut off downwards,
-    which is more than the tolerance in a saturated picture."""
+    """Compare with Albumentations' hues before rounding.
+
+    It truncates hues to steps of 2 degrees, which exceeds the tolerance in a saturated picture.
+    """
     from albumentations.augmentations.pixel import functional
 
     monkeypatch.setattr(functional, "shift_hsv", float_shift_hsv)

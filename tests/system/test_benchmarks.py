@@ -1,7 +1,7 @@
-"""Every benchmark runs, and ends with its one line of JSON; no time is asserted.
+"""Tests that every benchmark runs and prints one line of JSON last; no time is asserted.
 
-All but `training_step.py` and `gpu.py` within this process, since importing torch takes most of
-the time of a turn that measures next to nothing.
+Most run in this process, since importing torch takes most of the time of a turn that measures next
+to nothing.
 """
 
 import contextlib
@@ -33,11 +33,11 @@ ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 
 
-pytestmark = pytest.mark.filterwarnings("default")  # as they are run
+pytestmark = pytest.mark.filterwarnings("default")  # as when run by hand
 
 
 def _process(script: str, *options: str) -> dict[str, Any]:
-    """The JSON object that a benchmark prints last."""
+    """Run a benchmark in a new process; return the JSON object that it prints last."""
     command = [sys.executable, str(BENCHMARKS / script), "--json", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -58,13 +58,13 @@ class Here(Protocol):
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch, threads: None) -> Here:
-    """The same of a benchmark that runs, and takes its turns, within this process."""
+    """Function like `_process` that runs a benchmark and its turns in this process."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    monkeypatch.setattr("sprat.models.NETWORKS", dict(NETWORKS))  # to which some add their own
+    monkeypatch.setattr("sprat.models.NETWORKS", dict(NETWORKS))  # some add their own
     import side_by_side
 
     def turn(words: tuple[str, ...], name: str, environment: dict[str, str]) -> dict[str, Any]:
-        assert environment == {}, "what needs its own environment needs its own process"
+        assert environment == {}, "a turn with its own environment needs its own process"
         return run(*words, "--contender", name)
 
     def run(*words: str) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def test_microcontroller_measures_what_changed(
     figures = here("microcontroller.py", *options, "SpratS")
     found = figures["models"]["SpratS"]
     assert (found["images"], found["other_scores"]) == (20, 0)
-    assert found["arena_bytes"] < 114_688  # what ExecuTorch plans
+    assert found["arena_bytes"] < 114_688  # planned by ExecuTorch
     kept = figures["models"]["SpratS"] | {"top1_int8": 0.5}
     other = dict.fromkeys(found, 0)
     models = {"SpratS": kept, "OptimizedCIFAR10Net200K": other, "no longer shipped": other}
@@ -192,7 +192,7 @@ def test_gpu_tried_out_on_the_cpu_agrees_with_it() -> None:
 
 
 def test_train_for_trains_where_there_is_little_but_torch(tmp_path: Path) -> None:
-    """Two jobs, the second taught by the first; all of both comes out again, in small parts."""
+    """Train two jobs, the second taught by the first, and unpack both runs from small parts."""
     shared = (
         'model = "ResNet8"\ntrain_images = 128\nbatch_size = 64\nepochs = 2\ntta = 1\nthreads = 1\n'
     )
@@ -278,7 +278,7 @@ def test_tta_finds_what_judging_finds(
     val = shapes10.train.subset(split_off_val(shapes10, config)[1])
     judgement = evaluate(trained.network, val, trained.normalization, tta=6)
     for views, key in (("1", "top1"), ("6", "tta_top1")):
-        # the kernels round otherwise, and may turn an image or two
+        # the kernels round differently, which may change a prediction or two
         assert model["sets"][views]["top1"] == pytest.approx(judgement[key], abs=2.5 / len(val))
 
 

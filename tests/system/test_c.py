@@ -1,4 +1,4 @@
-"""Shipped models in C equal the integer reference, whatever the compiler and its flags."""
+"""Tests that shipped models in C match the integer reference with several compilers and flags."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ EMULATE = Path(__file__).parents[2] / "benchmarks" / "emulate.py"
 
 @pytest.fixture(scope="module", params=[card["name"] for card in zoo.cards()])
 def shipped(request: pytest.FixtureRequest) -> tuple[Program, Tensor, NDArray[np.int8]]:
-    """A model as C, images, and the scores that the reference gives them."""
+    """Shipped model as a C program, images, and the reference's scores for them."""
     model = load_model(zoo.ZOO / request.param)
     images = drawings(IMAGES, model.side).images[:]
     program = program_of(integer_of(model.network, images, model.normalization))

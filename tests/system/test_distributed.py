@@ -1,4 +1,4 @@
-"""One run on several processes: their average gradient, what is random, and their results."""
+"""Tests of one run on several processes: gradients, resuming, and a process that is killed."""
 
 import dataclasses
 import shutil
@@ -41,7 +41,7 @@ def _small() -> Dataset:
 
 
 def _gradients(images: Tensor, labels: Tensor, max_norm: float) -> list[Tensor]:
-    """Gradients of one step, BatchNorm's statistics frozen."""
+    """Return the loss and gradients of one step, with BatchNorm's statistics frozen."""
     config = dataclasses.replace(PLAIN, optim=dataclasses.replace(SMALL.optim, max_norm=max_norm))
     network = new_network(config, 10).eval()
     step = Step(network, config, RunSchedule(config, 5), Normalization((0.5,) * 3, (0.25,) * 3), 10)
@@ -56,7 +56,7 @@ def _batch() -> tuple[Tensor, Tensor]:
 
 
 def _do_all(folder: Path) -> None:
-    """What the tests look at, in one pair of processes: starting them takes most of the time."""
+    """Do what all tests check in one pair of processes, since starting them takes longest."""
     for max_norm in NORMS:
         path = folder / f"{max_norm}-{distributed.rank()}.pt"
         torch.save(_gradients(*_batch(), max_norm), path)

@@ -1,4 +1,4 @@
-"""Where docker runs, the image is built and serves."""
+"""Test that the Docker image can be built and serves, where Docker is available."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""The kernels as the C compiler makes them for processors that this one is not."""
+"""Tests of the kernels as compiled for other processors."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Runs killed with SIGKILL at random moments end with the weights of one that was not."""
+"""Tests that runs killed with SIGKILL end with the same weights as an uninterrupted run."""
 
 import multiprocessing
 import random
@@ -17,8 +17,8 @@ from small_run import small_run
 from sprat.checkpoint import load_resume
 from sprat.evaluation.records import read_metrics
 
-# Each run is forked off a server that has imported torch once, with what its optimizers import when
-# they are first used, but computed nothing.
+# Each run is forked from a server that has imported torch, and what its optimizers import on first
+# use, but has computed nothing.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["sprat.training.start", "sprat.data", "torch._dynamo"])
 
@@ -52,7 +52,7 @@ def test_of_two_that_begin_at_once_one_trains_and_one_is_refused(tmp_path: Path)
 
 
 def _steps(told: Connection) -> bool:
-    """Waits for a step; False if the run has ended instead."""
+    """Wait for a step; return False if the run has ended instead."""
     try:
         return bool(told.recv())
     except EOFError:
@@ -60,7 +60,7 @@ def _steps(told: Connection) -> bool:
 
 
 def _kill_when_writing(run: Path) -> bool:
-    """Kills at the moment that a checkpoint's new file stands beside the old one."""
+    """Kill a run while a checkpoint is being written; return False if it ended first."""
     with _started(run) as (process, _):
         while process.is_alive():
             if run.exists() and any(run.glob(".last-*.pt")):
@@ -80,7 +80,7 @@ def _kill_after(run: Path, steps: int) -> None:
 
 @pytest.fixture(scope="module")
 def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was left alone: three epochs of twelve steps."""
+    """Uninterrupted run: three epochs of twelve steps."""
     run = tmp_path_factory.mktemp("untouched") / "run"
     _finish(run)
     return run
@@ -108,7 +108,7 @@ def test_killed_while_a_checkpoint_is_written(untouched: Path, tmp_path: Path) -
     for _ in range(3):
         kills += _kill_when_writing(run)
         if (run / "last.pt").exists():
-            load_resume(run / "last.pt")  # whole, never half
-    assert kills, "no checkpoint was caught in the writing"
+            load_resume(run / "last.pt")  # fails if the file is incomplete
+    assert kills, "no run was killed while it wrote a checkpoint"
     _finish(run)
     assert weights(run) == weights(untouched)

@@ -1,4 +1,4 @@
-"""sprat data check --labels finds labels that were flipped, as well as cleanlab does."""
+"""Test that `sprat data check --labels` finds changed labels as well as cleanlab does."""
 
 from pathlib import Path
 
@@ -35,11 +35,11 @@ crop = 2
 [ema]
 decay = 0
 """
-FLIPPED = 0.05  # of the labels
+FLIPPED = 0.05  # share of the labels
 
 
 def _flipped(seed: int) -> tuple[Dataset, set[int]]:
-    """2,000 drawn images, and the places of those whose label is another class's."""
+    """Return 2,000 images of shapes10, some with a wrong label, and the places of those."""
     rng = np.random.default_rng(seed)
     train, test = shapes10.load(train_images=1600, test_images=400)
     targets = torch.cat([train.targets, test.targets])

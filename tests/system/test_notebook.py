@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, is what its script says, and defines nothing."""
+"""Tests that the notebook runs from top to bottom, matches its script and defines nothing."""
 
 import ast
 import dataclasses
@@ -21,7 +21,7 @@ NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "optimized_cifar_10_200k_mo
 SCRIPT = NOTEBOOK.with_suffix(".py")
 LARGEST = 1_500_000  # bytes of the committed notebook
 
-# a small budget, no network, and every warning an error
+# few images and epochs, no internet, and every warning is an error
 SMALL = """
 import socket
 import warnings
@@ -45,14 +45,14 @@ with loading(console, "looking for it") as told:
 
 @dataclasses.dataclass(frozen=True)
 class Ran:
-    """A notebook that was executed, and the folder that it was executed in."""
+    """Executed notebook and the folder in which it ran."""
 
     notebook: NotebookNode
     folder: Path
 
     @property
     def run(self) -> Path:
-        """The folder of its training run."""
+        """Folder of the training run."""
         (run,) = (self.folder / "runs").iterdir()
         return run
 
@@ -67,7 +67,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(SMALL))
     notebook.cells.append(nbformat.v4.new_code_cell(DOWNLOAD))
     environment = os.environ | {
-        "PYTHONPATH": str(Path(sprat.__file__).parents[1]),  # the one under test
+        "PYTHONPATH": str(Path(sprat.__file__).parents[1]),  # the sprat under test
         "IPYTHONDIR": str(folder / "ipython"),
     }
     resources = {"metadata": {"path": str(folder)}}
@@ -76,7 +76,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
 
 
 def texts(cell: NotebookNode) -> list[str]:
-    """What a cell has put out, without pictures."""
+    """Return the text outputs of a cell."""
     return [
         output.text if output.output_type == "stream" else output.data["text/plain"]
         for output in cell.get("outputs", [])
@@ -145,7 +145,7 @@ def test_it_defines_nothing() -> None:
         ast.While,
     )
     for node in ast.walk(ast.parse(SCRIPT.read_text())):
-        assert not isinstance(node, forbidden), f"line {node.lineno} belongs into the package"
+        assert not isinstance(node, forbidden), f"line {node.lineno} belongs in the package"
 
 
 def test_what_is_committed_was_run_whole_on_cifar10() -> None:

@@ -1,4 +1,4 @@
-"""What the pages tell to type works."""
+"""Test that every command on the pages of the docs runs."""
 
 import re
 import shlex
@@ -17,8 +17,8 @@ from conftest import Here
 from pages import PAGES, ROOT, commands
 from PIL import Image
 
-# what the suite is run by, what fetches packages, what asks a server (test_serve.py does), what
-# test_torchrun.py runs
+# commands that run the suite, install packages or query a server (test_serve.py does that), and
+# those that test_torchrun.py and test_ray.py replace
 NOT_RUN = (
     "make",
     "torchrun",
@@ -29,7 +29,7 @@ NOT_RUN = (
     "pip install",
     "curl",
 )
-# as it is typed, but briefly and on few pictures
+# options that make a command train briefly
 SHORT = {"--epochs": "1", "--batch-size": "32", "--optim.warmup-epochs": "0"}
 SHORT_SEARCH = {
     "--trials": "2", "--generation": "2", "--trial-epochs": "1", "--recipe": "short.toml",
@@ -40,18 +40,18 @@ NEEDS_NETWORK = ("data fetch", "data verify")
 
 
 def shortened(words: list[str]) -> list[str]:
-    """A command on pictures that are at hand, and of little training."""
+    """Change a command so that it uses available pictures and trains briefly."""
     if words[:2] in (["data", "show"], ["augment", "preview"]) or words[0] == "train":
         if "--dataset" in words:
             where = words.index("--dataset") + 1
             words[where] = words[where] if words[where] in AT_HAND else FEW
         elif "--resume" not in words:
             words += ["--dataset", FEW]
-    if words[0] == "export":  # a network that learned nothing keeps nothing in int8
+    if words[0] == "export":  # barely trained, so int8 may lose accuracy
         words += ["--max-drop", "100", "--max-class-drop", "100"]
     if words[0] == "train" and "--resume" not in words:
         changes = dict(SHORT)
-        if "--time" in words:  # which decides the epochs
+        if "--time" in words:  # sets the epochs itself
             words[words.index("--time") + 1] = "20s"
             del changes["--epochs"]
         words = changed(words, changes)
@@ -64,7 +64,7 @@ def shortened(words: list[str]) -> list[str]:
 
 
 def changed(words: list[str], changes: dict[str, str]) -> list[str]:
-    """A command with other values of its options, or with these options too."""
+    """Replace or add options of a command."""
     for option, value in changes.items():
         if option in words:
             words[words.index(option) + 1] = value
@@ -74,7 +74,7 @@ def changed(words: list[str], changes: dict[str, str]) -> list[str]:
 
 
 def serve_and_stop(words: list[str]) -> None:
-    """Starts a server on a free port of this machine, asks it for its health, and ends it."""
+    """Start a server on a free port of this machine, request its health, and stop it."""
     pytest.importorskip("httptools")
     for option, value in (("--port", "0"), ("--host", "127.0.0.1")):
         if option in words:
@@ -104,7 +104,7 @@ def serve_and_stop(words: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the pages speak of."""
+    """Folder with every file that the pages mention."""
     folder = tmp_path_factory.mktemp("workshop")
     draw = np.random.default_rng(0)
 
@@ -177,13 +177,13 @@ def test_every_command_of_a_page_runs(
     monkeypatch.chdir(place)
     monkeypatch.syspath_prepend(place)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
-    for scheme in ("http_proxy", "https_proxy"):  # whoever fetches is told that nobody answers
+    for scheme in ("http_proxy", "https_proxy"):  # downloads fail at once
         monkeypatch.setenv(scheme, "http://127.0.0.1:9")
     for command in commands(page):
         if command.startswith(NOT_RUN) or "--workers ray" in command:  # test_ray.py has a cluster
             continue
         name, *words = shlex.split(command)
-        assert name == "sprat", f"{page.name} tells to type {command!r}, which nothing runs"
+        assert name == "sprat", f"{page.name} says to type {command!r}, which no test runs"
         if words[0] == "serve":
             serve_and_stop(words)
             continue
@@ -193,5 +193,5 @@ def test_every_command_of_a_page_runs(
         if command.removeprefix("sprat ").startswith(NEEDS_NETWORK):
             assert done.returncode in (0, 2), command
         else:
-            may_fail = words[0] == "check"  # of so short a run, as its exit code tells
+            may_fail = words[0] == "check"  # --min-accuracy, after so short a run
             assert done.returncode in ((0, 1) if may_fail else (0,)), f"{command}: {done.stderr}"

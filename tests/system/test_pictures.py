@@ -1,4 +1,4 @@
-"""The pictures of the docs, drawn anew."""
+"""Test of the docs' pictures, drawn again."""
 
 import os
 import runpy
@@ -18,7 +18,7 @@ SCRIPT = ROOT / "docs" / "pictures.py"
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the script draws, without data."""
+    """Folder of the pictures that the script draws without data."""
     if shutil.which("chromium") is None:
         pytest.skip("needs a browser: install Debian's package chromium")
     folder = tmp_path_factory.mktemp("drawn")
@@ -35,7 +35,7 @@ def test_every_picture_is_drawn_and_shows_something(drawn: Path) -> None:
         path = drawn / Path(name).name
         assert path.stat().st_size < 200_000, path
         with Image.open(path) as image, Image.open(ROOT / name) as before:
-            # other fonts break lines elsewhere
+            # other fonts break lines differently
             for now, then in zip(image.size, before.size, strict=True):
                 assert 0.8 * then < now < 1.25 * then, path
             shades = image.convert("L").getcolors()

@@ -1,4 +1,4 @@
-"""Seeds, trials and classifiers in other processes give what this one gives."""
+"""Tests that seeds, trials and classifiers give the same results in other processes."""
 
 import dataclasses
 import multiprocessing
@@ -19,7 +19,7 @@ CONFIG = dataclasses.replace(SMALL, epochs=2, train_images=48, judge_every=2, tt
 
 
 class Writes(Observer):
-    """Leaves a file in a run's folder at its end."""
+    """Observer that writes a file into a run's folder at the end."""
 
     def finished(self, run: Any, results: Any) -> None:
         (run.folder / "observed.txt").write_text(str(run.steps_taken))

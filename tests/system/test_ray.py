@@ -1,5 +1,4 @@
-"""Trials and seeds on a Ray cluster of two machines, both of them this one: one dies, others are
-stopped, and what cannot be is refused."""
+"""Tests of trials and seeds on a Ray cluster of two nodes, both on this machine."""
 
 import dataclasses
 import json
@@ -39,12 +38,12 @@ CONFIG = dataclasses.replace(SMALL, epochs=2, train_images=48, judge_every=2, tt
 
 
 class Machines:
-    """A cluster of a head and a second machine, both of them this one, with a core each."""
+    """Cluster of a head and a second node, both on this machine, with one core each."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers lack the tests
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # else workers lack it
         head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 10**8}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address = self.cluster.address
@@ -58,7 +57,7 @@ class Machines:
 @pytest.fixture(scope="module")
 def machines() -> Iterator[Machines]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Ray's own
+        warnings.simplefilter("ignore")  # Ray's own warnings
         made = Machines()
         yield made
         ray.shutdown()
@@ -67,13 +66,13 @@ def machines() -> Iterator[Machines]:
 
 @pytest.fixture
 def cluster(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> Machines:
-    """The machines, at the address that `--workers ray` looks for."""
+    """Cluster at the address that `--workers ray` looks for."""
     monkeypatch.setenv("RAY_ADDRESS", machines.address)
     return machines
 
 
 def slowly(task: Task, source: Source, should_stop: Callable[[], bool]) -> Rung:
-    """A trial that writes down where it begins, and lasts until it can be killed."""
+    """Train a trial's rung, recording its node first and lasting long enough to be killed."""
     import ray
 
     assert source.data_dir is not None
@@ -98,7 +97,7 @@ def test_seeds_on_the_cluster_are_those_of_one_process(
 
 
 def two_seeds(folder: Path, epochs: int) -> list[str]:
-    """A command that trains on the cluster."""
+    """Return a command that trains two seeds on the cluster."""
     return [
         sys.executable, "-m", "sprat", "train", "--dataset", "shapes10", "--seeds", "2",
         "--workers", "ray", "--train-images", "320", "--epochs", str(epochs), "--batch-size", "16",
@@ -108,7 +107,7 @@ def two_seeds(folder: Path, epochs: int) -> list[str]:
 
 
 def begun(words: list[str], folder: Path, seeds: int) -> "subprocess.Popen[str]":
-    """The command, once it has saved the first seeds."""
+    """Start a command; return its process once it has saved the first seeds."""
     process = subprocess.Popen(words, text=True, stdout=-1, stderr=-1, cwd=folder)
     saved = [folder / "seeds" / f"seed-{seed}" / "last.pt" for seed in range(seeds)]
     while not all(path.exists() for path in saved):
@@ -129,7 +128,7 @@ def test_sigterm_saves_seeds_and_the_same_command_resumes(
     done = subprocess.run(words, text=True, capture_output=True, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "2 seeds, on val" in done.stdout
-    assert "ray" not in out.lower() + err.lower().replace("--workers ray", ""), "Ray is not heard"
+    assert "ray" not in out.lower() + err.lower().replace("--workers ray", ""), "Ray prints nothing"
 
 
 def dies(task: int, shared: Source, should_stop: Callable[[], bool]) -> int:
@@ -174,7 +173,7 @@ def test_tasks_stop_after_their_step_and_workers_that_die_end_in_words(
             hangs, source, lambda: False, threads=1, limit=lambda task: (0.1, -task)
         )
         pool.start(3)
-        assert pool.next() == -3, "it is given up, and its worker ended"
+        assert pool.next() == -3, "the task is given up and its worker ended"
         pool = workers.pool(fails, source, lambda: False, threads=1)
         pool.start(1)
         with pytest.raises(RuntimeError, match="not the cluster's"):
@@ -280,12 +279,12 @@ def test_a_machine_that_dies_in_mid_trial_changes_nothing(
     assert results(found) == results(alone)
     assert [each.val for each in found.finalists] == [each.val for each in alone.finalists]
     tasks = [(key, until) for key, until, _ in begun()]
-    assert len(tasks) == len(set(tasks)) + 1, "the trial that was under way there alone"
-    assert capfd.readouterr() == ("", ""), "Ray is not heard"
+    assert len(tasks) == len(set(tasks)) + 1, "only the trial in progress there is repeated"
+    assert capfd.readouterr() == ("", ""), "Ray prints nothing"
 
 
 def test_when_the_head_dies_the_command_ends_in_words(cluster: Machines, tmp_path: Path) -> None:
-    """The last test: the cluster is gone."""
+    """Kill the head; this test must be the last, since it ends the cluster."""
     process = begun(two_seeds(tmp_path, 1_000), tmp_path, 1)
     head = cluster.cluster.head_node
     head.kill_gcs_server(check_alive=False)

@@ -1,4 +1,4 @@
-"""`sprat search` by the real command: on own pictures, end to end, and killed."""
+"""Tests of the real command `sprat search`: on own pictures, end to end, and killed."""
 
 import json
 import os
@@ -26,7 +26,7 @@ warmup_epochs = 1
 
 
 def draw(folder: Path, count: int, side: int) -> None:
-    """Shapes on noise, a folder for each kind."""
+    """Draw shapes on noise, with a folder for each kind."""
     rng = np.random.default_rng(0)
     for number in range(count):
         kind = KINDS[number % len(KINDS)]
@@ -79,10 +79,10 @@ def test_own_pictures_end_to_end(place: Path) -> None:
     results = json.loads((place / "run" / "results.json").read_text())
     assert results["final"]
     assert results["side"] in (64, 48, 32)
-    ended("check", "run", *limits)  # all kept, or it fails
+    ended("check", "run", *limits)  # fails if a limit is exceeded
     inner = place / "run" / "search"
     outcome = json.loads((inner / "outcome.json").read_text())
-    assert outcome["seconds"] + results["seconds"] <= 1.1 * 120, "--time is of both"
+    assert outcome["seconds"] + results["seconds"] <= 1.1 * 120, "--time covers both"
     trials = json.loads((inner / "trials.json").read_text())
     assert outcome["trained"] == sum(bool(trial["rungs"]) for trial in trials) > 0
     again = ("--recipe", "run/search/winner.toml", "--dataset", "shapes", "--epochs", "1")
@@ -92,7 +92,7 @@ def test_own_pictures_end_to_end(place: Path) -> None:
 
 
 def settled(folder: Path) -> list[dict[str, Any]]:
-    """The trials of a search, but for what a clock says."""
+    """Return the trials of a search without their times."""
     trials = json.loads((folder / "search" / "trials.json").read_text())
     clocks = ("seconds", "elapsed")
     return [{key: value for key, value in each.items() if key not in clocks} for each in trials]
@@ -111,7 +111,7 @@ def test_a_search_that_is_killed_resumes_to_the_same(place: Path, number: int) -
     work = place / "killed" / "search" / "work"
     while killed.poll() is None and not list(work.glob("*-*.json")):
         time.sleep(0.01)
-    # a scheduler ends all processes of a job
+    # a job scheduler sends SIGTERM to all processes
     (os.killpg if number == signal.SIGTERM else os.kill)(killed.pid, number)
     _, said = killed.communicate()
     assert killed.returncode == (-9 if number == signal.SIGKILL else 128 + number)

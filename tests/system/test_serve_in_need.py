@@ -1,4 +1,4 @@
-"""The server where log, disk, files and clients all fail it."""
+"""Test of the server with a full log, a full disk, few open files and unresponsive clients."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ from serving import (
 
 
 def test_it_bears_a_full_log_a_full_disk_few_files_and_clients_that_never_read() -> None:
-    """And SIGTERM ends it meanwhile, with answers for those whose requests are whole."""
+    """Check that the server survives all of these together and still ends on SIGTERM."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     with contextlib.suppress(BlockingIOError):
@@ -32,11 +32,11 @@ def test_it_bears_a_full_log_a_full_disk_few_files_and_clients_that_never_read()
 
     def allow_little() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1_100_000, 1_100_000))  # stands for the disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_100_000, 1_100_000))  # like a full disk
 
     options = ("--send-seconds", 1, "--body-seconds", 600, "--header-seconds", 600)
     with serving(*options, stdout=writing, preexec_fn=allow_little) as server:
-        for _ in range(3):  # into the log
+        for _ in range(3):  # each is logged
             assert_well(server)
 
         answer = post(server, ("x", bytes(1_500_000)))
@@ -45,7 +45,7 @@ def test_it_bears_a_full_log_a_full_disk_few_files_and_clients_that_never_read()
         deaf = socket.socket()
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         deaf.connect(("127.0.0.1", server.port))
-        with contextlib.suppress(ConnectionError):  # it is cut already
+        with contextlib.suppress(ConnectionError):  # already disconnected
             for _ in range(20):
                 deaf.sendall(b"GET /docs HTTP/1.1\r\nHost: localhost\r\n\r\n" * 10)
                 time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""The page as a person uses it, in a real browser: by mouse, keyboard, clipboard and phone."""
+"""Tests of the page in a real browser: with mouse, keyboard and clipboard, and on a phone."""
 
 import base64
 import re
@@ -14,7 +14,7 @@ from sprat.serve.uploads import png
 CAT = png(draw_samples(["cat"])["cat"])
 FILE = {"name": "cat.png", "mimeType": "image/png", "buffer": CAT}
 NO_PICTURE = {"name": "cat.png", "mimeType": "image/png", "buffer": b"no picture"}
-expect.set_options(timeout=30_000)  # ms; a busy machine is no failure
+expect.set_options(timeout=30_000)  # ms; the machine may be busy
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def page(browser: Browser, server: Server) -> Iterator[Page]:
-    """The page, wide and light, which by its end has asked nobody but its server."""
+    """Page in a wide window, which must request nothing except from its server."""
     page = browser.new_page(viewport={"width": 1200, "height": 900}, reduced_motion="reduce")
     asked: list[str] = []
     complaints: list[str] = []
@@ -37,7 +37,7 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
     page.close()
     assert asked
     assert all(url.startswith((server.url, "blob:", "data:")) for url in asked)
-    # of refused pictures the browser itself tells
+    # the browser itself reports refused pictures
     assert [text for text in complaints if "Failed to load resource" not in text] == []
 
 
@@ -50,7 +50,7 @@ def assert_answered(page: Page, name: str = "cat") -> None:
 
 
 def handed(page: Page, content: bytes) -> JSHandle:
-    """What a browser hands over of a file that is dropped or pasted."""
+    """Return what a browser passes on when a file is dropped or pasted."""
     return page.evaluate_handle(
         """text => {
             const bytes = Uint8Array.from(atob(text), each => each.charCodeAt(0));
@@ -88,7 +88,7 @@ def test_bars_are_as_long_as_the_percentages_say(page: Page) -> None:
     shares = [float(text.removesuffix(" %")) for text in cells.all_inner_texts()]
     assert len(shares) == 10
     assert shares == sorted(shares, reverse=True)
-    assert sum(shares) == pytest.approx(100, abs=0.6)  # ten roundings
+    assert sum(shares) == pytest.approx(100, abs=0.6)  # ten rounded figures
     whole = width(bars.first) / shares[0]
     for bar, share in zip(bars.all(), shares, strict=True):
         assert width(bar) == pytest.approx(whole * share, abs=whole * 0.06 + 0.1)
@@ -124,7 +124,7 @@ def test_samples_are_named_one_after_another(page: Page) -> None:
 
 
 def test_the_keyboard_is_enough(page: Page) -> None:
-    with page.expect_file_chooser() as chosen:  # the browser is told of it late
+    with page.expect_file_chooser() as chosen:  # takes a moment to take effect
         page.keyboard.press("Tab")
         expect(page.get_by_label("Choose a picture")).to_be_focused()
         outline = page.locator("label[for=file]").evaluate(
@@ -172,7 +172,7 @@ def test_where_the_evidence_is_comes_and_goes_by_a_button(page: Page) -> None:
     expect(seen).to_have_attribute("alt", "What the network sees of the picture")
     expect(page.locator("#where")).to_be_empty()
     expect(page.locator("#legend")).to_be_hidden()
-    toggle.click()  # the map is there already
+    toggle.click()  # without another request
     expect(page.locator("#where")).to_have_text(words)
     options = [url.partition("?")[2] for url in asked if "/predict" in url]
     assert options == ["top=10&seen=true", "top=10&seen=true&where=true"]
@@ -229,7 +229,7 @@ def test_a_phone_needs_no_sideways_scrolling_in_any_light(
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
     def brightness(value: str) -> float:
-        """Relative luminance, as WCAG defines it."""
+        """Return the relative luminance that WCAG defines."""
         shares = [int(each) / 255 for each in re.findall(r"\d+", value)[:3]]
         linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -1,4 +1,4 @@
-"""How hard the built-in dataset is."""
+"""Test of how hard the built-in dataset is."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The models that ship reach on CIFAR-10 what their cards say: minutes of arithmetic."""
+"""Tests that the shipped models reach what their cards say on CIFAR-10; they take minutes."""
 
 import shutil
 from pathlib import Path
@@ -20,7 +20,7 @@ from sprat.zoo import best, card_text, cards, find_card, locate
 
 @pytest.mark.parametrize("name", [card["name"] for card in cards()])
 def test_reaches_what_its_card_says(name: str, cifar10_place: Path) -> None:
-    """Another processor's rounding may tip a picture or two."""
+    """Allow a few predictions to change, since other processors round differently."""
     test = load_dataset("cifar10", cifar10_place).test
     model, card = load_model(locate(name)), find_card(name)
     judged = evaluate(model.network, test, model.normalization, card["test"]["tta_views"])
@@ -51,7 +51,7 @@ def test_what_is_shipped_is_what_was_measured(
     small_run: Path, small: Dataset, tmp_path: Path
 ) -> None:
     run = shutil.copytree(small_run, tmp_path / "run")
-    (run / "curves.png").write_bytes(b"")  # which the command line draws
+    (run / "curves.png").write_bytes(b"")  # drawn by the command line
     card = ship(run, small, tmp_path / "zoo")
     folder = tmp_path / "zoo" / card["name"]
     assert read_json(folder / "card.json") == card

@@ -1,4 +1,4 @@
-"""The docs as a site: whole, without a dead link, and used in a real browser."""
+"""Tests of the docs as a site: complete, without dead links, and used in a real browser."""
 
 import functools
 import http.server
@@ -28,12 +28,12 @@ SHOWN = (  # pages of every kind: tables, code, docstrings, pictures
     "src/sprat/zoo/SpratL/CARD.html",
     "CONTRIBUTING.html",
 )
-expect.set_options(timeout=30_000)  # ms; a busy machine is no failure
+expect.set_options(timeout=30_000)  # ms; the machine may be busy
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site as `make docs` builds it: any warning fails."""
+    """Folder of the site as `make docs` builds it; any warning fails."""
     folder = tmp_path_factory.mktemp("site")
     make = (ROOT / "Makefile").read_text()
     recipe = re.search(r"^docs:.*\n\t\$\(BIN\)/python (-m sphinx .*)$", make, re.MULTILINE)
@@ -48,7 +48,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class _Links(HTMLParser):
-    """A page's ids, and what it points to."""
+    """Ids and links of a page."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ def address(site: Path) -> Iterator[str]:
     ids="{0[0]}-{0[1]}".format,
 )
 def page(request: pytest.FixtureRequest, browser: Browser, address: str) -> Iterator[Page]:
-    """A page that asks nobody but this machine, and complains of nothing."""
+    """Page that must send requests only to this machine and log no message."""
     width, scheme = request.param
     page = browser.new_page(
         viewport={"width": width, "height": 800}, color_scheme=scheme, reduced_motion="reduce"

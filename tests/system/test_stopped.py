@@ -1,4 +1,4 @@
-"""Training by the real command, stopped by real signals, resumed, and of use in the end."""
+"""Tests of the real command `sprat train`, stopped by signals, resumed, and its model used."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, no_network: dict[str, str]
         )  # fmt: skip
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("epoch"):  # the table's head: training begins
+            if line.startswith("epoch"):  # the table's header: training begins
                 break
         time.sleep(1)
         process.send_signal(number)
@@ -42,7 +42,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, no_network: dict[str, str]
 
 
 class TestTraining:
-    """One run through the real command: fallback, Ctrl-C, SIGTERM, resume, curves, evaluate."""
+    """Tests of one run: fallback, Ctrl-C, SIGTERM, resume, curves, evaluate, predict."""
 
     def test_ctrl_c_and_sigterm_save_and_print_the_command_that_resumes(
         self, stopped: Stopped
@@ -93,7 +93,7 @@ class TestTraining:
         assert refused.returncode == 2
         assert "has no val" in refused.stderr
 
-        # pictures written out and read back are named as the network names the tensors
+        # picture files are classified in order, each with all ten probabilities
         (folder / "pictures").mkdir()
         for i, image in enumerate(shapes10.test.images[:8]):
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"pictures/{i}.png")

@@ -1,4 +1,4 @@
-"""`sprat train --time` by the real command."""
+"""Tests of the real command `sprat train --time`."""
 
 import dataclasses
 from pathlib import Path

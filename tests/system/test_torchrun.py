@@ -1,4 +1,4 @@
-"""torchrun with sprat's command line: one run, its resumption, a killed process, wrong numbers."""
+"""Tests of sprat's command line under torchrun: a run, a killed process, wrong settings."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ def _torchrun(*words: object, restarts: int = 0, processes: int = 2) -> subproce
 
 
 def _pids(run: Path) -> list[int]:
-    """Processes of sprat that train into a folder."""
+    """Return the ids of sprat's processes that train into a folder."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -90,7 +90,7 @@ def test_without_restarts_the_others_end_in_words(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=300)
     assert process.returncode != 0
     assert err.count("Another process of this run has ended") == 1
-    assert "site-packages/sprat" not in err  # torchrun's traceback is its own
+    assert "site-packages/sprat" not in err  # only torchrun prints a traceback
     assert f"-m sprat train --resume {run}" in err
     assert (run / "last.pt").exists()
 
@@ -111,5 +111,5 @@ def test_what_cannot_be_is_refused_once(
     _, err = process.communicate(timeout=300)
     assert process.returncode != 0
     assert err.count(message) == 1, err
-    assert "sprat/" not in err.split("sprat:", 1)[0]  # no traceback of ours
+    assert "sprat/" not in err.split("sprat:", 1)[0]  # no traceback from sprat
     assert not (tmp_path / "run").exists()

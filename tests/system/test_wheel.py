@@ -1,5 +1,4 @@
-"""The package, built, checked and installed into an environment of its own, where it trains,
-predicts, exports and serves."""
+"""Tests of the package, built, checked and installed into an environment of its own."""
 
 import os
 import re
@@ -17,7 +16,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "sprat"
-MOST_BYTES = 1_600_000  # of the wheel
+MOST_BYTES = 1_600_000  # largest size of the wheel
 
 
 def _run(*words: object, cwd: Path = ROOT) -> str:
@@ -31,7 +30,7 @@ def _run(*words: object, cwd: Path = ROOT) -> str:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a source distribution and the wheel that is built from it."""
+    """Folder with a source distribution and the wheel built from it."""
     folder = tmp_path_factory.mktemp("built")
     _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT)
     return folder
@@ -45,7 +44,7 @@ def wheel(built: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of an environment that holds the wheel; torch and the like are borrowed."""
+    """Folder of programs of an environment with the wheel; dependencies are borrowed from here."""
     place = tmp_path_factory.mktemp("environment") / "venv"
     _run(sys.executable, "-m", "venv", "--without-pip", place)
     scripts = place / "bin"
@@ -98,7 +97,7 @@ def test_trains_predicts_exports_and_serves_by_itself(installed: Path, tmp_path:
     assert _run(sprat, "report", "run", cwd=tmp_path) == "run/report.html\n"
     assert (tmp_path / "run" / "curves.png").exists()
     assert _run(sprat, "predict", "run", "sky.png", cwd=tmp_path).count("%") == 3
-    # a network that learned nothing keeps nothing in int8
+    # barely trained, so int8 may lose accuracy
     any_drop = ("--max-drop", "100", "--max-class-drop", "100")
     _run(sprat, "export", "run", "--format", "c", "--output", "in_c", *any_drop, cwd=tmp_path)
     assert {path.suffix for path in (tmp_path / "in_c").iterdir()} >= {".c", ".h"}
@@ -106,7 +105,7 @@ def test_trains_predicts_exports_and_serves_by_itself(installed: Path, tmp_path:
 
 
 def _answers(sprat: Path, folder: Path) -> None:
-    """Serve the run in a folder, ask for its health and its page, and end the server."""
+    """Serve the run in a folder, request health and page, and stop the server."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     server = subprocess.Popen(
         [str(sprat), "serve", "run", "--port", "0"],

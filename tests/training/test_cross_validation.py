@@ -1,4 +1,4 @@
-"""Cross-validation: a run for each fold, one after another, and what they come to."""
+"""Tests of cross-validation: a run for each fold, one after another, and their results."""
 
 import csv
 import dataclasses
@@ -28,7 +28,7 @@ CONFIG = dataclasses.replace(SMALL, epochs=2, folds=3, patience=1, seed=4)
 
 
 class Seen(Observer):
-    """Keeps which training images each run was trained on, and evaluated on."""
+    """Observer that keeps which images each run was trained on, and which it was evaluated on."""
 
     def __init__(self) -> None:
         self.trained: list[Tensor] = []
@@ -53,7 +53,7 @@ class Folded:
 
 @pytest.fixture(scope="module")
 def folded(tiny: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Folded:
-    """A finished cross-validation of a set with a val of its own, its test part out of reach."""
+    """Finished cross-validation of a dataset with its own val and without a test part."""
     folder, seen = tmp_path_factory.mktemp("folds") / "cv", Seen()
     results = train_folds(CONFIG, _untestable(tiny), folder, recipe="small", observer=seen)
     return Folded(folder, results, seen)
@@ -69,7 +69,7 @@ def test_each_training_image_is_predicted_once_by_a_run_that_did_not_see_it(
     assert len(folded.seen.trained) == 3
     for trained, held_out in zip(folded.seen.trained, folded.seen.held_out, strict=True):
         together = torch.cat([trained, held_out]).sort().values
-        assert together.tolist() == list(range(200)), "each is in one of the two, val's too"
+        assert together.tolist() == list(range(200)), "each image is in one of the two, even val's"
     predictions = folded.results["predictions"]
     assert predictions is not None
     assert predictions["image"] == [f"train/{number}" for number in range(200)]
@@ -80,7 +80,7 @@ def test_each_training_image_is_predicted_once_by_a_run_that_did_not_see_it(
 
 
 def test_the_predictions_are_those_of_the_runs(folded: Folded) -> None:
-    """A run's own evaluation on its fold, which `train` made, counts the same hits."""
+    """Compare them with each run's own evaluation on its fold."""
     predictions = folded.results["predictions"]
     assert predictions is not None
     for fold in (1, 2, 3):
@@ -131,7 +131,7 @@ def test_the_files_hold_what_the_results_do(folded: Folded, tiny: Dataset) -> No
 
 
 def test_nothing_is_chosen_on_a_fold(folded: Folded) -> None:
-    """With patience for one epoch alone, every run trains to the end and keeps its last weights."""
+    """Check that every run trains to the end despite `patience` and keeps its last weights."""
     for fold in (1, 2, 3):
         run = folded.folder / f"fold-{fold}"
         results = read_results(run / "results.json")
@@ -152,7 +152,7 @@ def test_an_interrupted_cross_validation_is_resumed_bit_for_bit(
     assert not (tmp_path / "results.json").exists()
     rest = Seen()
     results = train_folds(CONFIG, dataset, tmp_path, recipe="small", observer=rest)
-    assert len(rest.trained) == 2, "the first is left as it is"
+    assert len(rest.trained) == 2, "the first fold is not trained again"
     for fold in (1, 2, 3):
         assert weights(tmp_path / f"fold-{fold}") == weights(folded.folder / f"fold-{fold}")
     for key in ("top1", "out_of_fold", "predictions"):
@@ -211,7 +211,7 @@ class TestCommands:
         for image, fold in zip(predictions["image"], predictions["fold"], strict=True):
             folds_of.setdefault(patients[Path(image)], set()).add(fold)
         assert all(len(folds) == 1 for folds in folds_of.values())
-        assert 3 * len(folds_of) == len(predictions["image"]), "none is in the test part too"
+        assert 3 * len(folds_of) == len(predictions["image"]), "no patient is also in the test part"
         assert "accuracy is measured on fold 2 of 2, which is not used to choose" in done.stdout
         assert f"{100 * results['top1']['mean']:.2f} ± {100 * results['top1']['std']:.2f} %" in (
             done.stdout

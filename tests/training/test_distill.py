@@ -1,4 +1,4 @@
-"""A teacher: what is learnt of it, and which teachers are refused."""
+"""Tests of distillation: what is learnt from a teacher, and which teachers are refused."""
 
 import dataclasses
 import hashlib
@@ -29,7 +29,7 @@ def taught(*by: Path, **changes: object) -> Config:
 
 
 def slow_distance(logits: Tensor, taught: Tensor, temperature: float) -> float:
-    """The divergence, image by image and class by class."""
+    """Return the divergence, computed image by image and class by class."""
     total = 0.0
     for given, wanted in zip(logits.tolist(), taught.tolist(), strict=True):
         q = [math.exp(z / temperature) for z in given]

@@ -1,4 +1,4 @@
-"""The division of a batch among the processes of one run."""
+"""Tests of the division of a batch among the processes of one run."""
 
 import pytest
 import torch

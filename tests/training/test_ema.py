@@ -1,4 +1,4 @@
-"""The moving average beside a plain twin, and BatchNorm statistics beside direct ones."""
+"""Tests of the moving average and the BatchNorm statistics, compared with plain computations."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_the_warm_up_forgets_the_initial_weights() -> None:
     nn.init.constant_(network.weight, 0.0)
     for step in range(100):
         ema.update(step)
-    # without a warm-up 0.999 ** 100 would leave 905 of the 1000
+    # without a warm-up, 0.999 ** 100 would leave 905 of the 1000
     assert abs(ema.network.weight.item()) < 1e-6
 
 
@@ -42,7 +42,7 @@ def test_following_does_not_touch_the_network() -> None:
     torch.manual_seed(0)
     network = build_network("OptimizedCIFAR10Net200K")
     ema = EMA(network, decay=0.9)
-    _walk(network)  # or the average is the network, and whatever is written is the same
+    _walk(network)  # else the average equals the network, and copying it changes nothing
     before = {k: v.clone() for k, v in network.state_dict().items()}
     ema.update(0)
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
@@ -72,4 +72,4 @@ def test_reestimating_leaves_weights_alone_and_a_network_without_batchnorm_too()
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
     batches = iter([torch.randn(4, 2)])
     reestimate_batchnorm(nn.Linear(2, 2), batches)
-    assert next(batches, None) is not None, "without BatchNorm there is nothing to look at"
+    assert next(batches, None) is not None, "without BatchNorm, no batch is read"

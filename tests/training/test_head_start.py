@@ -1,4 +1,4 @@
-"""A head start: what is taken over from a trained model, what is new, and which are refused."""
+"""Tests of a head start: what is taken from a trained model, what is new, what is refused."""
 
 import dataclasses
 import shutil
@@ -28,7 +28,7 @@ OTHER = tuple("abcdefghij")
 
 
 def named(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
-    """The same images, their classes under other names."""
+    """Return the same images with other names for the classes."""
     parts = (dataclasses.replace(part, classes=classes) for part in (dataset.train, dataset.test))
     train, test = parts
     return dataclasses.replace(dataset, train=train, test=test)
@@ -39,7 +39,7 @@ def started(by: object, **changes: Any) -> Config:
 
 
 def begun(dataset: Dataset, by: Path, folder: Path, **changes: Any) -> Run:
-    """A run before its first step."""
+    """Return a run before its first step."""
     config = started(by, **changes)
     return Run(settle_for(config, dataset), dataset, folder, start=HeadStart.load(str(by)))
 
@@ -67,7 +67,7 @@ def test_all_but_the_classifier_begins_as_the_model_has_it(
 def test_the_same_classes_keep_their_classifier_in_whatever_order(
     tiny: Dataset, small_run: Path, tmp_path: Path
 ) -> None:
-    """So the untrained run answers as the model does, class by class."""
+    """Check that the untrained run answers as the model does, class by class."""
     model, images = load_model(small_run), torch.randn(4, 3, 16, 16)
     for classes, became in ((model.classes, "kept"), (model.classes[::-1], "reordered")):
         run = begun(named(tiny, classes), small_run, tmp_path)
@@ -160,7 +160,7 @@ def test_all_seeds_start_from_the_same_weights(
 
 
 class TestTheNetwork:
-    """That of the model, unless it is named."""
+    """Tests that the network is the model's, unless it is named."""
 
     FAST = {"epochs": 1, "train_images": 32, "tta": 1, "device": "cpu"}  # noqa: RUF012
 

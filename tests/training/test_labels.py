@@ -1,4 +1,4 @@
-"""sprat data check --labels: folds trained, resumed and used again; what cannot be checked."""
+"""Tests of `sprat data check --labels`: folds trained, resumed and reused, and refusals."""
 
 import json
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_every_label_is_compared_with_an_answer_and_the_runs_are_used_again(here
     assert again.returncode == 0, again.stderr
     assert "are probably wrong, by confident learning" in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    Path("set/train/red/0.png").unlink()  # another set: other runs
+    Path("set/train/red/0.png").unlink()  # a changed set needs other runs
     assert here("data", "check", "set", *WORDS, "--json").returncode == 0
     assert len(list(Path("runs").iterdir())) == 2
 
@@ -105,7 +105,7 @@ def test_without_labels_there_are_no_suspects_in_json(here: Here) -> None:
 
 
 def _set(images: list[int], targets: list[int]) -> Dataset:
-    """Pictures of noise by their numbers, the same for the same number, all to train on."""
+    """Return a training set of noise, in which equal numbers stand for equal pictures."""
     noise = [
         torch.randint(0, 256, (3, 16, 16), generator=torch.Generator().manual_seed(n))
         for n in images

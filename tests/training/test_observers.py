@@ -1,4 +1,4 @@
-"""What a run reports to: everything is heard, and nothing that an observer does changes the run."""
+"""Tests of observers: each hears everything, and nothing that it does changes the run."""
 
 import dataclasses
 import re
@@ -25,7 +25,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "watch.md"
 
 
 class Notes(Observer):
-    """Notes what it hears."""
+    """Observer that notes what it hears."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []
@@ -51,7 +51,7 @@ class Notes(Observer):
 
 
 class Meddler(Observer):
-    """Draws at random, and leaves torch and the network in other states than it found."""
+    """Observer that draws random numbers and changes the state of torch and of the network."""
 
     def _meddle(self, run: Run) -> None:
         torch.manual_seed(1)
@@ -66,7 +66,7 @@ class Meddler(Observer):
 
 
 class Broken(Observer):
-    """Fails, in one event or in each."""
+    """Observer that fails in one event."""
 
     def __init__(self, error: BaseException, event: str) -> None:
         self.calls = 0
@@ -141,7 +141,7 @@ def test_a_failing_one_is_left_out_after_one_warning(
     run = _train(tiny, tmp_path / "run", *broken, notes)
     assert [each.calls for each in broken] == [1] * len(ways)
     assert weights(run.folder) == weights(unwatched)
-    assert notes.heard[-1] == "closed", "the others still hear"
+    assert notes.heard[-1] == "closed", "the others still hear everything"
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(ways)
     for event, error in ways:
@@ -216,7 +216,7 @@ class TestTensorBoard:
         assert b"batch_size = 16" in settings.tensor_proto.string_val[0]
 
     def test_a_resumed_run_has_each_point_once(self, tiny: Dataset, tmp_path: Path) -> None:
-        """Though an epoch was reported that was lost, and one was saved that was not reported."""
+        """Check this after an epoch that was reported but lost and one saved but not reported."""
         pytest.importorskip("tensorboard")
 
         class Kill(Observer):
@@ -228,7 +228,7 @@ class TestTensorBoard:
         with pytest.raises(Interrupted):
             _train(tiny, run, sprat.TensorBoard(), Kill(), stopping=_stopping(asked))
         shutil.copy(tmp_path / "1.pt", run / "last.pt")
-        with pytest.raises(Interrupted):  # this one is not reported anywhere
+        with pytest.raises(Interrupted):  # without TensorBoard
             sprat.resume(run, dataset=tiny, quiet=True, stopping=_stopping(StopAfter(1)))
         sprat.resume(run, dataset=tiny, quiet=True, observers=[sprat.TensorBoard()])
         found = self._read(run)
@@ -267,7 +267,7 @@ class TestTensorBoard:
 
 
 class Fake(types.ModuleType):
-    """Stands for a package that logs: notes what is called, with what."""
+    """Fake of a logging package that notes its calls and their arguments."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -276,7 +276,7 @@ class Fake(types.ModuleType):
 
 
 class FakeWandB(Fake):
-    """wandb's functions that the recipe calls, with the arguments that wandb's have."""
+    """Fake of the wandb functions that the page's code calls, with wandb's arguments."""
 
     def init(
         self,
@@ -302,7 +302,7 @@ class FakeWandB(Fake):
 
 
 class FakeMLflow(Fake):
-    """mlflow's functions that the recipe calls, with the arguments that mlflow's have."""
+    """Fake of the mlflow functions that the page's code calls, with mlflow's arguments."""
 
     def start_run(self, *, run_id: str | None, run_name: str) -> Any:
         self.calls.append(("init", run_id or "0a1b"))
@@ -348,7 +348,7 @@ def test_the_recipes_of_the_page_log_each_epoch_once_even_when_resumed(
         _train(tiny, run, names[name](), stopping=_stopping(StopAfter(steps + 1)))
     assert list(logger.points) == [1]
     sprat.resume(run, dataset=tiny, quiet=True, observers=[names[name]()])
-    assert capsys.readouterr().err == "", "it did not fail"
+    assert capsys.readouterr().err == "", "the observer did not fail"
     rows = read_metrics(run)
     assert [point["loss"] for point in logger.points.values()] == [row["loss"] for row in rows]
     (begun, first), ended, (_, again), _ = logger.calls

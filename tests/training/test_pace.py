@@ -1,4 +1,4 @@
-"""`--time`: as many epochs as end in it, and the recipe as it was run."""
+"""Tests of `--time`: as many epochs as fit, and the recipe as it was run."""
 
 import dataclasses
 import time

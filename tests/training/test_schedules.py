@@ -1,4 +1,4 @@
-"""Schedules, held by a table whose first row is step 0, and by properties over all."""
+"""Tests of the schedules by a table of values, counted from step 0, and by common properties."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Several seeds of one recipe, one after another."""
+"""Tests of several seeds of one recipe, trained one after another."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ CONFIG = dataclasses.replace(SMALL, epochs=2, train_images=48, seed=4)
 
 
 class Watching(Observer):
-    """Counts steps; asks to stop after so many."""
+    """Observer that counts steps and asks to stop after so many."""
 
     def __init__(self, stop_after: int = 10**9) -> None:
         self.steps, self.stop_after = 0, stop_after
@@ -95,7 +95,7 @@ def test_fewer_training_images_keep_the_classes_shares(tiny: Dataset, tmp_path: 
 def test_every_recipe_trains_to_its_summary(
     recipe: str, tiny: Dataset, small_run: Path, tmp_path: Path
 ) -> None:
-    """At small size; what takes hours is the number of steps, and a large network's arithmetic."""
+    """Train for a few steps, and ResNet8 in place of ResNet18, so that it does not take hours."""
     config = load_recipe(recipe).changed({
         "epochs": 2, "train_images": 32, "batch_size": 16, "judge_every": 2, "final": True,
         "device": "cpu", "tta": 1,

@@ -1,4 +1,4 @@
-"""Seeds and folds trained several at once: what comes of them, and what is refused."""
+"""Tests of several seeds or folds trained at once: their results, and what is refused."""
 
 import dataclasses
 from collections.abc import Callable
@@ -24,7 +24,7 @@ CONFIG = dataclasses.replace(SMALL, epochs=2, train_images=48, judge_every=2, tt
 
 
 class HereAlone(Processes):
-    """Workers that are this process, to see what a member does."""
+    """Workers that are this process, so that a test sees what a member does."""
 
     stopping: Callable[[], bool] | None = None
 

@@ -1,4 +1,4 @@
-"""Training: what it learns, what it keeps, what it reads, and that it repeats bit for bit."""
+"""Tests of training: what it learns, keeps and reads, and that it repeats bit for bit."""
 
 import copy
 import dataclasses
@@ -52,7 +52,7 @@ class TestRepeatability:
     def test_one_seed_gives_identical_weights(
         self, tiny: Dataset, final_run: Path, tmp_path: Path
     ) -> None:
-        torch.manual_seed(12345)  # whatever was drawn before must not matter
+        torch.manual_seed(12345)  # earlier random draws must not matter
         train(dataclasses.replace(SMALL, final=True), tiny, tmp_path / "again", recipe="small")
         assert weights(tmp_path / "again") == weights(final_run)
 
@@ -203,14 +203,14 @@ class TestEarlyStopping:
         config = dataclasses.replace(config, optim=OptimConfig(lr=0.1, warmup_epochs=0))
         results = train(config, tiny, tmp_path / "run", recipe="small")
         scores = [row["ema_top1"] for row in read_metrics(tmp_path / "run")]
-        assert scores == sorted(set(scores)), "each epoch must be better for this to say anything"
+        assert scores == sorted(set(scores)), "this test needs each epoch to be better"
         assert results["stopped_early"] is False
         assert results["epochs"] == len(scores) == SMALL.epochs
 
 
 class TestTrainingStep:
     def _one(self, tiny: Dataset, run: Path, config: Config) -> tuple[Run, Tensor]:
-        """A run after its first step, and that step's loss."""
+        """Return a run after its first step, and that step's loss."""
         training = Run(config, tiny, run)
         training.step.network.train()
         images, targets = next(training.images.batches.epoch(0))
@@ -232,7 +232,7 @@ class TestTrainingStep:
     def test_a_whole_step_is_plain_sgd_on_the_smoothed_loss(
         self, shapes10: Dataset, tmp_path: Path, kernels: Literal["auto", "torch"]
     ) -> None:
-        """A twin without batching tricks: same images, textbook update."""
+        """Compare with a plain twin: same images, textbook update."""
         small = shrink(shapes10, 400, 100)
         config = dataclasses.replace(
             SMALL,
@@ -266,14 +266,14 @@ class TestTrainingStep:
         training, loss = self._one(small, tmp_path, dataclasses.replace(SMALL, precision="bf16"))
         _, exact = self._one(small, tmp_path, SMALL)
         assert loss.item() == pytest.approx(exact.item(), rel=0.05)
-        assert loss.item() != exact.item(), "bf16 rounds otherwise"
+        assert loss.item() != exact.item(), "bf16 rounds differently"
         for parameter in training.step.network.parameters():
             assert parameter.dtype == torch.float32
             assert parameter.isfinite().all()
 
 
 def test_bf16_is_not_used_where_torch_computes_it_wrongly(tiny: Dataset) -> None:
-    """Dilated depthwise convolutions on a CPU: their weights' gradients are not even repeatable."""
+    """Refuse bf16 for dilated depthwise convolutions on a CPU: gradients are not repeatable."""
     config = dataclasses.replace(SMALL, network=NetworkConfig(name="Tiniest"), precision="auto")
     assert settle_for(config, tiny).precision == "fp32"
     with pytest.raises(SpratError, match=r"precision is 'bf16'.*dilated.*Use --precision fp32"):
@@ -382,7 +382,7 @@ def test_a_damaged_resume_file_is_refused_wherever_the_damage(
     refused = 0
     for _ in range(40):
         damaged = bytearray(whole)
-        # half of them among the first or last bytes, where the file's structure is
+        # mostly among the first or last bytes, where the file's structure is
         start = rng.choice([0, rng.randrange(len(whole)), len(whole) - 200, len(whole) - 2_000])
         damaged[start : start + 200] = rng.randbytes(min(200, len(whole) - start))
         (run / "last.pt").write_bytes(damaged)
@@ -396,7 +396,7 @@ def test_a_damaged_resume_file_is_refused_wherever_the_damage(
 def test_a_hostile_resume_file_or_config_is_refused_before_a_step(
     tiny: Dataset, tmp_path: Path
 ) -> None:
-    """Values of the right kind that no run of this config can have saved."""
+    """Try values of the right type that no run of this config can have saved."""
     run = tmp_path / "run"
     with pytest.raises(Interrupted):
         train(SMALL, tiny, run, recipe="small", should_stop=StopAfter(13))
@@ -471,7 +471,7 @@ def test_an_existing_run_is_never_overwritten(tiny: Dataset, small_run: Path) ->
 
 
 class TestTheRunsFolder:
-    """Who may write there, and what is written."""
+    """Tests of who may write to a run's folder, and of what is written."""
 
     @pytest.mark.parametrize("checkpoint", [True, False])
     def test_resuming_with_other_images_or_classes_is_refused(
@@ -480,7 +480,7 @@ class TestTheRunsFolder:
         run = tmp_path / "run"
         with pytest.raises(Interrupted):
             train(SMALL, tiny, run, recipe="small", should_stop=StopAfter(1))
-        if not checkpoint:  # killed before the first
+        if not checkpoint:  # as if killed before the first
             (run / "last.pt").unlink()
         renamed = dataclasses.replace(tiny.train, classes=tiny.train.classes[::-1])
         for changes in ({"md5": "0" * 32}, {"train": renamed}):
@@ -660,13 +660,13 @@ def test_results_have_their_stable_shape(final_run: Path, small_run: Path) -> No
 
 def test_config_json_gives_back_the_run(small_run: Path) -> None:
     config, recipe, changed = read_config(small_run)
-    colour = dataclasses.replace(SMALL.pictures, channels=3)  # settled by the images
+    colour = dataclasses.replace(SMALL.pictures, channels=3)  # set by the images
     assert config == dataclasses.replace(SMALL, kernels=config.kernels, pictures=colour)
     assert (recipe, changed) == ("small", {})
 
 
 def test_the_average_is_not_below_the_raw_weights(shapes10: Dataset, tmp_path: Path) -> None:
-    """The original's stood at 12 to 80 % beside 85 %."""
+    """Check what failed in the original project: 12 to 80 %, compared with 85 %."""
     config = dataclasses.replace(SMALL, ema=EMAConfig(decay=0.99), epochs=2)
     train(config, shrink(shapes10, 1_000, 10), tmp_path / "run", recipe="small")
     for row in read_metrics(tmp_path / "run"):
@@ -727,7 +727,7 @@ class TestMixing:
         return Run(config, tiny, run)
 
     def _mixers(self, mixing: MixingConfig, epochs: int = 3) -> list[tuple[str | None, float]]:
-        """The mixer and its strength of every step of a run of 10 steps an epoch."""
+        """Return the mixer and its strength in every step of a run with 10 steps per epoch."""
         schedule = RunSchedule(dataclasses.replace(SMALL, mixing=mixing, epochs=epochs), 10)
         return [schedule.mixer(step) for step in range(schedule.total_steps)]
 
@@ -806,7 +806,7 @@ class TestAlbumentationsEngine:
 def test_accuracy_on_training_images_is_that_of_the_probe_as_it_is(
     tiny: Dataset, tmp_path: Path
 ) -> None:
-    """Mixed images have no one right answer to count."""
+    """Evaluate unmixed images, since mixed ones have no single correct answer."""
     config = dataclasses.replace(SMALL, mixing=MixingConfig(ricap=1.0), epochs=2)
     results = train(config, tiny, tmp_path / "run", recipe="small")
     model = load_model(tmp_path / "run")
