@@ -53,8 +53,8 @@ def brief(images: ImageSet, batch_size: int) -> Iterator[float]:
         from albumentations.pytorch import ToTensorV2
     except ImportError as error:
         raise SystemExit(
-            "the brief's loop needs Albumentations: pip install 'sprat[albumentations]', or "
-            "leave it out with --without-brief"
+            "The original project's loop needs Albumentations. Install it with pip install "
+            "'sprat[albumentations]', or leave the loop out with --without-brief."
         ) from error
     from torch.utils.data import DataLoader, Dataset
 

@@ -45,7 +45,7 @@ BASE = Config(
     batch_size=512,
     epochs=200,
     label_smoothing=0.05,
-    judge_every=1000,
+    evaluate_every=1000,
     ema=EMAConfig(decay=0),
     optim=OptimConfig(lr=0.5, warmup_epochs=5),
 )

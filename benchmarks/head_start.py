@@ -108,25 +108,25 @@ class Measuring:
     def pretrained(self, epochs: int) -> tuple[Path, RunResult]:
         """Return the run on the given classes alone, and its results."""
         train, test = (of_classes(part, GIVEN) for part in (self.whole.train, self.whole.test))
-        changes = {"model": MODEL, "epochs": epochs, "judge_every": epochs}
+        changes = {"model": MODEL, "epochs": epochs, "evaluate_every": epochs}
         dataset = assemble(f"{self.whole.name}, given classes", train, test)
         return self._run("pretrained", PRETRAINING, changes, dataset, 0)
 
     def learnt(
-        self, name: str, size: Size, changes: dict[str, Any], judged: ImageSet, seed: int
+        self, name: str, size: Size, changes: dict[str, Any], evaluated: ImageSet, seed: int
     ) -> RunResult:
         """Return the results of a run on few images of the held-out classes.
 
         Args:
             name: part of the name of the run's folder.
             changes: changes of the recipe, including the number of epochs.
-            judged: images to evaluate once, after the last step.
+            evaluated: images to evaluate once, after the last step.
             seed: seed of the run and of the choice of images.
         """
         count = len(HELD_OUT) * size.images
         _, chosen = stratified_split(self.pool.targets, count, seed)
-        dataset = assemble(f"{self.whole.name}, held-out", self.pool.subset(chosen), judged)
-        changes = {"model": MODEL, "judge_every": 10_000} | changes
+        dataset = assemble(f"{self.whole.name}, held-out", self.pool.subset(chosen), evaluated)
+        changes = {"model": MODEL, "evaluate_every": 10_000} | changes
         return self._run(f"{size.images}-{name}-{seed}", RECIPE, changes, dataset, seed)[1]
 
     def _run(

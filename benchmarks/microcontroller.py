@@ -65,7 +65,9 @@ def compiled(files: dict[str, bytes], classes: int) -> Callable[[Images], Scores
     return scores
 
 
-def judge(model: Model, files: dict[str, bytes], shown: ImageSet, workers: int) -> dict[str, Any]:
+def measure_files(
+    model: Model, files: dict[str, bytes], shown: ImageSet, workers: int
+) -> dict[str, Any]:
     """Measure the C files of a model on labelled images."""
     network = reading.read_source(files, model.network)
     idle: SimpleQueue[Callable[[Images], Scores]] = SimpleQueue()  # their memory is static
@@ -115,7 +117,7 @@ def measure(name: str, dataset: Dataset, count: int, before: dict[str, Any]) -> 
     if (before.get("files_sha256"), before.get("images")) == (digest, count):
         return before
     shown = dataset.test.subset(torch.arange(count))
-    found = judge(model, files, shown, torch.get_num_threads())
+    found = measure_files(model, files, shown, torch.get_num_threads())
     return {"sha256": zoo.find_card(name)["sha256"], "files_sha256": digest} | found
 
 

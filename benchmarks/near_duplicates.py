@@ -30,7 +30,7 @@ from sprat.zoo import cards, locate
 SHEET = 60  # pairs
 
 
-def judge(name: str, dataset: Dataset, leaked: torch.Tensor) -> dict[str, Any]:
+def evaluate_model(name: str, dataset: Dataset, leaked: torch.Tensor) -> dict[str, Any]:
     """Return a model's accuracy on all test images, without the leaked ones, and on those alone."""
     model = load_model(locate(name))
     if model.classes != dataset.test.classes:
@@ -84,10 +84,10 @@ def main() -> None:
     models: dict[str, Any] = {}
     if not arguments.no_models:
         for card in cards():
-            models[card["name"]] = judged = judge(card["name"], dataset, leaked)
+            models[card["name"]] = found = evaluate_model(card["name"], dataset, leaked)
             print(
-                f"{card['name']:24} {judged['all']['top1']:.2%}, without them "
-                f"{judged['without']['top1']:.2%}, on them {judged['leaked']['top1']:.2%}"
+                f"{card['name']:24} {found['all']['top1']:.2%}, without them "
+                f"{found['without']['top1']:.2%}, on them {found['leaked']['top1']:.2%}"
             )
     figures = {
         "near_bits": NEAR_BITS,

@@ -34,7 +34,7 @@ from sprat.training.images import split_off_val
 from sprat.training.seeds import train_seeds
 
 BUDGET = {
-    "train_images": 10_000, "val_fraction": 0.5, "batch_size": 64, "judge_every": 1000,
+    "train_images": 10_000, "val_fraction": 0.5, "batch_size": 64, "evaluate_every": 1000,
     "patience": 0, "tta": 1, "optim.warmup_epochs": 2.0,
 }  # fmt: skip
 

@@ -25,32 +25,32 @@ from sprat.runtime import describe_machine, keep_freed_memory, set_threads, vers
 from sprat.training.images import split_off_val
 
 
-def judge_run(run: Path, data_dir: Path | None, threads: int) -> dict[str, Any]:
+def evaluate_run(run: Path, data_dir: Path | None, threads: int) -> dict[str, Any]:
     """Return what every set of views reaches on a run's val, or on test for a final run."""
     config, recipe, _ = read_config(run)
     model, dataset = load_model(run), load_dataset(config.dataset, data_dir)
-    judged = dataset.test
+    evaluated = dataset.test
     if not config.final:
-        judged = dataset.train.subset(split_off_val(dataset, config)[1])
+        evaluated = dataset.train.subset(split_off_val(dataset, config)[1])
 
     frozen = FrozenNetwork(model.network)
     # every distinct view once; a set is a weighted sum of them
     seen: dict[bytes, torch.Tensor] = {}
-    single = torch.zeros(len(judged), dtype=torch.bool)
+    single = torch.zeros(len(evaluated), dtype=torch.bool)
     sets = {}
     for number, views in VIEWS.items():
         total = torch.zeros(())
         for view, weight in views:
-            key = view(judged.images[:8]).contiguous().numpy().tobytes()
+            key = view(evaluated.images[:8]).contiguous().numpy().tobytes()
             if key not in seen:
                 seen[key] = predict_probabilities(
-                    frozen, judged.images, model.normalization, ((view, 1.0),)
+                    frozen, evaluated.images, model.normalization, ((view, 1.0),)
                 )
             total = total + weight * seen[key]
-        hits = total.argmax(1) == judged.targets
+        hits = total.argmax(1) == evaluated.targets
         single = hits if number == 1 else single
         difference = hits.double() - single.double()
-        error = difference.std().item() / len(judged) ** 0.5
+        error = difference.std().item() / len(evaluated) ** 0.5
         sets[str(number)] = {
             "top1": hits.double().mean().item(),
             "difference": difference.mean().item(),
@@ -67,7 +67,7 @@ def judge_run(run: Path, data_dir: Path | None, threads: int) -> dict[str, Any]:
         "recipe": recipe,
         "seed": config.seed,
         "judged_on": "test" if config.final else "val",
-        "n": len(judged),
+        "n": len(evaluated),
         "sets": sets,
     }
 
@@ -87,7 +87,7 @@ def main() -> None:
     keep_freed_memory()
     threads = set_threads(arguments.threads)
     figures = {
-        "models": [judge_run(run, arguments.data_dir, threads) for run in arguments.runs],
+        "models": [evaluate_run(run, arguments.data_dir, threads) for run in arguments.runs],
         "machine": describe_machine(torch.device("cpu"), "fp32", threads),
         "versions": versions(),
     }

@@ -50,7 +50,7 @@ if importlib.util.find_spec("sprat") is None:
 
 # %% tags=["parameters"]
 recipe = "sprint"
-changes = {"judge_every": 1}
+changes = {"evaluate_every": 1}
 dataset = "cifar10"
 views = 8
 output = "."
@@ -62,7 +62,7 @@ import torch
 from IPython.display import Image
 
 import sprat
-from sprat.budget import judge_limits, summarize
+from sprat.budget import check_limits, summarize
 from sprat.checkpoint import load_model
 from sprat.display import (
     load_shown,
@@ -128,7 +128,7 @@ summary = summarize(network, data.train.images.shape[-1], depth=2)
 print_summary(console, summary)
 print()
 limits = {"max_parameters": 200_000, "min_receptive_field": 44}
-print_verdicts(console, summary.model, judge_limits(limits, summary))
+print_verdicts(console, summary.model, check_limits(limits, summary))
 
 # %% [markdown]
 # ## Varied pictures

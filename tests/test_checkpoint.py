@@ -157,7 +157,7 @@ def test_a_resume_file_that_would_execute_is_refused(tmp_path: Path) -> None:
 
 
 EPOCH = {
-    "epoch": 1, "step": 2, "loss": 2.3, "judged_on": "val", "top1": 0.1, "ema_top1": None,
+    "epoch": 1, "step": 2, "loss": 2.3, "evaluated_on": "val", "top1": 0.1, "ema_top1": None,
     "probe_top1": 0.2, "lr": 0.1, "seconds": 1.0, "images_per_s": 64.0,
 }  # fmt: skip
 WEIGHTS = {"weight": torch.ones(2, 3), "count": torch.tensor(3)}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sprat.data.imageset import Normalization
 from sprat.errors import SpratError, shown
-from sprat.evaluation.records import StartRecord, wrong_history
+from sprat.evaluation.records import StartRecord, with_names_of_today, wrong_history
 from sprat.files import replacing
 from sprat.model_file import file_of, read_model, write_model
 from sprat.models import NetworkConfig, build_network, find_name
@@ -458,9 +458,12 @@ def load_resume(path: Path) -> dict[str, Any]:
         state = unpickle(content)
     except Exception as error:  # a damaged file raises anything
         raise _damaged(path, first_line(error)) from error
-    if wrong := mismatch(state, RESUME) or wrong_history(state["history"]):
+    if wrong := mismatch(state, RESUME):
         raise _damaged(path, wrong)
-    return dict(state)
+    history = with_names_of_today(state["history"])
+    if wrong := wrong_history(history):
+        raise _damaged(path, wrong)
+    return state | {"history": history}
 
 
 def unpickle(content: bytes) -> Any:

@@ -220,7 +220,7 @@ def _filled(listed: ListedRun) -> ListedRun:
 
 def _best(rows: Sequence[EpochRow], score: Literal["top1", "ema_top1"]) -> float | None:
     """Return the best accuracy on val so far, of the kind of weights that the run keeps."""
-    scores = (row[score] for row in rows if row["judged_on"] == "val")
+    scores = (row[score] for row in rows if row["evaluated_on"] == "val")
     return max((each for each in scores if each is not None), default=None)
 
 

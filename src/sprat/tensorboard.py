@@ -80,7 +80,7 @@ class TensorBoard(Observer):
         self.writer = None
 
     def _add_row(self, row: "EpochRow") -> None:
-        on, epoch = row["judged_on"], row["epoch"]
+        on, epoch = row["evaluated_on"], row["epoch"]
         self._add("loss", row["loss"], epoch)
         self._add("lr", row["lr"], epoch)
         self._add("images_per_s", row["images_per_s"], epoch)

@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sprat.budget import (
     Summary,
+    check_limits,
     effective_field,
     effective_side,
-    judge_limits,
     memory_plan,
     receptive_field,
     summarize,
@@ -422,7 +422,7 @@ class TestLimits:
         for target, kept in (
             (achieved, True), (achieved + inward, True), (achieved + outward, False)
         ):  # fmt: skip
-            (verdict,) = judge_limits({name: target}, summary, "int8", accuracy=0.875)
+            (verdict,) = check_limits({name: target}, summary, "int8", accuracy=0.875)
             assert verdict.kept is kept
             assert (verdict.margin >= 0) is kept
             assert verdict.margin == pytest.approx(
@@ -430,19 +430,19 @@ class TestLimits:
             )
 
     def test_only_limits_that_are_given_are_judged(self, summary: Summary) -> None:
-        assert judge_limits({}, summary) == []
+        assert check_limits({}, summary) == []
         given = {"max_macs": 0, "min_receptive_field": 45}
-        (verdict,) = judge_limits(given, summary)
+        (verdict,) = check_limits(given, summary)
         assert (verdict.metric, verdict.target, verdict.achieved) == (
             "receptive field", "≥ 45 px", "109 px"
         )  # fmt: skip
 
     def test_an_accuracy_is_a_runs(self, summary: Summary) -> None:
         with pytest.raises(SpratError, match=r"min_accuracy is 0\.9, but only a finished run"):
-            judge_limits({"min_accuracy": 0.9}, summary)
+            check_limits({"min_accuracy": 0.9}, summary)
 
     def test_of_ram_may_have_its_former_name(self, summary: Summary) -> None:
-        (verdict,) = judge_limits({"max_peak_memory": 41_657}, summary, "int8")
+        (verdict,) = check_limits({"max_peak_memory": 41_657}, summary, "int8")
         assert (verdict.metric, verdict.kept) == ("arena in int8", False)
 
     def test_of_ram_is_never_said_to_be_kept_without_a_plan(self) -> None:
@@ -453,5 +453,5 @@ class TestLimits:
                 SpratError,
                 match=r"cannot plan the memory of Tiniest: layer_norm in stem\.1\.norm .*\.",
             ):
-                judge_limits({"max_ram": 2**30}, summary, stored_as)
-        assert all(v.kept for v in judge_limits({"max_flash": 2**30}, summary, "int8"))
+                check_limits({"max_ram": 2**30}, summary, stored_as)
+        assert all(v.kept for v in check_limits({"max_flash": 2**30}, summary, "int8"))

@@ -55,12 +55,12 @@ def test_mypy_refuses_a_misspelt_key_of_every_record(tmp_path: Path) -> None:
 
 def test_the_shape_of_a_record_is_that_of_its_types() -> None:
     row = {
-        "epoch": 1, "step": 5, "loss": 2.5, "judged_on": "val", "top1": 0.5, "ema_top1": None,
+        "epoch": 1, "step": 5, "loss": 2.5, "evaluated_on": "val", "top1": 0.5, "ema_top1": None,
         "lr": 0.1, "seconds": 1, "images_per_s": 20.0,
     }  # fmt: skip
     assert mismatch(row, EPOCH_ROW) is None, "probe_top1 may be missing"
     for key, value in [
-        ("top1", 1.5), ("probe_top1", "x"), ("judged_on", "test"), ("loss", None), ("epoch", 0),
+        ("top1", 1.5), ("probe_top1", "x"), ("evaluated_on", "test"), ("loss", None), ("epoch", 0),
         ("epoch", True), ("epoch", 1.0), ("lr", -1), ("seconds", float("inf")), ("ema_top1", []),
     ]:  # fmt: skip
         wrong = mismatch(row | {key: value}, EPOCH_ROW)

@@ -263,7 +263,7 @@ def test_trials_are_shorter_where_images_or_time_are_few() -> None:
 def short() -> Config:
     return RECIPE.changed({
         "epochs": 2, "batch_size": 16, "optim.warmup_epochs": 0.5, "augment.crop": 2, "threads": 1,
-        "device": "cpu", "tta": 1, "judge_every": 1,
+        "device": "cpu", "tta": 1, "evaluate_every": 1,
     })  # fmt: skip
 
 

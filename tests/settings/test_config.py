@@ -92,7 +92,7 @@ BAD = [
         "pictures.test_fraction is 0, expected a number above 0 and at most 0.5",
     ),
     ({"pictures": {"test_seed": -1}}, "pictures.test_seed is -1"),
-    ({"judge_every": 0}, "judge_every is 0, expected 1 to"),
+    ({"evaluate_every": 0}, "evaluate_every is 0, expected 1 to"),
     ({"ema": {"decay": 1.0}}, "ema.decay is 1.0"),
     ({"epochs": 10**20}, "epochs is 100000000000000000000, expected 1 to 100,000"),
     ({"epochs": 10**5000}, "epochs is int of too many digits, expected 1 to 100,000"),
@@ -104,7 +104,7 @@ BAD = [
     ({"distill": {"teacher": ["SpratL", ""]}}, "each item a string of 1 to 4,096 characters"),
     ({"augment": {"sides": 0}}, "augment.sides is 0, expected a list"),
     ({"patience": 10**20}, "patience is 1"),
-    ({"judge_every": 10**20}, "judge_every is 1"),
+    ({"evaluate_every": 10**20}, "evaluate_every is 1"),
     ({"train_images": 10**20}, "train_images is 1"),
     ({"seed": 2**63}, "seed is 9223372036854775808, expected 0 to"),
     ({"split_seed": 2**63}, "split_seed is 9"),
@@ -193,7 +193,7 @@ class TestAnotherLength:
         for of in (lambda c: c.optim.warmup_epochs, lambda c: c.mixing.off_epochs):
             assert of(config) / epochs == pytest.approx(of(began_as) / began_as.epochs)
         assert bool(config.patience) == bool(began_as.patience)
-        assert config.judge_every == began_as.judge_every
+        assert config.evaluate_every == began_as.evaluate_every
         assert overrides(config, began_as) == {"epochs": epochs}
         note = proportion_note(config, began_as)
         assert note is not None
@@ -363,7 +363,11 @@ def test_a_limits_error_names_the_value_and_gives_an_example() -> None:
 
 
 class TestFormerName:
-    """Tests of max_peak_memory, the name of max_ram in older recipes and runs."""
+    """Tests of former names, which older recipes and runs contain."""
+
+    def test_is_that_of_evaluate_every(self) -> None:
+        assert Config.from_dict({"judge_every": 5}).evaluate_every == 5
+        assert Config().changed({"judge_every": 5}).evaluate_every == 5
 
     def test_is_the_limit_of_ram(self, tmp_path: Path) -> None:
         path = tmp_path / "mine.toml"

@@ -27,7 +27,7 @@ import socket
 import warnings
 
 recipe = "sprint"
-changes = {"judge_every": 1, "epochs": 2, "optim.warmup_epochs": 0.5, "train_images": 256}
+changes = {"evaluate_every": 1, "epochs": 2, "optim.warmup_epochs": 0.5, "train_images": 256}
 dataset = "shapes10"
 views = 2
 output = "results"

@@ -15,7 +15,7 @@ from sprat.data import Dataset
 from sprat.pools.local import ProcessPool
 from sprat.training.observer import Observer
 
-CONFIG = dataclasses.replace(SMALL, epochs=2, train_images=48, judge_every=2, tta=1)
+CONFIG = dataclasses.replace(SMALL, epochs=2, train_images=48, evaluate_every=2, tta=1)
 
 
 class Writes(Observer):

@@ -34,7 +34,7 @@ from sprat.training.start import settle_for
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.cluster
-CONFIG = dataclasses.replace(SMALL, epochs=2, train_images=48, judge_every=2, tta=1)
+CONFIG = dataclasses.replace(SMALL, epochs=2, train_images=48, evaluate_every=2, tta=1)
 
 
 class Machines:

@@ -40,13 +40,13 @@ def test_what_is_no_time_is_refused(text: Any) -> None:
         parse_time(text)
 
 
-@pytest.mark.parametrize("judge_every", [1, 7])
+@pytest.mark.parametrize("evaluate_every", [1, 7])
 def test_as_many_epochs_as_fit_are_trained(
-    monkeypatch: pytest.MonkeyPatch, tiny: Dataset, judge_every: int
+    monkeypatch: pytest.MonkeyPatch, tiny: Dataset, evaluate_every: int
 ) -> None:
     pace = Pace(epoch=2.0, checkpoint=0.5, evaluation=1.0, final=3.0)
     monkeypatch.setattr(sprat.training.pace, "measure", lambda *given: pace)
-    config = dataclasses.replace(SMALL, judge_every=judge_every)
+    config = dataclasses.replace(SMALL, evaluate_every=evaluate_every)
     for seconds in (30.0, 31.0, 100.0, 1_000.0):
         epochs = fit(config, tiny, seconds, time.perf_counter()).epochs
         assert pace.seconds(config, epochs) <= seconds < pace.seconds(config, epochs + 1) + 0.1

@@ -97,7 +97,7 @@ def test_every_recipe_trains_to_its_summary(
 ) -> None:
     """Train for a few steps, and ResNet8 in place of ResNet18, so that it does not take hours."""
     config = load_recipe(recipe).changed({
-        "epochs": 2, "train_images": 32, "batch_size": 16, "judge_every": 2, "final": True,
+        "epochs": 2, "train_images": 32, "batch_size": 16, "evaluate_every": 2, "final": True,
         "device": "cpu", "tta": 1,
     })  # fmt: skip
     if config.model == "ResNet18":

@@ -20,7 +20,7 @@ from sprat.training.observer import Observer
 from sprat.training.seeds import train_seeds
 from sprat.training.several import Apart
 
-CONFIG = dataclasses.replace(SMALL, epochs=2, train_images=48, judge_every=2, tta=1)
+CONFIG = dataclasses.replace(SMALL, epochs=2, train_images=48, evaluate_every=2, tta=1)
 
 
 class HereAlone(Processes):

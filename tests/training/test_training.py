@@ -143,7 +143,7 @@ class TestWhatIsChosenWhen:
         self, small: Dataset, small_run: Path
     ) -> None:
         rows = read_metrics(small_run)
-        assert {row["judged_on"] for row in rows} == {"val"}
+        assert {row["evaluated_on"] for row in rows} == {"val"}
         results = json.loads((small_run / "results.json").read_text())
         best = max(rows, key=lambda row: row["top1"])
         assert results["best_epoch"] == best["epoch"]
@@ -168,7 +168,7 @@ class TestWhatIsChosenWhen:
     def test_a_final_run_is_watched_on_a_fixed_probe(
         self, tiny: Dataset, shapes10: Dataset, final_run: Path, tmp_path: Path
     ) -> None:
-        assert {row["judged_on"] for row in read_metrics(final_run)} == {"probe"}
+        assert {row["evaluated_on"] for row in read_metrics(final_run)} == {"probe"}
         larger = shrink(shapes10, 5_000, 10)
         config = dataclasses.replace(SMALL, final=True)
         probes = [
@@ -677,7 +677,7 @@ class TestSidesAndJudgements:
     def test_images_have_each_epochs_side(self, tiny: Dataset, tmp_path: Path) -> None:
         seen: list[tuple[int, int]] = []
         augment = dataclasses.replace(SMALL.augment, sides=(16, 24))
-        config = dataclasses.replace(SMALL, augment=augment, kernels="torch", judge_every=3)
+        config = dataclasses.replace(SMALL, augment=augment, kernels="torch", evaluate_every=3)
 
         class Look(Observer):
             def started(self, training: Run) -> None:
@@ -697,7 +697,7 @@ class TestSidesAndJudgements:
         self, tiny: Dataset, tmp_path: Path
     ) -> None:
         optim = dataclasses.replace(SMALL.optim, warmup_epochs=1)
-        config = dataclasses.replace(SMALL, epochs=5, judge_every=2, optim=optim)
+        config = dataclasses.replace(SMALL, epochs=5, evaluate_every=2, optim=optim)
         results = train(config, tiny, tmp_path / "run", recipe="small")
         rows = read_metrics(tmp_path / "run")
         assert [row["top1"] is not None for row in rows] == [False, True, False, True, True]

@@ -124,7 +124,7 @@ def _check_labels(
     images = labels.labelled(found, dataset)
     labels.check_foldable(images, folds)
     began_as = config or labels.quick_config(images, folds)
-    how = {"folds": folds, "tta": 1, "judge_every": began_as.epochs}
+    how = {"folds": folds, "tta": 1, "evaluate_every": began_as.epochs}
     with FoldsDisplay(console) as display:
         settled = settle_for(began_as.changed(how), images, display)
         folder = runs / labels.name_of_runs(images, settled)

@@ -2,7 +2,7 @@
 
 from sprat.budget.effective import DRAWS, effective_field, effective_side
 from sprat.budget.graph import count_parameters
-from sprat.budget.limits import Verdict, judge_limits
+from sprat.budget.limits import Verdict, check_limits
 from sprat.budget.plan import MemoryPlan, memory_plan
 from sprat.budget.summary import Costs, Layer, Summary, costs, receptive_field, summarize
 
@@ -13,11 +13,11 @@ __all__ = [
     "MemoryPlan",
     "Summary",
     "Verdict",
+    "check_limits",
     "costs",
     "count_parameters",
     "effective_field",
     "effective_side",
-    "judge_limits",
     "memory_plan",
     "receptive_field",
     "summarize",

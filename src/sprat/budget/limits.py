@@ -21,7 +21,7 @@ class Verdict:
     kept: bool
 
 
-def judge_limits(
+def check_limits(
     limits: Mapping[str, float],
     summary: Summary,
     stored_as: str = "fp32",

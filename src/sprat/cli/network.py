@@ -266,10 +266,10 @@ def check(
     use_all(code)
     network, side = _find_network(model, settings, side, channels, classes)
 
-    from sprat.budget import judge_limits, summarize
+    from sprat.budget import check_limits, summarize
 
     summarized = summarize(network, side)
-    verdicts = judge_limits(limits, summarized, budget.stored_as, accuracy)
+    verdicts = check_limits(limits, summarized, budget.stored_as, accuracy)
     if json_output:
         print(json.dumps([dataclasses.asdict(verdict) for verdict in verdicts]))
     else:

@@ -69,7 +69,7 @@ class Packed:
             if place.is_dir() and any((place / name).exists() for name in self.md5s):
                 expected |= {place / name: md5 for name, md5 in self.md5s.items()}
                 break
-        return {path: judge(path, md5) for path, md5 in expected.items()}
+        return {path: state_of(path, md5) for path, md5 in expected.items()}
 
     def _read_archive(self, archive: Path) -> dict[str, bytes]:
         """Read the archive without extracting it, so that paths in it do not matter."""
@@ -100,7 +100,7 @@ class Packed:
         return files
 
 
-def judge(path: Path, md5: str) -> str:
+def state_of(path: Path, md5: str) -> str:
     """Return "ok", "damaged" or "missing" by comparing a file with its published md5."""
     if not path.is_file():
         return "missing"

@@ -9,7 +9,7 @@ import importlib.util
 import io
 from typing import TYPE_CHECKING
 
-from sprat.data.packed import judge
+from sprat.data.packed import state_of
 from sprat.deferred import deferred
 from sprat.errors import SpratError
 
@@ -83,7 +83,7 @@ def verify(folder: Path) -> dict[Path, str]:
     empty if neither is there."""
     if not any((folder / name).exists() for name in FILE_MD5S):
         return {}
-    return {folder / name: judge(folder / name, md5) for name, md5 in FILE_MD5S.items()}
+    return {folder / name: state_of(folder / name, md5) for name, md5 in FILE_MD5S.items()}
 
 
 def _read(path: Path) -> ImageSet:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sprat.budget import judge_limits, summarize
+from sprat.budget import check_limits, summarize
 from sprat.checkpoint import Model
 from sprat.data import FALLBACK
 from sprat.data.imageset import Images, ImageSet
@@ -167,7 +167,7 @@ def check_model(model: Model, format: str, options: Options) -> None:
     limits = {"max_parameters": options.max_parameters, "max_macs": options.max_macs}
     if not any(limits.values()):
         return
-    for verdict in judge_limits(limits, summarize(model.network, model.side)):
+    for verdict in check_limits(limits, summarize(model.network, model.side)):
         if not verdict.kept:
             raise SpratError(
                 f"{model.name} has {verdict.achieved} {verdict.metric}, expected "

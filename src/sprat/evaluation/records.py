@@ -95,7 +95,7 @@ class EpochRow(Scores):
     epoch: Epoch
     step: Ordinal
     loss: float
-    judged_on: Literal["val", "probe"]
+    evaluated_on: Literal["val", "probe"]
     lr: Positive
     seconds: Positive
     images_per_s: Positive
@@ -421,6 +421,7 @@ def read_metrics(run: Path) -> list[EpochRow]:
         raise
     except ValueError as error:
         raise SpratError(f"{path} cannot be read: {error}. Name the folder of a run.") from error
+    rows = with_names_of_today(rows)
     if wrong := wrong_history(rows):
         raise SpratError(
             f"{path} is not a file that a run of sprat writes: {wrong}. Name the folder of a run."
@@ -428,13 +429,25 @@ def read_metrics(run: Path) -> list[EpochRow]:
     return rows
 
 
+def with_names_of_today(rows: list[Any]) -> list[Any]:
+    """Return rows of metrics.jsonl by the current names; older runs have "judged_on"."""
+    return [
+        {"evaluated_on" if key == "judged_on" else key: value for key, value in row.items()}
+        if isinstance(row, dict)
+        else row
+        for row in rows
+    ]
+
+
 def wrong_history(rows: Any) -> str | None:
     """Return what is wrong with the rows of metrics.jsonl; None if there is one for each epoch."""
     if wrong := mismatch(rows, ListOf(EPOCH_ROW, high=MOST_EPOCHS), "epoch"):
         return wrong
     for epoch, row in enumerate(rows, 1):
-        if row["epoch"] != epoch or row["judged_on"] != rows[0]["judged_on"]:
-            return f"line {epoch} is about epoch {row['epoch']} (evaluated on {row['judged_on']})"
+        if row["epoch"] != epoch or row["evaluated_on"] != rows[0]["evaluated_on"]:
+            return (
+                f"line {epoch} is about epoch {row['epoch']} (evaluated on {row['evaluated_on']})"
+            )
     return None
 
 

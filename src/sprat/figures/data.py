@@ -160,7 +160,7 @@ def curves(rows: Sequence[EpochRow], results: RunResult) -> Curves:
         _curve(rows, "top1", "other" if keeps_average else "kept"),
         _curve(rows, "ema_top1", "kept" if keeps_average else "other"),
     ]
-    on = rows[0]["judged_on"]
+    on = rows[0]["evaluated_on"]
     if on == "val":  # otherwise the others are measured on the probe
         found.append(_curve(rows, "probe_top1", "probe"))
     return Curves(

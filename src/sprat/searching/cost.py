@@ -8,7 +8,7 @@ from typing import TypedDict
 import torch
 from torch import nn
 
-from sprat.budget import Summary, count_parameters, judge_limits, summarize
+from sprat.budget import Summary, check_limits, count_parameters, summarize
 from sprat.evaluation.records import Count
 from sprat.models import NetworkConfig, build_network, draft_network
 from sprat.models.blocks import blueprint_of
@@ -116,7 +116,7 @@ class Counter:
             unplanned = {"max_ram": UNPLANNED}
         # verdicts are in the order of LIMITED
         names = [name for name in LIMITED if name in limits]
-        verdicts = judge_limits(limits, summary, self.budget.stored_as)
+        verdicts = check_limits(limits, summary, self.budget.stored_as)
         return unplanned | {
             name: -verdict.margin for name, verdict in zip(names, verdicts, strict=True)
         }

@@ -86,7 +86,7 @@ def trial_config(config: Config, epochs: int, images: int) -> Config:
         dropout=0.0,
         weights="ema",
         ema=EMAConfig(decay=AVERAGED),
-        judge_every=MOST_EPOCHS,
+        evaluate_every=MOST_EPOCHS,
         patience=0,
         tta=1,
         augment=augment,

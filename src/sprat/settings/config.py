@@ -138,11 +138,12 @@ class Config(Table):
     weights: Annotated[Literal["ema", "last"], Parameter(group=RUN)] = setting(
         "last", "Weights to evaluate and keep: ema (their moving average) or last"
     )
-    judge_every: Annotated[int, Parameter(group=RUN)] = setting(
+    evaluate_every: Annotated[int, Parameter(group=RUN)] = setting(
         1,
         "Epochs between evaluations on val (or the probe); the last epoch is always evaluated",
         at_least=1,
         at_most=MOST_EPOCHS,
+        formerly="judge_every",
     )
     patience: Annotated[int, Parameter(group=RUN)] = setting(
         0,
@@ -328,6 +329,7 @@ class Config(Table):
             rest = {key: value for key, value in settings.items() if key != "model"}
             network = NetworkConfig(name=settings["model"])
             return dataclasses.replace(self, network=network).changed(rest)
+        settings = self.with_names_of_today(settings)
         for table, each in self.tables.items():
             settings = each.with_names_of_today(settings, f"{table}.")
         known = flatten(self.to_dict())

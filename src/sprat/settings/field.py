@@ -221,7 +221,8 @@ def setting(
         unit: unit of the value, such as "pixels".
         zero: meaning of 0, if that is special.
         scale: COUNT or BYTES, if the value may be written as 100k or 64K.
-        formerly: former name, which recipes and commands may still use.
+        formerly: former name, which recipes and recorded runs may still use, and commands too if
+            there is a scale.
     """
     declared = Setting(
         about=about,

@@ -64,7 +64,7 @@ class RunImages:
         return self.batchnorm.split(BATCHNORM_BATCH)
 
     @property
-    def judged(self) -> tuple[Literal["val", "probe"], ImageSet]:
+    def evaluated(self) -> tuple[Literal["val", "probe"], ImageSet]:
         """Name and images that accuracy during the run is measured on."""
         return ("probe", self.probe) if self.val is None else ("val", self.val)
 

@@ -34,8 +34,9 @@ def finish(run: Run, observer: Observer) -> RunResult:
     network = run.kept_network()
     if progress.best is not None:
         network.load_state_dict(progress.best["weights"])
-    judged = run.final_images
-    evaluation = evaluate(network, judged, dataset.normalization, config.tta, observer.evaluating)
+    evaluation = evaluate(
+        network, run.final_images, dataset.normalization, config.tta, observer.evaluating
+    )
     test, val = (evaluation, None) if config.final else (None, evaluation)
     side = dataset.train.images.shape[-1]
     counted = costs(network, side)

@@ -37,7 +37,7 @@ class Pace:
 
     def seconds(self, config: Config, epochs: int) -> float:
         """Return the seconds that a run of `epochs` epochs takes."""
-        evaluated = math.ceil(epochs / config.judge_every)
+        evaluated = math.ceil(epochs / config.evaluate_every)
         return (
             epochs * (self.epoch + self.checkpoint)
             + evaluated * self.evaluation
@@ -67,17 +67,17 @@ def measure(config: Config, dataset: Dataset, seconds: float) -> Pace:
             for side in dict.fromkeys(sides)
         }
         step = sum(of_side[side] for side in sides) / len(sides)
-        progress.epoch, progress.epoch_seconds = config.judge_every, 1.0  # an evaluated epoch
+        progress.epoch, progress.epoch_seconds = config.evaluate_every, 1.0  # an evaluated epoch
         began = time.perf_counter()
         run.end_epoch()
         ended = time.perf_counter()
         save(run)
         checkpoint = time.perf_counter() - ended
-        judged = run.final_images
-        few = judged.subset(torch.arange(min(FINAL_IMAGES, len(judged))))
+        images = run.final_images
+        few = images.subset(torch.arange(min(FINAL_IMAGES, len(images))))
         final = time.perf_counter()
         evaluate(run.kept_network(), few, dataset.normalization, config.tta)
-        final = (time.perf_counter() - final) * len(judged) / len(few)
+        final = (time.perf_counter() - final) * len(images) / len(few)
         batches.close()
         return Pace(len(batches) * step, checkpoint, ended - began, final, start)
 

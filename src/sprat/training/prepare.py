@@ -9,7 +9,7 @@ from torch import nn
 from sprat import distributed
 from sprat.augment.reference import require_albumentations
 from sprat.augment.views import find_views
-from sprat.budget import judge_limits, summarize
+from sprat.budget import check_limits, summarize
 from sprat.checkpoint import wrong_metadata
 from sprat.data import Dataset
 from sprat.errors import SpratError
@@ -110,7 +110,7 @@ def _check_budget(config: Config, network: nn.Module, side: int) -> None:
     if not any(config.budget.limits.values()):
         return
     summary = summarize(network, side=side)
-    verdicts = judge_limits(config.budget.limits, summary, config.budget.stored_as)
+    verdicts = check_limits(config.budget.limits, summary, config.budget.stored_as)
     broken = [f"{v.metric} {v.achieved}, limit {v.target}" for v in verdicts if not v.kept]
     if broken:
         raise SpratError(

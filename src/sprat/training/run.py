@@ -203,7 +203,7 @@ class Run:
             "epoch": progress.epoch,
             "step": self.steps_taken,
             "loss": progress.losses.cpu().double().mean().item(),
-            "judged_on": self.images.judged[0],
+            "evaluated_on": self.images.evaluated[0],
             **scores,
             "lr": self.step.schedule.lr(self.steps_taken - 1),
             "seconds": progress.epoch_seconds,
@@ -223,13 +223,13 @@ class Run:
         progress, images = self.progress, self.images
         scores: Scores = {"top1": None, "ema_top1": None, "probe_top1": None}
         last = progress.epoch == self.config.epochs
-        if progress.epoch % self.config.judge_every and not last:
+        if progress.epoch % self.config.evaluate_every and not last:
             return scores
-        _, judged = images.judged
-        scores["top1"] = self.top1(self.step.network, judged)
+        _, evaluated = images.evaluated
+        scores["top1"] = self.top1(self.step.network, evaluated)
         if self.step.ema:
             averaged = self.step.averaged(images.batchnorm_batches())
-            scores["ema_top1"] = self.top1(averaged, judged)
+            scores["ema_top1"] = self.top1(averaged, evaluated)
         on_probe = images.val is None
         scores["probe_top1"] = (
             scores[self._kept_score] if on_probe else self.top1(self.kept_network(), images.probe)
