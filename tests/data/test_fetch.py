@@ -1,4 +1,4 @@
-"""Tests of fetching from servers that cut, stall, crawl and lie, and of the data commands."""
+"""Tests of downloads from servers that cut, stall, crawl or report wrong sizes, and of `data`."""
 
 import dataclasses
 import functools

@@ -620,7 +620,7 @@ def _member(name: str, **changes: Any) -> tarfile.TarInfo:
 
 TO_PASSWD: dict[str, Any] = {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}
 TO_OUTSIDE: dict[str, Any] = {"type": tarfile.LNKTYPE, "linkname": "../../outside"}
-# what an archive contains instead of its third file; BESIDE: in addition to all of its files
+# what an archive contains instead of its third file, or in addition to all of its files
 INSTEAD: dict[str, tuple[Callable[[str], tarfile.TarInfo], str]] = {
     "a path out of the folder": (lambda file: _member(f"../{file}"), "lacks"),
     "an absolute path": (lambda file: _member(f"/{file}"), "lacks"),

@@ -243,7 +243,7 @@ class TestEveryFormat:
         assert {entry.key for entry in proto.metadata_props} == {"sprat"}
 
     def test_no_processor_cuts_off_the_sums_of_int8(self, files: Files) -> None:
-        """Without VNNI, onnxruntime adds products of uint8 and int8 in pairs, in 16 bits."""
+        """Guard against processors without VNNI, which add pairs of products in 16 bits."""
         import onnx
 
         graph = onnx.load(files["onnx-int8"].path).graph

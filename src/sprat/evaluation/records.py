@@ -430,7 +430,7 @@ def read_metrics(run: Path) -> list[EpochRow]:
 
 
 def with_names_of_today(rows: list[Any]) -> list[Any]:
-    """Return rows of metrics.jsonl by the current names; older runs have "judged_on"."""
+    """Return rows of metrics.jsonl by the current names; older runs have `judged_on`."""
     return [
         {"evaluated_on" if key == "judged_on" else key: value for key, value in row.items()}
         if isinstance(row, dict)
