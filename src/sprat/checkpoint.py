@@ -428,7 +428,7 @@ def save_resume(path: Path, state: dict[str, Any]) -> None:
     content = file.getbuffer()
     head = RESUME_MAGIC + hashlib.sha256(content).digest()
     size = len(head) + len(content)
-    with replacing(path, size=size) as beside, beside.open("wb") as to:
+    with replacing(path, size=size) as temporary, temporary.open("wb") as to:
         to.write(head)
         to.write(content)
 

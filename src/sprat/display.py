@@ -797,7 +797,7 @@ def loading(
     task = bar.add_task(doing, total=None)
     last_line, started = time.perf_counter(), False
 
-    def told(done: int, total: int) -> None:
+    def show(done: int, total: int) -> None:
         nonlocal last_line, started
         bar.update(task, completed=done, total=total or None)
         if _can_move(bar):
@@ -813,7 +813,7 @@ def loading(
 
     with _shown(spinner):
         try:
-            yield told
+            yield show
         finally:
             if started:
                 bar.stop()

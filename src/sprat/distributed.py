@@ -154,7 +154,7 @@ def wait() -> None:
     any_of(False)
 
 
-def told(value: Value | None) -> Value:
+def broadcast_value(value: Value | None) -> Value:
     """Return the value of the first process, which must be JSON; those of others are ignored.
 
     Raises:
@@ -171,8 +171,8 @@ def told(value: Value | None) -> Value:
         if is_first():
             content.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
         dist.broadcast(content, src=0)
-    heard: Value = json.loads(bytes(content.tolist()))
-    return heard
+    received: Value = json.loads(bytes(content.tolist()))
+    return received
 
 
 def _take(tensors: Iterable[Tensor], flat: Tensor) -> None:

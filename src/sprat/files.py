@@ -127,14 +127,14 @@ def replacing(path: Path, *, size: int | None = None, new: bool = False) -> Iter
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent)
-        with _beside(path) as beside:
-            yield beside
-            with beside.open("rb+") as file:
+        with _temporary(path) as temporary:
+            yield temporary
+            with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             if new:
-                _link(beside, path)
+                _link(temporary, path)
             else:
-                beside.replace(path)
+                temporary.replace(path)
 
 
 def write_whole(path: Path, content: bytes | str, *, new: bool = False) -> None:
@@ -144,40 +144,40 @@ def write_whole(path: Path, content: bytes | str, *, new: bool = False) -> None:
         WriteError: as `replacing`.
     """
     data = content.encode() if isinstance(content, str) else content
-    with replacing(path, size=len(data), new=new) as beside:
-        beside.write_bytes(data)
+    with replacing(path, size=len(data), new=new) as temporary:
+        temporary.write_bytes(data)
 
 
 @contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
+def _temporary(path: Path) -> Iterator[Path]:
     """Yield a new file in the folder of `path`, locked so that `sweep` spares it."""
     while True:
         name = f".{path.stem[:30]}-{secrets.token_hex(4)}.sprat{path.suffix[:20]}"
-        beside = path.with_name(name)
-        with beside.open("xb") as file:
+        temporary = path.with_name(name)
+        with temporary.open("xb") as file:
             if sys.platform == "win32":  # which cannot rename an open file
                 file.close()
             try:
                 # a sweep may have removed the file before it was locked
                 if sys.platform == "win32" or (
-                    (_try_lock(file.fileno()) is not False) and _refers_to(beside, file.fileno())
+                    (_try_lock(file.fileno()) is not False) and _refers_to(temporary, file.fileno())
                 ):
-                    yield beside
+                    yield temporary
                     return
             finally:
-                beside.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
 
 
-def _link(beside: Path, path: Path) -> None:
+def _link(temporary: Path, path: Path) -> None:
     """Move a file into place only if there is none, which a rename cannot guarantee."""
     try:
-        os.link(beside, path)
+        os.link(temporary, path)
     except FileExistsError:
         raise
     except OSError:  # a file system without hard links
         if path.exists():
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
-        beside.replace(path)
+        temporary.replace(path)
 
 
 def sweep(folder: Path, pattern: str = _TEMPORARY) -> None:

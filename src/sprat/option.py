@@ -16,7 +16,7 @@ else:
         class Ignored:
             """Accept any arguments and ignore them."""
 
-            def __init__(self, *told: object, **options: object) -> None:
+            def __init__(self, *arguments: object, **options: object) -> None:
                 pass
 
         Group = Parameter = Token = convert = Ignored

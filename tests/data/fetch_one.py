@@ -28,7 +28,7 @@ if __name__ == "__main__":
             print("bytes", flush=True)
         told = True
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         print(text, flush=True)
 
-    fetch([url], Path(target), md5, int(size), progress, say, Patience(silence=30))
+    fetch([url], Path(target), md5, int(size), progress, log, Patience(silence=30))

@@ -179,7 +179,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 class TestWithoutCIFAR10:
     def test_auto_says_loudly_that_it_takes_shapes10(self) -> None:
         said: list[str] = []
-        assert load_dataset("auto", say=said.append).name == "shapes10"
+        assert load_dataset("auto", log=said.append).name == "shapes10"
         assert "TRAINING ON shapes10 INSTEAD" in said[-1]
 
     def test_an_explicit_cifar10_never_falls_back(self) -> None:

@@ -357,7 +357,7 @@ class TestSlowSources:
     ) -> None:
         said: list[str] = []
         slow, fast = server.serve("slow", crawl(2e5)), server.serve("fast", whole)
-        _fetch(target, slow, fast, say=said.append)
+        _fetch(target, slow, fast, log=said.append)
         assert target.read_bytes() == CONTENT
         (_, zero), (name, first) = server.asked
         assert (zero, name) == (0, "fast")

@@ -120,7 +120,7 @@ def _patients(folder: Path, rows: str = "") -> Path:
 
 def _load(place: Path, column: str = "patient") -> Dataset:
     own = PicturesConfig(side=16, group_column=column)
-    return load_dataset(str(place), own=own, say=lambda text: None)
+    return load_dataset(str(place), own=own, log=lambda text: None)
 
 
 def test_groups_of_a_table_stay_together_in_test_and_val_too(tmp_path: Path) -> None:
@@ -189,5 +189,5 @@ def test_parts_that_divide_groups_are_reported(tmp_path: Path) -> None:
     table.write_text("\n".join(["path,label,patient,split", *lines]))
     said: list[str] = []
     own = PicturesConfig(side=16, group_column="patient")
-    load_dataset(str(table), own=own, say=said.append)
+    load_dataset(str(table), own=own, log=said.append)
     assert any("5 groups of 'patient' are in more than one part" in text for text in said)

@@ -176,7 +176,7 @@ class TestTables:
         (folder / "trainLabels.csv").write_text(_csv(",", "id", "level")(labels))
         (folder / "sampleSubmission.csv").write_text(_csv(",", "id", "level")(labels))
         said: list[str] = []
-        dataset = load_dataset(str(folder), own=PicturesConfig(side=16), say=said.append)
+        dataset = load_dataset(str(folder), own=PicturesConfig(side=16), log=said.append)
         assert dataset.train.classes == tuple(map(str, range(12))), "in numeric order"
         assert _parts(dataset)["train"][1] == "trainLabels.csv, files in train/"
         assert said == [f"left out: sampleSubmission.csv in {folder}"]

@@ -92,7 +92,7 @@ class TestReading:
         (folder / ".git").mkdir()
         (folder / "labels.csv").write_text("")
         said: list[str] = []
-        loaded = load_dataset(str(folder), say=said.append)
+        loaded = load_dataset(str(folder), log=said.append)
         assert len(loaded.train) + len(loaded.test) == 6
         assert "labels.csv" in said[0]
 
@@ -319,7 +319,7 @@ class TestUnreadable:
         told: list[int] = []
         loaded = load_dataset(
             str(folder),
-            say=said.append,
+            log=said.append,
             progress=lambda done, all_: told.append(done),
             own=PicturesConfig(side=16, unreadable="skip"),
         )
@@ -424,7 +424,7 @@ def test_all_agree_on_what_a_picture_is(tmp_path: Path) -> None:
         (place / "__MACOSX").mkdir()
         (place / "__MACOSX" / "x.png").write_text("no picture")
     said: list[str] = []
-    loaded = load_dataset(str(folder), say=said.append, own=PicturesConfig(side=16))
+    loaded = load_dataset(str(folder), log=said.append, own=PicturesConfig(side=16))
     assert said == []
     assert loaded.train.classes == ("blue", "red")
     listed = [each for each in find(folder, PicturesConfig()).pictures() if each.parent == blue]

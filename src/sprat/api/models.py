@@ -358,7 +358,7 @@ def export(
     name, split, compared, training = _images_for(
         FORMATS[format], loaded, str(model), images, default_split(config), dataset, calibrate
     )
-    with doing(console, "exporting") as say:
+    with doing(console, "exporting") as log:
         exported = writing.export(
             loaded,
             path,
@@ -367,7 +367,7 @@ def export(
             compared=compared,
             training=training,
             overwrite=overwrite,
-            say=say,
+            log=log,
         )
     return dataclasses.replace(exported, model=loaded.name, dataset=name, split=split)
 

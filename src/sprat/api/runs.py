@@ -217,7 +217,7 @@ def train_seeds(
             plan = plan.fitted(folder, time, began, again=True)
         with plan.training(folder, stopping, () if apart else observers) as how:
             summary = training.train_seeds(
-                plan.config, plan.dataset, folder, seeds, _telling(ended), apart, **how
+                plan.config, plan.dataset, folder, seeds, _reporting(ended), apart, **how
             )
     return Seeds(folder, summary)
 
@@ -276,7 +276,7 @@ def train_folds(
             plan = dataclasses.replace(plan, config=of_one).fitted(folder, time, began, again=True)
         with plan.training(folder, stopping, () if apart else observers) as how:
             results = training.train_folds(
-                plan.config, plan.dataset, folder, _telling(ended), apart, **how
+                plan.config, plan.dataset, folder, _reporting(ended), apart, **how
             )
     return Folds(folder, results)
 
@@ -442,7 +442,7 @@ def _check_all_folds(config: Config) -> None:
         )
 
 
-def _telling(ended: Callable[[Run], object] | None) -> Callable[[Path, RunResult], None]:
+def _reporting(ended: Callable[[Run], object] | None) -> Callable[[Path, RunResult], None]:
     """Return the function to call with each finished run: it draws the run's curves and calls
     `ended`."""
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from sprat.data import imageset as imagesets
     from sprat.data import pictures as own_pictures
-    from sprat.data.fetch import Progress, Say
+    from sprat.data.fetch import Log, Progress
     from sprat.data.found import Summary
     from sprat.data.imageset import ImageSet, Normalization
     from sprat.data.source import Built, Published
@@ -126,9 +126,9 @@ class Dataset:
 def load_dataset(
     name: str,
     data_dir: Path | None = None,
-    say: Say = lambda text: None,
+    log: Log = lambda text: None,
     progress: Progress = lambda done, total: None,
-    note: Say = lambda text: None,
+    note: Log = lambda text: None,
     own: PicturesConfig = PicturesConfig(),  # noqa: B008
     *,
     whole: bool = False,
@@ -137,7 +137,7 @@ def load_dataset(
 
     A published dataset is looked for only in `data_dir` if that is given, else in $SPRAT_DATA and
     the user's cache, and is downloaded into the cache if it is in neither. "auto" means CIFAR-10 if
-    that succeeds, else shapes10, which is reported through `say`. Problems of a download are
+    that succeeds, else shapes10, which is reported through `log`. Problems of a download are
     reported through `note`. Your own pictures are read with the settings `own` and stay on disk;
     `whole` also allows pictures that can only be evaluated: a test part alone, or a single class.
 
@@ -148,7 +148,7 @@ def load_dataset(
     check_dataset(name)
     if is_path(name):
         place = Path(name).resolve()
-        parts, found = own_pictures.load(place, own, say, progress, whole=whole)
+        parts, found = own_pictures.load(place, own, log, progress, whole=whole)
         return assemble(str(place), *parts, own, found)
     if name in BUILT:
         return assemble(name, *BUILT[name].load())
@@ -160,7 +160,7 @@ def load_dataset(
         if name != "auto":
             raise
         built = BUILT[FALLBACK]
-        say(
+        log(
             f"{source.TITLE} is not available: {error}\n"
             f"TRAINING ON {built.TITLE} INSTEAD. {built.CAUTION}"
         )
@@ -173,7 +173,7 @@ def fetch_dataset(
     name: str,
     data_dir: Path | None = None,
     progress: Progress = lambda done, total: None,
-    note: Say = lambda text: None,
+    note: Log = lambda text: None,
 ) -> Path:
     """Return where an intact copy of a published dataset is; if there is none, download it into
     `data_dir` or the user's cache.
@@ -249,7 +249,7 @@ def _folders(source: Published, data_dir: Path | None) -> list[Path]:
     return places if data_dir is not None else [*places, cache_dir()]
 
 
-def _find(name: str, data_dir: Path | None, progress: Progress, note: Say) -> Path:
+def _find(name: str, data_dir: Path | None, progress: Progress, note: Log) -> Path:
     source = PUBLISHED[name]
     for folder in _folders(source, data_dir):
         with _reading(folder):
@@ -265,7 +265,7 @@ def _find(name: str, data_dir: Path | None, progress: Progress, note: Say) -> Pa
     return _download(source, cache_dir(), progress, note)
 
 
-def _download(source: Published, to: Path, progress: Progress, note: Say) -> Path:
+def _download(source: Published, to: Path, progress: Progress, note: Log) -> Path:
     try:
         return source.download(to, progress, note)
     except SpratError as error:

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, NamedTuple, cast
 
-from sprat.data.fetch import Say
+from sprat.data.fetch import Log
 from sprat.data.found import cut
 from sprat.data.picture import is_skipped
 from sprat.errors import SpratError, shown
@@ -53,7 +53,7 @@ class _Member(NamedTuple):
 
 def extract(
     archive: Path,
-    say: Say = lambda text: None,
+    log: Log = lambda text: None,
     check: Callable[[Path], object] = lambda folder: None,
 ) -> Path:
     """Return the cached folder with an archive's files; extract it, completely or not at all, if it
@@ -72,7 +72,7 @@ def extract(
         place = cache_dir() / "archives" / digest[:32]
         waiting = f"another process is extracting {archive}; waiting for it"
         place.parent.mkdir(parents=True, exist_ok=True)
-        with lock(place.with_name(f".{place.name}.lock"), lambda holder: say(waiting)):
+        with lock(place.with_name(f".{place.name}.lock"), lambda holder: log(waiting)):
             if not _is_whole(place):
                 shutil.rmtree(place, ignore_errors=True)  # its files were changed
                 with replacing_folder(place, [_STATE]) as folder:

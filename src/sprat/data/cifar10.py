@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sprat.data import fetch, imageset, parquet, pickles
-    from sprat.data.fetch import Patience, Progress, Say
+    from sprat.data.fetch import Log, Patience, Progress
     from sprat.data.imageset import ImageSet
 else:
     np, torch = deferred("numpy"), deferred("torch")
@@ -120,7 +120,7 @@ def load(place: Path) -> tuple[ImageSet, ImageSet]:
 def download(
     folder: Path,
     progress: Progress = lambda done, total: None,
-    say: Say = lambda text: None,
+    log: Log = lambda text: None,
     mirrors: Sequence[str] = MIRRORS,
     expected_md5: str = ARCHIVE_MD5,
     size: int = ARCHIVE_SIZE,
@@ -132,7 +132,7 @@ def download(
         SpratError: no mirror provided it, or it cannot be written.
     """
     patience = patience or fetch.Patience()
-    return fetch.fetch(mirrors, folder / ARCHIVE, expected_md5, size, progress, say, patience)
+    return fetch.fetch(mirrors, folder / ARCHIVE, expected_md5, size, progress, log, patience)
 
 
 def verify(folder: Path) -> dict[Path, str]:

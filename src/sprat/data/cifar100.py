@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sprat.data import fetch, imageset, pickles
-    from sprat.data.fetch import Progress, Say
+    from sprat.data.fetch import Log, Progress
     from sprat.data.imageset import ImageSet
 else:
     fetch, imageset = deferred("sprat.data.fetch"), deferred("sprat.data.imageset")
@@ -66,7 +66,7 @@ def load(place: Path) -> tuple[ImageSet, ImageSet]:
 def download(
     folder: Path,
     progress: Progress = lambda done, total: None,
-    say: Say = lambda text: None,
+    log: Log = lambda text: None,
 ) -> Path:
     """Download the archive into `folder`; return its path.
 
@@ -74,7 +74,7 @@ def download(
         SpratError: no source provided it, or it cannot be written.
     """
     target = folder / PYTHON.archive
-    return fetch.fetch(MIRRORS, target, PYTHON.archive_md5, ARCHIVE_SIZE, progress, say)
+    return fetch.fetch(MIRRORS, target, PYTHON.archive_md5, ARCHIVE_SIZE, progress, log)
 
 
 def _class_names(meta: dict[bytes, Any], name: str) -> tuple[str, ...]:

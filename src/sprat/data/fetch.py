@@ -22,7 +22,7 @@ from sprat.errors import SpratError
 from sprat.files import lock
 
 Progress = Callable[[int, int], None]  # bytes so far, bytes in all
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def fetch(
     md5: str,
     size: int,
     progress: Progress = lambda done, total: None,
-    say: Say = lambda text: None,
+    log: Log = lambda text: None,
     patience: Patience = Patience(),
 ) -> Path:
     """Download a file of known md5 and size (bytes) to `target`, from the first source that is
@@ -65,10 +65,10 @@ def fetch(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         waiting = f"another process is downloading {target}; waiting for it"
-        with lock(target.with_name(f".{target.name}.lock"), lambda holder: say(waiting)):
+        with lock(target.with_name(f".{target.name}.lock"), lambda holder: log(waiting)):
             if target.is_file() and md5_of(target) == md5:  # another process has fetched it
                 return target
-            _Fetch(part, md5, size, progress, say, patience).fill([_Source(url) for url in urls])
+            _Fetch(part, md5, size, progress, log, patience).fill([_Source(url) for url in urls])
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
             part.replace(target)
@@ -103,7 +103,7 @@ class _Fetch:
     md5: str
     size: int
     progress: Progress
-    say: Say
+    log: Log
     patience: Patience
 
     def fill(self, sources: list[_Source]) -> None:
@@ -119,7 +119,7 @@ class _Fetch:
             self._take(source, _Meter(self.patience.window, slow))
             if others and self._have() < self.size:
                 slowly = f"gives only {source.rate / 1000:,.0f} kB/s"
-                self.say(f"{source.url}: {source.failure or slowly}")
+                self.log(f"{source.url}: {source.failure or slowly}")
 
     def _is_whole(self, giver: _Source | None) -> bool:
         """Return whether all bytes are there and correct; delete them if they are wrong."""
@@ -132,7 +132,7 @@ class _Fetch:
         why = f"gave {self.size:,} bytes with md5 {found}, expected {self.md5}"
         if giver is not None:  # otherwise no single source is to blame
             giver.failure = why
-        self.say(f"{giver.url if giver else 'several sources together'}: {why}")
+        self.log(f"{giver.url if giver else 'several sources together'}: {why}")
         return False
 
     def _choose(self, sources: list[_Source]) -> _Source:

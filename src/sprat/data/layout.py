@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sprat.data import archive, folders, shards, tables
-from sprat.data.fetch import Say
+from sprat.data.fetch import Log
 from sprat.data.found import Found, first_part, part_of
 from sprat.data.own import COLUMNS, PicturesConfig, form_of
 from sprat.data.picture import Picture
@@ -19,7 +19,7 @@ _DEEPEST = 10  # levels of folders that may wrap a set
 def find(
     place: Path,
     config: PicturesConfig,
-    say: Say = lambda text: None,
+    log: Log = lambda text: None,
     check: Callable[[Found], None] = lambda found: None,
 ) -> Found:
     """List your own pictures in whatever form they are, without reading one.
@@ -48,7 +48,7 @@ def find(
 
     form = None if place.is_dir() else form_of(place.name)
     if form == "archive":
-        return in_archive(archive.extract(place, say, in_archive))
+        return in_archive(archive.extract(place, log, in_archive))
     if form is None:
         return checked(_find_in_folder(place, config))
     if form == "parquet":

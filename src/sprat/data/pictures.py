@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sprat.data import cache, layout
-from sprat.data.fetch import Progress, Say
+from sprat.data.fetch import Log, Progress
 from sprat.data.found import PARTS, Found, Summary, few
 from sprat.data.imageset import (
     ImageSet,
@@ -58,7 +58,7 @@ class Parts(NamedTuple):
 def load(
     place: Path,
     config: PicturesConfig,
-    say: Say = lambda text: None,
+    log: Log = lambda text: None,
     progress: Progress = lambda done, total: None,
     *,
     whole: bool = False,
@@ -67,7 +67,7 @@ def load(
 
     Args:
         place: absolute path (the cache depends on it) of a folder, table, archive or parquet file.
-        say: called with sentences about what is left out.
+        log: called with sentences about what is left out.
         progress: called with the number of pictures read so far, and of all.
         whole: whether to accept pictures that can only be evaluated: a test part alone, or one
             class.
@@ -81,10 +81,10 @@ def load(
             written.
     """
     check = (lambda found: None) if whole else partial(_check_trainable, place)
-    found = layout.find(place, config, say, check)
+    found = layout.find(place, config, log, check)
     for sentence in found.left_out:
-        say(sentence)
-    pixels, about = _cached(place, found, config, say, progress)
+        log(sentence)
+    pixels, about = _cached(place, found, config, log, progress)
     _check_grey(place, about, config)
     if about["unreadable"]:
         first, *more = _unreadable(place, list(map(found.named, about["unreadable"])))
@@ -93,7 +93,7 @@ def load(
                 "Repair or remove these files, or leave them out with --pictures.unreadable skip."
             )
             raise SpratError(first, *more, remedy)
-        say("\n".join([f"left out: {first}", *more]))
+        log("\n".join([f"left out: {first}", *more]))
     groups = _groups(found, about["skipped"])
     images = InChannels(pixels, 3) if config.channels == 3 else pixels
     parts = split(found.classes, images, about, config, groups)
@@ -101,7 +101,7 @@ def load(
         _check_parts(place, parts.train, parts.test, config)
     if count := _count_divided(found):
         of_column = f"{shown(config.group_column)} are in more than one part"
-        say(
+        log(
             f"{count:,} groups of {of_column} of {visible(place)}, so accuracy will look better "
             "than it is. Keep each group in one part, or leave the column of parts out."
         )
@@ -281,7 +281,7 @@ def cache_file(place: Path, side: int) -> Path:
 
 
 def _cached(
-    place: Path, found: Found, config: PicturesConfig, say: Say, progress: Progress
+    place: Path, found: Found, config: PicturesConfig, log: Log, progress: Progress
 ) -> tuple[cache.Mapped, dict[str, Any]]:
     """Return the cached pictures and their description; read the pictures again if it is out of
     date.
@@ -301,7 +301,7 @@ def _cached(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         waiting = f"another process is reading {place}; waiting for it"
-        with lock(lock_file, lambda holder: say(waiting)):
+        with lock(lock_file, lambda holder: log(waiting)):
             if kept := cache.read(path, unchanged):  # another process has made it
                 return kept
             free = shutil.disk_usage(path.parent).free
@@ -332,8 +332,8 @@ def _read_into(
     of_picture = (n for n, group in enumerate(found.groups) for _ in range(group.count))
     pictures, done = found.pictures(), 0
     with (
-        replacing(path) as beside,
-        beside.open("w+b") as file,
+        replacing(path) as temporary,
+        temporary.open("w+b") as file,
         ThreadPoolExecutor(usable_cores()) as pool,
     ):
         writer = cache.Writer(file, side)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sprat.data.fetch import Progress, Say
+    from sprat.data.fetch import Log, Progress
     from sprat.data.imageset import ImageSet
 
 
@@ -51,7 +51,7 @@ class Published(Protocol):
             SpratError: a file is missing or damaged, or a package is not installed.
         """
 
-    def download(self, folder: Path, progress: Progress, say: Say) -> Path:
+    def download(self, folder: Path, progress: Progress, log: Log) -> Path:
         """Download the dataset into `folder`; return what `load` needs.
 
         Raises:

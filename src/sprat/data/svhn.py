@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from sprat.data import fetch, imageset, pickles
-    from sprat.data.fetch import Progress, Say
+    from sprat.data.fetch import Log, Progress
     from sprat.data.imageset import ImageSet
 else:
     np, torch = deferred("numpy"), deferred("torch")
@@ -66,7 +66,7 @@ def load(place: Path) -> tuple[ImageSet, ImageSet]:
 def download(
     folder: Path,
     progress: Progress = lambda done, total: None,
-    say: Say = lambda text: None,
+    log: Log = lambda text: None,
 ) -> Path:
     """Download both files into `folder`; return it.
 
@@ -74,7 +74,7 @@ def download(
         SpratError: a file was not available or cannot be written.
     """
     for name, md5 in FILE_MD5S.items():
-        fetch.fetch([ADDRESS + name], folder / name, md5, SIZES[name], progress, say)
+        fetch.fetch([ADDRESS + name], folder / name, md5, SIZES[name], progress, log)
     return folder
 
 

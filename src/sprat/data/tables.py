@@ -173,8 +173,8 @@ def _parts_of_folders(found: dict[Path, Labelled], root: Path) -> dict[str, str]
     empty if the table already says the parts, or some picture is elsewhere."""
     folders = {file.relative_to(root).parts[0] for file in found}
     parts = {folder: part_of(folder) or "" for folder in folders}
-    told = any(labelled.part for labelled in found.values())
-    return {} if told or "" in parts.values() or len(set(parts.values())) < 2 else parts
+    named = any(labelled.part for labelled in found.values())
+    return {} if named or "" in parts.values() or len(set(parts.values())) < 2 else parts
 
 
 def _check_same(first: _Named, second: _Named) -> None:

@@ -60,14 +60,14 @@ class Source:
     """A model as the formats receive it.
 
     graph: a copy of the model's network, on the CPU, in evaluation mode. training: images to
-    calibrate on, for formats that need some. say: called with a description of each stage.
+    calibrate on, for formats that need some. log: called with a description of each stage.
     """
 
     model: Model
     graph: Graph
     options: Options
     training: ImageSet | None = None
-    say: Callable[[str], None] = lambda doing: None
+    log: Callable[[str], None] = lambda doing: None
 
     @classmethod
     def of(
@@ -75,18 +75,18 @@ class Source:
         model: Model,
         options: Options,
         training: ImageSet | None = None,
-        say: Callable[[str], None] = lambda doing: None,
+        log: Callable[[str], None] = lambda doing: None,
     ) -> Source:
         """Return the source for a model, which is not changed."""
         network = copy.deepcopy(model.network).cpu().eval()
         graph = Graph(network, None if options.raw else model.normalization).eval()
-        return cls(model, graph, options, training, say)
+        return cls(model, graph, options, training, log)
 
     def calibration(self) -> Images:
         """Return training images to calibrate on, stratified by class."""
         assert self.training is not None
         images = calibration_images(self.training)
-        self.say(f"calibrating on {len(images):,} images")
+        self.log(f"calibrating on {len(images):,} images")
         return images
 
     @property

@@ -71,7 +71,7 @@ def export(
     compared: ImageSet | None = None,
     training: ImageSet | None = None,
     overwrite: bool = False,
-    say: Callable[[str], None] = lambda doing: None,
+    log: Callable[[str], None] = lambda doing: None,
 ) -> Exported:
     """Write a model in another format, if the file agrees with PyTorch.
 
@@ -83,7 +83,7 @@ def export(
         training: images to calibrate on, for formats that need some, none of them in `compared`; by
             default the ranges stored with the model are used, if the format supports that.
         overwrite: whether to replace an existing file, or a folder that contains only an export.
-        say: called with a description of each stage.
+        log: called with a description of each stage.
 
     Raises:
         SpratError: as for `check_options`, `check_output` and `check_model`; there are no images to
@@ -103,14 +103,14 @@ def export(
             "compared on others, but there are none. Give the dataset, or choose another format: "
             f"{exact}."
         )
-    source = Source.of(model, options, training, say)
+    source = Source.of(model, options, training, log)
     network, normalization, raw = source.graph.network, model.normalization, options.raw
     seen = compared_images(model.side, model.channels, compared)
 
-    say(f"writing {format}")
+    log(f"writing {format}")
     contents, compiled = _contents(wanted, source), None
     if options.compile and wanted.compile:
-        say("compiling")
+        log("compiling")
         compiled = wanted.compile(contents[format], options)
     names = wanted.names(options) if wanted.names else ()
     with _placing(path, contents[format], names) as contents[format]:
@@ -118,7 +118,7 @@ def export(
         runs |= {
             name: FORMATS[name].open(content, source.graph) for name, content in contents.items()
         }
-        say(f"comparing {len(seen):,} images")
+        log(f"comparing {len(seen):,} images")
         expected = predict_probabilities(network, seen.images, normalization)
         given = {"torch": expected}
         for name in contents:
@@ -136,7 +136,7 @@ def export(
             worst = check_class_drop(format, given[format], expected, seen, options.max_class_drop)
         elif not wanted.exact:
             check_alike(format, given[format], expected)
-        say("timing one image")
+        log("timing one image")
         timed = {name: run for name, run in runs.items() if name == "torch" or FORMATS[name].timed}
         milliseconds = latencies(timed, graph_input(seen.images[:1], normalization, raw))
     sizes = {"torch": sum(t.nbytes for t in network.state_dict().values())}
@@ -198,14 +198,14 @@ def _placing(path: Path, content: Content, names: Collection[str]) -> Iterator[C
         names: names in a folder that may be replaced.
     """
     if isinstance(content, bytes):
-        with replacing(path, size=len(content)) as beside:
-            beside.write_bytes(content)
-            yield beside.read_bytes()
+        with replacing(path, size=len(content)) as temporary:
+            temporary.write_bytes(content)
+            yield temporary.read_bytes()
         return
-    with replacing_folder(path, names) as beside:
+    with replacing_folder(path, names) as temporary:
         for name, part in content.items():
-            (beside / name).write_bytes(part)
-        yield {name: (beside / name).read_bytes() for name in content}
+            (temporary / name).write_bytes(part)
+        yield {name: (temporary / name).read_bytes() for name in content}
 
 
 def _contents(format: Format, source: Source) -> dict[str, Content]:

@@ -144,9 +144,9 @@ class ProcessPool(Generic[Task, Common, Result]):
             if self.should_stop():
                 self.close()
                 raise Stopped
-            heard = wait([worker.connection for worker in self.busy], LOOK_EVERY)
+            readable = wait([worker.connection for worker in self.busy], LOOK_EVERY)
             for worker in list(self.busy):
-                if worker.connection in heard:
+                if worker.connection in readable:
                     try:
                         ended = worker.connection.recv()
                     except (EOFError, OSError):
@@ -184,8 +184,8 @@ class ProcessPool(Generic[Task, Common, Result]):
                 _send(connection, None)
             end = time.monotonic() + STOP_PATIENCE
             while stopping and (left := end - time.monotonic()) > 0:
-                heard = wait(stopping, left)
-                for connection in [each for each in stopping if each in heard]:
+                readable = wait(stopping, left)
+                for connection in [each for each in stopping if each in readable]:
                     try:
                         connection.recv_bytes()  # the result of a task that has just ended
                     except (EOFError, OSError):

@@ -322,8 +322,8 @@ class Driver:
         decide = functools.partial(self._finalist_epochs, chosen)
         epochs = self._kept(FINALISTS_FILE, "epochs", decide) if len(chosen) > 1 else 0
         self.watcher.finalists(chosen, epochs, self)
-        anew = [dataclasses.replace(trial, rungs={}, seconds=0.0) for trial in chosen]
-        longer = {f"{trial.number}{LONG}": trial for trial in anew}
+        fresh = [dataclasses.replace(trial, rungs={}, seconds=0.0) for trial in chosen]
+        longer = {f"{trial.number}{LONG}": trial for trial in fresh}
         if epochs:
             self._train(
                 longer, epochs, self.plan.finalists_end, self._long_task,

@@ -30,9 +30,9 @@ class Log:
     """
 
     def __init__(self, descriptor: int, dropped: Callable[[int], None] = lambda lines: None):
-        self._descriptor, self._tell_dropped = descriptor, dropped
+        self._descriptor, self._report_dropped = descriptor, dropped
         self._lines: SimpleQueue[str | None] = SimpleQueue()  # None: the end
-        self._dropped = self._told = 0
+        self._dropped = self._reported = 0
         self._cut = False  # a line was written in part
         # a daemon: a write to a full pipe may never return
         self._thread = Thread(target=self._work, name="log", daemon=True)
@@ -52,7 +52,7 @@ class Log:
 
     def _drop(self, lines: int) -> None:
         self._dropped += lines
-        self._tell_dropped(lines)
+        self._report_dropped(lines)
 
     def _work(self) -> None:
         line = self._lines.get()
@@ -64,9 +64,9 @@ class Log:
                     lines.append(line)
             except Empty:
                 pass
-            untold = self._dropped - self._told
-            if untold and not self._write([json.dumps({"time": now(), "dropped": untold})]):
-                self._told += untold
+            unreported = self._dropped - self._reported
+            if unreported and not self._write([json.dumps({"time": now(), "dropped": unreported})]):
+                self._reported += unreported
             if left := self._write(lines):
                 self._drop(left)
             if line is not None:

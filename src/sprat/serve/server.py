@@ -32,7 +32,7 @@ MOST_HEADERS = 100
 HEAD_BYTES = 1 << 16  # of a request's line and headers
 MOST_PIPELINED = 16  # requests of one connection that wait for earlier responses
 SEND_BUFFER = 1 << 16  # bytes of a connection's responses that the system buffers
-TELL_AGAIN = 60  # seconds
+REPORT_AGAIN = 60  # seconds
 
 
 def run(
@@ -132,7 +132,7 @@ def listen(host: str, port: int, backlog: int) -> socket.socket:
 class _Server(uvicorn.Server):
     """uvicorn's server, which prints its address when it is ready and always shuts down."""
 
-    _told = -math.inf  # when a failure to accept was last reported
+    _reported = -math.inf  # when a failure to accept was last reported
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(self._failed)
@@ -161,8 +161,8 @@ class _Server(uvicorn.Server):
         """Handle a failure: at the limit of open files, asyncio would report every connection."""
         if "accept" not in context["message"]:
             loop.default_exception_handler(context)
-        elif time.monotonic() >= self._told + TELL_AGAIN:
-            self._told = time.monotonic()
+        elif time.monotonic() >= self._reported + REPORT_AGAIN:
+            self._reported = time.monotonic()
             logging.getLogger(__name__).error(
                 "no connection can be accepted: %s", context.get("exception")
             )

@@ -9,7 +9,7 @@ from torch import Tensor
 WARM_UP_CALLS = 3  # eager, to keep lazy initialisation out of the graph
 
 
-class Beside:
+class SideStream:
     """Work on a CUDA stream of its own, in parallel to the current one; on a CPU, done at once."""
 
     def __init__(self, device: torch.device) -> None:

@@ -73,7 +73,7 @@ def train(
     if distributed.is_first():
         check_free(folder)
         check_empty(folder, besides)
-    observer = _heard(observer)
+    observer = _first_only(observer)
     start = start or load_start(config)
     settled = settle_for(config, dataset, observer)
     run = Run(settled, dataset, folder, Origin(recipe, overrides or {}), start)
@@ -115,7 +115,7 @@ def resume(
             return finished
         if distributed.is_first():
             sweep_run(folder)
-        observer = _heard(observer)
+        observer = _first_only(observer)
         if "auto" in (config.device, config.precision, config.kernels) or not config.threads:
             raise SpratError(
                 f"{folder / CONFIG_FILE} does not record the device, precision, kernels and "
@@ -132,7 +132,7 @@ def resume(
         run.is_ours = is_ours
         if saved:
             restore(run)
-        if distributed.told(run.steps_taken) != run.steps_taken:
+        if distributed.broadcast_value(run.steps_taken) != run.steps_taken:
             raise SpratError(
                 f"{folder} has another checkpoint here than on the machine of the first process. "
                 "Use a folder that all machines share."
@@ -140,7 +140,7 @@ def resume(
         return _to_the_end(run, observer, should_stop)
 
 
-def _heard(observer: Observer | None) -> Observer:
+def _first_only(observer: Observer | None) -> Observer:
     """Return the observer in the first process; in others, one that does nothing."""
     return observer if observer and distributed.is_first() else Observer()
 
@@ -215,7 +215,7 @@ def _to_the_end(run: Run, observer: Observer, should_stop: Callable[[], bool]) -
         finally:
             run.images.batches.close()
         results = finish(run, observer) if distributed.is_first() else None
-        results = distributed.told(results)
+        results = distributed.broadcast_value(results)
         observer.finished(run, results)
         return results
     finally:

@@ -25,7 +25,7 @@ from sprat.runtime import autocast, derive_seed
 from sprat.settings.config import Config
 from sprat.training.distill import Teacher, answers_of, distance
 from sprat.training.ema import EMA, reestimate_batchnorm
-from sprat.training.record import Beside, CapturedStep
+from sprat.training.record import CapturedStep, SideStream
 from sprat.training.schedules import RunSchedule
 
 Update = Callable[[tuple[int, str | None], Tensor, Tensor, Tensor], Tensor]
@@ -76,7 +76,7 @@ class Step:
         self.generator = torch.Generator(self.device)
         self.forward = fast_forward(network, config)
         self.teach = answers_of(teachers, config, normalization) if teachers else None
-        self.beside = Beside(self.device)
+        self.side_stream = SideStream(self.device)
         recorded = self.device.type == "cuda" and config.kernels != "torch"
         recorded &= distributed.count() == 1  # an all-reduce cannot be captured
         self.update: Update = self._recorded() if recorded else self._update
@@ -121,7 +121,7 @@ class Step:
             )
         inputs = normalize(images, self.mean, self.std)
 
-        taught = self.beside.begin(self.teach, inputs) if self.teach else None  # B, K
+        taught = self.side_stream.begin(self.teach, inputs) if self.teach else None  # B, K
         logits = self.forward(inputs)  # B, K
         loss = F.cross_entropy(
             logits.float(),
@@ -130,7 +130,7 @@ class Step:
             label_smoothing=config.label_smoothing,
         )
         if taught is not None:
-            self.beside.join()
+            self.side_stream.join()
             share = config.distill.weight
             loss = (1 - share) * loss + share * distance(logits, taught, config.distill.temperature)
 

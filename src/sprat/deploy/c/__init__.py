@@ -87,7 +87,7 @@ def write(given: Source, before: bytes) -> Files:
     drawn = agreement.drawings(DRAWINGS, model.side, model.channels).images[:].numpy()
     files = source.write_source(program, drawn, reference.scores(program.network, drawn))
     if given.options.verify:
-        given.say("compiling and running the self-test")
+        given.log("compiling and running the self-test")
         compiler.verify(files)
     return files
 
