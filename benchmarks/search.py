@@ -178,6 +178,7 @@ def halving(arguments: argparse.Namespace, dataset: Dataset, recipe: Config) -> 
                 flush=True,
             )
     return {
+        "limits": ways["halving"][0]["limits"],
         "minutes": arguments.halving_minutes,
         "epochs": arguments.epochs or COMPARED_EPOCHS,
         "ways": ways,

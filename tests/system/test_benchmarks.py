@@ -330,6 +330,7 @@ def test_search_compares_what_was_found_and_takes_up_what_is_finished(
     alone = found["right_alone"]
     test = load_dataset("shapes10", None).test
     assert found["difference"] == pytest.approx((alone["found"] - alone["SpratS"]) / len(test))
+    assert figures["halving"]["limits"] == {"max_parameters": 20_000, "max_macs": 5_000_000}
     (halved,), (random,) = ways["halving"], ways["random"]
     assert found["trained"] == sum(t["state"] != "refused" for t in found["trials"])
     assert len(random["rungs"]) == 1
