@@ -75,7 +75,7 @@ def _extent_of_the_gradient(network: nn.Module, side: int, width: int | None = N
     return int(rows.max() - rows.min()) + 1
 
 
-def test_where_the_briefs_67_comes_from() -> None:
+def test_claimed_field_of_67_comes_from_a_late_jump() -> None:
     """Check that 67 follows if the jump grows after a stage, not at its strided convolution."""
     late = late_jump = 1
     right = right_jump = 1
@@ -89,22 +89,22 @@ def test_where_the_briefs_67_comes_from() -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-class TestEveryModel:
+class TestEveryNetwork:
     def test_has_its_known_field_and_macs(self, name: str) -> None:
         summary = summarize(build_network(name))
         assert (summary.receptive_field, summary.macs) == KNOWN[name]
 
-    def test_sees_what_the_gradient_reaches(self, name: str) -> None:
+    def test_receptive_field_equals_extent_of_gradient(self, name: str) -> None:
         field = KNOWN[name][0]
         assert _extent_of_the_gradient(build_network(name), 2 * field + 64, width=32) == field
 
-    def test_macs_are_half_of_what_torch_counts_as_flops(self, name: str) -> None:
+    def test_macs_are_half_of_torchs_flops(self, name: str) -> None:
         network = build_network(name).eval()
         with FlopCounterMode(display=False) as counter:
             network(torch.zeros(1, 3, 32, 32))
         assert counter.get_total_flops() == 2 * summarize(network).macs
 
-    def test_is_recorded_as_torch_export_traces_it(self, name: str) -> None:
+    def test_trace_matches_torch_export(self, name: str) -> None:
         """Compare everything but the last argument of batch_norm, a flag of the backend."""
         network = build_network(name)
         pairs = zip(trace(network), list_ops(export(network, 32)), strict=True)
@@ -123,7 +123,7 @@ class TestEveryModel:
         names = [layer.name for layer in summary.layers]
         assert len(set(names)) == len(names)
 
-    def test_is_left_as_it_was(self, name: str) -> None:
+    def test_summary_leaves_network_unchanged(self, name: str) -> None:
         network = build_network(name).train()
         before = {key: value.clone() for key, value in network.state_dict().items()}
         summarize(network)
@@ -137,7 +137,7 @@ class Random(nn.Module):
     def __init__(self, layers: list[dict[str, int | str]]) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
-        self.beside = nn.ModuleList()
+        self.parallel = nn.ModuleList()
         for layer in layers:
             kernel, dilation = int(layer["kernel"]), int(layer["dilation"])
             padding = dilation * (kernel - 1) // 2
@@ -150,15 +150,17 @@ class Random(nn.Module):
             else:
                 window = nn.Conv2d(3, 3, kernel, 1, padding, dilation)
             self.layers.append(window)
-            beside = nn.Identity() if layer["kind"] == "shortcut" else nn.Conv2d(3, 3, 5, padding=2)
-            self.beside.append(
-                beside if layer["kind"] in ("shortcut", "branches") else nn.Identity()
+            parallel = (
+                nn.Identity() if layer["kind"] == "shortcut" else nn.Conv2d(3, 3, 5, padding=2)
+            )
+            self.parallel.append(
+                parallel if layer["kind"] in ("shortcut", "branches") else nn.Identity()
             )
         self.kinds = [layer["kind"] for layer in layers]
 
     def features(self, x: Tensor) -> Tensor:
-        for kind, window, beside in zip(self.kinds, self.layers, self.beside, strict=True):
-            x = window(x) + beside(x) if kind in ("shortcut", "branches") else window(x)
+        for kind, window, parallel in zip(self.kinds, self.layers, self.parallel, strict=True):
+            x = window(x) + parallel(x) if kind in ("shortcut", "branches") else window(x)
         return x
 
     def forward(self, x: Tensor) -> Tensor:
@@ -182,7 +184,7 @@ LAYERS = st.lists(
 
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
 @given(LAYERS)
-def test_the_field_of_random_networks_is_what_the_gradient_reaches(
+def test_field_of_random_networks_equals_extent_of_gradient(
     layers: list[dict[str, int | str]],
 ) -> None:
     network = Random(layers)
@@ -192,7 +194,7 @@ def test_the_field_of_random_networks_is_what_the_gradient_reaches(
 
 
 class TestTracing:
-    def test_what_the_recurrence_does_not_know_is_refused_by_name(self) -> None:
+    def test_unsupported_operation_is_refused_by_name(self) -> None:
         class Odd(nn.Sequential):
             def __init__(self) -> None:
                 super().__init__()
@@ -221,7 +223,7 @@ class TestTracing:
         with pytest.raises(SpratError, match=f"Dynamic cannot be traced on .* 3 x {side} x {side}"):
             summarize(Dynamic(), side)
 
-    def test_what_a_network_makes_on_its_way_is_no_image(self) -> None:
+    def test_tensors_created_in_forward_are_supported(self) -> None:
         class Reordered(nn.Module):
             """Network with tensors that are neither image nor buffer, and a write in place."""
 
@@ -239,11 +241,11 @@ class TestTracing:
             assert (mean.kind, mean.shape, mean.inputs) == ("mean", (1, 2), (len(ops) - 2,))
             assert [ops[place].args[1] for place in cat.inputs] == [2, 0]
 
-    def test_images_that_it_cannot_take_are_told(self) -> None:
+    def test_unsupported_image_size_is_reported(self) -> None:
         with pytest.raises(SpratError, match=r"images of 3 x 8 x 8: .*expected B x 3 x H x W"):
             summarize(build_network("ResNet8"), side=8)
 
-    def test_attention_to_the_whole_map_sees_the_whole_image(self) -> None:
+    def test_receptive_field_is_none_with_global_attention(self) -> None:
         class Squeezed(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
@@ -259,10 +261,10 @@ class TestTracing:
         assert json.loads(json.dumps(summary.to_dict()))["receptive_field"] is None
 
     @pytest.mark.parametrize(("padding", "field"), [("same", 9), ("valid", 9), (4, 9), (0, 9)])
-    def test_paddings_by_word(self, padding: int | str, field: int) -> None:
+    def test_padding_does_not_change_receptive_field(self, padding: int | str, field: int) -> None:
         assert receptive_field(nn.Conv2d(3, 4, 5, padding=padding, dilation=2)) == field  # type: ignore[arg-type]
 
-    def test_layer_norm_over_channels_is_seen_through(self) -> None:
+    def test_channel_layer_norm_keeps_receptive_field(self) -> None:
         class ChannelsLast(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
@@ -277,7 +279,7 @@ class TestTracing:
 
 
 class TestEffectiveField:
-    def test_of_one_window_is_its_weights(self) -> None:
+    def test_of_one_convolution_equals_its_weights(self) -> None:
         """Use a linear network, whose gradient is the same on every image: the window."""
         network = nn.Conv2d(3, 1, 5, padding=2, bias=False)
         field = effective_field(network, 16)
@@ -286,14 +288,14 @@ class TestEffectiveField:
         torch.testing.assert_close(field[middle, middle], window / window.max())
         assert int((field > 0).sum()) == 25
 
-    def test_lies_within_the_field_and_is_the_same_again(self) -> None:
+    def test_is_deterministic_and_within_receptive_field(self) -> None:
         network = build_network("ResNet8")
         field = effective_field(network, 64)
         assert torch.equal(field, effective_field(network, 64))
         rows = field.sum(1).nonzero()
         assert 1 < effective_side(field) < int(rows.max() - rows.min()) + 1 <= 25
 
-    def test_there_is_none_where_all_is_seen(self) -> None:
+    def test_is_refused_if_network_depends_on_whole_image(self) -> None:
         class Weighed(nn.Module):
             def forward(self, x: Tensor) -> Tensor:
                 return (x * x.mean((2, 3), keepdim=True)).mean((2, 3))
@@ -352,7 +354,7 @@ class TestMemory:
             ops = _random_graph(rng)
             assert peak_activations(ops).values == _least_peak_of_all_orders(ops)
 
-    def test_of_the_briefs_network_is_three_maps_of_its_first_block(self) -> None:
+    def test_peak_of_optimized200k_is_three_maps_of_first_block(self) -> None:
         """Check for three maps: the shortcut's, and those that the depthwise and the pointwise
         convolutions write."""
         summary = summarize(build_network("OptimizedCIFAR10Net200K"))
@@ -361,7 +363,7 @@ class TestMemory:
         assert summary.peak_bytes == {"fp32": 245_760, "fp16": 122_880, "int8": 61_440}
 
     @pytest.mark.parametrize("name", ["OptimizedCIFAR10Net200K", "ResNet8", "SpratT"])
-    def test_is_that_of_the_plan(self, name: str) -> None:
+    def test_ram_and_int8_flash_come_from_the_plan(self, name: str) -> None:
         network = build_network(name)
         summary, plan = summarize(network), memory_plan(network, 32)
         assert summary.ram_bytes == {
@@ -414,7 +416,7 @@ class TestLimits:
             ("min_accuracy", 0.875),
         ],
     )
-    def test_is_kept_up_to_the_target_itself(
+    def test_is_kept_up_to_and_including_target(
         self, summary: Summary, name: str, achieved: float
     ) -> None:
         step = 0.001 if name == "min_accuracy" else 1
@@ -429,7 +431,7 @@ class TestLimits:
                 abs(target - achieved) / target * (1 if kept else -1)
             )
 
-    def test_only_limits_that_are_given_are_judged(self, summary: Summary) -> None:
+    def test_only_given_limits_are_checked(self, summary: Summary) -> None:
         assert check_limits({}, summary) == []
         given = {"max_macs": 0, "min_receptive_field": 45}
         (verdict,) = check_limits(given, summary)
@@ -437,15 +439,15 @@ class TestLimits:
             "receptive field", "≥ 45 px", "109 px"
         )  # fmt: skip
 
-    def test_an_accuracy_is_a_runs(self, summary: Summary) -> None:
+    def test_min_accuracy_needs_a_finished_run(self, summary: Summary) -> None:
         with pytest.raises(SpratError, match=r"min_accuracy is 0\.9, but only a finished run"):
             check_limits({"min_accuracy": 0.9}, summary)
 
-    def test_of_ram_may_have_its_former_name(self, summary: Summary) -> None:
+    def test_ram_limit_accepts_its_former_name(self, summary: Summary) -> None:
         (verdict,) = check_limits({"max_peak_memory": 41_657}, summary, "int8")
         assert (verdict.metric, verdict.kept) == ("arena in int8", False)
 
-    def test_of_ram_is_never_said_to_be_kept_without_a_plan(self) -> None:
+    def test_ram_limit_is_refused_without_a_plan(self) -> None:
         summary = summarize(build_network("Tiniest"))
         assert (summary.plan, summary.ram_bytes) == (None, None)
         for stored_as in ("fp32", "int8"):

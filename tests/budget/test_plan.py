@@ -127,16 +127,14 @@ class TestPlan:
         lowered = lowered_of(network, 16)
         _check_every_byte(lowered, plan_memory(lowered))
 
-    def test_outputs_follow_their_inputs_as_closely_as_they_can(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_smaller_gap_would_overwrite_values(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(plan, "gap", lambda layer: max(0, gap(layer) - 1))
         for network in NARROW:
             lowered = lowered_of(network, 16)
             with pytest.raises(AssertionError):
                 _check_every_byte(lowered, plan_memory(lowered))
 
-    def test_needs_less_than_executorch_plans_and_than_the_goals(self) -> None:
+    def test_arena_stays_within_executorchs_plan_and_goals(self) -> None:
         most = {"ResNet8": 49_728, "OptimizedCIFAR10Net200K": 61_440, "SpratS": 114_688}
         for name, limit in (most | {"SpratT": 49_152}).items():
             planned = memory_plan(build_network(NetworkConfig(name=name), 10), 32)
@@ -164,7 +162,7 @@ class _Net(nn.Module):
 
 
 class TestLowering:
-    def test_a_concatenation_is_no_layer(self) -> None:
+    def test_concatenation_needs_no_layer(self) -> None:
         lowered = lower(trace(_Net(), 8))
         one, two, *rest = lowered.layers
         assert one.output.buffer is two.output.buffer is rest[0].inputs[0]
@@ -172,7 +170,7 @@ class TestLowering:
         assert len(rest) == 2
 
     @pytest.mark.parametrize("name", NETWORKS)
-    def test_what_has_no_integer_form_is_named_with_its_place(self, name: str) -> None:
+    def test_layers_without_integer_form_are_refused_by_name(self, name: str) -> None:
         refused = pytest.raises(SpratError, match=UNSUPPORTED.get(name))
         with refused if name in UNSUPPORTED else contextlib.nullcontext():
             lowered_of(NetworkConfig(name=name), 16)

@@ -145,16 +145,16 @@ def with_statistics(network: nn.Module) -> nn.Module:
 
 class TestLayersInFloatingPoint:
     @pytest.mark.parametrize("name", sorted(NETWORKS.keys() - UNSUPPORTED))
-    def test_are_the_network(self, name: str) -> None:
+    def test_give_the_networks_logits(self, name: str) -> None:
         network = with_statistics(build_network(name))
         assert_same_logits(network, lower(trace(network, 16)), torch.randn(2, 3, 16, 16))
 
-    def test_are_a_network_with_every_kind_of_layer(self) -> None:
+    def test_give_the_same_logits_for_every_layer_kind(self) -> None:
         network = with_statistics(Everything())
         assert_same_logits(network, lower(trace(network, 16)), torch.randn(4, 3, 16, 16))
 
     @pytest.mark.parametrize("kind", MOVES)
-    def test_are_values_moved_without_arithmetic(self, kind: str) -> None:
+    def test_moves_keep_logits_and_add_expected_layers(self, kind: str) -> None:
         layers, move = MOVES[kind]
         network = Moved(move)
         lowered = lower(trace(network, 6))
@@ -162,7 +162,7 @@ class TestLayersInFloatingPoint:
         assert len(lowered.layers) == 5 + layers  # convolution, sum, two means, ReLU
 
     @pytest.mark.parametrize("kind", UNMOVED)
-    def test_name_what_cannot_be_moved(self, kind: str) -> None:
+    def test_unsupported_moves_are_refused(self, kind: str) -> None:
         reason, move = UNMOVED[kind]
         with pytest.raises(SpratError, match=f"cannot be computed in integers: {reason}"):
             lower(trace(Moved(move), 6))
@@ -176,14 +176,14 @@ def assert_same_logits(network: nn.Module, lowered: Lowered, images: Tensor) -> 
 
 
 class TestReference:
-    def test_rescales_as_a_product_rounded_halves_up(self) -> None:
+    def test_rescaling_rounds_half_up(self) -> None:
         rescale = Rescale.by([0.5, 0.25, 1.0, 3.0, 1e-30])
         sums = np.arange(-9, 10).reshape(1, -1, 1, 1).repeat(5, 0)
         given = reference._rescale(sums, rescale, slice(None))[:, :, 0, 0]
         for row, factor in zip(given, [0.5, 0.25, 1.0, 3.0, 0.0], strict=True):
             assert row.tolist() == np.floor(np.arange(-9, 10) * factor + 0.5).tolist()
 
-    def test_every_layer_has_a_name_of_its_own(self) -> None:
+    def test_layer_names_are_unique(self) -> None:
         layers = [
             Add(place=place, inputs=(), output=Map(1, 1, 1))
             for place in ("", "a.b_2", "a.b", "a.b", "a_b", "add_2", "")
@@ -191,13 +191,13 @@ class TestReference:
         lowered = Lowered(tuple(layers), Map(3, 1, 1), Map(1, 1, 1))
         assert layer_names(lowered) == ["add", "a_b_2", "a_b", "a_b_3", "a_b_4", "add_2", "add_3"]
 
-    def test_values_that_are_no_numbers_are_refused(self) -> None:
+    def test_non_finite_values_are_refused(self) -> None:
         network = with_statistics(Everything())
         network.norm.running_var.fill_(float("nan"))
         with pytest.raises(SpratError, match="not finite"):
             integer_of(network, noise_images(2, 16), NORMALIZATION)
 
-    def test_is_near_the_network(self) -> None:
+    def test_is_close_to_the_network(self) -> None:
         network, images = with_statistics(Everything()), noise_images(64, 16)
         integer = integer_of(network, images, NORMALIZATION)
         given = reference.scores(integer, images.numpy())
@@ -211,7 +211,7 @@ class TestReference:
 @needs_gcc
 class TestC:
     @pytest.mark.parametrize("layout", ["planes", "hwc"])
-    def test_every_kind_of_layer_is_the_reference_byte_for_byte(
+    def test_every_layer_kind_equals_reference_byte_for_byte(
         self, layout: str, tmp_path: Path
     ) -> None:
         images = noise_images(64, 16)
@@ -221,7 +221,7 @@ class TestC:
         assert (given == reference.scores(integer, images.numpy())).all()
 
     @pytest.mark.parametrize("name", ["WRN16x1", "DenseNetBC40"])
-    def test_networks_are_the_reference_byte_for_byte(self, name: str, tmp_path: Path) -> None:
+    def test_networks_equal_reference_byte_for_byte(self, name: str, tmp_path: Path) -> None:
         images = noise_images(4, 16)
         integer = integer_of(with_statistics(build_network(name)), images, NORMALIZATION)
         program = program_of(integer)
@@ -229,7 +229,7 @@ class TestC:
         assert (given == reference.scores(integer, images.numpy())).all()
 
     @pytest.mark.parametrize("name", SMALLEST)
-    def test_the_smallest_shipped_models_are_the_reference_byte_for_byte(
+    def test_smallest_pretrained_models_equal_reference_byte_for_byte(
         self, name: str, tmp_path: Path
     ) -> None:
         model, images = load_model(zoo.ZOO / name), noise_images(20, 32)
@@ -239,7 +239,7 @@ class TestC:
         assert (given == reference.scores(integer, images.numpy())).all()
         assert len(np.unique(given)) > 20
 
-    def test_names_of_any_kind_are_written(self, tmp_path: Path) -> None:
+    def test_class_names_with_special_characters_are_kept(self, tmp_path: Path) -> None:
         names = ['"quoted" \\n ??/ */', "Żółw\n", "\x019", "x" * 255, "1234567"[:3], "a", "b"]
         integer = integer_of(with_statistics(Everything()), noise_images(4, 16), NORMALIZATION)
         program = dataclasses.replace(program_of(integer, names), title="*/ ??/ \\")
@@ -307,7 +307,7 @@ class TestExport:
         assert "16 of 16 as expected" in made.stdout, made.stderr
 
     @needs_gcc
-    def test_the_self_test_fails_on_other_scores(self, model: Model, tmp_path: Path) -> None:
+    def test_self_test_fails_on_wrong_scores(self, model: Model, tmp_path: Path) -> None:
         program = program_of(integer_of(model.network, noise_images(20, 16), NORMALIZATION))
         images = noise_images(2, 16).numpy()
         scores = reference.scores(program.network, images)
@@ -318,7 +318,7 @@ class TestExport:
         assert made.returncode != 0
         assert "1 of 2 as expected" in made.stdout
 
-    def test_a_folder_is_replaced_only_if_nothing_of_the_users_is_in_it(
+    def test_folder_is_overwritten_only_if_it_has_no_other_files(
         self,
         model: Model,
         sets: dict[str, Any],
@@ -346,7 +346,7 @@ class TestExport:
             self.export(model, Path(), sets, overwrite=True)
 
     @pytest.mark.parametrize("compiler", ["false", "nothing-of-this-name"])
-    def test_verify_reports_a_compiler_that_fails_or_is_not_there(
+    def test_verify_reports_a_failing_or_missing_compiler(
         self,
         compiler: str,
         model: Model,
@@ -365,7 +365,7 @@ class TestExport:
             self.export(model, folder, sets, verify=True)
             assert "no C compiler (nothing-of-this-name)" in capsys.readouterr().err
 
-    def test_a_folder_of_the_users_is_not_taken_for_a_file_of_that_name(
+    def test_subfolder_with_a_generated_name_prevents_overwriting(
         self, model: Model, sets: dict[str, Any], tmp_path: Path
     ) -> None:
         (tmp_path / "folder" / "selftest").mkdir(parents=True)
@@ -373,13 +373,11 @@ class TestExport:
             self.export(model, tmp_path / "folder", sets, overwrite=True)
 
     @pytest.mark.parametrize("prefix", ["", "9", "a-b", "ä", "main", "x" * 41])
-    def test_a_prefix_that_is_no_name_in_c_is_refused(self, prefix: str) -> None:
+    def test_invalid_c_prefix_is_refused(self, prefix: str) -> None:
         with pytest.raises(SpratError, match="prefix is "):
             Options(prefix=prefix)
 
-    def test_a_network_without_an_integer_form_is_refused_before_its_images_are_loaded(
-        self, tmp_path: Path
-    ) -> None:
+    def test_unsupported_network_is_refused_before_loading_images(self, tmp_path: Path) -> None:
         network = build_network("Tiniest").eval()
         names = tuple(map(str, range(10)))
         save_model(
@@ -393,7 +391,7 @@ class TestExport:
                 data_dir=tmp_path / "nowhere",
             )
 
-    def test_a_name_that_c_cannot_hold_is_refused(
+    def test_class_name_with_null_character_is_refused(
         self, model: Model, sets: dict[str, Any], tmp_path: Path
     ) -> None:
         names = ("a\0b", *model.classes[1:])
@@ -405,7 +403,7 @@ class TestExport:
 
 @needs_gcc
 class TestCompiled:
-    def test_is_what_the_compiler_and_the_plan_say(
+    def test_sizes_match_compiler_and_plan(
         self, model: Model, sets: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         folder = tmp_path / "folder"
@@ -457,7 +455,7 @@ class TestCompiled:
             ("gcc '", "expected words as in a shell"),
         ],
     )
-    def test_a_compiler_that_fails_is_refused(
+    def test_unusable_compiler_is_refused(
         self,
         compiler: str,
         words: str,
@@ -472,7 +470,7 @@ class TestCompiled:
         assert not list(tmp_path.iterdir())
 
 
-def test_the_deepest_calls_are_those_that_take_most_stack() -> None:
+def test_deepest_chain_is_the_one_with_most_stack() -> None:
     frames = {"a": 8, "b": 100, "c": 60, "d": 50, "main": 999}
     calls = ["a b", "a c", "c d", "c memset", "main a"]
     graph = ['node: { title: "memset" label: "memset\\nstring.h:1:1" shape : ellipse }']
@@ -495,7 +493,7 @@ def test_the_deepest_calls_are_those_that_take_most_stack() -> None:
         ({"max_macs": "1k"}, r"MACs, expected ≤ 1,000 \(--max-macs\)"),
     ],
 )
-def test_a_model_beyond_a_limit_is_refused_before_its_images_are_loaded(
+def test_model_over_a_limit_is_refused_before_loading_images(
     limits: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
     with pytest.raises(SpratError, match=words):
@@ -527,7 +525,7 @@ class TestStoredRanges:
             file, format="c", output=folder, max_drop=100, max_class_drop=100, quiet=True, **options
         )
 
-    def test_are_those_that_export_measures(
+    def test_equal_those_that_export_measures(
         self, file: Path, tiny: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         exported = self.export(file, tmp_path / "stored")
@@ -562,7 +560,7 @@ class TestStoredRanges:
             (lambda ranges: ranges.clear(), "version is missing"),
         ],
     )
-    def test_that_cannot_be_used_are_refused(
+    def test_invalid_ranges_are_refused(
         self, change: Callable[[Any], Any], words: str, file: Path, tiny: Dataset, tmp_path: Path
     ) -> None:
         model = load_model(file)
@@ -576,7 +574,7 @@ class TestStoredRanges:
         assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
         self.export(damaged, tmp_path / "folder", calibrate=tiny)
 
-    def test_that_are_not_there_are_asked_for(self, file: Path, here: Here, tmp_path: Path) -> None:
+    def test_missing_ranges_need_the_dataset(self, file: Path, here: Here, tmp_path: Path) -> None:
         (tmp_path / "old.safetensors").write_bytes(with_ranges(file, file.read_bytes(), None))
         words = ("export", tmp_path / "old.safetensors", "--format", "c")
         done = here(*words, "--output", tmp_path / "folder")
@@ -585,12 +583,12 @@ class TestStoredRanges:
         assert "Traceback" not in done.stderr
         assert not (tmp_path / "folder").exists()
 
-    def test_a_dataset_that_is_named_must_be_there(self, file: Path, tmp_path: Path) -> None:
+    def test_named_dataset_must_exist(self, file: Path, tmp_path: Path) -> None:
         for option in ("dataset", "calibrate"):
             with pytest.raises(SpratError, match="gone"):
                 self.export(file, tmp_path / "folder", **{option: str(tmp_path / "gone")})
 
-    def test_are_not_measured_anew_for_formats_that_need_none(self, file: Path) -> None:
+    def test_calibrate_is_refused_for_formats_without_ranges(self, file: Path) -> None:
         with pytest.raises(SpratError, match="onnx does not take --calibrate"):
             sprat.export(file, format="onnx", calibrate="shapes10")
 
@@ -605,7 +603,7 @@ class TestStoredRanges:
             expected = measure_record(model.network, trained_on, model.normalization)
         assert model.ranges == expected
 
-    def test_leave_the_rest_of_a_file_as_it_was(self, file: Path) -> None:
+    def test_leave_the_rest_of_the_file_unchanged(self, file: Path) -> None:
         model = load_model(file)
         without = with_ranges(file, file.read_bytes(), None)
         assert with_ranges(file, without, model.ranges) == file.read_bytes()

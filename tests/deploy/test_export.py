@@ -171,7 +171,7 @@ def untrained() -> Model:
 class TestEveryFormat:
     @pytest.mark.parametrize("format", GRAPHS)
     @pytest.mark.parametrize("batch", [1, 3])
-    def test_answers_batches_of_any_size(
+    def test_matches_torch_for_any_batch_size(
         self, format: str, batch: int, files: Files, model: Model, small: Dataset
     ) -> None:
         images = small.test.images[:batch]
@@ -180,7 +180,7 @@ class TestEveryFormat:
         assert torch.allclose(answers(files[format], images), expected, rtol=0, atol=close)
 
     @pytest.mark.parametrize("format", GRAPHS)
-    def test_says_what_it_is(self, format: str, files: Files, model: Model) -> None:
+    def test_contains_model_metadata(self, format: str, files: Files, model: Model) -> None:
         described = about(files[format].path)
         assert described.items() >= json.loads(json.dumps(metadata(model))).items()
         assert described["sprat"] == __version__
@@ -188,7 +188,7 @@ class TestEveryFormat:
         assert described["output"].startswith("probabilities: float32")
 
     @pytest.mark.parametrize("format", GRAPHS)
-    def test_tells_nothing_of_the_machine(self, format: str, files: Files) -> None:
+    def test_contains_no_paths_of_the_machine(self, format: str, files: Files) -> None:
         content = files[format].path.read_bytes()
         for place in (ROOT, Path(torch.__file__).parent, files[format].path.parent):
             assert str(place).encode() not in content
@@ -204,7 +204,7 @@ class TestEveryFormat:
         )
         assert torch.equal(said, expected)
 
-    def test_is_measured_beside_torch(self, files: Files, model: Model, small: Dataset) -> None:
+    def test_is_compared_with_torch(self, files: Files, model: Model, small: Dataset) -> None:
         expected = predict_probabilities(model.network, small.test.images, model.normalization)
         for format, file in files.items():
             names = [contender.name for contender in file.contenders]
@@ -225,7 +225,7 @@ class TestEveryFormat:
         _, fp32, int8 = files["onnx-int8"].contenders
         assert int8.bytes < fp32.bytes / 2
 
-    def test_int8_is_shortened_without_another_answer(
+    def test_shortened_int8_gives_identical_output(
         self, files: Files, folder: Path, small: Dataset
     ) -> None:
         import onnx
@@ -242,7 +242,7 @@ class TestEveryFormat:
         assert not any(node.name or node.doc_string for node in proto.graph.node)
         assert {entry.key for entry in proto.metadata_props} == {"sprat"}
 
-    def test_no_processor_cuts_off_the_sums_of_int8(self, files: Files) -> None:
+    def test_int8_weights_are_unsigned_so_sums_cannot_saturate(self, files: Files) -> None:
         """Guard against processors without VNNI, which add pairs of products in 16 bits."""
         import onnx
 
@@ -265,7 +265,7 @@ class TestEveryFormat:
         proto = onnx.load(files["onnx"].path)
         assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
 
-    def test_the_model_stays_as_it_was(self, model: Model, tmp_path: Path) -> None:
+    def test_export_keeps_training_mode(self, model: Model, tmp_path: Path) -> None:
         model.network.train()
         export(model, tmp_path / "weights.pth", "pth", compared=noise(4))
         assert model.network.training
@@ -322,11 +322,11 @@ class Forgetful(nn.Linear):
         return {key: 0 * value for key, value in super().state_dict(*args, **kwargs).items()}
 
 
-class TestWhatDoesNotAgree:
+class TestDisagreement:
     @pytest.mark.parametrize(
         ("format", "bias"), [("onnx", 1.0), ("pt2", 1.0), ("pt2", 1e-3), ("pt2", float("nan"))]
     )
-    def test_is_not_written(self, format: str, bias: float, tmp_path: Path) -> None:
+    def test_differing_graph_is_not_written(self, format: str, bias: float, tmp_path: Path) -> None:
         pytest.importorskip("onnxruntime", reason="needs sprat[export]")
         path = tmp_path / f"model{FORMATS[format].ending}"
         path.write_text("the file before")
@@ -335,12 +335,12 @@ class TestWhatDoesNotAgree:
         assert path.read_text() == "the file before"
         assert list(tmp_path.iterdir()) == [path]
 
-    def test_lost_weights_are_not_written(self, tmp_path: Path) -> None:
+    def test_file_that_lost_weights_is_not_written(self, tmp_path: Path) -> None:
         with pytest.raises(SpratError, match="does not agree with PyTorch"):
             export(model_of(Forgetful(3, 10)), tmp_path / "a.pth", "pth", compared=noise(20))
         assert list(tmp_path.iterdir()) == []
 
-    def test_int8_that_loses_too_much_is_not_written(self, tmp_path: Path) -> None:
+    def test_int8_that_loses_accuracy_is_not_written(self, tmp_path: Path) -> None:
         pytest.importorskip("onnxruntime", reason="needs sprat[export]")
         torch.manual_seed(0)
         untrained = model_of(build_network("ResNet8"))
@@ -394,7 +394,7 @@ class TestClassDrop:
 
     @pytest.mark.parametrize("format", ["onnx-int8", "c"])
     @pytest.mark.parametrize(("lost", "count"), [(3, 4), (9, 4), (3, 20)])
-    def test_a_lost_class_is_not_written(
+    def test_model_that_loses_a_class_is_not_written(
         self, format: str, lost: int, count: int, tmp_path: Path
     ) -> None:
         pytest.importorskip("onnxruntime", reason="needs sprat[export]")
@@ -416,7 +416,7 @@ class TestClassDrop:
         worst = export(model, path, format, allowed, **parts).worst_class
         assert worst == ClassDrop(f"band {lost}", count, before=count, after=0)
 
-    def test_no_class_is_lost_where_none_is(self, tmp_path: Path) -> None:
+    def test_is_zero_if_no_class_is_lost(self, tmp_path: Path) -> None:
         pytest.importorskip("onnxruntime", reason="needs sprat[export]")
         seen = bands([1, 2, *[20] * 8])
         model = Model(Bands(None).eval(), "Bands", seen.classes, SEEN_AS_0_TO_1, 20, {})
@@ -431,12 +431,12 @@ class TestClassDrop:
         [(1, 5, 1), (2, 5, 1), (10, 5, 2), (20, 5, 3), (100, 5, 9), (1_000, 5, 62), (100, 0, 0),
          (100, 1, 3), (100, 100, 100), (1_000, 50, 526)],
     )  # fmt: skip
-    def test_few_images_may_be_lost_by_chance(self, n: int, points: float, most: int) -> None:
+    def test_loss_by_chance_is_a_binomial_quantile(self, n: int, points: float, most: int) -> None:
         assert lost_by_chance(n, points / 100) == most
         drawn = torch.distributions.Binomial(n, torch.tensor(points / 100)).sample((20_000,))
         assert (drawn > most).float().mean() < 0.056
 
-    def test_a_class_that_gains_makes_up_for_no_other(self) -> None:
+    def test_gain_in_one_class_does_not_offset_another(self) -> None:
         classes = torch.arange(40) % 2
         seen = ImageSet(torch.zeros(40, 3, 8, 8, dtype=torch.uint8), classes, ("up", "down"))
         right = nn.functional.one_hot(classes, 2).float()
@@ -454,7 +454,7 @@ class TestCommand:
         """Return a model file, given without its run: sprat finds its dataset by name."""
         return run / "model.safetensors"
 
-    def test_prints_a_table_and_writes_into_this_folder(
+    def test_prints_a_table_and_writes_to_current_folder(
         self, file: Path, model: Model, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
@@ -474,7 +474,7 @@ class TestCommand:
         assert again.returncode == 2
         assert "exists already and is not overwritten" in again.stderr
 
-    def test_prints_one_line_of_json_and_says_when_it_compares_drawings(
+    def test_prints_json_and_reports_comparison_on_drawings(
         self, file: Path, here: Here, tmp_path: Path
     ) -> None:
         path, elsewhere = tmp_path / "new" / "weights.pth", ("--dataset", tmp_path / "moved")
@@ -508,14 +508,14 @@ class TestCommand:
             (("--format", "onnx-int8", "--max-class-drop", "-1"), "max_class_drop is -1.0"),
         ],
     )
-    def test_refuses_before_any_work(
+    def test_refuses_invalid_options(
         self, options: tuple[str, ...], said: str, file: Path, here: Here
     ) -> None:
         done = here("export", file, *options)
         assert done.returncode == 2
         assert said in done.stderr
 
-    def test_names_what_to_install(
+    def test_names_the_missing_extra(
         self, file: Path, here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -525,7 +525,7 @@ class TestCommand:
             assert "pip install 'sprat[export]'" in done.stderr
 
     @pytest.mark.parametrize("format", ["pt2", "pth"])
-    def test_needs_nothing_for_torchs_own_formats(
+    def test_torch_formats_need_no_extra(
         self,
         format: str,
         untrained: Model,
@@ -539,7 +539,7 @@ class TestCommand:
         assert path.exists()
 
 
-def test_the_pages_program_names_a_picture(
+def test_documented_program_classifies_a_picture(
     files: Files, model: Model, tmp_path: Path, small: Dataset
 ) -> None:
     page = (ROOT / "docs" / "how-to" / "export.md").read_text()

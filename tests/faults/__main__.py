@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     given = parser.parse_args()
     if unknown := set(given.kinds) - set(KINDS):
-        parser.error(f"there is no kind {', '.join(unknown)}; there are {', '.join(KINDS)}")
+        parser.error(f"unknown kind of fault: {', '.join(unknown)}. Available: {', '.join(KINDS)}.")
 
     if "FAULTS_SCRATCH" not in os.environ:
         preload(Path(tempfile.mkdtemp(prefix="faults-")))
@@ -80,7 +80,7 @@ def _try_all(scratch: Path, names: list[str], only: list[int] | None, jobs: int)
         (name, number) for name in names for number in only or range(_kinds[name].count(FAULTS))
     ]
     counts = {name: Count() for name in names}
-    told = time.monotonic()
+    printed_at = time.monotonic()
     with ProcessPoolExecutor(jobs, get_context("fork")) as pool:
         futures: dict[Future[tuple[int, Failure | None, str]], tuple[str, int]] = {
             pool.submit(_attempt, name, number): (name, number) for name, number in cases
@@ -92,8 +92,8 @@ def _try_all(scratch: Path, names: list[str], only: list[int] | None, jobs: int)
             if failure:
                 again = f'FAULTS_SEED={SEED} python -m faults "{name}" --only {number}'
                 print(f"{failure.upper()}  {again}\n    {why}", flush=True)
-            if time.monotonic() - told > EVERY:
-                told = time.monotonic()
+            if time.monotonic() - printed_at > EVERY:
+                printed_at = time.monotonic()
                 failed = sum(count.failed for count in counts.values())
                 print(f"{done:,} of {len(cases):,} cases, {failed} failed: {name}", flush=True)
     seconds = time.monotonic() - began

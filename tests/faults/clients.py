@@ -88,7 +88,7 @@ def slow_pictures(world: World) -> Kind:
                 _answered(server, world)
             taken = _memory(server.process.pid)
             if taken > MEMORY:
-                raise FailedError("lost", f"the server took {taken:,} bytes")
+                raise FailedError("lost", f"the server used {taken:,} bytes of memory")
             _ends(server)
 
     return Kind(lambda faults: 2 * len(made), attempt)
@@ -105,7 +105,10 @@ def _server(name: str) -> Iterator[Server]:
         if "Traceback" in said:
             raise FailedError("tracebacks", said[-2000:])
         if server.process.returncode != 0:
-            raise FailedError("lost", f"exit code {server.process.returncode}: {said[-2000:]}")
+            raise FailedError(
+                "lost",
+                f"the server ended with exit code {server.process.returncode}: {said[-2000:]}",
+            )
 
 
 def _request(server: Server, world: World) -> bytes:
@@ -170,16 +173,20 @@ def _answered(server: Server, world: World) -> None:
             said = answer.text
             if answer.status_code == 200:
                 if not answer.json()["pictures"][0].get("predictions"):
-                    raise FailedError("silent", f"answered {said}")
+                    raise FailedError("silent", f"the answer contains no predictions: {said}")
                 if (seconds := time.monotonic() - began) > ANSWER:
-                    raise FailedError("lost", f"a good client waited {seconds:.1f} seconds")
+                    raise FailedError(
+                        "lost", f"a good client waited {seconds:.1f} seconds for its answer"
+                    )
                 return
             if answer.status_code not in (429, 503):
-                raise FailedError("lost", f"a good client was told {answer.status_code}: {said}")
+                raise FailedError("lost", f"a good client got status {answer.status_code}: {said}")
         if server.process.poll() is not None:
-            raise FailedError("lost", "the server ended")
+            raise FailedError("lost", "the server ended before it answered a good client")
         time.sleep(0.2)
-    raise FailedError("lost", f"a good client had no answer in {PATIENCE:g} seconds, but: {said}")
+    raise FailedError(
+        "lost", f"a good client got no predictions in {PATIENCE:g} seconds; last answer: {said}"
+    )
 
 
 def _ends(server: Server) -> None:
@@ -189,7 +196,9 @@ def _ends(server: Server) -> None:
         server.process.wait(END)
     except subprocess.TimeoutExpired as error:
         server.process.kill()
-        raise FailedError("lost", f"ran on for {END:g} seconds after SIGTERM") from error
+        raise FailedError(
+            "lost", f"the server was still running {END:g} seconds after SIGTERM"
+        ) from error
 
 
 def _memory(pid: int) -> int:

@@ -95,7 +95,7 @@ def _check(
 ) -> None:
     """Raise FailedError if a command that succeeded breaks the claim."""
     if read.claim == "file" and _model(whole) != _model(damaged):
-        raise FailedError("silent", f"used another model: {ended}")
+        raise FailedError("silent", f"the command used a changed model: {ended}")
     if read.claim == "result":
         try:
             world.check_same(read.command, place, ended)
@@ -105,7 +105,7 @@ def _check(
         folders = (place.folder, world.unharmed[read.command].folder)
         ours, theirs = (_weights(folder / "work/run/model.safetensors") for folder in folders)
         if ours != theirs:
-            raise FailedError("silent", f"trained other weights: {ended}")
+            raise FailedError("silent", f"training gave different weights: {ended}")
 
 
 def _model(content: bytes) -> Any:

@@ -20,10 +20,10 @@ def full(world: World) -> Kind:
         with naming(f"{name}, write {at}"), world.place(name) as place:
             ended = place.sprat(*world.commands[name].words, fault=Fault("full", at)).check(0, 2)
             if ended.code == 2 and "space" not in ended.err:
-                raise FailedError("lost", f"does not say that the disk is full: {ended}")
+                raise FailedError("lost", f"the error does not mention the full disk: {ended}")
             left = listing(place.folder) - listing(world.unharmed[name].folder)
             if left:
-                raise FailedError("lost", f"left behind on the full disk: {sorted(left)}")
+                raise FailedError("lost", f"files left behind on the full disk: {sorted(left)}")
             ended = place.sprat(*world.again(name, place)).check(0)
             world.check_same(name, place, ended)
 

@@ -89,11 +89,11 @@ def _check(name: str, ended: Ended, refused: bool) -> None:
 def check_hostile(ended: Ended, most_cpu: float = MOST_CPU, longest: int = LONGEST) -> None:
     """Raise FailedError if a command with a hostile input took long or printed what it must not."""
     if ended.cpu > most_cpu:
-        raise FailedError("lost", f"took {ended.cpu:.1f} seconds of CPU: {ended}")
+        raise FailedError("lost", f"the command took {ended.cpu:.1f} seconds of CPU time: {ended}")
     if found := CONTROL.search(ended.err + ended.out):
-        raise FailedError("silent", f"printed {found[0]!r}: {ended}")
+        raise FailedError("silent", f"the command printed the character {found[0]!r}: {ended}")
     if len(ended.err) > longest:
-        raise FailedError("lost", f"printed {len(ended.err):,} characters: {ended.err[:300]}")
+        raise FailedError("lost", f"the error has {len(ended.err):,} characters: {ended.err[:300]}")
 
 
 def never_train() -> None:

@@ -84,7 +84,7 @@ def kind(world: World, sound: Sound, variants: Iterable[Variant], *more: str) ->
             ended = place.sprat(*commands[command], target, prepare=prepare)
             _check(variant, command, ended)
             if _state(given) != before:
-                raise FailedError("lost", f"changed what it was given: {ended}")
+                raise FailedError("lost", f"the command changed its input: {ended}")
             _check_cache(place, cached, ended)
             same = variant.ends in ("same", "unreadable", "damaged")
             if same and ended.code != 2 and command != "predict":
@@ -103,9 +103,9 @@ def _check(variant: Variant, command: str, ended: Ended) -> None:
     ended.check(*codes.get(variant.ends, (0, 1, 2)))
     check_hostile(ended, MOST_CPU, LONGEST)
     if ended.memory > MOST_MEMORY:
-        raise FailedError("lost", f"took {ended.memory:,} bytes of memory: {ended}")
+        raise FailedError("lost", f"the command used {ended.memory:,} bytes of memory: {ended}")
     if ended.code == 2 and command != "predict" and not REMEDY.search(ended.err.strip()):
-        raise FailedError("lost", f"gives no remedy: {ended}")
+        raise FailedError("lost", f"the error does not say what to do: {ended}")
 
 
 def _check_cache(place: Place, before: dict[str, Any], ended: Ended) -> None:
@@ -115,7 +115,7 @@ def _check_cache(place: Place, before: dict[str, Any], ended: Ended) -> None:
     new = [name for name in after if after[name] != before.get(name)]
     read = any(name.endswith(".pixels") for name in new)
     if stray := [name for name in new if not (read and CACHED.fullmatch(name))]:
-        raise FailedError("lost", f"left {stray[:3]} in the cache: {ended}")
+        raise FailedError("lost", f"the command left {stray[:3]} in the cache: {ended}")
 
 
 def _check_pixels(sound: Sound, place: Place, target: Path) -> None:
@@ -124,7 +124,7 @@ def _check_pixels(sound: Sound, place: Place, target: Path) -> None:
     content = (place.cache / "pictures" / f"{name}-{SIDE}.pixels").read_bytes()
     (length,) = struct.unpack("<Q", content[-8:])
     if content[: -12 - length] != sound.pixels:
-        raise FailedError("silent", "other pictures were used than those that were given")
+        raise FailedError("silent", "the cached pixels are not those of the given pictures")
 
 
 def _state(folder: Path) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class Ended:
     def check(self, *codes: int) -> "Ended":
         """Return self; raise FailedError if it hung or crashed, or ended with none of `codes`."""
         if self.code is None:
-            raise FailedError("lost", f"hung for {DEADLINE} seconds: {self}")
+            raise FailedError("lost", f"the command hung for {DEADLINE} seconds: {self}")
         if "Traceback (most recent call last)" in self.err or self.code not in (0, 1, 2):
             raise FailedError("tracebacks", str(self))
         if self.code not in codes:

@@ -232,15 +232,16 @@ class World:
         """Raise FailedError unless a command left the same as without a fault."""
         unharmed = self.unharmed[name]
         if self.commands[name].prints and ended.out != unharmed.out:
-            raise FailedError("silent", f"printed {ended.out} instead of {unharmed.out}")
+            raise FailedError("silent", f"the command printed {ended.out}, expected {unharmed.out}")
         ours, theirs = listing(place.folder), listing(unharmed.folder)
         if ours != theirs:
             raise FailedError(
-                "lost", f"left behind: {sorted(ours - theirs)}; missing: {sorted(theirs - ours)}"
+                "lost",
+                f"unexpected files: {sorted(ours - theirs)}; missing: {sorted(theirs - ours)}",
             )
         for file in sorted(ours):
             if contents(place.folder / file) != contents(unharmed.folder / file):
-                raise FailedError("lost", f"{file} differs from that of an unharmed run")
+                raise FailedError("lost", f"{file} differs from the result without a fault")
 
 
 def listing(folder: Path) -> set[str]:

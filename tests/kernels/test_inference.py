@@ -36,14 +36,14 @@ def threads() -> object:
 
 class TestKernels:
     @pytest.mark.parametrize("name", SUPPORTED)
-    def test_answer_as_the_network_does(self, name: str) -> None:
+    def test_match_the_network(self, name: str) -> None:
         network = trained(name)
         fast = Inference(network)
         for batch, height, width in SHAPES:
             images = torch.randn(batch, 3, height, width)
             assert far(fast(images), network(images)) < 1e-5, (batch, height, width)
 
-    def test_a_whole_batch_in_any_memory_format(self) -> None:
+    def test_accept_any_memory_format(self) -> None:
         network = trained("SpratS")
         images, fast = torch.randn(250, 3, 16, 16), Inference(network)
         expected = network(images)
@@ -56,7 +56,7 @@ class TestKernels:
             assert far(fast(given), expected) < 1e-5
 
     @pytest.mark.parametrize("name", SUPPORTED)
-    def test_neither_threads_nor_the_batch_change_a_bit(self, name: str, threads) -> None:  # type: ignore[no-untyped-def]
+    def test_threads_and_batch_size_change_no_bit(self, name: str, threads) -> None:  # type: ignore[no-untyped-def]
         fast, images = Inference(trained(name)), torch.randn(7, 3, 20, 18)
         threads(1)
         expected = fast(images)
@@ -65,21 +65,21 @@ class TestKernels:
             for size in (1, 2, 5, 7):
                 assert torch.equal(torch.cat([fast(b) for b in images.split(size)]), expected)
 
-    def test_not_a_number_comes_through_in_its_image_alone(self) -> None:
+    def test_nan_affects_only_its_own_image(self) -> None:
         network, images = trained("SpratS"), torch.randn(3, 3, 16, 16)
         images[1, 2, 5, 5] = torch.nan
         logits = Inference(network)(images)
         assert logits[1].isnan().all()
         assert logits[[0, 2]].isfinite().all()
 
-    def test_a_network_of_many_layers(self) -> None:
+    def test_support_many_layers(self) -> None:
         spec = NetworkConfig(
             name="SpratNet", widths=(2,) * 5, depth=(52,), strides=(1,) * 5, kernels=(1,)
         )
         network, images = trained(spec), torch.randn(1, 3, 16, 16)
         assert far(Inference(network)(images), network(images)) < 1e-4
 
-    def test_other_shapes_are_refused_as_the_network_refuses_them(self) -> None:
+    def test_invalid_shapes_raise_the_networks_error(self) -> None:
         network = trained("SpratS")
         for shape in ((1, 3, 8, 8), (1, 1, 32, 32), (3, 32, 32)):
             with pytest.raises(ValueError, match="images have shape") as refused:
@@ -88,10 +88,10 @@ class TestKernels:
                 network(torch.zeros(shape))
             assert str(refused.value) == str(plain.value)
 
-    def test_no_image_has_no_answer(self) -> None:
+    def test_empty_batch_gives_empty_logits(self) -> None:
         assert Inference(trained("SpratS"))(torch.zeros(0, 3, 32, 32)).shape == (0, 10)
 
-    def test_networks_that_compute_otherwise_are_not_supported(self) -> None:
+    def test_unsupported_networks_are_refused_and_run_in_torch(self) -> None:
         class Louder(SpratS):
             def features(self, images: Tensor) -> Tensor:
                 return 2 * super().features(images)
@@ -111,7 +111,7 @@ class TestKernels:
             images = torch.randn(2, 3, 32, 32)
             assert torch.equal(FrozenNetwork(network.eval())(images), network(images))
 
-    def test_every_network_that_ships_is_supported_or_refused_in_words(self) -> None:
+    def test_every_network_is_supported_or_refused_by_name(self) -> None:
         for name in NETWORKS:
             network = build_network(name)
             if name in SUPPORTED:
@@ -123,7 +123,7 @@ class TestKernels:
 
 class TestFrozenNetwork:
     @pytest.mark.parametrize("views", [1, 6])
-    def test_probabilities_are_the_networks(self, views: int) -> None:
+    def test_probabilities_match_the_networks(self, views: int) -> None:
         network = trained("OptimizedCIFAR10Net200K")
         images = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
         found = predict_probabilities(network, images, PLAIN, VIEWS[views])
@@ -133,14 +133,14 @@ class TestFrozenNetwork:
         assert (found - expected).abs().max() < 1e-5
         assert not torch.equal(found, expected)  # so these came from the kernels
 
-    def test_weights_changed_between_two_evaluations_are_seen(self) -> None:
+    def test_weights_changed_between_evaluations_are_used(self) -> None:
         network, images = trained("SpratS"), torch.randint(256, (2, 3, 32, 32)).byte()
         predict_probabilities(network, images, PLAIN)
         network.load_state_dict(trained("SpratS").state_dict())
         network.classifier.bias[3] += 100  # type: ignore[index, union-attr, operator]
         assert (predict_probabilities(network, images, PLAIN)[:, 3] > 0.99).all()
 
-    def test_only_many_images_are_worth_compiling(
+    def test_compiles_only_for_many_images(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         compiler, called = tmp_path / "cc", tmp_path / "called"
@@ -161,7 +161,9 @@ class TestFrozenNetwork:
         finally:
             build.load.cache_clear()
 
-    def test_without_a_compiler_the_network_answers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_falls_back_to_the_network_without_a_compiler(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("CC", "no-such-compiler")
         build.load.cache_clear()
         try:
@@ -174,12 +176,12 @@ class TestFrozenNetwork:
         finally:
             build.load.cache_clear()
 
-    def test_pickled_it_answers_the_same(self) -> None:
+    def test_pickling_keeps_results(self) -> None:
         frozen, images = FrozenNetwork(trained("SpratS")), torch.randn(2, 3, 16, 16)
         assert torch.equal(pickle.loads(pickle.dumps(frozen))(images), frozen(images))
 
 
-def test_training_mode_comes_back_after_an_evaluation() -> None:
+def test_evaluation_restores_training_mode() -> None:
     network = OptimizedCIFAR10Net200K().train()
     predict_probabilities(network, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), PLAIN)
     assert network.training

@@ -67,7 +67,7 @@ class TestAgainstPlainTwin:
         assert sorted(worst)[1] < 1e-4, worst
         assert max(worst) < 0.05, worst
 
-    def test_bf16_is_as_near_to_fp32_as_autocast_is(self, network: nn.Module) -> None:
+    def test_bf16_is_as_close_to_fp32_as_autocast(self, network: nn.Module) -> None:
         images = torch.randn(16, 3, 32, 32)
         automatic = copy.deepcopy(network)
         found = far_from_twin(network, CPUTrunk(network, bf16=True, threads=2), images)
@@ -96,7 +96,7 @@ class TestAgainstPlainTwin:
             assert distance(ours, theirs) < 0.02, name
 
     @pytest.mark.parametrize("images", [1, 16, 150])
-    def test_evaluation_of_any_number_of_images(self, network: nn.Module, images: int) -> None:
+    def test_evaluation_matches_for_any_batch_size(self, network: nn.Module, images: int) -> None:
         network.train()
         network(torch.randn(16, 3, 16, 16))  # changes the running statistics
         fast = CompiledNetwork(network, bf16=False, threads=2).eval()
@@ -105,7 +105,7 @@ class TestAgainstPlainTwin:
         assert distance(fast(batch), network(batch)) < 1e-5
         assert all(torch.equal(b, before[name]) for name, b in network.named_buffers())
 
-    def test_training_goes_on_after_an_evaluation_in_between(self, network: nn.Module) -> None:
+    def test_training_continues_after_an_evaluation(self, network: nn.Module) -> None:
         fast = CompiledNetwork(network, bf16=False, threads=2)
         images = torch.randn(64, 3, 16, 16)
         fast.eval()
@@ -115,14 +115,14 @@ class TestAgainstPlainTwin:
         assert distance(fast(images), twin(images)) < 1e-5
         assert distance(network.stem[1].running_var, twin.stem[1].running_var) < 1e-5  # type: ignore[index,union-attr]
 
-    def test_reestimated_statistics_are_the_plain_ones(self, network: nn.Module) -> None:
+    def test_reestimated_statistics_match(self, network: nn.Module) -> None:
         twin, batches = copy.deepcopy(network), torch.randn(3, 32, 3, 16, 16)
         reestimate_batchnorm(CompiledNetwork(network, bf16=False, threads=2), batches)
         reestimate_batchnorm(twin, batches)
         for (name, ours), theirs in zip(network.named_buffers(), twin.buffers(), strict=True):
             assert distance(ours.float(), theirs.float()) < 1e-5, name
 
-    def test_weights_loaded_later_are_seen(self, network: nn.Module) -> None:
+    def test_weights_loaded_later_are_used(self, network: nn.Module) -> None:
         fast = CPUTrunk(network, bf16=False, threads=2)
         images = torch.randn(16, 3, 32, 32)
         fast(images)
@@ -142,7 +142,7 @@ class TestTrunk:
         for other in results[1:]:
             assert all(map(torch.equal, results[0], other))
 
-    def test_a_backward_pass_that_comes_too_late_is_refused(self, network: nn.Module) -> None:
+    def test_backward_after_another_forward_is_refused(self, network: nn.Module) -> None:
         fast = CPUTrunk(network, bf16=False, threads=2)
         images = torch.randn(16, 3, 16, 16)
         early = fast(images)
@@ -150,7 +150,7 @@ class TestTrunk:
         with pytest.raises(RuntimeError, match="overwritten by a later"):
             early.sum().backward()
 
-    def test_other_batches_are_refused_in_words(self, network: nn.Module) -> None:
+    def test_batch_size_not_divisible_by_16_is_refused(self, network: nn.Module) -> None:
         fast = CPUTrunk(network, bf16=False, threads=2)
         with pytest.raises(ValueError, match=r"\(17, 3, 16, 16\); expected a multiple of 16"):
             fast(torch.randn(17, 3, 16, 16))
@@ -165,12 +165,12 @@ class TestTrunk:
         ):
             assert torch.equal(fast(given), expected)
 
-    def test_not_a_number_comes_through(self, network: nn.Module) -> None:
+    def test_nan_propagates(self, network: nn.Module) -> None:
         images = torch.randn(16, 3, 16, 16)
         images[3, 1, 5, 5] = torch.nan
         assert CPUTrunk(network, bf16=False, threads=2)(images).isnan().any()
 
-    def test_every_parameter_of_the_network_gets_its_gradient(self, network: nn.Module) -> None:
+    def test_every_parameter_gets_a_gradient(self, network: nn.Module) -> None:
         forward = CompiledNetwork(network, bf16=False, threads=2)
         forward(torch.randn(16, 3, 16, 16)).square().sum().backward()
         for name, parameter in network.named_parameters():
@@ -209,7 +209,7 @@ class TestChoice:
         assert "for CPUs" in str(why_not(network, torch.device("mps"), 128))
         assert "do not support ResNet8" in str(why_not(draft_network("ResNet8"), CPU, 128))
 
-    def test_without_a_compiler_torch_trains_and_the_results_say_so(
+    def test_training_without_a_compiler_falls_back_to_torch(
         self, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("CC", "no-such-compiler")
@@ -228,7 +228,7 @@ class TestChoice:
         assert "no-such-compiler" in machine["kernels_because"]
 
     @pytest.mark.usefixtures("nothing_loaded")
-    def test_a_compiler_that_fails_is_a_reason(
+    def test_failing_compiler_is_reported(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         compiler = tmp_path / "cc"
@@ -239,7 +239,7 @@ class TestChoice:
             build.load_trunk(False)
 
     @pytest.mark.usefixtures("nothing_loaded")
-    def test_no_place_for_the_library_is_a_reason(
+    def test_unwritable_cache_is_reported(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         (tmp_path / "sprat").write_text("a file where a folder should be")
@@ -250,7 +250,7 @@ class TestChoice:
         with pytest.raises(NoKernels, match="cannot be written or loaded"):
             build.load_trunk(False)
 
-    def test_a_change_in_any_c_file_is_another_library(
+    def test_changing_any_c_file_changes_the_library_path(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         folder = shutil.copytree(build.FOLDER, tmp_path / "cpu")
@@ -262,7 +262,7 @@ class TestChoice:
             places.append(build._place("trunk", ["cc"]))
         assert len(set(places)) == 1 + len(sources)
 
-    def test_each_operation_in_c_names_its_plain_twin_and_the_test_of_it(self) -> None:
+    def test_every_c_file_names_its_plain_twin_and_tests(self) -> None:
         tests = "".join(path.read_text() for path in Path(__file__).parents[1].rglob("test_*.py"))
         for path in build.FOLDER.glob("*.c"):
             header = path.read_text().split("*/")[0]
@@ -291,7 +291,7 @@ class TestChoice:
         assert "failed: error: no" in str(why_not(draft_network("SpratS"), CPU))
 
     @pytest.mark.usefixtures("quick_compiler")
-    def test_a_damaged_library_is_built_anew(self, tmp_path: Path) -> None:
+    def test_damaged_library_is_rebuilt(self, tmp_path: Path) -> None:
         build.load("trunk")
         (library,) = (tmp_path / "sprat" / "kernels").glob("*.so")
         whole = library.read_bytes()
@@ -306,7 +306,7 @@ class TestChoice:
             assert library.read_bytes() == whole
 
     @needs_kernels
-    def test_a_run_is_not_resumed_by_other_means_than_it_began(
+    def test_run_is_not_resumed_with_other_kernels(
         self, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked = iter([False] * 5 + [True])
@@ -322,24 +322,24 @@ class TestChoice:
 
     @pytest.mark.usefixtures("quick_compiler")
     def test_compiling_is_announced_once(self, tiny: Dataset) -> None:
-        told: list[str] = []
+        reported: list[str] = []
 
-        class Tell(Observer):
+        class Recorder(Observer):
             def preparing(self, what: str) -> None:
-                told.append(what)
+                reported.append(what)
 
         for _ in range(2):
-            settle_for(SMALL, tiny, Tell())
+            settle_for(SMALL, tiny, Recorder())
             build.load.cache_clear()
-        assert len(told) == 1
-        assert "compiling" in told[0]
+        assert len(reported) == 1
+        assert "compiling" in reported[0]
 
     @needs_kernels
     def test_results_name_the_kernels(self, small_run: Path) -> None:
         assert read_json(small_run / "results.json")["machine"]["kernels"] == "compiled"
 
     @needs_kernels
-    def test_what_they_know_and_what_they_do_not(self) -> None:
+    def test_supported_networks_are_as_listed(self) -> None:
         known = {name for name in NETWORKS if not why_not(draft_network(name), CPU)}
         assert known == {
             "OptimizedCIFAR10Net200K",
@@ -352,7 +352,7 @@ class TestChoice:
         with pytest.raises(NoKernels, match="do not support Linear"):
             CPUTrunk(nn.Linear(2, 2), bf16=False, threads=1)
 
-    def test_statistics_over_all_steps_are_left_to_torch_on_a_gpu(
+    def test_batchnorm_without_momentum_is_left_to_torch_on_gpu(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("sprat.kernels._check_gpu", lambda device: None)
@@ -364,7 +364,7 @@ class TestChoice:
         assert "momentum=None" in str(why_not_kernels(config, "graph", network))
         assert why_not_kernels(config, "torch", network) is None
 
-    def test_a_block_of_another_kind_is_not_taken_for_one_they_know(self) -> None:
+    def test_modified_blocks_are_refused(self) -> None:
         class Other(SpratBlock):
             def forward(self, x: Tensor) -> Tensor:
                 return x
@@ -483,7 +483,7 @@ class Described(nn.Module):
 
 
 @needs_kernels
-def test_a_frozen_network_answers_through_the_kernels_of_inference() -> None:
+def test_frozen_network_uses_inference_kernels() -> None:
     network = build_network("SpratS").eval()
     images = torch.randn(5, 3, 16, 16)
     frozen = CompiledNetwork(network, bf16=True, threads=1, frozen=True)
@@ -491,7 +491,7 @@ def test_a_frozen_network_answers_through_the_kernels_of_inference() -> None:
     assert torch.equal(frozen.train()(images), Inference(network)(images))
 
 
-def test_a_draft_leaves_the_generator_as_it_was() -> None:
+def test_drafting_leaves_random_state_unchanged() -> None:
     before = torch.get_rng_state()
     draft_network("SpratS")
     assert torch.equal(torch.get_rng_state(), before)
@@ -499,15 +499,15 @@ def test_a_draft_leaves_the_generator_as_it_was() -> None:
 
 @needs_kernels
 class TestAnyNetworkOfKnownBlocks:
-    def test_a_networks_own_description_trains_it_as_its_plain_twin(self) -> None:
+    def test_described_network_trains_like_its_plain_twin(self) -> None:
         self.check(Toy())
 
     @pytest.mark.parametrize("name", BLOCKS)
-    def test_blocks_that_no_network_of_ours_has(self, name: str) -> None:
+    def test_unusual_blocks_match_plain_twin(self, name: str) -> None:
         self.check(Described(*BLOCKS[name]))
 
     @pytest.mark.parametrize("spec", SPECS, ids=str)
-    def test_settings_that_no_network_of_ours_has(self, spec: NetworkConfig) -> None:
+    def test_unusual_settings_match_plain_twin(self, spec: NetworkConfig) -> None:
         network = built(spec)
         trunk, found = CPUTrunk(network, bf16=False, threads=2), {}
         for _ in range(3):  # a draw may have a value within rounding of ReLU's 0, as above
@@ -558,7 +558,7 @@ class TestAnyNetworkOfKnownBlocks:
 
 
 class TestDescriptions:
-    def test_a_subclass_that_computes_something_else_has_none(self) -> None:
+    def test_subclass_that_overrides_computation_has_none(self) -> None:
         class Louder(SpratS):
             def features(self, images: Tensor) -> Tensor:
                 return 2 * super().features(images)
@@ -584,7 +584,7 @@ class TestDescriptions:
         replaced.forward = lambda images: images  # type: ignore[method-assign]
         assert blueprint_of(replaced) is None
 
-    def test_a_subclass_that_describes_itself_anew_has_that(self) -> None:
+    def test_subclass_may_describe_itself(self) -> None:
         class Shorter(Toy):
             def forward(self, images: Tensor) -> Tensor:
                 return self.linear(self.layers[3](self.stem(images)).relu().mean((2, 3)))
@@ -600,7 +600,7 @@ class TestDescriptions:
         with pytest.raises(NoKernels, match="do not hold all of its parameters"):
             supported(Shorter())
 
-    def test_what_is_called_blocks_may_be_something_else(self) -> None:
+    def test_unrelated_blocks_attribute_is_ignored(self) -> None:
         assert isinstance(build_network("ResNet8").blocks, nn.Sequential)
         assert blueprint_of(build_network("ResNet8")) is None
 
@@ -621,9 +621,7 @@ class TestDescriptions:
         (lambda toy: toy.stem.__setitem__(0, nn.Conv2d(3, 12, 3, padding=1)), "the stem of Toy"),
         (lambda toy: setattr(toy, "extra", nn.Linear(2, 2)), "do not hold all of its"),
     ])  # fmt: skip
-    def test_parts_that_the_kernels_do_not_compute_are_refused(
-        self, spoil: Callable[[Toy], None], what: str
-    ) -> None:
+    def test_unsupported_parts_are_refused(self, spoil: Callable[[Toy], None], what: str) -> None:
         toy = Toy()
         spoil(toy)
         with pytest.raises(NoKernels, match=what):
@@ -638,7 +636,7 @@ KERNEL_FILES = [
 
 
 @pytest.mark.parametrize("path", KERNEL_FILES, ids=lambda path: path.name)
-def test_every_file_of_kernels_names_its_plain_twin_and_what_compares_both(path: Path) -> None:
+def test_every_kernel_file_names_its_plain_twin_and_tests(path: Path) -> None:
     header = re.split(r'\*/|"""$', path.read_text(), maxsplit=1, flags=re.MULTILINE)[0]
     assert "Plain twin: " in header
     root = next(folder for folder in Path(__file__).parents if folder.name == "tests")

@@ -11,7 +11,7 @@ from sprat.models import NETWORKS, build_network, check_outputs, find_name
 from sprat.models.optimized200k import EfficientBlock, OptimizedCIFAR10Net200K
 
 
-def test_the_briefs_network_has_exactly_its_parameters() -> None:
+def test_optimized200k_has_expected_parameters() -> None:
     network = OptimizedCIFAR10Net200K()
     assert count_parameters(network) == 150_690
     parts = [count_parameters(part) for part in network.children()]
@@ -40,22 +40,22 @@ PUBLISHED = {
 }
 
 
-def test_every_model_is_held_to_its_published_count() -> None:
+def test_every_network_has_a_published_count() -> None:
     assert PUBLISHED.keys() == NETWORKS.keys()
 
 
-def test_resnet8_has_as_many_numbers_as_keras_counts() -> None:
+def test_resnet8_with_statistics_matches_keras_count() -> None:
     network = build_network("ResNet8")
     statistics = [b for name, b in network.named_buffers() if "running" in name]
     assert count_parameters(network) + sum(b.numel() for b in statistics) == 78_666
 
 
-def test_names_that_are_there_without_torch_are_those_of_what_there_is() -> None:
+def test_view_names_without_torch_match_views() -> None:
     assert list(names.VIEWS) == list(VIEWS)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-class TestEveryModel:
+class TestEveryNetwork:
     def test_has_its_published_parameters(self, name: str) -> None:
         assert count_parameters(build_network(name)) == PUBLISHED[name]
 
@@ -68,21 +68,23 @@ class TestEveryModel:
         assert without == []
 
     @pytest.mark.parametrize(("height", "width"), [(16, 16), (17, 31), (32, 32), (96, 64)])
-    def test_takes_any_side_and_number_of_classes(self, name: str, height: int, width: int) -> None:
+    def test_accepts_any_image_size_and_class_count(
+        self, name: str, height: int, width: int
+    ) -> None:
         network = build_network(name, num_classes=7).eval()
         assert network(torch.randn(2, 3, height, width)).shape == (2, 7)
 
-    def test_refuses_what_is_not_a_batch_of_images(self, name: str) -> None:
+    def test_invalid_batches_are_refused(self, name: str) -> None:
         network = build_network(name)
         for shape in [(3, 32, 32), (2, 1, 32, 32), (2, 3, 8, 32)]:
             with pytest.raises(ValueError, match=r"expected B x 3 x H x W.*at least 16"):
                 network(torch.zeros(shape))
 
-    def test_is_found_whatever_case_and_separators(self, name: str) -> None:
+    def test_name_ignores_case_and_separators(self, name: str) -> None:
         for spelled in (name, name.lower(), name.upper(), "-".join(name), "_".join(name)):
             assert find_name(spelled) == name
 
-    def test_an_image_is_judged_the_same_alone_and_in_a_batch(self, name: str) -> None:
+    def test_batching_does_not_change_logits(self, name: str) -> None:
         torch.manual_seed(0)
         network = build_network(name).eval()
         images = torch.randn(5, 3, 32, 32)
@@ -90,18 +92,18 @@ class TestEveryModel:
         torch.testing.assert_close(network(images), alone, atol=1e-5, rtol=1e-4)
 
 
-def test_an_unknown_model_is_answered_with_the_nearest() -> None:
+def test_unknown_network_suggests_nearest_name() -> None:
     with pytest.raises(SpratError, match="did you mean 'OptimizedCIFAR10Net200K'"):
         build_network("optimized-cifar10-net-20k")
 
 
-def test_a_blocks_shortcut_is_a_projection_only_where_the_shape_changes() -> None:
+def test_shortcut_is_a_projection_only_if_shape_changes() -> None:
     assert isinstance(EfficientBlock(20, 20).shortcut, torch.nn.Identity)
     assert count_parameters(EfficientBlock(20, 40, 2).shortcut) == 20 * 40 + 2 * 40
     assert EfficientBlock(20, 40, 2)(torch.zeros(1, 20, 9, 8)).shape == (1, 40, 5, 4)
 
 
-def test_dropout_acts_on_training_only() -> None:
+def test_dropout_acts_only_in_training() -> None:
     torch.manual_seed(0)
     network = build_network("OptimizedCIFAR10Net200K", dropout=0.5).eval()
     images = torch.randn(2, 3, 32, 32)
@@ -122,7 +124,7 @@ def test_dropout_acts_on_training_only() -> None:
         (torch.nn.Linear(5, 10), "cannot process an image of 3 x 32 x 32: RuntimeError"),
     ],
 )
-def test_outputs_other_than_a_logit_a_class_are_refused(
+def test_outputs_other_than_one_logit_per_class_are_refused(
     network: torch.nn.Module, message: str
 ) -> None:
     with pytest.raises(SpratError, match=message):

@@ -81,18 +81,18 @@ class TestEverySpec:
         answers.square().mean().backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
-    def test_goes_through_the_compiled_kernels(self, spec: NetworkConfig) -> None:
+    def test_is_supported_by_compiled_kernels(self, spec: NetworkConfig) -> None:
         """Check only that the kernels support it; test_kernels.py compares their results."""
         assert blueprint_of(build_network(spec)) is not None
         reason = why_not(draft_network(spec), torch.device("cpu"), 16)
         assert reason is None or "compiler" in reason
 
-    def test_a_config_keeps_it(self, spec: NetworkConfig) -> None:
+    def test_config_round_trip_keeps_it(self, spec: NetworkConfig) -> None:
         config = dataclasses.replace(SMALL, network=spec)
         assert Config.from_dict(config.to_dict()) == config
         assert SMALL.changed(overrides(config, SMALL)) == config
 
-    def test_a_recipe_keeps_it(self, spec: NetworkConfig, tmp_path: Path) -> None:
+    def test_recipe_round_trip_keeps_it(self, spec: NetworkConfig, tmp_path: Path) -> None:
         path = tmp_path / "recipe.toml"
         path.write_text(to_toml(dataclasses.replace(SMALL, network=spec)))
         assert load_recipe(str(path)).network == spec
@@ -123,7 +123,7 @@ class TestModelByName:
         config = dataclasses.replace(SMALL, network=SPECS[1])
         assert config.changed({"model": "ResNet8"}).network == NetworkConfig(name="ResNet8")
 
-    def test_takes_those_that_are_given_with_it(self) -> None:
+    def test_keeps_settings_given_with_it(self) -> None:
         config = dataclasses.replace(SMALL, network=SPECS[1])
         changed = config.changed({"model": "SpratS", "network.depth": 2})
         assert changed.network == NetworkConfig(name="SpratS", depth=(2,))
@@ -133,7 +133,7 @@ class TestModelByName:
         path.write_text('model = "sprat-s"\n')
         assert load_recipe(str(path)).network == NetworkConfig(name="sprat-s")
 
-    def test_and_a_table_too_are_refused(self) -> None:
+    def test_together_with_a_table_is_refused(self) -> None:
         with pytest.raises(SpratError, match=r"model is .SpratS., but .* table \[network\]"):
             Config.from_dict({"model": "SpratS", "network": {"depth": 2}})
 
@@ -162,7 +162,7 @@ class Counted(MyNet):
 
 
 @pytest.mark.parametrize(("spec", "message"), REFUSED, ids=lambda value: str(value)[:40])
-def test_what_cannot_be_is_refused_by_name(spec: NetworkConfig, message: str) -> None:
+def test_invalid_settings_are_refused_by_name(spec: NetworkConfig, message: str) -> None:
     with pytest.raises(SpratError, match=message):
         build_network(spec)
 
@@ -176,7 +176,7 @@ def test_values_out_of_bounds_are_refused(values: dict[str, object]) -> None:
         Config.from_dict({"network": values})
 
 
-def test_a_file_that_says_it_is_huge_takes_no_memory(tmp_path: Path) -> None:
+def test_file_claiming_a_huge_network_is_refused(tmp_path: Path) -> None:
     network = build_network("SpratS")
     from sprat.checkpoint import Model
     from sprat.data.imageset import Normalization
@@ -190,7 +190,7 @@ def test_a_file_that_says_it_is_huge_takes_no_memory(tmp_path: Path) -> None:
 
 
 class TestOwnCode:
-    def test_runs_only_where_it_is_named(self, own: Path) -> None:
+    def test_runs_only_if_named(self, own: Path) -> None:
         with pytest.raises(code.CodeNotNamed, match=f"--code {own}"):
             build_network(f"{own}:MyNet")
         assert not own.with_name("ran").exists()
@@ -198,7 +198,7 @@ class TestOwnCode:
         assert own.with_name("ran").exists()
         assert build_network(f"{own}:MyNet", 7)(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
 
-    def test_a_class_gets_what_it_takes(self, own: Path) -> None:
+    def test_class_gets_only_arguments_it_accepts(self, own: Path) -> None:
         code.use(str(own))
         assert build_network(f"{own}:Plain").head.out_features == 10
         wide = build_network(NetworkConfig(name=f"{own}:Wide", widths=(3,)))
@@ -208,7 +208,7 @@ class TestOwnCode:
         ):
             build_network(NetworkConfig(name=f"{own}:MyNet", widths=(3,)))
 
-    def test_is_found_where_the_file_is_now(self, own: Path, tmp_path: Path) -> None:
+    def test_is_found_after_the_file_moved(self, own: Path, tmp_path: Path) -> None:
         moved = own.rename(tmp_path / "nets.py")
         code.use(str(moved))
         assert build_network(f"{own}:Plain").head.out_features == 10
@@ -221,7 +221,7 @@ class TestOwnCode:
             ("Broken", "cannot be built: KeyError: 'no such part'"),
         ],
     )
-    def test_what_is_no_network_is_refused(self, own: Path, name: str, message: str) -> None:
+    def test_invalid_networks_are_refused(self, own: Path, name: str, message: str) -> None:
         code.use(str(own))
         with pytest.raises(SpratError, match=message):
             build_network(f"{own}:{name}")
@@ -240,11 +240,11 @@ class TestOwnCode:
         with pytest.raises(SpratError, match=f"my_nets.py cannot be run: .*{message}"):
             code.use(str(own))
 
-    def test_a_file_that_is_not_there_is_reported(self, tmp_path: Path) -> None:
+    def test_missing_file_is_reported(self, tmp_path: Path) -> None:
         with pytest.raises(SpratError, match=r"There is no file .*gone\.py"):
             code.use(str(tmp_path / "gone.py"))
 
-    def test_imports_from_next_to_it(self, own: Path) -> None:
+    def test_may_import_modules_next_to_it(self, own: Path) -> None:
         own.with_name("my_layers_of_a_test.py").write_text(own.read_text())
         own.write_text("from my_layers_of_a_test import Plain\n")
         code.use(str(own))
@@ -294,7 +294,7 @@ class TestOwnCode:
         train(SMALL.changed(limits), tiny, tmp_path / "run", recipe="small", observer=look)
         assert look.built == 2  # the draft, and the network of the run
 
-    def test_answers_that_are_no_logits_are_refused_before_training(
+    def test_non_logit_outputs_are_refused_before_training(
         self, own: Path, tiny: Dataset, tmp_path: Path
     ) -> None:
         code.use(str(own))
@@ -304,7 +304,7 @@ class TestOwnCode:
         assert not (tmp_path / "run").exists()
 
 
-def test_every_name_is_a_class() -> None:
+def test_network_names_equal_class_names() -> None:
     for name in NETWORKS:
         assert type(draft_network(name)).__name__ == name
 
@@ -329,7 +329,7 @@ class TestOwnCodeOnTheCommandLine:
         monkeypatch.setattr(code, "_used", {})
         Path("ran").unlink(missing_ok=True)
 
-    def test_every_command_that_loads_it(
+    def test_every_command_suggests_code_option(
         self, run: Path, here: Here, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         Image.new("RGB", (40, 30)).save("picture.png")
@@ -351,7 +351,7 @@ class TestOwnCodeOnTheCommandLine:
             assert done.returncode == 0, done.stderr
             self._forget(monkeypatch)
 
-    def test_resumed(
+    def test_resuming_needs_code_option(
         self, run: Path, here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         shutil.copytree(run, "stopped")
@@ -370,7 +370,7 @@ class TestOwnCodeOnTheCommandLine:
         assert (refused.returncode, Path("ran").exists()) == (2, False)
         assert "--code my_nets.py" in refused.stderr
 
-    def test_its_costs_are_compared_without_it(self, run: Path, here: Here) -> None:
+    def test_compare_does_not_run_it(self, run: Path, here: Here) -> None:
         done = here("compare", "own", "--no-published", "--json")
         assert done.returncode == 0, done.stderr
         (entry,) = json.loads(done.stdout)

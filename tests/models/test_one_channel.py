@@ -35,7 +35,7 @@ def test_every_network_learns_from_one_channel(name: str) -> None:
         network(torch.zeros(1, 3, 32, 32))
 
 
-def test_arithmetic_and_memory_are_those_of_one_channel() -> None:
+def test_macs_and_memory_count_one_channel() -> None:
     grey, coloured = (summarize(draft_network("SpratT", in_channels=n), 16) for n in (1, 3))
     assert (grey.channels, grey.image_bytes, coloured.image_bytes) == (1, 256, 768)
     assert coloured.macs - grey.macs == 2 * 9 * 16 * 16 * 16  # in the stem, 16 channels wide
@@ -47,7 +47,7 @@ def test_arithmetic_and_memory_are_those_of_one_channel() -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("spec", COMPUTED, ids=str)
-def test_the_compiled_kernels_are_as_near_their_twin(spec: str) -> None:
+def test_compiled_kernels_match_plain_twin(spec: str) -> None:
     network = built(spec, in_channels=1)
     assert why_not(network, torch.device("cpu"), 16) is None
     trunk = CPUTrunk(network, bf16=False, threads=2)
@@ -69,7 +69,7 @@ def test_the_compiled_kernels_are_as_near_their_twin(spec: str) -> None:
 
 
 @pytest.mark.parametrize("layout", ["planes", "hwc"])
-def test_c_is_the_reference_byte_for_byte(layout: str, tmp_path: Path) -> None:
+def test_c_equals_reference_byte_for_byte(layout: str, tmp_path: Path) -> None:
     network, images = built(SPECS[0], in_channels=1).eval(), noise_images(20, 16, channels=1)
     integer = integer_of(network, images, Normalization((0.4,), (0.2,)))
     program = program_of(integer, layout=layout)

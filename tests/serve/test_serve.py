@@ -243,7 +243,7 @@ UNREADABLE: dict[str, tuple[bytes, int, str]] = {
 
 
 @pytest.mark.parametrize("picture", READABLE.values(), ids=READABLE)
-def test_what_can_be_read_is_seen_as_sprat_predict_sees_it(
+def test_readable_pictures_are_classified_like_sprat_predict(
     server: Server, classifier: sprat.Classifier, picture: bytes
 ) -> None:
     answer = post(server, ("x", picture), seen="true", top=1)
@@ -261,7 +261,7 @@ def test_what_can_be_read_is_seen_as_sprat_predict_sees_it(
 
 
 @pytest.mark.parametrize(("picture", "status", "words"), UNREADABLE.values(), ids=UNREADABLE)
-def test_what_cannot_be_read_is_refused_in_words(
+def test_unreadable_pictures_are_refused_with_a_reason(
     server: Server, picture: bytes, status: int, words: str
 ) -> None:
     answer = post(server, ("x.png", picture))
@@ -311,7 +311,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize(("sent", "status", "words"), MALFORMED.values(), ids=MALFORMED)
-def test_what_is_no_proper_form_is_refused_in_words(
+def test_malformed_forms_are_refused_with_a_reason(
     server: Server, sent: bytes, status: int, words: str
 ) -> None:
     answered, answer = raw(server, sent)
@@ -338,7 +338,7 @@ NO_HTTP = {
 
 
 @pytest.mark.parametrize(("sent", "status"), NO_HTTP.values(), ids=NO_HTTP)
-def test_what_is_no_http_is_answered_logged_and_counted(
+def test_invalid_http_is_answered_logged_and_counted(
     server: Server, sent: bytes, status: int
 ) -> None:
     refused = "sprat_refusals_total", "http"
@@ -352,12 +352,12 @@ def test_what_is_no_http_is_answered_logged_and_counted(
     assert_well(server)
 
 
-def test_requests_before_one_that_is_no_http_are_answered(server: Server) -> None:
+def test_requests_before_invalid_http_are_answered(server: Server) -> None:
     status, answer = raw(server, request(part(CAT) + END) + b"nonsense\r\n\r\n")
     assert (status, len(answer["pictures"])) == (200, 1)
 
 
-def test_a_client_that_sends_no_more_may_still_read(server: Server) -> None:
+def test_half_closed_client_gets_its_answer(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(request(part(CAT) + END))
         connection.shutdown(socket.SHUT_WR)
@@ -393,7 +393,7 @@ BROWSER += "Content-Type: multipart/form-data; boundary=XX"
         ("POST", "/predict", f"{BROWSER}\r\nSec-Fetch-Site: same-origin", 200),
     ],
 )
-def test_strangers_names_and_pages_are_refused(
+def test_foreign_hosts_and_origins_are_refused(
     server: Server, method: str, path: str, headers: str, status: int
 ) -> None:
     body = part(CAT) + END if method == "POST" else b""
@@ -410,7 +410,7 @@ class Quiet(Log):
 
 
 class TestGuard:
-    def test_a_place_is_free_once_the_answer_is_there(self) -> None:
+    def test_place_is_free_once_the_answer_is_ready(self) -> None:
         """Check that the next request is answered, although the first client never reads."""
 
         async def answer(scope: Any, receive: Any, send: Any) -> None:
@@ -440,7 +440,7 @@ class TestGuard:
 
         assert asyncio.run(ask_both()) == [200, 200]
 
-    def test_a_body_that_does_not_come_gives_up_its_place(
+    def test_request_without_its_body_gives_up_its_place(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Check that a request whose body does come gets the place, but not too early."""
@@ -486,7 +486,7 @@ class TestGuard:
 
 
 class TestLog:
-    def test_a_pipe_that_nobody_reads_drops_lines_and_says_so_later(self) -> None:
+    def test_unread_pipe_drops_lines_and_reports_it_later(self) -> None:
         reading, writing = os.pipe()
         dropped: list[int] = []
         log = Log(writing, dropped.append)
@@ -498,19 +498,19 @@ class TestLog:
         os.set_blocking(reading, False)
         text = b""
 
-        def told() -> bool:
+        def has_reported() -> bool:
             nonlocal text
             with contextlib.suppress(BlockingIOError):
                 text += os.read(reading, 1 << 20)
             return b'"dropped"' in text
 
-        wait_until(told)
+        wait_until(has_reported)
         *lines, _ = text.splitlines()
-        told_of = [json.loads(line)["dropped"] for line in lines if line.startswith(b"{")]
-        assert sum(told_of) <= sum(dropped)
+        reported = [json.loads(line)["dropped"] for line in lines if line.startswith(b"{")]
+        assert sum(reported) <= sum(dropped)
         assert set(lines) - {b"x" * 100} == {line for line in lines if line.startswith(b"{")}
 
-    def test_a_disk_without_room_loses_lines_and_nothing_else(self) -> None:
+    def test_full_disk_loses_only_lines(self) -> None:
         dropped: list[int] = []
         with open("/dev/full", "wb") as full:  # noqa: PTH123
             log = Log(full.fileno(), dropped.append)
@@ -521,7 +521,7 @@ class TestLog:
 
 
 class TestDecoders:
-    def test_one_that_overruns_is_ended_and_the_next_is_decoded(self) -> None:
+    def test_next_picture_is_decoded_after_a_timeout(self) -> None:
         prepare()
         process = _Process(32, Limits(decode_seconds=60))
         picture = encoded(NOISE, "WEBP")
@@ -534,7 +534,7 @@ class TestDecoders:
         assert torch.equal(process.decode(picture), seen)
         process.close()
 
-    def test_nobody_waits_for_all_that_another_sent(self) -> None:
+    def test_clients_take_turns(self) -> None:
         served: list[str] = []
 
         async def wait_in_turn() -> None:
@@ -552,7 +552,7 @@ class TestDecoders:
         assert " ".join(served) == "a9 b1 c1 a5 b1 a6 a7 a8"
 
 
-def test_a_model_that_gives_no_numbers_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_probabilities_and_memory_errors_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     class Nonsense:
         def __init__(self, *options: Any) -> None:
             pass
@@ -587,7 +587,7 @@ def test_a_model_that_gives_no_numbers_is_told_in_words(monkeypatch: pytest.Monk
     assert "no probabilities" in answers[0].json()["error"]
 
 
-def test_a_model_of_shapes_is_tried_with_shapes(small_run: Path) -> None:
+def test_page_of_a_shapes_model_offers_shape_samples(small_run: Path) -> None:
     async def ask() -> tuple[str, httpx.Response]:
         app = make_app(load_model(small_run), small_run, Limits(), Metrics(), "cpu")
         transport = httpx.ASGITransport(app)
@@ -602,7 +602,7 @@ def test_a_model_of_shapes_is_tried_with_shapes(small_run: Path) -> None:
     assert len(answer.json()["pictures"][0]["predictions"]) == 10
 
 
-def test_a_client_that_leaves_is_not_missed(server: Server) -> None:
+def test_disconnected_client_is_logged(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(request(part(PNG) + END)[:-200])
     assert_well(server)
@@ -616,7 +616,7 @@ def test_a_body_in_small_pieces_is_read(server: Server) -> None:
     assert answer["pictures"][0]["predictions"][0]["class"] == "cat"
 
 
-def test_a_slow_body_and_slow_headers_are_not_waited_for(server: Server) -> None:
+def test_slow_bodies_and_headers_time_out(server: Server) -> None:
     with (
         socket.create_connection(("127.0.0.1", server.port), timeout=60) as silent,
         socket.create_connection(("127.0.0.1", server.port), timeout=60) as dripping,
@@ -629,7 +629,7 @@ def test_a_slow_body_and_slow_headers_are_not_waited_for(server: Server) -> None
     assert_well(server)
 
 
-def test_too_many_at_once_are_sent_away_and_the_others_answered(server: Server) -> None:
+def test_excess_requests_are_refused_and_others_answered(server: Server) -> None:
     def begun(client: str) -> socket.socket:
         connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
         connection.sendall(request(whole, extra=f"X-Forwarded-For: {client}\r\n")[:-30])
@@ -654,7 +654,7 @@ def test_too_many_at_once_are_sent_away_and_the_others_answered(server: Server) 
     wait_until(lambda: {"10.0.0.1", "10.0.0.2"} <= {line["client"] for line in server.log()})
 
 
-def test_good_and_bad_files_together_each_have_their_answer(server: Server) -> None:
+def test_each_file_of_a_request_gets_its_own_answer(server: Server) -> None:
     answer = post(server, ("a", CAT), ("b", b"no picture"), ("c", CAT), top=2)
     assert answer.status_code == 200
     first, second, third = answer.json()["pictures"]
@@ -668,7 +668,7 @@ def test_good_and_bad_files_together_each_have_their_answer(server: Server) -> N
     assert post(server, ("a", b"y"), ("b", b"x")).status_code == 415
 
 
-def test_more_classes_than_there_are_give_all(server: Server) -> None:
+def test_top_above_number_of_classes_returns_all(server: Server) -> None:
     (picture,) = post(server, ("a", CAT), top=10**9).json()["pictures"]
     shares = [prediction["probability"] for prediction in picture["predictions"]]
     assert len(shares) == 10
@@ -680,7 +680,7 @@ ODD_NAMES = ["../../etc/passwd", "ünïcode 猫.png", "a" * 900, "<b>.png", "%00
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_odd_names_come_back_and_are_not_logged(server: Server, name: str) -> None:
+def test_unusual_file_names_are_returned_but_not_logged(server: Server, name: str) -> None:
     header = f'name="images"; filename="{name}"'
     status, answer = raw(server, request(part(CAT, header) + END))
     assert status == 200
@@ -689,7 +689,7 @@ def test_odd_names_come_back_and_are_not_logged(server: Server, name: str) -> No
         assert name not in (server.folder / "out").read_text()
 
 
-def test_a_name_that_json_cannot_hold_is_told_as_far_as_it_can_be(server: Server) -> None:
+def test_invalid_unicode_in_a_name_is_replaced(server: Server) -> None:
     form = "multipart/form-data; boundary=XX; charset=raw_unicode_escape"
     body = part(CAT, r'name="images"; filename="\ud800.png"') + END
     status, answer = raw(server, request(body, form))
@@ -705,7 +705,7 @@ def test_a_name_that_json_cannot_hold_is_told_as_far_as_it_can_be(server: Server
         ("POST", "/predict?seen=maybe", 422),
     ],
 )  # fmt: skip
-def test_wrong_requests_are_refused_in_words(
+def test_invalid_requests_are_refused_with_a_reason(
     server: Server, method: str, path: str, status: int
 ) -> None:
     answered, answer = raw(server, f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
@@ -713,7 +713,7 @@ def test_wrong_requests_are_refused_in_words(
     assert answer["error"]
 
 
-def test_every_answer_protects_the_browser(server: Server) -> None:
+def test_every_answer_has_security_headers(server: Server) -> None:
     for path in ("/", "/docs", "/page.js", "/nothing", "/openapi.json", "/samples/cat.png"):
         headers = server.client.get(path).headers
         policy = headers["Content-Security-Policy"]
@@ -724,7 +724,7 @@ def test_every_answer_protects_the_browser(server: Server) -> None:
         assert "server" not in headers
 
 
-def test_pages_ask_nobody_else(server: Server) -> None:
+def test_pages_load_nothing_from_other_hosts(server: Server) -> None:
     for path in ("/", "/docs", "/page.js", "/page.css"):
         text = server.client.get(path).text
         assert "https://" not in text
@@ -733,7 +733,7 @@ def test_pages_ask_nobody_else(server: Server) -> None:
     assert all(word in docs for word in ("POST /predict", "GET /healthz", "429", "milliseconds"))
 
 
-def test_the_page_tells_what_the_card_tells(server: Server) -> None:
+def test_page_shows_the_model_card(server: Server) -> None:
     page = server.client.get("/").text
     card = sprat.zoo.cards()[0]
     assert all(word in page for word in (card["name"], f"{card['parameters']:,}", "10,000 images"))
@@ -742,7 +742,7 @@ def test_the_page_tells_what_the_card_tells(server: Server) -> None:
     assert f"{100 * low:.2f} to {100 * high:.2f} %" in page
 
 
-def test_it_counts_what_it_does(server: Server) -> None:
+def test_metrics_count_requests_and_refusals(server: Server) -> None:
     before = metrics(server)
     post(server, ("a", CAT), ("b", b"no picture"))
     server.client.get("/some/path")
@@ -762,7 +762,7 @@ def test_it_counts_what_it_does(server: Server) -> None:
         assert after["process_resident_memory_bytes",] > 1e7
 
 
-def test_many_clients_at_once_are_all_answered_rightly(server: Server) -> None:
+def test_concurrent_clients_are_answered_correctly(server: Server) -> None:
     samples = draw_samples(["airplane", "automobile", "cat", "frog"])
 
     def ask(turn: int) -> tuple[str, str]:
@@ -790,7 +790,7 @@ CONFIG = schemathesis.Config.from_dict(
         ("GET", "/metrics", GenerationMode.POSITIVE),
     ],
 )
-def test_it_does_as_its_description_says(
+def test_server_conforms_to_its_openapi_description(
     server: Server, method: str, path: str, mode: GenerationMode
 ) -> None:
     description = schemathesis.openapi.from_url(f"{server.url}/openapi.json", config=CONFIG)
@@ -804,9 +804,7 @@ def test_it_does_as_its_description_says(
     holds()
 
 
-def test_where_the_evidence_is_is_given_to_those_who_ask(
-    server: Server, classifier: sprat.Classifier
-) -> None:
+def test_evidence_is_returned_on_request(server: Server, classifier: sprat.Classifier) -> None:
     answer = post(server, ("a", CAT), ("b", b"no picture"), ("c", CAT), where="true").json()
     first, bad, last = answer["pictures"]
     pixels = decode(CAT, 32, Limits())
@@ -824,7 +822,7 @@ def test_where_the_evidence_is_is_given_to_those_who_ask(
     assert refused.json() == {"error": "where is 'yes', expected true or false. Give one of these."}
 
 
-def test_a_model_that_cannot_say_where_refuses_that_alone_in_words() -> None:
+def test_unexplainable_model_refuses_only_where_requests() -> None:
     class Flat(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -888,7 +886,7 @@ class TestBatcher:
         wait_until(lambda: asked == [1])
         return first
 
-    def test_what_comes_meanwhile_is_looked_at_together(
+    def test_waiting_pictures_are_batched(
         self, batcher: Batcher, asked: list[int], may_go: Event
     ) -> None:
         async def answers() -> list[list[float]]:
@@ -900,9 +898,7 @@ class TestBatcher:
         assert asyncio.run(answers()) == [[0], [1], [2], [3], [4]]
         assert asked == [1, 3, 1]
 
-    def test_an_error_is_told_and_the_next_is_answered(
-        self, batcher: Batcher, may_go: Event
-    ) -> None:
+    def test_error_is_reported_and_next_is_answered(self, batcher: Batcher, may_go: Event) -> None:
         async def last() -> list[float]:
             (failing,) = self.ask(batcher, 255)
             with pytest.raises(RuntimeError, match="out of memory"):
@@ -912,7 +908,7 @@ class TestBatcher:
         may_go.set()
         assert asyncio.run(last()) == [7]
 
-    def test_an_error_is_of_its_picture_alone(
+    def test_error_affects_only_its_picture(
         self, batcher: Batcher, asked: list[int], may_go: Event
     ) -> None:
         async def answers() -> list[list[float]]:
@@ -926,7 +922,7 @@ class TestBatcher:
         assert asyncio.run(answers()) == [[1], [2]]
         assert asked == [1, 3, 1, 1, 1]
 
-    def test_what_nobody_waits_for_is_not_looked_at(
+    def test_cancelled_pictures_are_skipped(
         self, batcher: Batcher, asked: list[int], may_go: Event
     ) -> None:
         async def last() -> list[float]:
@@ -938,7 +934,7 @@ class TestBatcher:
         assert asyncio.run(last()) == [2]
         assert asked == [1, 1]
 
-    def test_who_leaves_meanwhile_is_not_missed(
+    def test_next_is_answered_after_cancellation_in_progress(
         self, batcher: Batcher, asked: list[int], may_go: Event
     ) -> None:
         async def last() -> list[float]:
@@ -949,7 +945,7 @@ class TestBatcher:
 
         assert asyncio.run(last()) == [3]
 
-    def test_what_waits_is_answered_before_the_end(
+    def test_closing_answers_waiting_pictures(
         self, batcher: Batcher, asked: list[int], may_go: Event
     ) -> None:
         async def last() -> list[float]:
@@ -963,7 +959,7 @@ class TestBatcher:
 
 
 class TestSamples:
-    def test_the_shipped_model_names_each_rightly(self, classifier: sprat.Classifier) -> None:
+    def test_best_model_classifies_each_correctly(self, classifier: sprat.Classifier) -> None:
         samples = draw_samples(classifier.classes)
         assert len(samples) > 4
         assert [classifier(pixels).labels for pixels in samples.values()] == [[n] for n in samples]
@@ -971,14 +967,14 @@ class TestSamples:
     def test_are_small(self, classifier: sprat.Classifier) -> None:
         assert sum(len(png(p)) for p in draw_samples(classifier.classes).values()) <= 100_000
 
-    def test_are_shapes_for_a_model_of_shapes_and_none_for_others(self) -> None:
+    def test_are_shapes_for_shapes_and_none_for_other_classes(self) -> None:
         drawn = draw_samples(shapes10.CLASSES)
         assert drawn.keys() == set(shapes10.CLASSES)
         assert all(pixels.shape == (3, 32, 32) for pixels in drawn.values())
         assert draw_samples(["rose", "daisy"]) == {}
 
 
-def test_no_part_of_an_answer_waits_for_the_client_to_acknowledge_another() -> None:
+def test_connections_set_tcp_nodelay() -> None:
     from sprat.serve.server import listen
 
     with (
@@ -990,8 +986,8 @@ def test_no_part_of_an_answer_waits_for_the_client_to_acknowledge_another() -> N
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
-class TestBadBeginnings:
-    def test_a_port_in_use(self, here: Here) -> None:
+class TestFailedStart:
+    def test_port_in_use_is_reported(self, here: Here) -> None:
         with socket.create_server(("127.0.0.1", 0)) as other:
             port = other.getsockname()[1]
             done = here("serve", "--port", port)
@@ -1014,12 +1010,12 @@ class TestBadBeginnings:
             (["--trusted-proxies", "proxy"], "--trusted-proxies has 'proxy'"),
         ],
     )
-    def test_what_cannot_be_served(self, here: Here, words: list[str], message: str) -> None:
+    def test_invalid_options_are_refused(self, here: Here, words: list[str], message: str) -> None:
         done = here("serve", *(words if "--port" in words else ["--port", "0", *words]))
         assert done.returncode == 2
         assert message in done.stderr
 
-    def test_a_missing_extra(self, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_missing_extra_is_reported(self, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "httptools", None)
         done = here("serve")
         assert done.returncode == 2
@@ -1048,7 +1044,7 @@ def listens(server: Server) -> bool:
     return True
 
 
-def test_sigterm_lets_requests_under_way_be_answered(server: Server) -> None:
+def test_requests_in_progress_are_answered_after_sigterm(server: Server) -> None:
     """Stop the server that all tests of this file use, so this test must be the last."""
     whole = request(part(CAT) + END)
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
