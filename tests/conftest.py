@@ -213,7 +213,7 @@ class Hostile:
         for name, number in counted.items():
             setattr(self, name, getattr(self, name) + number)
 
-    def as_told(self) -> bool:
+    def as_documented(self) -> bool:
         """Return whether sprat handled all of them correctly and the docs give their number."""
         if self.read_wrongly or self.left_behind:
             return False
@@ -274,7 +274,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     hostile = session.config.stash[HOSTILE]
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["hostile"] = dataclasses.asdict(hostile)
-    elif not hostile.partial and not hostile.as_told():
+    elif not hostile.partial and not hostile.as_documented():
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
@@ -282,5 +282,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     hostile = terminalreporter.config.stash[HOSTILE]
     if hostile.tried:
         terminalreporter.write_line(str(hostile))
-    if not hostile.partial and not hostile.as_told():
+    if not hostile.partial and not hostile.as_documented():
         terminalreporter.write_line(f"FAILED {HOSTILE_PAGE} tells of other figures", red=True)

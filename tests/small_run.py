@@ -13,7 +13,7 @@ from sprat.training.run import Run
 from sprat.training.start import resume, train
 
 
-class Tell(Observer):
+class StepReporter(Observer):
     def __init__(self, to: Connection) -> None:
         self.to = to
 
@@ -26,7 +26,7 @@ def small_run(run: Path, to: Connection) -> None:
     images, test = shapes10.load(train_images=200, test_images=100)
     small = Dataset("shapes10", images, test, Normalization.of(images.images), md5="")
     if (run / "config.json").exists():
-        resume(run, small, observer=Tell(to))
+        resume(run, small, observer=StepReporter(to))
     else:
         config = dataclasses.replace(SMALL, final=True)
-        train(config, small, run, recipe="small", observer=Tell(to))
+        train(config, small, run, recipe="small", observer=StepReporter(to))

@@ -44,7 +44,7 @@ def model() -> Model:
     )
 
 
-def test_a_model_comes_back_the_same_without_its_recipe(model: Model, tmp_path: Path) -> None:
+def test_loaded_model_equals_the_saved_one(model: Model, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_model(path, model)
     for place in (path, tmp_path):
@@ -56,7 +56,7 @@ def test_a_model_comes_back_the_same_without_its_recipe(model: Model, tmp_path: 
         assert loaded.about == {"recipe": "quick"}
 
 
-def test_what_half_precision_cannot_hold_stays_as_it_is(model: Model, tmp_path: Path) -> None:
+def test_values_beyond_half_precision_stay_float32(model: Model, tmp_path: Path) -> None:
     key = next(key for key in model.network.state_dict() if key.endswith("running_var"))
     model.network.state_dict()[key].fill_(1e6)
     path = tmp_path / "model.safetensors"
@@ -68,9 +68,7 @@ def test_what_half_precision_cannot_hold_stays_as_it_is(model: Model, tmp_path: 
     assert [name for name, dtype in types.items() if dtype is torch.float32] == [key]
 
 
-def test_a_name_means_in_a_file_what_it_meant_when_that_was_written(
-    model: Model, tmp_path: Path
-) -> None:
+def test_older_file_keeps_former_widths(model: Model, tmp_path: Path) -> None:
     """Check a file from when SpratM was wider and files did not record widths."""
     path = tmp_path / "model.safetensors"
     before = build_network(NetworkConfig(name="SpratM", widths=(48, 84)), 3).eval()
@@ -82,7 +80,7 @@ def test_a_name_means_in_a_file_what_it_meant_when_that_was_written(
     assert to_record(NetworkConfig(name="spratm")).widths == (48, 80)
 
 
-def test_nothing_in_the_file_carries_a_wrappers_prefix(model: Model, tmp_path: Path) -> None:
+def test_saved_names_have_no_wrapper_prefix(model: Model, tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     save_model(path, model)
     with safe_open(path, "pt") as file:
@@ -102,7 +100,7 @@ def test_weights_in_another_memory_layout_keep_their_values(model: Model, tmp_pa
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
-def test_what_is_no_model_of_ours_is_refused(model: Model, tmp_path: Path) -> None:
+def test_missing_foreign_and_damaged_models_are_refused(model: Model, tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     with pytest.raises(SpratError, match="There is no model at"):
         load_model(path)
@@ -126,7 +124,7 @@ def test_what_is_no_model_of_ours_is_refused(model: Model, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
-def test_a_file_cut_short_is_refused(model: Model, tmp_path: Path, share: float) -> None:
+def test_truncated_file_is_refused(model: Model, tmp_path: Path, share: float) -> None:
     path = tmp_path / "m.safetensors"
     save_model(path, model)
     content = path.read_bytes()
@@ -135,7 +133,7 @@ def test_a_file_cut_short_is_refused(model: Model, tmp_path: Path, share: float)
         load_model(path)
 
 
-def test_a_resume_file_that_would_execute_is_refused(tmp_path: Path) -> None:
+def test_resume_file_that_executes_code_is_refused(tmp_path: Path) -> None:
     class Attack:
         def __reduce__(self) -> tuple:
             import os
@@ -190,7 +188,7 @@ def test_the_same_model_gives_the_same_file(model: Model, tmp_path: Path) -> Non
 class TestDamage:
     """Tests that any flipped bit is either refused or changes nothing that is used."""
 
-    def test_in_a_model_file(
+    def test_to_a_model_file_is_refused_or_harmless(
         self, model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         path = tmp_path / "m.safetensors"
@@ -213,7 +211,7 @@ class TestDamage:
             assert all(torch.equal(found[k], v) for k, v in expected.network.state_dict().items())
         assert refused >= len(places) - 3
 
-    def test_in_a_resume_file(self, tmp_path: Path) -> None:
+    def test_to_a_resume_file_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "last.pt"
         save_resume(path, STATE)
         whole, rng = path.read_bytes(), random.Random(0)
@@ -223,7 +221,7 @@ class TestDamage:
             with pytest.raises(SpratError, match=r"damaged or was not written by sprat"):
                 load_resume(path)
 
-    def test_in_a_shipped_model(self, model: Model, tmp_path: Path) -> None:
+    def test_to_a_shipped_model_is_refused(self, model: Model, tmp_path: Path) -> None:
         """Check a file without a digest of its own, whose sha256 is in the card."""
         path = tmp_path / "model.safetensors"
         tensors = {key: value.half() for key, value in model.network.state_dict().items()}
@@ -244,7 +242,7 @@ def _flipped(content: bytes, bit: int) -> bytes:
     return bytes(changed)
 
 
-def test_old_files_without_a_digest_load_and_say_so_once(
+def test_files_without_digest_load_with_one_warning(
     model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_file(
@@ -286,7 +284,9 @@ class TestHostileModels:
             *(("format", form) for form in (0, "1", None, 1.5, True, [1])),
         ],
     )  # fmt: skip
-    def test_metadata(self, model: Model, tmp_path: Path, key: str, value: object) -> None:
+    def test_invalid_metadata_is_refused(
+        self, model: Model, tmp_path: Path, key: str, value: object
+    ) -> None:
         text = json.dumps(metadata(model) | {key: value})
         save_file(model.network.state_dict(), tmp_path / "m.safetensors", {"sprat": text})
         _refused(tmp_path / "m.safetensors", load_model)
@@ -296,7 +296,7 @@ class TestHostileModels:
         ["", "1", "[]", "null", "{", "[" * 100_000, '{"a":' * 5_000, "9" * 5_000, '{"format": NaN}',
          '{"format": 1}'],
     )  # fmt: skip
-    def test_metadata_that_is_no_table(self, model: Model, tmp_path: Path, text: str) -> None:
+    def test_malformed_metadata_is_refused(self, model: Model, tmp_path: Path, text: str) -> None:
         save_file(model.network.state_dict(), tmp_path / "m.safetensors", {"sprat": text})
         _refused(tmp_path / "m.safetensors", load_model)
 
@@ -319,7 +319,7 @@ class TestHostileModels:
             ("added.weight", lambda t: torch.zeros(3)),
         ],
     )
-    def test_weights(
+    def test_invalid_weights_are_refused(
         self, model: Model, tmp_path: Path, key: str, change: Callable[[Any], Tensor | None]
     ) -> None:
         state = model.network.state_dict()
@@ -347,13 +347,13 @@ class TestHostileModels:
             ),
         ],
     )  # fmt: skip
-    def test_headers(self, tmp_path: Path, content: bytes) -> None:
+    def test_invalid_headers_are_refused(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "m.safetensors").write_bytes(content)
         _refused(tmp_path / "m.safetensors", load_model)
 
 
 @pytest.mark.parametrize(("name", "read"), [("m.safetensors", load_model), ("l.pt", load_resume)])
-def test_what_is_no_file_is_refused_and_not_waited_for(
+def test_special_files_are_refused_without_blocking(
     tmp_path: Path, name: str, read: Callable[[Path], object]
 ) -> None:
     path = tmp_path / name
@@ -407,19 +407,19 @@ class TestHostileResumeFiles:
             ("ema", {"weight": "x"}),
         ],
     )  # fmt: skip
-    def test_values_of_another_kind(self, tmp_path: Path, key: str, value: object) -> None:
+    def test_invalid_values_are_refused(self, tmp_path: Path, key: str, value: object) -> None:
         path = tmp_path / "last.pt"
         save_resume(path, STATE | {key: value})
         _refused(path, load_resume)
 
     @pytest.mark.parametrize("key", STATE)
-    def test_a_key_that_is_missing(self, tmp_path: Path, key: str) -> None:
+    def test_missing_key_is_refused(self, tmp_path: Path, key: str) -> None:
         state = copy.copy(STATE)
         del state[key]
         save_resume(tmp_path / "last.pt", state)
         _refused(tmp_path / "last.pt", load_resume)
 
-    def test_an_archive_that_unpacks_to_much_more(self, tmp_path: Path) -> None:
+    def test_zip_bomb_is_refused(self, tmp_path: Path) -> None:
         torch.save(STATE, tmp_path / "whole.pt")
         with (
             zipfile.ZipFile(tmp_path / "whole.pt") as whole,
@@ -432,21 +432,21 @@ class TestHostileResumeFiles:
             load_resume(tmp_path / "last.pt")
 
 
-def test_replacing_leaves_the_old_file_whole_when_writing_fails(tmp_path: Path) -> None:
+def test_replacing_keeps_old_file_if_writing_fails(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     path.write_text("old")
 
     def fail_halfway() -> None:
-        with replacing(path) as beside:
-            beside.write_text("half")
+        with replacing(path) as temporary:
+            temporary.write_text("half")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fail_halfway()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
-    with replacing(path) as beside:
-        beside.write_text("new")
+    with replacing(path) as temporary:
+        temporary.write_text("new")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
     assert path.stat().st_mode & 0o044, "readable by others, unlike a temporary file"

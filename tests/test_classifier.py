@@ -22,13 +22,13 @@ from sprat.serve.decoding import decode
 from sprat.serve.limits import Limits
 
 
-def test_a_picture_of_the_right_size_stays_as_it_is(tmp_path: Path) -> None:
+def test_picture_of_the_right_size_is_unchanged(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "x.png")
     assert np.array_equal(read_picture(tmp_path / "x.png", 32).permute(1, 2, 0).numpy(), pixels)
 
 
-def test_16_bit_grey_keeps_its_greys(tmp_path: Path) -> None:
+def test_16_bit_grey_is_scaled_to_8_bits(tmp_path: Path) -> None:
     grey = np.full((32, 32), 300 * 100, dtype=np.uint16)
     Image.fromarray(grey).save(tmp_path / "x.png")
     assert (read_picture(tmp_path / "x.png", 32) == 30000 >> 8).all()
@@ -38,14 +38,14 @@ def test_16_bit_grey_keeps_its_greys(tmp_path: Path) -> None:
     ("mode", "value", "expected"),
     [("I", 200, 200), ("I", 60_000, 233), ("F", 0.9, 229), ("F", 200, 200), ("F", 60_000, 233)],
 )
-def test_wide_greys_are_read_in_the_narrowest_usual_range(
+def test_int_and_float_greys_use_narrowest_fitting_range(
     tmp_path: Path, mode: str, value: float, expected: int
 ) -> None:
     Image.new(mode, (32, 32), value).save(tmp_path / "x.tif")
     assert (read_picture(tmp_path / "x.tif", 32) == expected).all()
 
 
-def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+def test_transparency_is_composited_onto_white(tmp_path: Path) -> None:
     Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(tmp_path / "x.png")
     assert (read_picture(tmp_path / "x.png", 32) == 255).all()
     palette = Image.new("P", (32, 32), 0)
@@ -54,7 +54,7 @@ def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
     assert (read_picture(tmp_path / "p.png", 32) == 255).all()
 
 
-def test_a_turned_photograph_is_turned_upright(tmp_path: Path) -> None:
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     image = Image.new("RGB", (64, 64), "black")
     image.paste("white", (0, 0, 64, 32))  # bright upper half
     exif = Image.Exif()
@@ -89,7 +89,7 @@ DAMAGED = {
 @pytest.mark.filterwarnings("ignore:.*EXIF:UserWarning")  # from Pillow; the CLI hides it
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
 @pytest.mark.parametrize("exif", DAMAGED.values(), ids=list(DAMAGED))
-def test_damaged_exif_costs_no_picture(tmp_path: Path, suffix: str, exif: bytes) -> None:
+def test_damaged_exif_is_ignored(tmp_path: Path, suffix: str, exif: bytes) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     image.save(tmp_path / f"plain.{suffix}", lossless=True)
@@ -101,7 +101,7 @@ def test_damaged_exif_costs_no_picture(tmp_path: Path, suffix: str, exif: bytes)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_an_orientation_that_can_be_read_holds_whatever_else_is_damaged(tmp_path: Path) -> None:
+def test_valid_orientation_applies_in_damaged_exif(tmp_path: Path) -> None:
     image = Image.new("RGB", (16, 16))
     image.putpixel((0, 0), (255, 255, 255))
     beyond = struct.pack("<HHII", 0x010F, 2, 4_000, 4_000_000)
@@ -109,7 +109,7 @@ def test_an_orientation_that_can_be_read_holds_whatever_else_is_damaged(tmp_path
     assert read_picture(tmp_path / "x.png", 16)[:, 15, 15].tolist() == [255] * 3
 
 
-def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_special_files_are_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "socket"))
@@ -126,13 +126,13 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     assert found == ["link.png", "pipe.png", "socket", "zero.png"], "refused, not skipped"
 
 
-def test_a_line_of_millions_of_pixels_is_refused(tmp_path: Path) -> None:
+def test_side_above_65535_pixels_is_refused(tmp_path: Path) -> None:
     Image.new("1", (1, 100_000)).save(tmp_path / "x.png")
     with pytest.raises(SpratError, match=r"too many pixels .*: 1 x 100,000, at most 65,535 on a"):
         read_picture(tmp_path / "x.png", 16)
 
 
-def test_text_that_would_unpack_to_gigabytes_is_refused(tmp_path: Path) -> None:
+def test_large_compressed_png_text_is_refused(tmp_path: Path) -> None:
     text = PngInfo()
     text.add_text("x", "0" * 5_000_000, zip=True)
     Image.new("1", (9, 9)).save(tmp_path / "x.png", pnginfo=text)
@@ -140,7 +140,7 @@ def test_text_that_would_unpack_to_gigabytes_is_refused(tmp_path: Path) -> None:
         read_picture(tmp_path / "x.png", 16)
 
 
-def test_rare_decoders_are_not_reached(tmp_path: Path) -> None:
+def test_unsupported_formats_named_png_are_refused(tmp_path: Path) -> None:
     for name in ("x.tga", "x.ico", "x.jp2", "x.eps", "x.pcx"):
         Image.new("RGB", (32, 32)).save(tmp_path / name)
         (tmp_path / name).rename(tmp_path / "x.png")
@@ -148,7 +148,7 @@ def test_rare_decoders_are_not_reached(tmp_path: Path) -> None:
             read_picture(tmp_path / "x.png", 16)
 
 
-def test_the_middle_square_of_an_oblong_picture_is_seen(tmp_path: Path) -> None:
+def test_oblong_picture_is_centre_cropped(tmp_path: Path) -> None:
     image = Image.new("RGB", (300, 100), "red")
     image.paste("blue", (100, 0, 200, 100))
     image.save(tmp_path / "x.png")
@@ -159,7 +159,7 @@ def test_the_middle_square_of_an_oblong_picture_is_seen(tmp_path: Path) -> None:
     )
 
 
-def test_a_picture_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("1", (2_000, 2_000)).save(tmp_path / "x.png")
     for allowed in (3_000_000, 1_000_000):  # Pillow warns above this and raises above twice this
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", allowed)
@@ -205,7 +205,7 @@ def test_every_form_of_a_picture_gives_the_same_pixels(forms: dict[str, Any]) ->
         assert torch.equal(to_pixels(form, 32), BATCH), name
 
 
-def test_forms_can_be_mixed_and_sizes_too(forms: dict[str, Any], classifier: Classifier) -> None:
+def test_forms_and_sizes_can_be_mixed(forms: dict[str, Any], classifier: Classifier) -> None:
     big = np.zeros((50, 70, 3), dtype=np.uint8)
     labels, probabilities = classifier([forms["path"], big, BATCH, Image.new("L", (9, 9))])
     assert len(labels) == 4
@@ -216,7 +216,7 @@ def test_forms_can_be_mixed_and_sizes_too(forms: dict[str, Any], classifier: Cla
     assert labels[0] == labels[2]
 
 
-def test_sizes_are_brought_to_the_networks_whatever_the_form(tmp_path: Path) -> None:
+def test_every_form_is_resized_alike(tmp_path: Path) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "x.png")
     expected = read_picture(tmp_path / "x.png", 32)
@@ -224,7 +224,7 @@ def test_sizes_are_brought_to_the_networks_whatever_the_form(tmp_path: Path) -> 
         assert torch.equal(to_pixels(form, 32)[0], expected)
 
 
-def test_grey_arrays_are_pictures() -> None:
+def test_grey_arrays_are_accepted() -> None:
     grey = np.arange(1024, dtype=np.uint32).reshape(32, 32).astype(np.uint8)
     expected = torch.from_numpy(grey).expand(1, 3, 32, 32)
     assert torch.equal(to_pixels(grey, 32), expected)
@@ -246,12 +246,12 @@ def test_grey_arrays_are_pictures() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_no_picture_is_refused_in_words(images: Any, message: str) -> None:
+def test_invalid_pictures_are_refused(images: Any, message: str) -> None:
     with pytest.raises(SpratError, match=message):
         to_pixels(images, 32)
 
 
-def test_views_are_those_of_test_time_augmentation(classifier: Classifier) -> None:
+def test_tta_averages_the_views(classifier: Classifier) -> None:
     mirrored = (classifier(BATCH).probabilities + classifier(BATCH.flip(3)).probabilities) / 2
     assert torch.allclose(classifier(BATCH, tta=2).probabilities, mirrored, atol=1e-6)
     with pytest.raises(SpratError, match="views"):
@@ -268,7 +268,7 @@ def test_threads_share_a_classifier(classifier: Classifier, forms: dict[str, Any
     assert paths == [classifier(BATCH).labels] * 24
 
 
-def test_a_model_is_found_by_run_file_and_name(small_run: Path) -> None:
+def test_model_loads_by_run_file_or_name(small_run: Path) -> None:
     by_run, by_file = sprat.load(small_run), sprat.load(str(small_run / "model.safetensors"))
     assert torch.equal(by_run(BATCH).probabilities, by_file(BATCH).probabilities)
     assert sprat.load("optimized-cifar10-net-200k").name == "OptimizedCIFAR10Net200K"

@@ -90,13 +90,13 @@ def _small_disk(folder: Path) -> Iterator[Path]:
 
 
 @root
-def test_a_full_disk_is_told_with_the_bytes_and_leaves_the_old_file(tmp_path: Path) -> None:
+def test_full_disk_is_reported_and_old_file_kept(tmp_path: Path) -> None:
     with _small_disk(tmp_path / "disk") as disk:
         write_whole(disk / "old.bin", b"old")
-        with pytest.raises(WriteError) as told:
+        with pytest.raises(WriteError) as caught:
             write_whole(disk / "old.bin", bytes(100_000))
-        assert f"{disk}/old.bin cannot be written: the disk is full" in str(told.value)
-        assert "100,000 bytes are needed, 61,440 bytes are free" in str(told.value)
+        assert f"{disk}/old.bin cannot be written: the disk is full" in str(caught.value)
+        assert "100,000 bytes are needed, 61,440 bytes are free" in str(caught.value)
         with pytest.raises(WriteError, match=r"old\.bin cannot be written: the disk is full"):
             _write_in_pieces(disk / "old.bin")
         assert [path.name for path in disk.iterdir()] == ["old.bin"]
@@ -104,13 +104,13 @@ def test_a_full_disk_is_told_with_the_bytes_and_leaves_the_old_file(tmp_path: Pa
 
 
 def _write_in_pieces(path: Path) -> None:
-    with replacing(path) as beside, beside.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         for _ in range(100):
             file.write(bytes(1000))
 
 
 @posix
-def test_a_limit_on_files_is_told_too(tmp_path: Path) -> None:
+def test_file_size_limit_is_reported(tmp_path: Path) -> None:
     code = (
         "import resource\n"
         "from pathlib import Path\n"
@@ -136,7 +136,7 @@ def test_a_limit_on_files_is_told_too(tmp_path: Path) -> None:
         pytest.param("to-null", "it is a device or a pipe", marks=posix),
     ],
 )
-def test_what_is_in_the_way_is_told(tmp_path: Path, name: str, message: str) -> None:
+def test_unwritable_path_is_reported(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("kept")
     if sys.platform != "win32":
@@ -150,7 +150,7 @@ def test_what_is_in_the_way_is_told(tmp_path: Path, name: str, message: str) -> 
 
 
 @root
-def test_a_folder_without_rights_is_told(tmp_path: Path) -> None:
+def test_denied_permission_is_reported(tmp_path: Path) -> None:
     (tmp_path / "shut").mkdir(mode=0o755)
     code = "from pathlib import Path\nfrom sprat.files import write_whole\n"
     code += "write_whole(Path('shut/x.json'), 'new')"
@@ -180,7 +180,7 @@ def _as_nobody(code: str, cwd: Path, **environment: str) -> subprocess.Completed
     )
 
 
-def test_an_error_about_another_file_is_left_as_it_is(tmp_path: Path) -> None:
+def test_error_about_another_file_is_unchanged(tmp_path: Path) -> None:
     def read_another() -> None:
         with replacing(tmp_path / "x.json"):
             Path("/nowhere/at/all").read_bytes()
@@ -190,10 +190,10 @@ def test_an_error_about_another_file_is_left_as_it_is(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_new_file_never_takes_the_place_of_one_that_has_just_come(tmp_path: Path) -> None:
+def test_new_file_never_overwrites_a_concurrent_one(tmp_path: Path) -> None:
     def come_late() -> None:
-        with replacing(tmp_path / "x", new=True) as beside:
-            beside.write_text("second")
+        with replacing(tmp_path / "x", new=True) as temporary:
+            temporary.write_text("second")
             (tmp_path / "x").write_text("first")
 
     with pytest.raises(WriteError, match="it exists already"):
@@ -202,7 +202,7 @@ def test_a_new_file_never_takes_the_place_of_one_that_has_just_come(tmp_path: Pa
 
 
 @posix
-def test_a_write_sweeps_what_the_killed_left_and_nothing_of_the_living(tmp_path: Path) -> None:
+def test_writing_removes_only_killed_processes_leftovers(tmp_path: Path) -> None:
     _end(_waits(_writer(tmp_path / "killed.png")), kill=True)
     (left,) = tmp_path.iterdir()
     living = _waits(_writer(tmp_path / "living.so"))
@@ -217,7 +217,7 @@ def test_a_write_sweeps_what_the_killed_left_and_nothing_of_the_living(tmp_path:
 
 
 @posix
-def test_a_temporary_folder_that_another_process_sweeps_is_made_again(
+def test_swept_temporary_folder_is_made_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     make, made = tempfile.mkdtemp, []
@@ -233,7 +233,7 @@ def test_a_temporary_folder_that_another_process_sweeps_is_made_again(
         assert str(folder) == made[1]
 
 
-def test_temporary_folders_of_the_killed_are_removed_by_the_next(
+def test_temporary_folders_of_killed_processes_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -253,7 +253,7 @@ def test_temporary_folders_of_the_killed_are_removed_by_the_next(
 
 @posix
 @pytest.mark.parametrize("kill", [True, False])
-def test_a_lock_says_who_has_it_and_is_free_however_that_ends(tmp_path: Path, kill: bool) -> None:
+def test_lock_names_its_holder_and_is_released(tmp_path: Path, kill: bool) -> None:
     path = tmp_path / ".lock"
     process = _waits(_holder(path))
     said = []
@@ -278,7 +278,7 @@ def test_a_lock_says_who_has_it_and_is_free_however_that_ends(tmp_path: Path, ki
 
 
 @root
-def test_without_a_home_folder_the_cache_is_the_users_alone(tmp_path: Path) -> None:
+def test_cache_without_home_folder_is_private(tmp_path: Path) -> None:
     code = "from sprat.files import cache_dir; print(cache_dir())"
     folder = tmp_path / "sprat_cache_54321"
     _open_to_all(tmp_path).chmod(0o1777)
@@ -292,7 +292,7 @@ def test_without_a_home_folder_the_cache_is_the_users_alone(tmp_path: Path) -> N
 
 
 @posix
-def test_a_cache_that_another_user_planted_is_not_trusted(
+def test_cache_planted_by_another_user_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -302,7 +302,7 @@ def test_a_cache_that_another_user_planted_is_not_trusted(
         own_temporary()
 
 
-def test_the_cache_is_where_the_system_has_them_unless_an_older_sprat_made_one(
+def test_cache_is_in_platform_folder_unless_one_exists(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
@@ -319,14 +319,14 @@ def test_the_cache_is_where_the_system_has_them_unless_an_older_sprat_made_one(
     assert cache_dir() == tmp_path / ".cache" / "sprat"
 
 
-def test_the_cache_is_where_it_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_follows_xdg_and_write_errors_keep_errno(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert cache_dir() == Path("/somewhere/sprat")
     assert WriteError("in words", OSError(errno.EIO, "x")).errno == errno.EIO
 
 
 class TestReplacingFolder:
-    def test_puts_a_folder_in_place_only_if_all_went_well(self, tmp_path: Path) -> None:
+    def test_replaces_only_after_success(self, tmp_path: Path) -> None:
         folder = tmp_path / "a" / "folder"
         for content in ("old", "new"):
             with replacing_folder(folder, ["file"]) as made:
@@ -351,7 +351,7 @@ class TestReplacingFolder:
             ),
         ],
     )
-    def test_a_kill_while_a_folder_is_replaced_leaves_one_of_the_two(
+    def test_kill_leaves_either_old_or_new_folder(
         self, dies: str, left: str, tmp_path: Path
     ) -> None:
         folder, next_one = tmp_path / "folder", tmp_path / "next"
@@ -369,7 +369,7 @@ class TestReplacingFolder:
         assert (folder / "file").read_text() == left
         assert sorted(tmp_path.iterdir()) == [folder, next_one]
 
-    def test_what_was_there_is_put_back(
+    def test_old_folder_is_restored_after_failure(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         folder, replace = tmp_path / "folder", Path.replace

@@ -106,7 +106,7 @@ FORMS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_weights_are_found_whatever_is_around_them(net: nn.Module, form: str) -> None:
+def test_weights_are_found_in_any_wrapper(net: nn.Module, form: str) -> None:
     wanted = net.state_dict()
     torch.save(FORMS[form](wanted), "net.pth")
     loaded = _new()
@@ -116,7 +116,9 @@ def test_weights_are_found_whatever_is_around_them(net: nn.Module, form: str) ->
             assert torch.equal(tensor, wanted[name]), name
 
 
-def test_other_files_of_the_same_weights(net: nn.Module, capfd: pytest.CaptureFixture[str]) -> None:
+def test_formats_dtypes_and_keys_load_correctly(
+    net: nn.Module, capfd: pytest.CaptureFixture[str]
+) -> None:
     wanted, images = net.state_dict(), torch.rand(2, 3, 32, 32)
     save_file(wanted, "net.safetensors")
     torch.save(wanted, "old.pth", _use_new_zipfile_serialization=False)
@@ -178,7 +180,7 @@ MISFITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", MISFITS)
-def test_what_does_not_fit_is_refused_with_the_nearest(net: nn.Module, kind: str) -> None:
+def test_weights_that_do_not_fit_are_refused(net: nn.Module, kind: str) -> None:
     make, message = MISFITS[kind]
     torch.save(make(net.state_dict()), "net.pth")
     with pytest.raises(SpratError, match=message):
@@ -211,7 +213,7 @@ LEFT_OUT = (np.savetxt,)  # of modules whose objects are replaced by placeholder
     ],
     ids=lambda attack: attack.asked[0].__qualname__,
 )
-def test_nothing_that_a_file_asks_for_runs(net: nn.Module, attack: Attack, zipped: bool) -> None:
+def test_malicious_pickle_never_runs_code(net: nn.Module, attack: Attack, zipped: bool) -> None:
     torch.save(
         {"model": net.state_dict(), "x": attack},
         "net.pth",
@@ -234,7 +236,7 @@ def test_damaged_files_are_refused(net: nn.Module, content: bytes) -> None:
         load_weights(net, Path("net.pth"))
 
 
-def test_a_file_cut_short_is_refused(net: nn.Module) -> None:
+def test_truncated_file_is_refused(net: nn.Module) -> None:
     torch.save(net.state_dict(), "net.pth")
     whole = Path("net.pth").read_bytes()
     for share in (0.1, 0.5, 0.9):
@@ -243,7 +245,7 @@ def test_a_file_cut_short_is_refused(net: nn.Module) -> None:
             load_weights(net, Path("net.pth"))
 
 
-def test_a_whole_network_and_a_program_are_refused(net: nn.Module) -> None:
+def test_pickled_network_and_torchscript_are_refused(net: nn.Module) -> None:
     torch.save(nn.Sequential(nn.Linear(2, 2)), "whole.pth")
     with pytest.raises(SpratError, match=r"Python code \(torch\.nn\.modules\.container\.Sequ"):
         load_weights(net, Path("whole.pth"))
@@ -255,7 +257,7 @@ def test_a_whole_network_and_a_program_are_refused(net: nn.Module) -> None:
 
 
 class TestMeanAndStd:
-    def test_are_fractions_or_of_0_to_255(self, capfd: pytest.CaptureFixture[str]) -> None:
+    def test_accept_fractions_or_0_to_255(self, capfd: pytest.CaptureFixture[str]) -> None:
         fractions = Foreign(mean=(0.49, 0.48, 0.45), std=0.25).normalization()  # type: ignore[arg-type]
         assert (fractions.mean, fractions.std) == ((0.49, 0.48, 0.45), (0.25,) * 3)
         assert capfd.readouterr().err == ""
@@ -282,18 +284,20 @@ class TestMeanAndStd:
             ({"weights": ""}, "No weights are given, which --mean is about"),
         ],
     )
-    def test_that_cannot_be_are_refused(self, given: dict[str, Any], message: str) -> None:
+    def test_inconsistent_or_missing_settings_are_refused(
+        self, given: dict[str, Any], message: str
+    ) -> None:
         sound: dict[str, Any] = {"weights": __file__, "mean": (0.5,), "std": (0.5,)}
         with pytest.raises(SpratError, match=message):
             Foreign(**sound | given).check_given()
 
     @pytest.mark.parametrize("given", [{"mean": (-1,)}, {"std": (0,)}, {"mean": ("a",)}])
-    def test_out_of_bounds_are_refused(self, given: dict[str, Any]) -> None:
+    def test_invalid_values_are_refused(self, given: dict[str, Any]) -> None:
         with pytest.raises(SpratError, match="expected a list"):
             Foreign(**given)
 
 
-def test_both_faces_evaluate_and_import_alike(net: nn.Module, here: Here) -> None:
+def test_cli_and_python_evaluate_and_import_alike(net: nn.Module, here: Here) -> None:
     torch.save({"state_dict": _prefixed(net.state_dict(), "module.")}, "net.pth")
     words = ("my_nets.py:Net", "--weights", "net.pth", *MEAN, "--dataset", "shapes10")
     done = here("evaluate", *words, "--json")
@@ -325,7 +329,7 @@ def test_both_faces_evaluate_and_import_alike(net: nn.Module, here: Here) -> Non
     assert here("import", *words, "--output", "a.safetensors", "--overwrite").returncode == 0
 
 
-def test_a_network_of_grey_images(net: nn.Module, here: Here) -> None:
+def test_one_channel_weights_import_and_evaluate(net: nn.Module, here: Here) -> None:
     """Compare with a network of colour images that has a third of each weight per channel."""
     Path("grey.py").write_text(OWN.replace("nn.Conv2d(3,", "nn.Conv2d(1,"))
     state = net.state_dict()
@@ -351,7 +355,7 @@ def test_a_network_of_grey_images(net: nn.Module, here: Here) -> None:
     assert "--channels 1 is for networks of grey images" in done.stderr
 
 
-def test_outputs_are_of_the_classes_in_the_order_that_is_named(net: nn.Module) -> None:
+def test_class_names_determine_the_output_order(net: nn.Module) -> None:
     """Check that outputs in another order, with their names, give the same results."""
     torch.save(net.state_dict(), "net.pth")
     order = torch.randperm(10)
@@ -372,7 +376,7 @@ def test_outputs_are_of_the_classes_in_the_order_that_is_named(net: nn.Module) -
     assert sprat.evaluate("my_nets.py:Net", weights="turned.pth", **settings) != plain
 
 
-def test_a_function_that_makes_a_network_runs_only_by_its_name(net: nn.Module, here: Here) -> None:
+def test_factory_function_runs_only_when_named(net: nn.Module, here: Here) -> None:
     torch.save(net.state_dict(), "net.pth")
     words = ("--weights", "net.pth", *MEAN, "--classes", "a,b,c,d,e,f,g,h,i,j")
     done = here("import", "my_nets.py:small_net", *words)
@@ -422,7 +426,7 @@ def test_a_function_that_makes_a_network_runs_only_by_its_name(net: nn.Module, h
         ("import my_nets.py:Net --dataset shapes10", "No weights are given. Add --weights FILE."),
     ],
 )
-def test_a_mistake_is_told_in_words_and_writes_nothing(
+def test_mistake_is_reported_and_writes_nothing(
     net: nn.Module, here: Here, words: str, message: str
 ) -> None:
     torch.save(net.state_dict(), "net.pth")
@@ -434,7 +438,7 @@ def test_a_mistake_is_told_in_words_and_writes_nothing(
     assert {path for path in Path().rglob("*") if path.name != "__pycache__"} == before
 
 
-def test_own_pictures_are_brought_to_the_side_and_evaluated_whole(net: nn.Module) -> None:
+def test_own_pictures_are_resized_and_all_evaluated(net: nn.Module) -> None:
     for name, colour in (("a", "red"), ("b", "blue")):
         Path("set", name).mkdir(parents=True)
         Image.new("RGB", (70, 50), colour).save(Path("set", name, "1.png"))

@@ -27,7 +27,7 @@ def test_a_compressed_file_is_smaller_and_has_the_same_content(tmp_path: Path) -
     assert load_model(packed).about == load_model(plain).about == load_model(SHIPPED).about
 
 
-def test_a_folder_stands_for_its_file(tmp_path: Path) -> None:
+def test_folder_resolves_to_its_model_file(tmp_path: Path) -> None:
     assert file_of(SHIPPED.parent) == SHIPPED == file_of(SHIPPED)
     assert file_of(tmp_path) == tmp_path / "model.safetensors"
     assert is_model(str(SHIPPED))
@@ -55,9 +55,7 @@ def test_a_damaged_file_is_refused(
     assert message in " ".join(done.stderr.split())
 
 
-def test_unpacks_no_more_than_a_model_may_have(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unpacking_stops_at_the_size_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_file, "MODEL_BYTES", 1 << 20)
     path = tmp_path / "model.safetensors.xz"
     path.write_bytes(lzma.compress(bytes(2 << 20)))

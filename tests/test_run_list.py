@@ -34,7 +34,7 @@ def runs(tmp_path: Path) -> Path:
     return folder
 
 
-def test_lists_every_run_however_deep_with_what_it_reached(runs: Path, here: Here) -> None:
+def test_lists_runs_at_any_depth_with_results(runs: Path, here: Here) -> None:
     found = {run.name: run for run in sprat.list_runs(runs)}
     names = ["a search/trial-1/fold-0", "ended", "halfway", "quick/seed-2", "quick/seed-10"]
     assert list(found) == names
@@ -59,7 +59,7 @@ def test_lists_runs_within_a_run(runs: Path) -> None:
     assert within == [("ended", ""), ("search/trial-1", "search")]
 
 
-def test_prints_runs_that_share_a_folder_below_their_mean(runs: Path, here: Here) -> None:
+def test_prints_group_mean_above_its_runs(runs: Path, here: Here) -> None:
     lines = here("runs", runs).stdout.splitlines()
     assert [line.split("  ")[0] for line in lines[1:4]] == [
         *("a search/trial-1/fold-0", "ended", "halfway"),
@@ -123,7 +123,7 @@ def test_a_damaged_run_is_listed_as_such(
     assert "bad\\x1b[31m is damaged: " in done.stdout
 
 
-def test_a_file_where_a_folder_is_expected_or_none(tmp_path: Path, here: Here) -> None:
+def test_file_or_missing_folder_is_refused(tmp_path: Path, here: Here) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SpratError, match=r"file is not a folder. Name a folder"):
         list_runs(tmp_path / "file")
@@ -133,12 +133,12 @@ def test_a_file_where_a_folder_is_expected_or_none(tmp_path: Path, here: Here) -
     assert here("runs", tmp_path, "--watch", "--json").returncode == 2
 
 
-def test_does_not_follow_links_in_circles(runs: Path) -> None:
+def test_does_not_follow_symlink_cycles(runs: Path) -> None:
     (runs / "notes" / "again").symlink_to(runs)
     assert len(list_runs(runs)) == 5
 
 
-def test_a_run_that_trains_says_how_long_it_still_takes(runs: Path, here: Here) -> None:
+def test_training_run_shows_time_left(runs: Path, here: Here) -> None:
     metrics = runs / "halfway" / "metrics.jsonl"
     row = json.loads(metrics.read_text())
     row["seconds"] = 5000
@@ -150,7 +150,9 @@ def test_a_run_that_trains_says_how_long_it_still_takes(runs: Path, here: Here) 
     assert list_runs(runs, state="training") == []
 
 
-def test_is_live_while_a_run_trains(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watched_table_updates_while_a_run_trains(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(display, "WATCH_EVERY", 0.01)
     seen = threading.Event()
 

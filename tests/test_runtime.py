@@ -34,7 +34,7 @@ def test_seeds_depend_on_every_part_and_its_place() -> None:
     assert derive_seed("augment", 0, 7) == 566892151478105442, "old runs must stay repeatable"
 
 
-def test_a_device_that_is_not_there_is_refused_with_what_is() -> None:
+def test_unavailable_device_is_refused() -> None:
     assert choose_device("auto").type in ("cpu", "cuda", "mps")
     if not torch.cuda.is_available():
         with pytest.raises(SpratError, match=r"'cuda' is not available.*available: .*cpu"):
@@ -51,7 +51,7 @@ def test_a_device_that_is_not_there_is_refused_with_what_is() -> None:
         ({}, "fp32"),
     ],
 )
-def test_auto_is_bf16_only_where_the_cpu_computes_in_it(
+def test_auto_is_bf16_only_on_supporting_cpus(
     monkeypatch: pytest.MonkeyPatch, capabilities: dict, expected: str
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
@@ -59,7 +59,7 @@ def test_auto_is_bf16_only_where_the_cpu_computes_in_it(
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), "fp16"), ((8, 0), "bf16")])
-def test_auto_is_fp16_on_gpus_before_bf16(
+def test_auto_is_fp16_on_gpus_without_bf16(
     monkeypatch: pytest.MonkeyPatch, capability: tuple, expected: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -71,7 +71,7 @@ def test_fp16_is_refused_on_a_cpu() -> None:
         choose_precision("fp16", CPU)
 
 
-def test_autocast_halves_products_only_when_asked() -> None:
+def test_autocast_uses_bf16_only_when_requested() -> None:
     a = torch.ones(4, 4)
     with autocast(CPU, "bf16"):
         assert (a @ a).dtype is torch.bfloat16
@@ -79,7 +79,7 @@ def test_autocast_halves_products_only_when_asked() -> None:
         assert (a @ a).dtype is torch.float32
 
 
-def test_threads_are_set_and_told() -> None:
+def test_thread_count_is_set_and_returned() -> None:
     before = torch.get_num_threads()
     try:
         assert set_threads(1) == torch.get_num_threads() == 1
@@ -89,7 +89,7 @@ def test_threads_are_set_and_told() -> None:
 
 
 @pytest.mark.parametrize("threads", [-1, 1_025, 10**20])
-def test_threads_that_no_machine_has_are_refused(threads: int) -> None:
+def test_invalid_thread_count_is_refused(threads: int) -> None:
     with pytest.raises(SpratError, match=f"--threads is {threads}, expected 1 to 1,024, or 0"):
         set_threads(threads)
 
@@ -155,7 +155,7 @@ V1 = "4:memory:/docker/a\n1:cpu,cpuacct:/docker/a\n"
         ),
     ],
 )
-def test_cores_are_those_of_the_affinity_within_the_quota(
+def test_usable_cores_respect_affinity_and_quota(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int
 ) -> None:
     monkeypatch.setattr("sys.platform", "linux")
@@ -207,7 +207,7 @@ def test_threads_spin_briefly_unless_the_user_says_otherwise(
     assert done.stderr == ""
 
 
-def test_a_figures_surroundings_are_plain_values() -> None:
+def test_machine_versions_and_git_state_are_described() -> None:
     machine = describe_machine(CPU, "bf16", 2)
     assert machine["cpu"]
     assert (machine["device"], machine["precision"], machine["threads"]) == ("cpu", "bf16", 2)
@@ -216,7 +216,7 @@ def test_a_figures_surroundings_are_plain_values() -> None:
     assert state is None or len(state["commit"]) == 40
 
 
-def test_peak_memory_grows_with_what_is_held() -> None:
+def test_peak_memory_grows_with_allocations() -> None:
     """Measure in a new process, which has used little memory so far."""
     code = (
         "from sprat.runtime import peak_memory\n"

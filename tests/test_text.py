@@ -85,7 +85,7 @@ def _cached_there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_is_one_line_that_can_be_told_apart(name: str) -> None:
+def test_visible_name_is_one_printable_line(name: str) -> None:
     shown = visible(name)
     assert not obeyed(shown)
     assert "\n" not in shown
@@ -95,11 +95,11 @@ def test_a_name_is_one_line_that_can_be_told_apart(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["日本 \u0645\u06cc\u200c\u062e\u0648", "\N{FAMILY}", "C:\\new", "a\u00a0b"]
 )
-def test_what_is_only_foreign_stays(name: str) -> None:
+def test_harmless_unicode_is_unchanged(name: str) -> None:
     assert visible(name) == name
 
 
-def test_names_that_are_not_utf_8_are_shown(tmp_path: Path, here: Here) -> None:
+def test_non_utf_8_names_are_escaped(tmp_path: Path, here: Here) -> None:
     path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
     Path(path).write_bytes(b"no picture")
     done = here("predict", "SpratS", path)
@@ -116,11 +116,11 @@ def test_a_command_can_be_pasted(name: str) -> None:
     assert done.stdout == os.fsencode(Path("x") / name)
 
 
-def test_a_path_is_no_option() -> None:
+def test_path_with_leading_dash_is_no_option() -> None:
     assert shlex.split(command("sprat", "evaluate", Path("-x"))) == ["sprat", "evaluate", "./-x"]
 
 
-def test_markdown_shows_what_it_is_given() -> None:
+def test_markdown_is_escaped() -> None:
     assert markdown("a|b*c*<x>$y$`z`:smile: 3:4 &lt; &\n") == (
         r"a\|b\*c\*\<x\>\$y\$\`z\`\:smile: 3:4 \&lt; &\n".replace("\\n", "\\\\n")
     )
@@ -129,13 +129,13 @@ def test_markdown_shows_what_it_is_given() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_error_breaks_no_line_but_its_own(name: str) -> None:
+def test_error_escapes_line_breaks_in_names(name: str) -> None:
     error = SpratError(f"there is no {name}", f"  {name}")
     assert str(error) == f"there is no {visible(name)}\n  {visible(name)}"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_console_prints_text_as_it_is(name: str) -> None:
+def test_console_prints_text_without_interpreting_it(name: str) -> None:
     out = io.StringIO()
     console = make_console()
     console.file = out
@@ -156,7 +156,7 @@ TYPED = [
 
 
 @pytest.mark.parametrize("words", TYPED)
-def test_values_that_were_typed_are_shown(words: str, here: Here) -> None:
+def test_typed_values_are_escaped_in_errors(words: str, here: Here) -> None:
     for names in (NAMES[:14], NAMES[14:]):
         value = "x" + "x".join(names)
         done = here(*(word.replace("{}", value) for word in words.split()))
@@ -167,10 +167,8 @@ def test_values_that_were_typed_are_shown(words: str, here: Here) -> None:
         assert "Traceback" not in done.stderr
 
 
-class TestEveryVerb:
-    def test_prints_names_as_they_are(
-        self, folder: Path, run: Path, place: Path, here: Here
-    ) -> None:
+class TestCommands:
+    def test_print_escaped_names(self, folder: Path, run: Path, place: Path, here: Here) -> None:
         show, page = place / "show \x1b[1m.png", place / "page.html"
         pictures = folder / "train" / NAMES[0]
         for words, names in (
@@ -196,14 +194,14 @@ class TestEveryVerb:
             if words[0] == "train":
                 assert command("sprat", "train", "--resume", run) in said
 
-    def test_gives_json_with_the_very_names(self, folder: Path, run: Path, here: Here) -> None:
+    def test_json_has_the_exact_names(self, folder: Path, run: Path, here: Here) -> None:
         (picture, *_) = sorted((folder / "train" / NAMES[0]).iterdir())
         evaluated = json.loads(here("evaluate", run, "--json").stdout)
         assert list(evaluated["per_class"]) == CLASSES
         (predicted,) = json.loads(here("predict", run, picture, "--json").stdout)
         assert predicted["file"] == str(picture)
 
-    def test_writes_a_page_that_shows_them(self, run: Path, place: Path, here: Here) -> None:
+    def test_report_page_escapes_names(self, run: Path, place: Path, here: Here) -> None:
         path = place / "page.html"
         assert here("report", run, "--output", path, "--overwrite").returncode == 0
         page = Page(path)
@@ -213,12 +211,12 @@ class TestEveryVerb:
         for name in CLASSES:
             assert " ".join(visible(name).split()) in map(str.strip, shown), name
 
-    def test_writes_markdown_of_one_line_a_row(self, run: Path, here: Here) -> None:
+    def test_markdown_has_one_line_per_row(self, run: Path, here: Here) -> None:
         table = here("compare", run, "--no-published", "--markdown").stdout.splitlines()
         assert len(table) == 3
         assert r"recipe \`a\` \$b\$ \\x1b\[31m.toml" in table[2]
 
-    def test_serves_a_page_that_shows_them(self, run: Path) -> None:
+    def test_served_page_escapes_names(self, run: Path) -> None:
         model = sprat.load(run)
         given = type("Given", (), {"name": model.name, "classes": model.classes, "side": 16})()
         given.network, given.about = torch.nn.Identity(), model.about
@@ -228,7 +226,7 @@ class TestEveryVerb:
         assert "<script>alert" not in html
 
 
-def test_plots_draw_names_and_no_formulas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plots_draw_names_without_mathtext(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Check that mathtext, which formulas go through, is never called."""
     from matplotlib.mathtext import MathTextParser
 
@@ -260,7 +258,7 @@ def test_a_class_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
         load_dataset(str(tmp_path))
 
 
-def test_no_message_breaks_a_line_by_itself() -> None:
+def test_error_arguments_contain_no_line_breaks() -> None:
     """Check that SpratError's arguments, one per line, have no line break: it is shown as \\n."""
     for path in Path(sprat.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

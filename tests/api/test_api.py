@@ -19,7 +19,7 @@ from sprat.data import Dataset
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_script_trains_and_uses_what_it_trained(small: Dataset, tmp_path: Path) -> None:
+def test_script_trains_and_uses_a_model(small: Dataset, tmp_path: Path) -> None:
     run = sprat.train(
         SMALL, {"epochs": 2, "optim.lr": 0.05}, dataset=small, output=tmp_path / "run", quiet=True
     )
@@ -34,7 +34,7 @@ def test_a_script_trains_and_uses_what_it_trained(small: Dataset, tmp_path: Path
     assert sprat.resume(run.folder, dataset=small, quiet=True) == run
 
 
-def test_a_recipe_is_named_and_a_dataset_too(
+def test_train_accepts_recipe_and_dataset_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -48,9 +48,7 @@ def test_a_recipe_is_named_and_a_dataset_too(
 
 
 @pytest.mark.parametrize("named", ["as a change", "as code"])
-def test_a_file_of_ones_own_is_run_anew_in_each_call(
-    tiny: Dataset, tmp_path: Path, named: str
-) -> None:
+def test_own_code_file_is_reloaded_in_each_call(tiny: Dataset, tmp_path: Path, named: str) -> None:
     """Check that edits between calls take effect, as in a notebook."""
     file = tmp_path / "mine.py"
     network = {"model": f"{file}:Net"}
@@ -71,7 +69,7 @@ def test_a_file_of_ones_own_is_run_anew_in_each_call(
     assert sizes == [3 * 28 + 4 * 10, 5 * 28 + 6 * 10]
 
 
-def test_an_interrupted_script_goes_on(small: Dataset, tmp_path: Path) -> None:
+def test_interrupted_run_resumes_with_same_results(small: Dataset, tmp_path: Path) -> None:
     whole = sprat.train(SMALL, dataset=small, output=tmp_path / "whole", quiet=True)
     stopping = tmp_path / "stopping"
     from sprat.training.run import Interrupted
@@ -94,17 +92,17 @@ def test_an_interrupted_script_goes_on(small: Dataset, tmp_path: Path) -> None:
         ({"epochs": 0}, "epochs is 0"),
     ],
 )
-def test_wrong_settings_are_refused_in_words(changes: dict[str, object], message: str) -> None:
+def test_wrong_settings_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(SpratError, match=message):
         sprat.train("quick", changes, dataset="shapes10")
 
 
-def test_the_package_is_light_until_it_is_used() -> None:
+def test_import_does_not_load_heavy_packages() -> None:
     code = "import sys, sprat; assert not {'torch', 'rich', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_everything_it_names_is_there() -> None:
+def test_every_public_name_exists_and_is_documented() -> None:
     for name in sprat.__all__:
         assert getattr(sprat, name).__doc__
         assert name in dir(sprat)
@@ -134,5 +132,5 @@ def test_the_readmes_script_runs(
     assert len(names["labels"]) == 1
 
 
-def test_its_types_are_told() -> None:
+def test_package_includes_py_typed() -> None:
     assert resources.files("sprat").joinpath("py.typed").is_file()

@@ -33,7 +33,7 @@ MOST_STATEMENTS = 25
 MEASURED = {"seconds", "images_per_s", "peak_memory_bytes", "original_claims"}
 
 
-def test_each_verb_can_be_called_when_every_module_is_imported() -> None:
+def test_functions_stay_callable_after_importing_all_modules() -> None:
     found = [module.name for module in pkgutil.walk_packages(sprat.__path__, "sprat.")]
     for name in found:
         with contextlib.suppress(ModuleNotFoundError):  # of an optional package
@@ -73,7 +73,7 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def test_evaluate(here: Here, small_run: Path) -> None:
+def test_evaluate_agrees_with_the_cli(here: Here, small_run: Path) -> None:
     done = here("evaluate", small_run, "--tta", 1, "--json")
     assert done.returncode == 0, done.stderr
     found = sprat.evaluate(small_run, tta=1, quiet=True)
@@ -81,7 +81,7 @@ def test_evaluate(here: Here, small_run: Path) -> None:
     assert (found["split"], found["tta_views"]) == ("val", 1)
 
 
-def test_predict(here: Here, small_run: Path, pictures: Path) -> None:
+def test_predict_agrees_with_the_cli(here: Here, small_run: Path, pictures: Path) -> None:
     done = here("predict", small_run, pictures, "--top", 2, "--tta", 2, "--json")
     assert done.returncode == 2
     heard: list[Any] = []
@@ -98,7 +98,7 @@ def test_predict(here: Here, small_run: Path, pictures: Path) -> None:
     )
 
 
-def test_predict_asks_the_classifier(small_run: Path, pictures: Path) -> None:
+def test_predict_agrees_with_the_classifier(small_run: Path, pictures: Path) -> None:
     labels, probabilities = sprat.load(small_run)(pictures / "c.png", tta=6)
     (found,) = sprat.predict(pictures / "c.png", model=small_run, top=99, tta=6, quiet=True)
     assert [guess["class"] for guess in found["predictions"]][:1] == labels
@@ -107,7 +107,7 @@ def test_predict_asks_the_classifier(small_run: Path, pictures: Path) -> None:
     assert top == pytest.approx(sorted(probabilities[0].tolist(), reverse=True), abs=1e-6)
 
 
-def test_compare(here: Here, small_run: Path, tmp_path: Path) -> None:
+def test_compare_agrees_with_the_cli(here: Here, small_run: Path, tmp_path: Path) -> None:
     done = here("compare", small_run, "--no-published", "--json")
     (entry,) = sprat.compare(small_run, published=False)
     (shown,) = json.loads(done.stdout)
@@ -115,7 +115,7 @@ def test_compare(here: Here, small_run: Path, tmp_path: Path) -> None:
     assert shown == json.loads(json.dumps(entry.to_dict()))
 
 
-def test_report(here: Here, small_run: Path, tmp_path: Path) -> None:
+def test_report_agrees_with_the_cli(here: Here, small_run: Path, tmp_path: Path) -> None:
     done = here("report", small_run, "--output", tmp_path / "command.html")
     assert done.returncode == 0, done.stderr
     page = sprat.report(small_run, output=tmp_path / "python.html", quiet=True)
@@ -123,7 +123,7 @@ def test_report(here: Here, small_run: Path, tmp_path: Path) -> None:
     assert page.read_bytes() == (tmp_path / "command.html").read_bytes()
 
 
-def test_export(here: Here, small_run: Path, tmp_path: Path) -> None:
+def test_export_agrees_with_the_cli(here: Here, small_run: Path, tmp_path: Path) -> None:
     words = ("--format", "pth", "--output", tmp_path / "command.pth", "--json")
     done = here("export", small_run, *words)
     assert done.returncode == 0, done.stderr
@@ -143,7 +143,7 @@ def _plain(exported: Any) -> dict[str, Any]:
     return dataclasses.asdict(exported) | {"path": str(exported.path)}
 
 
-def test_the_pages_script_runs(
+def test_documented_script_runs(
     small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(small_run, tmp_path / "runs" / "my-run")
@@ -181,7 +181,7 @@ WORDS = [
 ]
 
 
-def test_train_and_resume(here: Here, own: Path) -> None:
+def test_train_and_resume_agree_with_the_cli(here: Here, own: Path) -> None:
     words = ["--recipe", "mine.toml", "--dataset", own, *WORDS]
     done = here("train", *words, "--output", "command")
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
@@ -264,7 +264,7 @@ def test_a_recipe_is_parsed_once(here: Here, own: Path, monkeypatch: pytest.Monk
         (lambda: sprat.resume("nosuch"), "no nosuch/config.json"),
     ],
 )
-def test_a_mistake_is_told_in_words(
+def test_mistake_raises_and_leaves_no_files(
     call: Callable[[], object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

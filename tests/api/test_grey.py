@@ -45,7 +45,7 @@ class Coloured(nn.Module):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _brief(new_cache: Callable[[], Path]) -> Iterator[None]:
+def _fast_and_isolated(new_cache: Callable[[], Path]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(new_cache()))
         patch.setattr("sprat.deploy.agreement.TIMED_SECONDS", 0.0)
@@ -93,15 +93,13 @@ def test_a_run_trains_and_records_one_channel(run: Path) -> None:
     assert f"{results['parameters']:,}" in Path(page).read_text()
 
 
-def test_two_means_are_no_models(run: Path) -> None:
+def test_metadata_with_two_means_is_refused(run: Path) -> None:
     about = metadata(load_model(run))
     assert wrong_metadata(about) is None
     assert "expected 1 or 3" in (wrong_metadata(about | {"mean": [0.1, 0.2]}) or "")
 
 
-def test_is_evaluated_as_it_was_and_on_coloured_pictures_by_their_luma(
-    run: Path, mixed: Path
-) -> None:
+def test_evaluation_repeats_and_converts_colour_to_luma(run: Path, mixed: Path) -> None:
     results = read_json(run / "results.json")
     again = sprat.evaluate(run, quiet=True)
     assert again["top1"] == results["val"]["top1"]
@@ -114,7 +112,7 @@ def test_is_evaluated_as_it_was_and_on_coloured_pictures_by_their_luma(
     assert found["top1"] == pytest.approx(sum(right) / 51)
 
 
-def test_every_form_of_a_coloured_picture_is_seen_as_its_luma(run: Path, mixed: Path) -> None:
+def test_every_form_of_colour_becomes_luma(run: Path, mixed: Path) -> None:
     classifier, file = sprat.load(run), mixed / "dark" / "colour.png"
     image = Image.open(file)
     luma = image.convert("L")
@@ -128,7 +126,7 @@ def test_every_form_of_a_coloured_picture_is_seen_as_its_luma(run: Path, mixed: 
     assert torch.equal(explained.map, classifier.explain(luma)[0].map)
 
 
-def test_luma_is_pillows(mixed: Path) -> None:
+def test_luma_equals_pillows(mixed: Path) -> None:
     picture = Image.open(mixed / "dark" / "colour.png")
     seen = read_picture(mixed / "dark" / "colour.png", 16, channels=1)
     assert np.array_equal(seen[0].numpy(), np.asarray(picture.convert("L")))
@@ -143,7 +141,7 @@ def test_maps_are_drawn(run: Path, mixed: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_every_format_answers_as_torch_does(run: Path, format: str, tmp_path: Path) -> None:
+def test_every_export_format_agrees_with_torch(run: Path, format: str, tmp_path: Path) -> None:
     """Check the largest difference: `export` itself refuses exact formats that do not agree."""
     output = tmp_path / f"model{FORMATS[format].ending}"
     exported = sprat.export(
@@ -156,7 +154,7 @@ def test_every_format_answers_as_torch_does(run: Path, format: str, tmp_path: Pa
 
 
 class TestChannels:
-    def test_three_are_the_same_pixels_three_times(self, grey: Path) -> None:
+    def test_three_repeat_the_grey_channel(self, grey: Path) -> None:
         one, three = (
             load_dataset(str(grey), own=dataclasses.replace(CONFIG.pictures, channels=n))
             for n in (1, 3)
@@ -165,7 +163,7 @@ class TestChannels:
         assert torch.equal(one.train.images[:].expand(-1, 3, -1, -1), three.train.images[:])
         assert three.normalization.mean == one.normalization.mean * 3
 
-    def test_colour_after_many_greys_is_cached_as_it_is_read(self, mixed: Path) -> None:
+    def test_colour_among_grey_pictures_is_cached_correctly(self, mixed: Path) -> None:
         loaded = load_dataset(str(mixed))
         assert loaded.channels == 3
         seen = {
@@ -176,7 +174,7 @@ class TestChannels:
         assert seen == {read_picture(p, 32).numpy().tobytes() for p in mixed.rglob("*.png")}
 
     @pytest.mark.parametrize("cached", [False, True])
-    def test_colour_where_grey_is_asked_for_is_refused(
+    def test_colour_for_one_channel_is_refused(
         self,
         mixed: Path,
         cached: bool,
@@ -193,7 +191,7 @@ class TestChannels:
         assert "contains 1 coloured picture: dark/colour.png" in " ".join(done.stderr.split())
         assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pixels")}
 
-    def test_a_network_that_does_not_take_them_gets_three(
+    def test_network_without_in_channels_gets_three(
         self, grey: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(code, "_used", {})
@@ -208,21 +206,21 @@ class TestChannels:
                 quiet=True,
             )  # fmt: skip
 
-    def test_a_teacher_of_another_number_is_refused(
+    def test_teacher_with_other_channels_is_refused(
         self, run: Path, mixed: Path, tmp_path: Path
     ) -> None:
         taught = {"distill.teacher": [str(run)], "pictures.side": 16}
         with pytest.raises(SpratError, match="expects 1-channel images, but those of"):
             sprat.train(CONFIG, taught, dataset=mixed, output=tmp_path / "run", quiet=True)
 
-    def test_runs_of_an_older_sprat_have_three(self) -> None:
+    def test_older_runs_have_three(self) -> None:
         values = CONFIG.to_dict()
         assert Config.recorded(values, "here").pictures.channels == "auto"
         del values["pictures"]["channels"]
         assert Config.recorded(values, "here").pictures.channels == 3
 
 
-def test_budgets_are_planned_for_one_channel(run: Path, here: Here) -> None:
+def test_summary_and_check_support_one_channel(run: Path, here: Here) -> None:
     found = json.loads(here("summary", "SpratT", "--channels", 1, "--json").stdout)
     assert (found["channels"], found["image_bytes"]) == (1, 1024)
     done = here("check", "SpratT", "--channels", 1, "--side", 16, "--max-ram", "64K")

@@ -44,7 +44,7 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def test_each_picture_gets_a_drawing_and_words(
+def test_each_picture_gets_a_map_and_description(
     here: Here, small_run: Path, pictures: Path, tmp_path: Path
 ) -> None:
     done = here("predict", small_run, pictures, "--explain", tmp_path / "new" / "maps", "--json")
@@ -69,7 +69,7 @@ def test_each_picture_gets_a_drawing_and_words(
     assert "where" not in here("predict", small_run, pictures, "--csv").stdout
 
 
-def test_both_faces_draw_the_same_and_the_predictions_stay(
+def test_maps_agree_with_cli_and_keep_predictions(
     here: Here, small_run: Path, pictures: Path, tmp_path: Path
 ) -> None:
     words = (small_run, pictures / "c.png", "--tta", 2, "--json")
@@ -84,7 +84,7 @@ def test_both_faces_draw_the_same_and_the_predictions_stay(
     assert sprat.predict(pictures / "c.png", model=small_run, tta=2, quiet=True) == [found]
 
 
-def test_pictures_of_one_name_do_not_collide(tmp_path: Path) -> None:
+def test_pictures_with_the_same_name_do_not_collide(tmp_path: Path) -> None:
     names = ("a/cat.jpg", "b/cat.jpg", "cat-2.png", "b/CAT.jpg", "dog", "cat.jpg", "n" * 250)
     planned = [path.name for path in plan(tmp_path, [Path(name) for name in names])]
     assert planned[:6] == ["cat.png", "cat-2.png", "cat-2-2.png", "CAT-3.png", "dog.png",
@@ -94,7 +94,7 @@ def test_pictures_of_one_name_do_not_collide(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
-def test_nothing_is_overwritten_nor_computed(
+def test_existing_files_are_not_overwritten(
     here: Here, pictures: Path, tmp_path: Path, kind: str
 ) -> None:
     maps = tmp_path / "maps"
@@ -116,7 +116,7 @@ def test_nothing_is_overwritten_nor_computed(
     assert "is not a folder. Name a folder." in done.stderr
 
 
-def test_a_network_that_ends_otherwise_is_refused_and_nothing_is_made(
+def test_network_with_unsupported_head_is_refused(
     here: Here, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -135,7 +135,7 @@ def test_a_network_that_ends_otherwise_is_refused_and_nothing_is_made(
 
 
 class TestClassifier:
-    def test_explains_any_class_of_any_form_of_picture(self) -> None:
+    def test_explains_any_class(self) -> None:
         classifier = sprat.load("SpratS", device="cpu")
         pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), dtype=np.uint8)
         own = classifier.explain(pixels)
@@ -147,7 +147,7 @@ class TestClassifier:
             assert not torch.equal(first.map, other.map)
         assert [each.label for each in others] == ["ship", "frog"]
 
-    def test_refuses_unknown_classes_and_too_few(self) -> None:
+    def test_refuses_unknown_classes_and_wrong_count(self) -> None:
         classifier = sprat.load("SpratS", device="cpu")
         picture = np.zeros((32, 32, 3), np.uint8)
         with pytest.raises(SpratError, match=r"Unknown class 'shp'; did you mean 'ship'\?"):
@@ -156,7 +156,7 @@ class TestClassifier:
             classifier.explain(picture, ["ship", "cat"])
 
 
-def test_the_overlay_is_brightest_where_the_evidence_is_whatever_the_scale() -> None:
+def test_overlay_brightness_follows_evidence_at_any_scale() -> None:
     grey = torch.full((3, 32, 32), 128, dtype=torch.uint8)
     activation = torch.tensor([[-9.0, 0.0], [0.5, 1.0]])
     shown = overlay(grey, activation)

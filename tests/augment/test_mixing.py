@@ -32,7 +32,7 @@ def _one_hot(n: int) -> Tensor:
 class TestEveryMixer:
     @pytest.mark.parametrize("shape", SHAPES)
     @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-    def test_keeps_shapes_and_its_input_and_targets_sum_to_1(
+    def test_keeps_shapes_inputs_and_target_sums(
         self, name: str, per_image: bool, shape: tuple[int, ...], dtype: torch.dtype
     ) -> None:
         for seed in range(20):
@@ -50,7 +50,7 @@ class TestEveryMixer:
             assert torch.equal(images, before[0])
             assert torch.equal(targets, before[1])
 
-    def test_is_repeatable_by_its_generator(self, name: str, per_image: bool) -> None:
+    def test_is_determined_by_its_generator(self, name: str, per_image: bool) -> None:
         images, targets = _flat_images(16), _one_hot(16)
 
         def run(seed: int) -> tuple[Tensor, Tensor]:
@@ -59,7 +59,7 @@ class TestEveryMixer:
         assert all(map(torch.equal, run(3), run(3)))
         assert not torch.equal(run(3)[0], run(4)[0])
 
-    def test_weights_are_the_exact_shares_of_pixels(self, name: str, per_image: bool) -> None:
+    def test_target_weights_equal_pixel_shares(self, name: str, per_image: bool) -> None:
         images, targets = _flat_images(11), _one_hot(11)
         for seed in range(40):
             mixed, mixed_targets = MIXERS[name](
@@ -72,7 +72,7 @@ class TestEveryMixer:
             shares = torch.stack([(mixed[:, 0] == i).double().mean((1, 2)) for i in range(11)], 1)
             torch.testing.assert_close(mixed_targets.double(), shares, atol=1e-6, rtol=0)
 
-    def test_one_draw_serves_the_batch_or_each_image(self, name: str, per_image: bool) -> None:
+    def test_draws_once_per_batch_or_per_image(self, name: str, per_image: bool) -> None:
         images, targets = _flat_images(64, height=32, width=32), _one_hot(64)
         _, mixed = MIXERS[name](images, targets, 2.0, per_image, generator=_generator(2))
         # the sorted shares of each image, without images that were mixed with themselves
@@ -83,7 +83,7 @@ class TestEveryMixer:
         }
         assert (len(patterns) > 20) if per_image else (len(patterns) == 1)
 
-    def test_a_strength_in_a_tensor_is_the_same(self, name: str, per_image: bool) -> None:
+    def test_accepts_strength_as_a_tensor(self, name: str, per_image: bool) -> None:
         images, targets = _flat_images(5), _one_hot(5)
         plain, tensor = (
             MIXERS[name](images, targets, strength, per_image, generator=_generator())
@@ -91,7 +91,7 @@ class TestEveryMixer:
         )
         torch.testing.assert_close(plain[1], tensor[1])
 
-    def test_no_strength_is_an_error(self, name: str, per_image: bool) -> None:
+    def test_zero_strength_is_refused(self, name: str, per_image: bool) -> None:
         with pytest.raises(SpratError, match="alpha or beta is 0, expected a number above 0"):
             MIXERS[name](_flat_images(4), _one_hot(4), 0, per_image, generator=_generator())
 
@@ -102,7 +102,7 @@ def _partners(mixed_targets: Tensor) -> list[int]:
     return [int(row.argmax()) if row.max() > 0 else i for i, row in enumerate(others)]
 
 
-def test_mixup_is_the_papers_formula() -> None:
+def test_mixup_matches_the_papers_formula() -> None:
     images = torch.randint(256, (9, 3, 5, 7), generator=_generator(5)).to(torch.uint8)
     mixed, targets = mixup(images, _one_hot(9), generator=_generator(1))
     for i, partner in enumerate(_partners(targets)):
@@ -128,7 +128,7 @@ def test_cutmix_pastes_one_box_of_the_partner() -> None:
                 assert box.all()
 
 
-def test_cutmix_clips_its_box_at_the_border_and_counts_what_is_left() -> None:
+def test_cutmix_clips_boxes_and_counts_remaining_pixels() -> None:
     """Use an alpha so large that lam is about 1/2: a box's sides are 0.7 times the image's."""
     images, targets = _flat_images(2, height=20, width=20), _one_hot(2)
     shares = []
@@ -152,7 +152,7 @@ def test_cutmix_centres_its_box_anywhere() -> None:
         assert halves[0].mean() == pytest.approx(halves[1].mean().item(), rel=0.1)
 
 
-def test_ricap_patches_windows_of_four_images() -> None:
+def test_ricap_combines_windows_of_four_images() -> None:
     """Check that every patch of the result is a window of one image."""
     height, width, n = 10, 8, 6
     place = torch.arange(height * width, dtype=torch.uint8).view(1, 1, height, width)
@@ -176,7 +176,7 @@ def test_ricap_patches_windows_of_four_images() -> None:
                 torch.testing.assert_close(row, seen)
 
 
-def test_the_shares_follow_their_beta() -> None:
+def test_mixing_weights_follow_the_beta_distribution() -> None:
     """Compare with the mean and variance of Beta(a, a): 1/2 and 1 / (4 (2a + 1))."""
     images, targets = _flat_images(2, 1, 1, 1), _one_hot(2)
     for alpha in (0.2, 1.0, 4.0):
@@ -194,7 +194,7 @@ def test_the_shares_follow_their_beta() -> None:
         assert lams.var().item() == pytest.approx(variance, rel=0.06)
 
 
-def test_choosing_follows_the_table() -> None:
+def test_choice_follows_the_probabilities() -> None:
     table = {"mixup": 0.3, "cutmix": 0.3, "ricap": 0.2}
     for draw, name in [
         (0.0, "mixup"), (0.299, "mixup"), (0.3, "cutmix"), (0.59, "cutmix"),
@@ -204,7 +204,7 @@ def test_choosing_follows_the_table() -> None:
     assert choose(dict.fromkeys(table, 0.0), 0.0) is None
 
 
-def test_the_loss_alone_smooths() -> None:
+def test_smoothed_loss_is_linear_in_mixed_targets() -> None:
     """Check that smoothed cross-entropy on mixed targets is a mix of smoothed cross-entropies."""
     logits = torch.randn(8, 10, generator=_generator())
     labels = torch.arange(8)

@@ -149,7 +149,7 @@ def test_albumentations_takes_one_channel(images: Tensor) -> None:
     assert not torch.equal(out, grey)
 
 
-def test_albumentations_is_repeatable_by_its_seed(images: Tensor) -> None:
+def test_albumentations_is_determined_by_its_seed(images: Tensor) -> None:
     pipeline = AlbumentationsPipeline(ALL)
     first, again, other = (pipeline(images, seed) for seed in (3, 3, 4))
     assert torch.equal(first, again)
@@ -165,7 +165,7 @@ def test_importing_the_engine_does_not_import_albumentations() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_without_albumentations_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SpratError, match=r"pip install 'sprat\[albumentations\]'"):
         require_albumentations()

@@ -64,7 +64,7 @@ def _generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_flip_mirrors_the_drawn_images_and_no_others() -> None:
+def test_flip_mirrors_images_with_its_probability() -> None:
     images = _images(400)
     out = horizontal_flip(images, _generator(), p=0.3)
     kept = (out == images).all(dim=(1, 2, 3))
@@ -75,7 +75,7 @@ def test_flip_mirrors_the_drawn_images_and_no_others() -> None:
 
 @pytest.mark.parametrize("mode", ["reflect", "constant"])
 @pytest.mark.parametrize("padding", [1, 4])
-def test_padding_is_numpys(mode: str, padding: int) -> None:
+def test_padding_equals_numpys(mode: str, padding: int) -> None:
     images = _images()
     width = ((0, 0), (0, 0), (padding, padding), (padding, padding))
     expected = np.pad(images.numpy(), width, mode=mode)
@@ -102,7 +102,7 @@ def test_every_crop_is_one_window_of_its_own_padded_image(mode: str) -> None:
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 class TestEveryTransform:
-    def test_is_repeatable_by_its_generator(self, name: str) -> None:
+    def test_is_determined_by_its_generator(self, name: str) -> None:
         images = _images(64)
         transform = TRANSFORMS[name]
         first, again = transform(images, _generator()), transform(images, _generator())
@@ -127,7 +127,7 @@ class TestEveryTransform:
         out = TRANSFORMS[name](images, _generator())
         assert len({image.numpy().tobytes() for image in out}) >= 2
 
-    def test_computing_the_chosen_alone_is_computing_all(
+    def test_transforming_chosen_images_equals_transforming_all(
         self, name: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Check that transforming only the chosen images, as on CPUs, equals computing all."""
@@ -187,7 +187,7 @@ def _affine_twin(
 
 
 @pytest.mark.parametrize("mode", ["reflect", "constant"])
-def test_affine_is_its_plain_twin(mode: str) -> None:
+def test_affine_matches_plain_implementation(mode: str) -> None:
     images = _images(4, 11, 14, dtype=torch.float32)
     shift = torch.tensor([[0.0, 0.0], [2.0, -3.0], [-1.5, 0.5], [0.0, 4.0]])
     scale = torch.tensor([[1.0, 1.0], [0.9, 1.1], [1.2, 0.8], [0.7, 0.7]])
@@ -198,7 +198,7 @@ def test_affine_is_its_plain_twin(mode: str) -> None:
         np.testing.assert_allclose(out[i].numpy(), expected, atol=0.02)
 
 
-def test_no_shift_scale_or_rotation_changes_no_pixel() -> None:
+def test_identity_affine_changes_no_pixel() -> None:
     images = _images(3)
     still = affine(images, torch.zeros(3, 2), torch.ones(3, 2), torch.zeros(3))
     assert torch.equal(still, images)
@@ -218,7 +218,7 @@ def test_shifts_are_whole_pixels_within_their_limit() -> None:
     assert {down for _, down in seen} == set(range(-1, 2))
 
 
-def test_brightness_and_contrast_are_the_formula() -> None:
+def test_brightness_and_contrast_match_the_formula() -> None:
     images = _images(4)
     brightness = torch.tensor([0.2, -0.1, 0.0, 0.05])
     contrast = torch.tensor([0.0, 0.2, -0.2, 0.1])
@@ -228,7 +228,7 @@ def test_brightness_and_contrast_are_the_formula() -> None:
         torch.testing.assert_close(changed.double(), expected, atol=0.51, rtol=0)
 
 
-def test_hue_saturation_value_is_colorsys() -> None:
+def test_hue_saturation_value_matches_colorsys() -> None:
     images = _images(5, dtype=torch.float32)
     images[0, :, 0, :4] = 77.0  # greys must stay without hue
     images[1, :, 0, 0] = 0.0
@@ -281,7 +281,7 @@ def test_cutout_is_centred_anywhere_and_clipped() -> None:
     assert set(blackened.tolist()) == {a * b for a in (2, 3, 4) for b in (2, 3, 4)}
 
 
-def test_a_probability_is_each_images() -> None:
+def test_probability_applies_to_each_image() -> None:
     images = _images(2000)
     for transform in (
         shift_scale_rotate, brightness_contrast, hue_saturation_value, coarse_dropout
@@ -291,12 +291,12 @@ def test_a_probability_is_each_images() -> None:
         assert torch.equal(transform(images, _generator(), p=0.0), images)
 
 
-def test_no_padding_is_no_crop() -> None:
+def test_crop_without_padding_changes_nothing() -> None:
     images = _images()
     assert torch.equal(pad_and_crop(images, _generator(), padding=0), images)
 
 
-def test_normalize_is_the_textbook_formula() -> None:
+def test_normalize_matches_the_textbook_formula() -> None:
     images = _images()
     mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
     expected = (images.double() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
@@ -306,7 +306,7 @@ def test_normalize_is_the_textbook_formula() -> None:
 
 
 @pytest.mark.parametrize("side", [5, 9, 11, 24])
-def test_resize_is_the_antialiased_bilinear_filter(side: int) -> None:
+def test_resize_matches_antialiased_bilinear_interpolation(side: int) -> None:
     images = _images()
     expected = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True)
     torch.testing.assert_close(resize(images, side), expected, atol=1e-2, rtol=0)
@@ -318,7 +318,7 @@ def test_resize_to_the_same_side_changes_no_pixel() -> None:
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_one_channel_is_changed_as_three_equal_ones(name: str) -> None:
+def test_one_channel_matches_three_equal_channels(name: str) -> None:
     grey = torch.randint(256, (16, 1, 12, 16), dtype=torch.uint8)
     for images in (grey, grey.float()):
         one, three = (

@@ -16,7 +16,7 @@ def _images(n: int = 5, height: int = 12, width: int = 9) -> Tensor:
 
 @pytest.mark.parametrize("number", VIEWS)
 class TestEverySet:
-    def test_has_its_number_of_different_views_whose_weights_sum_to_1(self, number: int) -> None:
+    def test_has_distinct_views_with_weights_summing_to_1(self, number: int) -> None:
         views = VIEWS[number]
         assert len(views) == number
         assert sum(weight for _, weight in views) == pytest.approx(1)
@@ -24,7 +24,7 @@ class TestEverySet:
         seen = {view(_images()).contiguous().numpy().tobytes() for view, _ in views}
         assert len(seen) == number
 
-    def test_begins_with_the_image_as_it_is(self, number: int) -> None:
+    def test_begins_with_the_unchanged_image(self, number: int) -> None:
         images = _images()
         assert torch.equal(VIEWS[number][0][0](images), images)
 
@@ -39,7 +39,7 @@ class TestEverySet:
         assert torch.equal(images, before)
 
 
-def test_identity_and_flip() -> None:
+def test_identity_and_flip_are_exact() -> None:
     images = _images()
     assert torch.equal(identity(images), images)
     assert np.array_equal(flipped(images).numpy(), images.numpy()[..., ::-1])
@@ -53,7 +53,7 @@ def test_a_shift_moves_whole_pixels_and_reflects(right: int, down: int) -> None:
     assert np.array_equal(shifted(images, right, down).numpy(), expected)
 
 
-def test_turning_by_a_quarter_is_rot90() -> None:
+def test_quarter_turn_equals_rot90() -> None:
     images = _images(height=9)
     assert torch.equal(turned(images, degrees=90.0), images.rot90(1, (2, 3)))
 
@@ -65,6 +65,6 @@ def test_zooming_keeps_the_centre() -> None:
     assert torch.equal(zoomed[:, :, 4, 6], images[:, :, 4, 5])
 
 
-def test_a_set_that_is_not_offered_is_an_error_that_names_those_that_are() -> None:
+def test_unavailable_number_of_views_is_refused() -> None:
     with pytest.raises(SpratError, match="tta is 7, expected a number of views among 1, 2, 6, 8"):
         find_views(7)

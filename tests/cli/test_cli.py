@@ -103,7 +103,7 @@ WITHOUT_TORCH = {
 }
 
 
-def test_what_needs_no_torch_loads_none(tmp_path: Path) -> None:
+def test_light_commands_do_not_import_torch(tmp_path: Path) -> None:
     """Run all commands in one process in which importing torch fails."""
     code = """
 import json, sys
@@ -135,7 +135,7 @@ with open("codes.json", "w") as file:
     assert heavy == []
 
 
-def test_a_summary_loads_no_compiler() -> None:
+def test_summary_does_not_import_the_compiler() -> None:
     code = (
         "import sys; from sprat.cli import app\n"
         "app(['summary', 'SpratM'], result_action='return_value')\n"
@@ -146,7 +146,7 @@ def test_a_summary_loads_no_compiler() -> None:
 
 
 class TestHelp:
-    def test_names_every_command_and_setting_with_its_unit(self, here: Here) -> None:
+    def test_lists_commands_and_settings(self, here: Here) -> None:
         assert all(word in here("--help").stdout for word in ("train", "evaluate", "predict"))
         text = here("train", "--help").stdout
         assert "--optim.lr" in text
@@ -228,7 +228,7 @@ class TestHelp:
         (["trian"], 'Did you mean "train"?'),
     ],
 )
-def test_a_mistake_is_told_in_one_message_with_exit_code_2(
+def test_mistake_is_reported_with_exit_code_2(
     here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -246,7 +246,7 @@ def test_a_mistake_ends_a_real_process_without_a_traceback(tmp_path: Path) -> No
     assert done.stdout == ""
 
 
-def test_a_recipe_with_an_unknown_key_names_the_file_and_the_key(
+def test_unknown_recipe_key_is_reported_with_its_file(
     here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -258,7 +258,7 @@ def test_a_recipe_with_an_unknown_key_names_the_file_and_the_key(
     assert "did you mean 'lr'" in here("train", "--recipe", "mine.toml").stderr
 
 
-def test_cifar10_asked_for_by_name_never_falls_back(
+def test_explicit_cifar10_never_falls_back(
     here: Here, tmp_path: Path, no_network: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -273,7 +273,7 @@ def test_cifar10_asked_for_by_name_never_falls_back(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_a_stream_on_a_full_disk_ends_a_command_in_words(stream: str) -> None:
+def test_unwritable_stream_exits_with_code_2(stream: str) -> None:
     words = ["models", "--json"] if stream == "stdout" else ["models", "nosuch"]
     with open("/dev/full", "w") as full:  # noqa: PTH123
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | {stream: full}
@@ -286,7 +286,7 @@ def test_a_stream_on_a_full_disk_ends_a_command_in_words(stream: str) -> None:
         assert done.stderr.count("\n") == 1
 
 
-def test_a_run_whose_pictures_have_moved_is_resumed_where_they_are(
+def test_run_with_moved_pictures_can_be_resumed(
     here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -334,7 +334,7 @@ def test_a_run_whose_pictures_have_moved_is_resumed_where_they_are(
     assert here("evaluate", run).returncode == 0
 
 
-def test_a_folder_that_cannot_be_written_is_told(here: Here, tmp_path: Path) -> None:
+def test_unwritable_folder_is_reported(here: Here, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = here("train", "--dataset", "shapes10", "--output", tmp_path / "file" / "run")
     assert done.returncode == 2
@@ -342,7 +342,7 @@ def test_a_folder_that_cannot_be_written_is_told(here: Here, tmp_path: Path) -> 
     assert "Traceback" not in done.stderr
 
 
-def test_evaluate_takes_val_for_a_run_that_has_one(here: Here, small_run: Path) -> None:
+def test_evaluate_defaults_to_val_of_a_run(here: Here, small_run: Path) -> None:
     done = here("evaluate", small_run / "model.safetensors", "--split", "val")
     assert done.returncode == 2
     assert "it is not a run's folder" in done.stderr
@@ -353,7 +353,7 @@ def test_evaluate_takes_val_for_a_run_that_has_one(here: Here, small_run: Path) 
     assert "half-moon" in table
 
 
-def test_too_little_memory_is_told_in_words(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_insufficient_memory_is_reported(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     def train_too_large(*given: object, **options: object) -> None:
         torch.empty(1 << 60, dtype=torch.uint8)
 
@@ -369,9 +369,7 @@ MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"]
 
 class TestPredict:
     @pytest.mark.parametrize("mode", MODES)
-    def test_takes_any_mode_and_size(
-        self, here: Here, small_run: Path, tmp_path: Path, mode: str
-    ) -> None:
+    def test_accepts_any_mode(self, here: Here, small_run: Path, tmp_path: Path, mode: str) -> None:
         rng = np.random.default_rng(0)
         if mode == "I;16":
             image = Image.fromarray(rng.integers(0, 65536, (40, 70), dtype=np.uint16))
@@ -383,7 +381,7 @@ class TestPredict:
         assert done.returncode == 0, done.stderr
         assert len(json.loads(done.stdout)[0]["predictions"]) == 2
 
-    def test_an_unreadable_file_among_good_ones_loses_nothing(
+    def test_unreadable_files_are_reported_and_others_classified(
         self, here: Here, small_run: Path, tmp_path: Path
     ) -> None:
         Image.new("RGB", (5, 300), "red").save(tmp_path / "a.png")
@@ -400,9 +398,7 @@ class TestPredict:
             assert f"{name} cannot be read as a picture" in done.stderr
         assert "Traceback" not in done.stderr
 
-    def test_what_is_redirected_from_a_terminal_reaches_the_file(
-        self, small_run: Path, tmp_path: Path
-    ) -> None:
+    def test_redirected_output_reaches_the_file(self, small_run: Path, tmp_path: Path) -> None:
         """Check that the progress bar on the terminal does not swallow the output."""
         Image.new("RGB", (9, 9), "red").save(tmp_path / "a.png")
         terminal, its_other_end = pty.openpty()
@@ -418,7 +414,7 @@ class TestPredict:
         os.close(terminal)
         assert (tmp_path / "out.txt").read_text().count("%") == 3
 
-    def test_missing_files_and_empty_folders_are_told(
+    def test_missing_files_and_empty_folders_are_reported(
         self, here: Here, small_run: Path, tmp_path: Path
     ) -> None:
         assert "There is no file or folder" in here("predict", small_run, "nothing.png").stderr
@@ -436,17 +432,17 @@ def test_data_show_draws_a_sheet(
         assert min(sheet.size) > 400
 
 
-class TestRecipesUnderOptions:
+class TestRecipesWithOptions:
     """Tests that every setting of every recipe reaches each command that takes a recipe."""
 
     @pytest.mark.parametrize("recipe", recipe_names())
     @pytest.mark.parametrize("command", [["train"], ["augment", "preview"]], ids=" ".join)
-    def test_all_of_a_recipe_arrives(self, recipe: str, command: list[str]) -> None:
+    def test_every_recipe_setting_is_applied(self, recipe: str, command: list[str]) -> None:
         _, bound, _ = app.parse_args([*command, "--recipe", recipe], exit_on_error=False)
         assert bound.arguments["config"] == load_recipe(recipe)
 
     @pytest.mark.parametrize("command", [["train"], ["augment", "preview"]], ids=" ".join)
-    def test_what_is_typed_lies_above_it(self, command: list[str]) -> None:
+    def test_options_override_the_recipe(self, command: list[str]) -> None:
         words = [
             "--recipe",
             "reference",
@@ -463,9 +459,7 @@ class TestRecipesUnderOptions:
         assert config.seed == 5
 
     @pytest.mark.parametrize("command", [["train"], ["augment", "preview"]])
-    def test_the_recipe_follows_a_typed_length_but_not_what_is_typed_too(
-        self, command: list[str]
-    ) -> None:
+    def test_recipe_scales_with_epochs_except_given_options(self, command: list[str]) -> None:
         recipe = load_recipe("reference")
         words = [*command, "--recipe", "reference", "--epochs", "20"]
         _, bound, _ = app.parse_args(words, exit_on_error=False)
@@ -480,7 +474,7 @@ def _pixels(path: Path) -> np.ndarray:
 
 
 class TestPreview:
-    def test_draws_what_the_recipe_does(self, here: Here, tmp_path: Path) -> None:
+    def test_size_follows_recipe_and_columns(self, here: Here, tmp_path: Path) -> None:
         sheet = tmp_path / "sheet.png"
         done = here("augment", "preview", "--dataset", "shapes10", "--output", sheet)
         assert done.returncode == 0, done.stderr
@@ -493,7 +487,7 @@ class TestPreview:
         assert fewer[1] < whole[1], "fewer columns"
         assert fewer[0] < whole[0] / 2, "fewer rows"
 
-    def test_is_repeatable_by_its_seed(self, here: Here, tmp_path: Path) -> None:
+    def test_is_determined_by_its_seed(self, here: Here, tmp_path: Path) -> None:
         pictures = []
         for name, seed in (("a", 1), ("b", 1), ("c", 2)):
             sheet = tmp_path / f"{name}.png"
@@ -505,14 +499,12 @@ class TestPreview:
 
 
 class TestSummary:
-    def test_of_a_name_as_text(self, here: Here) -> None:
+    def test_prints_a_network_as_text(self, here: Here) -> None:
         shown = here("summary", "OptimizedCIFAR10Net200K", "--depth", "1").stdout
         for text in ("150,690", "8,409,920", "109 x 109 px", "40.7 KiB in int8", "layer4"):
             assert text in shown
 
-    def test_of_a_name_as_json_with_the_effective_field_as_a_picture(
-        self, here: Here, tmp_path: Path
-    ) -> None:
+    def test_prints_json_and_draws_the_effective_field(self, here: Here, tmp_path: Path) -> None:
         drawn = tmp_path / "field.png"
         values = json.loads(here("summary", "resnet-8", "--effective", drawn, "--json").stdout)
         assert (values["model"], values["parameters"]) == ("ResNet8", 78_186)
@@ -520,7 +512,7 @@ class TestSummary:
         assert 1 < values["effective_side"] < values["receptive_field"]
         assert _pixels(drawn).shape[0] > 300
 
-    def test_of_a_saved_model_and_of_a_class_of_ones_own(
+    def test_supports_saved_models_and_own_classes(
         self, here: Here, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         values = json.loads(here("summary", small_run / "model.safetensors", "--json").stdout)
@@ -541,7 +533,7 @@ class TestSummary:
         assert values["macs"] == 3 * 8 * 25 * 5 * 5 + 8 * 4
 
 
-def test_check_holds_a_network_to_limits_by_its_exit_code(here: Here, small_run: Path) -> None:
+def test_check_reports_exceeded_limits_by_exit_code(here: Here, small_run: Path) -> None:
     limits = ("--max-parameters", "200000", "--min-receptive-field", "20")
     kept = here("check", small_run, *limits, "--min-accuracy", "0.01")
     assert kept.returncode == 0, kept.stderr
@@ -573,7 +565,7 @@ class TestCompletion:
         if bash := shutil.which("bash"):
             subprocess.run([bash, "-n", str(script)], check=True, capture_output=True)
 
-    def test_asks_for_a_shell_that_is_not_recognised(
+    def test_unrecognised_shell_is_refused(
         self, here: Here, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def unknown() -> str:

@@ -79,7 +79,7 @@ def faulty(tmp_path: Path) -> Path:
     return folder
 
 
-def test_each_kind_of_fault_is_found_once_and_named_by_its_path(faulty: Path, here: Here) -> None:
+def test_every_kind_of_fault_is_reported_by_path(faulty: Path, here: Here) -> None:
     done = here("data", "check", faulty, "--json")
     assert done.returncode == 1, done.stderr
     found = json.loads(done.stdout)
@@ -131,7 +131,7 @@ def test_pictures_of_an_archive_are_named_by_archive_and_file(
         assert str(cache_dir()) not in text
 
 
-def test_what_is_found_is_printed_in_words(faulty: Path, here: Here) -> None:
+def test_findings_are_printed(faulty: Path, here: Here) -> None:
     done = here("data", "check", faulty)
     assert done.returncode == 1
     assert "leaks, the same picture in two parts: 2" in done.stdout
@@ -140,7 +140,7 @@ def test_what_is_found_is_printed_in_words(faulty: Path, here: Here) -> None:
     assert "broken.png cannot be read as a picture" in done.stdout
 
 
-def test_the_page_shows_the_pairs_and_is_never_written_over(faulty: Path, here: Here) -> None:
+def test_page_shows_pairs_and_is_not_overwritten(faulty: Path, here: Here) -> None:
     page = Path("page.html")
     done = here("data", "check", faulty, "--output", page, "--json")
     assert done.returncode == 1, done.stderr
@@ -157,7 +157,7 @@ def test_the_page_shows_the_pairs_and_is_never_written_over(faulty: Path, here: 
     assert here("data", "check", faulty, "--output", "page.png").returncode == 2
 
 
-def test_a_sound_set_ends_with_0(tmp_path: Path, here: Here) -> None:
+def test_clean_dataset_exits_with_0(tmp_path: Path, here: Here) -> None:
     folder = _folder(
         tmp_path / "sound",
         {f"{label}/{n}.png": _photo(10 * c + n) for c, label in enumerate("ab") for n in range(5)},
@@ -169,14 +169,14 @@ def test_a_sound_set_ends_with_0(tmp_path: Path, here: Here) -> None:
     assert "None: no picture has two labels." in Path("sound.html").read_text()
 
 
-def test_what_is_no_dataset_ends_with_2(here: Here) -> None:
+def test_unknown_dataset_exits_with_2(here: Here) -> None:
     done = here("data", "check", "nosuch", "--json")
     assert (done.returncode, done.stdout) == (2, "")
     assert "Unknown dataset 'nosuch'" in done.stderr
 
 
 @pytest.mark.parametrize("how", COPIES)
-def test_a_copy_is_found_however_it_was_changed(how: str, tmp_path: Path) -> None:
+def test_modified_copies_are_found(how: str, tmp_path: Path) -> None:
     copied = {f"test/b/{n}.jpg": COPIES[how](_photo(n)) for n in range(8)}
     folder = _folder(
         tmp_path / "copied",
@@ -193,7 +193,7 @@ def test_a_copy_is_found_however_it_was_changed(how: str, tmp_path: Path) -> Non
     assert len(found.conflicts) == 4
 
 
-def test_of_many_copies_each_is_paired_once_in_every_earlier_part() -> None:
+def test_each_copy_is_paired_once_per_part() -> None:
     image = torch.from_numpy(np.array(_photo(0).resize((32, 32)))).permute(2, 0, 1)
     noise = torch.randint(-3, 4, (40, 3, 32, 32), generator=torch.Generator().manual_seed(0))
     images = (image.long() + noise).clamp(0, 255).byte()
@@ -207,7 +207,7 @@ def test_of_many_copies_each_is_paired_once_in_every_earlier_part() -> None:
     assert len(find_pairs(images, parts, traits_of(images), within=False)) == 30
 
 
-def test_pictures_drawn_at_random_are_no_copies_and_named_by_part_and_number() -> None:
+def test_random_pictures_are_not_reported_as_copies() -> None:
     train, test = shapes10.load(train_images=600, test_images=200)
     leaked = ImageSet(
         torch.cat([test.images[:], train.images[:][5:6]]),
@@ -219,9 +219,7 @@ def test_pictures_drawn_at_random_are_no_copies_and_named_by_part_and_number() -
     assert found.duplicates == found.conflicts == []
 
 
-def test_train_warns_of_leaks_once_with_the_command_that_lists_them(
-    faulty: Path, tmp_path: Path, here: Here
-) -> None:
+def test_train_warns_of_leaks_once(faulty: Path, tmp_path: Path, here: Here) -> None:
     (faulty / "train/dog/broken.png").unlink()
     words = ("--epochs", 1, "--batch-size", 4, "--model", "SpratT", "--kernels", "torch", "--quiet")
     done = here("train", "--dataset", faulty, *words, "--pictures.side", 16, "--output", "run")

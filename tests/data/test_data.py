@@ -51,13 +51,13 @@ def _archive(folder: Path) -> Path:
 
 
 class TestShapes10:
-    def test_has_its_sizes_and_every_class_as_often(self, shapes10: Dataset) -> None:
+    def test_has_fixed_sizes_and_balanced_classes(self, shapes10: Dataset) -> None:
         assert (len(shapes10.train), len(shapes10.test)) == (10_000, 2_000)
         assert shapes10.train.images.shape[1:] == (3, 32, 32)
         assert shapes10.train.targets.bincount().tolist() == [1_000] * 10
         assert shapes10.test.targets.bincount().tolist() == [200] * 10
 
-    def test_is_drawn_from_its_seed(self, shapes10: Dataset) -> None:
+    def test_is_determined_by_its_seed(self, shapes10: Dataset) -> None:
         draw = inspect.unwrap(shapes10_module.load)  # without the suite's cache
         again, _ = draw(seed=0)
         other, _ = draw(seed=1)
@@ -66,7 +66,7 @@ class TestShapes10:
 
 
 class TestCIFAR10Files:
-    def test_the_folder_and_the_archive_hold_the_same(self, made: Path) -> None:
+    def test_folder_and_archive_load_identically(self, made: Path) -> None:
         from_folder = load_dataset("cifar10", made)
         _archive(made)
         for name in (*cifar10.TRAIN_FILES, *cifar10.TEST_FILES):
@@ -77,7 +77,7 @@ class TestCIFAR10Files:
         assert len(from_folder.train) == 5 * IMAGES
         assert from_folder.train.targets[:IMAGES].tolist() == pickle.loads(_batch(0))[b"labels"]
 
-    def test_is_found_in_the_folder_itself_the_environment_and_the_cache(
+    def test_are_found_in_folder_environment_and_cache(
         self, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         assert len(load_dataset("cifar10", made / cifar10.FOLDER).test) == IMAGES
@@ -89,9 +89,7 @@ class TestCIFAR10Files:
         made.rename(tmp_path / "cache" / "sprat")
         assert load_dataset("cifar10").name == "cifar10"
 
-    def test_a_pickle_that_would_run_a_command_is_refused_and_runs_nothing(
-        self, made: Path, tmp_path: Path
-    ) -> None:
+    def test_malicious_pickle_is_refused(self, made: Path, tmp_path: Path) -> None:
         class Attack:
             def __reduce__(self) -> tuple:
                 import os
@@ -120,7 +118,7 @@ class TestCIFAR10Files:
             (_batch(data=np.zeros((IMAGES, 3072), np.float32)), "not uint8 of shape"),
         ],
     )
-    def test_a_damaged_file_is_refused_by_name(
+    def test_damaged_file_is_refused_and_named(
         self, made: Path, content: bytes, message: str
     ) -> None:
         (made / cifar10.FOLDER / "test_batch").write_bytes(content)
@@ -140,7 +138,7 @@ class TestCIFAR10Files:
         with pytest.raises(SpratError, match="lacks data_batch_1"):
             cifar10.load(archive)
 
-    def test_an_archive_damaged_anywhere_is_refused_or_read_whole(self, made: Path) -> None:
+    def test_damaged_archive_is_refused_or_read_correctly(self, made: Path) -> None:
         archive = _archive(made)
         content, rng = archive.read_bytes(), random.Random(0)
         whole = cifar10.load(archive)
@@ -158,7 +156,7 @@ class TestCIFAR10Files:
             assert all(torch.equal(a.images, b.images) for a, b in zip(read, whole, strict=True))
         assert refused > 50
 
-    def test_an_explicit_folder_is_the_only_place(
+    def test_explicit_folder_is_the_only_one_searched(
         self, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("SPRAT_DATA", str(made))
@@ -177,7 +175,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("nowhere")
 class TestWithoutCIFAR10:
-    def test_auto_says_loudly_that_it_takes_shapes10(self) -> None:
+    def test_auto_warns_that_it_uses_shapes10(self) -> None:
         said: list[str] = []
         assert load_dataset("auto", log=said.append).name == "shapes10"
         assert "TRAINING ON shapes10 INSTEAD" in said[-1]
@@ -195,7 +193,7 @@ def test_an_unknown_dataset_is_refused() -> None:
         load_dataset("cifar")
 
 
-def test_normalization_is_that_of_the_pixels() -> None:
+def test_normalization_is_mean_and_std_of_pixels() -> None:
     images = torch.randint(256, (50, 3, 8, 8), generator=torch.Generator().manual_seed(0))
     images[:, 2] //= 3
     fractions = images.double() / 255
@@ -207,14 +205,14 @@ def test_normalization_is_that_of_the_pixels() -> None:
 
 
 class TestSplit:
-    def test_holds_every_index_once_and_the_same_share_of_each_class(self) -> None:
+    def test_is_a_stratified_partition(self) -> None:
         targets = torch.arange(5_000) % 10
         kept, held_out = stratified_split(targets, 500, seed=0)
         assert torch.equal(torch.cat([kept, held_out]).sort().values, torch.arange(5_000))
         assert targets[held_out].bincount().tolist() == [50] * 10
 
     @pytest.mark.parametrize("held_out", [0, 1, 7, 500, 999, 1_000])
-    def test_holds_out_as_many_as_asked_whatever_the_classes(self, held_out: int) -> None:
+    def test_holds_out_exactly_the_requested_number(self, held_out: int) -> None:
         generator = torch.Generator().manual_seed(0)
         targets = torch.randint(10, (1_000,), generator=generator) ** 2 // 9
         kept, out = stratified_split(targets, held_out, seed=0)
@@ -260,7 +258,7 @@ class TestBatches:
             Batches(self._numbered(10), 16, seed=0)
 
 
-def test_the_real_cifar10(cifar10_place: Path) -> None:
+def test_real_cifar10_matches_published_values(cifar10_place: Path) -> None:
     train, test = cifar10.load(cifar10_place)
     assert (len(train), len(test)) == (50_000, 10_000)
     assert train.targets.bincount().tolist() == [5_000] * 10

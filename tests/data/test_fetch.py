@@ -80,8 +80,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Send the correct head of an answer from byte `first` on."""
         size, left = len(content), len(content) - first
         if first:
-            told = f"bytes {first}-{size - 1}/{size}"
-            self.head(206, Content_Length=left, Content_Range=told)
+            reported = f"bytes {first}-{size - 1}/{size}"
+            self.head(206, Content_Length=left, Content_Range=reported)
         else:
             self.head(200, Content_Length=left)
 
@@ -248,19 +248,21 @@ def _part(target: Path) -> Path:
     return target.with_name(f"{target.name}.{MD5[:8]}.part")
 
 
-def _beside(target: Path) -> list[str]:
+def _folder_files(target: Path) -> list[str]:
     return [path.name for path in target.parent.iterdir() if path.suffix != ".lock"]
 
 
 class TestFetch:
     def test_gives_the_file_and_leaves_nothing_else(self, server: Server, target: Path) -> None:
-        told: list[tuple[int, int]] = []
-        place = _fetch(target, server.serve("x", whole), progress=lambda *done: told.append(done))
+        reported: list[tuple[int, int]] = []
+        place = _fetch(
+            target, server.serve("x", whole), progress=lambda *done: reported.append(done)
+        )
         assert place == target
         assert target.read_bytes() == CONTENT
-        assert told == sorted(told)
-        assert told[-1] == (len(CONTENT), len(CONTENT))
-        assert _beside(target) == [target.name]
+        assert reported == sorted(reported)
+        assert reported[-1] == (len(CONTENT), len(CONTENT))
+        assert _folder_files(target) == [target.name]
 
     def test_follows_a_redirect_with_its_range(self, server: Server, target: Path) -> None:
         to = server.serve("there", cut, whole)
@@ -268,9 +270,7 @@ class TestFetch:
         assert target.read_bytes() == CONTENT
         assert server.asked == [("x", 0), ("there", 0), ("x", 100_000), ("there", 100_000)]
 
-    def test_does_not_fetch_what_is_there_and_replaces_what_is_not_it(
-        self, server: Server, target: Path
-    ) -> None:
+    def test_keeps_correct_file_and_replaces_wrong_one(self, server: Server, target: Path) -> None:
         target.parent.mkdir()
         target.write_bytes(WRONG)
         assert _fetch(target, server.serve("x", whole)).read_bytes() == CONTENT
@@ -278,17 +278,19 @@ class TestFetch:
         assert len(server.asked) == 1
 
     @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://x/y", "/etc/passwd", "x"])
-    def test_knows_http_only(self, target: Path, url: str) -> None:
+    def test_refuses_urls_other_than_http(self, target: Path, url: str) -> None:
         with pytest.raises(SpratError, match="begins with http or https"):
             _fetch(target, url)
         assert not target.parent.exists()
 
     @pytest.mark.parametrize("failure", FAILURES)
-    def test_goes_on_to_the_next_source(self, server: Server, target: Path, failure: str) -> None:
+    def test_tries_the_next_source_after_failure(
+        self, server: Server, target: Path, failure: str
+    ) -> None:
         first = server.serve("loop", FAILURES[failure][0])
         _fetch(target, first, server.serve("good", whole))
         assert target.read_bytes() == CONTENT
-        assert _beside(target) == [target.name]
+        assert _folder_files(target) == [target.name]
 
     @pytest.mark.parametrize("failure", FAILURES)
     def test_says_why_each_source_failed(self, server: Server, target: Path, failure: str) -> None:
@@ -304,7 +306,7 @@ class TestFetch:
 
     @pytest.mark.parametrize("slip", SLIPS)
     @pytest.mark.parametrize("had", [0, 50_000])
-    def test_comes_through_with_one_source(
+    def test_recovers_from_a_single_slip(
         self, server: Server, target: Path, slip: str, had: int
     ) -> None:
         target.parent.mkdir()
@@ -312,16 +314,14 @@ class TestFetch:
         _fetch(target, server.serve("x", SLIPS[slip], whole))
         assert target.read_bytes() == CONTENT
         assert server.asked[0] == ("x", had)
-        assert _beside(target) == [target.name]
+        assert _folder_files(target) == [target.name]
 
-    def test_a_connection_lost_again_and_again_is_taken_up_where_it_was(
-        self, server: Server, target: Path
-    ) -> None:
+    def test_repeatedly_lost_connection_is_resumed(self, server: Server, target: Path) -> None:
         _fetch(target, server.serve("x", cut))
         assert server.asked == [("x", 0), ("x", 100_000), ("x", 200_000)]
         assert target.read_bytes() == CONTENT
 
-    def test_a_worse_source_never_costs_what_a_better_one_gave(
+    def test_worse_source_never_discards_downloaded_bytes(
         self, server: Server, target: Path
     ) -> None:
         urls = [server.serve("good", cut, cut, hang_up), server.serve("bad", cut_without_ranges)]
@@ -332,16 +332,16 @@ class TestFetch:
         assert target.read_bytes() == CONTENT
 
     @pytest.mark.parametrize("left", [b"x" * 1000, WRONG, CONTENT + b"x", CONTENT])
-    def test_whatever_lies_there_from_before_the_file_is_right(
+    def test_any_leftover_part_yields_the_correct_file(
         self, server: Server, target: Path, left: bytes
     ) -> None:
         target.parent.mkdir()
         _part(target).write_bytes(left)
         _fetch(target, server.serve("x", whole))
         assert target.read_bytes() == CONTENT
-        assert _beside(target) == [target.name]
+        assert _folder_files(target) == [target.name]
 
-    def test_wrong_bytes_of_one_source_are_not_held_against_another(
+    def test_wrong_bytes_are_discarded_and_fetched_again(
         self, server: Server, target: Path
     ) -> None:
         """Check that the second source sends all again after the first sent a wrong half."""
@@ -352,9 +352,7 @@ class TestFetch:
 
 
 class TestSlowSources:
-    def test_are_left_for_a_faster_one_that_goes_on_with_what_they_gave(
-        self, server: Server, target: Path
-    ) -> None:
+    def test_are_replaced_by_a_faster_one_that_resumes(self, server: Server, target: Path) -> None:
         said: list[str] = []
         slow, fast = server.serve("slow", crawl(2e5)), server.serve("fast", whole)
         _fetch(target, slow, fast, log=said.append)
@@ -365,7 +363,7 @@ class TestSlowSources:
         assert len(said) == 1
         assert f"{slow}: gives only" in said[0]
 
-    def test_are_taken_up_again_if_none_is_faster(self, server: Server, target: Path) -> None:
+    def test_fastest_is_resumed_if_none_is_fast_enough(self, server: Server, target: Path) -> None:
         rates = {"slow": 1.5e5, "better": 5e5, "worse": 3e4}
         _fetch(target, *(server.serve(name, crawl(rate)) for name, rate in rates.items()))
         assert [name for name, _ in server.asked] == ["slow", "better", "worse", "better"]
@@ -373,21 +371,19 @@ class TestSlowSources:
         assert firsts == sorted(firsts)
         assert target.read_bytes() == CONTENT
 
-    def test_are_taken_up_again_if_the_others_fail(self, server: Server, target: Path) -> None:
+    def test_are_resumed_if_the_others_fail(self, server: Server, target: Path) -> None:
         urls = [server.serve("slow", crawl(5e5)), server.serve("gone", status(404))]
         _fetch(target, *urls)
         assert [name for name, _ in server.asked] == ["slow", "gone", "slow"]
         assert target.read_bytes() == CONTENT
 
-    def test_are_borne_if_there_is_no_other(self, server: Server, target: Path) -> None:
+    def test_are_used_if_there_is_no_other(self, server: Server, target: Path) -> None:
         _fetch(target, server.serve("slow", crawl(1e6)))
         assert len(server.asked) == 1
         assert target.read_bytes() == CONTENT
 
 
-def test_whatever_servers_do_the_file_is_right_or_the_error_clear(
-    server: Server, tmp_path: Path
-) -> None:
+def test_random_failures_give_correct_file_or_clear_error(server: Server, tmp_path: Path) -> None:
     """Try random sequences of misbehaviour at three sources, and then an honest source."""
     rng = random.Random(20_090_408)
     behaviours = [answer for answer, _ in FAILURES.values()] + [*SLIPS.values(), whole, crawl(5e5)]
@@ -410,7 +406,7 @@ def test_whatever_servers_do_the_file_is_right_or_the_error_clear(
             assert not target.exists()
             _fetch(target, server.serve("honest", whole))
         assert target.read_bytes() == CONTENT
-        assert _beside(target) == [target.name]
+        assert _folder_files(target) == [target.name]
     assert min(ends.values()) > 5, ends
 
 
@@ -420,9 +416,7 @@ def _start(url: str, target: Path) -> subprocess.Popen[str]:
 
 
 class TestProcesses:
-    def test_of_two_one_fetches_and_the_other_waits_for_it(
-        self, server: Server, target: Path
-    ) -> None:
+    def test_one_fetches_while_the_other_waits(self, server: Server, target: Path) -> None:
         url = server.serve("x", held)
         with _start(url, target) as first:
             assert first.stdout is not None
@@ -438,9 +432,7 @@ class TestProcesses:
         assert server.asked == [("x", 0)]
         assert target.read_bytes() == CONTENT
 
-    def test_a_killed_one_is_gone_on_with_and_holds_no_lock(
-        self, server: Server, target: Path
-    ) -> None:
+    def test_killed_fetch_is_resumed(self, server: Server, target: Path) -> None:
         url = server.serve("x", stall, whole)
         with _start(url, target) as process:
             assert process.stdout is not None
@@ -477,7 +469,9 @@ class TestProcesses:
 
 class TestDisk:
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
-    def test_a_full_one_is_told_and_no_source_is_blamed(self, server: Server, target: Path) -> None:
+    def test_full_disk_is_reported_without_blaming_sources(
+        self, server: Server, target: Path
+    ) -> None:
         target.parent.mkdir()
         _part(target).symlink_to("/dev/full")
         urls = [server.serve("x", whole), server.serve("y", whole)]
@@ -486,7 +480,7 @@ class TestDisk:
         assert [name for name, _ in server.asked] == ["x"]
         assert not target.exists()
 
-    def test_a_folder_without_write_rights_is_told(self) -> None:
+    def test_read_only_folder_is_reported(self) -> None:
         root = os.geteuid() == 0  # may write anywhere
         with tempfile.TemporaryDirectory() as name:
             Path(name).chmod(0o555)
@@ -502,7 +496,7 @@ class TestDisk:
             Path(name).chmod(0o755)
             assert [*Path(name).iterdir()] == []
 
-    def test_a_file_in_the_folders_place_is_told(self, tmp_path: Path) -> None:
+    def test_file_in_place_of_folder_is_reported(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("mine")
         with pytest.raises(SpratError, match="cannot be written"):
             _fetch(tmp_path / "file" / "x", "http://127.0.0.1:9/x")
@@ -543,7 +537,7 @@ def _folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_where_there_is_no_terminal_a_line_tells_rate_and_time_left(
+def test_plain_progress_shows_rate_and_time_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("sprat.display.PLAIN_EVERY", 0)
@@ -567,7 +561,7 @@ class TestCommandFetch:
         assert archive.read_bytes() == CONTENT
         assert [first for _, first in server.asked] == [0, 100_000]
 
-    def test_fetches_into_a_folder_and_mends_a_damaged_archive(
+    def test_replaces_a_damaged_archive_in_a_folder(
         self, here: Here, published: str, tmp_path: Path
     ) -> None:
         archive = tmp_path / "mine" / cifar10.ARCHIVE
@@ -578,7 +572,7 @@ class TestCommandFetch:
         assert archive.read_bytes() == CONTENT
         assert not (tmp_path / "cache").exists()
 
-    def test_takes_what_lies_in_sprat_data_but_never_mends_it(
+    def test_uses_sprat_data_but_never_repairs_it(
         self, here: Here, published: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         folder = _folder(tmp_path / "given", monkeypatch)
@@ -590,7 +584,7 @@ class TestCommandFetch:
         assert f"{folder} is damaged (data_batch_4). Delete it and download it again" in done.stderr
         assert (folder / "data_batch_4").read_text() == "x"
 
-    def test_without_a_network_names_every_mirror_and_the_remedy(
+    def test_offline_error_lists_mirrors_and_remedy(
         self, here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
@@ -600,10 +594,10 @@ class TestCommandFetch:
         assert all(f"  {url}: " in done.stderr for url in cifar10.MIRRORS)
         assert "--data-dir or SPRAT_DATA" in done.stderr
         assert done.stdout == ""
-        assert _beside(tmp_path / "cache" / "sprat" / cifar10.ARCHIVE) == []
+        assert _folder_files(tmp_path / "cache" / "sprat" / cifar10.ARCHIVE) == []
 
 
-class TestCommandFetchOfOthers:
+class TestCommandFetchOfOtherDatasets:
     def test_fetches_cifar100_by_its_name(
         self, here: Here, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -618,7 +612,7 @@ class TestCommandFetchOfOthers:
         assert archive.read_bytes() == CONTENT
         assert len(server.asked) == 2
 
-    def test_fetches_both_files_of_svhn_and_mends_one(
+    def test_fetches_svhn_and_replaces_damaged_files(
         self, here: Here, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for name in svhn.FILE_MD5S:
@@ -638,7 +632,7 @@ class TestCommandFetchOfOthers:
         ("name", "addresses"),
         [("cifar100", cifar100.MIRRORS), ("svhn", [svhn.ADDRESS + svhn.TRAIN])],
     )
-    def test_without_a_network_name_every_source_and_the_remedy(
+    def test_offline_error_lists_sources_and_remedy(
         self, here: Here, monkeypatch: pytest.MonkeyPatch, name: str, addresses: list[str]
     ) -> None:
         monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
@@ -649,14 +643,14 @@ class TestCommandFetchOfOthers:
         assert "could not be downloaded" in done.stderr
         assert "--data-dir or SPRAT_DATA" in done.stderr
 
-    def test_only_what_is_published_can_be_fetched(self, here: Here) -> None:
+    def test_only_published_datasets_can_be_fetched(self, here: Here) -> None:
         done = here("data", "fetch", "--dataset", "shapes10")
         assert done.returncode == 2
         assert "not a published dataset. Available: cifar10, cifar100, svhn." in done.stderr
 
 
 class TestCommandVerify:
-    def test_has_a_line_for_each_file_and_an_exit_code(
+    def test_prints_each_file_and_sets_exit_code(
         self, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         folder = _folder(tmp_path, monkeypatch)
@@ -671,7 +665,7 @@ class TestCommandVerify:
         assert f"{folder / 'batches.meta'}   missing\n" in done.stdout
         assert done.stdout.count("   ok\n") == 5
 
-    def test_finds_the_archive_in_the_cache_and_speaks_json(
+    def test_finds_cached_archive_and_prints_json(
         self, here: Here, published: str, tmp_path: Path
     ) -> None:
         here("data", "fetch")
@@ -690,14 +684,14 @@ class TestCommandVerify:
             assert done.returncode == 1
             assert json.loads(done.stdout)["files"] == {str(archive): "damaged"}
 
-    def test_says_where_there_is_nothing(self, here: Here, tmp_path: Path) -> None:
+    def test_reports_where_nothing_was_found(self, here: Here, tmp_path: Path) -> None:
         done = here("data", "verify")
         assert done.returncode == 2
         assert f"There is nothing to verify: no {cifar10.FOLDER} and no" in done.stderr
         assert str(tmp_path / "cache" / "sprat") in done.stderr
         assert done.stdout == ""
 
-    def test_of_the_real_cifar10(self, here: Here, cifar10_place: Path) -> None:
+    def test_accepts_the_real_cifar10(self, here: Here, cifar10_place: Path) -> None:
         done = here("data", "verify", "--data-dir", cifar10_place, "--json")
         assert done.returncode == 0
         assert set(json.loads(done.stdout)["files"].values()) == {"ok"}

@@ -38,7 +38,7 @@ def _drawn(seed: int, fewest: int = 2) -> tuple[ImageSet, int, torch.Generator]:
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_folds_are_even_in_size_and_in_every_class(seed: int) -> None:
+def test_folds_are_balanced_in_size_and_class(seed: int) -> None:
     images, count, _ = _drawn(seed)
     fold = folds(images, count, seed)
     assert fold.shape == images.targets.shape
@@ -51,7 +51,7 @@ def test_folds_are_even_in_size_and_in_every_class(seed: int) -> None:
     assert torch.equal(fold, folds(images, count, seed))
 
 
-def test_another_seed_folds_otherwise() -> None:
+def test_other_seed_gives_other_folds() -> None:
     images = _images(torch.arange(5).repeat(40), 5)
     assert not torch.equal(folds(images, 4, 0), folds(images, 4, 1))
 
@@ -73,7 +73,7 @@ def test_groups_stay_whole_and_classes_nearly_even(seed: int) -> None:
     assert sizes.max() - sizes.min() <= 2 * largest
 
 
-def test_groups_of_one_image_divide_like_none() -> None:
+def test_groups_of_one_image_balance_exactly() -> None:
     images = _images(torch.arange(4).repeat(25), 4)
     fold = folds(images, 5, 0, torch.arange(100))
     for label in range(4):
@@ -101,7 +101,7 @@ def test_a_part_is_dealt_its_share_in_whole_groups(seed: int) -> None:
         ([0, 0, 0, 1, 1, 1], 2, [0, 1, 2, 3, 3, 3], r"All training images of 'class 1'"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_folded(
+def test_impossible_folds_are_refused(
     targets: list[int], count: int, groups: list[int] | None, said: str
 ) -> None:
     images = _images(torch.tensor(targets), 2)
@@ -123,7 +123,7 @@ def _load(place: Path, column: str = "patient") -> Dataset:
     return load_dataset(str(place), own=own, log=lambda text: None)
 
 
-def test_groups_of_a_table_stay_together_in_test_and_val_too(tmp_path: Path) -> None:
+def test_table_groups_stay_together_in_every_part(tmp_path: Path) -> None:
     table = _patients(tmp_path)
     dataset = _load(table)
     groups = dataset.groups
@@ -142,7 +142,7 @@ def test_groups_of_a_table_stay_together_in_test_and_val_too(tmp_path: Path) -> 
     assert _load(table, "").md5 == without.md5
 
 
-def test_groups_of_parquet_files_are_those_of_the_table(tmp_path: Path) -> None:
+def test_groups_are_read_from_parquet(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -173,7 +173,7 @@ def test_a_wrong_group_column_is_refused(tmp_path: Path, column: str, rows: str,
 
 
 @pytest.mark.parametrize("option", ["path", "label", "group"])
-def test_class_folders_have_no_columns(tmp_path: Path, option: str) -> None:
+def test_column_options_for_class_folders_are_refused(tmp_path: Path, option: str) -> None:
     folder = draw(tmp_path / "eyes", red=4, blue=4)
     own = PicturesConfig(side=16, **{f"{option}_column": "patient"})
     said = f"no column 'patient', because it is a folder .* leave --pictures.{option}-column out"

@@ -191,7 +191,7 @@ def _md5(name: str, folder: Path) -> str:
 
 class TestForms:
     @pytest.mark.parametrize("form", FORMS)
-    def test_each_holds_the_images_that_went_in(self, form: str, tmp_path: Path) -> None:
+    def test_each_loads_the_original_images(self, form: str, tmp_path: Path) -> None:
         name, place = _make(form, tmp_path / "data")
         for given in (tmp_path / "data", place):
             read = load_dataset(name, given)
@@ -206,7 +206,7 @@ class TestForms:
             md5s[form] = (name, _md5(name, tmp_path / form))
         assert len(set(md5s.values())) == 3, md5s
 
-    def test_an_array_stored_by_columns_is_read_as_it_was(self, tmp_path: Path) -> None:
+    def test_column_major_array_is_read_correctly(self, tmp_path: Path) -> None:
         _, place = _make("python", tmp_path / "data")
         whole = _md5("cifar10", tmp_path / "data")
         for path in place.iterdir():
@@ -238,7 +238,7 @@ class TestForms:
                 assert cifar10.find(tmp_path / "data") == archive
 
     @pytest.mark.parametrize(("name", "title"), [("cifar100", "CIFAR-100"), ("svhn", "SVHN")])
-    def test_are_looked_for_in_the_environment_and_the_cache(
+    def test_are_found_in_environment_and_cache(
         self, name: str, title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         form = next(form for form, (of, _) in FORMS.items() if of == name)
@@ -256,7 +256,7 @@ class TestForms:
         ("form", "package", "extra"),
         [("parquet", "pyarrow", "parquet"), ("SVHN", "scipy", "svhn")],
     )
-    def test_without_its_extra_it_says_what_to_install(
+    def test_missing_extra_error_says_what_to_install(
         self,
         form: str,
         package: str,
@@ -269,7 +269,7 @@ class TestForms:
         with pytest.raises(SpratError, match=rf"{package}.*pip install 'sprat\[{extra}\]'"):
             load_dataset(name, tmp_path / "data")
 
-    def test_a_contact_sheet_of_a_hundred_classes(
+    def test_contact_sheet_draws_a_hundred_classes(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         _make("CIFAR-100", tmp_path / "data")
@@ -283,7 +283,7 @@ class TestForms:
             assert image.height > 10 * image.width
 
 
-class TestTheRealCIFAR10:
+class TestRealCIFAR10:
     @pytest.fixture
     def real(self, cifar10_place: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
         monkeypatch.setattr(cifar10, "IMAGES_PER_FILE", 10_000)
@@ -296,21 +296,19 @@ class TestTheRealCIFAR10:
         assert set(cifar10.verify(tmp_path).values()) == {"ok"}
         assert load_dataset("cifar10", tmp_path).md5 == real.md5
 
-    def test_is_known_by_its_images_in_any_order(self, real: Dataset) -> None:
+    def test_is_recognised_in_any_image_order(self, real: Dataset) -> None:
         for split, part in (("train", real.train), ("test", real.test)):
             order = torch.randperm(len(part), generator=torch.Generator().manual_seed(0))
             md5 = cifar10._content_md5(part.images[order], part.targets[order])
             assert md5 == cifar10.CONTENT_MD5S[split]
 
-    def test_is_what_every_result_was_made_with(self, real: Dataset) -> None:
+    def test_has_the_md5_of_every_result(self, real: Dataset) -> None:
         assert real.md5 == "3d7df60196cbb162eae0001b44824de8"
 
 
 class TestVerify:
     @pytest.mark.parametrize("form", FORMS)
-    def test_says_of_every_form_that_noise_is_not_what_was_published(
-        self, form: str, tmp_path: Path
-    ) -> None:
+    def test_reports_noise_as_damaged_in_every_form(self, form: str, tmp_path: Path) -> None:
         name, place = _make(form, tmp_path / "data")
         folder, states = verify_dataset(name, tmp_path / "data")
         assert folder == tmp_path / "data"
@@ -318,7 +316,7 @@ class TestVerify:
         assert "ok" not in states.values()
         assert all(place in (path, path.parent) for path in states)
 
-    def test_says_which_parquet_files_hold_what_they_should(
+    def test_reports_which_parquet_files_are_intact(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         _, place = _make("parquet in shards", tmp_path / "data")
@@ -334,7 +332,7 @@ class TestVerify:
         assert states["test-00000-of-00001.parquet"] == "ok"
         assert list(states.values()).count("damaged") == 2
 
-    def test_a_missing_file_of_svhn_is_told(
+    def test_missing_svhn_file_is_reported(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         _make("SVHN", tmp_path / "data")
@@ -347,14 +345,14 @@ class TestVerify:
         states = json.loads(capsys.readouterr().out)["files"]
         assert list(states.values()) == ["damaged", "missing"]
 
-    def test_only_what_is_published_can_be_verified(self) -> None:
+    def test_only_published_datasets_can_be_verified(self) -> None:
         with pytest.raises(SpratError, match="not a published dataset\\. Available: "):
             verify_dataset("shapes10")
 
 
 @pytest.mark.parametrize("kind", ["file", "pipe", "/dev/zero"])
 @pytest.mark.parametrize("given_by", ["--data-dir", "SPRAT_DATA"])
-def test_a_place_that_is_no_folder_is_refused(
+def test_path_that_is_not_a_folder_is_refused(
     kind: str, given_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = Path("/dev/zero") if kind == "/dev/zero" else tmp_path / kind
@@ -369,7 +367,7 @@ def test_a_place_that_is_no_folder_is_refused(
             use("cifar10", data_dir)
 
 
-def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+def test_pipe_in_place_of_file_does_not_block(tmp_path: Path) -> None:
     for name in (*cifar10.PLACES, "train-0.parquet", "test-0.parquet", svhn.TRAIN, svhn.TEST):
         os.mkfifo(tmp_path / name)
     with pytest.raises(SpratError, match="There is nothing to verify"):
@@ -381,7 +379,7 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_file_cut_anywhere_is_refused(form: str, tmp_path: Path, hostile: Hostile) -> None:
+def test_truncated_file_is_refused(form: str, tmp_path: Path, hostile: Hostile) -> None:
     name, _ = _make(form, tmp_path / "data")
     whole, rng = _md5(name, tmp_path / "data"), random.Random(form)
     files = sorted(path for path in (tmp_path / "data").rglob("*") if path.is_file())
@@ -419,7 +417,7 @@ ATTACKS: dict[str, Callable[[Attack], object]] = {
 
 @pytest.mark.parametrize("form", [f for f in FORMS if "python" in f or "CIFAR-100" in f])
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_a_pickle_that_would_run_a_command_is_refused(
+def test_malicious_pickle_is_refused(
     form: str, attack: str, tmp_path: Path, hostile: Hostile
 ) -> None:
     content = pickle.dumps(ATTACKS[attack](Attack(tmp_path / "harmed")), protocol=3)
@@ -599,7 +597,7 @@ SPOILED: dict[str, tuple[str, Spoil, str]] = {
 
 
 @pytest.mark.parametrize("case", SPOILED)
-def test_a_spoiled_file_is_refused_with_the_remedy(
+def test_invalid_file_is_refused_with_the_remedy(
     case: str, tmp_path: Path, hostile: Hostile
 ) -> None:
     form, spoil, message = SPOILED[case]
@@ -631,7 +629,7 @@ INSTEAD: dict[str, tuple[Callable[[str], tarfile.TarInfo], str]] = {
     "a file of a terabyte": (lambda file: _member(file, size=1 << 40), "1,099,511,627,776 bytes"),
     "nothing": (lambda file: _member("readme"), "lacks"),
 }
-BESIDE = ("../evil", "/evil-of-sprat", "cifar/../../../evil", "evil\x1b[2J", "..")
+EXTRA_MEMBERS = ("../evil", "/evil-of-sprat", "cifar/../../../evil", "evil\x1b[2J", "..")
 ARCHIVED = [form for form in FORMS if "archive" in form]
 
 
@@ -652,7 +650,7 @@ def _repack(archive: Path, change: Callable[[list[tarfile.TarInfo]], None]) -> l
 class TestArchives:
     @pytest.mark.parametrize("form", ARCHIVED)
     @pytest.mark.parametrize("instead", INSTEAD)
-    def test_without_one_of_its_files_is_refused(
+    def test_with_a_missing_or_invalid_member_are_refused(
         self, form: str, instead: str, tmp_path: Path, hostile: Hostile
     ) -> None:
         name, archive = _make(form, tmp_path / "data")
@@ -669,8 +667,8 @@ class TestArchives:
         assert "download it again" in said
 
     @pytest.mark.parametrize("form", ARCHIVED)
-    @pytest.mark.parametrize("beside", BESIDE)
-    def test_that_climbs_out_of_its_folder_is_read_and_nothing_is_extracted(
+    @pytest.mark.parametrize("beside", EXTRA_MEMBERS)
+    def test_members_outside_the_folder_are_not_extracted(
         self, form: str, beside: str, tmp_path: Path, hostile: Hostile
     ) -> None:
         name, archive = _make(form, tmp_path / "data")
@@ -681,7 +679,7 @@ class TestArchives:
 
     @pytest.mark.parametrize("form", ARCHIVED)
     @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\x1f\x8b", b"PK\3\4"])
-    def test_that_is_none_is_refused(
+    def test_invalid_archives_are_refused(
         self, form: str, content: bytes, tmp_path: Path, hostile: Hostile
     ) -> None:
         name, archive = _make(form, tmp_path / "data")
@@ -706,7 +704,7 @@ def _without_root() -> Iterator[None]:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("what", ["folder", "file"])
-def test_what_may_not_be_read_is_told(form: str, what: str, hostile: Hostile) -> None:
+def test_denied_permission_is_reported(form: str, what: str, hostile: Hostile) -> None:
     with tempfile.TemporaryDirectory() as made:  # only its owner may read pytest's
         folder = Path(made)
         folder.chmod(0o755)

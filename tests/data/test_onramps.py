@@ -51,7 +51,7 @@ class TestParts:
             ("training", "", "TEST"), ("train", "DEV", ""), ("train", "", ""),
         ],
     )  # fmt: skip
-    def test_in_any_subset_and_under_any_usual_name(
+    def test_are_found_under_any_usual_name(
         self, tmp_path: Path, train: str, val: str, test: str
     ) -> None:
         counts = {f"{train}__blue": 8, f"{train}__red": 12}
@@ -71,7 +71,7 @@ class TestParts:
         kept = len(dataset.train) - (0 if dataset.val is None else len(dataset.val))
         assert kept == sum(parts["train"][0].values())
 
-    def test_a_wrapper_around_a_set_changes_nothing(self, tmp_path: Path) -> None:
+    def test_wrapping_folders_change_nothing(self, tmp_path: Path) -> None:
         folder = draw(tmp_path / "set", train__blue=4, train__red=4, test__red=2)
         wrapped = tmp_path / "download"
         shutil.copytree(folder, wrapped / "v2" / "flowers")
@@ -83,10 +83,10 @@ class TestParts:
         assert loaded.found is not None
         assert loaded.found.layout == "a folder for each class in each part, in flowers/, in v2/"
 
-    def test_one_class_may_be_called_like_a_part(self, tmp_path: Path) -> None:
+    def test_class_may_be_named_like_a_part(self, tmp_path: Path) -> None:
         assert _load(draw(tmp_path / "set", train=3, bus=3)).train.classes == ("bus", "train")
 
-    def test_a_part_alone_is_loaded_whole(self, tmp_path: Path) -> None:
+    def test_dataset_without_train_loads_whole(self, tmp_path: Path) -> None:
         dataset = _load(draw(tmp_path / "set", test__blue=3, val__red=2), whole=True)
         assert (len(dataset.train), len(dataset.test)) == (2, 3)
         assert dataset.train.classes == ("blue", "red")
@@ -136,7 +136,7 @@ class TestTables:
                 json.dumps({"file_name": p, "label": label, "box": [1, 2]}) for p, label in rows)),
         ],
     )  # fmt: skip
-    def test_of_any_kind_gives_what_folders_give(
+    def test_of_any_format_match_class_folders(
         self, flowers: Path, name: str, write: Callable[[list[tuple[str, str]]], str]
     ) -> None:
         plain = _load(flowers)
@@ -150,7 +150,7 @@ class TestTables:
         assert loaded.found is not None
         assert "pictures in '" in loaded.found.layout
 
-    def test_columns_are_asked_for(self, flowers: Path) -> None:
+    def test_unrecognised_columns_must_be_named(self, flowers: Path) -> None:
         table = flowers / "a.csv"
         table.write_text(_csv(",", "where", "what")([(*row, "x") for row in _rows(flowers)], "z"))
         asked = {"path_column": "where", "label_column": "what"}
@@ -159,7 +159,7 @@ class TestTables:
             with pytest.raises(SpratError, match=f"--pictures.{missing.replace('_', '-')}"):
                 _load(table, **(asked | {missing: ""}))
 
-    def test_a_column_of_parts(self, flowers: Path) -> None:
+    def test_split_column_assigns_parts(self, flowers: Path) -> None:
         part = {"blue/0.png": "test", "red/0.png": "Validation", "red/1.jpg": "testing"}
         rows = [(*row, part.get(row[0], "training")) for row in _rows(flowers)]
         (flowers / "a.csv").write_text(_csv()(rows, "split"))
@@ -170,7 +170,7 @@ class TestTables:
         (flowers / "a.csv").write_text(_csv()([(*row, "A") for row in _rows(flowers)], "set"))
         assert _parts(_load(flowers / "a.csv"))["val"][0] == {}, "'set' may mean anything"
 
-    def test_as_kaggle_has_them(self, tmp_path: Path) -> None:
+    def test_kaggle_layout_is_read(self, tmp_path: Path) -> None:
         folder = draw(tmp_path / "set", train=24, test=12)
         labels = [(str(i), str(i % 12)) for i in range(24)]
         (folder / "trainLabels.csv").write_text(_csv(",", "id", "level")(labels))
@@ -184,7 +184,7 @@ class TestTables:
         shutil.move(folder / "train", folder / "train_images")
         assert _load(folder).md5 == dataset.md5
 
-    def test_one_for_each_part_next_to_the_pictures_or_among_them(self, flowers: Path) -> None:
+    def test_one_table_per_part_is_read(self, flowers: Path) -> None:
         rows = _rows(flowers)
         shutil.move(flowers, flowers.parent / "pictures" / "all")
         folder = flowers.parent / "pictures"
@@ -204,7 +204,7 @@ class TestTables:
             (hub / part / "metadata.csv").write_text(_csv(",", "file_name")(named))
         assert _parts(_load(hub))["train"][0] == parts["train"][0]
 
-    def test_parts_are_those_of_the_folders_that_pictures_are_in(self, tmp_path: Path) -> None:
+    def test_parts_follow_the_pictures_folders(self, tmp_path: Path) -> None:
         folder = draw(tmp_path / "set", train=9, Test=4)
         files = sorted(path.relative_to(folder) for path in folder.rglob("*.*"))
         rows = [(str(path), str(n % 2)) for n, path in enumerate(files)]
@@ -213,14 +213,14 @@ class TestTables:
         assert [sum(counts.values()) for counts, _ in parts.values()] == [9, 0, 4]
         assert parts["test"][1] == "labels.csv, Test/"
 
-    def test_class_folders_stay_what_they_are_next_to_a_table(self, flowers: Path) -> None:
+    def test_class_folders_take_precedence_over_a_table(self, flowers: Path) -> None:
         """Check that runs from before tables were supported still find the same data."""
         md5 = _load(flowers).md5
         rows = [(path, "other") for path, _ in _rows(flowers)]
         (flowers / "metadata.csv").write_text(_csv()(rows))
         assert _load(flowers).md5 == md5
 
-    def test_a_link_to_itself_hides_no_other_file(self, flowers: Path) -> None:
+    def test_link_to_itself_is_ignored(self, flowers: Path) -> None:
         md5 = _load(flowers).md5
         (flowers / "blue" / ".." / "loop").symlink_to("loop")
         assert _load(flowers).md5 == md5
@@ -295,7 +295,7 @@ def test_a_table_that_is_too_large_is_refused(
      '{"path": "blue/0.png", "label": "\\ud800"}', '{"path": "blue/0.png"}\n{"label": 3}',
      '{"path": {"a": 1}, "label": [1]}'],
 )  # fmt: skip
-def test_lines_that_are_no_json_are_refused(flowers: Path, hostile: Hostile, text: str) -> None:
+def test_invalid_json_lines_are_refused(flowers: Path, hostile: Hostile, text: str) -> None:
     (flowers / "a.jsonl").write_text(text)
     said = _refused(hostile, flowers, lambda: _load(flowers / "a.jsonl"))
     assert re.search("cannot be read as a table|has no value in|no column|not Unicode", said), said
@@ -320,9 +320,7 @@ ARCHIVES = [ending for ending, form in FORMS.items() if form == "archive"]
 
 class TestArchives:
     @pytest.mark.parametrize("ending", ARCHIVES)
-    def test_give_what_they_were_made_of_and_are_extracted_once(
-        self, flowers: Path, ending: str
-    ) -> None:
+    def test_match_their_contents_and_are_extracted_once(self, flowers: Path, ending: str) -> None:
         packed = _pack(flowers, flowers.parent / f"x{ending}")
         loaded = _load(packed)
         assert loaded.md5 == _load(flowers).md5
@@ -336,7 +334,7 @@ class TestArchives:
         next(place.rglob("*.png")).unlink()
         assert _load(again).md5 == loaded.md5, "a removed file is extracted again"
 
-    def test_hold_any_of_the_forms(self, flowers: Path) -> None:
+    def test_may_contain_a_table(self, flowers: Path) -> None:
         (flowers / "labels.csv").write_text(_csv()(_rows(flowers)))
         md5 = _load(flowers).md5
         wrapped = flowers.parent / "all" / "of" / "it"
@@ -346,7 +344,7 @@ class TestArchives:
         assert loaded.md5 == md5
         assert _parts(loaded)["train"][1] == "labels.csv, files in images/"
 
-    def test_are_named_where_something_in_them_is_wrong(self, tmp_path: Path) -> None:
+    def test_are_named_in_errors(self, tmp_path: Path) -> None:
         packed = _pack(draw(tmp_path / "set", blue=2), tmp_path / "x.zip")
         with pytest.raises(SpratError, match=rf"{packed} has only the class 'blue', expected"):
             _load(packed)
@@ -358,7 +356,7 @@ class TestArchives:
         ):
             _load(packed)
 
-    def test_a_killed_extraction_leaves_nothing_half_done(self, flowers: Path) -> None:
+    def test_killed_extraction_is_cleaned_up_and_repeated(self, flowers: Path) -> None:
         packed = _pack(flowers, flowers.parent / "x.zip")
         code = (
             "import sys, time; from pathlib import Path; from sprat.data import archive\n"
@@ -373,7 +371,7 @@ class TestArchives:
         assert [path.name for path in place.iterdir() if path.name.startswith(".")] == []
 
     @pytest.mark.parametrize("ending", [".zip", ".tar", ".tar.gz"])
-    def test_cut_or_changed_anywhere_are_refused(
+    def test_truncated_or_corrupted_are_refused(
         self, tmp_path: Path, hostile: Hostile, ending: str
     ) -> None:
         folder = draw(tmp_path / "set", blue=2, red=2)
@@ -498,18 +496,18 @@ def test_an_unsafe_archive_is_refused_and_writes_nothing(
     assert re.search(message, said), said
 
 
-def test_a_bomb_is_refused_by_the_size_of_its_archive(tmp_path: Path, hostile: Hostile) -> None:
+def test_zip_bomb_is_refused(tmp_path: Path, hostile: Hostile) -> None:
     """Check that a large stated size is refused, and that an understated one is noticed."""
     content = _zip(("a/1.png", bytes(1 << 20)))
     size = (1 << 20).to_bytes(4, "little")
-    for told, message in ((2 << 30, "1,073,741,824 bytes, which is not safe"), (9, "damaged")):
-        lie = content.replace(size, told.to_bytes(4, "little"))
+    for stated, message in ((2 << 30, "1,073,741,824 bytes, which is not safe"), (9, "damaged")):
+        lie = content.replace(size, stated.to_bytes(4, "little"))
         (tmp_path / "x.zip").write_bytes(lie)
         said = _refused(hostile, tmp_path, lambda: _load(tmp_path / "x.zip"))
         assert re.search(message, said), said
 
 
-def test_a_full_disk_is_told(flowers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_reported(flowers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = _pack(flowers, flowers.parent / "x.zip")
     usage = shutil.disk_usage(flowers)._replace(free=1_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
@@ -543,7 +541,7 @@ def files(flowers: Path) -> list[Path]:
 
 
 class TestParquet:
-    def test_gives_what_folders_give(self, flowers: Path, files: list[Path]) -> None:
+    def test_matches_class_folders(self, flowers: Path, files: list[Path]) -> None:
         md5, labels = _load(flowers).md5, [0] * 6 + [1] * 9
         words = ["blue"] * 6 + ["red"] * 9
         folder = flowers.parent
@@ -558,7 +556,7 @@ class TestParquet:
             names = ("0", "1") if place.name == "d.parquet" else ("blue", "red")
             assert loaded.train.classes == names
 
-    def test_in_shards_and_parts(self, tmp_path: Path, files: list[Path]) -> None:
+    def test_shards_and_parts_are_read(self, tmp_path: Path, files: list[Path]) -> None:
         names, labels = ["red", "unused", "blue"], [2] * 6 + [0] * 9
         data = tmp_path / "set" / "data"
         for n, some in enumerate((slice(0, 5), slice(5, 12))):
@@ -576,9 +574,7 @@ class TestParquet:
             shutil.copy(old, tmp_path / "hub" / part / f"{old.name[-22:-17]}.parquet")
         assert _load(tmp_path / "hub").md5 == loaded.md5
 
-    def test_pictures_may_be_files_of_their_own_in_the_same_folder(
-        self, flowers: Path, files: list[Path]
-    ) -> None:
+    def test_pictures_may_be_separate_files(self, flowers: Path, files: list[Path]) -> None:
         """Check the form that `datasets` gives a set of local files."""
         place, md5 = flowers.parent / "a.parquet", _load(flowers).md5
         names = [str(files[0]), *(str(file.relative_to(flowers.parent)) for file in files[1:])]
@@ -592,7 +588,7 @@ class TestParquet:
         with pytest.raises(SpratError, match=r"no picture in row 0 but names '.*', which is outsi"):
             _load(away)
 
-    def test_a_picture_that_cannot_be_read_is_named_by_its_row(
+    def test_unreadable_picture_is_named_by_its_row(
         self, tmp_path: Path, files: list[Path]
     ) -> None:
         files[3].write_bytes(b"no picture")
@@ -602,7 +598,7 @@ class TestParquet:
         loaded = _load(place, unreadable="skip")
         assert len(loaded.train) + len(loaded.test) == 14
 
-    def test_cut_or_changed_anywhere_is_refused(
+    def test_truncated_file_is_refused(
         self, tmp_path: Path, files: list[Path], hostile: Hostile
     ) -> None:
         place = _shard(tmp_path / "in" / "a.parquet", files[4:8], ["a", "b", "a", "b"])
@@ -612,7 +608,9 @@ class TestParquet:
             said = _refused(hostile, place.parent, lambda: _load(place))
             assert "is damaged or not a parquet file" in said
 
-    def test_says_what_to_install(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_missing_extra_error_says_what_to_install(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         (tmp_path / "a.parquet").write_bytes(b"PAR1")
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         with pytest.raises(SpratError, match=r"pip install 'sprat\[parquet\]'"):
@@ -655,7 +653,7 @@ BAD_SHARDS: list[tuple[Callable[[Path, list[Path]], object], str]] = [
 
 
 @pytest.mark.parametrize(("make", "message"), BAD_SHARDS, ids=[m[:40] for _, m in BAD_SHARDS])
-def test_parquet_of_another_shape_is_refused(
+def test_invalid_parquet_is_refused(
     tmp_path: Path,
     files: list[Path],
     hostile: Hostile,
@@ -669,7 +667,7 @@ def test_parquet_of_another_shape_is_refused(
     assert re.search(message, said), said
 
 
-def test_a_file_of_no_form_is_refused(tmp_path: Path) -> None:
+def test_unsupported_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "set.7z").write_bytes(b"")
     with pytest.raises(SpratError, match=r"set.7z is not a dataset. Give a folder of your own"):
         _load(tmp_path / "set.7z")

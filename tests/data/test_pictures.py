@@ -61,7 +61,7 @@ def _bytes(images: object) -> list[bytes]:
 
 
 class TestReading:
-    def test_every_mode_and_format_is_what_predict_sees_of_it(self, tmp_path: Path) -> None:
+    def test_every_mode_and_format_matches_predict(self, tmp_path: Path) -> None:
         folder = draw(tmp_path / "set", blue=9, red=9)
         loaded = _load(folder)
         files = [path for name in ("blue", "red") for path in sorted((folder / name).iterdir())]
@@ -73,19 +73,17 @@ class TestReading:
                 assert seen.index(image) // 9 == target
 
     @pytest.mark.parametrize("side", [16, 33, 128])
-    def test_has_the_side_that_is_asked_for(self, tmp_path: Path, side: int) -> None:
+    def test_images_have_the_requested_side(self, tmp_path: Path, side: int) -> None:
         folder = draw(tmp_path / "set", blue=5, red=5)
         loaded = load_dataset(str(folder), own=PicturesConfig(side=side))
         assert loaded.train.images.shape[1:] == (3, side, side)
 
-    def test_normalisation_is_that_of_the_training_pixels(self, tmp_path: Path) -> None:
+    def test_normalisation_uses_only_training_pixels(self, tmp_path: Path) -> None:
         loaded = _load(draw(tmp_path / "set", blue=6, red=6))
         pixels = loaded.train.images[:].double() / 255
         assert loaded.normalization.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist())
 
-    def test_hidden_files_are_none_of_it_and_others_beside_the_classes_are_told(
-        self, tmp_path: Path
-    ) -> None:
+    def test_hidden_files_are_ignored_and_others_reported(self, tmp_path: Path) -> None:
         folder = draw(tmp_path / "set", blue=3, red=3)
         (folder / ".DS_Store").write_text("")
         (folder / "blue" / ".DS_Store").write_text("")
@@ -96,18 +94,16 @@ class TestReading:
         assert len(loaded.train) + len(loaded.test) == 6
         assert "labels.csv" in said[0]
 
-    def test_tells_its_progress(self, tmp_path: Path) -> None:
-        told: list[tuple[int, int]] = []
+    def test_reports_progress(self, tmp_path: Path) -> None:
+        reported: list[tuple[int, int]] = []
         folder = draw(tmp_path / "set", blue=4, red=3)
-        load_dataset(str(folder), progress=lambda *done: told.append(done))
-        assert told == [(done, 7) for done in range(1, 8)]
+        load_dataset(str(folder), progress=lambda *done: reported.append(done))
+        assert reported == [(done, 7) for done in range(1, 8)]
 
 
 class TestSplit:
     @pytest.mark.parametrize("trial", range(12))
-    def test_every_picture_is_in_one_part_and_classes_have_their_share(
-        self, tmp_path: Path, trial: int
-    ) -> None:
+    def test_parts_are_disjoint_and_stratified(self, tmp_path: Path, trial: int) -> None:
         """Check sets of random sizes, written straight to cache files so that it is fast."""
         rng = random.Random(trial)
         counts = [rng.randrange(3, 200) for _ in range(rng.randrange(2, 12))]
@@ -145,7 +141,7 @@ class TestSplit:
         assert parts(config) == first, "depends only on its seeds"
         assert parts(replace(config, test_seed=trial + 99))[2] != first[2]
 
-    def test_parts_that_are_there_are_taken_as_they_are(self, tmp_path: Path) -> None:
+    def test_existing_parts_are_kept(self, tmp_path: Path) -> None:
         folder = draw(
             tmp_path / "set", train__blue=5, train__red=6, val__blue=2, val__red=1, test__red=4,
         )  # fmt: skip
@@ -158,26 +154,28 @@ class TestSplit:
         assert loaded.train.subset(kept).targets.tolist() == [0] * 5 + [1] * 6
         assert loaded.test.targets.tolist() == [1] * 4
 
-    def test_val_is_split_off_where_there_is_none(self, tmp_path: Path) -> None:
+    def test_val_is_split_off_if_missing(self, tmp_path: Path) -> None:
         folder = draw(tmp_path / "set", train__blue=10, train__red=10, test__red=2, test__blue=2)
         kept, val = split_off_val(_load(folder), replace(SMALL, val_fraction=0.2))
         assert (len(kept), len(val)) == (16, 4)
 
 
 class TestCache:
-    def test_gives_the_bytes_of_a_fresh_reading(self, tmp_path: Path) -> None:
+    def test_gives_same_data_without_reading_again(self, tmp_path: Path) -> None:
         folder = draw(tmp_path / "set", blue=5, red=5)
         fresh = _load(folder)
-        told: list[int] = []
+        reported: list[int] = []
         again = load_dataset(
-            str(folder), own=PicturesConfig(side=16), progress=lambda done, all_: told.append(done)
+            str(folder),
+            own=PicturesConfig(side=16),
+            progress=lambda done, all_: reported.append(done),
         )
-        assert told == [], "nothing is read again"
+        assert reported == [], "nothing is read again"
         assert again.md5 == fresh.md5
         cache_file(folder, 16).unlink()
         assert _load(folder).md5 == fresh.md5
 
-    def test_notices_a_changed_an_added_and_a_removed_file(self, tmp_path: Path) -> None:
+    def test_notices_changed_added_and_removed_files(self, tmp_path: Path) -> None:
         folder = draw(tmp_path / "set", blue=5, red=5)
         _load(folder)
         caches = len(list(cache_file(folder, 16).parent.glob("*.pixels")))
@@ -199,7 +197,7 @@ class TestCache:
         assert now == caches, "the new cache replaces the old one"
 
     @pytest.mark.parametrize("damage", ["cut", "emptied", "pixel", "footer", "tail", "version"])
-    def test_a_damaged_one_and_another_versions_are_made_anew(
+    def test_damaged_or_outdated_cache_is_rebuilt(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
     ) -> None:
         folder = draw(tmp_path / "set", blue=5, red=5)
@@ -217,11 +215,13 @@ class TestCache:
             spoilt[place] ^= 0xFF
             cut = {"cut": len(whole) // 2, "emptied": 0}.get(damage, len(whole))
             path.write_bytes(spoilt[:cut])
-        told: list[int] = []
+        reported: list[int] = []
         loaded = load_dataset(
-            str(folder), own=PicturesConfig(side=16), progress=lambda done, all_: told.append(done)
+            str(folder),
+            own=PicturesConfig(side=16),
+            progress=lambda done, all_: reported.append(done),
         )
-        assert len(told) == 10, "read again"
+        assert len(reported) == 10, "read again"
         assert loaded.md5 == md5
         if damage != "version":
             assert path.read_bytes() == whole
@@ -238,7 +238,7 @@ class TestCache:
             path.write_bytes(spoilt[: rng.choice([len(whole), rng.randrange(len(whole))])])
             hostile.offer(path.parent, lambda: read(path, lambda about: True))
 
-    def test_a_killed_writer_leaves_nothing_half_written(self, tmp_path: Path) -> None:
+    def test_killed_writer_leaves_no_partial_cache(self, tmp_path: Path) -> None:
         folder = draw(tmp_path / "set", blue=40, red=40)
         code = (
             "import sys, time; from sprat.data import load_dataset\n"
@@ -257,7 +257,7 @@ class TestCache:
         load_dataset(str(folder))
         assert not lock.exists()
 
-    def test_a_full_disk_is_told_and_leaves_nothing(self, tmp_path: Path) -> None:
+    def test_full_disk_is_reported_and_leaves_nothing(self, tmp_path: Path) -> None:
         """Simulate a full disk by the system's limit on file sizes."""
         folder = draw(tmp_path / "set", blue=5, red=5)
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -275,16 +275,16 @@ class TestCache:
         ] == []
         assert len(_load(folder).train) == 8
 
-    def test_too_small_a_disk_is_told_before_anything_is_read(
+    def test_insufficient_space_is_reported_before_reading(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         folder = draw(tmp_path / "set", blue=5, red=5)
         usage = shutil.disk_usage(tmp_path)._replace(free=1_000)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-        told: list[int] = []
+        reported: list[int] = []
         with pytest.raises(SpratError, match=r"1,000 bytes are free\. Free some space"):
-            load_dataset(str(folder), progress=lambda done, all_: told.append(done))
-        assert told == []
+            load_dataset(str(folder), progress=lambda done, all_: reported.append(done))
+        assert reported == []
 
 
 class TestUnreadable:
@@ -310,25 +310,23 @@ class TestUnreadable:
         assert "bomb.png has too many pixels to be safe" in text
         assert "leave them out with --pictures.unreadable skip" in text
 
-    def test_or_listed_and_skipped_by_choice_without_reading_the_others_again(
-        self, folder: Path
-    ) -> None:
+    def test_are_skipped_on_request_without_reading_again(self, folder: Path) -> None:
         with pytest.raises(SpratError):
             _load(folder)
         said: list[str] = []
-        told: list[int] = []
+        reported: list[int] = []
         loaded = load_dataset(
             str(folder),
             log=said.append,
-            progress=lambda done, all_: told.append(done),
+            progress=lambda done, all_: reported.append(done),
             own=PicturesConfig(side=16, unreadable="skip"),
         )
-        assert told == []
+        assert reported == []
         assert len(loaded.train) + len(loaded.test) == 10
         assert "left out: 6 of the files" in said[0]
         assert "notes.txt" in said[0]
 
-    def test_only_the_first_are_named_one_by_one(self, tmp_path: Path) -> None:
+    def test_only_the_first_20_are_named(self, tmp_path: Path) -> None:
         folder = draw(tmp_path / "set", blue=2, red=2)
         for i in range(30):
             (folder / "blue" / f"x{i}.png").write_text("")
@@ -394,7 +392,7 @@ BAD: list[tuple[Callable[[Path], object], str]] = [
 
 
 @pytest.mark.parametrize(("make", "message"), BAD, ids=[message[:30] for _, message in BAD])
-def test_what_is_no_set_of_pictures_is_refused_with_the_remedy(
+def test_invalid_folder_is_refused_with_the_remedy(
     tmp_path: Path, hostile: Hostile, make: Callable[[Path], object], message: str
 ) -> None:
     folder = tmp_path / "set"
@@ -402,12 +400,12 @@ def test_what_is_no_set_of_pictures_is_refused_with_the_remedy(
     assert re.search(message, hostile.offer(folder, lambda: _load(folder)))
 
 
-def test_one_class_among_others_may_be_called_like_a_part(tmp_path: Path) -> None:
+def test_class_may_be_named_like_a_part(tmp_path: Path) -> None:
     folder = draw(tmp_path / "set", Train=3, bus=3)
     assert _load(folder).train.classes == ("Train", "bus")
 
 
-def test_all_agree_on_what_a_picture_is(tmp_path: Path) -> None:
+def test_training_and_predict_find_the_same_pictures(tmp_path: Path) -> None:
     """Check that training uses what `sprat predict FOLDER` finds, whatever the names."""
     folder = draw(tmp_path / "set", blue=5, red=5)
     blue = folder / "blue"
@@ -434,7 +432,7 @@ def test_all_agree_on_what_a_picture_is(tmp_path: Path) -> None:
     assert len(loaded.train) + len(loaded.test) == len(found) + 5
 
 
-def test_a_class_whose_pictures_cannot_be_read_is_refused(tmp_path: Path, hostile: Hostile) -> None:
+def test_class_without_readable_pictures_is_refused(tmp_path: Path, hostile: Hostile) -> None:
     folder = draw(tmp_path / "set", blue=5, red=5)
     (folder / "green").mkdir()
     (folder / "green" / "x.png").write_text("")
@@ -461,7 +459,7 @@ def nobody() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def test_a_folder_without_rights_is_told(
+def test_unreadable_folder_is_reported(
     nobody: Path, hostile: Hostile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(nobody / "cache"))
@@ -471,7 +469,7 @@ def test_a_folder_without_rights_is_told(
     assert re.search(r"red cannot be read: .*chmod u\+rx", said)
 
 
-def test_a_name_that_is_neither_dataset_nor_folder_says_that_a_folder_would_do() -> None:
+def test_unknown_dataset_error_mentions_folders() -> None:
     with pytest.raises(SpratError, match=r"Available: auto, .*, or the path of a folder"):
         load_dataset("flowers")
 
@@ -486,8 +484,8 @@ def _mapped(tmp_path: Path, count: int) -> ImageSet:
     return ImageSet(Rows(mapped, torch.arange(count)), torch.arange(count) % 3, tuple("abc"))
 
 
-class TestViews:
-    def test_give_the_batches_of_copied_tensors(self, tmp_path: Path) -> None:
+class TestMappedImages:
+    def test_give_the_same_batches_as_copies(self, tmp_path: Path) -> None:
         mapped = _mapped(tmp_path, 300)
         whole = mapped.images[:]
         for first in (torch.randperm(300)[:200], torch.arange(300)):
@@ -505,14 +503,14 @@ class TestViews:
                         assert torch.equal(a[0], b[0])
                         assert torch.equal(a[1], b[1])
 
-    def test_are_normalised_and_split_as_copied_tensors(self, tmp_path: Path) -> None:
+    def test_are_normalised_and_split_like_copies(self, tmp_path: Path) -> None:
         view = _mapped(tmp_path, 2 * PIECE + 3).subset(torch.arange(1, 2 * PIECE + 1, 2))
         whole = view.images[:]
         assert Normalization.of(view.images) == Normalization.of(whole)
         assert torch.equal(torch.cat(list(view.images.split(70))), whole)
         assert torch.equal(view.images[-5:], whole[-5:])
 
-    def test_a_run_trains_on_them_as_on_copies(self, tmp_path: Path, shapes10: Dataset) -> None:
+    def test_train_to_the_same_weights_as_copies(self, tmp_path: Path, shapes10: Dataset) -> None:
         """Compare runs on a mapped file and on tensors, bit for bit."""
         chosen = stratified_split(shapes10.train.targets, 160, 0)[1]
         images, targets = shapes10.train.images[chosen], shapes10.train.targets[chosen]
@@ -527,7 +525,7 @@ class TestViews:
             weights.append((tmp_path / name / "model.safetensors").read_bytes())
         assert weights[0] == weights[1]
 
-    def test_nothing_of_a_training_set_is_copied(self, tmp_path: Path) -> None:
+    def test_run_does_not_copy_the_training_set(self, tmp_path: Path) -> None:
         mapped = _mapped(tmp_path, 3_000)
         dataset = Dataset("x", mapped, mapped, Normalization((0.5,) * 3, (0.25,) * 3), "")
         config = settle_for(replace(SMALL, train_images=2_000), dataset)
@@ -552,7 +550,7 @@ class TestClassWeights:
         assert balanced_weights(self._set([7, 7])).tolist() == [1, 1]
         assert balanced_weights(self._set([7, 0, 7])).tolist()[::2] == [1, 1]
 
-    def test_change_what_an_uneven_set_teaches_and_nothing_of_an_even_one(
+    def test_change_the_loss_only_of_imbalanced_sets(
         self, tmp_path: Path, shapes10: Dataset
     ) -> None:
         config = replace(SMALL, epochs=1, optim=replace(SMALL.optim, warmup_epochs=0.0), final=True)
@@ -574,7 +572,7 @@ def _sprat(*words: object) -> int:
 
 
 class TestEndToEnd:
-    def test_trains_judges_and_predicts_from_the_command_line(
+    def test_trains_evaluates_and_predicts_from_the_cli(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.chdir(tmp_path)
@@ -599,9 +597,9 @@ class TestEndToEnd:
         assert _sprat("evaluate", tmp_path / "run") == 0
         assert f"{100 * results['val']['top1']:.2f} %" in capsys.readouterr().out
         assert _sprat("evaluate", tmp_path / "run" / "model.safetensors") == 0
-        told = capsys.readouterr()
-        assert "24 images" in told.out
-        assert told.err == ""
+        reported = capsys.readouterr()
+        assert "24 images" in reported.out
+        assert reported.err == ""
         assert _sprat("predict", tmp_path / "run", folder / "red" / "0.png") == 0
         assert capsys.readouterr().out.count("%") == 3
         self._check_other_pictures(tmp_path, folder, results, capsys)
@@ -661,9 +659,9 @@ class TestEndToEnd:
         (tmp_path / "notes.png").write_text("no picture")
         words = [tmp_path / "run", folder, tmp_path / "notes.png", "--csv", "--top", 2]
         assert _sprat("predict", *words) == 2
-        told = capsys.readouterr()
-        assert "notes.png cannot be read as a picture" in told.err
-        header, *rows = csv.reader(told.out.splitlines())
+        reported = capsys.readouterr()
+        assert "notes.png cannot be read as a picture" in reported.err
+        header, *rows = csv.reader(reported.out.splitlines())
         assert header == ["file", "class", "probability", "class_2", "probability_2"]
         assert [row[0] for row in rows] == sorted(
             (str(path) for path in folder.glob("*/*.*")), key=Path
@@ -701,7 +699,7 @@ class TestEndToEnd:
         with pytest.raises(SpratError, match=r"name of a picture is empty\. Give"):
             _sprat("predict", tmp_path / "run", "")
 
-    def test_shows_them(
+    def test_shows_pictures_and_previews_augmentation(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.chdir(tmp_path)
@@ -713,7 +711,7 @@ class TestEndToEnd:
             assert min(sheet.size) > 100
 
     @pytest.mark.parametrize("side", [16, 33, 128])
-    def test_a_step_and_a_judgement_at_any_side(self, tmp_path: Path, side: int) -> None:
+    def test_trains_and_evaluates_at_any_side(self, tmp_path: Path, side: int) -> None:
         folder = draw(tmp_path / "set", blue=12, red=12)
         dataset = load_dataset(str(folder), own=PicturesConfig(side=side))
         config = replace(

@@ -24,7 +24,7 @@ def _answers(seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_labels_are_ranked_and_counted_as_cleanlab_does(seed: int) -> None:
+def test_ranking_and_counts_match_cleanlab(seed: int) -> None:
     probabilities, labels = _answers(seed)
     values = probabilities.astype(np.float64)
     found = find_suspects(probabilities, labels)
@@ -61,7 +61,7 @@ def test_each_suspect_has_both_classes_and_their_probabilities() -> None:
     assert [s.confident for s in found] == [True, False]  # class 0's threshold is 0.583
 
 
-def test_a_class_without_labels_is_never_counted_on() -> None:
+def test_suggestion_of_unlabelled_class_is_not_confident() -> None:
     probabilities = np.array([[0.2, 0.1, 0.7], [0.6, 0.3, 0.1], [0.3, 0.6, 0.1]], np.float32)
     found = find_suspects(probabilities, np.array([0, 0, 1]))
     assert [(s.place, s.suggested, s.confident) for s in found] == [(0, 2, False)]

@@ -46,7 +46,7 @@ def plain() -> ImageSet:
 
 
 @pytest.mark.parametrize("wrong", [[], [0], [1, 2]])
-def test_the_mistakes_alone_are_drawn(plain: ImageSet, tmp_path: Path, wrong: list[int]) -> None:
+def test_only_mistakes_are_drawn(plain: ImageSet, tmp_path: Path, wrong: list[int]) -> None:
     probabilities = torch.eye(3)
     probabilities[wrong] = probabilities[wrong].roll(1, 1)
     mistakes = worst_mistakes(plain, probabilities, most=3)
@@ -62,7 +62,7 @@ def test_the_surest_mistakes_come_first(plain: ImageSet, tmp_path: Path) -> None
     assert [(drawn == colour).all(2).any() for colour in COLOURS] == [True, True, False]
 
 
-def test_a_confusion_is_darker_the_larger_its_share(tmp_path: Path) -> None:
+def test_larger_confusions_are_drawn_darker(tmp_path: Path) -> None:
     names = ("cat", "dog", "none")
     drawn = [
         darkness(
@@ -78,7 +78,7 @@ def test_a_confusion_is_darker_the_larger_its_share(tmp_path: Path) -> None:
     assert len(set(drawn)) == 3
 
 
-def test_of_many_classes_a_confusion_has_no_numbers(tmp_path: Path) -> None:
+def test_large_confusion_matrix_has_no_numbers(tmp_path: Path) -> None:
     names = [str(number) for number in range(30)]
     few = confused(torch.eye(30).int().tolist(), names)
     many = confused((9_000 * torch.eye(30)).int().tolist(), names)
@@ -88,7 +88,7 @@ def test_of_many_classes_a_confusion_has_no_numbers(tmp_path: Path) -> None:
     assert (pixels(few) == pixels(many)).all()
 
 
-def test_the_bars_of_calibration_are_as_high_as_accuracy(tmp_path: Path) -> None:
+def test_calibration_bars_grow_with_accuracy(tmp_path: Path) -> None:
     """Put all images into one bin, so that drawings differ only in the height of its bar."""
     sure = torch.tensor([[0.9, 0.1]]).expand(10, 2)
     blue = []
@@ -104,7 +104,7 @@ RUNS = sorted((Path(__file__).parents[2] / "results").glob("*/seed-0/metrics.jso
 
 
 @pytest.mark.parametrize("run", [path.parent for path in RUNS], ids=lambda run: run.parent.name)
-def test_curves_hold_what_was_measured_and_charts_show_it(run: Path) -> None:
+def test_curves_and_charts_show_the_measurements(run: Path) -> None:
     rows, curves = read_metrics(run), read_curves(run)
     for curve in (curves.loss, *curves.accuracy, curves.learning_rate):
         measured = [(row["epoch"], row.get(curve.key)) for row in rows]

@@ -45,7 +45,7 @@ class TestEveryNetwork:
                 if parameter.ndim <= 1:
                     assert group["weight_decay"] == 0.01 * decay_all
 
-    def test_a_saved_state_goes_on_as_if_never_stopped(self, model: str, name: str) -> None:
+    def test_restored_optimizer_continues_exactly(self, model: str, name: str) -> None:
         config = OptimConfig(name=name)
         network = _with_gradients(build_network(model))
         optimizer = build_optimizer(network, config)
@@ -61,7 +61,7 @@ class TestEveryNetwork:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_state_of_other_parameters_is_refused(name: str) -> None:
+def test_mismatched_optimizer_state_is_refused(name: str) -> None:
     network = _with_gradients(nn.Conv2d(3, 4, 1))
     optimizer = build_optimizer(network, OptimConfig(name=name))
     optimizer.step()
@@ -79,7 +79,7 @@ def test_a_state_of_other_parameters_is_refused(name: str) -> None:
 
 
 class TestMuon:
-    def test_steps_by_the_orthogonal_matrix_of_the_nesterov_average(self) -> None:
+    def test_steps_along_the_orthogonalized_nesterov_average(self) -> None:
         """Compare two steps with the singular value decomposition of each matrix."""
         torch.manual_seed(0)
         network = nn.Sequential(nn.Conv2d(6, 10, 1, bias=False), nn.Conv2d(10, 6, 1, bias=False))
@@ -112,7 +112,7 @@ class TestMuon:
         assert values.max() < 1.35
         assert values.median() > 0.6
 
-    def test_only_pointwise_convolutions_are_its(self) -> None:
+    def test_updates_only_pointwise_convolutions(self) -> None:
         network = build_network("OptimizedCIFAR10Net200K")
         optimizer = build_optimizer(network, OptimConfig(name="muon"))
         its = [g for g in optimizer.param_groups if "muon_momentum" in g]
@@ -121,7 +121,7 @@ class TestMuon:
         assert len(its[0]["params"]) == 19
 
 
-def test_orthogonal_together_as_each_shape_alone() -> None:
+def test_orthogonalizing_together_matches_each_shape_alone() -> None:
     shapes = [(20, 20), (40, 20), (20, 40), (96, 24), (20, 20)]
     matrices = [torch.randn(shape) for shape in shapes]
     together = orthogonalized_together(matrices)

@@ -130,7 +130,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("values", "message"), BAD)
-def test_a_value_that_cannot_be_is_refused_naming_the_source(values: dict, message: str) -> None:
+def test_invalid_value_is_refused_with_its_source(values: dict, message: str) -> None:
     with pytest.raises(SpratError, match=message) as caught:
         Config.from_dict(values, source="my.toml")
     assert str(caught.value).startswith("my.toml: ")
@@ -139,14 +139,14 @@ def test_a_value_that_cannot_be_is_refused_naming_the_source(values: dict, messa
 
 @pytest.mark.parametrize("recipe", recipe_names())
 class TestEveryRecipe:
-    def test_goes_to_json_and_back_the_same(self, recipe: str) -> None:
+    def test_survives_a_json_round_trip(self, recipe: str) -> None:
         config = load_recipe(recipe)
         assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
-    def test_names_a_model_there_is(self, recipe: str) -> None:
+    def test_names_an_existing_network(self, recipe: str) -> None:
         find_class(load_recipe(recipe).model)
 
-    def test_opens_with_what_it_is_for_what_to_expect_and_the_command(self, recipe: str) -> None:
+    def test_header_gives_command_and_expected_results(self, recipe: str) -> None:
         lines = recipe_path(recipe).read_text().splitlines()
         header = "\n".join(line for line in lines[: lines.index("")] if line.startswith("#"))
         assert f"sprat train --recipe {recipe}" in header
@@ -170,14 +170,14 @@ def test_reference_has_the_original_projects_settings() -> None:
 
 
 @pytest.mark.parametrize("table", [Config, *Config.tables.values()])
-def test_every_setting_is_told_in_one_sentence_and_accepts_its_default(table: type[Table]) -> None:
+def test_every_setting_has_help_and_valid_default(table: type[Table]) -> None:
     for name, declared in table.settings.items():
         assert re.fullmatch(r"[^\n]*[^.]\.", declared.help), name
         assert declared.converted(getattr(table(), name)) == getattr(table(), name)
     assert {f.name for f in dataclasses.fields(table)} == {*table.settings, *table.tables}
 
 
-def test_overrides_are_what_departs_from_the_recipe_but_not_how_it_is_run() -> None:
+def test_overrides_are_changes_except_seed_and_final() -> None:
     recipe = load_recipe("quick")
     changed = recipe.changed({"epochs": 7, "seed": 3, "final": True, "optim.lr": 0.5})
     assert overrides(changed, recipe) == {"epochs": 7, "optim.lr": 0.5}
@@ -186,8 +186,8 @@ def test_overrides_are_what_departs_from_the_recipe_but_not_how_it_is_run() -> N
 
 @pytest.mark.parametrize("recipe", recipe_names())
 @pytest.mark.parametrize("epochs", [1, 2, 1_000])
-class TestAnotherLength:
-    def test_what_is_counted_in_epochs_follows(self, recipe: str, epochs: int) -> None:
+class TestChangedEpochs:
+    def test_scale_settings_counted_in_epochs(self, recipe: str, epochs: int) -> None:
         began_as = load_recipe(recipe)
         config = began_as.changed({"epochs": epochs})
         for of in (lambda c: c.optim.warmup_epochs, lambda c: c.mixing.off_epochs):
@@ -199,7 +199,7 @@ class TestAnotherLength:
         assert note is not None
         assert f"(was {began_as.optim.warmup_epochs:g})" in note
 
-    def test_what_is_given_is_kept_and_told_apart(self, recipe: str, epochs: int) -> None:
+    def test_keep_explicit_settings_as_overrides(self, recipe: str, epochs: int) -> None:
         began_as = load_recipe(recipe)
         given = {"epochs": epochs, "optim.warmup_epochs": 0.5, "patience": 3}
         config = began_as.changed(given)
@@ -212,13 +212,13 @@ class TestAnotherLength:
             load_recipe(recipe).changed({"epochs": epochs, "optim.warmup_epochs": epochs})
 
 
-def test_a_recipes_own_length_changes_nothing() -> None:
+def test_recipes_own_epochs_change_nothing() -> None:
     for recipe in map(load_recipe, recipe_names()):
         assert recipe.changed({"epochs": recipe.epochs}) == recipe
         assert proportion_note(recipe, recipe) is None
 
 
-def test_a_run_from_before_that_kept_the_recipes_warm_up_is_told_apart() -> None:
+def test_unscaled_warmup_of_older_runs_is_an_override() -> None:
     recipe = load_recipe("quick")
     before = dataclasses.replace(recipe, epochs=20)
     assert overrides(before, recipe) == {"epochs": 20, "optim.warmup_epochs": 3.0}
@@ -226,7 +226,7 @@ def test_a_run_from_before_that_kept_the_recipes_warm_up_is_told_apart() -> None
 
 
 @pytest.mark.parametrize("told", [{"model": "SpratM"}, {"network": {"name": "SpratM"}}])
-def test_a_run_of_before_means_by_a_name_what_it_meant(told: dict) -> None:
+def test_older_run_keeps_former_widths(told: dict) -> None:
     assert Config.recorded(told, "config.json").network.widths == (48, 84)
     assert Config.from_dict(told).network.widths == ()
     now = settle(Config.from_dict(told | {"device": "cpu", "kernels": "torch"}))
@@ -234,7 +234,7 @@ def test_a_run_of_before_means_by_a_name_what_it_meant(told: dict) -> None:
     assert Config.recorded(now.to_dict(), "config.json") == now
 
 
-def test_a_recipe_of_ones_own_by_path(tmp_path: Path) -> None:
+def test_own_recipe_loads_by_path(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("epochs = 3\n[optim]\nlr = 1\nwarmup_epochs = 0")
     assert load_recipe(str(path)).optim.lr == 1.0
@@ -272,11 +272,11 @@ class TestHostileRecipes:
             "\ufeffepochs = 3",
         ],
     )
-    def test_text(self, tmp_path: Path, text: str) -> None:
+    def test_invalid_text_is_refused(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "mine.toml").write_text(text, encoding="utf-8")
         self._refused(tmp_path / "mine.toml")
 
-    def test_what_is_no_text_or_no_file(self, tmp_path: Path) -> None:
+    def test_non_text_and_special_files_are_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "mine.toml"
         path.write_bytes(b"dataset = '\xff\xfe'")
         self._refused(path)
@@ -301,7 +301,7 @@ class TestHostileRecipes:
         [{"threads": 99999999999999}, {"epochs": 1e3}, {"epochs": "3"}, {"seed": -1}, {5: 1},
          {"optim.lr": float("nan")}, {"epochs": object()}, {"optim": 3}, {"epochs": 10**5000}],
     )  # fmt: skip
-    def test_changes_from_python(self, changes: dict) -> None:
+    def test_invalid_changes_from_python_are_refused(self, changes: dict) -> None:
         with pytest.raises(SpratError):
             Config().changed(changes)
 
@@ -342,7 +342,7 @@ WRITTEN = {  # as typed: its value as a number of parameters and of bytes; None:
 
 @pytest.mark.parametrize("name", ["max_parameters", "max_macs", "max_flash", "max_ram"])
 @pytest.mark.parametrize("text", WRITTEN, ids=lambda text: text[:12])
-def test_a_limit_is_written_with_its_own_letters(text: str, name: str) -> None:
+def test_limits_accept_only_their_unit_suffixes(text: str, name: str) -> None:
     number = WRITTEN[text][name in ("max_flash", "max_ram")]
     if number is None:
         with pytest.raises(SpratError, match=rf"budget\.{name} is .*, expected .*\d") as caught:
@@ -365,11 +365,11 @@ def test_a_limits_error_names_the_value_and_gives_an_example() -> None:
 class TestFormerName:
     """Tests of former names, which older recipes and runs contain."""
 
-    def test_is_that_of_evaluate_every(self) -> None:
+    def test_of_evaluate_every_still_works(self) -> None:
         assert Config.from_dict({"judge_every": 5}).evaluate_every == 5
         assert Config().changed({"judge_every": 5}).evaluate_every == 5
 
-    def test_is_the_limit_of_ram(self, tmp_path: Path) -> None:
+    def test_of_max_ram_still_works(self, tmp_path: Path) -> None:
         path = tmp_path / "mine.toml"
         path.write_text("[budget]\nmax_peak_memory = 65_536")
         config = load_recipe(str(path))
@@ -377,7 +377,7 @@ class TestFormerName:
         assert config.changed({"budget.max_peak_memory": "32K"}).budget.max_ram == 32_768
         assert config.changed({"budget.max_peak_memory": 0}).budget.max_ram == 0
 
-    def test_is_refused_next_to_another_value_of_todays(self) -> None:
+    def test_conflicting_with_current_name_is_refused(self) -> None:
         both = {"max_peak_memory": 65_536, "max_ram": "64K"}
         assert Config.from_dict({"budget": both}).budget.max_ram == 65_536
         assert Config.from_dict({"budget": both | {"max_peak_memory": 0}}).budget.max_ram == 65_536
@@ -387,11 +387,11 @@ class TestFormerName:
             with pytest.raises(SpratError, match="former name"):
                 Config().changed({f"budget.{key}": value for key, value in limits.items()})
 
-    def test_with_a_value_that_cannot_be_is_refused(self) -> None:
+    def test_with_invalid_value_is_refused(self) -> None:
         with pytest.raises(SpratError, match=r"budget\.max_ram is '64k'"):
             Config.from_dict({"budget": {"max_peak_memory": "64k"}})
 
 
-def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
+def test_unknown_recipe_error_suggests_the_nearest() -> None:
     with pytest.raises(SpratError, match="Unknown recipe 'quik'; did you mean 'quick'"):
         load_recipe("quik")

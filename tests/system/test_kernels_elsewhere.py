@@ -47,7 +47,7 @@ def test_agree_whatever_the_settings(spec: NetworkConfig, flag: str) -> None:
 @pytest.mark.parametrize(
     "flags", [("-march=x86-64-v2",), ("-march=x86-64-v3",), ("-DLANES=16", "-Wno-psabi")]
 )
-def test_answer_as_the_network_does(
+def test_match_the_network(
     flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     library = build.load("inference", *flags)

@@ -25,7 +25,7 @@ from sprat.zoo import ZOO, best, card_text, cards, find_card, is_model, listed, 
 SHIPPED = sorted(path.parent.name for path in ZOO.glob("*/card.json"))
 
 
-def test_some_ship() -> None:
+def test_package_contains_models() -> None:
     assert SHIPPED
 
 
@@ -40,7 +40,7 @@ class TestEveryShippedModel:
         assert {tensor.dtype for tensor in tensors} <= {torch.float16, torch.float32, torch.int64}
         assert sum(tensor.nbytes for tensor in too_large) < 1_000
 
-    def test_has_its_card_in_words_too(self, name: str) -> None:
+    def test_card_matches_text_and_model(self, name: str) -> None:
         card = find_card(name)
         assert (ZOO / name / "CARD.md").read_text(encoding="utf-8") == card_text(card)
         assert (ZOO / name / "curves.png").exists()
@@ -56,13 +56,13 @@ class TestEveryShippedModel:
         assert card["compiled"]["constants"] > plan.weights
         assert f"{card['compiled']['stack']:,} bytes of stack" in card_text(card)
 
-    def test_holds_the_ranges_of_its_activations(self, name: str) -> None:
+    def test_contains_activation_ranges(self, name: str) -> None:
         model = load_model(locate(name))
         lowered = lower(trace(model.network, model.side))
         assert len(read_record(model.ranges, lowered)) == len(lowered.layers)
 
 
-def test_ranges_and_cards_are_renewed_and_weights_stay(
+def test_refresh_updates_ranges_and_card_not_weights(
     small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sprat.evaluation.ranges.CALIBRATION", 20)
@@ -89,9 +89,7 @@ def test_ranges_and_cards_are_renewed_and_weights_stay(
 
 
 class TestList:
-    def test_is_best_first_with_what_the_files_are(
-        self, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_is_best_first_and_matches_the_files(self, capsys: pytest.CaptureFixture[str]) -> None:
         app(["models", "--json"], result_action="return_value")
         models = json.loads(capsys.readouterr().out)
         shares = [model["test_top1"] for model in models]
@@ -104,7 +102,7 @@ class TestList:
             assert model["bytes"] == len(content)
         assert best() == ZOO / models[0]["name"] / "model.safetensors.xz"
 
-    def test_as_text_and_as_a_card(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_prints_text_or_one_card(self, capsys: pytest.CaptureFixture[str]) -> None:
         app(["models"], result_action="return_value")
         shown = capsys.readouterr().out
         for card in cards():
@@ -115,7 +113,7 @@ class TestList:
 
 
 class TestNames:
-    def test_a_path_comes_before_a_name(
+    def test_path_takes_precedence_over_name(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         name = SHIPPED[0]
@@ -134,7 +132,7 @@ class TestNames:
         assert not is_model(str(tmp_path))
         assert not is_model("cat.jpg")
 
-    def test_predict_without_a_model_takes_the_best(
+    def test_predict_without_a_model_uses_the_best(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         Image.new("RGB", (40, 50), "skyblue").save(tmp_path / "sky.png")
@@ -158,9 +156,7 @@ class TestEveryCorruption:
         assert min(harm) > 0
         assert harm[-1] == max(harm) > harm[0]
 
-    def test_keeps_shape_and_type_and_is_a_function_of_its_seed(
-        self, name: str, small: Dataset
-    ) -> None:
+    def test_keeps_shape_and_is_determined_by_seed(self, name: str, small: Dataset) -> None:
         images = small.train.images[:5][:, :, :, :30]
         before = images.clone()
         changed = corrupt(images, name, 5, seed=3)
