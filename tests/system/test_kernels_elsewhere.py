@@ -47,9 +47,7 @@ def test_agree_whatever_the_settings(spec: NetworkConfig, flag: str) -> None:
 @pytest.mark.parametrize(
     "flags", [("-march=x86-64-v2",), ("-march=x86-64-v3",), ("-DLANES=16", "-Wno-psabi")]
 )
-def test_match_the_network(
-    flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_match_the_network(flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     library = build.load("inference", *flags)
     monkeypatch.setattr("sprat.kernels.cpu.inference.load", lambda name: library)
     for spec in (*SUPPORTED, *SPECS):
