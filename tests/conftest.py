@@ -283,4 +283,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if hostile.tried:
         terminalreporter.write_line(str(hostile))
     if not hostile.partial and not hostile.as_documented():
-        terminalreporter.write_line(f"FAILED {HOSTILE_PAGE} tells of other figures", red=True)
+        terminalreporter.write_line(f"FAILED {HOSTILE_PAGE} reports other figures", red=True)

@@ -20,7 +20,7 @@ from sprat.evaluation.records import write_json
 from sprat.figures.png import draw_comparison
 
 MODEL = "OptimizedCIFAR10Net200K"
-JUDGED = {
+EVALUATION = {
     "top1": 0.88,
     "top1_ci95": [0.873, 0.886],
     "per_class": {f"class {n}": 0.88 for n in range(10)},
@@ -38,12 +38,12 @@ def results(tmp_path: Path) -> dict[str, Path]:
     """Files of each kind of results that can be compared."""
     same = {"model": MODEL, "dataset": "cifar10", "recipe": "mine"}
     final, choosing, seeds = (tmp_path / name for name in ("final", "choosing", "seeds"))
-    write_json(final / "results.json", same | {"test": JUDGED, "val": None, "side": 32})
-    write_json(choosing / "results.json", same | {"test": None, "val": JUDGED})
+    write_json(final / "results.json", same | {"test": EVALUATION, "val": None, "side": 32})
+    write_json(choosing / "results.json", same | {"test": None, "val": EVALUATION})
     spread = {"mean": 0.9, "std": 0.002, "n": 3}
     write_json(seeds / "summary.json", same | {"seeds": [0, 1, 2], "top1": spread, "split": "test"})
     evaluated = tmp_path / "evaluated.json"
-    write_json(evaluated, {"model": MODEL, "dataset": "cifar10", "split": "test"} | JUDGED)
+    write_json(evaluated, {"model": MODEL, "dataset": "cifar10", "split": "test"} | EVALUATION)
     return {"final": final, "choosing": choosing, "seeds": seeds, "evaluated": evaluated}
 
 
@@ -62,14 +62,12 @@ class TestEntries:
         assert entries["evaluated"].name == MODEL
         assert [name for name, e in entries.items() if not e.can_lead] == ["choosing"]
 
-    def test_come_by_parameters_with_the_published(self, results: dict[str, Path]) -> None:
+    def test_are_sorted_by_parameters_with_published_ones(self, results: dict[str, Path]) -> None:
         entries = read_entries(list(results.values()))
         assert len(entries) == len(results) + len(read_published())
         assert [e.parameters for e in entries] == sorted(e.parameters for e in entries)
 
-    def test_a_network_of_its_own_settings_costs_what_its_run_says(
-        self, results: dict[str, Path]
-    ) -> None:
+    def test_custom_network_has_the_costs_of_its_run(self, results: dict[str, Path]) -> None:
         costs = {"parameters": 1_234, "macs": 56_000, "receptive_field": None}
         for kind, file in (("final", "results.json"), ("seeds", "summary.json")):
             path = results[kind] / file
@@ -78,13 +76,13 @@ class TestEntries:
             assert (entry.parameters, entry.macs, entry.receptive_field) == tuple(costs.values())
 
     @pytest.mark.parametrize("text", ["[1]", "{}", '{"dataset": "cifar10"}', '"a"'])
-    def test_what_is_no_result_is_told(self, tmp_path: Path, text: str) -> None:
+    def test_invalid_result_is_reported(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "x.json").write_text(text)
         with pytest.raises(SpratError, match=r"x\.json is not a result of sprat"):
             read_entries([tmp_path / "x.json"])
 
     @pytest.mark.parametrize("kind", ["final", "choosing", "seeds", "evaluated"])
-    def test_a_wrong_or_missing_value_is_told(
+    def test_wrong_or_missing_value_is_reported(
         self, results: dict[str, Path], tmp_path: Path, kind: str
     ) -> None:
         place = results[kind]
@@ -117,12 +115,12 @@ class TestEntries:
                     read_entries([file], published=False)
         assert refused > 7 * len(values)
 
-    def test_a_folder_without_results_is_told(self, tmp_path: Path) -> None:
+    def test_folder_without_results_is_reported(self, tmp_path: Path) -> None:
         with pytest.raises(SpratError, match=r"neither results\.json nor summary\.json"):
             read_entries([tmp_path])
 
     def test_datasets_are_not_mixed(self, results: dict[str, Path], tmp_path: Path) -> None:
-        other = {"model": MODEL, "dataset": "shapes10", "split": "test"} | JUDGED
+        other = {"model": MODEL, "dataset": "shapes10", "split": "test"} | EVALUATION
         write_json(tmp_path / "other.json", other)
         with pytest.raises(SpratError, match=r"shapes10 .*cifar10 .*--no-published"):
             read_entries([tmp_path / "other.json"])
@@ -140,7 +138,7 @@ class TestPublished:
             assert 0.5 < entry.top1 < 1
             assert entry.parameters > 1000
 
-    def test_the_briefs_own_are_shown_as_claimed(self) -> None:
+    def test_original_figures_are_marked_as_claimed(self) -> None:
         claimed = {(e.name, e.parameters) for e in read_published() if e.standing == "claimed"}
         assert claimed == {
             (MODEL, 150_690), ("ResNet-18", 11_173_962), ("MobileNetV2", 2_237_160)
@@ -148,7 +146,7 @@ class TestPublished:
 
 
 class TestFront:
-    def test_is_what_no_other_surpasses(self) -> None:
+    def test_contains_entries_that_no_other_dominates(self) -> None:
         """Compare with the plain definition on all published entries."""
         entries = read_published()
         leading = [e for e in entries if e.can_lead]
@@ -163,7 +161,7 @@ class TestFront:
         ]
         assert sorted(pareto_front(entries), key=id) == sorted(plain, key=id)
 
-    def test_leaves_claims_and_val_aside(self) -> None:
+    def test_excludes_claims_and_val(self) -> None:
         small, large = _entry(10, 0.8), _entry(20, 0.9)
         others = [_entry(5, 0.99, standing="claimed"), _entry(5, 0.99, split="val")]
         assert pareto_front([large, *others, small]) == [small, large]
@@ -171,7 +169,7 @@ class TestFront:
 
 
 class TestShown:
-    def test_bounds_and_spreads_are_words(self) -> None:
+    def test_bounds_and_spreads_are_formatted(self) -> None:
         entries = [
             _entry(40_000, 0.91, parameters_sign="<", top1_sign=">", standing="published"),
             _entry(50_000, 0.9, std=0.002, macs=7_000),
@@ -183,7 +181,7 @@ class TestShown:
         assert run[1:5] == ("60,000", "", "9 px", "90.00 % (89.00 to 91.00)")
         assert [row[-1] for row in (bound, seeds, run)] == ["●", "", ""]
 
-    def test_markdown_has_as_many_cells_in_every_row(self) -> None:
+    def test_markdown_rows_have_equally_many_cells(self) -> None:
         lines = to_markdown(comparison_table(read_published())).splitlines()
         assert len(lines) == 2 + len(read_published())
         assert {line.count("|") for line in lines} == {9}

@@ -41,7 +41,7 @@ def _halves(n: int = 600) -> ImageSet:
     return ImageSet(images, torch.arange(n) % 3 // 2, ("left", "right"))
 
 
-def test_an_answer_that_is_no_number_is_an_error_in_words() -> None:
+def test_non_finite_outputs_are_refused() -> None:
     for value in (float("nan"), float("inf"), 1e38):
         network = LeftRight()
         network.scale.data.fill_(value)
@@ -77,13 +77,13 @@ def test_calibration_error_agrees_with_a_plain_loop() -> None:
     assert expected_calibration_error(probabilities, targets) == pytest.approx(expected)
 
 
-def test_a_calibrated_coin_has_no_error() -> None:
+def test_calibrated_predictions_have_no_calibration_error() -> None:
     probabilities = torch.tensor([[0.75, 0.25]]).expand(400, 2)
     targets = (torch.arange(400) % 4 == 0).long()
     assert expected_calibration_error(probabilities, targets) == pytest.approx(0, abs=1e-6)
 
 
-def test_a_bin_of_confidence_holds_its_upper_end() -> None:
+def test_confidence_bins_include_their_upper_end() -> None:
     sure = torch.tensor([0.5, 0.75, 0.8125, 1.0])
     probabilities = torch.stack([sure, 1 - sure], 1)
     counts, sums, hits = calibration_bins(probabilities, torch.tensor([0, 1, 1, 0]), bins=4)
@@ -103,7 +103,7 @@ def test_views_are_averaged_as_probabilities() -> None:
     torch.testing.assert_close(both, torch.full_like(both, 0.5))
 
 
-def test_evaluation_counts_what_is_there() -> None:
+def test_evaluation_matches_known_counts() -> None:
     dataset = _halves()
     done: list[int] = []
     evaluation = evaluate(LeftRight(), dataset, PLAIN, progress=done.append)
@@ -160,7 +160,7 @@ def test_mcnemar_agrees_with_published_values() -> None:
         assert mcnemar(second, first) == mcnemar(first, second)
 
 
-def test_mcnemar_of_many_and_of_no_differences() -> None:
+def test_mcnemar_handles_many_and_no_differences() -> None:
     hits = torch.ones(10_000, dtype=torch.bool)
     assert mcnemar(hits, hits) == 1
     other = hits.clone()

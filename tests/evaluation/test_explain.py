@@ -16,7 +16,7 @@ PLAIN = Normalization((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_mean_of_the_map_and_the_bias_are_the_logit_in_every_network(name: str) -> None:
+def test_map_mean_plus_bias_is_the_logit(name: str) -> None:
     torch.manual_seed(0)
     network: Any = draft_network(name, num_classes=7).eval()
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_words_name_the_part_that_holds_the_evidence(activation: Tensor, words: 
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 5, 7, 8, 16])
-def test_words_turn_with_the_map(size: int) -> None:
+def test_words_follow_a_flipped_map(size: int) -> None:
     generator = torch.Generator().manual_seed(size)
     swaps = {"upper": "lower", "lower": "upper"}
     for _ in range(50):
@@ -149,7 +149,7 @@ class Scaled(PooledClassifier):
         return super().classify(pooled.sigmoid())
 
 
-def test_a_network_of_ones_own_with_that_end_is_explained() -> None:
+def test_custom_network_with_linear_head_is_explained() -> None:
     network = Own().train()
     ActivationMaps(network, PLAIN, side=16)
     assert network.training, "its mode is unchanged"
@@ -165,13 +165,13 @@ def test_a_network_of_ones_own_with_that_end_is_explained() -> None:
         (Flat, "computing its features failed .IndexError"),
     ],
 )
-def test_a_network_with_another_end_is_refused_in_words(kind: type[nn.Module], lacks: str) -> None:
+def test_network_with_another_head_is_refused(kind: type[nn.Module], lacks: str) -> None:
     with pytest.raises(SpratError, match=f"^{kind.__name__} does not end in .*{lacks}") as refused:
         ActivationMaps(kind(), PLAIN, side=16)
     assert str(refused.value).endswith("classifier(features(images).mean((2, 3))).")
 
 
-def test_a_logit_that_is_no_number_is_refused() -> None:
+def test_non_finite_logit_is_refused() -> None:
     network = Own()
     explain = ActivationMaps(network, PLAIN, side=16)
     network.classifier.bias.data[0] = float("nan")

@@ -53,7 +53,7 @@ def test_mypy_refuses_a_misspelt_key_of_every_record(tmp_path: Path) -> None:
     assert {line.removeprefix("program.py:").replace(" error:", "") for line in found} == expected
 
 
-def test_the_shape_of_a_record_is_that_of_its_types() -> None:
+def test_records_are_checked_against_their_types() -> None:
     row = {
         "epoch": 1, "step": 5, "loss": 2.5, "evaluated_on": "val", "top1": 0.5, "ema_top1": None,
         "lr": 0.1, "seconds": 1, "images_per_s": 20.0,

@@ -16,7 +16,7 @@ from sprat.run_folder import new_run, read_config
 
 RUN = next((Path(__file__).parents[2] / "results").glob("*/seed-0"))
 RESULT = json.loads((RUN / "results.json").read_text())
-JUDGEMENT = RESULT["test"]
+EVALUATION = RESULT["test"]
 WRONG = [None, True, -1, 0.5, "x", [], {}, 10**30, [None], {"a": None}]
 
 
@@ -24,11 +24,11 @@ def _result(seed: int, top1: float, **changes: object) -> dict:
     return RESULT | {
         "recipe": "quick", "overrides": {}, "dataset": "cifar10", "dataset_md5": "0", "model": "M",
         "parameters": 1, "epochs": 2, "seed": seed, "final": True, "seconds": 10.0 * seed,
-        "test": JUDGEMENT | {"top1": top1, "tta_top1": top1 + 0.01, "ece": 0.02},
+        "test": EVALUATION | {"top1": top1, "tta_top1": top1 + 0.01, "ece": 0.02},
     } | changes  # fmt: skip
 
 
-def test_a_summary_is_over_the_seeds(tmp_path: Path) -> None:
+def test_summary_covers_all_seeds(tmp_path: Path) -> None:
     shares = [0.88, 0.885, 0.879]
     for seed, top1 in enumerate(shares):
         write_json(tmp_path / f"seed-{seed}" / "results.json", _result(seed, top1))
@@ -46,10 +46,10 @@ def test_a_summary_is_over_the_seeds(tmp_path: Path) -> None:
     [
         ({"epochs": 3}, "seed 1 differs from seed 0 in epochs"),
         ({"overrides": {"epochs": 2}}, "seed 1 differs from seed 0 in overrides"),
-        ({"final": False, "test": None, "val": JUDGEMENT}, "seed 1 differs from seed 0 in final"),
+        ({"final": False, "test": None, "val": EVALUATION}, "seed 1 differs from seed 0 in final"),
     ],
 )
-def test_runs_that_are_not_seeds_of_one_recipe_are_not_summed_up(
+def test_runs_with_different_settings_are_not_summarized(
     tmp_path: Path, changes: dict, message: str
 ) -> None:
     write_json(tmp_path / "seed-0" / "results.json", _result(0, 0.5))
@@ -59,7 +59,7 @@ def test_runs_that_are_not_seeds_of_one_recipe_are_not_summed_up(
     assert not (tmp_path / "summary.json").exists()
 
 
-def test_damaged_and_missing_files_are_told_by_name(tmp_path: Path) -> None:
+def test_damaged_and_missing_files_are_reported(tmp_path: Path) -> None:
     with pytest.raises(SpratError, match=r"There is no .*results\.json\. Name"):
         read_json(tmp_path / "results.json")
     with pytest.raises(SpratError, match=r"There is no .*metrics\.jsonl\. Name"):
@@ -128,7 +128,9 @@ class TestHostileFiles:
         [lambda t: t + t, lambda t: t[:-40], lambda t: t[40:], lambda t: "", lambda t: "\n" + t,
          lambda t: "[]\n" * 3, lambda t: "[" * 100_000, lambda t: t.replace("\n", "")],
     )  # fmt: skip
-    def test_metrics_twice_cut_or_empty(self, tmp_path: Path, change: Callable[[str], str]) -> None:
+    def test_damaged_metrics_are_refused(
+        self, tmp_path: Path, change: Callable[[str], str]
+    ) -> None:
         (tmp_path / "metrics.jsonl").write_text(change((RUN / "metrics.jsonl").read_text()))
         with pytest.raises(SpratError):
             read_metrics(tmp_path)
@@ -146,7 +148,7 @@ class TestHostileFiles:
             ("metrics.jsonl", lambda path: read_metrics(path.parent)),
         ],
     )
-    def test_any_content(
+    def test_invalid_content_is_refused(
         self, tmp_path: Path, name: str, read: Callable[[Path], object], content: bytes
     ) -> None:
         (tmp_path / name).write_bytes(content)
@@ -161,7 +163,7 @@ class TestHostileFiles:
         [{"recipe": 3}, {"overrides": []}, {"overrides": {"a": {}}}, {"config": []},
          {"config": {"epochs": "3"}}, {"config": {"epoch": 3}}, {"config": {"threads": 10**14}}],
     )  # fmt: skip
-    def test_config(self, tmp_path: Path, changes: dict) -> None:
+    def test_invalid_config_is_refused(self, tmp_path: Path, changes: dict) -> None:
         values = {"recipe": "quick", "overrides": {}, "config": {}} | changes
         (tmp_path / "config.json").write_text(json.dumps(values))
         assert not _read_or_refused(tmp_path / "config.json", lambda path: read_config(path.parent))
@@ -184,13 +186,13 @@ def test_every_committed_run_is_read(run: Path) -> None:
     assert read_results(run / "results.json")["epochs"] == len(read_metrics(run))
 
 
-def test_not_a_number_never_reaches_a_file(tmp_path: Path) -> None:
+def test_nan_is_never_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "x.json", {"top1": float("nan")})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_runs_begun_in_the_same_second_have_folders_of_their_own(
+def test_runs_begun_simultaneously_get_separate_folders(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)

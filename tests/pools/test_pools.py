@@ -31,7 +31,7 @@ def started(tmp_path: Path) -> Iterator[Callable[..., Pool]]:
         assert not pool.busy + pool.idle
 
 
-def test_each_task_is_taken_when_there_is_room_for_it() -> None:
+def test_tasks_are_taken_when_a_worker_is_free() -> None:
     taken: list[int] = []
 
     def tasks() -> Iterator[int]:
@@ -58,7 +58,7 @@ def test_each_task_is_taken_when_there_is_room_for_it() -> None:
     assert list(run_all(Last(), [])) == []
 
 
-def test_what_hangs_is_given_up_and_the_others_go_on(
+def test_hanging_task_is_given_up_and_others_continue(
     started: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sprat.pools.OVERTIME", 1.0)
@@ -76,16 +76,14 @@ def test_what_hangs_is_given_up_and_the_others_go_on(
         ("refuse", "^The value is wrong. Give another.$"),
     ],
 )
-def test_what_cannot_be_run_ends_in_words(
-    started: Callable[..., Pool], task: str, said: str
-) -> None:
+def test_failing_task_is_reported(started: Callable[..., Pool], task: str, said: str) -> None:
     pool = started()
     pool.start(task)
     with pytest.raises(SpratError, match=said):
         pool.next()
 
 
-def test_an_error_of_the_program_says_where_it_was(started: Callable[..., Pool]) -> None:
+def test_unexpected_error_includes_the_workers_traceback(started: Callable[..., Pool]) -> None:
     pool = started()
     pool.start("divide")
     with pytest.raises(ZeroDivisionError) as error:
@@ -93,7 +91,7 @@ def test_an_error_of_the_program_says_where_it_was(started: Callable[..., Pool])
     assert "in obey" in "".join(error.value.__notes__)
 
 
-def test_to_stop_ends_tasks_after_their_step_and_at_once_if_that_takes_long(
+def test_stopping_ends_tasks_after_their_step(
     started: Callable[..., Pool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sprat.pools.OVERTIME", 1_000.0)
@@ -136,7 +134,7 @@ def test_a_worker_is_not_interrupted_while_it_starts(started: Callable[..., Pool
     assert pool.idle[0].process is process
 
 
-def test_a_pool_of_one_process_is_this_one(tmp_path: Path) -> None:
+def test_pool_of_one_runs_in_this_process(tmp_path: Path) -> None:
     pool = Here(obey, Folder(tmp_path), lambda: False)
     assert list(run_all(pool, ["one", "two"])) == ["one: done", "two: done"]
     pool = Here(obey, Folder(tmp_path), lambda: True)

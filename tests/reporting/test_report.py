@@ -95,7 +95,7 @@ def page(request: pytest.FixtureRequest, tmp_path: Path, small_run: Path, final_
 
 
 class TestEveryPage:
-    def test_asks_for_nothing_from_outside_and_runs_nothing(self, page: Page) -> None:
+    def test_has_no_external_resources_or_scripts(self, page: Page) -> None:
         tags = {tag for tag, _, _ in page.elements}
         assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form", "a"}
         for tag, values, _ in page.elements:
@@ -107,7 +107,7 @@ class TestEveryPage:
         (policy,) = page.all("meta", **{"http-equiv": "Content-Security-Policy"})
         assert policy[0]["content"].startswith("default-src 'none'")
 
-    def test_has_headings_in_order_and_says_what_each_cell_and_picture_is(self, page: Page) -> None:
+    def test_has_ordered_headings_and_accessible_labels(self, page: Page) -> None:
         levels = [int(tag[1]) for tag, _, _ in page.elements if re.fullmatch("h[1-6]", tag)]
         assert levels[0] == 1
         assert levels.count(1) == 1
@@ -127,7 +127,7 @@ class TestEveryPage:
         assert named
         assert set(named) <= set(ids)
 
-    def test_is_for_light_and_dark_narrow_screens_and_paper(self, page: Page) -> None:
+    def test_supports_dark_mode_narrow_screens_and_print(self, page: Page) -> None:
         for asked in ("prefers-color-scheme: dark", "max-width", "print"):
             assert f"@media ({asked}" in page.source or f"@media {asked}" in page.source
         assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in [
@@ -143,7 +143,7 @@ class TestEveryPage:
 
 
 @pytest.mark.parametrize("kind", ["val", "test"])
-def test_figures_are_those_of_the_runs_files(
+def test_figures_match_the_runs_files(
     small_run: Path, final_run: Path, tmp_path: Path, kind: str
 ) -> None:
     run = {"val": small_run, "test": final_run}[kind]
@@ -266,17 +266,17 @@ def test_the_table_of_confidence_counts_every_image(run: Path, tmp_path: Path) -
     assert f"one view: accuracy {right / 2:.2f} %" in page.text
 
 
-def _begin_anew(run: Path, config: Config, recipe: str, changes: dict[str, Any]) -> None:
+def _rewrite_config(run: Path, config: Config, recipe: str, changes: dict[str, Any]) -> None:
     """Change a run as if it had begun with another config."""
     (run / "config.json").unlink()
     write_config(run, config, recipe, changes, {"md5": "0" * 32, "classes": []}, 1)
 
 
-def test_what_comes_from_data_is_escaped(run: Path, tmp_path: Path) -> None:
+def test_text_from_data_is_escaped(run: Path, tmp_path: Path) -> None:
     names = [ATTACK, '" onload="alert(1)', "'><img src=x>", "{{ 7 * 7 }}", "&lt;", *"abcde"]
     _with_classes(run, names)
     config = read_run(run).config
-    _begin_anew(run, config, ATTACK, {"optim.lr": 0.1})
+    _rewrite_config(run, config, ATTACK, {"optim.lr": 0.1})
     results = read_json(run / "results.json")
     for key in ("cpu", "system"):
         results["machine"][key] = ATTACK
@@ -294,7 +294,7 @@ def test_what_comes_from_data_is_escaped(run: Path, tmp_path: Path) -> None:
         assert shown[: len(names)] == names
 
 
-def test_a_page_stays_small_whatever_the_pictures(run: Path, tmp_path: Path) -> None:
+def test_page_stays_small_with_many_classes(run: Path, tmp_path: Path) -> None:
     """Try 100 classes and the largest pictures, made of noise, which does not compress."""
     names = [f"class number {n}" for n in range(100)]
     _with_classes(run, names)
@@ -308,10 +308,10 @@ def test_a_page_stays_small_whatever_the_pictures(run: Path, tmp_path: Path) -> 
     assert "a matrix of 100 classes would be too large" in page.text
 
 
-def test_the_cost_is_that_of_the_networks_settings(run: Path, tmp_path: Path) -> None:
+def test_cost_follows_the_network_settings(run: Path, tmp_path: Path) -> None:
     network = NetworkConfig(name="SpratNet", widths=(8, 12), depth=(1,))
     config = dataclasses.replace(read_run(run).config, network=network)
-    _begin_anew(run, config, "quick", {})
+    _rewrite_config(run, config, "quick", {})
     write_report(read_run(run), tmp_path / "page.html", "no answers")
     page = Page(tmp_path / "page.html")
     facts = dict(zip((t for _, t in page.all("dt")), (t for _, t in page.all("dd")), strict=True))
@@ -329,10 +329,10 @@ def test_a_class_without_an_image_has_no_accuracy(run: Path, tmp_path: Path) -> 
     assert rows[1] == [name, "", "no image", "", "0"]
 
 
-def test_the_command_of_a_run_from_before_keeps_its_warm_up(run: Path, tmp_path: Path) -> None:
+def test_command_of_an_old_run_keeps_its_warm_up(run: Path, tmp_path: Path) -> None:
     """Check a run from when --epochs changed no other setting and was recorded alone."""
     config = dataclasses.replace(load_recipe("quick"), epochs=12, dataset="shapes10")
-    _begin_anew(run, config, "quick", {"epochs": 12})
+    _rewrite_config(run, config, "quick", {"epochs": 12})
     write_json(run / "results.json", read_json(run / "results.json") | {"git": None})
     write_report(read_run(run), tmp_path / "page.html", "no answers")
     *_, (_, command) = Page(tmp_path / "page.html").all("pre")
@@ -343,14 +343,14 @@ def test_the_command_of_a_run_from_before_keeps_its_warm_up(run: Path, tmp_path:
 CHANGES = {"optim.lr": 0.4, "optim.nesterov": False, "augment.sides": [24, 32], "epochs": 12}
 
 
-def test_the_command_trains_such_a_run_and_changes_are_marked(run: Path, tmp_path: Path) -> None:
+def test_command_reproduces_the_config_and_changes_are_marked(run: Path, tmp_path: Path) -> None:
     recipe = load_recipe("quick")
     config = recipe.changed(CHANGES)
     assert overrides(config, recipe) == CHANGES
     config = dataclasses.replace(
         config, dataset="shapes10", final=True, seed=7, device="cpu", kernels="torch", threads=3
     )
-    _begin_anew(run, config, "quick", CHANGES)
+    _rewrite_config(run, config, "quick", CHANGES)
     write_json(run / "results.json", read_json(run / "results.json") | {"git": None})
     write_report(read_run(run), tmp_path / "page.html", "no answers")
     page = Page(tmp_path / "page.html")
@@ -362,7 +362,7 @@ def test_the_command_trains_such_a_run_and_changes_are_marked(run: Path, tmp_pat
     assert [text for _, text in page.all("mark")] == ["marked", "12", "0.4", "false", "[24, 32]"]
 
 
-def test_settings_from_python_are_given_to_python(
+def test_python_code_reproduces_the_config(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = read_json(run / "results.json")
@@ -380,7 +380,7 @@ def test_settings_from_python_are_given_to_python(
     assert "changes that are not in this commit" in page.text
 
 
-def test_a_run_of_before_with_fewer_entries_is_shown(final_run: Path, tmp_path: Path) -> None:
+def test_old_run_with_fewer_entries_is_shown(final_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(final_run, tmp_path / "run"))
     results = read_json(run / "results.json")
     for key in ("side", "train_per_class"):
@@ -393,7 +393,7 @@ def test_a_run_of_before_with_fewer_entries_is_shown(final_run: Path, tmp_path: 
 
 
 class TestCommand:
-    def test_writes_into_the_runs_folder_anew(self, here: Here, run: Path) -> None:
+    def test_overwrites_the_report_in_the_runs_folder(self, here: Here, run: Path) -> None:
         (run / "report.html").write_text("the page of before")
         done = here("report", run, "--device", "cpu")
         assert (done.returncode, done.stderr) == (0, "")
@@ -413,7 +413,7 @@ class TestCommand:
         assert here("report", run, "--output", other, "--overwrite").returncode == 0
         assert Page(other).text
 
-    def test_without_the_data_it_says_what_is_missing_and_why(
+    def test_missing_data_is_reported_with_the_reason(
         self, here: Here, final_run: Path, tmp_path: Path
     ) -> None:
         path = tmp_path / "page.html"
@@ -429,7 +429,7 @@ class TestCommand:
         assert done.returncode == 2
         assert "Unknown dataset 'nowhere'" in done.stderr
 
-    def test_without_the_model_it_says_so(self, here: Here, run: Path) -> None:
+    def test_missing_model_is_reported(self, here: Here, run: Path) -> None:
         (run / "model.safetensors").unlink()
         done = here("report", run)
         assert done.returncode == 0
@@ -449,7 +449,7 @@ class TestCommand:
             (["results.json"], "{run}/results.json is not a file that a run of sprat writes"),
         ],
     )
-    def test_what_is_no_finished_run_is_refused(
+    def test_folder_without_a_finished_run_is_refused(
         self, here: Here, tmp_path: Path, made: list[str], message: str
     ) -> None:
         run = tmp_path / "run"
@@ -462,14 +462,14 @@ class TestCommand:
         assert message.format(run=run) in done.stderr
         assert sorted(tmp_path.rglob("*")) == before
 
-    def test_an_output_that_is_no_page_is_refused(self, here: Here, run: Path) -> None:
+    def test_output_not_ending_in_html_is_refused(self, here: Here, run: Path) -> None:
         done = here("report", run, "--output", run.parent / "page.pdf")
         assert done.returncode == 2
         assert "expected a name that ends in .html." in done.stderr
 
 
 @pytest.mark.parametrize("damage", [{"val": None}, {"model": 3}, {"machine": {}}, {"final": True}])
-def test_damaged_results_are_told(run: Path, tmp_path: Path, damage: dict) -> None:
+def test_damaged_results_are_reported(run: Path, tmp_path: Path, damage: dict) -> None:
     write_json(run / "results.json", read_json(run / "results.json") | damage)
     message = f"{re.escape(str(run))}/results.json is not a file that a run of sprat writes"
     with pytest.raises(SpratError, match=message):

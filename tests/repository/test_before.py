@@ -28,12 +28,12 @@ def expected() -> torch.Tensor:
     return torch.tensor(json.loads((BEFORE / "finished-answers.json").read_text()))
 
 
-def test_a_model_answers_as_it_did(expected: torch.Tensor, shapes10: Dataset) -> None:
+def test_old_model_predicts_the_same(expected: torch.Tensor, shapes10: Dataset) -> None:
     answers = _answers(BEFORE / "finished", shapes10)
     torch.testing.assert_close(answers, expected, rtol=0, atol=1e-4)
 
 
-def test_a_run_is_evaluated_as_it_was(here: Here) -> None:
+def test_old_run_evaluates_the_same(here: Here) -> None:
     done = here("evaluate", BEFORE / "finished", "--dataset", "shapes10", "--json")
     assert done.returncode == 0, done.stderr
     before = read_json(BEFORE / "finished" / "results.json")["val"]
@@ -42,7 +42,7 @@ def test_a_run_is_evaluated_as_it_was(here: Here) -> None:
     assert now["top1"] == pytest.approx(before["top1"], abs=1e-4)
 
 
-def test_an_interrupted_run_ends_as_it_would_have(
+def test_old_interrupted_run_resumes_correctly(
     here: Here, tmp_path: Path, expected: torch.Tensor, shapes10: Dataset
 ) -> None:
     run = shutil.copytree(BEFORE / "interrupted", tmp_path / "run")
@@ -53,7 +53,7 @@ def test_an_interrupted_run_ends_as_it_would_have(
     torch.testing.assert_close(_answers(run, shapes10), expected, rtol=0, atol=0.01)
 
 
-def test_a_recipe_means_what_it_did() -> None:
+def test_old_recipe_gives_the_same_config() -> None:
     config = load_recipe(str(BEFORE / "my-recipe.toml")).to_dict()
     began_as = read_config(BEFORE / "finished")[0].to_dict()
     for name in ("dataset", "device", "precision", "kernels", "threads", "pictures"):

@@ -65,7 +65,7 @@ def broken_rules(text: str) -> set[str]:
     return broken
 
 
-def test_it_keeps_the_rules() -> None:
+def test_dockerfile_follows_the_rules() -> None:
     assert broken_rules(DOCKERFILE) == set()
 
 
@@ -85,13 +85,13 @@ def test_it_keeps_the_rules() -> None:
         ("USER sprat", "RUN true\nRUN true\nUSER sprat", "DL3059"),
     ],
 )
-def test_the_rules_are_seen_to_be_broken(change: str, to: str, rule: str) -> None:
+def test_broken_rule_is_found(change: str, to: str, rule: str) -> None:
     assert change in DOCKERFILE
     broken = broken_rules(DOCKERFILE.replace(change, to))
     assert any(each.startswith(rule) for each in broken), broken
 
 
-def test_it_serves_what_sprat_has_from_files_that_are_there() -> None:
+def test_dockerfile_refers_to_existing_files_and_options() -> None:
     found = instructions(DOCKERFILE)
     for word, rest in found:
         if word == "COPY" and not rest.startswith("--from"):

@@ -13,13 +13,13 @@ from PIL import Image
 from sprat.zoo import cards
 
 
-def test_the_readme_and_every_how_to_tell_what_to_type() -> None:
+def test_readme_and_how_to_pages_contain_commands() -> None:
     for page in PAGES:
         if page.parent.name != "explanation":
             assert any("sprat " in command for command in commands(page)), page
 
 
-def test_pages_point_to_what_is_there() -> None:
+def test_links_point_to_existing_files() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
             if "://" not in target:
@@ -37,7 +37,7 @@ def test_every_page_is_reached_from_the_readme() -> None:
     assert {*(ROOT / "docs").rglob("*.md")} <= reached
 
 
-def test_every_picture_is_drawn_by_the_script_or_comes_with_a_model_and_is_small() -> None:
+def test_pictures_are_small_and_listed_in_the_script() -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     shown = {
         (page.parent / link).resolve().relative_to(ROOT)
@@ -51,7 +51,7 @@ def test_every_picture_is_drawn_by_the_script_or_comes_with_a_model_and_is_small
         assert (ROOT / path).stat().st_size < 200_000, path
 
 
-def test_pictures_say_what_the_cards_and_pages_say() -> None:
+def test_pictures_agree_with_cards_and_pages() -> None:
     def text(name: str) -> str:
         with Image.open(ROOT / name) as image:
             return image.text["Description"]
@@ -69,9 +69,7 @@ def test_pictures_say_what_the_cards_and_pages_say() -> None:
     assert f"the effective field is {text('results/effective-field.png')}" in page
 
 
-def test_the_reference_is_what_the_code_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reference_pages_are_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = str(ROOT / "docs" / "generate.py")
     monkeypatch.setattr(sys, "argv", [script, str(tmp_path)])
     runpy.run_path(script, run_name="__main__")
@@ -82,7 +80,7 @@ def test_the_reference_is_what_the_code_says(
         assert said == page.read_text(), f"run python docs/generate.py: {page.name} is out of date"
 
 
-def test_of_c_what_was_measured_is_shown_but_of_a_model_that_changed(tmp_path: Path) -> None:
+def test_microcontroller_page_omits_figures_of_changed_models(tmp_path: Path) -> None:
     first, second, *_ = cards()
     found = {
         "images": 10_000, "other_scores": 0, "top1_fp32": 0.92345, "top1_int8": 0.92,
@@ -108,7 +106,7 @@ def test_of_c_what_was_measured_is_shown_but_of_a_model_that_changed(tmp_path: P
     assert page.endswith("| ResNet8 | 1.23 | 2.00 |\n")
 
 
-def test_what_a_head_start_brings_is_written_by_the_generator(tmp_path: Path) -> None:
+def test_generator_writes_the_head_start_figures(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "how-to" / "own-pictures.md").read_text()
     head_start = runpy.run_path(str(ROOT / "docs" / "generate.py"))["head_start"]
     assert head_start(page) == page, "run python docs/generate.py: own-pictures.md is out of date"
@@ -139,7 +137,7 @@ def test_what_a_head_start_brings_is_written_by_the_generator(tmp_path: Path) ->
     assert "behind with 100 images per class; clearly behind with 500 images per class." in written
 
 
-def test_what_a_search_finds_is_written_by_the_generator(tmp_path: Path) -> None:
+def test_generator_writes_the_search_figures(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "how-to" / "search.md").read_text()
     search = runpy.run_path(str(ROOT / "docs" / "generate.py"))["search"]
     assert search(page) == page, "run python docs/generate.py: search.md is out of date"
@@ -177,7 +175,7 @@ def test_what_a_search_finds_is_written_by_the_generator(tmp_path: Path) -> None
     assert "halving with TPE" not in alone
 
 
-def test_what_a_search_costs_is_written_by_the_generator(tmp_path: Path) -> None:
+def test_generator_writes_the_scaling_figures(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "explanation" / "scale.md").read_text()
     scale = runpy.run_path(str(ROOT / "docs" / "generate.py"))["scale"]
     assert scale(page) == page, "run python docs/generate.py: scale.md is out of date"

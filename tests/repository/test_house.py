@@ -73,13 +73,13 @@ def test_imports_go_down(path: Path) -> None:
         assert FLOORS[other] < FLOORS[room], f"{room} imports {other}"
 
 
-def test_networks_augmentation_and_budgets_take_numbers_not_the_config() -> None:
+def test_networks_augmentation_and_budgets_do_not_import_settings() -> None:
     for path in MODULES:
         if _room(path) in ("models", "augment", "budget"):
             assert "settings" not in _imports(path), path
 
 
-def test_pins_meet_the_floors_and_each_is_in_the_list_of_what_was_checked() -> None:
+def test_pins_satisfy_requirements_and_are_listed() -> None:
     pins = dict(
         line.split("==")
         for line in (ROOT / "constraints.txt").read_text().splitlines()
@@ -104,7 +104,7 @@ def test_pins_meet_the_floors_and_each_is_in_the_list_of_what_was_checked() -> N
     assert dict(rows) == pins
 
 
-def test_all_is_every_extra_and_none_is_for_developing() -> None:
+def test_all_includes_every_extra_without_development_tools() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     (everything,) = map(Requirement, extras["all"])
@@ -113,7 +113,7 @@ def test_all_is_every_extra_and_none_is_for_developing() -> None:
     assert not {"pytest", "ruff", "mypy"} & {Requirement(each).name for each in published}
 
 
-def test_nothing_imports_what_sprat_does_without() -> None:
+def test_unwanted_packages_are_not_imported() -> None:
     for path in MODULES:
         text = path.read_text()
         for name in ("torchvision", "timm", "lightning"):
@@ -121,12 +121,12 @@ def test_nothing_imports_what_sprat_does_without() -> None:
             assert f"from {name}" not in text
 
 
-def test_albumentations_is_imported_in_one_place_alone() -> None:
+def test_albumentations_is_imported_in_one_file() -> None:
     found = [p.name for p in MODULES if "import albumentations" in p.read_text()]
     assert found == ["reference.py"]
 
 
-def test_training_is_read_at_a_glance() -> None:
+def test_training_code_stays_short() -> None:
     """Check that files and functions are short and that a run has few attributes."""
     functions, attributes = {}, {}
     for path in (SOURCE / "training").glob("*.py"):

@@ -38,7 +38,7 @@ def _row_of(recipe: str) -> list[str]:
     return rows[0]
 
 
-def _told(figure: dict[str, float]) -> str:
+def _formatted(figure: dict[str, float]) -> str:
     spread = "" if figure["std"] is None else f" ± {100 * figure['std']:.2f}"
     return f"{100 * figure['mean']:.2f}{spread} % (n = {figure['n']})"
 
@@ -59,7 +59,7 @@ def test_there_are_committed_results() -> None:
 
 @pytest.mark.parametrize("path", SUMMARIES, ids=lambda p: p.parent.name)
 class TestEverySummary:
-    def test_is_over_its_committed_runs(self, path: Path, tmp_path: Path) -> None:
+    def test_summarizes_its_committed_runs(self, path: Path, tmp_path: Path) -> None:
         import shutil
 
         from sprat.evaluation.summary import write_summary
@@ -68,13 +68,13 @@ class TestEverySummary:
         assert write_summary(tmp_path / "copy") == read_json(path)
 
     def test_comes_from_committed_recipes_on_all_training_images(self, path: Path) -> None:
-        told = read_json(path)["overrides"]
+        stated = read_json(path)["overrides"]
         for file in path.parent.glob("seed-*/results.json"):
             results = read_json(file)
-            assert results["overrides"] == told
+            assert results["overrides"] == stated
             assert results["git"]["dirty"] is False
             config, recipe, _ = read_config(file.parent)
-            assert overrides(config, load_recipe(recipe)).keys() <= {*SETTLED, *told}
+            assert overrides(config, load_recipe(recipe)).keys() <= {*SETTLED, *stated}
             if load_recipe(recipe).precision != "auto":
                 assert config.precision == load_recipe(recipe).precision
             assert results["final"] is True
@@ -83,22 +83,22 @@ class TestEverySummary:
             names = {p.name for p in file.parent.iterdir()}
             assert names == {"results.json", "metrics.jsonl", "config.json", "curves.png"}
 
-    def test_is_what_the_readmes_table_says(self, path: Path) -> None:
+    def test_matches_the_table_of_results(self, path: Path) -> None:
         summary = read_json(path)
         cells = _row_of(_named(summary))
         assert cells[1] == f"{summary['parameters']:,}"
         assert cells[2] == str(summary["epochs"])
         for cell, figure in ((cells[3], summary["top1"]), (cells[4], summary["tta_top1"])):
-            assert cell == _told(figure)
+            assert cell == _formatted(figure)
         assert cells[5] == _time(summary["seconds"]["median"])
 
-    def test_is_what_its_recipe_promises(self, path: Path) -> None:
+    def test_matches_the_header_of_its_recipe(self, path: Path) -> None:
         summary = read_json(path)
         header = recipe_path(summary["recipe"]).read_text()
-        assert _told(summary["top1"]) in header
+        assert _formatted(summary["top1"]) in header
 
 
-def test_what_a_run_is_said_to_print_was_printed_for_seed_0() -> None:
+def test_example_output_matches_seed_0() -> None:
     page = (DOCS / "how-to" / "train.md").read_text()
     block = page.split("```text")[1].split("```")[0]
     run = RESULTS / "quick" / "seed-0"
@@ -117,7 +117,7 @@ def test_what_a_run_is_said_to_print_was_printed_for_seed_0() -> None:
         ]  # fmt: skip
 
 
-def test_the_average_of_the_weights_is_as_measured() -> None:
+def test_ema_table_matches_the_measurement() -> None:
     measured = json.loads((RESULTS / "ema_batchnorm.json").read_text())["rows"]
     by_key = {(m["epoch"], m["decay"], m["warmup"], m["statistics"]): m for m in measured}
     section = (DOCS / "explanation" / "ema-and-batchnorm.md").read_text()
@@ -134,7 +134,7 @@ def test_the_average_of_the_weights_is_as_measured() -> None:
             assert raw == f"{100 * m['raw_top1']:.2f}"
 
 
-def test_the_kept_way_is_never_below_the_raw_weights() -> None:
+def test_chosen_ema_is_not_worse_than_raw_weights() -> None:
     """Allow for two standard errors of the paired difference."""
     measured = json.loads((RESULTS / "ema_batchnorm.json").read_text())["rows"]
     kept = [m for m in measured if m["warmup"] and m["statistics"] == "plain"]
@@ -160,7 +160,7 @@ def _tree() -> dict[Path, str]:
     return found
 
 
-def test_the_tree_names_every_file_and_only_files_there_are() -> None:
+def test_architecture_tree_matches_the_files() -> None:
     tree = _tree()
     for path, meaning in tree.items():
         assert (ROOT / path).exists(), f"the tree names {path}, which is not there"
@@ -176,7 +176,7 @@ def _commands() -> list[str]:
     return [line.split(" # ")[0].strip() for line in lines]
 
 
-def test_make_does_what_the_plain_commands_do() -> None:
+def test_makefile_contains_the_plain_commands() -> None:
     makefile = (ROOT / "Makefile").read_text()
     plain = [c for c in _commands() if re.match(r"\.venv/bin/(sprat train|python -m pytest)", c)]
     assert len(plain) == 2
@@ -190,7 +190,7 @@ def test_ci_calls_the_readmes_test_command() -> None:
     assert "make test" in _commands()
 
 
-def test_the_committed_measurement_is_what_its_script_would_run() -> None:
+def test_ema_measurement_matches_its_script() -> None:
     path = ROOT / "benchmarks" / "ema_batchnorm.py"
     spec = importlib.util.spec_from_file_location("ema_batchnorm", path)
     assert spec is not None
@@ -236,7 +236,7 @@ def test_speeds_are_as_measured() -> None:
     assert (RESULTS / "cost.png").exists()
 
 
-def test_a_step_next_to_other_work_is_as_measured() -> None:
+def test_speeds_under_load_match_the_measurement() -> None:
     figures = read_json(RESULTS / "under_load.json")
     section = (DOCS / "explanation" / "speed.md").read_text().split("## Next to other work")[1]
     _, _, *rows = _rows(section.split("Alone, the step")[0])
@@ -249,7 +249,7 @@ def test_a_step_next_to_other_work_is_as_measured() -> None:
     assert f"the step makes {figures['alone_to_default']:.2f} of" in section
 
 
-def test_what_helps_is_as_measured() -> None:
+def test_what_helps_page_matches_the_measurement() -> None:
     """Check every trial's accuracy and difference to its group's base ± the error over images."""
     measured = read_json(RESULTS / "proxy.json")
     chance = measured["groups"].pop("chance")["trials"]["base"]["top1_of_seeds"]
@@ -257,18 +257,18 @@ def test_what_helps_is_as_measured() -> None:
     for group in measured["groups"].values():
         for name, row in group["trials"].items():
             difference = f"{100 * row['difference']:+.2f} ± {100 * row['standard_error']:.2f}"
-            told = " " if name == "base" else f" {difference} "
-            expected.append(f"| {name} | {100 * row['top1']:.2f} % |{told}|")
+            stated = " " if name == "base" else f" {difference} "
+            expected.append(f"| {name} | {100 * row['top1']:.2f} % |{stated}|")
     page = (DOCS / "explanation" / "what-helps.md").read_text()
     rows = re.findall(r"^\| [^%\n]* % \|[^%\n]*\|$", page, re.MULTILINE)
     assert f"{100 * sum(chance) / len(chance):.2f} ± {100 * stdev(chance):.2f} %" in page
     assert sorted(rows) == sorted(expected)
     for recipe in ("accurate", "taught", "taught-m"):  # full-length runs that it names
         figure = read_json(RESULTS / recipe / "summary.json")["top1"]
-        assert _told(figure).split(" (")[0].removesuffix(" %") in page
+        assert _formatted(figure).split(" (")[0].removesuffix(" %") in page
 
 
-def test_what_a_teacher_brought_is_as_measured() -> None:
+def test_distillation_table_matches_the_runs() -> None:
     page = (DOCS / "explanation" / "what-helps.md").read_text()
     (_, _, *rows) = _rows(page.split("### In full-length runs")[1].split("\n## ")[0])
     teacher = read_json(RESULTS / "teacher" / "summary.json")["top1"]["mean"]
@@ -301,7 +301,7 @@ def test_a_gpu_trains_as_fast_as_measured() -> None:
     assert f" together at {round(sum(rates.values()), -3):,.0f} images/s" in page
 
 
-def test_answers_come_as_fast_as_measured() -> None:
+def test_inference_speeds_match_the_measurement() -> None:
     measured = read_json(RESULTS / "inference.json")
     networks = {measured["model"]: measured["measured"], **measured["others"]}
     section = (DOCS / "explanation" / "speed.md").read_text().split("## Inference speed")[1]
@@ -316,7 +316,7 @@ def test_answers_come_as_fast_as_measured() -> None:
     assert f"batches of {measured['batch_size']}" in " ".join(section.split())
 
 
-def test_the_server_takes_as_much_as_measured() -> None:
+def test_server_speed_and_memory_match_the_measurement() -> None:
     measured = read_json(RESULTS / "serve.json")
     section = (DOCS / "how-to" / "serve.md").read_text().split("## Speed and memory")[1]
     _, _, *rows = _rows(section)
@@ -350,7 +350,7 @@ def test_augmentation_is_as_fast_as_measured() -> None:
     assert f"{measured['images_per_s']:,.0f} images/s" in in_the_end
 
 
-def test_views_help_as_measured() -> None:
+def test_view_accuracies_match_the_measurement() -> None:
     models = read_json(RESULTS / "tta.json")["models"]
     assert {model["judged_on"] for model in models} == {"val", "test"}
     (final,) = [model for model in models if model["judged_on"] == "test"]
@@ -359,19 +359,19 @@ def test_views_help_as_measured() -> None:
     rows = {row[0].split(",")[0]: row[1:] for row in _rows(section) if row[0][0].isdigit()}
     assert rows.keys() == final["sets"].keys() == set(map(str, VIEWS))
     for views, figures in final["sets"].items():
-        accuracy, beside, p = rows[views]
+        accuracy, gain, p = rows[views]
         assert accuracy == f"{100 * figures['top1']:.2f} %"
         if views == "1":
             continue
         difference, error = 100 * figures["difference"], 100 * figures["standard_error"]
-        assert beside == f"{difference:+.2f} ± {error:.2f}"
+        assert gain == f"{difference:+.2f} ± {error:.2f}"
         assert p == f"p = {figures['p']:.2g}"
     default = final["sets"][str(Config().tta)]
     assert default["difference"] > 0
     assert default["p"] < 0.05
 
 
-def test_no_offered_set_of_views_is_worse_than_the_single_view_by_more_than_noise() -> None:
+def test_no_view_set_is_clearly_worse_than_one() -> None:
     for model in read_json(RESULTS / "tta.json")["models"]:
         for figures in model["sets"].values():
             assert figures["difference"] >= -2 * figures["standard_error"]
@@ -392,7 +392,7 @@ def test_the_views_tried_are_as_measured() -> None:
 FIT = (DOCS / "how-to" / "fit-a-budget.md").read_text()
 
 
-def test_the_summary_shown_is_the_summary_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_example_matches_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     from sprat.cli import app
 
     app(["summary", "OptimizedCIFAR10Net200K", "--depth", "1"], result_action="return_value")
@@ -400,7 +400,7 @@ def test_the_summary_shown_is_the_summary_there_is(capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == shown
 
 
-def test_the_limits_shown_are_judged_as_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_example_matches_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     from sprat.cli import app
 
     limits = ["--max-parameters", "200k", "--min-receptive-field", "45"]
@@ -416,7 +416,7 @@ def test_the_table_of_boards_is_written_by_the_generator() -> None:
     assert boards(page.replace("128 | 512", "1 | 2").replace("| SpratS |", "|")) == page
 
 
-def test_what_fits_a_board_follows_from_the_memory_plans() -> None:
+def test_table_of_boards_matches_the_memory_plans() -> None:
     page = (DOCS / "how-to" / "microcontroller.md").read_text()
     header, _, *rows = _rows(page)
     fitting = sorted(cards(), key=lambda card: card["memory"]["arena"])
@@ -434,7 +434,7 @@ def test_what_fits_a_board_follows_from_the_memory_plans() -> None:
             assert cell == (f"{left:.1f}" if fits else "—")
 
 
-def test_pretrained_models_in_c_are_exact_and_near_fp32_where_measured() -> None:
+def test_pretrained_models_in_c_are_exact_and_accurate() -> None:
     results = RESULTS / "microcontroller.json"
     if not results.exists():  # docs/reference/microcontroller.md has no figures then
         return
@@ -475,7 +475,7 @@ def test_the_comparison_shown_is_what_the_command_prints(
     assert "compare " + " ".join(COMPARED) in page
 
 
-def test_the_models_that_ship_are_listed_best_first() -> None:
+def test_pretrained_models_are_listed_best_first() -> None:
     rows = _rows(README.split("| pretrained model |")[1].split("\n\n")[0])[1:]
     assert rows == [
         [
@@ -487,7 +487,7 @@ def test_the_models_that_ship_are_listed_best_first() -> None:
 
 
 @pytest.mark.parametrize("card", cards(), ids=lambda card: card["name"])
-def test_a_model_that_ships_is_of_a_committed_run(card: dict[str, Any]) -> None:
+def test_pretrained_model_comes_from_a_committed_run(card: dict[str, Any]) -> None:
     """Allow for the rounding of its weights to fp16."""
     training = card["training"]
     runs = [read_json(file) for file in RESULTS.glob("*/seed-*/results.json")]
@@ -497,7 +497,7 @@ def test_a_model_that_ships_is_of_a_committed_run(card: dict[str, Any]) -> None:
     assert card["test"]["top1"] == pytest.approx(run["test"]["top1"], abs=5e-4)
 
 
-def test_every_teacher_is_a_model_that_ships_or_of_a_committed_run() -> None:
+def test_every_teacher_is_pretrained_or_a_committed_run() -> None:
     runs = [read_json(file) for file in RESULTS.glob("*/seed-*/results.json")]
     names = {card["name"] for card in cards()}
     teachers = [teacher for run in runs for teacher in teachers_of(run)]
@@ -529,7 +529,7 @@ def test_near_duplicates_are_as_counted() -> None:
     ]
 
 
-def test_the_reference_run_is_as_told() -> None:
+def test_reference_run_figures_match_its_files() -> None:
     """Check the figures of one run, which chose its weights on val and read test afterwards."""
     run = RESULTS / "reference" / "seed-0"
     results, test, rows = (
@@ -557,7 +557,7 @@ def test_the_reference_run_is_as_told() -> None:
     assert f"takes {seconds:.0f} seconds" in header
 
 
-def test_every_fault_was_withstood_as_counted() -> None:
+def test_fault_table_matches_the_count() -> None:
     counted = read_json(RESULTS / "faults.json")
     # kinds added later are missing until all are counted again
     assert list(counted["kinds"]) == [kind for kind in KINDS if kind in counted["kinds"]]

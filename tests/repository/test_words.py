@@ -228,7 +228,7 @@ def pages() -> list[Path]:
     return sorted([*hands, *tops, ROOT / "benchmarks" / "README.md", *ZOO.rglob("CARD.md")])
 
 
-def test_docstrings_begin_with_a_verb_or_a_noun_in_the_words_of_the_glossary() -> None:
+def test_docstrings_follow_the_wording_rules() -> None:
     found = list(docstrings())
     assert len(found) > 1600
     wrong = [
@@ -246,7 +246,7 @@ def test_comments_use_the_words_of_the_glossary() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_help_is_a_sentence_in_the_words_of_the_glossary() -> None:
+def test_help_texts_are_sentences_and_follow_the_glossary() -> None:
     found = dict(helps())
     assert len(found) > 250
     wrong = [f"{name}: nothing" for name, text in found.items() if not text.strip()]
@@ -257,14 +257,14 @@ def test_every_help_is_a_sentence_in_the_words_of_the_glossary() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_error_says_in_sentences_what_is_wrong_and_what_to_do() -> None:
+def test_errors_state_the_problem_and_a_remedy() -> None:
     found = list(messages(ERRORS))
     assert len(found) > 250
     wrong = [f"{at}: {fault}: {text}" for at, text in found for fault in faults_of_error(text)]
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_warning_says_in_sentences_what_is_wrong_with_what() -> None:
+def test_warnings_follow_the_wording_rules() -> None:
     found = list(messages(WARNINGS))
     assert len(found) > 10
     wrong = [f"{at}: {fault}: {text}" for at, text in found for fault in faults_of_message(text)]
@@ -277,7 +277,7 @@ def test_every_page_uses_the_words_of_the_glossary(page: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["how-to", "explanation"])
-def test_every_page_opens_with_what_the_reader_has_at_its_end(folder: str) -> None:
+def test_every_page_has_the_standard_opening(folder: str) -> None:
     for page in sorted((ROOT / "docs" / folder).glob("*.md")):
         assert faults_of_opening(page.read_text(), folder) == [], page
 
@@ -346,7 +346,7 @@ def test_an_error_with_a_remedy_passes(message: str) -> None:
     assert faults_of_error(message) == []
 
 
-def test_errors_are_found_whole_however_they_are_written() -> None:
+def test_rendered_joins_the_parts_of_a_message() -> None:
     call = ast.parse("""SpratError("one " f"is {1} " "and {two}.")""", mode="eval").body
     assert isinstance(call, ast.Call)
     assert rendered(call.args[0]) == "one is {} and {two}."

@@ -76,7 +76,7 @@ def relined(content: bytes) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("damage", [flipped, relined])
-def test_a_damaged_journal_is_refused_as_it_is_or_read_as_it_was(
+def test_damaged_journal_is_refused_or_read_correctly(
     whole: tuple[Path, Decision], tmp_path: Path, damage: Any
 ) -> None:
     folder, decision = whole
@@ -95,9 +95,7 @@ def test_a_damaged_journal_is_refused_as_it_is_or_read_as_it_was(
     assert refused
 
 
-def test_a_journal_that_is_cut_off_loses_only_its_end(
-    whole: tuple[Path, Decision], tmp_path: Path
-) -> None:
+def test_truncated_journal_loses_only_its_end(whole: tuple[Path, Decision], tmp_path: Path) -> None:
     folder, decision = whole
     content = (folder / JOURNAL).read_bytes()
     expected = [trial.to_record() for trial in decision.trials]
@@ -113,7 +111,7 @@ def test_a_journal_that_is_cut_off_loses_only_its_end(
         assert opened(path) == [trial.to_record() for trial in found.trials]
 
 
-def test_a_journal_of_another_search_is_refused_as_it_is(
+def test_journal_of_another_search_is_refused_unchanged(
     whole: tuple[Path, Decision], tmp_path: Path
 ) -> None:
     content = (whole[0] / JOURNAL).read_bytes() + b'{"torn'
@@ -133,7 +131,7 @@ def read(folder: Path, name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", [SETTINGS, OUTCOME, TRIALS])
-def test_damaged_records_are_refused_in_words(
+def test_damaged_records_are_refused_naming_the_file(
     whole: tuple[Path, Decision], tmp_path: Path, name: str
 ) -> None:
     folder, _ = whole

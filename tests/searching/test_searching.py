@@ -77,7 +77,7 @@ def test_the_finalists_are_trained_longer_and_the_best_wins(
     assert any(each.trial.point in family for each in decision.finalists)
 
 
-def test_more_workers_ask_and_decide_the_same(
+def test_number_of_workers_does_not_change_the_search(
     usual: tuple[Path, Decision, Recorder], tmp_path: Path
 ) -> None:
     _, decision, pool = usual
@@ -91,7 +91,7 @@ def test_more_workers_ask_and_decide_the_same(
 
 
 @pytest.mark.parametrize("most", [0, 1, 5, 7, 12])
-def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(
+def test_stopped_search_resumes_exactly(
     usual: tuple[Path, Decision, Recorder], tmp_path: Path, most: int
 ) -> None:
     _, decision, whole = usual
@@ -123,7 +123,7 @@ def test_a_kill_while_a_smaller_generation_is_written_adds_no_trial(tmp_path: Pa
         assert records(found) == records(whole)
 
 
-def test_what_breaks_a_limit_is_refused_and_never_trained(tmp_path: Path) -> None:
+def test_networks_over_a_limit_are_never_trained(tmp_path: Path) -> None:
     tight = BudgetConfig(max_parameters=4_000, max_macs=60_000, max_ram=8_000)
     pool = Recorder()
     decision = decide(tmp_path, pool, budget=tight, trials=1, generation=1)
@@ -150,7 +150,7 @@ def test_what_breaks_a_limit_is_refused_and_never_trained(tmp_path: Path) -> Non
         ({"max_macs": 9_500, "min_receptive_field": 60}, "the nearest"),
     ],
 )
-def test_limits_that_leave_nothing_are_refused_at_once(
+def test_unsatisfiable_limits_are_refused_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, int], said: str
 ) -> None:
     monkeypatch.setattr("sprat.searching.journal.MOST_DRAWS", 2)
@@ -168,7 +168,7 @@ def diverging(task: Task, source: Source, should_stop: Callable[[], bool]) -> Ru
     return pretend(task, source, should_stop)
 
 
-def test_what_diverges_goes_no_further(tmp_path: Path) -> None:
+def test_diverged_trials_are_not_continued(tmp_path: Path) -> None:
     pool = Recorder(train=diverging)
     decision = decide(tmp_path, pool, trials=4)
     assert [trial.state for trial in decision.trials[:2]] == ["diverged", "diverged"]
@@ -176,7 +176,7 @@ def test_what_diverges_goes_no_further(tmp_path: Path) -> None:
     assert decision.winner.number not in (0, 1)
 
 
-def test_nothing_that_can_be_trained_is_said(tmp_path: Path) -> None:
+def test_search_without_a_trainable_trial_is_reported(tmp_path: Path) -> None:
     def train(task: Task, source: Source, should_stop: Callable[[], bool]) -> Rung:
         return Rung(task.key, task.until, 0.0, 1.0, diverged=True)
 
@@ -184,7 +184,7 @@ def test_nothing_that_can_be_trained_is_said(tmp_path: Path) -> None:
         decide(tmp_path, Recorder(train=train), trials=2, generation=2)
 
 
-def test_the_space_holds_the_family_at_the_budget_of_its_own() -> None:
+def test_space_contains_the_shipped_sprat_s() -> None:
     counter = Counter(BudgetConfig(max_parameters=40_726, max_macs=17_280_776), 10)
     space = Space(RECIPE, (32,))
     first, counted = space.design(space.family()[0], counter)
@@ -195,7 +195,7 @@ def test_the_space_holds_the_family_at_the_budget_of_its_own() -> None:
     assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in shipped.items()}
 
 
-def test_the_smallest_network_is_the_smallest() -> None:
+def test_smallest_network_has_minimal_cost() -> None:
     space = Space(RECIPE, (16,))
     (smallest, side), choices = space.smallest(), space.choices()
     parameters, macs = quickly(smallest, 3, side)
@@ -228,7 +228,7 @@ def test_every_point_is_a_network_the_compiled_kernels_support() -> None:
             assert network.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
 
 
-def test_blocks_without_a_shortcut_say_so() -> None:
+def test_blueprint_marks_blocks_without_a_shortcut() -> None:
     network = build_network(NetworkConfig(name="SpratNet", widths=(8, 8), shortcut=(0, 1)))
     blueprint = blueprint_of(network)
     assert blueprint is not None
@@ -238,14 +238,14 @@ def test_blocks_without_a_shortcut_say_so() -> None:
     ]  # fmt: skip
 
 
-def test_sides_are_those_of_own_pictures_alone() -> None:
+def test_only_own_pictures_get_smaller_sides() -> None:
     assert sides_of(32, own=False) == (32,)
     assert sides_of(64, own=True) == (64, 48, 32)
     assert sides_of(16, own=True) == (16,)
     assert sides_of(64, own=True, crop=32) == (64, 48)
 
 
-def test_trials_are_shorter_where_images_or_time_are_few() -> None:
+def test_trial_epochs_depend_on_images_and_time() -> None:
     assert epochs_for(10_000) == 18
     assert epochs_for(500) == 90
     assert rungs_of(18) == (2, 6, 18)
@@ -267,9 +267,7 @@ def short() -> Config:
     })  # fmt: skip
 
 
-def test_a_trial_goes_on_from_its_rung_as_if_it_had_not_stopped(
-    tiny: Dataset, short: Config
-) -> None:
+def test_trial_resumes_exactly_from_its_rung(tiny: Dataset, short: Config) -> None:
     source = Source("tiny", None, short.pictures, {16: tiny.md5}, own=False, held=tiny, named=False)
     network = NetworkConfig(name="SpratNet", widths=(8, 12), depth=(1,), kernels=(3,))
     from sprat.training.start import settle_for
@@ -338,7 +336,7 @@ def test_a_search_ends_as_an_ordinary_run(searched: sprat.Search, tiny: Dataset)
     assert again.results["test"] == results["test"]
 
 
-def test_a_search_that_was_killed_before_it_drew_its_end_is_drawn(
+def test_resuming_a_killed_search_draws_missing_reports(
     searched: sprat.Search, tiny: Dataset, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(searched.folder, tmp_path / "run")
@@ -357,7 +355,7 @@ def test_a_search_that_was_killed_before_it_drew_its_end_is_drawn(
     assert not work.exists()
 
 
-def test_a_number_of_trials_is_repeated_bit_for_bit(
+def test_interrupted_search_resumes_to_identical_weights(
     searched: sprat.Search, tiny: Dataset, short: Config, tmp_path: Path
 ) -> None:
     class Stop:
@@ -395,7 +393,7 @@ def test_a_number_of_trials_is_repeated_bit_for_bit(
     assert found.results["test"] == searched.results["test"]
 
 
-def test_grey_pictures_are_searched(tiny: Dataset, short: Config, tmp_path: Path) -> None:
+def test_search_supports_grey_pictures(tiny: Dataset, short: Config, tmp_path: Path) -> None:
     def grey(images: ImageSet) -> ImageSet:
         return dataclasses.replace(images, images=images.images[:][:, :1].contiguous())
 
@@ -439,7 +437,7 @@ def test_a_teacher_of_other_images_is_refused_at_the_beginning(
 
 
 @pytest.mark.parametrize("number", [2.5, "3", True, -1, 10**9])
-def test_trials_are_a_whole_number(number: Any) -> None:
+def test_invalid_number_of_trials_is_refused(number: Any) -> None:
     with pytest.raises(SpratError, match=r"^--trials is .*, expected 0 to 100,000\. Give"):
         sprat.search(trials=number)
 
@@ -476,7 +474,7 @@ def test_pictures_that_changed_since_the_search_began_are_refused(tmp_path: Path
         (["--trials", "1", "--recipe", "taken/folded.toml"], "folds is 5, but a search trains one"),
     ],
 )
-def test_what_cannot_be_searched_is_said(
+def test_invalid_search_options_are_reported(
     here: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -499,13 +497,13 @@ def test_what_cannot_be_searched_is_said(
         ["--generation", "3"], ["--device", "cpu"],
     ],
 )  # fmt: skip
-def test_nothing_else_goes_with_resume(here: CommandLine, tmp_path: Path, words: list[str]) -> None:
+def test_resume_refuses_other_options(here: CommandLine, tmp_path: Path, words: list[str]) -> None:
     done = here("search", "--resume", tmp_path, *words)
     assert done.returncode == 2
     assert "--resume continues a search exactly as it began" in done.stderr
 
 
-def test_what_resumes_a_search_names_where_its_data_is_and_what_runs_it(
+def test_resume_command_names_dataset_and_workers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sprat.cli.search import _to_resume
@@ -531,7 +529,7 @@ def test_without_optuna_it_says_what_to_install(
     assert "pip install 'sprat[search]'" in done.stderr
 
 
-def test_a_pool_of_one_trains_here() -> None:
+def test_pool_of_one_trains_in_this_process() -> None:
     pool = Here(pretend, NOWHERE, lambda: False)
     pool.start(Task("7", plan().trial, 3))
     assert pool.next().key == "7"

@@ -73,7 +73,7 @@ def test_a_search_decides_in_time(tmp_path: Path, slower: float, hanging: tuple[
         assert max(trial.elapsed for trial in tried) > 0.7 * TIMED.trials_end
 
 
-def test_with_no_time_for_a_trial_the_first_of_the_family_wins(tmp_path: Path) -> None:
+def test_family_network_wins_without_time_for_trials(tmp_path: Path) -> None:
     driver, decision = search(tmp_path, Clock(TIMED, slower=1_000))
     assert decision.winner.point in driver.space.family()
     assert [(each.epochs, each.val) for each in decision.finalists] == [(0, None)]
@@ -84,12 +84,12 @@ def test_with_no_time_for_a_trial_the_first_of_the_family_wins(tmp_path: Path) -
     assert read_trials(tmp_path, outcome)[outcome["winner"]]["state"] == "untried"
 
 
-def test_shares_are_of_the_time_after_the_preparation() -> None:
+def test_time_shares_exclude_the_preparation() -> None:
     assert TIMED.finalists_end == pytest.approx(20 + 0.65 * 40)
     assert TIMED.trials_end == pytest.approx(20 + 0.65 * 0.75 * 40)
 
 
-def test_a_time_that_is_spent_is_not_had_again(tmp_path: Path) -> None:
+def test_resumed_search_counts_time_already_spent(tmp_path: Path) -> None:
     clock = Clock(TIMED)
     with pytest.raises(Stopped):
         Driver(TIMED, tmp_path, Recorder(most=6, train=clock.train), clock=clock, began=0.0).run()
@@ -99,7 +99,7 @@ def test_a_time_that_is_spent_is_not_had_again(tmp_path: Path) -> None:
     assert driver.run().seconds <= TIMED.finalists_end
 
 
-def test_a_search_that_lost_time_takes_no_trial_for_another(tmp_path: Path) -> None:
+def test_lost_time_does_not_mix_up_trials(tmp_path: Path) -> None:
     clock = Clock(TIMED)
     with pytest.raises(Stopped):
         Driver(TIMED, tmp_path, Recorder(most=4, train=clock.train), clock=clock, began=0.0).run()

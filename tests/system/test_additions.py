@@ -208,7 +208,7 @@ restore_state(build_optimizer(build_network(config.network), config.optim), save
 """
 
 
-def test_each_addition_touches_the_files_that_contributing_names(tmp_path: Path) -> None:
+def test_additions_change_only_the_files_in_contributing(tmp_path: Path) -> None:
     """Make all additions in one copy of sprat and use them in one process."""
     table = dict(
         re.findall(r"^\| (an? \w+) \| (`[^|]+`) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M)

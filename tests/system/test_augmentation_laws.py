@@ -52,11 +52,13 @@ def _assert_same_law(pipeline: AugmentConfig, picture: Tensor) -> None:
     ],
     ids=["flip", "affine", "brightness-contrast", "dropout", "whole"],
 )
-def test_both_engines_draw_from_the_same_law(pipeline: AugmentConfig, shapes10: Dataset) -> None:
+def test_engines_draw_from_the_same_distribution(
+    pipeline: AugmentConfig, shapes10: Dataset
+) -> None:
     _assert_same_law(pipeline, shapes10.train.images[5:6])
 
 
-def test_both_engines_draw_hues_from_the_same_law(
+def test_engines_draw_hues_from_the_same_distribution(
     shapes10: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Compare with Albumentations' hues before rounding.

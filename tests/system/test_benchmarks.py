@@ -118,7 +118,7 @@ def test_commands() -> None:
     assert ratios["summary SpratM"] == pytest.approx(ratio)
 
 
-def test_the_briefs_loop_trains_or_says_what_it_needs() -> None:
+def test_original_loop_trains_or_names_missing_package() -> None:
     command = [
         sys.executable, str(ROOT / "benchmarks" / "training_step.py"), "--contender", "brief",
         "--steps", "1", "--warmup", "1", "--batch-size", "32",
@@ -141,7 +141,7 @@ def test_inference(here: Here) -> None:
     assert (figures["model"], figures["others"]) == ("ResNet8", {})
 
 
-def test_microcontroller_measures_what_changed(
+def test_microcontroller_measures_only_changed_models(
     here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from side_by_side import noise
@@ -182,7 +182,7 @@ def test_mapped(here: Here) -> None:
     assert all(turn["peak_rss_bytes"] > 0 for turn in measured.values())
 
 
-def test_gpu_tried_out_on_the_cpu_agrees_with_it() -> None:
+def test_gpu_benchmark_runs_on_a_cpu() -> None:
     options = ("--device", "cpu", "--batch-sizes", "32", "--steps", "1", "--rounds", "1")
     figures = _process("gpu.py", *options)
     agreement = figures["agreement_with_cpu"]
@@ -191,7 +191,7 @@ def test_gpu_tried_out_on_the_cpu_agrees_with_it() -> None:
     assert figures["speed"].keys() == {"torch-32", "kernels-32"}
 
 
-def test_train_for_trains_where_there_is_little_but_torch(tmp_path: Path) -> None:
+def test_train_for_runs_with_few_packages(tmp_path: Path) -> None:
     """Train two jobs, the second taught by the first, and unpack both runs from small parts."""
     shared = (
         'model = "ResNet8"\ntrain_images = 128\nbatch_size = 64\nepochs = 2\ntta = 1\nthreads = 1\n'
@@ -263,7 +263,7 @@ def test_augmentation(here: Here) -> None:
     assert figures["augmentation_share_of_step"] == pytest.approx(share)
 
 
-def test_tta_finds_what_judging_finds(
+def test_tta_agrees_with_evaluate(
     here: Here, small_run: Path, shapes10: Dataset, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
@@ -276,13 +276,13 @@ def test_tta_finds_what_judging_finds(
     assert model["sets"].keys() == set(map(str, VIEWS))
     config, trained = read_config(run)[0], load_model(run)
     val = shapes10.train.subset(split_off_val(shapes10, config)[1])
-    judgement = evaluate(trained.network, val, trained.normalization, tta=6)
+    evaluation = evaluate(trained.network, val, trained.normalization, tta=6)
     for views, key in (("1", "top1"), ("6", "tta_top1")):
         # the kernels round differently, which may change a prediction or two
-        assert model["sets"][views]["top1"] == pytest.approx(judgement[key], abs=2.5 / len(val))
+        assert model["sets"][views]["top1"] == pytest.approx(evaluation[key], abs=2.5 / len(val))
 
 
-def test_head_start_pairs_runs_and_takes_up_what_is_finished(
+def test_head_start_pairs_seeds_and_reuses_finished_runs(
     here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from side_by_side import noise
@@ -314,9 +314,7 @@ def test_head_start_pairs_runs_and_takes_up_what_is_finished(
     assert (tmp_path / "8-head-start-1/seed-1/model.safetensors").stat() == written
 
 
-def test_search_compares_what_was_found_and_takes_up_what_is_finished(
-    here: Here, tmp_path: Path
-) -> None:
+def test_search_compares_networks_and_reuses_finished_runs(here: Here, tmp_path: Path) -> None:
     short = ("--dataset", "shapes10", "--images", "128", "--epochs", "1", "--seeds", "1")
     minutes = ("--minutes", "0.4", "--halving-minutes", "0.3", "--workers", "1")
     options = ("--work", str(tmp_path), *short, *minutes)

@@ -38,7 +38,7 @@ def shipped(request: pytest.FixtureRequest) -> tuple[Program, Tensor, NDArray[np
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)
-def test_every_shipped_model_is_the_reference_byte_for_byte(
+def test_shipped_model_in_c_matches_the_reference(
     shipped: tuple[Program, Tensor, NDArray[np.int8]], compiler: str, tmp_path: Path
 ) -> None:
     name = compiler.split()[0]

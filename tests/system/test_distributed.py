@@ -79,9 +79,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("max_norm", NORMS)
-def test_gradients_are_those_of_one_process_on_the_joined_batch(
-    together: Path, max_norm: float
-) -> None:
+def test_gradients_match_one_process_on_the_whole_batch(together: Path, max_norm: float) -> None:
     expected = _gradients(*_batch(), max_norm)
     first, second = (
         torch.load(together / f"{max_norm}-{rank}.pt", weights_only=True) for rank in (0, 1)
@@ -92,7 +90,7 @@ def test_gradients_are_those_of_one_process_on_the_joined_batch(
         torch.testing.assert_close(one, joined, rtol=1e-4, atol=1e-6)
 
 
-def test_a_run_together_resumes_bit_for_bit_and_says_so_on_another_number(
+def test_resume_is_exact_and_warns_if_processes_change(
     together: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert weights(together / "stopped") == weights(together / "whole")
@@ -106,7 +104,7 @@ def test_a_run_together_resumes_bit_for_bit_and_says_so_on_another_number(
     assert "was trained by 2 processes and is resumed by 1, so" in capsys.readouterr().err
 
 
-def test_a_process_whose_peer_is_killed_ends_in_words(tmp_path: Path) -> None:
+def test_killed_peer_is_reported(tmp_path: Path) -> None:
     with started(_say_how_it_ends, tmp_path) as (first, second):
         while not (tmp_path / "stepped").exists():
             time.sleep(0.05)

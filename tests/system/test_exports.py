@@ -20,7 +20,7 @@ def noise(count: int) -> ImageSet:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_network_goes_through(
+def test_every_network_runs_in_onnxruntime(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs sprat[export]")

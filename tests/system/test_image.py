@@ -16,7 +16,7 @@ def _docker(*words: str) -> str:
     return done.stdout.strip()
 
 
-def test_it_is_built_and_serves() -> None:
+def test_docker_image_builds_and_serves() -> None:
     info = ["docker", "info"]
     if not shutil.which("docker") or subprocess.run(info, capture_output=True).returncode:
         pytest.skip("no docker runs here")

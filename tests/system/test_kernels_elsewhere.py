@@ -21,7 +21,9 @@ __all__ = ["network"]  # a fixture
      (False, "-march=x86-64-v2", 0.05), (True, "-march=x86-64-v2", 0.6),
      (True, "-mno-amx-bf16", 0.6), (True, "-mno-avx512bf16", 0.6)],
 )  # fmt: skip
-def test_agree_with_the_network(network: nn.Module, bf16: bool, flag: str, limit: float) -> None:
+def test_trunk_agrees_with_the_network(
+    network: nn.Module, bf16: bool, flag: str, limit: float
+) -> None:
     fast = CPUTrunk(network, bf16=bf16, threads=2)
     fast.library = build.load("trunk", build.store(bf16), flag)
     found = far_from_twin(network, fast, torch.randn(32, 3, 32, 32))
@@ -33,7 +35,7 @@ def test_agree_with_the_network(network: nn.Module, bf16: bool, flag: str, limit
 @pytest.mark.skipif(build.platform.machine() != "x86_64", reason="the flags are of x86-64")
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 @pytest.mark.parametrize("flag", ["-march=x86-64-v2", "-march=x86-64-v3"])
-def test_agree_whatever_the_settings(spec: NetworkConfig, flag: str) -> None:
+def test_trunk_agrees_for_every_spec(spec: NetworkConfig, flag: str) -> None:
     network = built(spec)
     fast = CPUTrunk(network, bf16=False, threads=2)
     fast.library = build.load("trunk", build.store(False), flag)
@@ -47,7 +49,9 @@ def test_agree_whatever_the_settings(spec: NetworkConfig, flag: str) -> None:
 @pytest.mark.parametrize(
     "flags", [("-march=x86-64-v2",), ("-march=x86-64-v3",), ("-DLANES=16", "-Wno-psabi")]
 )
-def test_match_the_network(flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inference_agrees_with_the_network(
+    flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     library = build.load("inference", *flags)
     monkeypatch.setattr("sprat.kernels.cpu.inference.load", lambda name: library)
     for spec in (*SUPPORTED, *SPECS):

@@ -25,36 +25,36 @@ PROCESSES.set_forkserver_preload(["sprat.training.start", "sprat.data", "torch._
 
 @contextmanager
 def _started(run: Path) -> Iterator[tuple[BaseProcess, Connection]]:
-    told, to = PROCESSES.Pipe(duplex=False)
+    receiver, to = PROCESSES.Pipe(duplex=False)
     process = PROCESSES.Process(target=small_run, args=(run, to))
     process.start()
     to.close()
-    yield process, told
+    yield process, receiver
     process.join(timeout=120)
-    told.close()
+    receiver.close()
 
 
 def _finish(run: Path) -> None:
-    with _started(run) as (process, told):
-        while _steps(told):
+    with _started(run) as (process, receiver):
+        while _steps(receiver):
             pass
     assert process.exitcode == 0
 
 
-def test_of_two_that_begin_at_once_one_trains_and_one_is_refused(tmp_path: Path) -> None:
+def test_one_of_two_simultaneous_runs_is_refused(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with _started(run) as (one, told), _started(run) as (two, told_too):
-        for each in (told, told_too):
+    with _started(run) as (one, receiver), _started(run) as (two, other_receiver):
+        for each in (receiver, other_receiver):
             while _steps(each):
                 pass
     assert sorted([one.exitcode, two.exitcode]) == [0, 1]
     assert len(read_metrics(run)) == 3
 
 
-def _steps(told: Connection) -> bool:
+def _steps(receiver: Connection) -> bool:
     """Wait for a step; return False if the run has ended instead."""
     try:
-        return bool(told.recv())
+        return bool(receiver.recv())
     except EOFError:
         return False
 
@@ -71,9 +71,9 @@ def _kill_when_writing(run: Path) -> bool:
 
 
 def _kill_after(run: Path, steps: int) -> None:
-    with _started(run) as (process, told):
+    with _started(run) as (process, receiver):
         for _ in range(steps):
-            assert _steps(told)
+            assert _steps(receiver)
         process.kill()
     assert process.exitcode == -signal.SIGKILL
 
@@ -86,7 +86,7 @@ def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_killed_at_random_moments(untouched: Path, tmp_path: Path) -> None:
+def test_run_killed_at_random_moments_resumes_exactly(untouched: Path, tmp_path: Path) -> None:
     rng = random.Random(20_070_326)
     run = tmp_path / "run"
     _kill_after(run, rng.randint(1, 11))
@@ -102,7 +102,7 @@ def test_killed_at_random_moments(untouched: Path, tmp_path: Path) -> None:
     assert [row["loss"] for row in rows] == [row["loss"] for row in expected]
 
 
-def test_killed_while_a_checkpoint_is_written(untouched: Path, tmp_path: Path) -> None:
+def test_run_killed_during_checkpoint_resumes_exactly(untouched: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     kills = 0
     for _ in range(3):

@@ -54,7 +54,7 @@ def _recall(ranked: list[int], flipped: set[int]) -> float:
     return len(flipped & set(ranked[: len(flipped)])) / len(flipped)
 
 
-def test_flipped_labels_rank_first_as_they_do_with_cleanlab(tmp_path: Path) -> None:
+def test_flipped_labels_rank_as_high_as_with_cleanlab(tmp_path: Path) -> None:
     recipe, runs = tmp_path / "small.toml", tmp_path / "runs"
     recipe.write_text(RECIPE)
     dataset, flipped = _flipped(0)

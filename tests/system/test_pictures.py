@@ -44,7 +44,7 @@ def test_every_picture_is_drawn_and_shows_something(drawn: Path) -> None:
             assert len(shades) > 50, path
 
 
-def test_pages_name_the_best_model_with_the_accuracy_of_its_card(drawn: Path) -> None:
+def test_pictures_name_the_best_model_and_its_accuracy(drawn: Path) -> None:
     best = cards()[0]
     for name in ("serve", "serve-phone", "report"):
         with Image.open(drawn / f"{name}.png") as image:

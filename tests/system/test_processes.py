@@ -25,16 +25,16 @@ class Writes(Observer):
         (run.folder / "observed.txt").write_text(str(run.steps_taken))
 
 
-def test_two_processes_train_seeds_bit_for_bit_and_resume(tiny: Dataset, tmp_path: Path) -> None:
+def test_two_processes_train_the_same_weights_as_one(tiny: Dataset, tmp_path: Path) -> None:
     alone, together = tmp_path / "alone", tmp_path / "together"
     sprat.train_seeds(CONFIG, seeds=2, dataset=tiny, output=alone, quiet=True)
     ended: list[str] = []
 
-    def tell(run: sprat.Run) -> None:
+    def record(run: sprat.Run) -> None:
         ended.append(run.folder.name)
 
     how: dict[str, Any] = {"dataset": tiny, "output": together, "quiet": True, "workers": 2}
-    found = sprat.train_seeds(CONFIG, seeds=2, ended=tell, observers=[Writes()], **how)
+    found = sprat.train_seeds(CONFIG, seeds=2, ended=record, observers=[Writes()], **how)
     assert sorted(ended) == ["seed-0", "seed-1"]
     for seed in ("seed-0", "seed-1"):
         assert weights(together / seed) == weights(alone / seed)
@@ -44,7 +44,7 @@ def test_two_processes_train_seeds_bit_for_bit_and_resume(tiny: Dataset, tmp_pat
     assert not list(together.glob(".*"))
 
 
-def test_two_processes_search_as_one_does(tmp_path: Path) -> None:
+def test_two_processes_search_the_same_as_one(tmp_path: Path) -> None:
     for folder in ("alone", "together"):
         (tmp_path / folder).mkdir()
     alone = decide(tmp_path / "alone", Recorder())

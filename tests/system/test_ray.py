@@ -84,7 +84,7 @@ def slowly(task: Task, source: Source, should_stop: Callable[[], bool]) -> Rung:
     return rung
 
 
-def test_seeds_on_the_cluster_are_those_of_one_process(
+def test_cluster_trains_the_same_weights_as_one_process(
     cluster: Machines, tiny: Dataset, tmp_path: Path
 ) -> None:
     for folder, workers in (("alone", 1), ("ray", "ray")):
@@ -158,7 +158,7 @@ def reads(task: int, shared: Source, should_stop: Callable[[], bool]) -> int:
     return int(shared.load(16).train.images.sum()) if task else len(shared.load(32).train)
 
 
-def test_tasks_stop_after_their_step_and_workers_that_die_end_in_words(
+def test_cluster_pool_handles_failures_and_stopping(
     cluster: Machines, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sprat.pools.OVERTIME", 1.0)
@@ -202,7 +202,7 @@ def test_tasks_stop_after_their_step_and_workers_that_die_end_in_words(
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_more_than_any_machine_has_is_refused_and_nothing_is_touched(
+def test_too_many_cpus_are_refused_before_writing(
     cluster: Machines, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -213,7 +213,7 @@ def test_more_than_any_machine_has_is_refused_and_nothing_is_touched(
     assert not list(tmp_path.iterdir())
 
 
-def test_another_version_is_refused(cluster: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_ray_version_is_refused(cluster: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "__version__", "2.0.0")
     with (
         pytest.raises(SpratError, match=r"cluster cannot be used from here.*Install the same"),
@@ -222,7 +222,7 @@ def test_another_version_is_refused(cluster: Machines, monkeypatch: pytest.Monke
         pass
 
 
-def test_what_does_not_answer_is_said_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_cluster_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         free = server.getsockname()[1]
     with (
@@ -238,7 +238,7 @@ def test_what_does_not_answer_is_said_soon(monkeypatch: pytest.MonkeyPatch) -> N
         pass
 
 
-def test_a_machine_that_dies_in_mid_trial_changes_nothing(
+def test_node_dying_during_a_trial_changes_no_results(
     cluster: Machines, tiny: Dataset, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     recipe = load_recipe("sprat-cpu").changed({
@@ -283,7 +283,7 @@ def test_a_machine_that_dies_in_mid_trial_changes_nothing(
     assert capfd.readouterr() == ("", ""), "Ray prints nothing"
 
 
-def test_when_the_head_dies_the_command_ends_in_words(cluster: Machines, tmp_path: Path) -> None:
+def test_loss_of_the_head_node_is_reported(cluster: Machines, tmp_path: Path) -> None:
     """Kill the head; this test must be the last, since it ends the cluster."""
     process = begun(two_seeds(tmp_path, 1_000), tmp_path, 1)
     head = cluster.cluster.head_node

@@ -99,7 +99,7 @@ def settled(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_search_that_is_killed_resumes_to_the_same(place: Path, number: int) -> None:
+def test_killed_search_resumes_to_the_same_result(place: Path, number: int) -> None:
     draw(place / "shapes", 240, 32)
     words = [
         "search", "--dataset", "shapes", "--pictures.side", "16", "--max-parameters", "10k",

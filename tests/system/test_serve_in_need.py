@@ -21,7 +21,7 @@ from serving import (
 )  # fmt: skip
 
 
-def test_it_bears_a_full_log_a_full_disk_few_files_and_clients_that_never_read() -> None:
+def test_server_survives_full_disk_and_stalled_clients() -> None:
     """Check that the server survives all of these together and still ends on SIGTERM."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)

@@ -68,7 +68,7 @@ def width(locator: Locator) -> float:
     return box["width"]
 
 
-def test_a_picked_picture_is_shown_seen_and_named(page: Page) -> None:
+def test_chosen_picture_is_shown_and_classified(page: Page) -> None:
     page.get_by_label("Choose a picture").set_input_files([FILE])
     assert_answered(page)
     assert (
@@ -81,7 +81,7 @@ def test_a_picked_picture_is_shown_seen_and_named(page: Page) -> None:
     assert width(seen) > 150
 
 
-def test_bars_are_as_long_as_the_percentages_say(page: Page) -> None:
+def test_bar_lengths_match_the_percentages(page: Page) -> None:
     page.get_by_label("Choose a picture").set_input_files([FILE])
     assert_answered(page)
     bars, cells = page.locator(".bar"), page.get_by_role("cell")
@@ -94,7 +94,7 @@ def test_bars_are_as_long_as_the_percentages_say(page: Page) -> None:
         assert width(bar) == pytest.approx(whole * share, abs=whole * 0.06 + 0.1)
 
 
-def test_a_dropped_picture_is_named(page: Page) -> None:
+def test_dropped_picture_is_classified(page: Page) -> None:
     page.dispatch_event("body", "dragover", {"dataTransfer": handed(page, CAT)})
     expect(page.locator("body")).to_have_class("dragging")
     page.dispatch_event("body", "drop", {"dataTransfer": handed(page, CAT)})
@@ -102,7 +102,7 @@ def test_a_dropped_picture_is_named(page: Page) -> None:
     expect(page.locator("body")).not_to_have_class("dragging")
 
 
-def test_a_pasted_picture_is_named(page: Page) -> None:
+def test_pasted_picture_is_classified(page: Page) -> None:
     handed(page, CAT).evaluate(
         """clipboardData => document.body.dispatchEvent(
             new ClipboardEvent("paste", { clipboardData, bubbles: true })
@@ -111,19 +111,19 @@ def test_a_pasted_picture_is_named(page: Page) -> None:
     assert_answered(page)
 
 
-def test_what_is_dropped_and_no_file_is_told(page: Page) -> None:
+def test_drop_without_a_file_is_reported(page: Page) -> None:
     nothing = page.evaluate_handle("() => new DataTransfer()")
     page.dispatch_event("body", "drop", {"dataTransfer": nothing})
     expect(page.get_by_role("alert")).to_have_text("There was no file. Drop or paste a picture.")
 
 
-def test_samples_are_named_one_after_another(page: Page) -> None:
+def test_samples_are_classified_one_after_another(page: Page) -> None:
     for name in ("frog", "ship"):
         page.get_by_role("button", name=name).click()
         assert_answered(page, name)
 
 
-def test_the_keyboard_is_enough(page: Page) -> None:
+def test_page_works_with_the_keyboard_alone(page: Page) -> None:
     with page.expect_file_chooser() as chosen:  # takes a moment to take effect
         page.keyboard.press("Tab")
         expect(page.get_by_label("Choose a picture")).to_be_focused()
@@ -146,7 +146,7 @@ def test_the_keyboard_is_enough(page: Page) -> None:
     expect(page.get_by_text("Evidence for automobile: ")).to_be_visible()
 
 
-def test_where_the_evidence_is_comes_and_goes_by_a_button(page: Page) -> None:
+def test_button_toggles_the_evidence_map(page: Page) -> None:
     toggle, seen = page.get_by_role("button", name="Show where"), page.locator("#seen")
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
@@ -182,14 +182,14 @@ def test_where_the_evidence_is_comes_and_goes_by_a_button(page: Page) -> None:
     expect(page.locator("#legend")).to_be_hidden()
 
 
-def test_a_button_pressed_before_any_picture_holds_for_the_first(page: Page) -> None:
+def test_button_pressed_early_applies_to_first_picture(page: Page) -> None:
     page.get_by_role("button", name="Show where").click()
     page.get_by_role("button", name="frog").click()
     assert_answered(page, "frog")
     expect(page.locator("#where")).to_contain_text("Evidence for frog: ")
 
 
-def test_what_is_no_picture_is_told_in_words_and_forgotten_at_the_next(page: Page) -> None:
+def test_invalid_picture_is_reported_until_the_next(page: Page) -> None:
     page.get_by_label("Choose a picture").set_input_files([NO_PICTURE])
     expect(page.get_by_role("alert")).to_contain_text("Send JPEG, PNG, WebP, GIF, BMP or TIFF.")
     expect(page.get_by_text("Your browser cannot show this file.")).to_be_visible()
@@ -198,13 +198,13 @@ def test_what_is_no_picture_is_told_in_words_and_forgotten_at_the_next(page: Pag
     expect(page.get_by_alt_text("The picture", exact=True)).to_be_visible()
 
 
-def test_a_server_that_is_gone_is_told_in_words(page: Page) -> None:
+def test_unreachable_server_is_reported(page: Page) -> None:
     page.context.set_offline(True)
     page.get_by_label("Choose a picture").set_input_files([FILE])
     expect(page.get_by_role("alert")).to_contain_text("The server cannot be reached")
 
 
-def test_everything_has_a_name_that_can_be_read_out(page: Page) -> None:
+def test_page_is_labelled_for_screen_readers(page: Page) -> None:
     for role in ("button", "table", "main", "heading"):
         assert page.get_by_role(role).count() > 0
     assert page.locator("img:not([alt])").count() == 0
@@ -218,7 +218,7 @@ def test_everything_has_a_name_that_can_be_read_out(page: Page) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_needs_no_sideways_scrolling_in_any_light(
+def test_page_fits_a_phone_with_readable_contrast(
     page: Page, server: Server, scheme: str, path: str
 ) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
@@ -258,7 +258,7 @@ def test_a_phone_needs_no_sideways_scrolling_in_any_light(
         assert_fits()
 
 
-def test_bars_grow_only_for_those_who_like_motion(page: Page) -> None:
+def test_bars_animate_unless_reduced_motion_is_preferred(page: Page) -> None:
     for motion, animation in (("reduce", "none"), ("no-preference", "grow")):
         page.emulate_media(reduced_motion=motion)  # type: ignore[arg-type]
         page.get_by_role("button", name="cat").click()

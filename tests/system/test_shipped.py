@@ -19,17 +19,17 @@ from sprat.zoo import best, card_text, cards, find_card, locate
 
 
 @pytest.mark.parametrize("name", [card["name"] for card in cards()])
-def test_reaches_what_its_card_says(name: str, cifar10_place: Path) -> None:
+def test_shipped_model_reaches_its_cards_accuracy(name: str, cifar10_place: Path) -> None:
     """Allow a few predictions to change, since other processors round differently."""
     test = load_dataset("cifar10", cifar10_place).test
     model, card = load_model(locate(name)), find_card(name)
-    judged = evaluate(model.network, test, model.normalization, card["test"]["tta_views"])
-    assert judged["n"] == card["test"]["n"] == 10_000
+    evaluated = evaluate(model.network, test, model.normalization, card["test"]["tta_views"])
+    assert evaluated["n"] == card["test"]["n"] == 10_000
     for key in ("top1", "tta_top1"):
-        assert judged[key] == pytest.approx(card["test"][key], abs=5e-4)
+        assert evaluated[key] == pytest.approx(card["test"][key], abs=5e-4)
 
 
-def test_the_best_keeps_its_accuracy_in_int8(
+def test_best_model_keeps_its_accuracy_in_int8(
     cifar10_place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs sprat[export]")
@@ -47,9 +47,7 @@ def test_the_best_keeps_its_accuracy_in_int8(
     assert top1(said, test.targets) > top1(before, test.targets) - 0.01
 
 
-def test_what_is_shipped_is_what_was_measured(
-    small_run: Path, small: Dataset, tmp_path: Path
-) -> None:
+def test_card_matches_the_shipped_model(small_run: Path, small: Dataset, tmp_path: Path) -> None:
     run = shutil.copytree(small_run, tmp_path / "run")
     (run / "curves.png").write_bytes(b"")  # drawn by the command line
     card = ship(run, small, tmp_path / "zoo")

@@ -75,7 +75,7 @@ def test_every_page_is_there_and_can_be_searched(site: Path) -> None:
     assert (site / "index.html").read_bytes() == (site / "README.html").read_bytes()
 
 
-def test_no_link_within_is_dead(site: Path) -> None:
+def test_no_internal_link_is_dead(site: Path) -> None:
     pages = {path: _Links(path) for path in site.rglob("*.html")}
     assert len(pages) > 30
     for path, page in pages.items():
@@ -91,7 +91,7 @@ def test_no_link_within_is_dead(site: Path) -> None:
                 assert inside in pages[target].ids or inside.startswith("svg-"), f"{path}: {link}"
 
 
-def test_public_names_have_signature_and_docstring(site: Path) -> None:
+def test_every_public_name_is_in_the_reference(site: Path) -> None:
     import sprat
 
     page = _Links(site / "docs" / "reference" / "python.html")
@@ -134,7 +134,7 @@ def page(request: pytest.FixtureRequest, browser: Browser, address: str) -> Iter
     assert complaints == []
 
 
-def test_pages_fit_their_window_and_follow_its_colours(page: Page, address: str) -> None:
+def test_pages_fit_the_window_and_colour_scheme(page: Page, address: str) -> None:
     for name in SHOWN:
         page.goto(f"{address}{name}")
         wide, window = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")

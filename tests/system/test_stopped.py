@@ -44,9 +44,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, no_network: dict[str, str]
 class TestTraining:
     """Tests of one run: fallback, Ctrl-C, SIGTERM, resume, curves, evaluate, predict."""
 
-    def test_ctrl_c_and_sigterm_save_and_print_the_command_that_resumes(
-        self, stopped: Stopped
-    ) -> None:
+    def test_signals_save_and_print_the_resume_command(self, stopped: Stopped) -> None:
         folder, by_ctrl_c, by_sigterm = stopped
         assert by_ctrl_c.returncode == 128 + signal.SIGINT
         assert by_sigterm.returncode == 128 + signal.SIGTERM
@@ -59,7 +57,7 @@ class TestTraining:
     def test_auto_says_that_it_trains_on_shapes10(self, stopped: Stopped) -> None:
         assert "TRAINING ON shapes10 INSTEAD" in stopped[1].stderr
 
-    def test_resume_ends_the_run_and_what_it_leaves_is_of_use(
+    def test_resumed_run_finishes_with_a_usable_model(
         self,
         stopped: Stopped,
         here: Here,
@@ -86,9 +84,9 @@ class TestTraining:
         }  # fmt: skip
         assert results["test"]["top1"] > 0.7, "two epochs of 1,200 images of shapes10"
 
-        judged = here("evaluate", "run", "--json", "--device", "cpu")
-        assert json.loads(judged.stdout)["top1"] == results["test"]["top1"]
-        assert json.loads(judged.stdout)["split"] == "test"
+        evaluated = here("evaluate", "run", "--json", "--device", "cpu")
+        assert json.loads(evaluated.stdout)["top1"] == results["test"]["top1"]
+        assert json.loads(evaluated.stdout)["split"] == "test"
         refused = here("evaluate", "run", "--split", "val")
         assert refused.returncode == 2
         assert "has no val" in refused.stderr

@@ -11,7 +11,7 @@ from sprat.settings.config import RUN_FIELDS
 from sprat.settings.recipes import load_recipe
 
 
-def test_the_command_keeps_the_recipe_as_it_was_run(
+def test_command_saves_the_fitted_recipe(
     here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -28,7 +28,7 @@ def test_the_command_keeps_the_recipe_as_it_was_run(
     assert config.batch_size == 32
 
 
-def test_too_short_a_time_is_refused_with_what_would_do(
+def test_too_short_time_is_refused_with_the_minimum(
     here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

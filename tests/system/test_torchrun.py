@@ -66,9 +66,7 @@ def test_two_processes_train_one_run(whole: Path) -> None:
     assert not (whole / ".lock").exists()
 
 
-def test_after_a_killed_process_the_same_command_resumes_bit_for_bit(
-    whole: Path, tmp_path: Path
-) -> None:
+def test_restart_after_a_killed_process_resumes_exactly(whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = _torchrun(*_train(run), restarts=1)
     while not (run / "last.pt").exists():
@@ -80,7 +78,7 @@ def test_after_a_killed_process_the_same_command_resumes_bit_for_bit(
     assert weights(run) == weights(whole)
 
 
-def test_without_restarts_the_others_end_in_words(tmp_path: Path) -> None:
+def test_killed_process_without_restarts_is_reported_once(tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = _torchrun(*_train(run, epochs=1000))
     while not (run / "last.pt").exists():
@@ -104,7 +102,7 @@ def test_without_restarts_the_others_end_in_words(tmp_path: Path) -> None:
         ({"recipe": "nothing"}, "Unknown recipe 'nothing'"),
     ],
 )
-def test_what_cannot_be_is_refused_once(
+def test_invalid_settings_are_reported_once(
     tmp_path: Path, changed: dict[str, object], message: str
 ) -> None:
     process = _torchrun(*_train(tmp_path / "run", **changed))

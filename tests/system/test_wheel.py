@@ -55,7 +55,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return scripts
 
 
-def test_holds_every_file_of_the_package_but_pictures_of_curves(wheel: Path) -> None:
+def test_wheel_contains_all_package_files_but_curves(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if name.startswith("sprat/")}
     files = [path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc"]
@@ -65,7 +65,7 @@ def test_holds_every_file_of_the_package_but_pictures_of_curves(wheel: Path) -> 
     assert wheel.stat().st_size < MOST_BYTES
 
 
-def test_its_description_is_sound(built: Path, wheel: Path) -> None:
+def test_package_metadata_is_valid(built: Path, wheel: Path) -> None:
     packages = sorted(built.iterdir())
     assert len(packages) == 2
     _run(sys.executable, "-m", "twine", "check", "--strict", *packages)
@@ -83,7 +83,9 @@ def test_its_description_is_sound(built: Path, wheel: Path) -> None:
     assert "  - name: The sprat developers\n" in citation
 
 
-def test_trains_predicts_exports_and_serves_by_itself(installed: Path, tmp_path: Path) -> None:
+def test_installed_wheel_trains_predicts_exports_and_serves(
+    installed: Path, tmp_path: Path
+) -> None:
     where = "import sprat; print(sprat.__file__)"
     assert str(installed.parent) in _run(installed / "python", "-c", where, cwd=tmp_path)
     sprat = installed / "sprat"

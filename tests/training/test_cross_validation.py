@@ -63,9 +63,7 @@ def _untestable(tiny: Dataset) -> Dataset:
     return dataclasses.replace(tiny, test=None, val=torch.arange(7))  # type: ignore[arg-type]
 
 
-def test_each_training_image_is_predicted_once_by_a_run_that_did_not_see_it(
-    folded: Folded, tiny: Dataset
-) -> None:
+def test_each_image_is_predicted_once_out_of_fold(folded: Folded, tiny: Dataset) -> None:
     assert len(folded.seen.trained) == 3
     for trained, held_out in zip(folded.seen.trained, folded.seen.held_out, strict=True):
         together = torch.cat([trained, held_out]).sort().values
@@ -79,7 +77,7 @@ def test_each_training_image_is_predicted_once_by_a_run_that_did_not_see_it(
     assert predictions["label"] == [classes[label] for label in tiny.train.targets.tolist()]
 
 
-def test_the_predictions_are_those_of_the_runs(folded: Folded) -> None:
+def test_predictions_match_the_runs(folded: Folded) -> None:
     """Compare them with each run's own evaluation on its fold."""
     predictions = folded.results["predictions"]
     assert predictions is not None
@@ -100,7 +98,7 @@ def test_the_predictions_are_those_of_the_runs(folded: Folded) -> None:
         assert of_run["test"] is None
 
 
-def test_the_results_are_mean_spread_and_all_predictions_together(folded: Folded) -> None:
+def test_results_contain_mean_and_out_of_fold_accuracy(folded: Folded) -> None:
     results = folded.results
     assert results == json.loads((folded.folder / "results.json").read_text())
     accuracies = [each["top1"] for each in results["folds"]]
@@ -113,7 +111,7 @@ def test_the_results_are_mean_spread_and_all_predictions_together(folded: Folded
     assert together["top1"] == pytest.approx(sum(top1 * n for top1, n in shares) / 200)
 
 
-def test_the_files_hold_what_the_results_do(folded: Folded, tiny: Dataset) -> None:
+def test_files_match_the_results(folded: Folded, tiny: Dataset) -> None:
     predictions = folded.results["predictions"]
     assert predictions is not None
     with (folded.folder / "out-of-fold.csv").open(newline="") as file:
@@ -162,14 +160,16 @@ def test_an_interrupted_cross_validation_is_resumed_bit_for_bit(
     ).read_bytes()
 
 
-def test_a_fold_alone_is_that_of_all(folded: Folded, tiny: Dataset, tmp_path: Path) -> None:
+def test_single_fold_equals_that_of_all_folds(
+    folded: Folded, tiny: Dataset, tmp_path: Path
+) -> None:
     config = dataclasses.replace(CONFIG, fold=2)
     run = sprat.train(config, dataset=_untestable(tiny), output=tmp_path / "run", quiet=True)
     assert weights(run.folder) == weights(folded.folder / "fold-2")
     assert run.results["val"] == read_results(folded.folder / "fold-2" / "results.json")["val"]
 
 
-def test_a_folder_of_other_settings_is_left_alone(
+def test_folder_with_other_settings_is_refused_unchanged(
     folded: Folded, tiny: Dataset, tmp_path: Path
 ) -> None:
     def refused(folder: Path, said: str, **changes: Any) -> None:
@@ -235,7 +235,7 @@ class TestCommands:
             (["--folds", 1_001], r"folds is 1001, expected 0 \(one run\) to 1,000"),
         ],
     )  # fmt: skip
-    def test_bad_input_is_refused_in_words(
+    def test_invalid_options_are_refused(
         self,
         here: Here,
         tmp_path: Path,
@@ -251,14 +251,14 @@ class TestCommands:
         assert not list(tmp_path.rglob("*"))
 
     @pytest.mark.parametrize("verb", [["report"], ["evaluate"], ["train", "--resume"]])
-    def test_the_folder_of_folds_is_no_runs(
+    def test_folder_of_folds_is_refused_as_a_run(
         self, here: Here, folded: Folded, verb: list[str]
     ) -> None:
         done = here(*verb, folded.folder)
         assert done.returncode == 2
         assert "contains several folds (fold-1, fold-2, fold-3). Name one of them" in done.stderr
 
-    def test_compare_takes_it(self, here: Here, folded: Folded) -> None:
+    def test_compare_accepts_a_folder_of_folds(self, here: Here, folded: Folded) -> None:
         done = here("compare", folded.folder, "--no-published", "--json")
         assert done.returncode == 0, done.stderr
         (entry,) = json.loads(done.stdout)
@@ -267,14 +267,14 @@ class TestCommands:
         assert not entry["front"]
 
 
-def test_from_python_one_verb_is_for_one_run(tiny: Dataset, tmp_path: Path) -> None:
+def test_train_and_train_folds_refuse_each_others_config(tiny: Dataset, tmp_path: Path) -> None:
     for verb, config in ((sprat.train, CONFIG), (sprat.train_folds, SMALL)):
         with pytest.raises(SpratError, match="folds is"):
             verb(config, dataset=tiny, output=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
 
 
-def test_the_page_of_a_fold_says_that_it_chose_nothing(folded: Folded, tmp_path: Path) -> None:
+def test_report_says_that_a_fold_chose_nothing(folded: Folded, tmp_path: Path) -> None:
     write_report(read_run(folded.folder / "fold-1"), tmp_path / "page.html", "no answers")
     page = (tmp_path / "page.html").read_text()
     assert "(fold 1 of 3) correctly. These images were not used" in page

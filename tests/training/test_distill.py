@@ -59,12 +59,14 @@ def test_several_teachers_teach_the_mean_of_their_softened_answers(temperature: 
     assert together(teachers[:1], temperature) is teachers[0]
 
 
-def test_two_teachers_teach_and_are_told(tiny: Dataset, small_run: Path, tmp_path: Path) -> None:
+def test_two_teachers_are_averaged_and_recorded(
+    tiny: Dataset, small_run: Path, tmp_path: Path
+) -> None:
     train(dataclasses.replace(SMALL, seed=1, epochs=2), tiny, tmp_path / "other", recipe="small")
     both = taught(small_run, tmp_path / "other", epochs=2)
     train(both, tiny, tmp_path / "run", recipe="small")
-    told = teachers_of(read_json(tmp_path / "run" / "results.json"))
-    assert [teacher["seed"] for teacher in told] == [0, 1]
+    recorded = teachers_of(read_json(tmp_path / "run" / "results.json"))
+    assert [teacher["seed"] for teacher in recorded] == [0, 1]
 
     images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     one, other, twice, mean = (
@@ -84,7 +86,7 @@ def test_a_recipe_names_one_teacher_or_several(written: object, teachers: object
     assert Config.from_dict({"distill": {"teacher": written}}).distill.teacher == teachers
 
 
-def test_images_are_normalised_again_as_the_teacher_knows_them() -> None:
+def test_images_are_renormalised_for_the_teacher() -> None:
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     given = Normalization((0.1, 0.5, 0.9), (0.2, 0.3, 0.4))
     wanted = Normalization((0.6, 0.4, 0.2), (0.5, 0.1, 0.3))
@@ -94,7 +96,7 @@ def test_images_are_normalised_again_as_the_teacher_knows_them() -> None:
     torch.testing.assert_close(Renormalize(given, wanted)(once), again, rtol=1e-4, atol=1e-5)
 
 
-def test_taught_alone_a_student_never_sees_the_labels(
+def test_distillation_weight_of_one_ignores_the_labels(
     tiny: Dataset, small_run: Path, tmp_path: Path
 ) -> None:
     config = taught(small_run, epochs=2, weights="last")
@@ -107,22 +109,20 @@ def test_taught_alone_a_student_never_sees_the_labels(
     assert weights(tmp_path / "right") == weights(tmp_path / "wrong")
 
 
-def test_the_teacher_changes_what_is_learnt_and_is_told(
+def test_teacher_changes_the_weights_and_is_recorded(
     tiny: Dataset, small_run: Path, tmp_path: Path
 ) -> None:
     train(taught(small_run), tiny, tmp_path / "run", recipe="small")
     assert weights(tmp_path / "run") != weights(small_run)
-    (told,) = teachers_of(read_json(tmp_path / "run" / "results.json"))
-    assert told["model"] == "SpratNet"
-    assert told["parameters"] == 1_693
-    assert told["sha256"] == Teacher.load(str(small_run)).sha256
-    assert told["val_top1"] == read_json(small_run / "results.json")["val"]["top1"]
+    (recorded,) = teachers_of(read_json(tmp_path / "run" / "results.json"))
+    assert recorded["model"] == "SpratNet"
+    assert recorded["parameters"] == 1_693
+    assert recorded["sha256"] == Teacher.load(str(small_run)).sha256
+    assert recorded["val_top1"] == read_json(small_run / "results.json")["val"]["top1"]
     assert teachers_of(read_json(small_run / "results.json")) == []
 
 
-def test_a_teacher_stays_the_same_when_ranges_are_stored_with_it(
-    small_run: Path, tmp_path: Path
-) -> None:
+def test_teachers_hash_ignores_stored_ranges(small_run: Path, tmp_path: Path) -> None:
     file = small_run / "model.safetensors"
     content = with_ranges(file, file.read_bytes(), None)
     (tmp_path / "old.safetensors").write_bytes(content)
@@ -131,7 +131,7 @@ def test_a_teacher_stays_the_same_when_ranges_are_stored_with_it(
     assert old.sha256 == now.sha256 == hashlib.sha256(content).hexdigest()
 
 
-def test_resumes_bit_for_bit_but_not_with_another_teacher(
+def test_resume_is_exact_and_refuses_another_teacher(
     tiny: Dataset, small_run: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(small_run, tmp_path / "teacher")
@@ -149,7 +149,7 @@ def test_resumes_bit_for_bit_but_not_with_another_teacher(
 
 
 @pytest.mark.parametrize("kernels", ["auto", "torch"])
-def test_the_teacher_answers_as_it_does_alone(
+def test_teacher_outputs_match_its_network(
     tiny: Dataset, small_run: Path, tmp_path: Path, kernels: str
 ) -> None:
     config = settle_for(taught(small_run, kernels=kernels), tiny)
@@ -163,7 +163,9 @@ def test_the_teacher_answers_as_it_does_alone(
 
 
 class TestRefused:
-    def test_one_that_has_seen_val(self, tiny: Dataset, small_run: Path, tmp_path: Path) -> None:
+    def test_teacher_that_has_seen_val_is_refused(
+        self, tiny: Dataset, small_run: Path, tmp_path: Path
+    ) -> None:
         final = dataclasses.replace(SMALL, final=True, epochs=2)
         train(final, tiny, tmp_path / "final", recipe="small")
         with pytest.raises(SpratError, match=r"val.*Add --final"):
@@ -171,13 +173,15 @@ class TestRefused:
         assert not (tmp_path / "run").exists()
         train(taught(tmp_path / "final", final=True), tiny, tmp_path / "run", recipe="small")
 
-    def test_one_of_other_images(self, tiny: Dataset, small_run: Path, tmp_path: Path) -> None:
+    def test_teacher_of_other_images_is_refused(
+        self, tiny: Dataset, small_run: Path, tmp_path: Path
+    ) -> None:
         other = dataclasses.replace(tiny, md5="0" * 32)
         with pytest.raises(SpratError, match="was trained on other images"):
             train(taught(small_run), other, tmp_path / "run", recipe="small")
         assert not (tmp_path / "run").exists()
 
-    def test_one_that_is_not_there(self, here: Here, tmp_path: Path) -> None:
+    def test_missing_teacher_is_refused(self, here: Here, tmp_path: Path) -> None:
         done = here(
             "train", "--distill.teacher", tmp_path / "none", "--output", tmp_path / "run",
             "--dataset", "shapes10",

@@ -18,7 +18,7 @@ def test_a_batch_that_cannot_be_divided_is_refused(monkeypatch: pytest.MonkeyPat
 
 
 @given(batch=st.integers(1, 8), processes=st.integers(1, 4), epoch=st.integers(0, 3))
-def test_the_parts_of_a_batch_are_the_batch(batch: int, processes: int, epoch: int) -> None:
+def test_parts_of_a_batch_make_up_the_batch(batch: int, processes: int, epoch: int) -> None:
     images = ImageSet(torch.zeros(40, 3, 4, 4, dtype=torch.uint8), torch.zeros(40).long(), ("a",))
     size = batch * processes
     alone = Batches(images, size, seed=0).order(epoch)

@@ -14,7 +14,7 @@ def _walk(network: nn.Module) -> None:
             parameter.add_(torch.randn_like(parameter))
 
 
-def test_agrees_with_the_plain_recurrence() -> None:
+def test_average_agrees_with_the_plain_recurrence() -> None:
     torch.manual_seed(0)
     network = nn.Linear(3, 2)
     ema = EMA(network, decay=0.8)
@@ -38,7 +38,7 @@ def test_the_warm_up_forgets_the_initial_weights() -> None:
     assert abs(ema.network.weight.item()) < 1e-6
 
 
-def test_following_does_not_touch_the_network() -> None:
+def test_update_does_not_change_the_network() -> None:
     torch.manual_seed(0)
     network = build_network("OptimizedCIFAR10Net200K")
     ema = EMA(network, decay=0.9)
@@ -64,7 +64,7 @@ def test_reestimated_statistics_are_those_of_the_images() -> None:
     assert network[0].momentum == pytest.approx(0.1)
 
 
-def test_reestimating_leaves_weights_alone_and_a_network_without_batchnorm_too() -> None:
+def test_reestimating_changes_only_batchnorm_statistics() -> None:
     torch.manual_seed(0)
     network = build_network("OptimizedCIFAR10Net200K")
     before = [p.clone() for p in network.parameters()]

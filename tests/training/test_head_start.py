@@ -44,7 +44,7 @@ def begun(dataset: Dataset, by: Path, folder: Path, **changes: Any) -> Run:
     return Run(settle_for(config, dataset), dataset, folder, start=HeadStart.load(str(by)))
 
 
-def test_all_but_the_classifier_begins_as_the_model_has_it(
+def test_all_but_the_classifier_starts_from_the_model(
     tiny: Dataset, small_run: Path, tmp_path: Path
 ) -> None:
     other = named(tiny, OTHER)
@@ -64,7 +64,7 @@ def test_all_but_the_classifier_begins_as_the_model_has_it(
     assert start["new_parameters"] == 12 * 10 + 10
 
 
-def test_the_same_classes_keep_their_classifier_in_whatever_order(
+def test_same_classes_keep_the_classifier_in_any_order(
     tiny: Dataset, small_run: Path, tmp_path: Path
 ) -> None:
     """Check that the untrained run answers as the model does, class by class."""
@@ -79,7 +79,7 @@ def test_the_same_classes_keep_their_classifier_in_whatever_order(
         torch.testing.assert_close(answers, given[:, places])
 
 
-def test_of_another_network_what_fits_is_taken_over_and_the_rest_listed(
+def test_another_network_takes_over_the_weights_that_fit(
     tiny: Dataset, small_run: Path, tmp_path: Path
 ) -> None:
     wider = NetworkConfig(name="SpratNet", widths=(8, 16), depth=(1,))
@@ -103,7 +103,7 @@ def test_every_shipped_model_starts_its_network_for_other_classes(name: str) -> 
     assert record["model"] == name
 
 
-def test_the_head_start_is_recorded_and_makes_other_weights(
+def test_head_start_changes_the_weights_and_is_recorded(
     tiny: Dataset, small_run: Path, tmp_path: Path
 ) -> None:
     train(started(small_run, epochs=2), tiny, tmp_path / "run", recipe="small")
@@ -118,7 +118,7 @@ def test_the_head_start_is_recorded_and_makes_other_weights(
     assert read_results(tmp_path / "scratch" / "results.json")["start"] is None
 
 
-def test_resumes_bit_for_bit_without_the_model_but_not_before_the_first_checkpoint(
+def test_resume_needs_the_model_only_before_first_checkpoint(
     tiny: Dataset, small_run: Path, tmp_path: Path
 ) -> None:
     model = Path(shutil.copytree(small_run, tmp_path / "model"))
@@ -159,7 +159,7 @@ def test_all_seeds_start_from_the_same_weights(
     assert not (folder / "seed-2").exists()
 
 
-class TestTheNetwork:
+class TestNetwork:
     """Tests that the network is the model's, unless it is named."""
 
     FAST = {"epochs": 1, "train_images": 32, "tta": 1, "device": "cpu"}  # noqa: RUF012
@@ -173,21 +173,21 @@ class TestTheNetwork:
         recorded = sprat.load_recipe("fine-tune").changed(run.results["overrides"])
         assert recorded.network == SMALL.network
 
-    def test_is_changed_where_it_is_asked_for(
+    def test_is_changed_by_its_settings(
         self, tiny: Dataset, small_run: Path, tmp_path: Path
     ) -> None:
         changes = {"start_from": str(small_run), "network.widths": (8, 16), "batch_size": 32}
         run = self.run(tiny, tmp_path / "run", changes, "quick")
         assert run.results["network"] == SMALL.network.to_dict() | {"widths": [8, 16]}
 
-    def test_is_another_where_it_is_named(
+    def test_unrelated_network_is_refused(
         self, tiny: Dataset, small_run: Path, tmp_path: Path
     ) -> None:
         changes = {"start_from": str(small_run), "model": "SpratS"}
         with pytest.raises(SpratError, match="SpratS has no weights in common with SpratNet"):
             self.run(tiny, tmp_path / "run", changes, "fine-tune")
 
-    def test_is_the_recipes_where_that_names_the_model(
+    def test_is_the_recipes_if_named_there(
         self, tiny: Dataset, small_run: Path, tmp_path: Path
     ) -> None:
         recipe = tmp_path / "mine.toml"
@@ -201,7 +201,7 @@ class TestTheNetwork:
 
 
 class TestRefused:
-    def test_one_that_has_seen_val(self, tiny: Dataset, tmp_path: Path) -> None:
+    def test_model_that_has_seen_val_is_refused(self, tiny: Dataset, tmp_path: Path) -> None:
         final = dataclasses.replace(SMALL, final=True, epochs=2)
         train(final, tiny, tmp_path / "final", recipe="small")
         with pytest.raises(SpratError, match=r"including those of val.*Add --final"):
@@ -226,7 +226,7 @@ class TestRefused:
             ),
         ],
     )
-    def test_in_words(
+    def test_invalid_options_are_refused(
         self,
         here: Here,
         tmp_path: Path,

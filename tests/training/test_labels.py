@@ -38,7 +38,7 @@ def _cached_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("tiny.toml").write_text(RECIPE)
 
 
-def test_every_label_is_compared_with_an_answer_and_the_runs_are_used_again(here: Here) -> None:
+def test_suspect_labels_are_listed_and_runs_reused(here: Here) -> None:
     draw(Path("set"), train__red=10, train__grey=10, test__red=6, test__grey=6)
     done = here("data", "check", "set", *WORDS, "--json", "--output", "page.html")
     assert done.returncode == 0, done.stderr
@@ -80,7 +80,7 @@ def test_every_label_is_compared_with_an_answer_and_the_runs_are_used_again(here
         (("--recipe", "taught-t"), "folds is 5, expected 0, since there is a teacher"),
     ],
 )
-def test_what_cannot_be_checked_ends_with_2_and_leaves_nothing(
+def test_invalid_options_are_refused_and_leave_nothing(
     words: tuple[object, ...], said: str, here: Here
 ) -> None:
     draw(Path("set"), train__red=4, train__grey=4, test__red=2, test__grey=2)
@@ -91,7 +91,7 @@ def test_what_cannot_be_checked_ends_with_2_and_leaves_nothing(
     assert not Path("runs").exists()
 
 
-def test_options_of_the_labels_are_refused_without_them(here: Here) -> None:
+def test_label_options_are_refused_without_labels(here: Here) -> None:
     for words in (("--folds", 3), ("--recipe", "quick"), ("--runs", "elsewhere")):
         done = here("data", "check", "shapes10", *words)
         assert done.returncode == 2

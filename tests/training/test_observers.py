@@ -89,7 +89,7 @@ def unwatched(tiny: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _train(tiny, tmp_path_factory.mktemp("unwatched") / "run").folder
 
 
-def test_hears_everything_in_its_order(tiny: Dataset, tmp_path: Path) -> None:
+def test_observer_receives_every_event_in_order(tiny: Dataset, tmp_path: Path) -> None:
     notes = Notes()
     _train(tiny, tmp_path / "run", notes)
     steps = len(notes.heard[1 : notes.heard.index("epoch_ended")])
@@ -101,7 +101,7 @@ def test_hears_everything_in_its_order(tiny: Dataset, tmp_path: Path) -> None:
     assert notes.heard == ["started", *epoch, *epoch, *rest]
 
 
-def test_hears_the_end_of_a_run_that_is_interrupted_too(tiny: Dataset, tmp_path: Path) -> None:
+def test_observer_is_closed_after_an_interruption(tiny: Dataset, tmp_path: Path) -> None:
     notes, asked = Notes(), StopAfter(2)
     with pytest.raises(Interrupted):
         _train(tiny, tmp_path / "run", notes, stopping=_stopping(asked))
@@ -119,7 +119,9 @@ class _stopping:  # noqa: N801 - a context manager
         pass
 
 
-def test_does_not_change_the_weights(tiny: Dataset, tmp_path: Path, unwatched: Path) -> None:
+def test_observers_do_not_change_the_weights(
+    tiny: Dataset, tmp_path: Path, unwatched: Path
+) -> None:
     drawn = torch.get_rng_state()
     run = _train(tiny, tmp_path / "run", Meddler(), Notes())
     assert weights(run.folder) == weights(unwatched)
@@ -132,7 +134,7 @@ def test_does_not_change_the_weights(tiny: Dataset, tmp_path: Path, unwatched: P
     torch.set_rng_state(drawn)
 
 
-def test_a_failing_one_is_left_out_after_one_warning(
+def test_failing_observer_is_removed_after_one_warning(
     tiny: Dataset, tmp_path: Path, unwatched: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ways = [(event, RuntimeError("its server is gone\x1b")) for event in EVENTS]
@@ -146,18 +148,18 @@ def test_a_failing_one_is_left_out_after_one_warning(
     assert len(lines) == len(ways)
     for event, error in ways:
         name = type(error).__name__
-        told = f"sprat: The observer Broken failed in {event} ({name}: "
-        assert any(line.startswith(told) for line in lines), told
+        warning = f"sprat: The observer Broken failed in {event} ({name}: "
+        assert any(line.startswith(warning) for line in lines), warning
     assert not any("\x1b" in line for line in lines)
 
 
-def test_ctrl_c_within_one_ends_the_run(tiny: Dataset, tmp_path: Path) -> None:
+def test_ctrl_c_in_an_observer_ends_the_run(tiny: Dataset, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         _train(tiny, tmp_path / "run", Broken(KeyboardInterrupt(), "stepped"))
 
 
 @pytest.mark.parametrize("wrong", [Notes, "tensorboard", [Notes], [None], Notes()])
-def test_what_is_no_list_of_observers_is_refused(tmp_path: Path, wrong: Any) -> None:
+def test_invalid_observers_are_refused(tmp_path: Path, wrong: Any) -> None:
     for verb in (
         lambda: sprat.train("quick", output=tmp_path / "run", observers=wrong),
         lambda: sprat.train_seeds("quick", seeds=2, output=tmp_path / "run", observers=wrong),
@@ -169,7 +171,7 @@ def test_what_is_no_list_of_observers_is_refused(tmp_path: Path, wrong: Any) -> 
             verb()
 
 
-def test_each_seed_is_heard_of(tiny: Dataset, tmp_path: Path) -> None:
+def test_observer_receives_events_of_each_seed(tiny: Dataset, tmp_path: Path) -> None:
     notes = Notes()
     found = sprat.train_seeds(
         CONFIG,
@@ -194,7 +196,7 @@ class TestTensorBoard:
         found = accumulator(str(run / "tensorboard"), size_guidance={"images": 0, "scalars": 0})
         return found.Reload()
 
-    def test_holds_what_the_run_measured_and_how_it_looks(
+    def test_contains_metrics_settings_and_pictures(
         self, tiny: Dataset, tmp_path: Path, unwatched: Path
     ) -> None:
         pytest.importorskip("tensorboard")
@@ -326,7 +328,7 @@ class FakeMLflow(Fake):
 @pytest.mark.parametrize(
     ("package", "name", "fake"), [("wandb", "WandB", FakeWandB), ("mlflow", "MLflow", FakeMLflow)]
 )
-def test_the_recipes_of_the_page_log_each_epoch_once_even_when_resumed(
+def test_documented_loggers_log_each_epoch_once(
     tiny: Dataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -355,7 +357,7 @@ def test_the_recipes_of_the_page_log_each_epoch_once_even_when_resumed(
     assert (begun, ended, again) == ("init", ("finish", None), first)
 
 
-def test_the_example_of_the_page_runs(
+def test_documented_example_runs(
     tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, *_ = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)

@@ -27,7 +27,7 @@ from sprat.training.pace import (
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90s", 90), ("5m", 300), ("1h30m", 5400), ("2h0m1s", 7201), ("007s", 7)]
 )
-def test_times_are_read_as_people_write_them(text: str, seconds: int) -> None:
+def test_valid_times_are_parsed(text: str, seconds: int) -> None:
     assert parse_time(text) == seconds
 
 
@@ -35,13 +35,13 @@ def test_times_are_read_as_people_write_them(text: str, seconds: int) -> None:
     "text",
     ["5", "m", "5 m", "-5m", "0s", "5m1h", "1.5h", "5M", "101000h", "9" * 5_000 + "s", "\n5m", 300],
 )
-def test_what_is_no_time_is_refused(text: Any) -> None:
+def test_invalid_time_is_refused(text: Any) -> None:
     with pytest.raises(SpratError, match=r"time is .*90s, 5m or 1h30m"):
         parse_time(text)
 
 
 @pytest.mark.parametrize("evaluate_every", [1, 7])
-def test_as_many_epochs_as_fit_are_trained(
+def test_fit_chooses_as_many_epochs_as_possible(
     monkeypatch: pytest.MonkeyPatch, tiny: Dataset, evaluate_every: int
 ) -> None:
     pace = Pace(epoch=2.0, checkpoint=0.5, evaluation=1.0, final=3.0)
@@ -56,7 +56,7 @@ def test_as_many_epochs_as_fit_are_trained(
 
 @pytest.mark.parametrize("recipe", recipe_names())
 @pytest.mark.parametrize("epochs", [1, 2, 5, 1_000])
-def test_every_recipe_can_be_of_another_length(recipe: str, epochs: int) -> None:
+def test_every_recipe_scales_to_other_epochs(recipe: str, epochs: int) -> None:
     config = load_recipe(recipe)
     other = config.in_proportion(epochs)
     assert other.epochs == epochs
@@ -74,7 +74,7 @@ def test_sides_grow_at_the_same_shares_of_the_run() -> None:
 
 
 @pytest.mark.parametrize("recipe", recipe_names())
-def test_a_recipe_that_is_written_is_read_back(recipe: str) -> None:
+def test_written_recipe_loads_unchanged(recipe: str) -> None:
     config = dataclasses.replace(load_recipe(recipe), seed=7, final=True)
     config = config.changed({"distill.teacher": ['a "b"\\', "c\x7f\x01é"]})
     values = tomllib.loads(to_toml(config))
@@ -83,7 +83,7 @@ def test_a_recipe_that_is_written_is_read_back(recipe: str) -> None:
     assert Config.from_dict(values | kept) == config
 
 
-def test_a_fitted_recipe_fits_again_to_the_same_settings_alone(tmp_path: Path) -> None:
+def test_fitted_recipe_is_reused_only_with_same_settings(tmp_path: Path) -> None:
     whole = load_recipe("accurate")
     recipe = fitted_recipe(tmp_path, "accurate", "5m")
     keep_recipe(whole.in_proportion(7), recipe)
@@ -92,7 +92,7 @@ def test_a_fitted_recipe_fits_again_to_the_same_settings_alone(tmp_path: Path) -
         fit_again(dataclasses.replace(whole, batch_size=32), recipe)
 
 
-def test_the_parts_of_a_run_are_timed_and_leave_nothing(tiny: Dataset) -> None:
+def test_every_part_of_a_run_is_timed(tiny: Dataset) -> None:
     augment = dataclasses.replace(SMALL.augment, sides=(16, 32))
     pace = measure(dataclasses.replace(SMALL, augment=augment), tiny, 1.0)
     assert all(seconds > 0 for seconds in dataclasses.astuple(pace))
@@ -106,7 +106,7 @@ def test_the_parts_of_a_run_are_timed_and_leave_nothing(tiny: Dataset) -> None:
         (("--time", "5m", "--resume", "run"), "--resume continues a run with exactly"),
     ],
 )
-def test_what_cannot_be_is_refused(
+def test_invalid_time_options_are_refused(
     here: Here,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

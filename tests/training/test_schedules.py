@@ -21,13 +21,17 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("schedule", "step", "total", "warmup", "factor"), TABLE)
-def test_table(schedule: str, step: int, total: int, warmup: int, factor: float) -> None:
+def test_schedules_match_the_table(
+    schedule: str, step: int, total: int, warmup: int, factor: float
+) -> None:
     assert warmup_then(schedule, step, total, warmup) == pytest.approx(factor)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize(("total", "warmup"), [(1, 0), (2, 1), (100, 0), (100, 7), (1000, 999)])
-def test_rises_then_falls_and_is_never_zero(schedule: str, total: int, warmup: int) -> None:
+def test_schedule_rises_then_falls_and_is_never_zero(
+    schedule: str, total: int, warmup: int
+) -> None:
     factors = [warmup_then(schedule, step, total, warmup) for step in range(total)]
     assert min(factors) > 0
     assert max(factors) == 1
@@ -46,7 +50,7 @@ def test_rises_then_falls_and_is_never_zero(schedule: str, total: int, warmup: i
         ("falling", 9, 10, 0.1),
     ],
 )
-def test_ramps(name: str, step: int, total: int, share: float) -> None:
+def test_ramps_match_the_table(name: str, step: int, total: int, share: float) -> None:
     assert RAMPS[name](step, total) == pytest.approx(share)
 
 

@@ -46,7 +46,7 @@ def _train(folder: Path, dataset: Dataset, watching: Watching, **changes: Any) -
     )
 
 
-def test_an_interrupted_seed_goes_on_and_a_finished_one_is_skipped(
+def test_interrupted_seed_resumes_and_finished_one_is_skipped(
     tiny: Dataset, tmp_path: Path
 ) -> None:
     whole = Watching()
@@ -70,7 +70,7 @@ def test_an_interrupted_seed_goes_on_and_a_finished_one_is_skipped(
     assert nothing.steps == 0
 
 
-def test_a_folder_of_other_settings_is_left_alone(tiny: Dataset, tmp_path: Path) -> None:
+def test_folder_with_other_settings_is_refused_unchanged(tiny: Dataset, tmp_path: Path) -> None:
     _train(tmp_path, tiny, Watching())
     before = read_json(tmp_path / "seed-4" / "results.json")
     with pytest.raises(SpratError, match=r"seed-4 is a run with other settings .*dropout"):
@@ -78,7 +78,7 @@ def test_a_folder_of_other_settings_is_left_alone(tiny: Dataset, tmp_path: Path)
     assert read_json(tmp_path / "seed-4" / "results.json") == before
 
 
-def test_fewer_training_images_keep_the_classes_shares(tiny: Dataset, tmp_path: Path) -> None:
+def test_fewer_training_images_keep_class_proportions(tiny: Dataset, tmp_path: Path) -> None:
     def counts(images: int) -> Tensor:
         training = Run(dataclasses.replace(CONFIG, train_images=images), tiny, tmp_path)
         return training.images.batches.dataset.targets.bincount(minlength=10)
@@ -92,7 +92,7 @@ def test_fewer_training_images_keep_the_classes_shares(tiny: Dataset, tmp_path: 
 
 
 @pytest.mark.parametrize("recipe", recipe_names())
-def test_every_recipe_trains_to_its_summary(
+def test_every_recipe_trains_and_is_summarized(
     recipe: str, tiny: Dataset, small_run: Path, tmp_path: Path
 ) -> None:
     """Train for a few steps, and ResNet8 in place of ResNet18, so that it does not take hours."""

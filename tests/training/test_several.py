@@ -32,9 +32,7 @@ class HereAlone(Processes):
         return Here(work, shared.to_send(), self.stopping or should_stop)
 
 
-def test_members_are_resumed_and_a_failing_one_leaves_the_others(
-    tiny: Dataset, tmp_path: Path
-) -> None:
+def test_seeds_resume_and_failure_leaves_others_unchanged(tiny: Dataset, tmp_path: Path) -> None:
     source = Source(
         "tiny", None, CONFIG.pictures, {CONFIG.pictures.side: tiny.md5}, False, tiny, False
     )
@@ -64,7 +62,7 @@ def test_members_are_resumed_and_a_failing_one_leaves_the_others(
     assert not (folder / "seed-2").exists()
 
 
-def test_a_machine_that_does_not_see_the_folder_says_so(tiny: Dataset, tmp_path: Path) -> None:
+def test_folder_invisible_to_a_worker_is_reported(tiny: Dataset, tmp_path: Path) -> None:
     class Elsewhere(HereAlone):
         apart = True
 
@@ -94,7 +92,7 @@ def test_workers_are_processes_or_a_cluster(given: int | str, means: int | str) 
     "given", [0, -1, 257, True, 1.5, None, "", "two", "0", "²", "ray:foo", "ray://", "ray://host",
               "ray://host:port", "ray://a b:1", "http://host:1", "9" * 5000]
 )  # fmt: skip
-def test_other_workers_are_refused(given: Any) -> None:
+def test_invalid_workers_are_refused(given: Any) -> None:
     with pytest.raises(SpratError, match=r"^--workers is .*, expected 1 to 256, ray or ray://"):
         parse_workers(given)
 
@@ -112,7 +110,7 @@ def test_other_workers_are_refused(given: Any) -> None:
         (["search", "--resume", "run", "--workers", "0"], "--workers is 0, expected 1 to 256"),
     ],
 )
-def test_what_workers_cannot_do_is_said(
+def test_invalid_worker_options_are_reported(
     here: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -123,7 +121,7 @@ def test_what_workers_cannot_do_is_said(
 
 
 @pytest.mark.parametrize("words", [["train", "--seeds", "2"], ["search", "--trials", "1"]])
-def test_several_under_torchrun_are_refused(
+def test_several_runs_under_torchrun_are_refused(
     here: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

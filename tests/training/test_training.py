@@ -56,7 +56,7 @@ class TestRepeatability:
         train(dataclasses.replace(SMALL, final=True), tiny, tmp_path / "again", recipe="small")
         assert weights(tmp_path / "again") == weights(final_run)
 
-    def test_another_seed_gives_others(
+    def test_another_seed_gives_different_weights(
         self, tiny: Dataset, final_run: Path, tmp_path: Path
     ) -> None:
         config = dataclasses.replace(SMALL, final=True, seed=1)
@@ -64,7 +64,7 @@ class TestRepeatability:
         assert weights(tmp_path / "other") != weights(final_run)
 
     @pytest.mark.parametrize("steps", [1, 12, 13, 25])
-    def test_stopped_and_resumed_is_as_if_never_stopped(
+    def test_resumed_run_equals_an_uninterrupted_one(
         self, tiny: Dataset, final_run: Path, tmp_path: Path, steps: int
     ) -> None:
         run = tmp_path / "run"
@@ -79,7 +79,7 @@ class TestRepeatability:
         assert list(map(_timeless, rows)) == list(map(_timeless, expected))
 
     @pytest.mark.parametrize("kept", ["last", "ema"])
-    def test_a_run_that_chooses_on_val_resumes_to_the_same_choice(
+    def test_resumed_run_chooses_the_same_weights_on_val(
         self, tiny: Dataset, tmp_path: Path, kept: str
     ) -> None:
         config = dataclasses.replace(SMALL, weights=kept, patience=2)
@@ -100,7 +100,7 @@ class TestRepeatability:
         assert torch.equal(sets[0].images[:], sets[1].images[:])
 
 
-class TestWhatIsChosenWhen:
+class TestSelectionAndTestSet:
     def test_a_run_without_final_never_touches_the_test_set(
         self, tiny: Dataset, tmp_path: Path
     ) -> None:
@@ -165,7 +165,7 @@ class TestWhatIsChosenWhen:
         for name in wanted:
             assert torch.equal(kept[name], wanted[name]), name
 
-    def test_a_final_run_is_watched_on_a_fixed_probe(
+    def test_final_run_is_evaluated_on_a_fixed_probe(
         self, tiny: Dataset, shapes10: Dataset, final_run: Path, tmp_path: Path
     ) -> None:
         assert {row["evaluated_on"] for row in read_metrics(final_run)} == {"probe"}
@@ -196,9 +196,7 @@ class TestEarlyStopping:
         assert results["best_epoch"] == best
         assert results["epochs"] == len(rows) == best + 2
 
-    def test_a_run_that_goes_on_improving_is_not_stopped(
-        self, tiny: Dataset, tmp_path: Path
-    ) -> None:
+    def test_improving_run_is_not_stopped(self, tiny: Dataset, tmp_path: Path) -> None:
         config = dataclasses.replace(SMALL, patience=1, weights="ema", val_fraction=0.25)
         config = dataclasses.replace(config, optim=OptimConfig(lr=0.1, warmup_epochs=0))
         results = train(config, tiny, tmp_path / "run", recipe="small")
@@ -272,7 +270,7 @@ class TestTrainingStep:
             assert parameter.isfinite().all()
 
 
-def test_bf16_is_not_used_where_torch_computes_it_wrongly(tiny: Dataset) -> None:
+def test_bf16_is_not_used_for_dilated_convolutions(tiny: Dataset) -> None:
     """Refuse bf16 for dilated depthwise convolutions on a CPU: gradients are not repeatable."""
     config = dataclasses.replace(SMALL, network=NetworkConfig(name="Tiniest"), precision="auto")
     assert settle_for(config, tiny).precision == "fp32"
@@ -282,7 +280,7 @@ def test_bf16_is_not_used_where_torch_computes_it_wrongly(tiny: Dataset) -> None
     assert settle_for(plain, tiny).precision == "bf16"
 
 
-def test_decay_stays_off_norms_and_biases_unless_asked(tiny: Dataset, tmp_path: Path) -> None:
+def test_decay_excludes_norms_and_biases_by_default(tiny: Dataset, tmp_path: Path) -> None:
     def decayed(choice: bool) -> set[int]:
         optim = dataclasses.replace(SMALL.optim, decay_norm_and_bias=choice)
         training = Run(dataclasses.replace(SMALL, optim=optim), tiny, tmp_path)
@@ -295,9 +293,7 @@ def test_decay_stays_off_norms_and_biases_unless_asked(tiny: Dataset, tmp_path: 
     assert decayed(True) == {1, 2, 4}
 
 
-def test_a_loss_that_is_no_longer_finite_stops_with_step_rate_and_remedy(
-    tiny: Dataset, tmp_path: Path
-) -> None:
+def test_nan_loss_is_reported_with_step_and_rate(tiny: Dataset, tmp_path: Path) -> None:
     class Poison(Observer):
         def stepped(self, training: Run) -> None:
             if training.steps_taken == 15:
@@ -315,7 +311,7 @@ def test_a_loss_that_is_no_longer_finite_stops_with_step_rate_and_remedy(
     resume(tmp_path / "run", tiny)  # without the poison it ends well
 
 
-def test_weights_spoilt_by_the_last_update_are_never_saved(tiny: Dataset, tmp_path: Path) -> None:
+def test_infinite_weights_are_never_saved(tiny: Dataset, tmp_path: Path) -> None:
     class Poison(Observer):
         def stepped(self, training: Run) -> None:
             if (
@@ -330,7 +326,7 @@ def test_weights_spoilt_by_the_last_update_are_never_saved(tiny: Dataset, tmp_pa
     assert load_resume(tmp_path / "run" / "last.pt")["epoch"] == 1
 
 
-def test_a_val_of_no_images_is_refused(tiny: Dataset, tmp_path: Path) -> None:
+def test_empty_val_is_refused(tiny: Dataset, tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, val_fraction=0.001)
     with pytest.raises(SpratError, match=r"holds out none of 200 training images. Give at least"):
         train(config, tiny, tmp_path / "run", recipe="small")
@@ -348,7 +344,7 @@ def test_a_config_changed_under_a_run_is_refused(tiny: Dataset, tmp_path: Path) 
         resume(run, tiny)
 
 
-def test_a_run_begun_by_a_sprat_with_fewer_settings_goes_on(tiny: Dataset, tmp_path: Path) -> None:
+def test_run_recorded_with_fewer_settings_resumes(tiny: Dataset, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(Interrupted):
         train(SMALL, tiny, run, recipe="small", should_stop=StopAfter(20))
@@ -360,7 +356,7 @@ def test_a_run_begun_by_a_sprat_with_fewer_settings_goes_on(tiny: Dataset, tmp_p
     assert resume(run, tiny)["epochs"] == SMALL.epochs
 
 
-def test_what_a_killed_process_left_behind_is_swept(tiny: Dataset, tmp_path: Path) -> None:
+def test_temporary_files_of_killed_processes_are_removed(tiny: Dataset, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / ".config-abcd.json").write_text("half")
@@ -371,9 +367,7 @@ def test_what_a_killed_process_left_behind_is_swept(tiny: Dataset, tmp_path: Pat
     assert not [p for p in run.iterdir() if p.name.startswith(".")]
 
 
-def test_a_damaged_resume_file_is_refused_wherever_the_damage(
-    tiny: Dataset, tmp_path: Path
-) -> None:
+def test_damaged_resume_file_is_refused(tiny: Dataset, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(Interrupted):
         train(SMALL, tiny, run, recipe="small", should_stop=StopAfter(1))
@@ -393,9 +387,7 @@ def test_a_damaged_resume_file_is_refused_wherever_the_damage(
     assert refused == 40, "and nothing but SpratError was raised"
 
 
-def test_a_hostile_resume_file_or_config_is_refused_before_a_step(
-    tiny: Dataset, tmp_path: Path
-) -> None:
+def test_invalid_resume_file_or_config_is_refused(tiny: Dataset, tmp_path: Path) -> None:
     """Try values of the right type that no run of this config can have saved."""
     run = tmp_path / "run"
     with pytest.raises(Interrupted):
@@ -442,9 +434,7 @@ def test_a_hostile_resume_file_or_config_is_refused_before_a_step(
     assert resume(run, tiny, should_stop=lambda: False)["epochs"] == 3
 
 
-def test_a_dataset_that_no_model_file_could_describe_is_refused_before_it_is_learnt(
-    tiny: Dataset, tmp_path: Path
-) -> None:
+def test_dataset_with_invalid_classes_is_refused(tiny: Dataset, tmp_path: Path) -> None:
     for classes in (("one",), ("a",) * 10, ("", *tiny.train.classes[1:])):
         named = dataclasses.replace(tiny.train, classes=classes)
         dataset = dataclasses.replace(tiny, train=named)
@@ -454,9 +444,7 @@ def test_a_dataset_that_no_model_file_could_describe_is_refused_before_it_is_lea
 
 
 @needs_cuda
-def test_a_gpu_trains_to_the_end_and_its_weights_load_on_a_cpu(
-    tiny: Dataset, tmp_path: Path
-) -> None:
+def test_weights_trained_on_gpu_load_on_cpu(tiny: Dataset, tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, device="cuda", precision="auto", final=True)
     train(config, tiny, tmp_path / "run", recipe="small")
     model = load_model(tmp_path / "run")
@@ -470,7 +458,7 @@ def test_an_existing_run_is_never_overwritten(tiny: Dataset, small_run: Path) ->
     assert {p.name: p.read_bytes() for p in small_run.iterdir()} == before
 
 
-class TestTheRunsFolder:
+class TestRunFolder:
     """Tests of who may write to a run's folder, and of what is written."""
 
     @pytest.mark.parametrize("checkpoint", [True, False])
@@ -487,8 +475,8 @@ class TestTheRunsFolder:
             with pytest.raises(SpratError, match="trained on other images"):
                 resume(run, dataclasses.replace(tiny, **changes))  # type: ignore[arg-type]
 
-    def test_the_second_comer_is_told_who_is_there(self, tiny: Dataset, tmp_path: Path) -> None:
-        run, told = tmp_path / "seed-0", []
+    def test_run_in_use_is_refused_naming_its_process(self, tiny: Dataset, tmp_path: Path) -> None:
+        run, messages = tmp_path / "seed-0", []
 
         class Crowd(Observer):
             def started(self, training: Run) -> None:
@@ -499,16 +487,16 @@ class TestTheRunsFolder:
                 ):
                     with pytest.raises(SpratError) as error:
                         begin()
-                    told.append(str(error.value))
+                    messages.append(str(error.value))
 
         with pytest.raises(Interrupted):
             train(SMALL, tiny, run, recipe="small", observer=Crowd(), should_stop=StopAfter(1))
-        assert len(told) == 3
-        for text in told:
+        assert len(messages) == 3
+        for text in messages:
             assert f"{run} is in use: process {os.getpid()} on " in text
         assert not list(run.glob(".*")), "the lock goes with its holder"
 
-    def test_results_tell_of_what_was_trained_not_of_a_file_read_again(
+    def test_results_ignore_later_changes_of_the_config(
         self, tiny: Dataset, tmp_path: Path
     ) -> None:
         config = dataclasses.replace(SMALL, epochs=2, train_images=96)
@@ -527,7 +515,7 @@ class TestTheRunsFolder:
         assert (results["recipe"], results["overrides"]) == ("small", given)
         assert load_model(run).about["recipe"] == "small"
 
-    def test_data_that_has_moved_is_named_where_it_is_now(
+    def test_moved_dataset_is_recorded_at_its_new_place(
         self, tiny: Dataset, final_run: Path, tmp_path: Path
     ) -> None:
         run = tmp_path / "run"
@@ -547,7 +535,7 @@ class TestTheRunsFolder:
             ("results.json", "model.safetensors", "metrics.jsonl"),
         ],
     )
-    def test_a_run_killed_as_it_ended_is_finished(
+    def test_run_killed_at_its_end_is_completed(
         self, tiny: Dataset, final_run: Path, tmp_path: Path, lost: tuple[str, ...]
     ) -> None:
         run = tmp_path / "run"
@@ -559,9 +547,7 @@ class TestTheRunsFolder:
         assert weights(run) == weights(final_run)
         assert (run / "metrics.jsonl").read_bytes() == (final_run / "metrics.jsonl").read_bytes()
 
-    def test_a_folder_whose_run_was_killed_before_it_began_can_be_used(
-        self, tiny: Dataset, tmp_path: Path
-    ) -> None:
+    def test_folder_of_a_run_killed_early_is_usable(self, tiny: Dataset, tmp_path: Path) -> None:
         run = tmp_path / "run"
         run.mkdir()
         (run / ".lock").write_text("process 1 on nowhere since the beginning")
@@ -572,7 +558,7 @@ class TestTheRunsFolder:
             train(SMALL, tiny, run, recipe="small", should_stop=StopAfter(1))
         assert {path.name for path in run.iterdir()} == {"config.json", "last.pt"}
 
-    def test_a_run_whose_folder_was_removed_writes_no_more(
+    def test_run_stops_writing_when_its_folder_is_removed(
         self, tiny: Dataset, tmp_path: Path
     ) -> None:
         run = tmp_path / "run"
@@ -588,7 +574,7 @@ class TestTheRunsFolder:
             train(SMALL, tiny, run, recipe="small", observer=Remove())
         assert [path.name for path in run.iterdir()] == [".lock"]
 
-    def test_a_file_that_cannot_be_written_leaves_what_can_be_resumed(
+    def test_run_can_be_resumed_after_a_write_error(
         self, tiny: Dataset, final_run: Path, tmp_path: Path
     ) -> None:
         run = tmp_path / "run"
@@ -614,9 +600,7 @@ def test_resuming_a_finished_run_gives_its_results_and_changes_nothing(
     assert {p.name: p.read_bytes() for p in final_run.iterdir()} == before
 
 
-def test_the_command_too_clears_what_a_kill_at_the_end_of_a_run_left(
-    here: Here, final_run: Path
-) -> None:
+def test_command_removes_the_lock_of_a_finished_run(here: Here, final_run: Path) -> None:
     (final_run / "curves.png").touch()
     before = {p.name for p in final_run.iterdir()}
     (final_run / ".lock").write_text("process 1, which was killed as it ended")
@@ -646,10 +630,10 @@ def test_results_have_their_stable_shape(final_run: Path, small_run: Path) -> No
         "test", "val", "original_claims",
     } <= set(final)  # fmt: skip
     assert (final["recipe"], final["dataset"], final["overrides"]) == ("small", "shapes10", {})
-    judgement = {
+    evaluation = {
         "top1", "top1_ci95", "tta_top1", "tta_views", "tta_p", "n", "per_class", "confusion", "ece"
     }  # fmt: skip
-    assert set(final["test"]) == set(chosen["val"]) == judgement
+    assert set(final["test"]) == set(chosen["val"]) == evaluation
     assert 0 <= final["test"]["top1"] <= 1
     assert final["parameters"] == 1_693
     assert final["original_claims"]["receptive_field"] == 23
@@ -658,14 +642,14 @@ def test_results_have_their_stable_shape(final_run: Path, small_run: Path) -> No
         assert empty == set(results["original_claims"]["reasons"])
 
 
-def test_config_json_gives_back_the_run(small_run: Path) -> None:
+def test_config_json_restores_the_config(small_run: Path) -> None:
     config, recipe, changed = read_config(small_run)
     colour = dataclasses.replace(SMALL.pictures, channels=3)  # set by the images
     assert config == dataclasses.replace(SMALL, kernels=config.kernels, pictures=colour)
     assert (recipe, changed) == ("small", {})
 
 
-def test_the_average_is_not_below_the_raw_weights(shapes10: Dataset, tmp_path: Path) -> None:
+def test_ema_is_not_worse_than_raw_weights(shapes10: Dataset, tmp_path: Path) -> None:
     """Check what failed in the original project: 12 to 80 %, compared with 85 %."""
     config = dataclasses.replace(SMALL, ema=EMAConfig(decay=0.99), epochs=2)
     train(config, shrink(shapes10, 1_000, 10), tmp_path / "run", recipe="small")
@@ -673,7 +657,7 @@ def test_the_average_is_not_below_the_raw_weights(shapes10: Dataset, tmp_path: P
         assert row["ema_top1"] >= row["top1"] - 2 * (0.25 / 100) ** 0.5
 
 
-class TestSidesAndJudgements:
+class TestSidesAndEvaluation:
     def test_images_have_each_epochs_side(self, tiny: Dataset, tmp_path: Path) -> None:
         seen: list[tuple[int, int]] = []
         augment = dataclasses.replace(SMALL.augment, sides=(16, 24))
@@ -693,7 +677,7 @@ class TestSidesAndJudgements:
         assert {side for epoch, side in seen if epoch == 0} == {16}
         assert {side for epoch, side in seen if epoch in (1, 2)} == {24}
 
-    def test_only_every_nth_and_the_last_epoch_is_judged(
+    def test_only_every_nth_and_the_last_epoch_is_evaluated(
         self, tiny: Dataset, tmp_path: Path
     ) -> None:
         optim = dataclasses.replace(SMALL.optim, warmup_epochs=1)
@@ -704,9 +688,7 @@ class TestSidesAndJudgements:
         assert results["best_epoch"] in (2, 4, 5)
 
     @needs_cuda
-    def test_a_recorded_step_does_what_a_plain_one_does(
-        self, tiny: Dataset, tmp_path: Path
-    ) -> None:
+    def test_graph_training_matches_plain_training(self, tiny: Dataset, tmp_path: Path) -> None:
         ended = []
         for kernels in ("graph", "torch"):
             config = dataclasses.replace(SMALL, device="cuda", kernels=kernels, dropout=0.0)  # type: ignore[arg-type]
@@ -716,7 +698,7 @@ class TestSidesAndJudgements:
             torch.testing.assert_close(ended[0][name], ended[1][name], rtol=1e-3, atol=1e-3)
 
 
-BRIEF = AugmentConfig(
+ORIGINAL_AUGMENT = AugmentConfig(
     crop=0, affine=0.5, brightness_contrast=0.5, hue_saturation_value=0.5, coarse_dropout=0.3
 )
 
@@ -731,13 +713,13 @@ class TestMixing:
         schedule = RunSchedule(dataclasses.replace(SMALL, mixing=mixing, epochs=epochs), 10)
         return [schedule.mixer(step) for step in range(schedule.total_steps)]
 
-    def test_mixers_meet_batches_by_the_table(self) -> None:
+    def test_mixers_are_chosen_with_their_probabilities(self) -> None:
         names = [n for n, _ in self._mixers(MixingConfig(mixup=0.3, cutmix=0.3, ricap=0.2), 100)]
         for name, share in (("mixup", 0.3), ("cutmix", 0.3), ("ricap", 0.2), (None, 0.2)):
             error = (share * (1 - share) / len(names)) ** 0.5
             assert abs(names.count(name) / len(names) - share) < 4 * error
 
-    def test_mixing_ends_before_the_run_where_it_should(self) -> None:
+    def test_mixing_is_off_in_the_last_epochs(self) -> None:
         names = [name for name, _ in self._mixers(MixingConfig(cutmix=1.0, off_epochs=1.5))]
         assert set(names[:-15]) == {"cutmix"}
         assert set(names[-15:]) == {None}
@@ -771,11 +753,13 @@ class TestMixing:
         loss = training.step(images, targets, 0)
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
-    def test_a_run_with_everything_resumes_bit_for_bit(self, tiny: Dataset, tmp_path: Path) -> None:
+    def test_run_with_all_augmentation_resumes_bit_for_bit(
+        self, tiny: Dataset, tmp_path: Path
+    ) -> None:
         mixing = MixingConfig(
             mixup=0.3, cutmix=0.3, ricap=0.3, strength="rising", per_image=True, off_epochs=0.5
         )
-        config = dataclasses.replace(SMALL, final=True, augment=BRIEF, mixing=mixing)
+        config = dataclasses.replace(SMALL, final=True, augment=ORIGINAL_AUGMENT, mixing=mixing)
         train(config, tiny, tmp_path / "whole", recipe="small")
         with pytest.raises(Interrupted):
             train(config, tiny, tmp_path / "run", recipe="small", should_stop=StopAfter(17))
@@ -793,19 +777,17 @@ class TestMixing:
 
 
 class TestAlbumentationsEngine:
-    def test_says_what_is_missing_before_anything_is_written(
+    def test_missing_package_is_reported_before_writing(
         self, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-        augment = dataclasses.replace(BRIEF, engine="albumentations")
+        augment = dataclasses.replace(ORIGINAL_AUGMENT, engine="albumentations")
         with pytest.raises(SpratError, match=r"pip install 'sprat\[albumentations\]'"):
             train(dataclasses.replace(SMALL, augment=augment), tiny, tmp_path / "r", recipe="s")
         assert not (tmp_path / "r").exists()
 
 
-def test_accuracy_on_training_images_is_that_of_the_probe_as_it_is(
-    tiny: Dataset, tmp_path: Path
-) -> None:
+def test_training_accuracy_is_measured_on_unmixed_images(tiny: Dataset, tmp_path: Path) -> None:
     """Evaluate unmixed images, since mixed ones have no single correct answer."""
     config = dataclasses.replace(SMALL, mixing=MixingConfig(ricap=1.0), epochs=2)
     results = train(config, tiny, tmp_path / "run", recipe="small")
