@@ -119,5 +119,5 @@ def metrics(server: Server) -> dict[tuple[str, ...], float]:
     }
 
 
-def under_way(server: Server) -> float:
+def in_progress(server: Server) -> float:
     return metrics(server)["sprat_requests_in_flight",]

@@ -42,7 +42,7 @@ from serving import (
     post,
     request,
     serving,
-    under_way,
+    in_progress,
     wait_until,
 )
 
@@ -637,11 +637,11 @@ def test_excess_requests_are_refused_and_others_answered(server: Server) -> None
 
     whole = part(CAT) + END
     places = [begun("10.0.0.1") for _ in range(4)]
-    wait_until(lambda: under_way(server) == 4)
+    wait_until(lambda: in_progress(server) == 4)
     status, answer = raw(server, request(whole, extra="X-Forwarded-For: 10.0.0.1\r\n"))
     assert (status, "4 requests from your address" in answer["error"]) == (429, True)
     places += [begun("10.0.0.2") for _ in range(2)]
-    wait_until(lambda: under_way(server) == 6)
+    wait_until(lambda: in_progress(server) == 6)
     away = server.client.post("/predict", files={"images": CAT})
     assert (away.status_code, away.headers["Retry-After"]) == (503, "1")
     assert "busy" in away.json()["error"]
@@ -1049,7 +1049,7 @@ def test_requests_in_progress_are_answered_after_sigterm(server: Server) -> None
     whole = request(part(CAT) + END)
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(whole[:-30])
-        wait_until(lambda: under_way(server) == 1)
+        wait_until(lambda: in_progress(server) == 1)
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: not listens(server))
         connection.sendall(whole[-30:])

@@ -16,7 +16,7 @@ from serving import (
     post,
     request,
     serving,
-    under_way,
+    in_progress,
     wait_until,
 )  # fmt: skip
 
@@ -62,7 +62,7 @@ def test_server_survives_full_disk_and_stalled_clients() -> None:
 
         with socket.create_connection(("127.0.0.1", server.port)) as half:
             half.sendall(request(part(CAT) + END)[:-30])
-            wait_until(lambda: under_way(server) == 1)
+            wait_until(lambda: in_progress(server) == 1)
             server.process.send_signal(signal.SIGTERM)
             assert server.process.wait(timeout=60) == 0
         complaints = (server.folder / "err").read_text()

@@ -108,15 +108,15 @@ class Driver:
         generations = self.journal.read()
         self.trials = [trial for generation in generations for trial in generation]
         # the last generation, if a kill left it incomplete
-        self.under_way: list[Trial] = []
+        self.incomplete: list[Trial] = []
         self.size = self.journal.size() if generations else 0
         if generations and len(generations[-1]) < self.size:
-            self.under_way = generations[-1]
-            self.trials = self.trials[: -len(self.under_way)]
+            self.incomplete = generations[-1]
+            self.trials = self.trials[: -len(self.incomplete)]
         # ratios of the tasks' times to those measured before the search
         self.slowness: list[float] = []
         if plan.seconds:
-            begun = (trial for trial in [*self.trials, *self.under_way] if trial.rungs)
+            begun = (trial for trial in [*self.trials, *self.incomplete] if trial.rungs)
             self.slowness = [self._slowness_of(trial) for trial in begun]
         self.ask_seconds = plan.ask_seconds
         self.spent = self._spent()  # seconds, before this process
@@ -171,7 +171,7 @@ class Driver:
         plan, count = self.plan, self.plan.generation
         if plan.trials:
             count = max(0, min(count, plan.trials - len(self.trained)))
-        if plan.seconds and not self.under_way:
+        if plan.seconds and not self.incomplete:
             left, slowness = plan.trials_end - self.elapsed, self._slowness() / self.pool.workers
             least = 0 if self.trained else 1  # it wins untried if there is no time for it
 
@@ -193,7 +193,7 @@ class Driver:
             seed=plan.config.seed, last=plan.rungs[-1], random=plan.sampler == "random",
         )  # fmt: skip
         self.ask_seconds = (self.clock() - began) / count
-        if self.under_way:  # fewer may have been drawn, for lack of time
+        if self.incomplete:  # fewer may have been drawn, for lack of time
             asked = asked[: self.size]
         if not any(not trial.refused for trial in asked):
             if self.trained:
@@ -207,7 +207,7 @@ class Driver:
                 f"({design.network} at {design.side} px); the smallest is {network} at {side} px. "
                 "Raise the limits."
             )
-        known = {trial.number: trial for trial in self.under_way}
+        known = {trial.number: trial for trial in self.incomplete}
         for trial in asked:
             if trial.number in known:  # saved before a kill
                 trial.take(known[trial.number])
@@ -224,7 +224,7 @@ class Driver:
             if trial.state == "untried":
                 trial.elapsed = self.elapsed
         self.journal.add([t for t in asked if t.number not in known], len(asked))
-        self.trials, self.under_way = self.trials + asked, []
+        self.trials, self.incomplete = self.trials + asked, []
         for file in self.work.glob("*"):
             if LONG not in file.name and file.name != FINALISTS_FILE:
                 file.unlink(missing_ok=True)
@@ -364,7 +364,7 @@ class Driver:
 
     def _spent(self) -> float:
         """Return the seconds up to the last saved rung."""
-        found = [trial.elapsed for trial in [*self.trials, *self.under_way]]
+        found = [trial.elapsed for trial in [*self.trials, *self.incomplete]]
         for file in self.work.glob("*-*.json"):
             with contextlib.suppress(SpratError):
                 values = read_json(file)
