@@ -37,12 +37,12 @@ from serving import (
     Server,
     answer_on,
     assert_well,
+    in_progress,
     metrics,
     part,
     post,
     request,
     serving,
-    in_progress,
     wait_until,
 )
 

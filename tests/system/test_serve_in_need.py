@@ -11,12 +11,12 @@ from serving import (
     CAT,
     END,
     assert_well,
+    in_progress,
     metrics,
     part,
     post,
     request,
     serving,
-    in_progress,
     wait_until,
 )  # fmt: skip
 

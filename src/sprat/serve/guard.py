@@ -82,7 +82,7 @@ class Guard:
     ) -> None:
         self._app, self._limits, self._metrics, self._log = app, limits, metrics, log
         self._hosts = hosts
-        self._under_way: Counter[str] = Counter()  # predictions, by client
+        self._in_progress: Counter[str] = Counter()  # predictions, by client
         self._holding: dict[_Exchange, None] = {}  # their exchanges, oldest first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -112,25 +112,25 @@ class Guard:
         If all are taken, a request whose body does not arrive gives up its place.
         """
         client = household(exchange.record.client)
-        if self._under_way[client] >= self._limits.max_requests_per_client:
+        if self._in_progress[client] >= self._limits.max_requests_per_client:
             words = (
-                f"{self._under_way[client]} requests from your address are in progress. Wait for a "
+                f"{self._in_progress[client]} requests from your address are in progress. Wait for a "
                 "response."
             )
             raise Refused(429, "client", words, RETRY_AFTER)
         full = len(self._holding) >= self._limits.max_requests
         if full and not any(other.give_up() for other in self._holding):
             raise Refused(503, "busy", "The server is busy. Try again in a second.", RETRY_AFTER)
-        self._under_way[client] += 1
+        self._in_progress[client] += 1
         self._holding[exchange] = None
         self._metrics.in_flight.inc()
 
         def leave() -> None:
             del self._holding[exchange]
             self._metrics.in_flight.dec()
-            self._under_way[client] -= 1
-            if not self._under_way[client]:
-                del self._under_way[client]
+            self._in_progress[client] -= 1
+            if not self._in_progress[client]:
+                del self._in_progress[client]
 
         return leave
 
