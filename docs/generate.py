@@ -248,6 +248,9 @@ def _found(figures: dict[str, Any]) -> str:
     verdict = "on these images, neither network is clearly more accurate"
     if abs(figures["standard_errors"]) > 2:
         verdict = f"the network found is {'more' if ahead > 0 else 'less'} accurate"
+    refused = "none exceeded a limit"
+    if figures["refused"]:
+        refused = f"{figures['refused']:,} more exceeded a limit and were not trained"
     rows = [
         f"| {name} | {network['parameters']:,} | {network['macs']:,} | "
         f"{100 * network['test_top1']:.2f} % |"
@@ -257,11 +260,10 @@ def _found(figures: dict[str, Any]) -> str:
         "On CIFAR-10, `sprat search` was given the parameters and MACs of SpratS as limits "
         f"({limits['max_parameters']:,} and {limits['max_macs']:,}), and {figures['minutes']:.0f} "
         f"minutes on {_on(figures['machine'])}. It trained {figures['trained']:,} networks on "
-        f"{figures['trial_images']:,} images; {figures['refused']:,} more exceeded a limit and "
-        "were not trained. Then the network found and SpratS were both trained from scratch on all "
-        f"training images, with the recipe `{figures['recipe']}` for {trained['found']['epochs']} "
-        "epochs, and the test set was read once for each (`results/search.json`, "
-        "`benchmarks/search.py`):",
+        f"{figures['trial_images']:,} images each; {refused}. Then the network found and SpratS "
+        "were both trained from scratch on all training images, with the recipe "
+        f"`{figures['recipe']}` for {trained['found']['epochs']} epochs, and the test set was read "
+        "once for each (`results/search.json`, `benchmarks/search.py`):",
         "",
         "| network | parameters | MACs | accuracy |",
         "| --- | --- | --- | --- |",

@@ -28,6 +28,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 import sprat
 from sprat.data import shapes10
+from sprat.figures.png import draw_pareto
 from sprat.serve.samples import draw_samples
 from sprat.serve.uploads import png
 from sprat.zoo import cards
@@ -167,6 +168,14 @@ def comparison(desk: Desk) -> Drawn:
     return _drawn(desk, command)
 
 
+def pareto(desk: Desk) -> Drawn:
+    """Draw the networks that the measured search tried, as the search itself does."""
+    found = json.loads((ROOT / "results" / "search.json").read_text(encoding="utf-8"))["find"]
+    trained = [trial for trial in found["trials"] if trial["state"] != "refused"]
+    file = draw_pareto(trained, found["winner"], found["limits"], desk.folder / "pareto.png")
+    return file.read_bytes(), ""
+
+
 def field(desk: Desk) -> Drawn:
     """Draw the effective receptive field of a pretrained model, with its side as text."""
     file = desk.folder / "field.png"
@@ -192,6 +201,7 @@ PICTURES = {
     "docs/images/augment.png": augment,
     "docs/images/shapes10.png": dataset,
     "docs/images/data-check.png": check,
+    "docs/images/pareto.png": pareto,
     "results/comparison.png": comparison,
     "results/effective-field.png": field,
     "results/cost.png": cost,

@@ -112,11 +112,8 @@ class Guard:
         If all are taken, a request whose body does not arrive gives up its place.
         """
         client = household(exchange.record.client)
-        if self._in_progress[client] >= self._limits.max_requests_per_client:
-            words = (
-                f"{self._in_progress[client]} requests from your address are in progress. Wait for a "
-                "response."
-            )
+        if (count := self._in_progress[client]) >= self._limits.max_requests_per_client:
+            words = f"{count} requests from your address are in progress. Wait for a response."
             raise Refused(429, "client", words, RETRY_AFTER)
         full = len(self._holding) >= self._limits.max_requests
         if full and not any(other.give_up() for other in self._holding):
