@@ -561,7 +561,7 @@ class TestStoredRanges:
         ],
     )
     def test_invalid_ranges_are_refused(
-        self, change: Callable[[Any], Any], words: str, file: Path, tiny: Dataset, tmp_path: Path
+        self, change: Callable[[Any], Any], words: str, file: Path, tmp_path: Path
     ) -> None:
         model = load_model(file)
         ranges = json.loads(json.dumps(model.ranges))
@@ -572,6 +572,12 @@ class TestStoredRanges:
         with pytest.raises(SpratError, match=words):
             self.export(damaged, tmp_path / "folder")
         assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+    def test_calibrating_replaces_invalid_ranges(
+        self, file: Path, tiny: Dataset, tmp_path: Path
+    ) -> None:
+        damaged = tmp_path / "model.safetensors"
+        damaged.write_bytes(with_ranges(file, file.read_bytes(), {}))
         self.export(damaged, tmp_path / "folder", calibrate=tiny)
 
     def test_missing_ranges_need_the_dataset(self, file: Path, here: Here, tmp_path: Path) -> None:
