@@ -21,7 +21,7 @@ NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "optimized_cifar_10_200k_mo
 SCRIPT = NOTEBOOK.with_suffix(".py")
 LARGEST = 1_500_000  # bytes of the committed notebook
 
-# few images and epochs, no internet, and every warning is an error
+# few images, epochs and trials, no internet, and every warning is an error
 SMALL = """
 import socket
 import warnings
@@ -30,6 +30,7 @@ recipe = "sprint"
 changes = {"evaluate_every": 1, "epochs": 2, "optim.warmup_epochs": 0.5, "train_images": 256}
 dataset = "shapes10"
 views = 2
+budget = {"max_parameters": "4k", "trials": 2, "trial_epochs": 1}
 output = "results"
 socket.socket.connect = None
 warnings.simplefilter("error")
@@ -52,8 +53,17 @@ class Ran:
 
     @property
     def run(self) -> Path:
-        """Folder of the training run."""
-        (run,) = (self.folder / "runs").iterdir()
+        """Folder of its first training run."""
+        return self.of("OptimizedCIFAR10Net200K")
+
+    def of(self, network: str) -> Path:
+        """Return the folder of the run that trained a network."""
+        results = (self.folder / "runs").glob("*/results.json")
+        (run,) = (
+            file.parent
+            for file in results
+            if json.loads(file.read_text())["network"]["name"] == network
+        )
         return run
 
 
@@ -109,13 +119,32 @@ def test_it_leaves_three_files_that_agree_with_its_run(ran: Ran) -> None:
 
 
 def test_it_shows_pictures_and_warns_of_nothing(ran: Ran) -> None:
-    assert pictures(ran.notebook) == SCRIPT.read_text().count("Image(draw_") + 1  # Result.png
+    assert pictures(ran.notebook) == SCRIPT.read_text().count("\nImage(")
     for cell in ran.notebook.cells:
         assert all(output.get("name") != "stderr" for output in cell.get("outputs", []))
 
 
-def test_a_training_is_one_bar_and_one_table(ran: Ran) -> None:
-    bar, table = texts(cell_with(ran.notebook, "sprat.train("))
+def test_networks_are_compared_on_the_test_pictures(ran: Ran) -> None:
+    shown = "\n".join(texts(cell_with(ran.notebook, "mcnemar(")))
+    for network in ("OptimizedCIFAR10Net200K", "SpratM"):
+        results = json.loads((ran.of(network) / "results.json").read_text())
+        (line,) = (line for line in shown.splitlines() if line.startswith(network))
+        assert line.endswith(f" {100 * results['test']['top1']:.2f} %")
+    assert re.search(r"^p = [\d.e-]+$", shown, re.MULTILINE)
+
+
+def test_what_the_search_found_is_within_the_budget(ran: Ran) -> None:
+    results = json.loads((ran.of("SpratNet") / "results.json").read_text())
+    assert results["parameters"] <= 4_000
+    shown = "".join(texts(cell_with(ran.notebook, "sprat.compare(")))
+    assert shown.startswith(
+        f"2 networks tried; the winner has {results['parameters']:,} parameters"
+    )
+
+
+@pytest.mark.parametrize("which", ["run = ", "smaller = "])
+def test_a_training_is_one_bar_and_one_table(ran: Ran, which: str) -> None:
+    bar, table = texts(cell_with(ran.notebook, f"{which}sprat.train("))
     assert re.fullmatch(r"evaluating the test set ━+ 100 % +[\d,]+ images/s", bar)
     assert [line.split()[0] for line in table.splitlines()[-2:]] == ["1", "2"]
 
@@ -153,7 +182,7 @@ def test_what_is_committed_was_run_whole_on_cifar10() -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert pictures(notebook) == SCRIPT.read_text().count("Image(draw_") + 1
+    assert pictures(notebook) == SCRIPT.read_text().count("\nImage(")
     shown = "\n".join(text for cell in code for text in texts(cell))
     assert "OptimizedCIFAR10Net200K on cifar10: 50,000 training images" in shown
     assert not re.search(r"(?:^|[\s'\"(])/\w", shown, re.MULTILINE), "a path of somebody's machine"
