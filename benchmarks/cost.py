@@ -69,18 +69,18 @@ def draw(measured: dict[str, dict[str, Figures]], path: Path) -> None:
         memory = [point["peak_rss_bytes"] / 2**30 for point in points]
         axes.plot(values, seconds, "o-", color="#1f77b4")
         axes.set_xlabel(LABELS[line])
-        axes.set_ylabel("seconds an epoch", color="#1f77b4")
+        axes.set_ylabel("seconds per epoch", color="#1f77b4")
         axes.set_ylim(bottom=0)
-        beside = axes.twinx()
-        beside.plot(values, memory, "s--", color="#d95f02")
-        beside.set_ylabel("peak memory, GiB", color="#d95f02")
-        beside.set_ylim(bottom=0)
+        right = axes.twinx()
+        right.plot(values, memory, "s--", color="#d95f02")
+        right.set_ylabel("peak memory, GiB", color="#d95f02")
+        right.set_ylim(bottom=0)
         axes.spines["top"].set_visible(False)
-        beside.spines["top"].set_visible(False)
+        right.spines["top"].set_visible(False)
         axes.grid(alpha=0.3)
-    figure.suptitle("What training costs; elsewhere batch 64, 32 px, width 1, 50,000 images")
-    with replacing(path) as beside_path:
-        figure.savefig(beside_path)
+    figure.suptitle("Cost of training; unless varied: batch 64, 32 px, width 1, 50,000 images")
+    with replacing(path) as temporary:
+        figure.savefig(temporary)
 
 
 def main() -> None:
