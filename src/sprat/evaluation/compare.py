@@ -311,7 +311,7 @@ def _named(result: _Named, file: Path, classes: int) -> dict[str, Any]:
     """Return an entry's name, source and costs: as recorded in the result or, if it is older, as
     computed from the network it names."""
     network = NetworkConfig.recorded(result.get("network", {"name": result["model"]}))
-    recipe = Path(result.get("recipe") or "").stem  # without folders, if it is a file
+    recipe = Path(result.get("recipe") or "").name  # without folders, if it is a file
     name = f"{network}, {recipe}" if recipe else str(network)
     if "macs" in result and "parameters" in result:
         counted = {key: result.get(key) for key in ("parameters", "macs", "receptive_field")}
