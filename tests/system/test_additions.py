@@ -103,7 +103,7 @@ def load(place):
     return few, few
 
 
-def download(folder, progress, say):
+def download(folder, progress, log):
     raise SpratError("nobody serves it")
 
 
