@@ -13,17 +13,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.trial import FrozenTrial, TrialState, create_trial
-
 from sprat.errors import SpratError, shown
 from sprat.files import writing
 from sprat.runtime import derive_seed
 from sprat.searching.cost import Counter
 from sprat.searching.space import Space
 from sprat.searching.trials import Trial, TrialRecord
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # in a notebook, its tqdm asks for ipywidgets
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+    from optuna.trial import FrozenTrial, TrialState, create_trial
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
